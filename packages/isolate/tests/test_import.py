@@ -1,0 +1,12 @@
+"""Importing isolate stays cheap."""
+
+import subprocess
+import sys
+
+
+def test_import_pulls_in_nothing_heavy() -> None:
+    """A fresh interpreter that imports isolate has loaded none of the heavy optional libraries."""
+    heavy = {"torch", "cupy", "numpy", "rich", "ray"}
+    code = f"import sys, isolate; print(sorted({heavy!r} & sys.modules.keys()))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

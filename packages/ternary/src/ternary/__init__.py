@@ -1,0 +1,5 @@
+"""A small language and compiler for ternary neural networks."""
+
+from ternary.errors import TernaryError
+
+__all__ = ["TernaryError"]

@@ -1,0 +1,12 @@
+"""Importing zerocopy stays cheap."""
+
+import subprocess
+import sys
+
+
+def test_import_pulls_in_nothing_heavy() -> None:
+    """A fresh interpreter that imports zerocopy has loaded none of the heavy optional libraries."""
+    heavy = {"ray", "safetensors", "transformers", "rich"}
+    code = f"import sys, zerocopy; print(sorted({heavy!r} & sys.modules.keys()))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,61 @@
+"""Make .venv with a CPU build of torch: the versions of uv.lock, without several GB of CUDA libraries.
+
+    python tools/cpu_env.py                 the whole workspace, editable, in .venv
+    python tools/cpu_env.py --python 3.12   with that interpreter
+
+On Linux the index's default torch is a CUDA build, which also runs without a GPU but takes about 5 GB of disk. This makes the
+same environment with a CPU build of the locked torch version: from the folders in UV_FIND_LINKS or PIP_FIND_LINKS
+where one is set, else from PyTorch's own index. Use it with `uv run --no-sync` afterwards: a plain `uv run` syncs
+the CUDA build back in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def torch_pin(lock: str) -> str:
+    """The torch version that a uv.lock pins."""
+    return next(p["version"] for p in tomllib.loads(lock)["package"] if p["name"] == "torch")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build the environment; 0 when it stands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=None, help="interpreter or version, as uv understands it")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where (default: .venv)")
+    args = parser.parse_args(argv)
+
+    python = ["--python", args.python] if args.python else []
+    subprocess.run(["uv", "venv", "--quiet", "--clear", *python, str(args.venv)], cwd=ROOT, check=True)
+
+    export = ["uv", "export", "--quiet", "--no-hashes", "--prune", "torch", "--no-emit-workspace"]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
+        file.write(subprocess.run(export, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    environment = dict(os.environ)
+    links = environment.get("UV_FIND_LINKS") or environment.get("PIP_FIND_LINKS")
+    if links:
+        environment["UV_FIND_LINKS"] = links
+    backend = [] if links else ["--torch-backend", "cpu"]
+    members = [part for project in sorted(ROOT.glob("packages/*/pyproject.toml")) for part in ("-e", str(project.parent))]
+    pin = torch_pin((ROOT / "uv.lock").read_text())
+    command = ["uv", "pip", "install", "--python", str(args.venv), "-r", file.name, f"torch=={pin}", *members, *backend]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment)
+    finally:
+        os.unlink(file.name)
+    if done.returncode == 0:
+        print(f"{args.venv.name} stands, torch {pin} for CPU; run with `uv run --no-sync …`")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
