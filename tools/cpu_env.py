@@ -3,9 +3,9 @@
     python tools/cpu_env.py                 the whole workspace, editable, in .venv
     python tools/cpu_env.py --python 3.12   with that interpreter
 
-On Linux the index's default torch is a CUDA build, which also runs without a GPU but takes about 5 GB of disk. This makes the
-same environment with a CPU build of the locked torch version: from the folders in UV_FIND_LINKS or PIP_FIND_LINKS
-where one is set, else from PyTorch's own index. Use it with `uv run --no-sync` afterwards: a plain `uv run` syncs
+On Linux the index's default torch is a CUDA build, which also runs without a GPU but takes about 5 GB of disk. This
+makes the same environment with a CPU build of the locked torch version: from the folders in UV_FIND_LINKS or
+PIP_FIND_LINKS where one is set, else from PyTorch's own index. Use it with `uv run --no-sync` afterwards: a plain `uv run` syncs
 the CUDA build back in.
 """
 
@@ -41,11 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
         file.write(subprocess.run(export, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     environment = dict(os.environ)
-    links = environment.get("UV_FIND_LINKS") or environment.get("PIP_FIND_LINKS")
+    # uv separates the places by commas, pip by spaces.
+    links = environment.get("UV_FIND_LINKS") or ",".join(environment.get("PIP_FIND_LINKS", "").split())
     if links:
         environment["UV_FIND_LINKS"] = links
     backend = [] if links else ["--torch-backend", "cpu"]
-    members = [part for project in sorted(ROOT.glob("packages/*/pyproject.toml")) for part in ("-e", str(project.parent))]
+    members = [
+        part for project in sorted(ROOT.glob("packages/*/pyproject.toml")) for part in ("-e", str(project.parent))
+    ]
     pin = torch_pin((ROOT / "uv.lock").read_text())
     command = ["uv", "pip", "install", "--python", str(args.venv), "-r", file.name, f"torch=={pin}", *members, *backend]
     try:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _SDIST = re.compile(r"^sdist = \{.*\}\n", re.MULTILINE)
 _WHEELS = re.compile(r"^wheels = \[\n(?:    .*\n)*\]\n", re.MULTILINE)
 _REGISTRY = re.compile(r'source = \{ registry = "[^"]*" \}')
-# uv takes a lock without these tables for one whose requirements changed, and refreshes it: that is what refills the rest.
+# Without these tables uv takes the lock for one whose requirements changed and refreshes it: that refills the rest.
 _METADATA = re.compile(r"^\[package\.metadata[^\n]*\n(?:(?!\[\[package\]\]).*\n)*", re.MULTILINE)
 
 

@@ -1,0 +1,70 @@
+"""The row contract of the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+Tool = Callable[[str], ModuleType]
+GOOD: dict[str, Any] = {
+    "package": "xfer",
+    "metric": "64 MB copy-in and full read",
+    "unit": "ms",
+    "value": 9.0,
+    "peer": "SharedMemory",
+    "peer_value": 60.0,
+    "ratio": 0.15,
+    "target": 0.2,
+    "better": "lower",
+    "holds": True,
+    "samples": [8.9, 9.0, 9.1],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"peer_value": None, "ratio": None, "holds": None},
+        {"peer": None, "peer_value": None, "ratio": None, "target": 10, "holds": True},
+        {"peer": None, "peer_value": None, "ratio": None, "target": None, "holds": None},
+        {"better": "higher", "holds": False},
+    ],
+)
+def test_rows_that_keep_the_contract(tool: Tool, change: dict[str, Any]) -> None:
+    """A row with a peer, with an absent peer, with a plain bound, with no bound, and one that misses its target."""
+    assert tool("bench").violations({**GOOD, **change}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ratio": 0.3}, "value / peer_value is 0.15"),
+        ({"holds": False}, "holds is False"),
+        ({"better": "faster"}, "wanted 'lower' or 'higher'"),
+        ({"value": "9"}, "value is '9'"),
+        ({"peer_value": None}, "ratio without a peer_value"),
+        ({"extra": 1}, "not in the contract"),
+    ],
+)
+def test_rows_that_break_the_contract(tool: Tool, change: dict[str, Any], words: str) -> None:
+    """Each breach is named."""
+    found = tool("bench").violations({**GOOD, **change})
+    assert any(words in line for line in found), found
+
+
+def test_a_missing_field_is_named(tool: Tool) -> None:
+    """A row without one of the fields is refused with the field's name."""
+    row = {key: value for key, value in GOOD.items() if key != "samples"}
+    assert tool("bench").violations(row) == ["field 'samples' is missing"]
+
+
+def test_page_shows_every_row(tool: Tool) -> None:
+    """The rendered page has a table line per row and says when a peer was not installed."""
+    absent = {**GOOD, "peer": "iceoryx2", "peer_value": None, "ratio": None, "holds": None}
+    text = tool("bench").page({"xfer": {"machine": {"cores": 2}, "versions": {}, "rows": [GOOD, absent]}})
+    assert "| 64 MB copy-in and full read | 9 ms | SharedMemory | 60 | 0.15 | <= 0.2 | yes |" in text
+    assert "iceoryx2 | not installed" in text

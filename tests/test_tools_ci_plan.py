@@ -1,0 +1,71 @@
+"""The CI plan: which changed paths run which packages' tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+Tool = Callable[[str], ModuleType]
+ALL = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
+
+
+@pytest.mark.parametrize(
+    ("paths", "packages", "integration", "workflows"),
+    [
+        ([], (), False, False),
+        (["README.md", "CONTRIBUTING.md"], (), False, False),
+        (["packages/ternary/src/ternary/errors.py"], ("ternary",), True, False),
+        (["packages/xfer/README.md"], ("isolate", "xfer"), True, False),
+        (["packages/zerocopy/tests/test_x.py"], ("ttt", "zerocopy"), True, False),
+        (["packages/gone/src/gone/x.py"], (), True, False),
+        (["tests/conftest.py"], (), True, False),
+        ([".github/workflows/ci.yml"], (), False, True),
+        (["pyproject.toml"], ALL, True, False),
+        (["uv.lock"], ALL, True, False),
+        ([".ci/run"], ALL, True, False),
+        (["something/new.py"], ALL, True, False),
+    ],
+)
+def test_plan(tool: Tool, paths: list[str], packages: tuple[str, ...], integration: bool, workflows: bool) -> None:
+    """Each kind of path, alone, plans what its place in the repository means."""
+    chosen = tool("ci_plan").plan(paths)
+    assert (chosen.packages, chosen.integration, chosen.workflows) == (packages, integration, workflows)
+
+
+def test_packages_are_those_that_exist(tool: Tool, root: Path) -> None:
+    """The tool's list is the folder's."""
+    assert list(tool("ci_plan").PACKAGES) == sorted(p.parent.name for p in root.glob("packages/*/pyproject.toml"))
+
+
+def test_users_are_those_that_declare_the_extra(tool: Tool, root: Path) -> None:
+    """Every sibling named in a package's extras is in the table of users, and nobody else is."""
+    declared: dict[str, set[str]] = {}
+    for package in ALL:
+        text = (root / "packages" / package / "pyproject.toml").read_text()
+        for sibling in set(ALL) - {package}:
+            if f'"pentad-{sibling}>' in text:
+                declared.setdefault(sibling, set()).add(package)
+    assert {name: set(users) for name, users in tool("ci_plan").USERS.items()} == declared
+
+
+def test_command_line_reads_paths_and_writes_github_output(root: Path) -> None:
+    """The tool as the workflow calls it: paths on stdin, NAME=JSON lines on stdout."""
+    out = subprocess.run(
+        [sys.executable, "tools/ci_plan.py", "--github"],
+        cwd=root,
+        input="packages/ternary/pyproject.toml\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    fields = dict(line.split("=", 1) for line in out.splitlines())
+    assert json.loads(fields["packages"]) == ["ternary"]
+    rows = json.loads(fields["matrix"])
+    assert len(rows) == 9
+    assert {"package": "ternary", "os": "windows-latest", "python": "3.13"} in rows

@@ -1,0 +1,150 @@
+"""Run the packages' benchmarks, check their rows against the contract, and render one page.
+
+    uv run tools/bench.py                       every package, the full comparison
+    uv run tools/bench.py xfer --quick          one package, within a minute
+    uv run tools/bench.py --peers               with each package's peers installed, in environments of their own
+    uv run tools/bench.py --json rows.json --page benchmarks.md
+
+A benchmark is packages/X/benchmarks/bench.py. It runs the library and its peers on the same work in the same run,
+interleaved, and writes JSON: {"machine": {…}, "versions": {…}, "rows": […]}. One row:
+
+    {"package", "metric", "unit", "value", "peer", "peer_value", "ratio", "target", "better", "holds", "samples"}
+
+`ratio` is value / peer_value of that run, `target` bounds the ratio where there is a peer and the value where there is
+none, `better` says which side of it is good. A peer that is not installed leaves peer_value, ratio and holds null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = sorted(script.parent.parent.name for script in ROOT.glob("packages/*/benchmarks/bench.py"))
+FIELDS = {
+    "package": str,
+    "metric": str,
+    "unit": str,
+    "value": (int, float),
+    "peer": (str, type(None)),
+    "peer_value": (int, float, type(None)),
+    "ratio": (int, float, type(None)),
+    "target": (int, float, type(None)),
+    "better": str,
+    "holds": (bool, type(None)),
+    "samples": list,
+}
+Row = dict[str, Any]
+
+
+def violations(row: Row) -> list[str]:
+    """What in a row breaks the contract, in words; empty when nothing does."""
+    found = [f"field {name!r} is missing" for name in FIELDS.keys() - row.keys()]
+    found += [f"field {name!r} is not in the contract" for name in row.keys() - FIELDS.keys()]
+    if found:
+        return sorted(found)
+    for name, wanted in FIELDS.items():
+        if not isinstance(row[name], wanted):
+            found.append(f"{name} is {row[name]!r}, of type {type(row[name]).__name__}")
+    if found:
+        return found
+    if row["better"] not in ("lower", "higher"):
+        found.append(f"better is {row['better']!r}; wanted 'lower' or 'higher'")
+    if row["peer_value"] is None and row["ratio"] is not None:
+        found.append("ratio without a peer_value")
+    if row["peer_value"]:
+        expected = row["value"] / row["peer_value"]
+        if row["ratio"] is None or not math.isclose(row["ratio"], expected, rel_tol=0.02, abs_tol=1e-6):
+            found.append(f"ratio is {row['ratio']}; value / peer_value is {expected:.4g}")
+    measured = row["value"] if row["peer"] is None else row["ratio"]
+    if measured is not None and row["target"] is not None:
+        holds = measured <= row["target"] if row["better"] == "lower" else measured >= row["target"]
+        if row["holds"] is not holds:
+            found.append(
+                f"holds is {row['holds']}; {measured:.4g} against {row['target']} ({row['better']}) is {holds}"
+            )
+    return found
+
+
+def run(package: str, quick: bool, peers: bool, folder: Path) -> dict[str, Any]:
+    """Run one package's benchmark; its JSON. Progress and tables of the benchmark go straight to the terminal."""
+    out = folder / f"{package}.json"
+    interpreter = [sys.executable]
+    if peers:
+        own = ["--no-default-groups", "--package", f"pentad-{package}", "--group", "bench", "--group", "test"]
+        interpreter = ["uv", "run", "--isolated", *own, "python"]
+    script = ROOT / "packages" / package / "benchmarks" / "bench.py"
+    picture = ["--picture", str(folder / f"{package}.png")]
+    quickly = ["--quick"] if quick else []
+    subprocess.run([*interpreter, str(script), *quickly, "--json", str(out), *picture], cwd=ROOT, check=True)
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The benchmarks page, in Markdown: a table per package, ratios first."""
+    lines = ["# Benchmarks", "", "Rendered by `uv run tools/bench.py`; ratios are value / peer of the same run."]
+    for package, result in results.items():
+        machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+        lines += ["", f"## {package}", "", machine, ""]
+        lines += ["| metric | value | peer | peer's value | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
+        for row in result["rows"]:
+            bound = {"lower": "<=", "higher": ">="}[row["better"]]
+            cells = [
+                row["metric"],
+                f"{row['value']:.4g} {row['unit']}",
+                row["peer"] or "",
+                "not installed" if row["peer"] and row["peer_value"] is None else _number(row["peer_value"]),
+                _number(row["ratio"]),
+                "" if row["target"] is None else f"{bound} {row['target']:.4g}",
+                {True: "yes", False: "no", None: ""}[row["holds"]],
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what was asked for; 0 when every row keeps the contract (targets missed are reported, not an error)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=f"which: {', '.join(PACKAGES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="within 60 s per package")
+    parser.add_argument(
+        "--peers", action="store_true", help="install each package's peers, in an environment of its own"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page in Markdown")
+    args = parser.parse_args(argv)
+    unknown = set(args.packages) - set(PACKAGES)
+    if unknown:
+        parser.error(f"no benchmark for {sorted(unknown)}; there are {', '.join(PACKAGES)}")
+
+    broken = 0
+    with tempfile.TemporaryDirectory() as folder:
+        results = {name: run(name, args.quick, args.peers, Path(folder)) for name in args.packages or PACKAGES}
+    for package, result in results.items():
+        for row in result["rows"]:
+            for violation in violations(row):
+                print(f"bench: {package}: {row.get('metric', row)}: {violation}", file=sys.stderr)
+                broken += 1
+    rows = [row for result in results.values() for row in result["rows"]]
+    judged = [row for row in rows if row["holds"] is not None]
+    print(f"{len(rows)} rows, {sum(row['holds'] for row in judged)} of {len(judged)} targets hold")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+    if args.page:
+        args.page.write_text(page(results))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
