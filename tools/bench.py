@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(script.parent.parent.name for script in ROOT.glob("packages/*/benchmarks/bench.py"))
-FIELDS = {
+FIELDS: dict[str, type | tuple[type, ...]] = {
     "package": str,
     "metric": str,
     "unit": str,

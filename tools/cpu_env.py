@@ -5,8 +5,8 @@
 
 On Linux the index's default torch is a CUDA build, which also runs without a GPU but takes about 5 GB of disk. This
 makes the same environment with a CPU build of the locked torch version: from the folders in UV_FIND_LINKS or
-PIP_FIND_LINKS where one is set, else from PyTorch's own index. Use it with `uv run --no-sync` afterwards: a plain `uv run` syncs
-the CUDA build back in.
+PIP_FIND_LINKS where one is set, else from PyTorch's own index. Use it with `uv run --no-sync` afterwards: a plain
+`uv run` syncs the CUDA build back in.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def torch_pin(lock: str) -> str:
     """The torch version that a uv.lock pins."""
-    return next(p["version"] for p in tomllib.loads(lock)["package"] if p["name"] == "torch")
+    return str(next(p["version"] for p in tomllib.loads(lock)["package"] if p["name"] == "torch"))
 
 
 def main(argv: list[str] | None = None) -> int:
