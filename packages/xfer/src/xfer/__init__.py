@@ -1,5 +1,22 @@
 """Move any array between processes, libraries and devices."""
 
+from xfer import errors
+from xfer.descriptor import Handle
 from xfer.errors import XferError
+from xfer.pool import Leak, Loan, Pool, PoolStats, default_pool, put, release
+from xfer.reader import get, open
 
-__all__ = ["XferError"]
+__all__ = [
+    "Handle",
+    "Leak",
+    "Loan",
+    "Pool",
+    "PoolStats",
+    "XferError",
+    "default_pool",
+    "errors",
+    "get",
+    "open",
+    "put",
+    "release",
+]
