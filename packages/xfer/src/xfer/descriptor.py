@@ -15,7 +15,7 @@ a handle with any altered field fails even if its CRC was made to fit.
 
 import struct
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -147,6 +147,11 @@ def parse(raw: bytes) -> tuple[Any, ...]:
     return fields
 
 
+def stamp_of(raw: bytes) -> int:
+    """Return the stamp of a handle that is known to be intact."""
+    return int.from_bytes(raw[HEADER.size - 8 : HEADER.size], "little")
+
+
 class Signature:
     """What all handles of one dtype, shape and order have in common, prepared once."""
 
@@ -157,7 +162,7 @@ class Signature:
         self.dtype = dtype
         self.shape = shape
         self.ndim = len(shape)
-        self.order = "F" if fortran else "C"
+        self.order: Literal["C", "F"] = "F" if fortran else "C"
         self.count = 1
         for length in shape:
             self.count *= length

@@ -131,7 +131,7 @@ class Pool:
         segment, slot = self._take(sig.slot_bytes, timeout)
         try:
             offset = segment.start + slot * segment.stride
-            target = np.ndarray(sig.shape, sig.dtype, segment.map, offset, None, sig.order)  # type: ignore[call-overload]
+            target = np.ndarray(sig.shape, sig.dtype, segment.map, offset, None, sig.order)
             target[...] = array
             return self._publish(segment, slot, sig, sig.flags, sig.nbytes, None)
         except BaseException:
@@ -166,6 +166,11 @@ class Pool:
                     "the array was released before" if freed else f"the handle is of another pool (process {fields[6]})"
                 )
             self._drop(fields[13])
+
+    def _release_stamp(self, stamp: int) -> None:
+        with self._lock:
+            if not self._closed:
+                self._drop(stamp)
 
     def retain(self, handle: Handle | bytes) -> None:
         """Ask that one more `release` be needed, as a channel does for an array in flight.
