@@ -3,3 +3,79 @@
 
 class XferError(Exception):
     """Base of all errors of xfer."""
+
+
+class HandleError(XferError, ValueError):
+    """The bytes are not a handle of this version: too short, altered, or from another program."""
+
+
+class StaleHandleError(XferError, LookupError):
+    """The array that the handle named is no longer there: released, or its slot holds something newer."""
+
+
+class ProducerGoneError(StaleHandleError):
+    """The process that made the handle has exited, or cannot be seen from here."""
+
+
+class UnsupportedDtypeError(XferError, TypeError):
+    """The data type holds pointers or has no portable description, so its bytes mean nothing elsewhere."""
+
+
+class BudgetExceededError(XferError, MemoryError):
+    """No room for the request. `asked` and `available` are in bytes."""
+
+    def __init__(self, message: str, asked: int, available: int) -> None:
+        super().__init__(message)
+        self.asked = asked
+        self.available = available
+
+
+class DoubleReleaseError(XferError, ValueError):
+    """The handle or block has been released before."""
+
+
+class ForeignHandleError(XferError, ValueError):
+    """The handle or block belongs to another pool or process."""
+
+
+class PoolClosedError(XferError, ValueError):
+    """The pool was closed, or was made before a fork and belongs to the parent."""
+
+
+class ChannelClosedError(XferError, ConnectionError):
+    """The other end, or this one, has closed the channel."""
+
+
+class PeerDiedError(ChannelClosedError):
+    """The process at the other end ended without closing the channel."""
+
+
+class EndpointTakenError(XferError, ValueError):
+    """Another process already holds this end of the channel."""
+
+
+class WaitTimeoutError(XferError, TimeoutError):
+    """The time given for waiting ran out."""
+
+
+class NameTakenError(XferError, ValueError):
+    """The store already holds an array of that name."""
+
+
+class NameMissingError(XferError, KeyError):
+    """The store holds no array of that name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ReadOnlyStoreError(XferError, PermissionError):
+    """Only the process that made the store may change it."""
+
+
+class UnsupportedPlatformError(XferError, OSError):
+    """This operating system lacks a mechanism that the call is built on."""
+
+
+class DeviceUnavailableError(XferError, RuntimeError):
+    """The device that was asked for cannot be used from this process."""

@@ -1,0 +1,504 @@
+"""The producer's side: a budgeted pool of sealed segments whose slots are filled, handed out, and used again.
+
+A slot is reused only when the producer has released it and the kernel says that no reader holds a lease on it.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from xfer import names, posix
+from xfer.descriptor import CUDA, HEADER, MAGIC, TAIL, TOKEN_IN_SLOT, VERSION, Handle, Signature, parse, signature
+from xfer.errors import (
+    BudgetExceededError,
+    DoubleReleaseError,
+    ForeignHandleError,
+    PoolClosedError,
+    UnsupportedDtypeError,
+)
+from xfer.interchange import device_of, host_array
+from xfer.lease import OFD, Leases
+from xfer.reader import READER
+from xfer.segment import WORDS, Segment
+from xfer.sizes import SLAB, SMALL, format_size, parse_size, slot_size
+
+Backend = Literal["auto", "nameless", "named"]
+_MASK = (1 << 64) - 1
+_PACKAGE = os.path.dirname(__file__)
+
+
+class _Live(NamedTuple):
+    """A filled slot: where it is, and what has to stay alive with it."""
+
+    segment: Segment
+    slot: int
+    nbytes: int
+    keep: object
+    site: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What a pool holds; sizes in bytes."""
+
+    budget: int
+    reserved: int
+    segments: int
+    live: int
+    live_bytes: int
+    waiting_for_readers: int
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """An array that was put and not released."""
+
+    nbytes: int
+    age: float
+    leased: bool
+    site: str
+
+
+class Pool:
+    """Shared memory of this process, under a budget.
+
+    Args:
+        budget: The most that the pool may reserve, in bytes or as text ("2GiB").
+        backend: "nameless" (sealed memfd, Linux), "named" (files in /dev/shm or /tmp, for macOS and systems with a
+            closed /proc), or "auto".
+        trace: Note where each array was put, for `leaks()`; costs about a microsecond per array.
+
+    Raises:
+        UnsupportedPlatformError: The system has no POSIX file locks.
+    """
+
+    def __init__(self, budget: int | str = "2GiB", *, backend: Backend = "auto", trace: bool = False) -> None:
+        posix.require()
+        if backend not in ("auto", "nameless", "named"):
+            raise ValueError(f"got backend {backend!r}, want 'auto', 'nameless' or 'named'")
+        self.budget = parse_size(budget)
+        self.pid = os.getpid()
+        self._trace = trace
+        self._owner = names.Owner() if backend == "named" or (backend == "auto" and sys.platform != "linux") else None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._segments: dict[int, Segment] = {}
+        self._free: dict[int, list[tuple[Segment, int]]] = {}
+        self._retired: dict[int, list[tuple[Segment, int, object]]] = {}
+        self._live: dict[int, _Live] = {}
+        self._refs: dict[int, int] = {}
+        self._reserved = 0
+        self._stamp = secrets.randbits(64)
+        self._finalizer = weakref.finalize(self, _close_all, self._segments, self._owner, self.pid)
+        _POOLS.add(self)
+
+    def put(self, array: Any, *, timeout: float = 0.0) -> Handle:
+        """Copy an array into shared memory and return its handle.
+
+        Args:
+            array: A NumPy array, anything with DLPack or the array interface on the host, or a CuPy or torch array on a
+                CUDA device, which is not copied but shared by CUDA IPC.
+            timeout: Seconds to wait for readers to finish if the budget is spent.
+
+        Returns:
+            The handle; the array stays until `release(handle)`.
+
+        Raises:
+            UnsupportedDtypeError: The array holds Python objects.
+            BudgetExceededError: No room, and nothing came free within `timeout`.
+        """
+        if type(array) is not np.ndarray:
+            device = device_of(array)
+            if device != "cpu":
+                return self._put_cuda(array)
+            array = host_array(array)
+        flags = array.flags
+        sig = signature(array.dtype, array.shape, flags.f_contiguous and not flags.c_contiguous)
+        segment, slot = self._take(sig.slot_bytes, timeout)
+        try:
+            offset = segment.start + slot * segment.stride
+            target = np.ndarray(sig.shape, sig.dtype, segment.map, offset, None, sig.order)
+            target[...] = array
+            return self._publish(segment, slot, sig, sig.flags, sig.nbytes, None)
+        except BaseException:
+            self._untake(segment, slot)
+            raise
+
+    def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float = 0.0) -> "Loan":
+        """Lend a slot to be filled in place: `with pool.loan(shape, dtype) as array: ...`, then `loan.handle`.
+
+        Raises:
+            UnsupportedDtypeError: The dtype holds Python objects.
+            BudgetExceededError: No room, and nothing came free within `timeout`.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+        sig = signature(np.dtype(dtype), shape, False)
+        segment, slot = self._take(sig.slot_bytes, timeout)
+        return Loan(self, segment, slot, sig)
+
+    def release(self, handle: Handle | bytes) -> None:
+        """Let go of an array: its handle is stale from now on, and the slot is reused once no reader looks at it.
+
+        Raises:
+            DoubleReleaseError: It was released before.
+            ForeignHandleError: The array is in another pool.
+        """
+        fields = parse(bytes(handle))
+        with self._lock:
+            self._check_open()
+            if fields[6] != self.pid or fields[8] not in self._segments:
+                freed = fields[6] == self.pid and self._was_ours(fields[13])
+                raise (DoubleReleaseError if freed else ForeignHandleError)(
+                    "the array was released before" if freed else f"the handle is of another pool (process {fields[6]})"
+                )
+            self._drop(fields[13])
+
+    def _release_stamp(self, stamp: int) -> None:
+        with self._lock:
+            if not self._closed:
+                self._drop(stamp)
+
+    def retain(self, handle: Handle | bytes) -> None:
+        """Ask that one more `release` be needed, as a channel does for an array in flight.
+
+        Raises:
+            DoubleReleaseError: The array was released before.
+        """
+        stamp = parse(bytes(handle))[13]
+        with self._lock:
+            if stamp not in self._live:
+                raise DoubleReleaseError("the array was released before, or is in another pool")
+            self._refs[stamp] = self._refs.get(stamp, 1) + 1
+
+    def stats(self) -> PoolStats:
+        """Return what the pool holds now."""
+        with self._lock:
+            for size in list(self._retired):
+                self._reclaim(size)
+            return PoolStats(
+                budget=self.budget,
+                reserved=self._reserved,
+                segments=len(self._segments),
+                live=len(self._live),
+                live_bytes=sum(live.nbytes for live in self._live.values()),
+                waiting_for_readers=sum(map(len, self._retired.values())),
+                free_slots=sum(map(len, self._free.values())),
+            )
+
+    def leaks(self, older_than: float = 0.0) -> list[Leak]:
+        """List arrays that were put and not released, oldest first; `site` is filled if the pool was made with `trace`."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                Leak(live.nbytes, now - live.since, self._leased(live.segment, live.slot, 1), live.site)
+                for live in sorted(self._live.values(), key=lambda live: live.since)
+                if now - live.since >= older_than
+            ]
+
+    def trim(self) -> int:
+        """Give memory that nobody uses back to the system; return the bytes."""
+        with self._lock:
+            self._check_open()
+            return self._trim()
+
+    def close(self) -> None:
+        """Make every handle stale and give the memory back. Arrays that readers hold stay valid for them."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for live in self._live.values():
+                live.segment.words[WORDS + 2 * live.slot] = 0
+            self._live.clear()
+            self._finalizer()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{format_size(self._reserved)} of {format_size(self.budget)}"
+        return f"<xfer.Pool {state}, {len(self._live)} arrays>"
+
+    def _put_cuda(self, array: Any) -> Handle:
+        from xfer.cuda_ipc import describe
+
+        record, dtype, shape, keep = describe(array)
+        sig = signature(dtype, shape, False)
+        if sig.flags & TOKEN_IN_SLOT:
+            raise UnsupportedDtypeError(f"{dtype} is too long to describe in a handle of a device array")
+        segment, slot = self._take(len(record), 0.0)
+        offset = segment.start + slot * segment.stride
+        segment.map[offset : offset + len(record)] = record
+        return self._publish(segment, slot, sig, sig.flags | CUDA, len(record), keep)
+
+    def _publish(
+        self, segment: Segment, slot: int, sig: Signature, flags: int, nbytes: int, keep: object
+    ) -> Handle:
+        token = sig.token
+        if flags & TOKEN_IN_SLOT:
+            offset = segment.start + slot * segment.stride + nbytes
+            segment.map[offset : offset + len(token)] = token
+        with self._lock:
+            self._check_open()
+            stamp = self._stamp = (self._stamp + 0x9E3779B97F4A7C15) & _MASK or 1
+            body = (
+                HEADER.pack(
+                    MAGIC, VERSION, flags, sig.ndim, 0, len(token), self.pid, segment.handle_fd, segment.id,
+                    segment.inode, slot, 0, nbytes, stamp,
+                )
+                + sig.meta
+            )  # fmt: skip
+            check = crc32(body)
+            index = WORDS + 2 * slot
+            segment.words[index + 1] = check
+            segment.words[index] = stamp
+            self._live[stamp] = _Live(segment, slot, nbytes, keep, _site() if self._trace else "", time.monotonic())
+        return Handle(body + TAIL.pack(check))
+
+    def _take(self, nbytes: int, timeout: float) -> tuple[Segment, int]:
+        size = slot_size(nbytes)
+        with self._lock:
+            free = self._free.get(size)
+            if free and not self._closed:
+                return free.pop()
+            self._check_open()
+            found = self._find(size)
+        if found is not None:
+            return found
+        deadline, pause = time.monotonic() + timeout, 0.0001
+        while time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.005)
+            with self._lock:
+                self._check_open()
+                found = self._find(size)
+            if found is not None:
+                return found
+        available = self.budget - self._reserved
+        waiting = sum(map(len, self._retired.values()))
+        raise BudgetExceededError(
+            f"asked for {format_size(size)} and {format_size(available)} of the {format_size(self.budget)} budget are "
+            f"left; {len(self._live)} arrays are not released and {waiting} wait for their readers: release some, raise "
+            "the budget, or give a timeout",
+            asked=size,
+            available=available,
+        )
+
+    def _find(self, size: int) -> tuple[Segment, int] | None:
+        free = self._free.setdefault(size, [])
+        if not free and self._retired.get(size):
+            self._reclaim(size)
+        if not free and not self._grow(size) and self._trim():
+            self._grow(size)
+        return free.pop() if free else None
+
+    def _grow(self, size: int) -> bool:
+        room = self.budget - self._reserved
+        slots = 1
+        if size <= SMALL:
+            slots = max(1, min(SLAB, self.budget // 8, room) // size)
+        if slots * size > room:
+            return False
+        try:
+            segment = Segment(size, slots, self._owner.name if self._owner else None)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            raise BudgetExceededError(
+                f"asked the system for {format_size(size * slots)}, and it has no shared memory left ({error.strerror})",
+                asked=size * slots,
+                available=_system_room(),
+            ) from error
+        self._segments[segment.id] = segment
+        self._reserved += size * slots
+        self._free[size].extend((segment, slot) for slot in range(slots - 1, -1, -1))
+        segment.populate(size * slots if size > SMALL else 0)
+        return True
+
+    def _reclaim(self, size: int) -> None:
+        """Move released slots without readers to the free list: one question per segment, or per slot if some are leased."""
+        by_segment: dict[int, list[tuple[Segment, int, object]]] = {}
+        for entry in self._retired[size]:
+            by_segment.setdefault(entry[0].id, []).append(entry)
+        waiting, free = [], self._free.setdefault(size, [])
+        for entries in by_segment.values():
+            segment = entries[0][0]
+            if len(entries) > 1 and not self._leased(segment, 0, segment.slots):
+                free.extend((segment, slot) for _, slot, _ in entries)
+                continue
+            for entry in entries:
+                if self._leased(segment, entry[1], 1):
+                    waiting.append(entry)
+                else:
+                    free.append((segment, entry[1]))
+        self._retired[size] = waiting
+
+    def _leased(self, segment: Segment, first: int, count: int) -> bool:
+        if not OFD and any(READER.leases(segment.id, slot) for slot in range(first, first + count)):
+            return True
+        return Leases.held(segment.fd, first, count)
+
+    def _trim(self) -> int:
+        freed = 0
+        for size, free in self._free.items():
+            if self._retired.get(size):
+                self._reclaim(size)
+            idle: dict[int, int] = {}
+            for segment, _ in free:
+                idle[segment.id] = idle.get(segment.id, 0) + 1
+            gone = {key for key, count in idle.items() if count == self._segments[key].slots}
+            if gone:
+                free[:] = [entry for entry in free if entry[0].id not in gone]
+            for key in gone:
+                segment = self._segments.pop(key)
+                freed += segment.stride * segment.slots
+                segment.close()
+        self._reserved -= freed
+        return freed
+
+    def _drop(self, stamp: int) -> None:
+        refs = self._refs.get(stamp, 1) - 1
+        if refs > 0:
+            self._refs[stamp] = refs
+            return
+        live = self._live.pop(stamp, None)
+        if live is None:
+            raise DoubleReleaseError("the array was released before")
+        self._refs.pop(stamp, None)
+        # First make the handle stale, then (later) look for leases: a reader does it in the opposite order.
+        live.segment.words[WORDS + 2 * live.slot] = 0
+        self._retired.setdefault(live.segment.stride, []).append((live.segment, live.slot, live.keep))
+
+    def _was_ours(self, stamp: int) -> bool:
+        steps = (self._stamp - stamp) * pow(0x9E3779B97F4A7C15, -1, 1 << 64) & _MASK
+        return steps < 1 << 48
+
+    def _untake(self, segment: Segment, slot: int) -> None:
+        with self._lock:
+            if not self._closed:
+                self._free[segment.stride].append((segment, slot))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            here = os.getpid()
+            why = "the pool is closed" if here == self.pid else f"the pool belongs to process {self.pid}, this is {here}"
+            raise PoolClosedError(f"{why}: make a new one")
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+        if not self._closed:
+            self._closed = True
+            self._finalizer.detach()
+            for segment in self._segments.values():
+                segment.disown()
+            if self._owner is not None:
+                os.close(self._owner.fd)
+
+
+class Loan:
+    """A slot lent for filling; `handle` is there after the `with` block has ended without an exception."""
+
+    def __init__(self, pool: Pool, segment: Segment, slot: int, sig: Signature) -> None:
+        self._pool, self._segment, self._slot, self._signature = pool, segment, slot, sig
+        self._array: np.ndarray[Any, Any] | None = None
+        self._handle: Handle | None = None
+
+    @property
+    def handle(self) -> Handle:
+        """The handle of the filled array."""
+        if self._handle is None:
+            raise ValueError("the loan has no handle before its `with` block has ended well")
+        return self._handle
+
+    def __enter__(self) -> np.ndarray[Any, Any]:
+        if self._handle is not None or self._array is not None:
+            raise ValueError("a loan can be filled once: ask the pool for another")
+        sig, segment = self._signature, self._segment
+        offset = segment.start + self._slot * segment.stride
+        self._array = np.ndarray(sig.shape, sig.dtype, segment.map, offset)
+        return self._array
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None or self._array is None:
+            self._pool._untake(self._segment, self._slot)
+            return
+        self._array.flags.writeable = False
+        sig = self._signature
+        self._handle = self._pool._publish(self._segment, self._slot, sig, sig.flags, sig.nbytes, None)
+        self._array = None
+
+
+def _close_all(segments: dict[int, Segment], owner: "names.Owner | None", pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    for segment in segments.values():
+        segment.close()
+    segments.clear()
+    if owner is not None:
+        owner.close()
+
+
+def _system_room() -> int:
+    with contextlib.suppress(OSError):
+        space = os.statvfs(names.DIRECTORY)
+        return space.f_bavail * space.f_frsize
+    return 0
+
+
+def _site() -> str:
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+_POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+_default: Pool | None = None
+_default_lock = threading.Lock()
+
+
+def default_pool() -> Pool:
+    """Return this process's own pool, made on first use with half of the machine's memory as its budget."""
+    global _default
+    with _default_lock:
+        if _default is None or _default._closed:
+            _default = Pool(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+        return _default
+
+
+def put(array: Any, *, timeout: float = 0.0) -> Handle:
+    """Put an array into this process's own pool; see `Pool.put`."""
+    return default_pool().put(array, timeout=timeout)
+
+
+def release(handle: Handle | bytes) -> None:
+    """Release an array of this process's own pool; see `Pool.release`."""
+    default_pool().release(handle)
+
+
+def _after_fork_in_child() -> None:
+    global _default, _default_lock
+    _default, _default_lock = None, threading.Lock()
+    for pool in list(_POOLS):
+        pool._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
