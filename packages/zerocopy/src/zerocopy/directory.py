@@ -1,0 +1,118 @@
+"""Where segments lie and what they are called: the directory, file names, and the pointer from a name to its current version."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import tempfile
+from pathlib import Path
+
+from zerocopy.errors import UnknownNameError, ZerocopyError
+from zerocopy.lease import TEMPORARY, exclusive, remove_if_free
+
+SUFFIX = ".zc"
+_POINTER = "@current"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def default_directory() -> Path:
+    """Return this user's segment directory: shared memory where the system has it, else the temporary folder."""
+    shared = Path("/dev/shm")
+    parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    return parent / f"zerocopy-{os.getuid()}"
+
+
+def prepare(directory: str | os.PathLike[str] | None) -> Path:
+    """Return the directory to publish in, made if need be; the default one is closed to other users."""
+    if directory is not None:
+        path = Path(directory).absolute()
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    path = default_directory()
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise ZerocopyError(f"{path} belongs to another user; pass directory= to publish elsewhere")
+    return path
+
+
+def check_name(name: str) -> str:
+    """Return a model name that is fit for a file name.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no model name: use letters, digits, dot, dash and underscore, up to 100 of them")
+    return name
+
+
+def segment_path(directory: Path, name: str, version: int) -> Path:
+    """Return a new path for a version; two publishers never get the same."""
+    return directory / f"{name}@{version}-{secrets.token_hex(4)}{SUFFIX}"
+
+
+def pointer(directory: Path, name: str) -> Path:
+    """Return the path of the link that says which version of a name is current."""
+    return directory / f"{name}{_POINTER}"
+
+
+def point(directory: Path, name: str, segment: Path) -> None:
+    """Make a segment the current version of a name, in one step: a reader sees the old one or the new one."""
+    temporary = directory / f".{name}-{secrets.token_hex(4)}{TEMPORARY}"
+    with exclusive(directory):
+        temporary.symlink_to(segment.name)
+        temporary.replace(pointer(directory, name))
+
+
+def drop_pointer(directory: Path, name: str, segment: Path) -> None:
+    """Take a name away, if it still stands for this segment."""
+    with exclusive(directory):
+        link = pointer(directory, name)
+        if link.is_symlink() and os.readlink(link) == segment.name:
+            link.unlink()
+
+
+def current_path(directory: Path, name: str) -> Path:
+    """Return the segment that a name stands for.
+
+    Raises:
+        UnknownNameError: nothing is published under the name.
+    """
+    try:
+        return directory / os.readlink(pointer(directory, name))
+    except FileNotFoundError as error:
+        known = sorted(link.name.removesuffix(_POINTER) for link in directory.glob(f"*{_POINTER}"))
+        raise UnknownNameError(f"nothing is published as {name!r} in {directory}; there is {known or 'nothing'}") from error
+
+
+def segments(directory: Path) -> list[Path]:
+    """Return the segment files of a directory."""
+    return sorted(directory.glob(f"*{SUFFIX}")) if directory.is_dir() else []
+
+
+def sweep(directory: Path | None = None) -> list[Path]:
+    """Remove what killed processes left: files without a lease, half-written ones, links that lead nowhere.
+
+    Segments published with ``keep=True`` stay.
+
+    Args:
+        directory: where to look; the default directory if None.
+
+    Returns:
+        The paths that were removed.
+    """
+    from zerocopy.segment import kept  # only for this, and it needs torch
+
+    folder = directory or default_directory()
+    removed = []
+    for path in [*segments(folder), *(folder.glob(f"*{TEMPORARY}") if folder.is_dir() else ())]:
+        if not path.is_symlink() and not kept(path) and remove_if_free(path):
+            removed.append(path)
+    if folder.is_dir():
+        with exclusive(folder):
+            for link in folder.glob(f"*{_POINTER}"):
+                if not link.exists():
+                    link.unlink(missing_ok=True)
+                    removed.append(link)
+    return removed

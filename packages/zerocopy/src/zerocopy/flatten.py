@@ -1,0 +1,325 @@
+"""Split a model into a small skeleton and its storages, and put it together again; knows nothing of where bytes live.
+
+The skeleton is a pickle in which every tensor is a number: a row of a table of (block, dtype, offset, size, stride, …). A block
+is the part of one storage that tensors use, so tied tensors and overlapping views share a block, and nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from zerocopy.errors import UnshareableError
+from zerocopy.walk import tensor_names, walk
+
+ALIGNMENT = 64  # bytes; matrix products over weights at addresses shifted by 4 or 8 differ in the last bit
+_MASK = ~(ALIGNMENT - 1)
+
+# (block, dtype, offset in elements, size, stride, requires_grad, conj bit, neg bit, class or None for torch.Tensor)
+_Row = tuple[
+    int, torch.dtype, int, tuple[int, ...], tuple[int, ...], bool, bool, bool, type[torch.Tensor] | None
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The used bytes of one storage.
+
+    Args:
+        storage: the storage, on any device.
+        start: first used byte, a multiple of 64.
+        nbytes: how many bytes from there.
+        names: dotted names of the tensors that lie in it.
+    """
+
+    storage: torch.UntypedStorage
+    start: int
+    nbytes: int
+    names: tuple[str, ...]
+
+    def bytes_view(self) -> memoryview:
+        """Return the block's bytes: a view of host memory, or a host copy of another device's."""
+        storage = self.storage if self.storage.device.type == "cpu" else self.storage.cpu()
+        flat = torch.empty((0,), dtype=torch.uint8).set_(storage, self.start, (self.nbytes,), (1,))
+        return memoryview(flat.numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """A model as bytes: the skeleton and the blocks that its tensors lie in."""
+
+    skeleton: bytes
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bare:
+    """Stands for a tensor without its Python attributes while those are being pickled."""
+
+    row: int
+
+
+class _Collector:
+    """Numbers the tensors and storages of one model in the order in which the pickler meets them."""
+
+    def __init__(self, names: dict[int, tuple[str, ...]]) -> None:
+        self.names = names
+        self.storages: list[torch.UntypedStorage] = []
+        self.spans: list[list[int]] = []  # per storage: first and last-plus-one used byte
+        self.users: list[list[str]] = []
+        self.rows: list[list[Any]] = []
+        self._block_of: dict[int, int] = {}
+        self._row_of: dict[int, int] = {}
+        self._alive: list[torch.Tensor] = []
+
+    def block(self, storage: torch.UntypedStorage, first: int, last: int, names: tuple[str, ...] = ()) -> int:
+        key = storage._cdata
+        if key not in self._block_of:
+            self._block_of[key] = len(self.storages)
+            self.storages.append(storage)
+            self.spans.append([first, last])
+            self.users.append([])
+        index = self._block_of[key]
+        span = self.spans[index]
+        if last > first:
+            span[:] = [min(span[0], first), max(span[1], last)] if span[1] > span[0] else [first, last]
+        self.users[index].extend(names)
+        return index
+
+    def row(self, tensor: torch.Tensor) -> int:
+        if id(tensor) in self._row_of:
+            return self._row_of[id(tensor)]
+        item = tensor.element_size()
+        first = tensor.storage_offset() * item
+        reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        last = first + (reach * item if tensor.numel() else 0)
+        block = self.block(tensor.untyped_storage(), first, last, self.names.get(id(tensor), ()))
+        self.rows.append(
+            [
+                block,
+                tensor.dtype,
+                tensor.storage_offset(),
+                tuple(tensor.shape),
+                tensor.stride(),
+                tensor.requires_grad and tensor.is_leaf,
+                tensor.is_conj(),
+                tensor.is_neg(),
+                None if type(tensor) is torch.Tensor else type(tensor),
+            ]
+        )
+        self._row_of[id(tensor)] = len(self.rows) - 1
+        self._alive.append(tensor)
+        return len(self.rows) - 1
+
+    def refuse(self, obj: object, what: str, remedy: str) -> UnshareableError:
+        where = self.names.get(id(obj), ("a tensor",))[0] or "the model itself"
+        return UnshareableError(f"{where}: {what}, which has no plain bytes to share. {remedy}")
+
+    def check(self, tensor: torch.Tensor) -> None:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise self.refuse(tensor, "a lazy tensor without a shape yet", "Run the model once before publishing it.")
+        if tensor.device.type == "meta":
+            remedy = "Load its weights first (publish_file does that straight from a checkpoint)."
+            raise self.refuse(tensor, "a tensor on the meta device", remedy)
+        if tensor.layout not in (torch.strided, torch.jagged):
+            raise self.refuse(tensor, f"a tensor of layout {tensor.layout}", "Make it dense with .to_dense() first.")
+
+    def blocks(self) -> tuple[Block, ...]:
+        result = []
+        for storage, (first, last), names in zip(self.storages, self.spans, self.users, strict=True):
+            start = first & _MASK if last > first else 0
+            result.append(Block(storage, start, max(0, last - start), tuple(dict.fromkeys(names))))
+        return tuple(result)
+
+    def table(self, blocks: Sequence[Block]) -> list[_Row]:
+        rows: list[_Row] = []
+        for block, dtype, offset, *rest in self.rows:
+            shift = blocks[block].start // dtype.itemsize if blocks[block].nbytes else offset
+            rows.append((block, dtype, offset - shift, *rest))  # type: ignore[arg-type]  # the rest of a _Row
+        return rows
+
+
+class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
+    """Writes numbers in place of tensors, and what cloudpickle cannot take as calls that make it again."""
+
+    def __init__(self, file: io.BytesIO, collector: _Collector) -> None:
+        super().__init__(file, protocol=5)
+        self._collector = collector
+
+    def persistent_id(self, obj: object) -> object:
+        """Return the row of a plain tensor or the block of a storage; None leaves an object to the pickler."""
+        if isinstance(obj, torch.Tensor):
+            self._collector.check(obj)
+            return self._collector.row(obj) if _is_plain(obj) and not obj.__dict__ else None
+        if isinstance(obj, torch.UntypedStorage):
+            return "storage", self._collector.block(obj, 0, obj.nbytes()), None
+        if isinstance(obj, torch.storage.TypedStorage):
+            raw = obj._untyped_storage
+            return "storage", self._collector.block(raw, 0, raw.nbytes()), obj.dtype
+        return obj.row if type(obj) is _Bare else None
+
+    def reducer_override(self, obj: object) -> object:
+        """Return how to make again what does not pickle by itself."""
+        if isinstance(obj, torch.Tensor):
+            if is_traceable_wrapper_subclass(obj):
+                return _reduce_wrapper(obj)
+            if _is_plain(obj):
+                return _same, (_Bare(self._collector.row(obj)),), dict(obj.__dict__), None, None, _set_attributes
+        elif isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+            remedy = "TorchScript is deprecated: publish the nn.Module it was made from, or its torch.export."
+            raise self._collector.refuse(obj, "TorchScript", remedy)
+        elif isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
+            state = {name: value for name, value in obj.__dict__.items() if name != "_compiled_call_impl"}
+            return _bare_instance, (type(obj).__bases__[0],), state, None, None, _set_parametrized
+        return super().reducer_override(obj)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a class, a dtype and strides over one storage, and no more."""
+    own_pickling = type(tensor).__reduce_ex__ not in (torch.Tensor.__reduce_ex__, nn.Parameter.__reduce_ex__)
+    return not (own_pickling or tensor.is_quantized or is_traceable_wrapper_subclass(tensor))
+
+
+def _reduce_wrapper(tensor: torch.Tensor) -> tuple[Any, ...]:
+    inner_names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]  # the wrapper protocol
+    inner = {name: getattr(tensor, name) for name in inner_names}
+    is_parameter = isinstance(tensor, nn.Parameter)
+    grad = tensor.requires_grad and tensor.is_leaf
+    return _unflatten, (type(tensor), inner, context, tuple(tensor.shape), tensor.stride(), is_parameter, grad)
+
+
+def _unflatten(
+    cls: Any,
+    inner: dict[str, torch.Tensor],
+    context: Any,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    is_parameter: bool,
+    requires_grad: bool,
+) -> torch.Tensor:
+    tensor: torch.Tensor = cls.__tensor_unflatten__(inner, context, size, stride)
+    if is_parameter:
+        return nn.Parameter(tensor, requires_grad=requires_grad)
+    return tensor.requires_grad_(requires_grad)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _set_attributes(tensor: torch.Tensor, attributes: dict[str, Any]) -> None:
+    tensor.__dict__.update(attributes)
+
+
+def _bare_instance(cls: type[nn.Module]) -> nn.Module:
+    return cls.__new__(cls)
+
+
+def _set_parametrized(module: nn.Module, state: dict[str, Any]) -> None:
+    # torch refuses to pickle parametrized modules because their class is made on the fly; making it again is what its
+    # own register_parametrization does.
+    module.__dict__.update(state)
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:  # type: ignore[union-attr]  # a ModuleDict once state is set
+        parametrize._inject_property(module, name)
+
+
+def flatten(model: Any) -> Flat:
+    """Split a model, or any picklable object that holds tensors, into a skeleton and blocks of bytes.
+
+    Nothing is copied: the blocks point at the model's own storages.
+
+    Args:
+        model: an nn.Module, a pipeline, a dict of tensors.
+
+    Returns:
+        The skeleton (bytes, a few hundred per module) and the blocks.
+
+    Raises:
+        UnshareableError: something in it cannot be shared; the message gives its dotted path and a remedy.
+    """
+    collector = _Collector(tensor_names(model) | _script_names(model))
+    file = io.BytesIO()
+    try:
+        _Flattener(file, collector).dump(model)
+    except UnshareableError:
+        raise
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnshareableError(f"{_unpicklable(model)}: cannot be pickled ({error})") from error
+    blocks = collector.blocks()
+    return Flat(pickle.dumps((collector.table(blocks), file.getvalue()), protocol=5), blocks)
+
+
+def _script_names(model: object) -> dict[int, tuple[str, ...]]:
+    scripted = torch.jit.ScriptModule | torch.jit.ScriptFunction
+    return {id(obj): (path,) for path, obj in walk(model) if isinstance(obj, scripted)}
+
+
+def _unpicklable(model: object) -> str:
+    """Return the dotted path of the deepest thing that does not pickle."""
+    worst = ""
+    for path, obj in walk(model):
+        if isinstance(obj, torch.Tensor):
+            continue
+        try:
+            _Flattener(io.BytesIO(), _Collector({})).dump(obj)
+        except Exception:  # whatever it is, the caller reports it
+            if path.startswith(worst):
+                worst = path
+    return worst or "the model itself"
+
+
+class _Rebuilder(pickle.Unpickler):
+    """Reads a skeleton, making each tensor when its number first comes up."""
+
+    def __init__(self, root: bytes, rows: list[_Row], storages: Sequence[torch.UntypedStorage]) -> None:
+        super().__init__(io.BytesIO(root))
+        self._rows = rows
+        self._storages = storages
+        self._made: list[torch.Tensor | None] = [None] * len(rows)
+
+    def persistent_load(self, pid: Any) -> Any:
+        if type(pid) is not int:
+            _, block, dtype = pid
+            raw = self._storages[block]
+            return raw if dtype is None else torch.storage.TypedStorage(wrap_storage=raw, dtype=dtype, _internal=True)
+        tensor = self._made[pid]
+        if tensor is None:
+            tensor = self._made[pid] = self._make(self._rows[pid])
+        return tensor
+
+    def _make(self, row: _Row) -> torch.Tensor:
+        block, dtype, offset, size, stride, requires_grad, conj, neg, cls = row
+        tensor = torch.empty((0,), dtype=dtype).set_(self._storages[block], offset, size, stride)
+        if conj:
+            tensor = tensor.conj()
+        if neg:
+            tensor = torch._neg_view(tensor)
+        if cls is not None:
+            return torch.Tensor._make_subclass(cls, tensor, requires_grad)
+        return tensor.requires_grad_() if requires_grad else tensor
+
+
+def rebuild(skeleton: bytes, storages: Sequence[torch.UntypedStorage]) -> Any:
+    """Put a model together over storages that already hold its bytes; no byte of a weight is copied.
+
+    Args:
+        skeleton: what ``flatten`` returned, from a source you trust: it is a pickle.
+        storages: one per block, in the order of ``flatten``; each starts with the block's first byte.
+
+    Returns:
+        The model, with the ties, strides, classes, flags and attributes of the original.
+    """
+    rows, root = pickle.loads(skeleton)
+    return _Rebuilder(root, rows, storages).load()
+
+

@@ -1,0 +1,266 @@
+"""Writes to published weights: which ones happened in this process, and a mode that refuses them beforehand.
+
+A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own, and a model that
+is no longer the published one; both are worth knowing.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zerocopy.errors import WriteRefusedError
+from zerocopy.segment import Mapping, mapping_at
+from zerocopy.walk import walk
+
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_PRESENT = np.uint64(1 << 63)
+_SWAPPED = np.uint64(1 << 62)
+_FILE_PAGE = np.uint64(1 << 61)
+
+# Operators that, when training, write to running_mean and running_var although their schema does not say so.
+_BATCH_NORMS = {f"aten::{name}" for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A weight that is no longer the published one in this process.
+
+    Args:
+        name: dotted name of the tensor.
+        nbytes: how many of its bytes differ from the published ones.
+        replaced: whether the tensor no longer lies in the segment at all.
+    """
+
+    name: str
+    nbytes: int
+    replaced: bool = False
+
+
+def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """Tell which pages of an address range a process has to itself.
+
+    Args:
+        pid: process id, or "self".
+        start: page-aligned address.
+        nbytes: length of the range.
+
+    Returns:
+        One bool per page, or None where the system does not tell (it is Linux's pagemap).
+    """
+    count = -(-nbytes // PAGE)
+    try:
+        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
+            file.seek(start // PAGE * 8)
+            data = file.read(count * 8)
+    except OSError:
+        return None
+    entries = np.frombuffer(data, dtype=np.uint64)
+    if len(entries) < count:
+        return None
+    present = (entries & (_PRESENT | _SWAPPED)) != 0
+    own: np.ndarray[Any, np.dtype[np.bool_]] = present & ((entries & _FILE_PAGE) == 0)
+    return own
+
+
+def written(model: Any) -> tuple[Written, ...]:
+    """Return the published weights that this process has written to since it loaded the model, by any means.
+
+    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so that a write through
+    ``.data``, numpy or a raw pointer is found and a write of the same value is not.
+
+    Args:
+        model: what ``ModelRef.load`` returned.
+
+    Returns:
+        The written tensors in the order of the model; empty if it is still what was published.
+    """
+    found = []
+    pages: dict[Mapping, np.ndarray[Any, np.dtype[np.bool_]] | None] = {}
+    homes = {id(home): home for home in (_home(obj) for _, obj in walk(model)) if home is not None}
+    for home in homes.values():
+        pages[home] = private_pages("self", home.address, len(home))
+    seen: set[int] = set()
+    for path, obj in walk(model):
+        if not isinstance(obj, torch.Tensor) or id(obj) in seen:
+            continue
+        seen.add(id(obj))
+        home = _home(obj)
+        if home is None:
+            continue
+        first = obj.data_ptr() - home.address
+        nbytes = _extent(obj)
+        own = pages[home]
+        if own is not None and not own[first // PAGE : -(-(first + nbytes) // PAGE)].any():
+            continue
+        changed = _differing(home, first, nbytes)
+        if changed:
+            found.append(Written(path, changed))
+    published = {name for home in homes.values() for name in (home.delta or home).manifest_names()}
+    present = {path: obj for path, obj in walk(model) if isinstance(obj, torch.Tensor)}
+    for path, obj in present.items():
+        if path in published and _home(obj) is None and obj.numel():
+            found.append(Written(path, obj.numel() * obj.element_size(), replaced=True))
+    return tuple(found)
+
+
+def _home(obj: object) -> Mapping | None:
+    if not isinstance(obj, torch.Tensor):
+        return None
+    try:
+        address = obj.data_ptr()
+    except RuntimeError:  # a wrapper without memory of its own
+        return None
+    return mapping_at(address) if address else None
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    if not tensor.numel():
+        return 0
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return reach * tensor.element_size()
+
+
+def _differing(home: Mapping, first: int, nbytes: int) -> int:
+    now = np.frombuffer(home, dtype=np.uint8, count=nbytes, offset=first)
+    differing = 0
+    step = 16 << 20
+    for start in range(0, nbytes, step):
+        part = now[start : start + step]
+        published = np.frombuffer(os.pread(home.fd, len(part), first + start), dtype=np.uint8)
+        if not np.array_equal(part, published):
+            differing += int(np.count_nonzero(part != published))
+    return differing
+
+
+class strict:  # noqa: N801  # a context manager that reads as a word: with strict(model)
+    """Refuse, inside a with block, every operation that would write to a published weight, before it happens.
+
+    Covers every torch operator (in-place, ``out=``, foreach and fused ones, batch norm's statistics) and arrays that numpy
+    makes from weights, which come out read-only. Applies to the calling thread.
+
+    Args:
+        model: what ``ModelRef.load`` returned.
+
+    Raises:
+        WriteRefusedError: in place of the write, naming the weight.
+    """
+
+    def __init__(self, model: Any) -> None:
+        spans = {}
+        for path, obj in walk(model):
+            if _home(obj) is not None and isinstance(obj, torch.Tensor) and obj.numel():
+                storage = obj.untyped_storage()
+                spans.setdefault(storage.data_ptr(), (storage.data_ptr() + storage.nbytes(), path))
+        guard = _Guard(spans)
+        self._modes: tuple[Any, ...] = (_Dispatch(guard), _Function(guard))
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> strict:
+        with ExitStack() as stack:
+            for mode in self._modes:
+                stack.enter_context(mode)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._stack is not None
+        return self._stack.__exit__(kind, error, trace)
+
+
+class _Guard:
+    """Knows the address ranges of the weights that must not be written."""
+
+    def __init__(self, spans: dict[int, tuple[int, str]]) -> None:
+        self.starts = sorted(spans)
+        self.ends = [spans[start] for start in self.starts]
+
+    def name(self, value: object) -> str | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        try:
+            address = value.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):
+            return None
+        index = bisect_right(self.starts, address) - 1
+        if index >= 0 and address < self.ends[index][0]:
+            return self.ends[index][1]
+        return None
+
+    def check(self, value: object, operator: str) -> None:
+        for item in value if isinstance(value, list | tuple) else (value,):
+            name = self.name(item)
+            if name is not None:
+                raise WriteRefusedError(
+                    f"{operator} would write to the published weight {name}; "
+                    f"work on a clone, or load the model outside strict mode for a private copy-on-write one"
+                )
+
+
+_Mutable = tuple[tuple[int, str], ...]
+
+
+class _Dispatch(TorchDispatchMode):
+    """Looks at the arguments that an operator's schema declares mutable."""
+
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__()
+        self.guard = guard
+        self.mutable: dict[Any, _Mutable] = {}
+
+
+def _check_and_run(
+    mode: _Dispatch, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> Any:
+    kwargs = kwargs or {}
+    positions = mode.mutable.get(func)
+    if positions is None:
+        positions = mode.mutable[func] = _mutable(func)
+    for index, name in positions:
+        mode.guard.check(args[index] if index < len(args) else kwargs.get(name), str(func))
+    if func._schema.name in _BATCH_NORMS and (args[5] if len(args) > 5 else kwargs["training"]):
+        mode.guard.check(args[3:5], str(func))
+    return func(*args, **kwargs)
+
+
+# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports torch._dynamo at its first
+# call: 3 seconds and 60 MiB in every worker.
+_Dispatch.__torch_dispatch__ = _check_and_run  # type: ignore[method-assign]
+
+
+def _mutable(func: Any) -> _Mutable:
+    return tuple(
+        (index, argument.name)
+        for index, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+class _Function(TorchFunctionMode):
+    """Makes the arrays that numpy gets from weights read-only."""
+
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__()
+        self.guard = guard
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, np.ndarray) and args and self.guard.name(args[0]) is not None:
+            result.setflags(write=False)
+        elif func is torch.Tensor.__dlpack__:
+            self.guard.check(args[0], "handing out by DLPack")
+        return result

@@ -1,0 +1,225 @@
+"""publish and unpublish: from a model to a segment that other processes can load, and back to nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zerocopy import directory as places
+from zerocopy.errors import SegmentGoneError, UnknownNameError
+from zerocopy.flatten import Flat, flatten
+from zerocopy.lease import TEMPORARY, Caretaker, remove_if_free, share
+from zerocopy.ref import ModelRef, current_node, local_path
+from zerocopy.segment import Manifest, Opened, hash_blocks, model_digest, open_segment, write_segment
+
+
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """What keeps a published segment there: the publisher's leases on it and on its bases."""
+
+    fds: tuple[int, ...]
+    keep: bool
+    named: bool
+
+
+_caretaker = Caretaker()
+_published: dict[str, _Publication] = {}
+
+
+def publish(
+    model: Any,
+    *,
+    name: str | None = None,
+    version: int | None = None,
+    base: ModelRef | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    keep: bool = False,
+) -> ModelRef:
+    """Write a model's weights where every process of this machine can map them.
+
+    The segment stays as long as this process lives or any process has the model loaded, however those processes end. Publishing
+    a newer version under the same name gives up the older one, which goes when its last reader leaves.
+
+    Args:
+        model: an nn.Module, or any picklable object with tensors in it.
+        name: what ``current`` and ``follow`` find it by; without one it is found by the returned reference alone.
+        version: a number greater than the current one's; the next one if None.
+        base: a published model; weights that it holds already, byte for byte, are not stored again.
+        directory: where to put the segment, shared memory by default; a folder on disk works as well.
+        keep: leave the segment there when all processes have ended, until ``unpublish``.
+
+    Returns:
+        The reference to hand to other processes.
+
+    Raises:
+        UnshareableError: the model holds something that has no bytes to share.
+        NoSpaceError: the directory cannot hold it; nothing was published.
+        ValueError: the name is no file name, or the version is not newer than the current one.
+    """
+    folder = places.prepare(directory)
+    title = places.check_name(name if name is not None else type(model).__name__)
+    number = _next_version(folder, name, version)
+    flat = flatten(model)
+    if directory is None:
+        places.sweep(folder)
+    leases, bases, known, hashes = _shared_with(base, flat)
+    path = places.segment_path(folder, title, number)
+    manifest = Manifest(title, number, keep, "", (), tuple(asdict(ref) for ref in bases))
+    try:
+        fd, manifest = _write(path, flat, manifest, known, hashes)
+    except BaseException:
+        for lease in leases:
+            os.close(lease)
+        raise
+    _published[str(path)] = _Publication((fd, *leases), keep, name is not None)
+    if name is not None:
+        older = _pointed_at(folder, name)
+        places.point(folder, name, path)
+        if older in _published:
+            _release(older)
+    return ModelRef(title, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def _write(
+    path: Path, flat: Flat, manifest: Manifest, known: list[tuple[int, int] | None], hashes: list[str] | None
+) -> tuple[int, Manifest]:
+    """Write, seal and show a segment; a failure or a killed process leaves nothing of it."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    if not manifest.keep:
+        _caretaker.take(temporary)
+        _caretaker.take(path)
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        share(fd, temporary)
+        done = write_segment(fd, flat, manifest, known=known, hashes=hashes)
+        temporary.rename(path)
+    except BaseException:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+        _caretaker.publisher_done(path)
+        raise
+    finally:
+        _caretaker.publisher_done(temporary)
+    return fd, done
+
+
+def _next_version(folder: Path, name: str | None, version: int | None) -> int:
+    newest = 0
+    if name is not None:
+        try:
+            newest = current(name, directory=folder).version
+        except (UnknownNameError, SegmentGoneError):
+            newest = 0
+    if version is None:
+        return newest + 1
+    if version <= newest:
+        raise ValueError(f"version {version} of {name!r} is not newer than the current one, {newest}")
+    return version
+
+
+def _pointed_at(folder: Path, name: str) -> str:
+    try:
+        return str(places.current_path(folder, name))
+    except UnknownNameError:
+        return ""
+
+
+def _shared_with(
+    base: ModelRef | None, flat: Flat
+) -> tuple[list[int], list[ModelRef], list[tuple[int, int] | None], list[str] | None]:
+    """Find the blocks that a base, or a base of that base, holds already; take leases on the segments used."""
+    if base is None:
+        return [], [], [None] * len(flat.blocks), None
+    opened = open_segment(local_path(base))
+    sources = [base, *(ModelRef(**fields) for fields in opened.manifest.bases)]
+    held = {
+        (block.sha256, block.nbytes): (0 if block.base is None else block.base + 1, block.offset)
+        for block in opened.manifest.blocks
+    }
+    hashes = hash_blocks([block.bytes_view() for block in flat.blocks])
+    found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
+    used = sorted({where[0] for where in found if where is not None})
+    leases = [opened.fd]
+    try:
+        leases.extend(_lease(sources[index]) for index in used if index != 0)
+    except BaseException:
+        for fd in leases:
+            os.close(fd)
+        raise
+    renumbered = [None if where is None else (used.index(where[0]), where[1]) for where in found]
+    return leases, [sources[index] for index in used], renumbered, hashes
+
+
+def _lease(ref: ModelRef) -> int:
+    opened: Opened = open_segment(local_path(ref))
+    return opened.fd
+
+
+def unpublish(ref: ModelRef) -> None:
+    """Give up a published model: its segment goes now, or when the last process that has it loaded lets go of it.
+
+    Args:
+        ref: what ``publish`` returned, in the process that published it; a model published with ``keep=True`` can be
+            removed from any process.
+    """
+    if ref.path in _published:
+        _release(ref.path)
+        return
+    path = Path(ref.path)
+    opened = open_segment(path)
+    keep = opened.manifest.keep
+    os.close(opened.fd)
+    if not keep:
+        raise ValueError(f"{ref.name} version {ref.version} is held by the process that published it; unpublish it there")
+    path.unlink(missing_ok=True)
+    places.drop_pointer(path.parent, ref.name, path)
+
+
+def _release(path: str) -> None:
+    publication = _published.pop(path)
+    for fd in publication.fds:
+        os.close(fd)
+    if publication.keep:
+        Path(path).unlink(missing_ok=True)
+    else:
+        remove_if_free(Path(path))
+        _caretaker.publisher_done(Path(path))
+    if publication.named:
+        places.drop_pointer(Path(path).parent, Path(path).name.rsplit("@", 1)[0], Path(path))
+
+
+def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> ModelRef:
+    """Return the reference to the current version of a name.
+
+    Args:
+        name: as it was published.
+        directory: where it was published; the default directory if None.
+
+    Raises:
+        UnknownNameError: nothing is published under it.
+        SegmentGoneError: its publisher and readers have all left.
+    """
+    folder = places.default_directory() if directory is None else Path(directory).absolute()
+    while True:
+        path = places.current_path(folder, name)
+        try:
+            opened = open_segment(path)
+        except SegmentGoneError:
+            if _pointed_at(folder, name) != str(path):
+                continue  # a newer version took its place while we looked
+            raise
+        os.close(opened.fd)
+        manifest = opened.manifest
+        return ModelRef(name, manifest.version, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def digest(model: Any) -> str:
+    """Return the digest that a model would be published with.
+
+    Args:
+        model: as for ``publish``.
+    """
+    flat = flatten(model)
+    return model_digest(flat.skeleton, hash_blocks([block.bytes_view() for block in flat.blocks]))

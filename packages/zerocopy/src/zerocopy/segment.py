@@ -1,0 +1,334 @@
+"""The segment file: how a model's bytes lie in it, how it is written, and how it is checked and mapped.
+
+    0     "ZEROCOPY", version, sizes, then inode and time of sealing
+    96    SHA-256 of everything before the data
+    128   manifest (JSON), skeleton (pickle)
+    data  at a multiple of 4096; every block at a multiple of 64
+
+A file whose inode and modification time are still those of its sealing has not been written since, and is mapped after its first
+kilobytes are checked. Any other (a copy, a touched file) has every block hashed first. Knows nothing of names, leases or Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import time
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zerocopy.errors import CorruptSegmentError, NoSpaceError, SegmentGoneError
+from zerocopy.flatten import ALIGNMENT, Flat
+from zerocopy.lease import share
+
+MAGIC = b"ZEROCOPY"
+FORMAT = 1
+_PAGE = 4096
+_FIXED = struct.Struct("<8sIIQQQQQq")  # magic, format, reserved, manifest, skeleton, data offset, file size, inode, mtime
+_HEADER = 128
+_DIGEST_AT = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where one block lies.
+
+    Args:
+        offset: bytes from the start of its segment file.
+        nbytes: its length.
+        sha256: hex digest of its bytes.
+        base: which entry of ``Manifest.bases`` holds it, or None for this file.
+        names: dotted names of the tensors in it.
+    """
+
+    offset: int
+    nbytes: int
+    sha256: str
+    base: int | None
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a segment says of itself.
+
+    Args:
+        name: the model's name.
+        version: its version.
+        keep: whether it outlives its publisher and readers.
+        digest: hex SHA-256 over skeleton and block digests: equal digests mean equal models.
+        blocks: in the order of the skeleton's table.
+        bases: fields of the references to the segments that hold the blocks not stored here.
+    """
+
+    name: str
+    version: int
+    keep: bool
+    digest: str
+    blocks: tuple[Placed, ...]
+    bases: tuple[dict[str, Any], ...]
+
+    @property
+    def model_nbytes(self) -> int:
+        """Bytes of all blocks, those in base segments included."""
+        return sum(block.nbytes for block in self.blocks)
+
+    def encode(self) -> bytes:
+        """Return the JSON form."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Read the JSON form."""
+        raw = json.loads(data)
+        blocks = tuple(Placed(**{**block, "names": tuple(block["names"])}) for block in raw.pop("blocks"))
+        return cls(**{**raw, "blocks": blocks, "bases": tuple(raw["bases"])})
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def hash_blocks(views: Sequence[memoryview]) -> list[str]:
+    """Return the hex SHA-256 of each view, on as many threads as help."""
+    workers = max(1, min(4, (os.cpu_count() or 2) - 1))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda view: hashlib.sha256(view).hexdigest(), views))
+
+
+def model_digest(skeleton: bytes, hashes: Sequence[str]) -> str:
+    """Return the hex SHA-256 that names a model: its skeleton and the digests of its blocks."""
+    return hashlib.sha256(hashlib.sha256(skeleton).digest() + "".join(hashes).encode()).hexdigest()
+
+
+def write_segment(
+    fd: int,
+    flat: Flat,
+    manifest: Manifest,
+    *,
+    known: Sequence[tuple[int, int] | None] | None = None,
+    hashes: Sequence[str] | None = None,
+) -> Manifest:
+    """Write a model into an empty open file and seal it.
+
+    Args:
+        fd: open for reading and writing; nothing is visible until the caller renames it.
+        flat: the model.
+        manifest: name, version, keep and bases; blocks and digest are filled in here.
+        known: for each block (index of base, offset in it) where a base already holds its bytes, else None.
+        hashes: the blocks' hex SHA-256 where the caller has them already.
+
+    Returns:
+        The complete manifest.
+
+    Raises:
+        NoSpaceError: the file system cannot hold it.
+    """
+    places = known or [None] * len(flat.blocks)
+    views = [block.bytes_view() for block in flat.blocks]
+    zero = "0" * 64
+    draft = replace(manifest, digest=zero, blocks=_place(flat, places, [zero] * len(views), 1 << 52))
+    data_offset = _round_up(_HEADER + len(draft.encode()) + len(flat.skeleton), _PAGE)
+    placed = _place(flat, places, [zero] * len(views), data_offset)
+    stored = [block for block, where in zip(placed, places, strict=True) if where is None]
+    size = max([data_offset, *(block.offset + block.nbytes for block in stored)])
+    try:
+        _reserve(fd, size)
+        with ThreadPoolExecutor(1) as pool:  # hashing and copying overlap: each runs outside the interpreter lock
+            hashing = pool.submit(hash_blocks, views if hashes is None else [])
+            for view, block, where in zip(views, placed, places, strict=True):
+                if where is None:
+                    _write_all(fd, view, block.offset)
+            hashes = hashes or hashing.result()
+        done = replace(
+            manifest, digest=model_digest(flat.skeleton, hashes), blocks=_place(flat, places, hashes, data_offset)
+        )
+        seal(fd, done.encode(), flat.skeleton, data_offset, size)
+    except OSError as error:
+        raise NoSpaceError(
+            error.errno,
+            f"no room for a segment of {size} bytes ({error.strerror}); nothing was published: "
+            "free some memory, or pass directory= to publish on disk",
+        ) from error
+    return done
+
+
+def _place(
+    flat: Flat, known: Sequence[tuple[int, int] | None], hashes: Sequence[str], offset: int
+) -> tuple[Placed, ...]:
+    placed = []
+    for block, where, digest in zip(flat.blocks, known, hashes, strict=True):
+        if where is not None:
+            placed.append(Placed(where[1], block.nbytes, digest, where[0], block.names))
+            continue
+        placed.append(Placed(offset, block.nbytes, digest, None, block.names))
+        offset = _round_up(offset + block.nbytes, ALIGNMENT)
+    return tuple(placed)
+
+
+def _reserve(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)  # a full file system says so here, not by a signal later
+    else:
+        os.ftruncate(fd, size)
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done : done + (1 << 30)], offset + done)
+
+
+def seal(fd: int, manifest: bytes, skeleton: bytes, data_offset: int, size: int) -> None:
+    """Write the header over finished data, and fix the modification time that it vouches for."""
+    now = time.time_ns()
+    fixed = _FIXED.pack(
+        MAGIC, FORMAT, 0, len(manifest), len(skeleton), data_offset, size, os.fstat(fd).st_ino, now
+    ).ljust(_DIGEST_AT, b"\0")
+    digest = hashlib.sha256(fixed + manifest + skeleton).digest()
+    _write_all(fd, memoryview(fixed + digest + manifest + skeleton), 0)
+    os.fchmod(fd, 0o444)
+    os.utime(fd, ns=(now, now))
+
+
+class Mapping(mmap.mmap):
+    """A private copy-on-write view of a segment; the tensors over it keep it, and with it the lease, alive."""
+
+    path: Path
+    manifest: Manifest
+    skeleton: bytes
+    fd: int
+    address: int
+    delta: Mapping | None = None
+
+    def covers(self, address: int) -> bool:
+        """Whether an address lies in this view."""
+        return self.address <= address < self.address + len(self)
+
+    def manifest_names(self) -> set[str]:
+        """Return the dotted names of all tensors of the model."""
+        return {name for block in self.manifest.blocks for name in block.names}
+
+    def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
+        """Return a storage over some of its bytes; a storage of its own, so that saving one tensor saves no other."""
+        if nbytes == 0:
+            return torch.UntypedStorage(0)
+        return torch.frombuffer(self, dtype=torch.uint8, offset=offset, count=nbytes).untyped_storage()
+
+
+# Views that are alive in this process, for reports: whatever tensor a caller holds, its address leads to its segment.
+_alive: weakref.WeakSet[Mapping] = weakref.WeakSet()
+
+
+def mapping_at(address: int) -> Mapping | None:
+    """Return the mapping of this process that an address lies in."""
+    return next((mapping for mapping in list(_alive) if mapping.covers(address)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checked header: descriptor with a lease, and what the header says."""
+
+    fd: int
+    manifest: Manifest
+    skeleton: bytes
+    data_offset: int
+    untouched: bool
+
+
+def open_segment(path: Path) -> Opened:
+    """Open a segment, take a lease and check everything before its data.
+
+    Raises:
+        SegmentGoneError: there is no such file any more.
+        CorruptSegmentError: it is no segment, or was truncated or altered.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise SegmentGoneError(f"{path} is gone: publish the model again, or load a version that is current") from error
+    try:
+        share(fd, path)
+        status = os.fstat(fd)
+        if status.st_uid not in (os.getuid(), 0):
+            raise CorruptSegmentError(f"{path} belongs to user {status.st_uid}: its skeleton is a pickle and is not read")
+        header = os.pread(fd, _HEADER, 0)
+        if len(header) < _HEADER or not header.startswith(MAGIC):
+            raise CorruptSegmentError(f"{path} is not a segment: it starts with {header[:8]!r}")
+        _, version, _, manifest_size, skeleton_size, data_offset, size, inode, mtime = _FIXED.unpack_from(header)
+        if version != FORMAT:
+            raise CorruptSegmentError(f"{path} has format {version}; this zerocopy reads format {FORMAT}")
+        if status.st_size != size:
+            raise CorruptSegmentError(f"{path} has {status.st_size} bytes instead of {size}: it was truncated or extended")
+        if _HEADER + manifest_size + skeleton_size > data_offset:
+            raise CorruptSegmentError(f"{path} has a header whose parts overlap")
+        body = os.pread(fd, manifest_size + skeleton_size, _HEADER)
+        if hashlib.sha256(header[:_DIGEST_AT] + body).digest() != header[_DIGEST_AT:]:
+            raise CorruptSegmentError(f"{path} has a header or skeleton that does not match its digest")
+        manifest = Manifest.decode(body[:manifest_size])
+        untouched = (status.st_ino, status.st_mtime_ns) == (inode, mtime)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Opened(fd, manifest, body[manifest_size:], data_offset, untouched)
+
+
+def map_segment(path: Path) -> Mapping:
+    """Open, check and map a segment copy-on-write.
+
+    Raises:
+        SegmentGoneError: there is no such file any more.
+        CorruptSegmentError: truncated, altered, or no segment.
+    """
+    opened = open_segment(path)
+    try:
+        mapping = Mapping(opened.fd, 0, access=mmap.ACCESS_COPY)
+    except BaseException:
+        os.close(opened.fd)
+        raise
+    mapping.path, mapping.manifest, mapping.skeleton, mapping.fd = path, opened.manifest, opened.skeleton, opened.fd
+    weakref.finalize(mapping, os.close, opened.fd).atexit = False
+    mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
+    if not opened.untouched:
+        verify(mapping)
+    _alive.add(mapping)
+    return mapping
+
+
+def verify(mapping: Mapping) -> None:
+    """Hash every block that a segment stores itself.
+
+    Raises:
+        CorruptSegmentError: naming the first tensor whose bytes are not those that were published.
+    """
+    own = [block for block in mapping.manifest.blocks if block.base is None]
+    view = memoryview(mapping)
+    try:
+        hashes = hash_blocks([view[block.offset : block.offset + block.nbytes] for block in own])
+    finally:
+        view.release()
+    for block, digest in zip(own, hashes, strict=True):
+        if digest != block.sha256:
+            raise CorruptSegmentError(
+                f"{mapping.path}: the bytes of {', '.join(block.names) or 'an unnamed block'} "
+                f"do not match their digest; the file was altered after it was published"
+            )
+
+
+def kept(path: Path) -> bool:
+    """Whether a file is a segment that was published to stay."""
+    try:
+        opened = open_segment(path)
+    except (SegmentGoneError, CorruptSegmentError):
+        return False
+    os.close(opened.fd)
+    return opened.manifest.keep

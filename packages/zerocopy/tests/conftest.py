@@ -1,0 +1,162 @@
+"""Models of three sizes, a way to publish that cleans up, and a check after each test that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+import zerocopy
+
+torch.set_num_threads(1)
+
+
+class SmallTransformer(nn.Module):
+    """An embedding, attention blocks and a head that is tied to the embedding."""
+
+    def __init__(self, width: int = 64, blocks: int = 2, words: int = 100) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(words, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
+        self.head = nn.Linear(width, words, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits for tokens."""
+        return self.head(self.blocks(self.embed(tokens)) * self.scale)
+
+
+@pytest.fixture
+def simple_model() -> nn.Module:
+    """A few linear layers and a batch norm."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 4)).eval()
+
+
+@pytest.fixture
+def large_model() -> nn.Module:
+    """64 MiB of weights in four layers."""
+    torch.manual_seed(2)
+    return nn.Sequential(*[nn.Linear(2048, 2048) for _ in range(4)]).eval()
+
+
+@pytest.fixture
+def transformer_model() -> nn.Module:
+    """Attention blocks, a tied head and a non-persistent buffer."""
+    torch.manual_seed(3)
+    return SmallTransformer().eval()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device; CUDA skips where there is none, unless REQUIRE_CUDA=1 makes that a failure."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_CUDA") == "1":
+            pytest.fail("REQUIRE_CUDA=1, and torch sees no CUDA device")
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+@pytest.fixture
+def publish() -> Iterator[Callable[..., zerocopy.ModelRef]]:
+    """zerocopy.publish, undone at the end of the test."""
+    refs: list[zerocopy.ModelRef] = []
+
+    def _publish(model: Any, **options: Any) -> zerocopy.ModelRef:
+        refs.append(zerocopy.publish(model, **options))
+        return refs[-1]
+
+    yield _publish
+    from zerocopy.publish import _published
+
+    for ref in refs:
+        if ref.path in _published:
+            zerocopy.unpublish(ref)
+
+
+def run_python(code: str, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=110, **options
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@pytest.fixture
+def fresh_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run code in a process that has nothing of ours loaded."""
+    return run_python
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Wait until a condition holds; whether it did."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., bool]:
+    """Wait until a condition holds."""
+    return eventually
+
+
+def _held() -> set[str]:
+    """Segment files that this process has open or mapped."""
+    if not Path("/proc/self/fd").is_dir():
+        return set()
+    found = set()
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{entry}")
+        except OSError:
+            continue
+        if ".zc" in target:
+            found.add(f"{entry} {target}")
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return found | {line.split(" ", 1)[0] for line in maps if ".zc" in line}
+
+
+def _children() -> set[int]:
+    names = ("raylet", "gcs_server", "ray::", "log_monitor", "dashboard", "resource_tracker")
+    found = set()
+    for child in psutil.Process().children():
+        try:
+            line = " ".join(child.cmdline()) or child.name()
+        except psutil.Error:
+            continue
+        if child.is_running() and not any(name in line for name in names) and "ray" not in line:
+            found.add(child.pid)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No descriptor, mapping, child process or segment file of this process survives a test."""
+    from zerocopy.publish import _published
+
+    held, children, published = _held(), _children(), set(_published)
+    yield
+    leaked = set(_published) - published
+    assert not leaked, f"still published: {leaked}"
+    if _held() - held:
+        gc.collect()
+    assert eventually(lambda: not _held() - held, 10), f"still open or mapped: {_held() - held}"
+    assert eventually(lambda: not _children() - children, 10), f"still running: {_children() - children}"
