@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from isolate import Policy, read_manifest
 from isolate.errors import InvalidManifest, InvalidRequirement
 from isolate.requirements import parse

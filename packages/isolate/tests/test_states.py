@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+
 from isolate.states import TRANSITIONS, State, check
 
 

@@ -27,10 +27,9 @@ F_SEAL_FUTURE_WRITE = 0x10
 _SHRINK_GROW = 0x2 | 0x4
 _ids = itertools.count(1)
 _DTYPE = re.compile(r"[<>|=][biufcSUMm]\d{1,9}(\[\d{0,9}[a-zA-Z]{1,2}\])?\Z")
-_TENSOR_TYPES = frozenset(
-    "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128 "
-    "float8_e4m3fn float8_e5m2".split()  # noqa: SIM905 - one long line otherwise
-)
+_FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")
+_INTEGERS = ("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
+_TENSOR_TYPES = frozenset(_FLOATS + _INTEGERS)
 
 
 class Segment:
