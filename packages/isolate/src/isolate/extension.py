@@ -1,0 +1,476 @@
+"""One extension and its supervision: starts, watches, restarts, reloads and stops a worker; decodes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isolate import contracts, sandbox, sharing
+from isolate.environments import Environment, EnvironmentStore
+from isolate.errors import ExtensionStartError, NotReady, SandboxUnavailable, UnknownMethod, WorkerDied
+from isolate.exports import Exports
+from isolate.manifest import Manifest
+from isolate.process import Guardian, WorkerProcess
+from isolate.requirements import parse
+from isolate.states import State, check
+from isolate.worker import failures
+from isolate.worker.calls import Export
+from isolate.worker.inline import WorkerThread
+from isolate.worker.link import FAILED, LOAD, PROTOCOL, READY, STOP, Link
+from isolate.worker.proxies import AwaitableMethods, BlockingMethods, suggest
+from isolate.worker.threads import Threads
+
+_BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
+_MAIN = Path(__file__).parent / "worker" / "__main__.py"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        name: The extension.
+        environment: Its environment; None for `isolated: false`.
+        python: The version of the interpreter that runs it.
+        start_seconds: From the start of the process to its first reply.
+        sandbox: What confines it.
+    """
+
+    name: str
+    environment: Environment | None
+    python: str
+    start_seconds: float
+    sandbox: sandbox.SandboxReport
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What an extension needs of its host."""
+
+    loop: asyncio.AbstractEventLoop
+    threads: Threads
+    exports: Exports
+    store: EnvironmentStore
+    guardian: Guardian
+    token: str
+    max_depth: int
+    run: Callable[[Any], Any]
+
+
+class _Incarnation:
+    """One worker of an extension, from its start to its end."""
+
+    def __init__(self, owner: Extension, environment: Environment | None) -> None:
+        self.environment = environment
+        self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.reason = ""
+        self.stopping = False
+        self.process: WorkerProcess | None = None
+        self.thread: WorkerThread | None = None
+        self.prefix: list[str] = []
+        self._owner = owner
+        around, manifest = owner.surroundings, owner.manifest
+        ours, theirs = socket.socketpair()
+        table: dict[str, Export] = around.exports.table(manifest.needs)
+        self.link = Link(
+            ours,
+            around.loop,
+            around.threads,
+            table,
+            on_control=self._on_control,
+            on_closed=self._on_closed,
+            name=manifest.name,
+            max_depth=around.max_depth,
+            import_torch=manifest.share_torch,
+        )
+        layer = sharing.layer_config() if manifest.share_torch and environment is not None else None
+        folders = layer["folders"] if layer else []
+        if environment is None:
+            self.thread = WorkerThread(theirs, manifest.name)
+        else:
+            self.prefix = sandbox.command_prefix(manifest, environment.path, folders)
+            try:
+                self.process = WorkerProcess(
+                    [*self.prefix, str(environment.python), "-I", str(_MAIN)],
+                    theirs,
+                    owner.child_environment(),
+                    manifest.directory,
+                    f"{around.token}.{owner.next_serial()}",
+                    around.guardian,
+                    owner.logger,
+                    self._on_exit,
+                    hidden_parent=bool(self.prefix),
+                )
+            except BaseException:
+                self.link.close()
+                raise
+        apis = around.exports.names
+        config = {
+            "protocol": PROTOCOL,
+            "name": manifest.name,
+            "directory": str(manifest.directory),
+            "entry": manifest.entry,
+            "apis": {name: table for name, table in apis.items() if manifest.needs is None or name in manifest.needs},
+            "sandbox": sandbox.worker_config(manifest, environment.path if environment else None, folders),
+            "layer": layer,
+        }
+        self.link.control(LOAD, config)
+
+    def _on_control(self, kind: int, value: Any) -> None:
+        if self.ready.done() or kind not in (READY, FAILED):
+            raise ValueError(f"a frame of kind {kind} came out of turn")
+        if kind == READY:
+            self.ready.set_result(_checked_ready(value))
+            return
+        cause = failures.revive(value)
+        failure = ExtensionStartError(f"{self._owner.name} failed while it was loaded: {type(cause).__name__}: {cause}")
+        failure.__cause__ = cause
+        self.ready.set_exception(failure)
+
+    def _on_closed(self, failure: BaseException | None) -> None:
+        if failure is not None:
+            self.reason = self.reason or f"it broke the protocol: {failure}"
+        if self.process is None:
+            self.end(self.death())
+        elif failure is not None:
+            self.process.kill()
+        else:
+            # The end of the stream is the first sign of an exit; a worker that only closed its socket is useless too.
+            process = self.process
+            self._owner.surroundings.loop.call_later(0.3, process.kill)
+
+    def _on_exit(self) -> None:
+        self.end(self.death())
+
+    def death(self) -> WorkerDied:
+        """Why this worker ended."""
+        code, signal_number = self.process.status if self.process else (None, None)
+        tail = self.process.stderr_tail if self.process else ()
+        reason = self.reason
+        if not reason and code == 137:
+            reason = "it reached its memory limit"
+        if self.process is not None and code is None and signal_number is None:
+            reason = reason or "it is being stopped"
+        return WorkerDied(self._owner.name, code, signal_number, reason, tail)
+
+    def end(self, death: WorkerDied) -> None:
+        """Fail what waits for this worker, and tell the owner."""
+        self.link.channel.drain()
+        self.link.close(death)
+        if not self.ready.done():
+            self.ready.set_exception(death)
+            self.ready.exception()
+        self._owner.worker_ended(self, death)
+
+    async def stop(self, grace: float) -> None:
+        """End it: asked first, then forced."""
+        self.stopping = True
+        with contextlib.suppress(ConnectionError):
+            self.link.control(STOP, None)
+            self.link.channel.flush()
+        if self.process is not None:
+            if not await self.process.wait(grace):
+                self.reason = f"it did not stop within {grace} s"
+                self.process.kill()
+                await self.process.wait(10)
+        else:
+            assert self.thread is not None
+            await asyncio.get_running_loop().run_in_executor(None, self.thread.join, grace)
+        self.link.close(self.death())
+
+
+def _checked_ready(value: Any) -> dict[str, Any]:
+    """A worker's description of itself, checked: it comes from the extension's process."""
+    shape = {"protocol": int, "python": str, "executable": str, "methods": dict, "enforced": list, "missing": list}
+    if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
+        raise ValueError("the handshake is malformed")
+    for name, method in value["methods"].items():
+        good = type(method) is dict and method.get("kind") in ("sync", "async", "stream", "astream")
+        params = method.get("params") if good else ()
+        good = good and isinstance(method.get("returns"), str) and (params is None or type(params) is list)
+        for item in params or ():
+            good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
+        if not good or not name.isidentifier():
+            raise ValueError(f"the handshake describes {name!r:.80} in an unknown way")
+    if not all(type(line) is str for line in (*value["enforced"], *value["missing"])):
+        raise ValueError("the handshake's sandbox report is malformed")
+    return value
+
+
+class Extension:
+    """A loaded extension; made by `Host.load`.
+
+    Attributes:
+        manifest: What it asked for.
+        state: Where it is in its life.
+        report: What its last load did.
+        call: Its methods, blocking: `extension.call.name(...)`, `extension.call(timeout=0.5).name(...)`.
+        aio: Its methods, to be awaited.
+    """
+
+    def __init__(self, manifest: Manifest, surroundings: Surroundings, contract: type | None) -> None:
+        self.manifest = manifest
+        self.surroundings = surroundings
+        self.name = manifest.name
+        self.logger = logging.getLogger(f"isolate.{manifest.name}")
+        self.state = State.NEW
+        self.report: LoadReport | None = None
+        self.call: Any = BlockingMethods(self._lookup, timeout=manifest.timeouts.call)
+        self.aio: Any = AwaitableMethods(self._lookup, timeout=manifest.timeouts.call)
+        self._contract = contract
+        self._methods: dict[str, dict[str, Any]] = {}
+        self._kinds: dict[str, str] = {}
+        self._current: _Incarnation | None = None
+        self._held: Any = None
+        self._crashes: deque[float] = deque()
+        self._restart: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._serial = 0
+        self._busy = asyncio.Lock()
+        self.failure: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<Extension {self.name}, {self.state.value}>"
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """Its methods: for each its kind, parameters and return annotation."""
+        return dict(self._methods)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id; None without a process."""
+        process = self._current.process if self._current else None
+        return process.pid if process else None
+
+    def stats(self) -> dict[str, int]:
+        """Calls in flight both ways, and the shared memory held for it."""
+        if self._current is None:
+            return {"pending": 0, "serving": 0}
+        link = self._current.link
+        return {"pending": link.pending, "serving": link.serving.count, **link.buffers.stats()}
+
+    def _lookup(self, target: str) -> tuple[Link, str]:
+        current = self._current
+        if current is None:
+            why = f": {self.failure}" if self.failure is not None and self.state is not State.STOPPED else ""
+            raise NotReady(f"{self.name} is {self.state.value}{why}")
+        kind = self._kinds.get(target)
+        if kind is None:
+            raise UnknownMethod(f"{self.name} has no method {target!r}{suggest(target, list(self._methods))}")
+        return current.link, kind
+
+    def _become(self, state: State) -> None:
+        self.state = check(self.state, state)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def child_environment(self) -> dict[str, str]:
+        """The variables that the worker sees: a short list, and what the manifest names and the policy allows."""
+        allowed = self.surroundings.store.policy.allow_env
+        own = [name for name in self.manifest.env if allowed is None or any(fnmatch.fnmatch(name, p) for p in allowed)]
+        return {
+            name: value
+            for name, value in os.environ.items()
+            if name in own or any(fnmatch.fnmatch(name, pattern) for pattern in _BASE_ENVIRONMENT)
+        }
+
+    def next_serial(self) -> int:
+        """Numbers this host's workers."""
+        self._serial += 1
+        return id(self) % 100_000 * 1000 + self._serial
+
+    # Start
+
+    async def start(self) -> None:
+        """Build the environment if needed, start the worker, check the contracts."""
+        async with self._busy:
+            self._become(State.BUILDING)
+            incarnation = None
+            try:
+                contracts.check_needs(self.manifest, self.surroundings.exports.names)
+                sandbox.check(self.manifest)
+                environment = await self._environment()
+                self._become(State.STARTING)
+                incarnation = await self._launch(environment)
+            except BaseException as failure:
+                self.failure = failure
+                self._release()
+                self._become(State.FAILED)
+                raise
+            self._current = incarnation
+            self._become(State.READY)
+
+    async def _environment(self) -> Environment | None:
+        if not self.manifest.isolated:
+            return None
+        loop = asyncio.get_running_loop()
+        around = self.surroundings
+
+        def prepare() -> Environment:
+            excluded: list[str] = []
+            if self.manifest.share_torch:
+                sharing.check_before(self.manifest, parse(self.manifest.dependencies, around.store.policy, self.name))
+                excluded = [sharing.SHARED]
+            _, key = around.store.key_of(self.manifest, excluded)
+            self._release()
+            self._held = around.store.hold(key)
+            environment = around.store.ensure(self.manifest, excluded)
+            if self.manifest.share_torch:
+                sharing.check_after(self.manifest, environment)
+            return environment
+
+        return await loop.run_in_executor(None, prepare)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+    async def _launch(self, environment: Environment | None) -> _Incarnation:
+        began = time.perf_counter()
+        incarnation = _Incarnation(self, environment)
+        try:
+            async with asyncio.timeout(self.manifest.timeouts.start):
+                described = await incarnation.ready
+            if described["protocol"] != PROTOCOL:
+                raise ExtensionStartError(
+                    f"{self.name}: the worker speaks protocol {described['protocol']}, not {PROTOCOL}"
+                )
+            contracts.check_provides(self.manifest, described["methods"], self._contract)
+            report = sandbox.report(self.manifest, incarnation.prefix, described["enforced"], described["missing"])
+            if self.manifest.sandbox.required and report.missing:
+                raise SandboxUnavailable(f"{self.name}: the sandbox is required and not complete: {report.missing}")
+        except BaseException as failure:
+            incarnation.reason = incarnation.reason or "it could not be loaded"
+            await incarnation.stop(0.2)
+            if isinstance(failure, TimeoutError) and not isinstance(failure, WorkerDied):
+                raise ExtensionStartError(
+                    f"{self.name} was not ready within {self.manifest.timeouts.start} s"
+                ) from None
+            raise
+        self._methods = described["methods"]
+        self._kinds = {name: method["kind"] for name, method in self._methods.items()}
+        seconds = time.perf_counter() - began
+        self.report = LoadReport(self.name, environment, described["python"], seconds, report)
+        self.failure = None
+        return incarnation
+
+    # Crash and restart
+
+    def worker_ended(self, incarnation: _Incarnation, death: WorkerDied) -> None:
+        """Called on the loop when a worker has ended for whatever reason."""
+        if incarnation is not self._current or incarnation.stopping or self.state is not State.READY:
+            return
+        self._current = None
+        self.failure = death
+        self._become(State.CRASHED)
+        self.logger.error("%s", death)
+        now = time.monotonic()
+        policy = self.manifest.restart
+        self._crashes.append(now)
+        while self._crashes and now - self._crashes[0] > policy.window:
+            self._crashes.popleft()
+        if policy.policy == "never" or len(self._crashes) > policy.limit:
+            self._release()
+            self._become(State.FAILED)
+            return
+        self._become(State.BACKOFF)
+        delay = min(30.0, policy.backoff * 2 ** (len(self._crashes) - 1))
+        self._restart = asyncio.get_running_loop().create_task(self._restart_after(delay, incarnation.environment))
+
+    async def _restart_after(self, delay: float, environment: Environment | None) -> None:
+        await asyncio.sleep(delay)
+        async with self._busy:
+            if self.state is not State.BACKOFF:
+                return
+            self._become(State.STARTING)
+            try:
+                self._current = await self._launch(environment)
+            except Exception as failure:
+                self.failure = failure
+                self.logger.error("%s could not be restarted: %s", self.name, failure)
+                self._release()
+                self._become(State.FAILED)
+            else:
+                self._become(State.READY)
+
+    # For users
+
+    async def awhen(self, *states: State, timeout: float | None = None) -> State:
+        """Wait until the state is one of those given; READY if none is."""
+        wanted = states or (State.READY,)
+
+        async def reach() -> State:
+            while self.state not in wanted:
+                if State.READY in wanted and self.state in (State.FAILED, State.STOPPED):
+                    raise NotReady(f"{self.name} is {self.state.value}: {self.failure}")
+                await self._changed.wait()
+            return self.state
+
+        if asyncio.get_running_loop() is not self.surroundings.loop:
+            return await asyncio.wrap_future(
+                asyncio.run_coroutine_threadsafe(self.awhen(*states, timeout=timeout), self.surroundings.loop)
+            )
+        async with asyncio.timeout(timeout):
+            return await reach()
+
+    def when(self, *states: State, timeout: float | None = None) -> State:
+        """As `awhen`, blocking."""
+        state: State = self.surroundings.run(self.awhen(*states, timeout=timeout))
+        return state
+
+    async def areload(self) -> None:
+        """Replace the worker by a fresh one: new calls go to it at once, calls that run may finish in the old one."""
+        if self.state is not State.READY:
+            if self.state in (State.CRASHED, State.BACKOFF):
+                await self.astop()
+            await self.start()
+            return
+        async with self._busy:
+            environment = await self._environment()
+            fresh = await self._launch(environment)
+            old, self._current = self._current, fresh
+            if old is not None:
+                await self._drain(old)
+                await old.stop(self.manifest.timeouts.stop)
+
+    def reload(self) -> None:
+        """As `areload`, blocking."""
+        self.surroundings.run(self.areload())
+
+    async def _drain(self, incarnation: _Incarnation) -> None:
+        incarnation.stopping = True
+        end = time.monotonic() + self.manifest.timeouts.stop
+        while (incarnation.link.pending or incarnation.link.serving.count) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
+    async def astop(self, drain: bool = True) -> None:
+        """Stop it: running calls may finish within the stop timeout, then it is asked, then forced; idempotent."""
+        restart, self._restart = self._restart, None
+        if restart is not None and self.state is State.BACKOFF:
+            restart.cancel()
+        async with self._busy:
+            current, self._current = self._current, None
+            if current is not None:
+                self._become(State.DRAINING)
+                if drain:
+                    await self._drain(current)
+                await current.stop(self.manifest.timeouts.stop)
+            if self.state is not State.STOPPED:
+                self._become(State.STOPPED)
+            self._release()
+
+    def stop(self, drain: bool = True) -> None:
+        """As `astop`, blocking."""
+        self.surroundings.run(self.astop(drain))

@@ -1,0 +1,90 @@
+"""Values to bytes and back for one link; uses msgspec for plain data where it is installed, knows no sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .errors import WireError
+from .wire import MAX_DEPTH, Hook, Special, pack, revive, unpack
+
+_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_PLAIN = _SCALARS | {list, dict}
+_STR = frozenset({str})
+_LARGE = 65536
+
+
+def is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value is made only of types whose native MessagePack form comes back as itself."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return kind is not bytes or len(value) < _LARGE
+    if kind is dict:
+        if value and not _STR.issuperset(map(type, value)):
+            return False
+        items: Any = value.values()
+    elif kind is list:
+        items = value
+    else:
+        return False
+    kinds = set(map(type, items))
+    if not _PLAIN.issuperset(kinds) or depth > MAX_DEPTH:
+        return False
+    if kinds.isdisjoint((list, dict, bytes)):
+        return True
+    return all(is_plain(item, depth + 1) for item in items if type(item) in (list, dict, bytes))
+
+
+class Codec:
+    """Encoder and decoder of one link.
+
+    Args:
+        special: Encodes arrays and callables; see `wire.pack`.
+        hook: Decodes the extension types that `special` makes; called with code and payload.
+    """
+
+    def __init__(self, special: Special, hook: Hook) -> None:
+        self._special = special
+        self._special_hook = hook
+        self._depth = threading.local()
+        self._fast: tuple[Callable[[Any], bytes], Callable[[Any], Any], tuple[type[BaseException], ...]] | None = None
+        try:
+            from msgspec import DecodeError, msgpack
+        except ImportError:
+            return
+        decoder = msgpack.Decoder(ext_hook=self._hook)
+        self._fast = (msgpack.Encoder().encode, decoder.decode, (DecodeError, ValueError, TypeError, RecursionError))
+
+    def encode(self, value: Any) -> bytes:
+        """Encode one value."""
+        if self._fast is not None and is_plain(value):
+            try:
+                return self._fast[0](value)
+            except (OverflowError, UnicodeEncodeError):  # an int of more than 64 bits, a lone surrogate
+                pass
+        return pack(value, self._special)
+
+    def decode(self, payload: Any) -> Any:
+        """Decode one value; raises `WireError` for anything outside the format."""
+        if self._fast is None:
+            return unpack(bytes(payload), self._hook)
+        try:
+            return self._fast[1](payload)
+        except self._fast[2] as failure:
+            if isinstance(failure, WireError) or not isinstance(failure, (ValueError, RecursionError)):
+                raise
+            # msgspec is stricter than the format about surrogates; the slow reader has the last word.
+            return unpack(bytes(payload), self._hook)
+
+    def _hook(self, code: int, payload: Any) -> Any:
+        depth = getattr(self._depth, "value", 0)
+        if depth > MAX_DEPTH:
+            raise WireError(f"a value is nested deeper than {MAX_DEPTH} levels")
+        self._depth.value = depth + 1
+        try:
+            if 1 <= code <= 7:
+                return revive(code, payload, self.decode)
+            return self._special_hook(code, bytes(payload))
+        finally:
+            self._depth.value = depth

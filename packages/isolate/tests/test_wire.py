@@ -1,0 +1,181 @@
+"""The wire format: every type comes back as itself, and nothing else gets in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, timedelta, timezone
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isolate.errors import UnsupportedType, WireError
+from isolate.worker.codec import Codec, is_plain
+from isolate.worker.wire import MAX_DEPTH, pack, unpack
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=-(2**64) - 2, max_value=2**64 + 2)
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.datetimes(timezones=st.none() | st.just(UTC) | st.just(timezone(timedelta(hours=5, minutes=30))))
+    | st.just(Path("/a b/ü"))
+)
+HASHABLE = st.recursive(SCALARS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=5)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(HASHABLE, inner, max_size=4)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+        | st.sets(HASHABLE, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def refuse(code: int, payload: Any) -> Any:
+    """No arrays or callables in these tests."""
+    raise WireError(f"extension {code}")
+
+
+def codecs() -> list[Codec]:
+    """One that uses msgspec, and the one that a worker without msgspec has."""
+    slow = Codec(lambda value: None, refuse)
+    slow._fast = None
+    return [Codec(lambda value: None, refuse), slow]
+
+
+def canonical(value: Any) -> str:
+    """A text that two values share only if they and all their parts are equal and of the same types."""
+    if isinstance(value, (set, frozenset)):
+        return f"{type(value).__name__}{sorted(map(canonical, value))}"
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}{list(map(canonical, value))}"
+    if isinstance(value, dict):
+        return f"dict{[(canonical(key), canonical(item)) for key, item in value.items()]}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal, of the same types all the way down, NaN being itself."""
+    return canonical(left) == canonical(right)
+
+
+@pytest.mark.parametrize("writer", [0, 1])
+@pytest.mark.parametrize("reader", [0, 1])
+@given(value=VALUES)
+@settings(max_examples=60, deadline=None)
+def test_round_trip(writer: int, reader: int, value: Any) -> None:
+    """Each of the two encoders is understood by each of the two decoders, and types are kept."""
+    assert same(value, codecs()[reader].decode(codecs()[writer].encode(value)))
+
+
+@given(data=st.binary(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_give_a_value_or_a_wire_error(data: bytes) -> None:
+    """Arbitrary bytes never raise anything but a wire error."""
+    for codec in codecs():
+        with contextlib.suppress(WireError):
+            codec.decode(data)
+
+
+@pytest.mark.parametrize("size", [2**31, 2**32 - 1])
+@pytest.mark.parametrize("tag", [0xC6, 0xC9, 0xDB, 0xDD, 0xDF])
+def test_huge_lengths_are_refused_before_allocation(tag: int, size: int) -> None:
+    """A length that passes its frame is an error, whatever it announces."""
+    for codec in codecs():
+        with pytest.raises(WireError):
+            codec.decode(bytes([tag]) + size.to_bytes(4, "big") + b"\x01abc")
+
+
+@pytest.mark.parametrize("unit", [b"\x91", b"\x81\xa1k", b"\xc7\xff\x02"])
+def test_depth_is_bounded(unit: bytes) -> None:
+    """Nesting far beyond the limit is an error and no crash."""
+    for codec in codecs():
+        with pytest.raises(WireError):
+            codec.decode(unit * 50_000 + b"\xc0")
+
+
+def test_self_containing_value_is_refused() -> None:
+    """A list that contains itself cannot be sent."""
+    value: list[Any] = []
+    value.append(value)
+    for codec in codecs():
+        with pytest.raises((WireError, UnsupportedType), match="itself"):
+            codec.encode(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ([1, {"a": (2, object())}], r"value\[1\]\['a'\]\[1\] is a builtins.object"),
+        ({"k": 1j}, r"value\['k'\] is a .*complex"),
+    ],
+)
+def test_unsupported_type_names_its_path(value: Any, path: str) -> None:
+    """What does not travel is named with the way to it."""
+    for codec in codecs():
+        with pytest.raises(UnsupportedType, match=path):
+            codec.encode(value)
+
+
+def test_declared_types_travel_as_plain_values() -> None:
+    """A dataclass travels as its fields, an enum as its value, a subclass of a built-in as the built-in."""
+
+    @dataclass
+    class Point:
+        x: int
+        y: tuple[int, int]
+
+    class Colour(Enum):
+        RED = "red"
+
+    class Level(IntEnum):
+        LOW = 1
+
+    for codec in codecs():
+        sent = {"p": Point(1, (2, 3)), "c": Colour.RED, "l": Level.LOW, "o": OrderedDict(a=1), "b": bytearray(b"x")}
+        got = codec.decode(codec.encode(sent))
+        assert same(got, {"p": {"x": 1, "y": (2, 3)}, "c": "red", "l": 1, "o": {"a": 1}, "b": b"x"})
+
+
+def test_malformed_extensions() -> None:
+    """Extension values of the wrong inner form, unknown codes and trailing bytes are wire errors."""
+    for codec in codecs():
+        for data in (
+            b"\xc7\x01\x02\x05",  # a tuple that holds a number
+            b"\xc7\x02\x03\x91\x90",  # a set of a list
+            b"\xc7\x02\x05\x91\x01",  # a dict of odd length
+            b"\xc7\x01\x06x",  # a datetime that is none
+            b"\xc7\x01\x63\xc0",  # an unknown code
+            b"\xc0\xc0",
+            b"\xc1",
+            b"\xa2\xff\xff",
+        ):
+            with pytest.raises(WireError):
+                codec.decode(data)
+
+
+def test_plain_values_are_recognised() -> None:
+    """Only what comes back as itself from native MessagePack takes the fast way."""
+    assert is_plain({"a": [1, None, {"b": b"c"}]})
+    for value in ((1,), [(1,)], {1: 2}, {"a": {3}}, b"x" * 70_000, [[b"x" * 70_000]]):
+        assert not is_plain(value)
+
+
+def test_depth_limit_is_the_same_both_ways() -> None:
+    """What can be sent can be received."""
+    value: Any = None
+    for _ in range(MAX_DEPTH):
+        value = [value]
+    assert unpack(pack(value, lambda item: None), refuse) == value
