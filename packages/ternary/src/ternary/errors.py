@@ -3,3 +3,11 @@
 
 class TernaryError(Exception):
     """Base of all errors of ternary."""
+
+
+class TernaryValueError(TernaryError, ValueError):
+    """A value outside {-1, 0, +1} was given where only ternary values can stand."""
+
+
+class PackedDataError(TernaryError, ValueError):
+    """Packed bytes have the wrong size or dtype, or hold a code that no ternary value has."""
