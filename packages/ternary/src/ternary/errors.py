@@ -39,8 +39,12 @@ class NonFiniteActivationError(TernaryError, ValueError):
     """An input or an activation is NaN or infinite."""
 
 
-class NotTernaryError(TernaryError, ValueError):
-    """A tensor that should hold only -1, 0 and +1 holds something else."""
+class TernaryValueError(TernaryError, ValueError):
+    """A value outside {-1, 0, +1} was given where only ternary values can stand."""
+
+
+class PackedDataError(TernaryError, ValueError):
+    """Packed bytes have the wrong size or dtype, or hold a code that no ternary value has."""
 
 
 class DivergedError(TernaryError, ArithmeticError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,8 +37,9 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float().clone())
 
-    values: Tensor
-    scale: Tensor
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
+        values: Tensor
+        scale: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product in the dtype of `input`, of shape (..., in_features)."""
@@ -69,8 +72,9 @@ class Int8Conv2d(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().float().clone())
 
-    values: Tensor
-    scale: Tensor
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
+        values: Tensor
+        scale: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, H, W)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ ACTIVATIONS = ("float", "int8")
 class TernaryWeight(nn.Module):
     """What the ternary layers share: a float `weight`, how to quantize it, and for TTQ two learned scales."""
 
-    weight: Tensor
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
+        weight: nn.Parameter
 
     def _init_ternary(self, quantizer: str, per: str, threshold: float, sparsity: float, activations: str) -> None:
         require_choice("quantizer", quantizer, QUANTIZERS)
@@ -37,6 +38,7 @@ class TernaryWeight(nn.Module):
             raise ValueError(f"sparsity is a fraction of zeros in [0, 1), got {sparsity}")
         if threshold < 0.0:
             raise ValueError(f"a threshold is at least 0, got {threshold}")
+        self.empty = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor
         self.quantizer = quantizer
         self.per = per
         self.threshold = float(threshold)
@@ -53,7 +55,7 @@ class TernaryWeight(nn.Module):
     @torch.jit.unused
     def reset_scales(self) -> None:
         """Start TTQ's two scales at the mean magnitude of the kept weights."""
-        if self.scale_positive is None or self.scale_negative is None:
+        if self.scale_positive is None or self.scale_negative is None or self.empty:
             return
         with torch.no_grad():
             _, scale = ternarize(self.weight, self.quantizer, self.per == "channel")
@@ -63,6 +65,8 @@ class TernaryWeight(nn.Module):
     def ternary_weight(self) -> Tensor:
         """Return the weight as the forward pass uses it: values times scales, gradients straight through."""
         weight = self.weight
+        if self.empty:
+            return weight
         positive, negative = self.scale_positive, self.scale_negative
         per_channel = self.per == "channel"
         if positive is not None and negative is not None:
@@ -75,7 +79,7 @@ class TernaryWeight(nn.Module):
         kind = "absmean" if self.quantizer == "stochastic" and not self.training else self.quantizer
         detached = weight.detach()
         values, scale = ternarize(detached, kind, per_channel, self.threshold, self.sparsity)
-        limit = scale_like(rows_of(detached, per_channel).abs().mean(1) * 3.0, weight) if weight.numel() > 0 else scale
+        limit = scale_like(rows_of(detached, per_channel).abs().mean(1) * 3.0, weight)
         return straight_through(weight, values * scale, limit)
 
     @torch.jit.unused
@@ -88,6 +92,9 @@ class TernaryWeight(nn.Module):
         """
         require_finite(self.weight)
         per_channel = self.per == "channel"
+        if self.empty:
+            scale = self.weight.new_zeros(self.weight.shape[0] if per_channel else 1)
+            return self.weight.to(torch.int8), scale, scale
         if self.scale_positive is not None and self.scale_negative is not None:
             values = ttq_values(self.weight, per_channel)
             return values.to(torch.int8), self.scale_positive.flatten(), self.scale_negative.flatten()
@@ -149,7 +156,7 @@ class TernaryLinear(TernaryWeight, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias` with the ternary weight."""
-        x = fake_int8(input) if self.activations == "int8" else input
+        x = fake_int8(input) if self.activations == "int8" and not self.empty else input
         return functional.linear(x, self.ternary_weight(), self.bias)
 
 
@@ -197,7 +204,7 @@ class TernaryConv1d(_TernaryConv, nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, L)."""
-        x = fake_int8(input, True) if self.activations == "int8" else input
+        x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
         return self._conv_forward(x, self.ternary_weight(), self.bias)
 
 
@@ -206,7 +213,7 @@ class TernaryConv2d(_TernaryConv, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, H, W)."""
-        x = fake_int8(input, True) if self.activations == "int8" else input
+        x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
         return self._conv_forward(x, self.ternary_weight(), self.bias)
 
 

@@ -102,7 +102,7 @@ def ternarize(
     """Apply a quantizer by name; the values and one symmetric scale.
 
     Args:
-        weight: Float tensor of shape (outputs, ...); empty ones are allowed.
+        weight: Float tensor of shape (outputs, ...), not empty.
         quantizer: One of `QUANTIZERS`; 'ttq' gives its starting point, values with symmetric scales.
         per_channel: One scale per output channel instead of one per tensor.
         threshold: For 'twn' the factor of the mean magnitude, for 'fixed' the magnitude itself.
@@ -111,9 +111,6 @@ def ternarize(
     Returns:
         Values in {-1, 0, +1} and scales.
     """
-    if weight.numel() == 0:
-        rows = weight.shape[0] if per_channel and weight.dim() > 1 else 1
-        return weight, scale_like(torch.zeros(rows, dtype=weight.dtype, device=weight.device), weight)
     if quantizer == "twn":
         return twn(weight, per_channel, threshold)
     if quantizer == "fixed":
@@ -147,8 +144,6 @@ def fake_int8(x: Tensor, per_sample: bool = False) -> Tensor:
     Returns:
         The rounded activations in the dtype of `x`.
     """
-    if x.numel() == 0:
-        return x
     dims = [i for i in range(1, x.dim())] if per_sample else [-1]
     scale = x.detach().abs().amax(dims, keepdim=True).clamp(min=1e-8) / 127.0
     rounded = (x.detach() / scale).round().clamp(-127.0, 127.0) * scale
