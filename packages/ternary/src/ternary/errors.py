@@ -1,5 +1,67 @@
 """Every error that ternary raises on purpose; each names a condition, not a place."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ternary.language.diagnostics import Diagnostic, SourceText
+
 
 class TernaryError(Exception):
     """Base of all errors of ternary."""
+
+
+class CompileError(TernaryError, ValueError):
+    """A source has errors; `diagnostics` holds all of them, in source order, and `str()` shows them with carets."""
+
+    def __init__(self, source: SourceText, diagnostics: tuple[Diagnostic, ...]):
+        self.source = source
+        self.diagnostics = diagnostics
+        count = len(diagnostics)
+        heading = f"{source.name}: {count} error{'s' if count != 1 else ''}"
+        super().__init__("\n\n".join([heading, *(d.render(source) for d in diagnostics)]))
+
+
+class UnknownModelError(TernaryError, LookupError):
+    """A model was asked for by a name that the source or the zoo does not define."""
+
+
+class UnknownQuantizerError(TernaryError, ValueError):
+    """A quantizer, granularity or precision was asked for by a name that does not exist."""
+
+
+class NonFiniteWeightError(TernaryError, ValueError):
+    """A weight that should become -1, 0 or +1 is NaN or infinite."""
+
+
+class NonFiniteActivationError(TernaryError, ValueError):
+    """An input or an activation is NaN or infinite."""
+
+
+class TernaryValueError(TernaryError, ValueError):
+    """A value outside {-1, 0, +1} was given where only ternary values can stand."""
+
+
+class PackedDataError(TernaryError, ValueError):
+    """Packed bytes have the wrong size or dtype, or hold a code that no ternary value has."""
+
+
+class DivergedError(TernaryError, ArithmeticError):
+    """Training cannot go on: the loss or a gradient is not finite, or the gradient norm has exploded."""
+
+
+class VanishingGradientError(TernaryError, ArithmeticError):
+    """Training cannot make progress: a layer's gradient has stayed zero for many steps."""
+
+
+class Fp16OverflowError(TernaryError, OverflowError):
+    """A parameter does not fit into 16-bit floating point (largest finite value 65504)."""
+
+
+class ModelFileError(TernaryError, ValueError):
+    """A model file is damaged, of an unknown version, or does not fit the model."""
+
+
+class MissingExtraError(TernaryError, ImportError):
+    """An optional library is needed that is not installed; the message names the extra to install."""

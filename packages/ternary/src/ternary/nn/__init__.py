@@ -1,0 +1,32 @@
+"""Layers and quantizers for PyTorch."""
+
+from ternary.nn.divisible import make_divisible
+from ternary.nn.int8 import Int8Conv2d, Int8Linear
+from ternary.nn.layers import (
+    TernaryConv1d,
+    TernaryConv2d,
+    TernaryEmbedding,
+    TernaryLinear,
+    TernaryWeight,
+    ternary_layers,
+)
+from ternary.nn.quantizers import absmean, fake_int8, fixed, sparse, stochastic, ternarize, twn
+
+__all__ = [
+    "Int8Conv2d",
+    "Int8Linear",
+    "TernaryConv1d",
+    "TernaryConv2d",
+    "TernaryEmbedding",
+    "TernaryLinear",
+    "TernaryWeight",
+    "absmean",
+    "fake_int8",
+    "fixed",
+    "make_divisible",
+    "sparse",
+    "stochastic",
+    "ternarize",
+    "ternary_layers",
+    "twn",
+]

@@ -1,0 +1,15 @@
+"""Channel counts of scaled networks. Needs no torch."""
+
+
+def make_divisible(value: float, by: int) -> int:
+    """Round to a multiple of `by` that is at least `by` and not more than 10 % below `value` (MobileNet's rule).
+
+    Args:
+        value: The scaled channel count.
+        by: The multiple, at least 1.
+
+    Returns:
+        The rounded count.
+    """
+    rounded = max(by, int(value + by / 2) // by * by)
+    return rounded + by if rounded < 0.9 * value else rounded

@@ -1,0 +1,32 @@
+"""Networks that ship as sources in the ternary language. Knows nothing of what they are used for."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from ternary.errors import UnknownModelError
+from ternary.language.compiler import compile as compile_source
+from ternary.language.diagnostics import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the networks, sorted."""
+    files = (f.name for f in resources.files(__name__).iterdir())
+    return tuple(sorted(f.removesuffix(".tri") for f in files if f.endswith(".tri")))
+
+
+def source(name: str) -> str:
+    """Return the source of a network, such as `"resnet18"`; raises `UnknownModelError` for an unknown name."""
+    if name not in names():
+        hint = did_you_mean(name, names())
+        raise UnknownModelError(f"the zoo has no '{name[:80]}', only {', '.join(names())}. {hint}".rstrip())
+    return resources.files(__name__).joinpath(f"{name}.tri").read_text(encoding="utf-8")
+
+
+def load(name: str, *, quantized: bool = True) -> type[nn.Module]:
+    """Return the class of a network; `quantized=False` gives its float form with the same state dict."""
+    return compile_source(source(name), name=f"{name}.tri", quantized=quantized)
