@@ -21,7 +21,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from ttt import commands
+    from ttt import inspection, solving
 
     main = argparse.ArgumentParser(
         prog="ttt",
@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_all(sub)
+    solving.add_commands(sub)
+    inspection.add_commands(sub)
     return main
 
 

@@ -57,6 +57,7 @@ class Run:
             raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
         if workers < 1:
             raise ValueError(f"workers: got {workers}, wanted 1 or more")
+        self._by_id = {t.id: t for t in self.tasks}
         self.budget = Budget.of(budget)
         self.workers = workers
         self.seed = seed
@@ -89,6 +90,7 @@ class Run:
             "seed": self.seed,
             "workers": self.workers,
             "pool": self.pool,
+            "keys": {t.id: self._key(t) for t in self.tasks},
             "rejected": [{"id": r.id, "tests": r.tests, "reason": r.reason} for r in self.rejected],
         }
         write_atomically(folder / "run.json", json.dumps(about, indent=1).encode())
@@ -168,15 +170,18 @@ class Run:
             threading.Thread(target=work, daemon=True).start()
         return count
 
+    def _key(self, task: Task) -> str:
+        return record_key(task, self.backend, self.budget, self.seed)
+
     def _job(self, task: Task) -> Job:
         workdir = None
         if self.folder is not None:
-            workdir = self.folder / "work" / record_key(task, self.backend, self.budget, self.seed)[:40]
+            workdir = self.folder / "work" / self._key(task)[:40]
             workdir.mkdir(parents=True, exist_ok=True)
         return Job(task.without_solutions(), self.backend, self.budget, task.seed(self.seed), workdir)
 
     def _kept(self, task: Task) -> TaskResult | None:
-        key = record_key(task, self.backend, self.budget, self.seed)
+        key = self._key(task)
         for store in self._stores:
             if (result := store.get(key, task.id)) is not None and len(result.predictions) == len(task.test):
                 return result
@@ -188,8 +193,8 @@ class Run:
         if not isinstance(event, Finished):
             return
         self.results[event.task_id] = event.result
-        task = next(t for t in self.tasks if t.id == event.task_id)
-        key = record_key(task, self.backend, self.budget, self.seed)
+        task = self._by_id[event.task_id]
+        key = self._key(task)
         for store in self._stores:
             store.put(key, event.result)
         if self.folder is not None and event.result.reason != "interrupt":
