@@ -1,0 +1,46 @@
+"""The ``lm`` backend: a local Hugging Face causal language model with a LoRA adapter per task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttt.backends.adapter import LoraSettings, TTTAdapter
+from ttt.backends.model_service import ModelService
+from ttt.budget import Clock
+from ttt.checkpoint import CheckpointStore
+from ttt.errors import InvalidBackendError
+from ttt.values import Progress, Task
+
+
+@dataclass(frozen=True)
+class LmBackend:
+    """Adapts the model in folder ``model`` to each task; ``lora`` are fields of LoraSettings."""
+
+    model: str = ""
+    device: str = "auto"
+    lora: dict[str, Any] = field(default_factory=dict)
+    name: str = "lm"
+
+    def __post_init__(self) -> None:
+        """Refuse to start without a model."""
+        if not self.model:
+            raise InvalidBackendError(
+                "lm needs model: the folder of a saved causal language model (--set model=FOLDER)"
+            )
+        try:
+            LoraSettings(**self.lora)
+        except TypeError as error:
+            raise InvalidBackendError(f"lm: lora: {error}") from error
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Load the model, adapt it, decode every test input under several views."""
+        store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
+        settings = LoraSettings(**self.lora)
+        with ModelService(self.model, self.device) as service:
+            with TTTAdapter(service, settings).adapted(task, clock, store) as adaptation:
+                for n, answers in enumerate(adaptation.predict(clock), 1):
+                    fraction = n / settings.prediction_views
+                    yield Progress(answers, "lm", clock.steps_done, fraction)

