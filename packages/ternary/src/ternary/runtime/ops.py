@@ -1,0 +1,169 @@
+"""The operators torch.ops.ternary.linear and conv2d: checks, the choice of a kernel, shapes for the compiler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ternary.errors import LayerShapeError
+from ternary.runtime import fallback, gpu, native
+from ternary.runtime.layout import is_depthwise, tile_shape
+
+__all__ = ["KERNELS"]
+
+KERNELS = ("auto", "torch", "portable", "avx2", "avx512vnni", "neon", "triton")
+"""Every name that a `kernel` argument may have on some machine."""
+
+# Library, not the custom_op decorator, which costs some 30 us a call.
+_library = torch.library.Library("ternary", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, str kernel='auto', int threads=0) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides),
+)
+_library.define(  # type: ignore[no-untyped-call]
+    "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int[2] kernel_size, int[2] stride, int[2] padding, "
+    "int[2] dilation, int groups, str kernel='auto', int threads=0) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    _check_parts(x, weight, scale, bias)
+    if x.dim() == 0:
+        raise LayerShapeError("got an input without dimensions, wanted (..., K)")
+    k = x.shape[-1]
+    if weight.shape != tile_shape(scale.shape[0], k):
+        raise LayerShapeError(
+            f"got an input with {k} features and weights of shape {tuple(weight.shape)}; "
+            f"{k} -> {scale.shape[0]} features take {tile_shape(scale.shape[0], k)}"
+        )
+
+
+def _check_conv(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, kernel_size: list[int], groups: int
+) -> None:
+    _check_parts(x, weight, scale, bias)
+    if x.dim() != 4:
+        raise LayerShapeError(f"got an input of shape {tuple(x.shape)}, wanted (batch, channels, height, width)")
+    channels, out = x.shape[1], scale.shape[0]
+    wanted: tuple[int, ...]
+    if groups < 1 or channels % groups or out % groups:
+        raise LayerShapeError(f"got {groups} groups for {channels} input and {out} output channels")
+    taps = kernel_size[0] * kernel_size[1]
+    if is_depthwise(channels, out, groups):
+        wanted = (taps, -(-channels // 4))
+    elif groups == 1:
+        wanted = tile_shape(out, taps * channels)
+    else:
+        wanted = (out, -(-taps * channels // groups // 4))
+    if weight.shape != wanted:
+        raise LayerShapeError(
+            f"got an input with {channels} channels and weights of shape {tuple(weight.shape)}; "
+            f"{channels} -> {out} channels, kernel {tuple(kernel_size)}, {groups} groups take {wanted}"
+        )
+
+
+def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    """What the native core relies on: dtypes, one dimension of scales, one device, no gaps."""
+    if not x.is_floating_point():
+        raise LayerShapeError(f"got an input of dtype {x.dtype}, wanted a floating-point one")
+    n = scale.shape[0] if scale.dim() == 1 else -1
+    device = x.device
+    fits = weight.dtype == torch.uint8 and weight.device == device and weight.is_contiguous()
+    fits = fits and n >= 0 and scale.dtype == torch.float32 and scale.device == device and scale.is_contiguous()
+    if bias is not None:
+        fits = fits and bias.shape == (n,) and bias.dtype == torch.float32
+        fits = fits and bias.device == device and bias.is_contiguous()
+    if not fits:
+        parts = {"x": x, "weight": weight, "scale": scale, "bias": bias}
+        got = ", ".join(f"{k}: {t.dtype} {tuple(t.shape)} on {t.device}" for k, t in parts.items() if t is not None)
+        raise LayerShapeError(f"got {got}; wanted contiguous uint8 weight, float32 (N,) scale and bias, on one device")
+
+
+def _linear_cpu(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto", threads: int = 0
+) -> Tensor:
+    _check_linear(x, weight, scale, bias)
+    shape = x.shape
+    rows = x if x.dim() == 2 else x.reshape(-1, shape[-1]) if x.numel() else x.reshape(shape[:-1].numel(), shape[-1])
+    rows = rows.float().contiguous()
+    if kernel == "triton":
+        y = gpu.linear(rows, weight, scale, bias)
+    elif (path := native.path_number(kernel)) < 0:
+        y = fallback.linear(rows, weight, scale, bias)
+    else:
+        y = native.linear(rows, weight, scale, bias, path, threads or torch.get_num_threads())
+    return y.to(x.dtype) if x.dim() == 2 else y.to(x.dtype).reshape(*shape[:-1], scale.shape[0])
+
+
+def _linear_elsewhere(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto", threads: int = 0
+) -> Tensor:
+    _check_linear(x, weight, scale, bias)
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
+    on_triton = kernel == "triton" or (kernel == "auto" and x.is_cuda and gpu.is_available())
+    y = (gpu.linear if on_triton else fallback.linear)(rows, weight, scale, bias)
+    return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
+
+
+def _linear_shape(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto", threads: int = 0
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], scale.shape[0]))
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    kernel: str = "auto",
+    threads: int = 0,
+) -> Tensor:
+    _check_conv(x, weight, scale, bias, kernel_size, groups)
+    out_size = fallback.out_size(x.shape[2], x.shape[3], kernel_size, stride, padding, dilation)
+    if min(out_size) < 1 or min(*stride, *dilation, *kernel_size) < 1 or min(padding) < 0:
+        raise LayerShapeError(
+            f"got an input of {x.shape[2]} x {x.shape[3]}, too small for kernel {tuple(kernel_size)}, stride "
+            f"{tuple(stride)}, padding {tuple(padding)}, dilation {tuple(dilation)}"
+        )
+    path = -1 if x.device.type != "cpu" else native.path_number(kernel)
+    if path < 0:
+        y = fallback.conv2d(x.float(), weight, scale, bias, kernel_size, stride, padding, dilation, groups)
+    else:
+        image = x.float().contiguous(memory_format=torch.channels_last)
+        y = native.conv2d(
+            *(image, weight, scale, bias, kernel_size, stride, padding, dilation, groups, out_size, path),
+            threads or torch.get_num_threads(),
+        )
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _conv2d_shape(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    kernel: str = "auto",
+    threads: int = 0,
+) -> Tensor:
+    height, width = fallback.out_size(x.shape[2], x.shape[3], kernel_size, stride, padding, dilation)
+    y = x.new_empty((x.shape[0], scale.shape[0], height, width))
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+_library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("linear", _linear_elsewhere, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("conv2d", _conv2d, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("ternary::linear", _linear_shape, lib=_library)
+torch.library.register_fake("ternary::conv2d", _conv2d_shape, lib=_library)

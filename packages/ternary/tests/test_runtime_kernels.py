@@ -1,0 +1,328 @@
+"""Every kernel gives the integers of an int64 reference and the floats of plain torch, bit for bit."""
+
+import os
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ternary.runtime import available_kernels, fallback, gpu, native
+from ternary.runtime.layout import from_tiles, pack_conv_weight, tile_shape, to_tiles, unpack_conv_weight
+
+NATIVE = native.core().paths
+ALL_NATIVE = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=pytest.mark.skipif(p not in NATIVE, reason=f"no {p} kernel here"))
+        for p in ("portable", "avx2", "avx512vnni", "neon")
+    ],
+)
+SIZES = st.integers(0, 30)
+
+
+def integers(m: int, k: int, seed: int) -> torch.Tensor:
+    """Float activations that quantize to themselves: integers with 127 in every row."""
+    q = torch.randint(-127, 128, (m, k), generator=torch.Generator().manual_seed(seed)).float()
+    if k:
+        q[:, 0] = 127
+    return q
+
+
+def ternary(*shape: int, seed: int) -> torch.Tensor:
+    """Random ternary weights."""
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
+
+
+def native_sums(x: torch.Tensor, values: torch.Tensor, path: str, threads: int = 1) -> torch.Tensor:
+    """Integer accumulators of a native path."""
+    scale = torch.ones(values.shape[0])
+    return native.linear(x, to_tiles(values), scale, None, native.path_number(path), threads, integers=True)
+
+
+class TestLayout:
+    """Tiles are the row format in another order."""
+
+    @given(n=st.integers(0, 40), k=st.integers(0, 70), seed=st.integers(0, 99))
+    def test_tiles_round_trip(self, n, k, seed) -> None:
+        """Any matrix comes back from its tiles."""
+        values = ternary(n, k, seed=seed)
+        tiles = to_tiles(values)
+        assert tuple(tiles.shape) == tile_shape(n, k)
+        assert torch.equal(from_tiles(tiles, n, k), values)
+
+    @given(
+        groups=st.integers(1, 4),
+        out=st.integers(1, 5),
+        inner=st.integers(1, 5),
+        kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    )
+    def test_convolution_weights_round_trip(self, groups, out, inner, kernel) -> None:
+        """Dense, grouped and depthwise weights come back from their packed form."""
+        values = ternary(out * groups, inner, *kernel, seed=3)
+        packed = pack_conv_weight(values, groups)
+        assert torch.equal(unpack_conv_weight(packed, tuple(values.shape), groups), values)
+
+    def test_a_byte_of_a_tile_is_where_the_specification_says(self) -> None:
+        """Row 17, column 37 of a matrix: strip 1, tile 2, row 1, byte 1, field 1."""
+        values = torch.zeros(20, 40, dtype=torch.int8)
+        values[17, 37] = 1
+        changed = (to_tiles(values) != 0x55).nonzero().tolist()
+        assert changed == [[1, 2, 1, 1]]
+        assert int(to_tiles(values)[1, 2, 1, 1]) == 0x55 + (1 << 2)
+
+
+class TestLinearIntegers:
+    """Accumulators against int64 arithmetic."""
+
+    @ALL_NATIVE
+    @settings(max_examples=60, deadline=None)
+    @given(
+        m=st.integers(0, 30),
+        n=st.integers(0, 70),
+        k=st.integers(0, 300),
+        threads=st.integers(1, 3),
+        seed=st.integers(0, 9),
+    )
+    def test_any_shape(self, path, m, n, k, threads, seed) -> None:
+        """Every shape, empty ones and ones that fill no vector included, on any number of threads."""
+        x, values = integers(m, k, seed), ternary(n, k, seed=seed)
+        assert torch.equal(native_sums(x, values, path, threads).long(), x.long() @ values.long().T)
+
+    @ALL_NATIVE
+    @pytest.mark.parametrize("k", [1, 255, 256, 257, 4096, 132_104, 499_999])
+    @pytest.mark.parametrize("rows", [1, 5])
+    @pytest.mark.parametrize("weight", [1, -1])
+    def test_extremes_do_not_overflow(self, path, k, rows, weight) -> None:
+        """All activations at +-127 against all-equal weights reach the largest sums there are."""
+        x = torch.full((rows, k), 127.0)
+        x[rows // 2] = -127.0
+        values = torch.full((17, k), weight, dtype=torch.int8)
+        assert torch.equal(native_sums(x, values, path).long(), x.long() @ values.long().T)
+
+    @ALL_NATIVE
+    @pytest.mark.parametrize("threads", [1, 2, 3, 7])
+    def test_large_and_threaded(self, path, threads) -> None:
+        """Shapes that split over rows and over outputs give the same sums on every thread count."""
+        for m, n in [(1, 1000), (40, 130), (300, 20)]:
+            x, values = integers(m, 777, 5), ternary(n, 777, seed=5)
+            assert torch.equal(native_sums(x, values, path, threads).long(), x.long() @ values.long().T)
+
+    @ALL_NATIVE
+    def test_too_many_columns_are_refused(self, path) -> None:
+        """Where 32 bits could overflow there is an error, not a number."""
+        with pytest.raises(RuntimeError, match="500,000"):
+            native_sums(torch.ones(1, 500_001), torch.ones(1, 500_001, dtype=torch.int8), path)
+
+    @pytest.mark.parametrize("k", [1, 1000, 132_104, 132_105, 300_000])
+    def test_fallback_is_exact_on_both_sides_of_float32(self, k) -> None:
+        """Columns beyond what float32 adds exactly are summed in parts."""
+        x = torch.full((2, k), 127.0)
+        x[1] = integers(1, k, 3)
+        values = torch.ones(3, k, dtype=torch.int8)
+        values[1:] = ternary(2, k, seed=1)
+        assert torch.equal(fallback.linear_sums(x.to(torch.int8), values).long(), x.long() @ values.long().T)
+
+    @ALL_NATIVE
+    def test_adversarial_signs(self, path) -> None:
+        """Weights that follow the activations' signs, so that nothing cancels."""
+        x = integers(9, 4096, 8)
+        values = x[:7].sign().to(torch.int8)
+        assert torch.equal(native_sums(x, values, path).long(), x.long() @ values.long().T)
+
+
+class TestQuantization:
+    """Activations become the same int8 everywhere."""
+
+    def test_rounds_half_to_even(self) -> None:
+        """0.5, 1.5 and 2.5 steps end at 0, 2 and 2."""
+        q, scale = fallback.quantize(torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5]]))
+        assert q.tolist() == [[127, 0, 2, 2, 0, -2]]
+        assert scale.tolist() == [1.0]
+
+    @ALL_NATIVE
+    @pytest.mark.parametrize("magnitude", [1e-38, 1e-31, 1e-29, 1e-6, 1.0, 1e6, 1e30, 3e38])
+    def test_native_floats_equal_torch(self, path, magnitude) -> None:
+        """Quantization, sums and scales end in the same floats bit for bit, over the range of float32."""
+        x = torch.randn(40, 193, generator=torch.Generator().manual_seed(1)).clamp(-1, 1) * magnitude
+        x[3] = 0
+        values, scale, bias = ternary(50, 193, seed=2), torch.rand(50), torch.randn(50)
+        tiles = to_tiles(values)
+        expected = fallback.linear(x, tiles, scale, bias)
+        for b in (bias, None):
+            got = native.linear(x, tiles, scale, b, native.path_number(path), 2)
+            assert torch.equal(got, expected if b is not None else fallback.linear(x, tiles, scale, None))
+
+    @ALL_NATIVE
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+    def test_a_bad_row_is_nan_and_harms_no_other(self, path, bad) -> None:
+        """NaN and infinity give NaN for their own row, never integers that look right."""
+        x = torch.randn(20, 70, generator=torch.Generator().manual_seed(1))
+        good = x.clone()
+        x[13, 69] = bad
+        tiles, scale = to_tiles(ternary(30, 70, seed=2)), torch.rand(30)
+        expected = fallback.linear(good, tiles, scale, None)
+        for y in (
+            native.linear(x, tiles, scale, None, native.path_number(path), 1),
+            fallback.linear(x, tiles, scale, None),
+        ):
+            assert torch.isnan(y[13]).all()
+            rest = torch.arange(20) != 13
+            assert torch.equal(y[rest], expected[rest])
+
+
+CONVOLUTIONS = st.fixed_dictionaries(
+    {
+        "batch": st.integers(0, 3),
+        "size": st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        "groups": st.integers(1, 4),
+        "inner": st.sampled_from([1, 2, 3, 16, 17, 32]),
+        "outer": st.sampled_from([1, 2, 5, 16, 33]),
+        "kernel": st.tuples(st.integers(1, 4), st.integers(1, 4)),
+        "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "padding": st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        "threads": st.integers(1, 3),
+    }
+)
+
+
+def reference_convolution(q: torch.Tensor, values: torch.Tensor, **geometry) -> torch.Tensor:
+    """Float64 convolution of small integers, which is exact."""
+    return torch.nn.functional.conv2d(q.double(), values.double(), **geometry).long()
+
+
+class TestConvolutionIntegers:
+    """Strided, padded, dilated, grouped and depthwise, on every path."""
+
+    @ALL_NATIVE
+    @settings(max_examples=80, deadline=None)
+    @given(case=CONVOLUTIONS, depthwise=st.booleans())
+    def test_any_geometry(self, path, case, depthwise) -> None:
+        """Native and fallback accumulators equal a float64 convolution, whatever the geometry."""
+        inner, outer = (1, 1) if depthwise else (case["inner"], case["outer"])
+        groups = case["groups"] * (9 if depthwise else 1)
+        geometry = {k: list(case[k]) for k in ("stride", "padding", "dilation")}
+        kernel = list(case["kernel"])
+        out = fallback.out_size(*case["size"], kernel, *geometry.values())
+        if min(out) < 1:
+            return
+        shape = (case["batch"], inner * groups, *case["size"])
+        x = integers(case["batch"], inner * groups * case["size"][0] * case["size"][1], 3).reshape(shape)
+        values = ternary(outer * groups, inner, *kernel, seed=4)
+        expected = reference_convolution(x, values, **geometry, groups=groups)
+        assert torch.equal(fallback.conv2d_sums(x.to(torch.int8), values, **geometry, groups=groups).long(), expected)
+        got = native.conv2d(
+            *(x.contiguous(memory_format=torch.channels_last), pack_conv_weight(values, groups)),
+            *(torch.ones(outer * groups), None, kernel, *geometry.values(), groups, out),
+            *(native.path_number(path), case["threads"]),
+            integers=True,
+        )
+        assert torch.equal(got.long(), expected)
+
+    @ALL_NATIVE
+    @pytest.mark.parametrize(
+        ("c", "k", "s", "p"), [(3, 7, 2, 3), (64, 3, 1, 1), (64, 3, 2, 1), (64, 1, 2, 0), (24, 1, 1, 0)]
+    )
+    def test_the_layers_of_the_zoo(self, path, c, k, s, p) -> None:
+        """ResNet's and MobileNet's own geometries, in floats, equal the fallback's bit for bit."""
+        x = torch.randn(2, c, 30, 31, generator=torch.Generator().manual_seed(1))
+        values, scale, bias = ternary(40, c, k, k, seed=2), torch.rand(40), torch.randn(40)
+        weight = pack_conv_weight(values, 1)
+        expected = fallback.conv2d(x, weight, scale, bias, [k, k], [s, s], [p, p], [1, 1], 1)
+        got = torch.ops.ternary.conv2d(x, weight, scale, bias, [k, k], [s, s], [p, p], [1, 1], 1, path, 2)
+        assert torch.equal(got, expected)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+
+    @ALL_NATIVE
+    def test_depthwise_with_more_taps_than_16_bits_hold(self, path) -> None:
+        """20 x 20 taps at the extremes: partial sums move to 32 bits in time."""
+        x, values = torch.full((1, 70, 21, 21), -127.0), torch.ones(70, 1, 20, 20, dtype=torch.int8)
+        got = native.conv2d(
+            *(x.contiguous(memory_format=torch.channels_last), pack_conv_weight(values, 70), torch.ones(70), None),
+            *([20, 20], [1, 1], [0, 0], [1, 1], 70, (2, 2), native.path_number(path), 1),
+            integers=True,
+        )
+        assert got.unique().tolist() == [-127 * 400]
+
+
+class TestThreads:
+    """The pool under callers that come at once, and after fork."""
+
+    @pytest.mark.skipif(not NATIVE, reason="no compiled core in this installation")
+    def test_callers_at_the_same_time(self) -> None:
+        """Python threads that call at once each get their own right sums."""
+        x, values = integers(64, 900, 1), ternary(300, 900, seed=1)
+        tiles, scale, path = to_tiles(values), torch.ones(300), native.path_number("auto")
+        expected = x.long() @ values.long().T
+        wrong: list[int] = []
+
+        def call(index: int) -> None:
+            sums = (native.linear(x, tiles, scale, None, path, 2, integers=True) for _ in range(20))
+            wrong.extend(index for y in sums if not torch.equal(y.long(), expected))
+
+        callers = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert wrong == []
+
+    @pytest.mark.skipif(not NATIVE or not hasattr(os, "fork"), reason="needs the compiled core and fork")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # forking is what is tested
+    def test_a_forked_child_can_compute(self) -> None:
+        """A child without the parent's threads starts its own instead of waiting for them."""
+        x, values = integers(64, 900, 1), ternary(300, 900, seed=1)
+        expected = x.long() @ values.long().T
+        tiles, scale, path = to_tiles(values), torch.ones(300), native.path_number("auto")
+        native.linear(x, tiles, scale, None, path, 2, integers=True)
+        child = os.fork()
+        if child == 0:
+            y = native.linear(x, tiles, scale, None, path, 2, integers=True)
+            os._exit(0 if (y.numpy() == expected.numpy()).all() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_kernel_names_end_with_plain_torch() -> None:
+    """Plain torch is always there, and last."""
+    assert available_kernels()[-1] == "torch"
+
+
+class TestTriton:
+    """The GPU kernel in Triton's interpreter; in a process of its own, since the interpreter is chosen at import."""
+
+    @pytest.mark.skipif(not gpu.is_available(), reason="triton is not installed")
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel runs on the device instead")
+    def test_interpreter_gives_the_same_integers(self) -> None:
+        """Odd shapes, extremes and an empty batch equal int64 arithmetic; floats equal the fallback's."""
+        import subprocess
+        import sys
+
+        code = """
+import torch
+from ternary.runtime import fallback, gpu
+from ternary.runtime.layout import to_tiles
+for m, n, k in [(1, 1, 1), (3, 70, 50), (17, 64, 128), (5, 33, 300), (2, 16, 0), (0, 5, 9)]:
+    values = torch.randint(-1, 2, (n, k), dtype=torch.int8)
+    q = torch.randint(-127, 128, (m, k)).to(torch.int8)
+    assert torch.equal(gpu.linear_sums(q, to_tiles(values), n).long(), q.long() @ values.long().T), (m, n, k)
+    x, scale, bias = torch.randn(m, k), torch.rand(n), torch.randn(n)
+    y = torch.ops.ternary.linear(x, to_tiles(values), scale, bias, "triton")
+    assert torch.equal(y, fallback.linear(x, to_tiles(values), scale, bias))
+q = torch.full((2, 700), 127, dtype=torch.int8)
+values = torch.ones(4, 700, dtype=torch.int8)
+assert gpu.linear_sums(q, to_tiles(values), 4).unique().tolist() == [700 * 127]
+"""
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_device_gives_the_same_integers(self) -> None:
+        """On a GPU the sums equal int64 arithmetic too."""
+        for m, n, k in [(1, 1, 1), (3, 70, 50), (17, 4096, 4096), (5, 33, 300)]:
+            values, q = ternary(n, k, seed=1), integers(m, k, 2).to(torch.int8)
+            got = gpu.linear_sums(q.cuda(), to_tiles(values).cuda(), n).cpu()
+            assert torch.equal(got.long(), q.long() @ values.long().T)
