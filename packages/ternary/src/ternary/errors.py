@@ -47,7 +47,6 @@ class PackedDataError(TernaryError, ValueError):
     """Packed bytes have the wrong size or dtype, or hold a code that no ternary value has."""
 
 
-<<<<<<< HEAD
 class DivergedError(TernaryError, ArithmeticError):
     """Training cannot go on: the loss or a gradient is not finite, or the gradient norm has exploded."""
 
@@ -66,11 +65,11 @@ class ModelFileError(TernaryError, ValueError):
 
 class MissingExtraError(TernaryError, ImportError):
     """An optional library is needed that is not installed; the message names the extra to install."""
-=======
+
+
 class KernelUnavailableError(TernaryError, RuntimeError):
     """A kernel was asked for by name that this machine or this build does not have, or that cannot take the problem."""
 
 
 class LayerShapeError(TernaryError, ValueError):
     """Weights, scales or inputs of a packed layer do not fit one another in shape, dtype or device."""
->>>>>>> runtime
