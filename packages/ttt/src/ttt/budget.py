@@ -140,6 +140,10 @@ class Clock:
             self._reason = "steps"
         return self._reason is not None or self.must_end()
 
+    def end_early(self, reason: StopReason) -> None:
+        """Note that a backend stopped for this reason before ``stop`` had said so."""
+        self._reason = self._reason or reason
+
     def must_end(self) -> bool:
         """Whether time, memory or an interrupt leaves no room even for turning what was trained into answers."""
         if self._reason in (None, "steps"):

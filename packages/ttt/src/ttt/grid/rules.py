@@ -1,0 +1,215 @@
+"""Rules over the columns of a group that are right on every training cell; knows nothing of how columns are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ttt.grid.answers import Grid
+from ttt.grid.columns import Cells, Column, Paint
+from ttt.grid.features import Numbers
+
+ENTRY = 0.15
+"""Cost of one table entry."""
+SCREEN = 2400
+"""Cells, and pairs of cells, that rules are screened on before they are verified on all."""
+MOST_VERIFIED = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A verified rule with what it gives for the tests.
+
+    Args:
+        why: The rule in words.
+        cost: Length of its description.
+        kind: "view", "table 1", "table 2", "table 3", "choice 1" or "choice 2".
+        grids: Per test its output, None where the rule meets a case it has not seen.
+    """
+
+    why: str
+    cost: float
+    kind: str
+    grids: tuple[Grid | None, ...]
+
+
+class Rules:
+    """All rules over one group's cells, found in order of size."""
+
+    def __init__(self, cells: Cells, pairs: int, rng: np.random.Generator) -> None:
+        self.cells, self.pairs, self.rng = cells, pairs, rng
+        self.n = cells.known
+        self.target = cells.target.astype(np.int64)
+
+    def _program(self, why: str, cost: float, kind: str, colours: Numbers) -> Program | None:
+        """A program from a colour (or -1) per cell; None where no test is answered."""
+        grids = self.cells.cut(colours.astype(np.int16))[self.pairs :]
+        kept = tuple(None if (g < 0).any() else g.astype(np.uint8) for g in grids)
+        return None if all(g is None for g in kept) else Program(why, cost, kind, kept)
+
+    def plain(self) -> list[Program]:
+        """Paints that are the output as they are."""
+        found = []
+        for p in self.cells.paints:
+            if np.array_equal(p.colours[: self.n], self.cells.target):
+                made = self._program(p.name, p.cost, "view", p.colours.astype(np.int64))
+                if made:
+                    found.append(made)
+        return found
+
+    def _table(self, codes: Numbers, keys: int) -> tuple[Numbers, int] | None:
+        """Colour per code, -1 where never seen, if each code has one colour on the training cells."""
+        table = np.full(keys, -1, dtype=np.int64)
+        table[codes[: self.n]] = self.target
+        if (table[codes[: self.n]] != self.target).any():
+            return None
+        return table, int((table >= 0).sum())
+
+    def tables(self, size: int) -> list[Program]:
+        """Tables over one, two or three columns (three: the base image and two others)."""
+        columns = self.cells.columns
+        if size == 1:
+            sets: Sequence[tuple[int, ...]] = [(i,) for i in range(len(columns))]
+        else:
+            sets = self._separating(size)
+        found = []
+        for chosen in sets:
+            codes, keys = self._joint([columns[i] for i in chosen])
+            table = self._table(codes, keys)
+            if table is None:
+                continue
+            names = " and ".join(columns[i].name for i in chosen)
+            cost = sum(columns[i].cost for i in chosen) + 1.0 * (size > 1) + 0.5 + ENTRY * table[1]
+            made = self._program(f"colour by {names} ({table[1]} cases)", cost, f"table {size}", table[0][codes])
+            if made:
+                found.append(made)
+        return found
+
+    @staticmethod
+    def _joint(columns: list[Column]) -> tuple[Numbers, int]:
+        codes, keys = columns[0].codes, columns[0].keys
+        for c in columns[1:]:
+            codes, keys = codes * c.keys + c.codes, keys * c.keys
+        return codes, keys
+
+    def _separating(self, size: int) -> Sequence[tuple[int, ...]]:
+        """Sets of columns that tell apart all sampled pairs of cells with different colours, cheapest first."""
+        columns = self.cells.columns
+        codes = np.stack([c.codes[: self.n] for c in columns])
+        a, b = self._hard_pairs(codes)
+        if not len(a):
+            return []
+        blind = (codes[:, a] == codes[:, b]).astype(np.float32)
+        cost = np.array([c.cost + ENTRY * c.keys for c in columns])
+        if size == 3:
+            blind = blind[:, blind[0] > 0]
+        missed = blind @ blind.T
+        first, second = np.nonzero(np.triu(missed < 0.5, 1))
+        order = np.argsort(cost[first] + cost[second], kind="stable")[: MOST_VERIFIED * 4]
+        alone = blind.sum(axis=1) < 0.5
+        pairs = [(int(first[o]), int(second[o])) for o in order]
+        if size == 2:
+            return [(*p,) for p in pairs if not (alone[p[0]] or alone[p[1]])][:MOST_VERIFIED]
+        return [(0, *p) for p in pairs if p[0] != 0 and not (alone[p[0]] or alone[p[1]])][:MOST_VERIFIED]
+
+    def _hard_pairs(self, codes: Numbers) -> tuple[Numbers, Numbers]:
+        """Pairs of training cells with different colours, half of them alike in the base image."""
+        a = self.rng.integers(self.n, size=SCREEN * 6)
+        b = self.rng.integers(self.n, size=SCREEN * 6)
+        differ = self.target[a] != self.target[b]
+        alike = codes[0][a] == codes[0][b]
+        pick = np.concatenate([np.flatnonzero(differ & alike)[:SCREEN], np.flatnonzero(differ & ~alike)[: SCREEN // 2]])
+        if len(np.flatnonzero(differ & alike)) < SCREEN // 8:
+            changed = np.flatnonzero(self.target != self.cells.paints[0].colours[: self.n])
+            if len(changed):
+                a2 = self.rng.choice(changed, size=SCREEN * 4)
+                b2 = self.rng.integers(self.n, size=SCREEN * 4)
+                good = np.flatnonzero((self.target[a2] != self.target[b2]) & (codes[0][a2] == codes[0][b2]))[:SCREEN]
+                return np.concatenate([a[pick], a2[good]]), np.concatenate([b[pick], b2[good]])
+        return a[pick], b[pick]
+
+    def choices(self, size: int) -> list[Program]:
+        """Rules that choose, by the code of one or two columns, which paint a cell takes."""
+        paints = sorted(self.cells.paints, key=lambda p: p.cost)
+        screen = self._screen()
+        wrong = np.stack([p.colours[screen] != self.cells.target[screen] for p in paints]).astype(np.float32).T
+        columns = [c for c in self.cells.columns if c.keys <= 12]
+        if size == 1:
+            sets: list[tuple[tuple[Column, ...], Numbers, int]] = [((c,), c.codes, c.keys) for c in columns]
+        else:
+            near = wrong.sum(axis=0).argsort(kind="stable")[:40]
+            near = np.union1d(near, [i for i, p in enumerate(paints) if p.cost <= 0.7])
+            paints, wrong = [paints[i] for i in near], wrong[:, near]
+            few = [c for c in columns if c.keys <= 6]
+            scored = sorted((self._least(c.codes[screen], c.keys, wrong) + 2.0 * c.cost, i) for i, c in enumerate(few))
+            best = [few[i] for _, i in scored]
+            sets = [
+                ((a, b), a.codes * b.keys + b.codes, a.keys * b.keys)
+                for i, a in enumerate(best[:14])
+                for b in best[i + 1 : 160]
+            ]
+        found: list[Program] = []
+        for chosen, codes, keys in sets:
+            sampled = codes[screen]
+            mistakes = self._mistakes(sampled, keys, wrong)
+            present = np.bincount(sampled, minlength=keys) > 0
+            if (mistakes.min(axis=1)[present] > 0.5).any():
+                continue
+            made = self._choice(chosen, codes, keys, paints, mistakes)
+            if made:
+                found.append(made)
+                if len(found) >= MOST_VERIFIED:
+                    break
+        return found
+
+    def _screen(self) -> Numbers:
+        base = self.cells.paints[0].colours[: self.n]
+        changed, kept = np.flatnonzero(self.cells.target != base), np.flatnonzero(self.cells.target == base)
+        half = SCREEN // 2
+        parts = [p if len(p) <= half else self.rng.choice(p, half, replace=False) for p in (changed, kept)]
+        return np.sort(np.concatenate(parts))
+
+    @staticmethod
+    def _mistakes(codes: Numbers, keys: int, wrong: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        one_hot = np.zeros((keys, len(codes)), dtype=np.float32)
+        one_hot[codes, np.arange(len(codes))] = 1.0
+        return one_hot @ wrong
+
+    def _least(self, codes: Numbers, keys: int, wrong: npt.NDArray[np.float32]) -> float:
+        return float(self._mistakes(codes, keys, wrong).min(axis=1).sum())
+
+    def _choice(
+        self,
+        chosen: tuple[Column, ...],
+        codes: Numbers,
+        keys: int,
+        paints: list[Paint],
+        mistakes: npt.NDArray[np.float32],
+    ) -> Program | None:
+        known, out = codes[: self.n], np.full(len(codes), -1, dtype=np.int64)
+        used: dict[str, float] = {}
+        cases = 0
+        for key in range(keys):
+            here = np.flatnonzero(known == key)
+            if not len(here):
+                continue
+            cases += 1
+            right = [
+                i
+                for i in np.flatnonzero(mistakes[key] < 0.5)
+                if np.array_equal(paints[i].colours[here], self.cells.target[here])
+            ]
+            if not right:
+                return None
+            best = min(right, key=lambda i: (0.0 if paints[i].name in used else paints[i].cost, i))
+            used.setdefault(paints[best].name, paints[best].cost)
+            everywhere = codes == key
+            out[everywhere] = paints[best].colours[everywhere]
+        if len(used) < 2:
+            return None
+        cost = sum(c.cost for c in chosen) + 1.0 * (len(chosen) > 1) + sum(used.values()) + 0.5 + ENTRY * cases
+        why = f"by {' and '.join(c.name for c in chosen)} one of: {'; '.join(used)}"
+        return self._program(why, cost, f"choice {len(chosen)}", out)

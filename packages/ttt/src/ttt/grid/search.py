@@ -1,0 +1,122 @@
+"""The exact search: programs that are right on every training cell, cheapest first; knows nothing of the learners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ttt.grid.answers import Candidate, Grid
+from ttt.grid.columns import cells_of
+from ttt.grid.images import Group, groups_of
+from ttt.grid.rules import Program, Rules
+from ttt.grid.work import Work
+
+GROUPS = 3
+"""Size groups that rules are looked for in, cheapest first."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What the search knows so far.
+
+    Args:
+        programs: Verified programs, in no order.
+        groups: Groups of images by implied output sizes, likeliest first.
+    """
+
+    programs: list[Program] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+
+
+def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
+    """Look for programs until nothing more is tried.
+
+    Args:
+        inputs: All inputs, training first.
+        outputs: The training outputs.
+        seed: Decides which cells rules are screened on.
+        work: Counts work and says when to stop.
+
+    Yields:
+        The same `Found`, fuller each time.
+    """
+    found = Found()
+    pairs = len(outputs)
+    for groups in groups_of(inputs, outputs, work):
+        found.groups = groups
+        programs = [
+            Program(image.name, image.cost, "view", image.grids[pairs:])
+            for group in groups
+            for image in group.images
+            if all(np.array_equal(a, b) for a, b in zip(image.grids, outputs, strict=False))
+        ]
+        found.programs = programs
+        yield found
+    for group in found.groups[:GROUPS]:
+        if work.over:
+            return
+        cells = cells_of(group, inputs, outputs)
+        work.spend(4)
+        rules = Rules(cells, pairs, np.random.default_rng(seed))
+        if not cells.columns:
+            continue
+        here: list[Program] = []
+        kinds: list[Callable[[], list[Program]]] = [
+            rules.plain,
+            partial(rules.tables, 1),
+            partial(rules.choices, 1),
+            partial(rules.tables, 2),
+            partial(rules.choices, 2),
+            partial(rules.tables, 3),
+        ]
+        for size, make in enumerate(kinds):
+            if work.over:
+                break
+            if size == 5 and (here or found.programs):
+                break
+            here += make()
+            work.spend(2)
+        found.programs = found.programs + here
+        yield found
+
+
+def votes(programs: Sequence[Program], tests: int, warmth: float = 1.0) -> list[list[tuple[float, Program, Grid]]]:
+    """Per test the distinct outputs with their summed weight and their cheapest program, heaviest first."""
+    result = []
+    for t in range(tests):
+        by_grid: dict[bytes, tuple[float, Program, Grid]] = {}
+        for p in sorted(programs, key=lambda p: p.cost):
+            grid = p.grids[t]
+            if grid is None:
+                continue
+            key = bytes(grid.shape) + grid.tobytes()
+            weight = math.exp(-p.cost / warmth)
+            old = by_grid.get(key)
+            by_grid[key] = (weight, p, grid) if old is None else (old[0] + weight, old[1], old[2])
+        result.append(sorted(by_grid.values(), key=lambda v: -v[0]))
+    return result
+
+
+def candidates(found: Found, tests: int) -> list[list[Candidate]]:
+    """The search's answers per test, best first, with the program in words."""
+    result = []
+    for ranked in votes(found.programs, tests):
+        total = sum(w for w, _, _ in ranked) or 1.0
+        result.append(
+            [
+                Candidate(g, belief(p) * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why)
+                for i, (w, p, g) in enumerate(ranked[:6])
+            ]
+        )
+    return result
+
+
+def belief(program: Program) -> float:
+    """Chance that a program of this kind is right, from tasks that it was not written for."""
+    return {"view": 0.95, "table 1": 0.9, "choice 1": 0.85, "table 2": 0.6, "choice 2": 0.5, "table 3": 0.35}[
+        program.kind
+    ]

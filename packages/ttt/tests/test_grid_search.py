@@ -1,0 +1,208 @@
+"""The exact search: views as pictures, features, rules, and the programs it says it found."""
+
+import numpy as np
+import pytest
+
+from ttt.grid import solve
+from ttt.grid.features import FEATURES
+from ttt.grid.images import apply
+from ttt.grid.scene import PROPERTIES, Scene
+from ttt.grid.search import search, votes
+from ttt.grid.views import VIEWS, add
+from ttt.grid.work import Work
+
+
+def picture(text: str) -> np.ndarray:
+    """A grid from rows of digits; '.' is 0."""
+    rows = text.replace(".", "0").split()
+    return np.array([[int(c) for c in row] for row in rows], dtype=np.uint8)
+
+
+PICTURES = [
+    ("turned left", "12 34", "24 13"),
+    ("mirrored left-right", "12 34", "21 43"),
+    ("transposed", "12 34", "13 24"),
+    ("cropped to what is drawn", "... .2. .33", "2. 33"),
+    ("cropped to colour 3", "1.. .33 .3.", "33 3."),
+    ("cropped to the inside of colour 2", "2222 2.12 2222", ".1"),
+    ("without its outermost cells", "111 121 111", "2"),
+    ("cropped to the object with most number of cells", "1.22 ..22", "22 22"),
+    ("cropped to the one-colour piece with a unique colour", "1.1 ... 1.2", "2"),
+    ("panel 2", "1.5.2 .152.", ".2 2."),
+    ("panels laid over one another, first on top", "1.5.2 ..52.", "12 2."),
+    ("how many panels draw each cell", "1.52. .15.2 1.5.2", "2. .2 11"),
+    ("panels without separators", "1.5.2 .152.", "1..2 .12."),
+    ("one cell per panel: commonest colour", "1.5.2 .152.", "12"),
+    ("scaled up 2 times", "12", "1122 1122"),
+    ("scaled down 2 times", "1122 1122", "12"),
+    ("scaled down as far as it goes", "111222 111222 111222", "12"),
+    ("each drawn cell replaced by the whole", "1. .1", "1... .1.. ..1. ...1"),
+    ("tiled 1 x 2", "12", "1212"),
+    ("with its left-right mirror image to the right", "12", "1221"),
+    ("mosaic of its four turns", "12 34", "1231 3442 2443 1321"),
+    ("without repeated rows and columns", "112 112", "12"),
+    ("without empty rows and columns", "1.2 ... 3.4", "12 34"),
+    ("the top half", "1 2 3", "1 2"),
+    ("vertical third 2", "123", "2"),
+    ("its colours, commonest first, as a column", "11 .2", "1 2"),
+    ("bars of its colour counts, across", "11.. ..2.", "11 2."),
+    ("with a border of background around", "1.", ".... .1.. ...."),
+    ("cells fallen down", "12 .. 3.", ".. 1. 32"),
+    ("objects fallen right", "11.. 1..2", "..11 ..12"),
+    ("moved right by 1", "12.", ".12"),
+    ("lines drawn right", ".1. ...", ".11 ..."),
+    ("lines drawn along both diagonals", "... .1. ...", "1.1 .1. 1.1"),
+    ("equal colours joined in rows", "1..1 1..2", "1111 1..2"),
+    ("holes filled with the colour around them", ".... 111. 1.1. 111.", ".... 111. 111. 111."),
+    ("objects filled to their boxes", "1... 111.", "111. 111."),
+    ("only the object with most number of cells kept", "11.2", "11.."),
+    ("the object with most number of cells removed", "11.2", "...2"),
+    ("single cells removed", "11.2", "11.."),
+    ("each object mirrored left-right", "12.", "21."),
+    ("pieces of colour 1 slid to colour 2", "1..2 ....", "..12 ...."),
+    ("colour 5 mended by mirror symmetry", "1221 3453 4664 7..7", "1221 3443 4664 7..7"),
+    ("colour 9 mended by its repeating pattern", "1212 2129 1212 2121", "1212 2121 1212 2121"),
+    ("the drawing overlaid with its left-right mirror image", "12. 1.. 1.1", "121 1.1 1.1"),
+    ("two colours exchanged", "12 21", "21 12"),
+    ("the drawn rows repeated downwards", "1 2 1 2 . .", "1 2 1 2 1 2"),
+    ("each cell the colour of the nearest drawn cell", "1..2", "1122"),
+    ("objects grown by one cell to the sides", "... .1. ...", ".1. 111 .1."),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "after"), PICTURES)
+def test_view_makes_the_picture(name: str, before: str, after: str) -> None:
+    """A transformation makes what its name says."""
+    made = VIEWS[name].make(Scene(picture(before)))
+    assert made is not None
+    assert picture(after).tolist() == made.tolist()
+
+
+FEATURE_PICTURES = [
+    ("number of drawn neighbours at its sides", "1.1.", ".2.1"),
+    ("number of equal neighbours at its sides", "112", "110"),
+    ("inside or outside", ".... 111. 1.1. 111.", ".... 222. 212. 222."),
+    ("its one-colour piece's number of cells", "11.2", "3302"),
+    ("its one-colour piece having the most number of cells", "11.2", "2201"),
+    ("background region's size", "1..", "022"),
+    ("ring in the box of an object", ".... 222. 222. 222. ....", ".... 111. 121. 111. ...."),
+    ("first colour seen right", ".1.2", "1220"),
+    ("its row's commonest drawn colour", "..3 ...", "333 000"),
+    ("chessboard parity", "000 000", "010 101"),
+    ("ring from the border", "000 000 000", "000 010 000"),
+    ("having the rarest drawn colour", "112", "001"),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "after"), FEATURE_PICTURES)
+def test_feature_measures_the_picture(name: str, before: str, after: str) -> None:
+    """A cell feature measures what its name says."""
+    measured = FEATURES[name].measure(Scene(picture(before)))
+    assert measured is not None
+    assert picture(after).tolist() == measured.tolist()
+
+
+def test_every_view_gives_a_legal_grid_or_nothing() -> None:
+    """On odd grids, too, a transformation gives a uint8 grid that the search accepts, or None."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1), (1, 7), (6, 1), (3, 3), (9, 4), (30, 30)]
+    grids = [rng.integers(0, k, shape).astype(np.uint8) for shape in shapes for k in (1, 2, 10)]
+    legal = 0
+    for view in VIEWS.values():
+        for grid in grids:
+            before = grid.copy()
+            made = apply(view, [Scene(grid)])
+            assert np.array_equal(before, grid), f"{view.name} changed its input"
+            if made is not None:
+                legal += 1
+                assert made[0].dtype == np.uint8
+                assert made[0].max() <= 9
+                assert made[0].shape == grid.shape or not view.keeps_size, view.name
+    assert legal > len(VIEWS)
+
+
+def test_every_feature_gives_a_number_per_cell() -> None:
+    """A cell feature has the grid's shape or does not apply."""
+    rng = np.random.default_rng(1)
+    for shape in [(1, 1), (2, 9), (12, 12)]:
+        scene = Scene(rng.integers(0, 3, shape).astype(np.uint8))
+        for f in FEATURES.values():
+            measured = f.measure(scene)
+            assert measured is None or measured.shape == shape, f.name
+
+
+def test_names_are_unique_and_plentiful() -> None:
+    """Two transformations cannot have one name, and there are more than a hundred of them."""
+    assert len(VIEWS) > 115
+    assert len(PROPERTIES) > 15
+    with pytest.raises(ValueError, match="turned left"):
+        add("turned left", lambda s: s.grid)
+
+
+def task(make, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """All inputs, the training outputs and the hidden outputs of a rule, the last input being the test."""
+    outputs = [np.asarray(make(g), dtype=np.uint8) for g in inputs]
+    return inputs, outputs[:-1], outputs[-1:]
+
+
+def boxes(seed: int, n: int = 4, size: int = 10) -> list[np.ndarray]:
+    """Grids with some rectangles of colours 1 to 4."""
+    rng = np.random.default_rng(seed)
+    grids = []
+    for _ in range(n):
+        g = np.zeros((size, size), dtype=np.uint8)
+        for colour in range(1, 5):
+            r, c = rng.integers(0, size - 4, 2)
+            h, w = rng.integers(1, 5, 2)
+            g[r : r + h, c : c + w] = colour
+        grids.append(g)
+    return grids
+
+
+def grown(g: np.ndarray) -> np.ndarray:
+    """Recolour: drawn cells with four drawn neighbours become 8."""
+    p = np.pad(g > 0, 1).astype(int)
+    inner = (p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] == 4) & (g > 0)
+    return np.where(inner, 8, g)
+
+
+RULES = [
+    ("a pose", lambda g: g[::-1]),
+    ("a pose, then a crop", lambda g: np.rot90(g)[:5]),
+    ("a colour table", lambda g: np.array([0, 3, 1, 4, 2])[g]),
+    ("a rule on neighbours", grown),
+    ("a choice between views", lambda g: np.where(np.arange(10)[:, None] % 2 == 0, g, 0)),
+    ("a mosaic", lambda g: np.vstack([g, g[::-1]])),
+]
+
+
+@pytest.mark.parametrize("rule", [r[1] for r in RULES], ids=[r[0] for r in RULES])
+def test_search_finds_the_rule(rule) -> None:
+    """A rule made of known parts is found from three pairs and answers the test."""
+    inputs, outputs, hidden = task(rule, boxes(3))
+    found = None
+    for found in search(inputs, outputs, 0, Work(lambda: False)):
+        assert found.groups
+    assert found is not None
+    ranked = votes(found.programs, 1)[0]
+    assert hidden[0].tolist() in [g.tolist() for _, _, g in ranked[:2]]
+
+
+def test_every_program_is_right_on_the_training_pairs() -> None:
+    """Programs are verified on all cells: with a training pair as the test each gives that pair's output."""
+    inputs, outputs, _ = task(grown, boxes(5))
+    again = [*inputs[:3], inputs[0]]
+    for found in search(again, outputs, 0, Work(lambda: False)):
+        for program in found.programs:
+            assert program.grids[0] is not None
+            assert program.grids[0].tolist() == outputs[0].tolist(), program.why
+
+
+def test_answer_says_why_in_words() -> None:
+    """The search's answer names its program."""
+    grids = boxes(1)
+    last = list(
+        solve([(g, g[:, ::-1]) for g in grids[:3]], [grids[3]], seed=0, stop=lambda: False, stages=("search",))
+    )[-1]
+    assert last.answers[0][0].why == "mirrored left-right"
+    assert last.answers[0][0].confidence > 0.8

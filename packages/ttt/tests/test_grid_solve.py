@@ -1,0 +1,157 @@
+"""The solver as a whole: legal at once, deterministic, stoppable, and never one answer twice."""
+
+import time
+
+import numpy as np
+import pytest
+
+from ttt.grid import Progress, solve
+from ttt.grid.answers import Candidate
+
+
+def noise_task(same_size: bool = True) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+    """A task that no program solves."""
+    rng = np.random.default_rng(7)
+    grids = [rng.integers(0, 4, (5, 5)).astype(np.uint8) for _ in range(4)]
+    outs = [rng.integers(0, 4, (5, 5) if same_size else (3, 2)).astype(np.uint8) for _ in range(3)]
+    return list(zip(grids, outs, strict=False)), [grids[3], grids[0]]
+
+
+def flat(progress: Progress) -> list[tuple[list[list[int]], float, str, str]]:
+    """All answers as plain values."""
+    return [(c.grid.tolist(), c.confidence, c.stage, c.why) for a in progress.answers for c in a]
+
+
+def legal(progress: Progress, tests: int) -> None:
+    """Two distinct legal grids per test, best first, confidences that are chances."""
+    assert len(progress.answers) == tests
+    for answers in progress.answers:
+        assert len(answers) == 2
+        first, second = answers
+        assert not np.array_equal(first.grid, second.grid)
+        assert first.confidence >= second.confidence
+        assert first.confidence + second.confidence <= 1.0 + 1e-9
+        for c in answers:
+            assert isinstance(c, Candidate)
+            assert c.grid.dtype == np.uint8
+            assert c.grid.ndim == 2
+            assert 1 <= min(c.grid.shape) <= max(c.grid.shape) <= 30
+            assert c.grid.max() <= 9
+            assert 0.0 <= c.confidence <= 1.0
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+def test_every_progress_is_legal_and_work_only_grows(same_size: bool) -> None:
+    """From the first yield on there are two distinct legal answers per test."""
+    train, tests = noise_task(same_size)
+    done = 0
+    last = None
+    for last in solve(train, tests, seed=1, stop=lambda: False, steps=200):
+        legal(last, 2)
+        assert last.steps_done >= done
+        assert 0.0 <= last.fraction <= 1.0
+        done = last.steps_done
+    assert last is not None
+    assert last.stage == "done"
+    assert last.fraction == 1.0
+
+
+def test_same_seed_and_steps_give_the_same_answers_at_any_speed() -> None:
+    """With a work budget the answers do not depend on the clock."""
+    train, tests = noise_task()
+
+    def slow() -> bool:
+        time.sleep(0.001)
+        return False
+
+    fast_run = [flat(p) for p in solve(train, tests, seed=5, stop=lambda: False, steps=150)]
+    slow_run = [flat(p) for p in solve(train, tests, seed=5, stop=slow, steps=150)]
+    assert fast_run == slow_run
+
+
+def test_process_wide_random_state_is_untouched() -> None:
+    """Solving neither uses nor moves the global generators."""
+    import torch
+
+    train, tests = noise_task()
+    torch.manual_seed(3)
+    before = torch.get_rng_state().clone()
+    numpy_before = np.random.get_state()[1].copy()  # type: ignore[index]
+    for _ in solve(train, tests, seed=5, stop=lambda: False, steps=150):
+        pass
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state()[1])  # type: ignore[index]
+
+
+def test_stop_is_obeyed_and_an_answer_is_there() -> None:
+    """A stop signal that is on from the start still leaves a legal answer."""
+    train, tests = noise_task()
+    seen = list(solve(train, tests, seed=0, stop=lambda: True))
+    assert len(seen) == 1
+    legal(seen[0], 2)
+
+
+def test_stop_in_the_middle_ends_the_work_soon() -> None:
+    """Once stop is true only the piece of work at hand is finished."""
+    train, tests = noise_task()
+    asked = 0
+
+    def after_some() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 12
+
+    last = list(solve(train, tests, seed=0, stop=after_some))[-1]
+    legal(last, 2)
+    assert asked < 40
+
+
+def test_work_budget_is_kept() -> None:
+    """Hardly more than the given units are spent."""
+    train, tests = noise_task()
+    for steps in (1, 30, 150):
+        last = list(solve(train, tests, seed=0, stop=lambda: False, steps=steps))[-1]
+        assert last.steps_done <= steps + 20
+
+
+def test_net_learns_what_it_is_shown() -> None:
+    """The net fits a local rule that the other stages were not asked about."""
+    rng = np.random.default_rng(0)
+    grids = [(rng.random((6, 6)) < 0.3).astype(np.uint8) for _ in range(4)]
+
+    def rule(g: np.ndarray) -> np.ndarray:
+        p = np.pad(g, 1)
+        beside = p[:-2, 1:-1] | p[2:, 1:-1] | p[1:-1, :-2] | p[1:-1, 2:]
+        return np.where((g == 0) & (beside == 1), 2, g).astype(np.uint8)
+
+    train = [(g, rule(g)) for g in grids[:3]]
+    last = list(solve(train, [grids[3]], seed=0, stop=lambda: False, steps=250, stages=("net",)))[-1]
+    best = last.answers[0][0]
+    assert best.stage == "net"
+    assert rule(grids[3]).tolist() in [c.grid.tolist() for c in last.answers[0]]
+    assert "pairs" in best.why
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (np.zeros((0, 3)), "shape"),
+        (np.zeros(3), "2-D"),
+        (np.full((2, 2), 17), "0..9"),
+        (np.zeros((31, 2)), "30"),
+    ],
+)
+def test_bad_grids_are_refused(bad: np.ndarray, text: str) -> None:
+    """A grid that is no ARC grid is refused with what was wanted."""
+    good = np.zeros((2, 2), dtype=np.uint8)
+    with pytest.raises(ValueError, match=text):
+        next(iter(solve([(good, good)], [bad], seed=0, stop=lambda: False)))
+
+
+def test_bad_arguments_are_refused() -> None:
+    """Unknown stages and empty training sets are refused."""
+    good = np.zeros((2, 2), dtype=np.uint8)
+    with pytest.raises(ValueError, match="guess"):
+        next(iter(solve([(good, good)], [good], seed=0, stop=lambda: False, stages=("guess",))))
+    with pytest.raises(ValueError, match="training"):
+        next(iter(solve([], [good], seed=0, stop=lambda: False)))
