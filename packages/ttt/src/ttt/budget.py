@@ -136,15 +136,23 @@ class Clock:
 
     def stop(self) -> bool:
         """Whether to stop now; once true, always true."""
-        if self._reason is None:
-            self._reason = self._why()
-        return self._reason is not None
+        if self._reason is None and self.steps_left <= 0:
+            self._reason = "steps"
+        return self._reason is not None or self.must_end()
+
+    def end_early(self, reason: StopReason) -> None:
+        """Note that a backend stopped for this reason before ``stop`` had said so."""
+        self._reason = self._reason or reason
+
+    def must_end(self) -> bool:
+        """Whether time, memory or an interrupt leaves no room even for turning what was trained into answers."""
+        if self._reason in (None, "steps"):
+            self._reason = self._why() or self._reason
+        return self._reason not in (None, "steps")
 
     def _why(self) -> StopReason | None:
         if self.interrupted.is_set():
             return "interrupt"
-        if self.steps_left <= 0:
-            return "steps"
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
             return "time"

@@ -1,4 +1,4 @@
-"""Test-time training of a language model: a LoRA adapter per task, trained on its own pairs, used, and taken off again."""
+"""Test-time training of a language model: a LoRA adapter per task, trained on its pairs, used, and taken off again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from ttt.augment import View, leave_one_out, random_views
 from ttt.backends.celltext import IGNORED, PAD, SYMBOLS, example, grid_symbols, shorten, symbols_grid
-from ttt.backends.decoding import decode, log_probability
+from ttt.backends.decoding import decode, greedy, log_probability
 from ttt.backends.model_service import ModelService, seeded
 from ttt.backends.training_state import pack, unpack
 from ttt.budget import Clock
@@ -35,6 +35,7 @@ class LoraSettings:
         prediction_views: views that are decoded and scored.
         threshold: grids below this probability are not decoded.
         max_symbols: longest sequence; the first pairs are left out of longer ones.
+        training_share: of the time budget, after which training ends and decoding begins.
         checkpoint_every: steps between checkpoints, where there is a folder for them.
     """
 
@@ -48,6 +49,7 @@ class LoraSettings:
     prediction_views: int = 4
     threshold: float = 0.1
     max_symbols: int = 4096
+    training_share: float = 0.6
     checkpoint_every: int = 16
 
 
@@ -73,26 +75,23 @@ class Adaptation:
         found: list[dict[bytes, Grid]] = [{} for _ in self.task.test]
         for n, view in enumerate(views, 1):
             for options, pair in zip(found, self.task.test, strict=True):
-                for grid in self._decode(view, pair, clock):
+                for grid in self._decode(view, pair, clock, at_least_one=not options):
                     options.setdefault(grid_bytes(grid), grid)
             if all(found):
                 yield tuple(
                     self._ranked(options.values(), pair, views[:n])
                     for options, pair in zip(found, self.task.test, strict=True)
                 )
-            if clock.stop():
+            if clock.must_end():
                 return
 
-    def _decode(self, view: View, pair: Pair, clock: Clock) -> Iterator[Grid]:
-        prompt = self._prompt(view, pair)
-        for d in decode(
-            self.service,
-            self.model,
-            prompt,
-            threshold=self.settings.threshold,
-            limit=4 * self.settings.max_symbols,
-            stop=clock.stop,
-        ):
+    def _decode(self, view: View, pair: Pair, clock: Clock, *, at_least_one: bool) -> Iterator[Grid]:
+        prompt, s = self._prompt(view, pair), self.settings
+        asked = (self.service, self.model, prompt)
+        found = decode(*asked, threshold=s.threshold, limit=4 * s.max_symbols, stop=clock.must_end)
+        if not found and at_least_one and (likeliest := greedy(*asked, stop=clock.must_end)) is not None:
+            found = [likeliest]
+        for d in found:
             yield view.undo(symbols_grid(d.symbols))
 
     def _prompt(self, view: View, pair: Pair) -> list[int]:
@@ -160,7 +159,8 @@ class TTTAdapter:
             adaptation.steps_done = int(saved.about["step"])
             adaptation.losses = list(saved.about["losses"])
             clock.spend(adaptation.steps_done)
-        while adaptation.steps_done < s.steps and not clock.stop():
+        reserve = (1 - s.training_share) * clock.seconds_left if clock.seconds_left < float("inf") else 0.0
+        while adaptation.steps_done < s.steps and not clock.stop() and clock.seconds_left > reserve:
             step = adaptation.steps_done
             # All that is random in a step comes from its number: a resumed training needs no random state.
             rng = np.random.default_rng([clock.seed, step])
@@ -199,6 +199,6 @@ class TTTAdapter:
             loss = torch.nn.functional.nll_loss(
                 logs.reshape(-1, SYMBOLS), labels[:, 1:].reshape(-1), ignore_index=IGNORED, reduction="sum"
             )
-            (loss / learned).backward()
+            torch.autograd.backward(loss / learned)
             total += float(loss.detach())
         return total / learned

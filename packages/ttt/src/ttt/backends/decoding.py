@@ -1,11 +1,12 @@
-"""Depth-first decoding: every grid that a model gives at least a threshold of probability. Knows symbols, no task.
+"""Depth-first decoding: every grid to which a model gives a threshold of probability. Knows symbols, no task.
 
-After the decoding of "The LLM ARChitect" (Franzen, Disselhoff, Hartmann 2024): a branch is followed while the product of
-its symbols' probabilities stays above the threshold, so that likely grids are found without sampling.
+After the decoding of "The LLM ARChitect" (Franzen, Disselhoff, Hartmann 2024): a branch is followed while the product
+of its symbols' probabilities stays above the threshold, so that likely grids are found without sampling.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,58 +25,84 @@ class Decoded:
     log_probability: float
 
 
+class _Reader:
+    """Asks the model what follows, with a key-value cache that is cut back when another branch is taken up."""
+
+    def __init__(self, service: ModelService, model: Any, prompt: list[int]) -> None:
+        from transformers import DynamicCache
+
+        self._service, self._model, self._prompt = service, model, prompt
+        self._cache = DynamicCache()
+        self.first = self._read(prompt)
+        self.reads = 0
+
+    def _read(self, symbols: list[int]) -> torch.Tensor:
+        ids = self._service.symbols[torch.tensor([symbols], device=self._service.device)]
+        logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits[0, -1]
+        return self._service.log_probabilities(logits)
+
+    def after(self, written: tuple[int, ...]) -> torch.Tensor:
+        """Log probabilities of the symbol after these; all but the last of them have been read on the way here."""
+        if not written:
+            return self.first
+        surplus = self._cache.get_seq_length() - (len(self._prompt) + len(written) - 1)
+        if surplus:
+            self._cache.crop(-surplus)
+        self.reads += 1
+        return self._read([written[-1]])
+
+
+def _legal(following: torch.Tensor, grammar: Grammar) -> torch.Tensor:
+    return following.masked_fill(~torch.from_numpy(grammar.allowed()).to(following.device), float("-inf"))
+
+
 @torch.inference_mode()
 def decode(
     service: ModelService, model: Any, prompt: list[int], *, threshold: float, limit: int, stop: Callable[[], bool]
 ) -> list[Decoded]:
-    """Grids of at least ``threshold`` probability after a prompt, likeliest first; the greedy one at any rate.
+    """Grids of at least ``threshold`` probability after a prompt, likeliest first; perhaps none.
 
     Args:
         service: device and symbols.
         model: the model to ask, with its adapter.
         prompt: symbols.
         threshold: in (0, 1]; at most 1 / threshold grids can pass it.
-        limit: most symbols that are read, over all branches; the greedy branch may exceed it.
+        limit: most symbols that are read, over all branches.
         stop: asked at every symbol; what was found by then is returned.
     """
-    from transformers import DynamicCache
-
-    ids = service.symbols[torch.tensor([prompt], device=service.device)]
-    cache = DynamicCache()
-    floor = float(torch.log(torch.tensor(threshold)))
+    reader = _Reader(service, model, prompt)
+    floor = math.log(threshold)
     found: list[Decoded] = []
-
-    def read(tokens: torch.Tensor) -> torch.Tensor:
-        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[0, -1]
-        return service.log_probabilities(logits)
-
-    # A branch: symbols written, grammar, log probability, and what follows the last symbol where it is known.
-    first = read(ids)
-    branches: list[tuple[tuple[int, ...], Grammar, float, torch.Tensor | None]] = [((), Grammar(), 0.0, first)]
-    reads = 0
-    while branches and not stop():
-        written, grammar, sofar, following = branches.pop()
-        if following is None:
-            if found and reads >= limit:
-                break
-            # The cache holds the branch that was followed last; cut it back to what this branch shares with it.
-            cache.crop(len(prompt) + len(written) - 1)
-            following = read(service.symbols[torch.tensor([[written[-1]]], device=service.device)])
-            reads += 1
-        masked = following.masked_fill(~torch.from_numpy(grammar.allowed()).to(following.device), float("-inf"))
-        options = []
-        for p, s in zip(*(t.tolist() for t in masked.sort(stable=True)), strict=True):
-            if sofar + p >= floor:
-                options.append((p, s))
-        if not options and not found:  # nothing passes: follow the likeliest, so that there is one answer
-            best = int(masked.argmax())
-            options = [(float(masked[best]), best)]
-        for p, s in options:  # ascending, so the likeliest is taken next
+    branches: list[tuple[tuple[int, ...], Grammar, float]] = [((), Grammar(), 0.0)]
+    while branches and reader.reads < limit and not stop():
+        written, grammar, sofar = branches.pop()
+        options = _legal(reader.after(written), grammar).sort(stable=True)
+        # Ascending, so that the likeliest is on top of the stack and followed next.
+        for p, s in zip(options.values.tolist(), options.indices.tolist(), strict=True):
+            if sofar + p < floor:
+                continue
             if s == GRID_END:
                 found.append(Decoded((*written, s), sofar + p))
             else:
-                branches.append(((*written, s), grammar.after(s), sofar + p, None))
+                branches.append(((*written, s), grammar.after(s), sofar + p))
     return sorted(found, key=lambda d: -d.log_probability)
+
+
+@torch.inference_mode()
+def greedy(service: ModelService, model: Any, prompt: list[int], *, stop: Callable[[], bool]) -> Decoded | None:
+    """The grid that follows the likeliest legal symbol at each place; None when told to stop before its end."""
+    reader = _Reader(service, model, prompt)
+    written: tuple[int, ...] = ()
+    grammar = Grammar()
+    sofar = 0.0
+    while not stop():
+        legal = _legal(reader.after(written), grammar)
+        s = int(legal.argmax())
+        written, sofar = (*written, s), sofar + float(legal[s])
+        if s == GRID_END:
+            return Decoded(written, sofar)
+        grammar = grammar.after(s)
+    return None
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt import grid
+from ttt.grid import solve
 from ttt.budget import Clock
 from ttt.values import Candidate, Progress, Task, as_grid
 
@@ -22,9 +22,13 @@ class GridBackend:
         """Yield what ttt.grid.solve yields, in ttt's own values."""
         train = [(p.input, p.output) for p in task.train if p.output is not None]
         tests = [p.input for p in task.test]
-        for found in grid.solve(
-            train, tests, seed=clock.seed, stop=clock.stop, steps=clock.budget.steps, stages=self.stages
-        ):
+        # The solver asks about once a second, so it is told a little early: the piece in hand still fits the budget.
+        reserve = 0.0 if clock.budget.seconds is None else min(2.0, 0.1 * clock.budget.seconds)
+
+        def stop() -> bool:
+            return clock.stop() or clock.seconds_left < reserve
+
+        for found in solve(train, tests, seed=clock.seed, stop=stop, steps=clock.budget.steps, stages=self.stages):
             clock.steps_done = found.steps_done
             yield Progress(
                 tuple(
@@ -35,3 +39,5 @@ class GridBackend:
                 found.steps_done,
                 found.fraction,
             )
+        if clock.seconds_left < reserve:
+            clock.end_early("time")

@@ -39,8 +39,9 @@ class LmBackend:
         """Load the model, adapt it, decode every test input under several views."""
         store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
         settings = LoraSettings(**self.lora)
-        with ModelService(self.model, self.device) as service:
-            with TTTAdapter(service, settings).adapted(task, clock, store) as adaptation:
-                for n, answers in enumerate(adaptation.predict(clock), 1):
-                    fraction = n / settings.prediction_views
-                    yield Progress(answers, "lm", clock.steps_done, fraction)
+        with (
+            ModelService(self.model, self.device) as service,
+            TTTAdapter(service, settings).adapted(task, clock, store) as adaptation,
+        ):
+            for n, answers in enumerate(adaptation.predict(clock), 1):
+                yield Progress(answers, "lm", clock.steps_done, n / settings.prediction_views)

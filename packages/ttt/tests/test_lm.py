@@ -1,0 +1,310 @@
+"""The lm backend on a real, tiny, randomly initialised language model built here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ttt
+from ttt.augment import leave_one_out
+from ttt.backends.celltext import (
+    GRID_END,
+    IGNORED,
+    OUTPUT,
+    SYMBOLS,
+    Grammar,
+    example,
+    grid_symbols,
+    prompt,
+    shorten,
+    symbols_grid,
+)
+from ttt.budget import Budget, Clock
+from ttt.checkpoint import CheckpointStore
+from ttt.errors import InvalidBackendError
+from ttt.values import same
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", reason='needs the extra "lm"')
+pytest.importorskip("peft", reason='needs the extra "lm"')
+
+from ttt.backends.adapter import LoraSettings, TTTAdapter  # noqa: E402 after the skips
+from ttt.backends.decoding import decode, greedy, log_probability  # noqa: E402 after the skips
+from ttt.backends.lm import LmBackend  # noqa: E402 after the skips
+from ttt.backends.model_service import ModelService  # noqa: E402 after the skips
+
+# peft asks transformers for an attribute under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """One thread, as in the workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with sixteen symbols, random, then trained for seconds on recolourings; as safetensors."""
+    folder = tmp_path_factory.mktemp("tiny-lm")
+    config = transformers.LlamaConfig(
+        vocab_size=SYMBOLS,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=15,
+        eos_token_id=13,
+        pad_token_id=14,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+    rng = np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        colours = rng.permutation(10).astype(np.uint8)
+        side = int(rng.integers(1, 4))
+        grids = [rng.integers(0, 10, (side, side)).astype(np.uint8) for _ in range(4)]
+        pairs = tuple(ttt.Pair(ttt.as_grid(g), ttt.as_grid(colours[g])) for g in grids)
+        text, labels = (torch.tensor([x]) for x in example(ttt.Task("t", pairs[:3], pairs[3:]), 4096))
+        logits = model(input_ids=text).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits[0], labels[0, 1:], ignore_index=IGNORED).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def small_task(task_id: str = "small", tests: int = 1) -> ttt.Task:
+    """Recolour 1 to 2 on 2 x 2 grids: a rule that even a tiny model learns."""
+    rng = np.random.default_rng(3)
+    grids = [rng.integers(0, 2, (2, 2)).astype(np.uint8) for _ in range(4 + tests)]
+    pairs = tuple(ttt.Pair(ttt.as_grid(g), ttt.as_grid(g * 2)) for g in grids)
+    return ttt.Task(task_id, pairs[:4], pairs[4:])
+
+
+def digest(model: Any) -> str:
+    """SHA-256 of every parameter's and buffer's bytes, by name."""
+    h = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        h.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+SETTINGS = LoraSettings(steps=6, batch=2, prediction_views=2, checkpoint_every=2, rank=4)
+
+
+def free_clock(seed: int = 0, steps: int | None = None) -> Clock:
+    """A clock without a time limit."""
+    return Clock(Budget(seconds=None, steps=steps), seed)
+
+
+class TestCellText:
+    """Tasks as symbols."""
+
+    def test_grids_survive(self) -> None:
+        """Writing and reading a grid are inverse."""
+        grid = ttt.as_grid([[1, 2, 3], [4, 5, 6]])
+        assert same(symbols_grid(grid_symbols(grid)), grid)
+
+    def test_outputs_are_learned_and_inputs_are_not(self) -> None:
+        """Labels are exactly the symbols of every output, each closed by GRID_END."""
+        task = next(leave_one_out(small_task()))
+        text, labels = example(task, 4096)
+        learned = [x for x in labels if x != IGNORED]
+        outputs = [p.output for p in (*task.train, *task.test)]
+        assert learned == list(itertools.chain.from_iterable(grid_symbols(o) for o in outputs if o is not None))
+        assert all(t == x for t, x in zip(text, labels, strict=True) if x != IGNORED)
+        assert text.count(OUTPUT) == len(outputs)
+
+    def test_long_tasks_lose_their_first_pairs(self) -> None:
+        """What does not fit is left out from the front, never the query."""
+        task = small_task()
+        whole = prompt(task.train, task.test[0].input)
+        short = shorten(task.train, task.test[0].input, len(whole) - 1)
+        assert len(short) < len(whole)
+        assert short[-8:] == whole[-8:]
+        assert len(example(next(leave_one_out(task)), 40)[0]) <= 40
+        with pytest.raises(ValueError, match="needs the output"):
+            example(task.without_solutions(), 100)
+
+    def test_the_grammar_writes_only_grids(self) -> None:
+        """Random walks through allowed symbols always end in a valid grid."""
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            state, written = Grammar(), []
+            while True:
+                s = int(rng.choice(np.flatnonzero(state.allowed())))
+                written.append(s)
+                if s == GRID_END:
+                    break
+                state = state.after(s)
+            assert max(symbols_grid(written).shape) <= 30
+
+
+class TestModelService:
+    """Loading, symbols, memory, and what is refused."""
+
+    def test_loads_and_lets_go(self, tiny_lm: Path) -> None:
+        """The model is in inference mode, frozen, measured; after the block it is gone; random state is untouched."""
+        before = torch.random.get_rng_state()
+        with ModelService(tiny_lm) as service:
+            assert not service.model.training
+            assert not any(p.requires_grad for p in service.model.parameters())
+            memory = service.memory()
+            assert memory.weights == sum(p.numel() * p.element_size() for p in service.model.parameters())
+            assert memory.resident > memory.weights
+            with service.training():
+                assert service.model.training
+            assert not service.model.training
+        assert service.model is None
+        assert torch.equal(before, torch.random.get_rng_state())
+
+    def test_refuses_what_is_no_model(self, integration_test_dir: Path, tiny_lm: Path) -> None:
+        """No folder, no safetensors, and a CUDA device that is not there are typed errors."""
+        with pytest.raises(InvalidBackendError, match=r"no config\.json"):
+            ModelService(integration_test_dir)
+        (integration_test_dir / "config.json").write_text((tiny_lm / "config.json").read_text())
+        torch.save({}, integration_test_dir / "pytorch_model.bin")
+        with pytest.raises(InvalidBackendError, match="cannot be loaded"):
+            ModelService(integration_test_dir)
+        if not torch.cuda.is_available():
+            with pytest.raises(InvalidBackendError, match="no CUDA device"):
+                ModelService(tiny_lm, "cuda")
+        with pytest.raises(InvalidBackendError, match="lm needs model"):
+            LmBackend()
+        with pytest.raises(InvalidBackendError, match="lora"):
+            LmBackend(str(tiny_lm), lora={"ranks": 3})
+
+    def test_a_tokenizer_gives_the_symbols(self, tiny_lm: Path, integration_test_dir: Path) -> None:
+        """A model with a larger vocabulary is used through the sixteen tokens of its own tokenizer."""
+        tokenizers = pytest.importorskip("tokenizers")
+        words = {t: i + 5 for i, t in enumerate([*"0123456789", "\n", "I", "O", ";", "_", ":"])} | {"<unk>": 0}
+        raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+        transformers.PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(integration_test_dir)
+        config = transformers.AutoConfig.from_pretrained(tiny_lm)
+        config.vocab_size = 40
+        transformers.LlamaForCausalLM(config).save_pretrained(integration_test_dir)
+        with ModelService(integration_test_dir) as service:
+            assert service.symbols.tolist() == list(range(5, 21))
+            with TTTAdapter(service, SETTINGS).adapted(small_task(), free_clock()) as adaptation:
+                assert adaptation.losses[-1] < adaptation.losses[0]
+
+
+class TestDecoding:
+    """Depth-first search against brute force."""
+
+    def test_finds_exactly_what_passes_the_threshold(self, tiny_lm: Path) -> None:
+        """Every decoded probability is the one that a plain forward pass gives, and 1 x 1 grids above it all appear."""
+        with ModelService(tiny_lm) as service:
+            text = prompt(small_task().train[:1], ttt.as_grid([[1]]))
+            threshold = 2e-4
+            found = decode(service, service.model, text, threshold=threshold, limit=10**6, stop=lambda: False)
+            assert [d.log_probability for d in found] == sorted((d.log_probability for d in found), reverse=True)
+            assert len(found) == len({d.symbols for d in found})
+            for d in found[:20]:
+                plain = log_probability(service, service.model, text, list(d.symbols))
+                assert plain == pytest.approx(d.log_probability, abs=1e-3)
+                assert d.log_probability >= math.log(threshold) - 1e-3
+            for colour in range(10):
+                symbols = [colour, 10, GRID_END]
+                passes = log_probability(service, service.model, text, symbols) >= math.log(threshold) + 1e-3
+                assert (not passes) or tuple(symbols) in {d.symbols for d in found}
+
+    def test_the_greedy_grid(self, tiny_lm: Path) -> None:
+        """Where nothing passes there is still the greedy grid, with its true probability; not when told to stop."""
+        with ModelService(tiny_lm) as service:
+            text = prompt(small_task().train[:1], ttt.as_grid([[1]]))
+            assert decode(service, service.model, text, threshold=1.0, limit=10, stop=lambda: False) == []
+            found = greedy(service, service.model, text, stop=lambda: False)
+            assert found is not None
+            symbols_grid(found.symbols)
+            plain = log_probability(service, service.model, text, list(found.symbols))
+            assert plain == pytest.approx(found.log_probability, abs=1e-2)
+            assert greedy(service, service.model, text, stop=lambda: True) is None
+
+
+class TestAdapter:
+    """Adapt, predict, take off."""
+
+    def test_ten_tasks_leave_the_base_as_it_was(self, tiny_lm: Path) -> None:
+        """After ten adaptations the base weights are the same to the bit, no module is left, memory does not grow."""
+        with ModelService(tiny_lm) as service:
+            before, modules = digest(service.model), len(list(service.model.modules()))
+            resident = []
+            for i in range(10):
+                task = small_task(f"t{i}")
+                with TTTAdapter(service, SETTINGS).adapted(task, free_clock(i)) as adaptation:
+                    answers = list(adaptation.predict(free_clock(i)))
+                    assert adaptation.steps_done == 6
+                assert len(answers[-1]) == 1
+                assert digest(service.model) == before
+                assert len(list(service.model.modules())) == modules
+                resident.append(service.memory().resident)
+            assert resident[-1] - resident[2] < 30e6
+
+    def test_training_teaches(self, tiny_lm: Path) -> None:
+        """Training takes the loss far down, and the adapted model solves a task whose rule it had not seen."""
+        with ModelService(tiny_lm) as service:
+            settings = LoraSettings(steps=150, batch=4, micro_batch=4, views=1, prediction_views=1, learning_rate=1e-2)
+            with TTTAdapter(service, settings).adapted(small_task(), free_clock()) as adaptation:
+                assert np.mean(adaptation.losses[-5:]) < 0.6 * np.mean(adaptation.losses[:2])
+                ((candidates,),) = list(adaptation.predict(free_clock()))
+                assert 0 < candidates[0].confidence <= 1
+                truth = small_task().test[0].output
+                assert truth is not None
+                assert same(candidates[0].grid, truth)
+
+    def test_micro_batches_do_not_change_the_gradient(self, tiny_lm: Path) -> None:
+        """A batch in one piece and in pieces trains alike, but for rounding."""
+        losses = []
+        with ModelService(tiny_lm) as service:
+            for micro in (1, 4):
+                settings = LoraSettings(steps=4, batch=4, micro_batch=micro, rank=4)
+                with TTTAdapter(service, settings).adapted(small_task(), free_clock()) as adaptation:
+                    losses.append(adaptation.losses)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+    def test_a_resumed_training_is_the_uninterrupted_one(self, tiny_lm: Path, integration_test_dir: Path) -> None:
+        """Stopped after four of six steps and resumed from the checkpoint: every adapter weight equal to the bit."""
+
+        def weights(store: CheckpointStore | None, steps: int | None) -> dict[str, Any]:
+            with (
+                ModelService(tiny_lm) as service,
+                TTTAdapter(service, SETTINGS).adapted(small_task(), free_clock(steps=steps), store) as adaptation,
+            ):
+                named = adaptation.model.named_parameters()
+                return {k: p.detach().clone() for k, p in named if "lora" in k} | {"losses": adaptation.losses}
+
+        store = CheckpointStore(integration_test_dir / "a", kind="lm")
+        assert len(weights(store, 4)["losses"]) == 4
+        resumed, whole = weights(store, None), weights(None, None)
+        assert resumed.pop("losses") == whole.pop("losses")
+        assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+        assert len(whole) == 28
+
+    def test_as_a_backend_in_worker_processes(self, tiny_lm: Path) -> None:
+        """Through ttt.run, in work units: valid answers for two test inputs, and the same answer twice."""
+        backend = LmBackend(str(tiny_lm), device="cpu", lora={"steps": 3, "prediction_views": 1, "rank": 4})
+        run = ttt.run([small_task("two", tests=2), small_task()], backend=backend, budget="3 steps", workers=2)
+        for _ in run:
+            pass
+        assert [r.error for r in run.results.values()] == [None, None]
+        assert all(r.answered for r in run.results.values())
+        assert run.results["two"].predictions[0].first.stage == "lm"
+        again = ttt.run([small_task()], backend=backend, budget="3 steps")
+        for _ in again:
+            pass
+        assert same(*(r["small"].predictions[0].first.grid for r in (run.results, again.results)))
