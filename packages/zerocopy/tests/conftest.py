@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import psutil
 import pytest
 import torch
@@ -86,12 +89,62 @@ def publish() -> Iterator[Callable[..., zerocopy.ModelRef]]:
             zerocopy.unpublish(ref)
 
 
-def run_python(code: str, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=110, **options
-    )
-    if check and done.returncode != 0:
+@pytest.fixture
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Send the classes of the test module along with models: worker processes cannot import test files."""
+    modules = [request.module, sys.modules[__name__]]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """One local Ray cluster for the whole session; None of its warnings are ours."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=100 << 20,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray(ray_cluster: Any, request: pytest.FixtureRequest, by_value: None) -> Iterator[Any]:
+    """The session's Ray, with the test module's classes sent along."""
+    ray_cluster.cloudpickle.register_pickle_by_value(request.module)
+    ray_cluster.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray_cluster
+    zerocopy.forget()
+    ray_cluster.cloudpickle.unregister_pickle_by_value(request.module)
+    ray_cluster.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what uses the Ray cluster on one xdist worker, and give it the time that starting processes takes."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(300))
+
+
+def run_python(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200)
+    if done.returncode != 0:
         raise AssertionError(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
 
@@ -99,7 +152,19 @@ def run_python(code: str, *arguments: str, check: bool = True, **options: Any) -
 @pytest.fixture
 def fresh_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run code in a process that has nothing of ours loaded."""
-    return run_python
+    return lambda code, *arguments: run_python("-c", code, *arguments)
+
+
+@pytest.fixture
+def fresh_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run code as a script file, which spawned processes can import again."""
+
+    def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "script.py"
+        script.write_text(code)
+        return run_python(str(script), *arguments)
+
+    return run
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:

@@ -82,8 +82,10 @@ def write_view(model: Any) -> None:
 
 
 WRITES = {
-    write_fill: FIRST, write_data: FIRST, write_numpy: FIRST, write_asarray: FIRST, write_optimizer: FIRST, write_fused: FIRST,
-    write_batchnorm: "2.running_mean", write_functional_batchnorm: "2.running_mean", write_out: FIRST, write_foreach: FIRST,
+    write_fill: FIRST, write_data: FIRST, write_numpy: FIRST, write_asarray: FIRST, write_optimizer: FIRST,
+    write_fused: FIRST,
+    write_batchnorm: "2.running_mean", write_functional_batchnorm: "2.running_mean", write_out: FIRST, write_foreach:
+    FIRST,
     write_view: FIRST,
 }  # fmt: skip
 CASES = pytest.mark.parametrize(("write", "name"), WRITES.items(), ids=[w.__name__ for w in WRITES])

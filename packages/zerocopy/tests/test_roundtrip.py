@@ -24,7 +24,9 @@ Publish = Callable[..., ModelRef]
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors have equal metadata and, byte for byte, equal contents."""
     meta = [(t.dtype, t.shape, t.stride(), t.requires_grad, t.is_conj(), t.is_neg(), type(t)) for t in (left, right)]
-    raw = [t.detach().resolve_conj().resolve_neg().contiguous().view(torch.uint8) if t.dim() else t for t in (left, right)]
+    raw = [
+        t.detach().resolve_conj().resolve_neg().contiguous().view(torch.uint8) if t.dim() else t for t in (left, right)
+    ]
     return meta[0] == meta[1] and torch.equal(raw[0], raw[1])
 
 
@@ -59,7 +61,9 @@ def test_ties_stay_ties(transformer_model: nn.Module, publish: Publish) -> None:
     ref = publish(transformer_model)
     loaded = ref.load(cached=False)
     assert loaded.head.weight is loaded.embed.weight
-    assert ref.nbytes == sum(t.untyped_storage().nbytes() for t in [*transformer_model.parameters(), transformer_model.scale])
+    assert ref.nbytes == sum(
+        t.untyped_storage().nbytes() for t in [*transformer_model.parameters(), transformer_model.scale]
+    )
     assert len(list(loaded.parameters())) == len(list(transformer_model.parameters()))
 
 
@@ -91,8 +95,10 @@ def test_gradients_flow(simple_model: nn.Module, publish: Publish) -> None:
 
 
 DTYPES = [
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex32,
-    torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64,
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.complex32,
+    torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32,
+    torch.int64,
 ]  # fmt: skip
 
 
@@ -152,7 +158,10 @@ def test_any_permuted_slice(shape: list[int], order: Any, dtype: torch.dtype, st
     tensor = raw.view(dtype)[start : start + (0 if 0 in shape else count)].reshape(shape)
     tensor = tensor.permute(order.sample(range(len(shape)), len(shape)))
     flat = zerocopy.flatten({"t": tensor})
-    storages = [torch.frombuffer(bytearray(b.bytes_view()) or bytearray(1), dtype=torch.uint8).untyped_storage() for b in flat.blocks]
+    storages = [
+        torch.frombuffer(bytearray(b.bytes_view()) or bytearray(1), dtype=torch.uint8).untyped_storage()
+        for b in flat.blocks
+    ]
     loaded = zerocopy.rebuild(flat.skeleton, storages)["t"]
     assert (loaded.shape, loaded.stride(), loaded.dtype) == (tensor.shape, tensor.stride(), tensor.dtype)
     assert bytes(loaded.contiguous().reshape(-1).view(torch.uint8).numpy()) == bytes(
@@ -209,7 +218,9 @@ class TwoParts(torch.Tensor):
         """Compute on the sum."""
         if func is torch.ops.aten.detach.default:
             return cls(args[0].high, args[0].low)
-        plain = torch.utils._pytree.tree_map(lambda x: x.high + x.low if isinstance(x, cls) else x, (args, kwargs or {}))
+        plain = torch.utils._pytree.tree_map(
+            lambda x: x.high + x.low if isinstance(x, cls) else x, (args, kwargs or {})
+        )
         return func(*plain[0], **plain[1])
 
 
@@ -272,7 +283,7 @@ def test_compiled_module(simple_model: nn.Module, publish: Publish) -> None:
 
 def test_what_cannot_be_shared_is_named(publish: Publish) -> None:
     """Meta, lazy, sparse, TorchScript and a lock: an error with the dotted path and a remedy, nothing left."""
-    with pytest.warns(Warning):  # TorchScript announces its own end
+    with pytest.warns(Warning, match="torch.jit"):  # TorchScript announces its own end
         script = torch.jit.script(nn.Linear(2, 2))
     sparse = nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)
     cases: list[tuple[Any, str]] = [
@@ -304,7 +315,7 @@ def test_saved_size_is_the_same(transformer_model: nn.Module, publish: Publish) 
 
 
 def test_copies_are_independent(simple_model: nn.Module, publish: Publish) -> None:
-    """deepcopy of a loaded model gives memory of its own."""
+    """Deepcopy of a loaded model gives memory of its own."""
     loaded = reload(simple_model, publish)
     twin = copy.deepcopy(loaded)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Where segments lie and what they are called: the directory, file names, and the pointer from a name to its current version."""
+"""Where segments lie and what they are called, and the link from a name to its current version."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def current_path(directory: Path, name: str) -> Path:
         return directory / os.readlink(pointer(directory, name))
     except FileNotFoundError as error:
         known = sorted(link.name.removesuffix(_POINTER) for link in directory.glob(f"*{_POINTER}"))
-        raise UnknownNameError(f"nothing is published as {name!r} in {directory}; there is {known or 'nothing'}") from error
+        raise UnknownNameError(
+            f"nothing is published as {name!r} in {directory}; there is {known or 'nothing'}"
+        ) from error
 
 
 def segments(directory: Path) -> list[Path]:
@@ -105,14 +107,12 @@ def sweep(directory: Path | None = None) -> list[Path]:
     from zerocopy.segment import kept  # only for this, and it needs torch
 
     folder = directory or default_directory()
-    removed = []
-    for path in [*segments(folder), *(folder.glob(f"*{TEMPORARY}") if folder.is_dir() else ())]:
-        if not path.is_symlink() and not kept(path) and remove_if_free(path):
-            removed.append(path)
+    files = [*segments(folder), *(folder.glob(f"*{TEMPORARY}") if folder.is_dir() else ())]
+    removed = [path for path in files if not path.is_symlink() and not kept(path) and remove_if_free(path)]
     if folder.is_dir():
         with exclusive(folder):
-            for link in folder.glob(f"*{_POINTER}"):
-                if not link.exists():
-                    link.unlink(missing_ok=True)
-                    removed.append(link)
+            dangling = [link for link in folder.glob(f"*{_POINTER}") if not link.exists()]
+            for link in dangling:
+                link.unlink(missing_ok=True)
+        removed.extend(dangling)
     return removed

@@ -6,7 +6,7 @@ class ZerocopyError(Exception):
 
 
 class UnshareableError(ZerocopyError, TypeError):
-    """The model holds something that has no plain bytes to share: a meta, lazy or sparse tensor, TorchScript, a lambda."""
+    """The model holds something without plain bytes to share: a meta, lazy or sparse tensor, TorchScript, a lock."""
 
 
 class CorruptSegmentError(ZerocopyError, ValueError):

@@ -1,7 +1,9 @@
 """Split a model into a small skeleton and its storages, and put it together again; knows nothing of where bytes live.
 
-The skeleton is a pickle in which every tensor is a number: a row of a table of (block, dtype, offset, size, stride, …). A block
-is the part of one storage that tensors use, so tied tensors and overlapping views share a block, and nothing is stored twice.
+The skeleton is a pickle in which every tensor is a number: a row of a table of (block, dtype, offset, size, stride,
+…). A block
+is the part of one storage that tensors use, so tied tensors and overlapping views share a block, and nothing is
+stored twice.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -25,9 +28,7 @@ ALIGNMENT = 64  # bytes; matrix products over weights at addresses shifted by 4 
 _MASK = ~(ALIGNMENT - 1)
 
 # (block, dtype, offset in elements, size, stride, requires_grad, conj bit, neg bit, class or None for torch.Tensor)
-_Row = tuple[
-    int, torch.dtype, int, tuple[int, ...], tuple[int, ...], bool, bool, bool, type[torch.Tensor] | None
-]
+_Row = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...], bool, bool, bool, type[torch.Tensor] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,11 @@ class Block:
 
     def bytes_view(self) -> memoryview:
         """Return the block's bytes: a view of host memory, or a host copy of another device's."""
-        storage = self.storage if self.storage.device.type == "cpu" else self.storage.cpu()
+        storage = self.storage
+        if storage.device.type != "cpu":
+            storage = storage.cpu()  # type: ignore[no-untyped-call]
         flat = torch.empty((0,), dtype=torch.uint8).set_(storage, self.start, (self.nbytes,), (1,))
-        return memoryview(flat.numpy())
+        return memoryview(flat.numpy())  # type: ignore[arg-type]  # an array is a buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,9 @@ class _Collector:
         if id(tensor) in self._row_of:
             return self._row_of[id(tensor)]
         item = tensor.element_size()
-        first = tensor.storage_offset() * item
+        first = int(tensor.storage_offset()) * item
         reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        last = first + (reach * item if tensor.numel() else 0)
+        last = first + (int(reach) * item if tensor.numel() else 0)
         block = self.block(tensor.untyped_storage(), first, last, self.names.get(id(tensor), ()))
         self.rows.append(
             [
@@ -125,7 +128,7 @@ class _Collector:
         return UnshareableError(f"{where}: {what}, which has no plain bytes to share. {remedy}")
 
     def check(self, tensor: torch.Tensor) -> None:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedTensorMixin):
             raise self.refuse(tensor, "a lazy tensor without a shape yet", "Run the model once before publishing it.")
         if tensor.device.type == "meta":
             remedy = "Load its weights first (publish_file does that straight from a checkpoint)."
@@ -260,8 +263,11 @@ def flatten(model: Any) -> Flat:
 
 
 def _script_names(model: object) -> dict[int, tuple[str, ...]]:
-    scripted = torch.jit.ScriptModule | torch.jit.ScriptFunction
-    return {id(obj): (path,) for path, obj in walk(model) if isinstance(obj, scripted)}
+    return {
+        id(obj): (path,)
+        for path, obj in walk(model)
+        if isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction)
+    }
 
 
 def _unpicklable(model: object) -> str:
@@ -291,7 +297,7 @@ class _Rebuilder(pickle.Unpickler):
         if type(pid) is not int:
             _, block, dtype = pid
             raw = self._storages[block]
-            return raw if dtype is None else torch.storage.TypedStorage(wrap_storage=raw, dtype=dtype, _internal=True)
+            return raw if dtype is None else torch.storage.TypedStorage(wrap_storage=raw, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
         tensor = self._made[pid]
         if tensor is None:
             tensor = self._made[pid] = self._make(self._rows[pid])
@@ -321,5 +327,3 @@ def rebuild(skeleton: bytes, storages: Sequence[torch.UntypedStorage]) -> Any:
     """
     rows, root = pickle.loads(skeleton)
     return _Rebuilder(root, rows, storages).load()
-
-

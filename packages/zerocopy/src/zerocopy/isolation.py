@@ -1,6 +1,7 @@
 """Writes to published weights: which ones happened in this process, and a mode that refuses them beforehand.
 
-A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own, and a model that
+A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own,
+and a model that
 is no longer the published one; both are worth knowing.
 """
 
@@ -76,7 +77,8 @@ def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np
 def written(model: Any) -> tuple[Written, ...]:
     """Return the published weights that this process has written to since it loaded the model, by any means.
 
-    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so that a write through
+    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so
+    that a write through
     ``.data``, numpy or a raw pointer is found and a write of the same value is not.
 
     Args:
@@ -88,8 +90,8 @@ def written(model: Any) -> tuple[Written, ...]:
     found = []
     pages: dict[Mapping, np.ndarray[Any, np.dtype[np.bool_]] | None] = {}
     homes = {id(home): home for home in (_home(obj) for _, obj in walk(model)) if home is not None}
-    for home in homes.values():
-        pages[home] = private_pages("self", home.address, len(home))
+    for mapping in homes.values():
+        pages[mapping] = private_pages("self", mapping.address, len(mapping))
     seen: set[int] = set()
     for path, obj in walk(model):
         if not isinstance(obj, torch.Tensor) or id(obj) in seen:
@@ -106,7 +108,7 @@ def written(model: Any) -> tuple[Written, ...]:
         changed = _differing(home, first, nbytes)
         if changed:
             found.append(Written(path, changed))
-    published = {name for home in homes.values() for name in (home.delta or home).manifest_names()}
+    published = {name for mapping in homes.values() for name in (mapping.delta or mapping).manifest_names()}
     present = {path: obj for path, obj in walk(model) if isinstance(obj, torch.Tensor)}
     for path, obj in present.items():
         if path in published and _home(obj) is None and obj.numel():
@@ -143,10 +145,11 @@ def _differing(home: Mapping, first: int, nbytes: int) -> int:
     return differing
 
 
-class strict:  # noqa: N801  # a context manager that reads as a word: with strict(model)
+class strict:  # a context manager that reads as a word: with strict(model)
     """Refuse, inside a with block, every operation that would write to a published weight, before it happens.
 
-    Covers every torch operator (in-place, ``out=``, foreach and fused ones, batch norm's statistics) and arrays that numpy
+    Covers every torch operator (in-place, ``out=``, foreach and fused ones, batch norm's statistics) and arrays that
+    numpy
     makes from weights, which come out read-only. Applies to the calling thread.
 
     Args:
@@ -157,7 +160,7 @@ class strict:  # noqa: N801  # a context manager that reads as a word: with stri
     """
 
     def __init__(self, model: Any) -> None:
-        spans = {}
+        spans: dict[int, tuple[int, str]] = {}
         for path, obj in walk(model):
             if _home(obj) is not None and isinstance(obj, torch.Tensor) and obj.numel():
                 storage = obj.untyped_storage()
@@ -212,11 +215,11 @@ class _Guard:
 _Mutable = tuple[tuple[int, str], ...]
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks at the arguments that an operator's schema declares mutable."""
 
     def __init__(self, guard: _Guard) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.guard = guard
         self.mutable: dict[Any, _Mutable] = {}
 
@@ -235,9 +238,10 @@ def _check_and_run(
     return func(*args, **kwargs)
 
 
-# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports torch._dynamo at its first
+# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports
+# torch._dynamo at its first
 # call: 3 seconds and 60 MiB in every worker.
-_Dispatch.__torch_dispatch__ = _check_and_run  # type: ignore[method-assign]
+_Dispatch.__torch_dispatch__ = _check_and_run  # type: ignore[method-assign, assignment]
 
 
 def _mutable(func: Any) -> _Mutable:

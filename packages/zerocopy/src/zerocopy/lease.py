@@ -1,7 +1,9 @@
 """Who still needs a segment file, and its removal when nobody does; knows nothing of what is in the file.
 
-A lease is a shared flock on the file. The kernel drops it when the last descriptor of its holder closes, however the holder
-ends, so nothing here depends on exit handlers: a process that is killed gives its leases back too. A small process of its own,
+A lease is a shared flock on the file. The kernel drops it when the last descriptor of its holder closes, however the
+holder
+ends, so nothing here depends on exit handlers: a process that is killed gives its leases back too. A small process
+of its own,
 the caretaker, waits for an exclusive lock on each file that its publisher made, and then removes the file.
 """
 
@@ -33,18 +35,19 @@ files, left = [], []
 def remove(path):
     lock = _thread.allocate_lock(); lock.acquire(); left.append(lock)
     def wait():
+        opened = []
         try:
-            fd = os.open(path, os.O_RDONLY)
+            fd = os.open(path, os.O_RDONLY); opened.append(fd)
             fcntl.flock(fd, fcntl.LOCK_EX)
             mine, there = os.fstat(fd), os.stat(path)
             if (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev): os.unlink(path)
-            folder = os.open(os.path.dirname(path), os.O_RDONLY)
+            folder = os.open(os.path.dirname(path), os.O_RDONLY); opened.append(folder)
             fcntl.flock(folder, fcntl.LOCK_EX)
             link = path.rsplit("@", 1)[0] + "@current"
-            if os.readlink(link) == os.path.basename(path): os.unlink(link)
-            os.close(folder)
+            if os.path.islink(link) and os.readlink(link) == os.path.basename(path): os.unlink(link)
         except OSError: pass
         finally:
+            for fd in opened: os.close(fd)
             lock.release()
     _thread.start_new_thread(wait, ())
 for line in sys.stdin:
@@ -90,7 +93,12 @@ class Caretaker:
         try:
             # It forks at once and the parent ends: the caretaker is nobody's child, so killing our children spares it.
             subprocess.run(
-                command, stdin=read, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, check=True
+                command,
+                stdin=read,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                check=True,
             )
         finally:
             os.close(read)
@@ -103,6 +111,9 @@ class Caretaker:
         except BrokenPipeError:  # somebody killed it; a later publish sweeps up what it would have removed
             os.close(self._pipe)
             self._pipe = None
+
+
+caretaker = Caretaker()
 
 
 def share(fd: int, path: Path) -> None:

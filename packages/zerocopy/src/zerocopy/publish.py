@@ -10,9 +10,9 @@ from typing import Any
 from zerocopy import directory as places
 from zerocopy.errors import SegmentGoneError, UnknownNameError
 from zerocopy.flatten import Flat, flatten
-from zerocopy.lease import TEMPORARY, Caretaker, remove_if_free, share
-from zerocopy.ref import ModelRef, current_node, local_path
-from zerocopy.segment import Manifest, Opened, hash_blocks, model_digest, open_segment, write_segment
+from zerocopy.lease import TEMPORARY, caretaker, remove_if_free, share
+from zerocopy.ref import ModelRef, current_node, local_segment
+from zerocopy.segment import Manifest, hash_blocks, model_digest, open_segment, write_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,6 @@ class _Publication:
     named: bool
 
 
-_caretaker = Caretaker()
 _published: dict[str, _Publication] = {}
 
 
@@ -39,7 +38,8 @@ def publish(
 ) -> ModelRef:
     """Write a model's weights where every process of this machine can map them.
 
-    The segment stays as long as this process lives or any process has the model loaded, however those processes end. Publishing
+    The segment stays as long as this process lives or any process has the model loaded, however those processes end.
+    Publishing
     a newer version under the same name gives up the older one, which goes when its last reader leaves.
 
     Args:
@@ -88,8 +88,8 @@ def _write(
     """Write, seal and show a segment; a failure or a killed process leaves nothing of it."""
     temporary = path.with_name(path.name + TEMPORARY)
     if not manifest.keep:
-        _caretaker.take(temporary)
-        _caretaker.take(path)
+        caretaker.take(temporary)
+        caretaker.take(path)
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         share(fd, temporary)
@@ -98,10 +98,10 @@ def _write(
     except BaseException:
         os.close(fd)
         temporary.unlink(missing_ok=True)
-        _caretaker.publisher_done(path)
+        caretaker.publisher_done(path)
         raise
     finally:
-        _caretaker.publisher_done(temporary)
+        caretaker.publisher_done(temporary)
     return fd, done
 
 
@@ -132,7 +132,8 @@ def _shared_with(
     """Find the blocks that a base, or a base of that base, holds already; take leases on the segments used."""
     if base is None:
         return [], [], [None] * len(flat.blocks), None
-    opened = open_segment(local_path(base))
+    with local_segment(base) as path:
+        opened = open_segment(path)
     sources = [base, *(ModelRef(**fields) for fields in opened.manifest.bases)]
     held = {
         (block.sha256, block.nbytes): (0 if block.base is None else block.base + 1, block.offset)
@@ -153,8 +154,8 @@ def _shared_with(
 
 
 def _lease(ref: ModelRef) -> int:
-    opened: Opened = open_segment(local_path(ref))
-    return opened.fd
+    with local_segment(ref) as path:
+        return open_segment(path).fd
 
 
 def unpublish(ref: ModelRef) -> None:
@@ -172,7 +173,9 @@ def unpublish(ref: ModelRef) -> None:
     keep = opened.manifest.keep
     os.close(opened.fd)
     if not keep:
-        raise ValueError(f"{ref.name} version {ref.version} is held by the process that published it; unpublish it there")
+        raise ValueError(
+            f"{ref.name} version {ref.version} is held by the process that published it; unpublish it there"
+        )
     path.unlink(missing_ok=True)
     places.drop_pointer(path.parent, ref.name, path)
 
@@ -185,7 +188,7 @@ def _release(path: str) -> None:
         Path(path).unlink(missing_ok=True)
     else:
         remove_if_free(Path(path))
-        _caretaker.publisher_done(Path(path))
+        caretaker.publisher_done(Path(path))
     if publication.named:
         places.drop_pointer(Path(path).parent, Path(path).name.rsplit("@", 1)[0], Path(path))
 

@@ -6,6 +6,8 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import nn
 
 from zerocopy.errors import CorruptSegmentError
 from zerocopy.flatten import rebuild
-from zerocopy.segment import map_segment
+from zerocopy.segment import Mapping, map_segment
 
 _lock = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
@@ -87,22 +89,30 @@ class ModelRef:
         return model
 
 
-def local_path(ref: ModelRef) -> Path:
-    """Return a segment file on this machine; a model from another Ray node is fetched first, once per node."""
+@contextmanager
+def local_segment(ref: ModelRef) -> Iterator[Path]:
+    """Give a segment file on this machine, sure to stay for the block; a far node's is fetched first, once per node."""
     here = current_node() if ref.node is not None else None
     if here is None or here == ref.node:
-        return Path(ref.path)
+        yield Path(ref.path)
+        return
     from zerocopy.on_ray import fetch  # only where Ray runs already
 
-    return fetch(ref, here)
+    with fetch(ref, here) as path:
+        yield path
+
+
+def _map(ref: ModelRef) -> Mapping:
+    with local_segment(ref) as path:
+        return map_segment(path)
 
 
 def _build(ref: ModelRef) -> Any:
-    mapping = map_segment(local_path(ref))
+    mapping = _map(ref)
     manifest = mapping.manifest
     if manifest.digest != ref.digest:
         raise CorruptSegmentError(f"{mapping.path} holds model {manifest.digest[:12]} instead of {ref.digest[:12]}")
-    bases = [map_segment(local_path(ModelRef(**fields))) for fields in manifest.bases]
+    bases = [_map(ModelRef(**fields)) for fields in manifest.bases]
     for base in bases:
         base.delta = mapping  # a model whose every block lies in bases still counts as a reader of its own segment
     storages = [

@@ -5,8 +5,10 @@
     128   manifest (JSON), skeleton (pickle)
     data  at a multiple of 4096; every block at a multiple of 64
 
-A file whose inode and modification time are still those of its sealing has not been written since, and is mapped after its first
-kilobytes are checked. Any other (a copy, a touched file) has every block hashed first. Knows nothing of names, leases or Ray.
+A file whose inode and modification time are still those of its sealing has not been written since, and is mapped
+after its first
+kilobytes are checked. Any other (a copy, a touched file) has every block hashed first. Knows nothing of names,
+leases or Ray.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from zerocopy.lease import share
 MAGIC = b"ZEROCOPY"
 FORMAT = 1
 _PAGE = 4096
-_FIXED = struct.Struct("<8sIIQQQQQq")  # magic, format, reserved, manifest, skeleton, data offset, file size, inode, mtime
+_FIXED = struct.Struct(
+    "<8sIIQQQQQq"
+)  # magic, format, reserved, manifest, skeleton, data offset, file size, inode, mtime
 _HEADER = 128
 _DIGEST_AT = 96
 
@@ -221,7 +225,7 @@ class Mapping(mmap.mmap):
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """Return a storage over some of its bytes; a storage of its own, so that saving one tensor saves no other."""
         if nbytes == 0:
-            return torch.UntypedStorage(0)
+            return torch.empty(0, dtype=torch.uint8).untyped_storage()
         return torch.frombuffer(self, dtype=torch.uint8, offset=offset, count=nbytes).untyped_storage()
 
 
@@ -258,28 +262,43 @@ def open_segment(path: Path) -> Opened:
         raise SegmentGoneError(f"{path} is gone: publish the model again, or load a version that is current") from error
     try:
         share(fd, path)
-        status = os.fstat(fd)
-        if status.st_uid not in (os.getuid(), 0):
-            raise CorruptSegmentError(f"{path} belongs to user {status.st_uid}: its skeleton is a pickle and is not read")
-        header = os.pread(fd, _HEADER, 0)
-        if len(header) < _HEADER or not header.startswith(MAGIC):
-            raise CorruptSegmentError(f"{path} is not a segment: it starts with {header[:8]!r}")
-        _, version, _, manifest_size, skeleton_size, data_offset, size, inode, mtime = _FIXED.unpack_from(header)
-        if version != FORMAT:
-            raise CorruptSegmentError(f"{path} has format {version}; this zerocopy reads format {FORMAT}")
-        if status.st_size != size:
-            raise CorruptSegmentError(f"{path} has {status.st_size} bytes instead of {size}: it was truncated or extended")
-        if _HEADER + manifest_size + skeleton_size > data_offset:
-            raise CorruptSegmentError(f"{path} has a header whose parts overlap")
-        body = os.pread(fd, manifest_size + skeleton_size, _HEADER)
-        if hashlib.sha256(header[:_DIGEST_AT] + body).digest() != header[_DIGEST_AT:]:
-            raise CorruptSegmentError(f"{path} has a header or skeleton that does not match its digest")
-        manifest = Manifest.decode(body[:manifest_size])
-        untouched = (status.st_ino, status.st_mtime_ns) == (inode, mtime)
+        return check(fd, path)
     except BaseException:
         os.close(fd)
         raise
-    return Opened(fd, manifest, body[manifest_size:], data_offset, untouched)
+
+
+def check(fd: int, path: Path) -> Opened:
+    """Check everything before the data of an open segment."""
+    status = os.fstat(fd)
+    if status.st_uid not in (os.getuid(), 0):
+        raise CorruptSegmentError(f"{path} belongs to user {status.st_uid}: its skeleton is a pickle and is not read")
+    header = os.pread(fd, _HEADER, 0)
+    if len(header) < _HEADER or not header.startswith(MAGIC):
+        raise CorruptSegmentError(f"{path} is not a segment: it starts with {header[:8]!r}")
+    _, version, _, manifest_size, skeleton_size, data_offset, size, inode, mtime = _FIXED.unpack_from(header)
+    if version != FORMAT:
+        raise CorruptSegmentError(f"{path} has format {version}; this zerocopy reads format {FORMAT}")
+    if status.st_size != size:
+        raise CorruptSegmentError(f"{path} has {status.st_size} bytes instead of {size}: it was truncated or extended")
+    if _HEADER + manifest_size + skeleton_size > data_offset:
+        raise CorruptSegmentError(f"{path} has a header whose parts overlap")
+    body = os.pread(fd, manifest_size + skeleton_size, _HEADER)
+    if hashlib.sha256(header[:_DIGEST_AT] + body).digest() != header[_DIGEST_AT:]:
+        raise CorruptSegmentError(f"{path} has a header or skeleton that does not match its digest")
+    untouched = (status.st_ino, status.st_mtime_ns) == (inode, mtime)
+    return Opened(fd, Manifest.decode(body[:manifest_size]), body[manifest_size:], data_offset, untouched)
+
+
+def adopt(fd: int, path: Path) -> None:
+    """Check a copy of a segment in full and seal it as a segment of its own.
+
+    Raises:
+        CorruptSegmentError: it is not what was published.
+    """
+    opened = check(fd, path)
+    verify_file(fd, opened.manifest, path)
+    seal(fd, opened.manifest.encode(), opened.skeleton, opened.data_offset, os.fstat(fd).st_size)
 
 
 def map_segment(path: Path) -> Mapping:
@@ -299,29 +318,35 @@ def map_segment(path: Path) -> Mapping:
     weakref.finalize(mapping, os.close, opened.fd).atexit = False
     mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
     if not opened.untouched:
-        verify(mapping)
+        verify(mapping, mapping.manifest, path)
     _alive.add(mapping)
     return mapping
 
 
-def verify(mapping: Mapping) -> None:
+def verify(data: mmap.mmap, manifest: Manifest, path: Path) -> None:
     """Hash every block that a segment stores itself.
 
     Raises:
         CorruptSegmentError: naming the first tensor whose bytes are not those that were published.
     """
-    own = [block for block in mapping.manifest.blocks if block.base is None]
-    view = memoryview(mapping)
-    try:
-        hashes = hash_blocks([view[block.offset : block.offset + block.nbytes] for block in own])
-    finally:
-        view.release()
+    own = [block for block in manifest.blocks if block.base is None]
+    with memoryview(data) as view:
+        parts = [view[block.offset : block.offset + block.nbytes] for block in own]
+        hashes = hash_blocks(parts)
+        for part in parts:
+            part.release()
     for block, digest in zip(own, hashes, strict=True):
         if digest != block.sha256:
             raise CorruptSegmentError(
-                f"{mapping.path}: the bytes of {', '.join(block.names) or 'an unnamed block'} "
+                f"{path}: the bytes of {', '.join(block.names) or 'an unnamed block'} "
                 f"do not match their digest; the file was altered after it was published"
             )
+
+
+def verify_file(fd: int, manifest: Manifest, path: Path) -> None:
+    """Do the same for an open file that is not mapped."""
+    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view:
+        verify(view, manifest, path)
 
 
 def kept(path: Path) -> bool:

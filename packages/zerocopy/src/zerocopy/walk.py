@@ -10,14 +10,14 @@ from torch import nn
 
 # What an nn.Module keeps for itself; its tensors and children are listed without these prefixes.
 _MODULE_TABLES = ("_parameters", "_buffers", "_modules")
-_MODULE_PRIVATE = frozenset(nn.Module().__dict__) - {"training"}
+MODULE_PRIVATE = frozenset(nn.Module().__dict__) - {"training"}
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, torch.Tensor)
 _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
 
 def children(obj: object) -> Iterator[tuple[str, object]]:
     """Yield (name, value) of everything that an object holds directly."""
-    if isinstance(obj, _ATOMS) or isinstance(obj, _OPAQUE):
+    if isinstance(obj, _ATOMS + _OPAQUE):
         return
     if isinstance(obj, dict):
         yield from ((str(key), value) for key, value in list(obj.items()))
@@ -29,7 +29,7 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
     if isinstance(obj, nn.Module):
         for table in _MODULE_TABLES:
             yield from attributes.get(table, {}).items()
-        yield from ((name, value) for name, value in list(attributes.items()) if name not in _MODULE_PRIVATE)
+        yield from ((name, value) for name, value in list(attributes.items()) if name not in MODULE_PRIVATE)
         return
     yield from list(attributes.items())
     for cls in type(obj).__mro__:
@@ -42,7 +42,8 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
 def walk(root: object, *, enter_modules: bool = True) -> Iterator[tuple[str, object]]:
     """Yield (dotted path, object) for everything reachable from an object.
 
-    A container is entered once, however often it is met; what is not a container is yielded every time it is met, so that
+    A container is entered once, however often it is met; what is not a container is yielded every time it is met, so
+    that
     a tensor tied under two names comes up under both.
 
     Args:

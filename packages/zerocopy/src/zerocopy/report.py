@@ -1,0 +1,213 @@
+"""report: which models are published on this machine, who maps them, and which bytes each process has to itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zerocopy import directory as places
+from zerocopy.errors import CorruptSegmentError, SegmentGoneError
+from zerocopy.isolation import PAGE, private_pages
+from zerocopy.segment import Manifest, check
+
+_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+\s+(.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTensor:
+    """A tensor that lies on pages that a process has written.
+
+    Args:
+        name: dotted name.
+        private_bytes: size of those pages within the tensor, an upper bound on what was written.
+    """
+
+    name: str
+    private_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One process's view of one segment, in bytes.
+
+    Args:
+        pid: the process.
+        command: its command line, shortened.
+        segment: file name of the segment.
+        mapped: size of the mapping.
+        resident: pages of it in memory (Rss).
+        proportional: its share of them (Pss): resident pages divided among all that map them.
+        private: pages that only this process has because it wrote to them.
+        written: the tensors on those pages.
+    """
+
+    pid: int
+    command: str
+    segment: str
+    mapped: int
+    resident: int
+    proportional: int
+    private: int
+    written: tuple[WrittenTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """One published segment.
+
+    Args:
+        file: its file name.
+        name: the model's name.
+        version: the model's version.
+        model_nbytes: bytes of weights of the model.
+        stored_nbytes: bytes that this file takes; the rest lies in base segments.
+        tensors: number of named tensors.
+        readers: processes that have it mapped.
+        current: whether its name stands for this version.
+        gone: whether the file has been removed, and only its readers still have it.
+    """
+
+    file: str
+    name: str
+    version: int
+    model_nbytes: int
+    stored_nbytes: int
+    tensors: int
+    readers: int
+    current: bool
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is shared on this machine: segments and the processes that map them."""
+
+    directory: str
+    segments: tuple[SegmentInfo, ...]
+    views: tuple[View, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain dicts and lists, for JSON."""
+        return asdict(self)
+
+
+def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[int] | None = None) -> Report:
+    """Tell what is shared and what is private, segment by segment and process by process.
+
+    Args:
+        directory: the segment directory; the default one if None.
+        pids: processes to look at; every process that this user may look at if None.
+
+    Returns:
+        The report. On systems without /proc it lists segments and no processes.
+    """
+    folder = places.default_directory() if directory is None else Path(directory).absolute()
+    manifests: dict[str, Manifest | None] = {path.name: _manifest(path) for path in places.segments(folder)}
+    on_disk = set(manifests)
+    views = []
+    for pid in _pids() if pids is None else pids:
+        for file, parts in _mappings(pid, folder).items():
+            if file not in manifests:
+                manifests[file] = _manifest(Path(f"/proc/{pid}/map_files/{parts[0][0]:x}-{parts[0][1]:x}"))
+            views.append(_view(pid, file, parts, manifests[file]))
+    current = {os.readlink(link) for link in folder.glob("*@current")} if folder.is_dir() else set()
+    infos = []
+    for file, manifest in manifests.items():
+        if manifest is None:
+            continue
+        infos.append(
+            SegmentInfo(
+                file,
+                manifest.name,
+                manifest.version,
+                manifest.model_nbytes,
+                sum(block.nbytes for block in manifest.blocks if block.base is None),
+                sum(len(block.names) for block in manifest.blocks),
+                len({view.pid for view in views if view.segment == file}),
+                file in current,
+                file not in on_disk,
+            )
+        )
+    return Report(str(folder), tuple(infos), tuple(views))
+
+
+def _manifest(path: Path) -> Manifest | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # without a lease: a report must not keep a segment alive
+    except OSError:
+        return None
+    try:
+        return check(fd, path).manifest
+    except (CorruptSegmentError, SegmentGoneError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if Path("/proc/self").is_dir() else []
+
+
+@dataclass(slots=True)
+class _Part:
+    """One line of smaps: the kernel splits a mapping where its flags differ."""
+
+    start: int
+    end: int
+    offset: int
+    fields: dict[str, int]
+
+
+def _mappings(pid: int, folder: Path) -> dict[str, list[tuple[int, int, _Part]]]:
+    """Return the parts of a process's mappings of segments in a folder, by file name."""
+    try:
+        if f"{folder}/" not in Path(f"/proc/{pid}/maps").read_text():
+            return {}
+        lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    except OSError:
+        return {}
+    found: dict[str, list[tuple[int, int, _Part]]] = {}
+    part: _Part | None = None
+    for line in lines:
+        match = _LINE.match(line)
+        if match:
+            path = match[4].removesuffix(" (deleted)")
+            part = None
+            if path.startswith(f"{folder}/") and path.endswith(places.SUFFIX):
+                part = _Part(int(match[1], 16), int(match[2], 16), int(match[3], 16), {})
+                found.setdefault(Path(path).name, []).append((part.start, part.end, part))
+        elif part is not None and line.endswith(" kB"):
+            key, value = line.split(":")
+            part.fields[key] = int(value.split()[0]) * 1024
+    return found
+
+
+def _view(pid: int, file: str, parts: Sequence[tuple[int, int, _Part]], manifest: Manifest | None) -> View:
+    total = {key: sum(part.fields.get(key, 0) for *_, part in parts) for key in ("Size", "Rss", "Pss", "Anonymous")}
+    names: dict[str, int] = {}
+    for start, end, part in parts:
+        own = private_pages(pid, start, end - start) if total["Anonymous"] else None
+        if own is None or manifest is None:
+            continue
+        for block in manifest.blocks:
+            if block.base is not None or not block.nbytes:
+                continue
+            first = max(0, (block.offset - part.offset) // PAGE)
+            last = -(-(block.offset + block.nbytes - part.offset) // PAGE)
+            pages = int(own[first : max(first, last)].sum())
+            if pages:
+                name = ", ".join(block.names) or f"bytes at {block.offset}"
+                names[name] = names.get(name, 0) + min(pages * PAGE, block.nbytes)
+    written = tuple(WrittenTensor(name, nbytes) for name, nbytes in names.items())
+    return View(pid, _command(pid), file, total["Size"], total["Rss"], total["Pss"], total["Anonymous"], written)
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:60]
+    except OSError:
+        return ""

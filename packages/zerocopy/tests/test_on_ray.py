@@ -1,0 +1,136 @@
+"""Ray Data, Ray Serve, and a second raylet: where a model's weights travel, they travel once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zerocopy import ModelRef
+
+Publish = Callable[..., ModelRef]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")
+def test_map_batches(ray: Any, simple_model: nn.Module, publish: Publish) -> None:
+    """Ray Data's map_batches with a BatchPredictor gives the model's answers, row by row."""
+    ray_data = pytest.importorskip("ray.data")
+    from zerocopy.on_ray import BatchPredictor
+
+    rows = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+    done = ray_data.from_numpy(rows).map_batches(
+        BatchPredictor, fn_constructor_args=(publish(simple_model),), batch_size=16, concurrency=2, num_cpus=0.5
+    )
+    taken = done.take_all()
+    with torch.no_grad():
+        expected = {row.tobytes(): simple_model(torch.from_numpy(row[None])).numpy()[0] for row in rows}
+    assert len(taken) == 64
+    for row in taken:
+        data = np.asarray(row["data"], dtype=np.float32)
+        assert np.allclose(row["prediction"], expected[data.tobytes()], atol=1e-6)
+
+
+def test_batch_predictor_in_this_process(simple_model: nn.Module, publish: Publish) -> None:
+    """The callable class adds its column and takes read-only batches."""
+    pytest.importorskip("ray")
+    from zerocopy import forget
+    from zerocopy.on_ray import BatchPredictor
+
+    batch = {"data": np.ones((3, 8), dtype=np.float32), "id": np.arange(3)}
+    batch["data"].setflags(write=False)
+    result = BatchPredictor(publish(simple_model))(batch)
+    assert np.array_equal(result["prediction"], simple_model(torch.ones(3, 8)).detach().numpy())
+    assert np.array_equal(result["id"], batch["id"])
+    forget()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_serve(fresh_script: Any) -> None:
+    """Two Serve replicas answer with one copy of the weights, and switch to a new version by user_config."""
+    pytest.importorskip("ray.serve")
+    code = """
+import os, logging, warnings
+os.environ["RAY_AUTH_MODE"] = "disabled"
+import torch, ray, zerocopy
+from ray import serve
+from zerocopy.on_ray import deployment
+ray.init(address="local", num_cpus=4, object_store_memory=80 << 20, include_dashboard=False,
+logging_level=logging.ERROR)
+model = torch.nn.Linear(4, 4)
+ref = zerocopy.publish(model)
+app = deployment(ref, num_replicas=2, ray_actor_options={"num_cpus": 0.1})
+handle = serve.run(app, name="net", route_prefix=None)
+inputs = torch.randn(2, 4)
+with torch.no_grad():
+    right = all(torch.equal(handle.remote(inputs).result(timeout_s=100), model(inputs)) for _ in range(6))
+readers = sum(entry.readers for entry in zerocopy.report().segments if ref.path.endswith(entry.file))
+print("RESULT", right, readers)
+serve.shutdown()
+ray.shutdown()
+"""
+    assert "RESULT True 2" in fresh_script(code).stdout
+
+
+TWO_RAYLETS = """
+import os, logging, sys
+os.environ["RAY_AUTH_MODE"] = "disabled"
+import torch, ray, zerocopy
+from ray.cluster_utils import Cluster
+store = 76 << 20
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": store})
+cluster.add_node(num_cpus=4, resources={"far": 10}, object_store_memory=store)
+ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=True)
+
+class Worker:
+    def load(self, ref):
+        self.model = ref.load()
+        with torch.no_grad():
+            answer = self.model(torch.ones(1, 2048)).tolist()
+        paths = {line.split()[-1] for line in open("/proc/self/maps") if ".zc" in line}
+        return answer, [(path, os.stat(path).st_ino, os.stat(path).st_size) for path in paths]
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(*[torch.nn.Linear(2048, 2048) for _ in range(6)])
+ref = zerocopy.publish(model, name="travels")
+tuned = torch.nn.Sequential(*[*model[:5], torch.nn.Linear(2048, 2048)])
+delta = zerocopy.publish(tuned, name="delta", base=ref)
+workers = [ray.remote(Worker).options(resources={"far": 1}, num_cpus=1).remote() for _ in range(3)]
+results = ray.get([worker.load.remote(ref) for worker in workers])
+right = all(answer == model(torch.ones(1, 2048)).tolist() for answer, _ in results)
+places = {place for _, mapped in results for place in mapped}
+print("RESULT", ref.nbytes > store, right, len(places), all(path != ref.path for path, *_ in places))
+answers = ray.get([worker.load.remote(delta) for worker in workers])
+print("DELTA", all(answer == tuned(torch.ones(1, 2048)).tolist() for answer, _ in answers))
+print("BASE", len({place for _, mapped in answers for place in mapped}), places <= {p for _, m in answers for p in m})
+zerocopy.unpublish(ref)
+missing = zerocopy.ModelRef("x", 1, "0" * 64, 1, ref.path + "-missing", ref.node)
+try:
+    ray.get(workers[0].load.remote(missing))
+except zerocopy.errors.SegmentGoneError as error:
+    print("GONE")
+ray.shutdown()
+cluster.shutdown()
+print("COPIES", *(path for path, *_ in places))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_far_node_fetches_once(fresh_script: Any, eventually: Any) -> None:
+    """Three workers of a second raylet, its store smaller than the model, get it once; a delta brings only itself."""
+    pytest.importorskip("ray")
+    printed = fresh_script(TWO_RAYLETS).stdout
+    assert "RESULT True True 1 True" in printed, printed
+    assert "DELTA True" in printed, printed
+    assert "BASE 2 True" in printed, printed
+    assert "GONE" in printed, printed
+    copies = next(line for line in printed.splitlines() if line.startswith("COPIES")).split()[1:]
+    assert eventually(lambda: not any(os.path.exists(path) for path in copies))

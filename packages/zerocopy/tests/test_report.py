@@ -1,0 +1,160 @@
+"""The report and the command line: what is shared, what is private, and because of which write."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import zerocopy
+from zerocopy import ModelRef
+from zerocopy.cli import main
+
+Publish = Callable[..., ModelRef]
+linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's smaps")
+
+
+@linux
+def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+    """Proportional shares add up to one copy; the process that wrote is told, with the tensor."""
+    ref = publish(large_model, name="big", directory=tmp_path)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def child() -> None:
+        model = ref.load(cached=False)
+        model(torch.ones(1, 2048))
+        with torch.no_grad():
+            model[1].bias.add_(1)
+        theirs.send("ready")
+        theirs.recv()
+
+    worker = context.Process(target=child)
+    worker.start()
+    ours.recv()
+    model = ref.load(cached=False)
+    model(torch.ones(1, 2048))
+    what = zerocopy.report(directory=tmp_path)
+    ours.send("end")
+    worker.join()
+    views = {view.pid: view for view in what.views}
+    assert set(views) == {os.getpid(), worker.pid}
+    mine, other = views[os.getpid()], views[worker.pid]
+    worker.close()
+    ours.close()
+    theirs.close()
+    assert mine.private == 0
+    assert mine.written == ()
+    assert [tensor.name for tensor in other.written] == ["1.bias"]
+    assert 0 < other.private <= 4 * 4096
+    weights = ref.nbytes
+    assert 0.9 * weights <= mine.resident <= 1.01 * weights + 8192
+    assert mine.proportional + other.proportional <= 1.02 * weights + other.private + 8192
+    (segment,) = what.segments
+    assert (segment.name, segment.version, segment.readers, segment.current) == ("big", 1, 2, True)
+    assert (segment.model_nbytes, segment.tensors) == (ref.nbytes, 8)
+
+
+@linux
+def test_removed_but_still_read(simple_model: nn.Module, tmp_path: Path) -> None:
+    """A segment whose file is gone shows as long as somebody has it mapped."""
+    ref = zerocopy.publish(simple_model, name="old", directory=tmp_path)
+    model = ref.load(cached=False)
+    os.unlink(ref.path)
+    (segment,) = zerocopy.report(directory=tmp_path).segments
+    assert segment.gone
+    assert segment.readers == 1
+    assert model is not None
+    zerocopy.unpublish(ref)
+
+
+def test_command_line_json(simple_model: nn.Module, publish: Publish, tmp_path: Path, capsys: Any) -> None:
+    """`report --json` prints the same as the function."""
+    publish(simple_model, name="net", directory=tmp_path)
+    assert main(["report", "--json", "--directory", str(tmp_path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["segments"][0]["name"] == "net"
+    assert printed["views"] == []
+
+
+def test_command_line_table(simple_model: nn.Module, publish: Publish, tmp_path: Path, capsys: Any) -> None:
+    """The table names the model, its readers and the written tensor; an empty directory says so."""
+    assert main(["report", "--directory", str(tmp_path)]) == 0
+    assert "nothing is published" in capsys.readouterr().out
+    ref = publish(simple_model, name="net", directory=tmp_path)
+    model = ref.load(cached=False)
+    with torch.no_grad():
+        model[0].bias.add_(1)
+    assert main(["report", "--directory", str(tmp_path), "--pid", str(os.getpid())]) == 0
+    printed = capsys.readouterr().out
+    assert "net" in printed
+    assert "current" in printed
+    if Path("/proc/self/smaps").exists():
+        assert "0.b" in printed
+
+
+def test_verify(simple_model: nn.Module, publish: Publish, tmp_path: Path, capsys: Any) -> None:
+    """`verify` says ok, or what is wrong and exit status 1."""
+    ref = publish(simple_model, directory=tmp_path)
+    assert main(["verify", ref.path]) == 0
+    assert "ok" in capsys.readouterr().out
+    broken = tmp_path / "broken.zc"
+    shutil.copy(ref.path, broken)
+    broken.chmod(0o600)
+    with broken.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    assert main(["verify", "--json", ref.path, str(broken)]) == 1
+    assert "3.bias" in json.loads(capsys.readouterr().out)[str(broken)]
+
+
+def test_sweep(tmp_path: Path, capsys: Any) -> None:
+    """`sweep` removes and lists what nobody holds."""
+    (tmp_path / "x@1-0.zc.part").write_bytes(b"")
+    assert main(["sweep", "--directory", str(tmp_path)]) == 0
+    assert "x@1-0.zc.part" in capsys.readouterr().out
+    assert main(["sweep", "--directory", str(tmp_path)]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(120)
+def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
+    """`report --json --watch` prints a line each time and ends quietly when nobody reads any more."""
+    command = [
+        sys.executable,
+        "-m",
+        "zerocopy.cli",
+        "report",
+        "--json",
+        "--watch",
+        "0.05",
+        "--directory",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    lines = [json.loads(process.stdout.readline()) for _ in range(2)]
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert lines[0]["segments"] == []
+
+
+def test_help_teaches(capsys: Any) -> None:
+    """The help shows every command with an example."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("report --watch", "verify FILE", "sweep", "jq"))
