@@ -15,7 +15,7 @@ from isolate import Host, Loaded, ProxiedSingleton
 
 
 class IntegrationTestBase:
-    """Makes extensions on the fly, in real environments, and loads them; a host that a test opens is closed after it."""
+    """Makes extensions on the fly, in real environments; a host that a test opens is closed after it."""
 
     @pytest.fixture(autouse=True)
     def set_up_environment(self, tmp_path: Path, store: Path) -> Iterator[None]:

@@ -115,7 +115,11 @@ class Host:
         return self._loop
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        loop = self._own_loop()
+        try:
+            loop = self._own_loop()
+        except RuntimeError:
+            work.close()
+            raise
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:

@@ -255,24 +255,20 @@ class Link:
 
     def _on_frame(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
         if kind == RESULT:
-            reply = self._pending.pop(number, None)
-            if reply is None:
-                self._discard(payload)
-                return
+            # Decoded first: a reply that is taken off the list and not resolved would wait for ever.
             try:
-                value = None if payload == _NONE else self.codec.decode(payload)
-            except UnsupportedType as failure:
-                self._resolve(reply, None, failure)
-                return
-            except WireError:
-                self._pending[number] = reply
-                raise
-            self._resolve(reply, value, None)
+                value, failure = None if payload == _NONE else self.codec.decode(payload), None
+            except UnsupportedType as caught:
+                value, failure = None, caught
+            reply = self._pending.pop(number, None)
+            if reply is not None:
+                self._resolve(reply, value, failure)
         elif kind == CALL:
             self._on_call(number, payload)
         elif kind == ERROR:
-            reply = self._pending.pop(number, None)
+            # Decoded first: a reply that is taken off the list and not resolved would wait for ever.
             revived = failures.revive(self.codec.decode(payload))
+            reply = self._pending.pop(number, None)
             if reply is not None:
                 self._resolve(reply, None, revived)
         elif kind in (ITEM, END):

@@ -1,0 +1,629 @@
+"""What goes wrong: extensions that fail, bad configuration, many things at once, and what must not be left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import pytest
+from integration_test_base import DatabaseSingleton, IntegrationTestBase
+
+from isolate import State, WorkerDied, read_manifest
+from isolate.environments import EnvironmentStore
+from isolate.errors import (
+    ContractMismatch,
+    EnvironmentBuildError,
+    ExtensionDisabled,
+    ExtensionStartError,
+    InvalidManifest,
+    InvalidRequirement,
+    IsolateError,
+    LockOutOfDate,
+    NotReady,
+    RemoteError,
+    SandboxUnavailable,
+)
+
+DYING = """
+import ctypes, os, signal, sys, time
+def fine(): return "fine"
+def pid(): return os.getpid()
+def leave(code):
+    print("last words", file=sys.stderr, flush=True)
+    os._exit(code)
+def crash():
+    print("about to crash", file=sys.stderr, flush=True)
+    ctypes.string_at(0)
+def eat():
+    parts = []
+    while True:
+        parts.append(bytearray(16 << 20))
+def block(): time.sleep(120)
+def spawn():
+    import subprocess
+    return subprocess.Popen([sys.executable, "-c", "import os, time; os.setsid(); time.sleep(120)"]).pid
+def environment(): return dict(os.environ)
+def talk():
+    print("on stdout", flush=True)
+    print("on stderr", file=sys.stderr, flush=True)
+"""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs and is no zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    """Poll until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come to hold"
+        time.sleep(0.01)
+
+
+class TestExtensionErrors(IntegrationTestBase):
+    """Extensions that fail, each in its own way, and leave the others alone."""
+
+    def test_failures_while_loading(self) -> None:
+        """Missing dependency, syntax error, failing constructor, missing entry: each its own error."""
+        self.create_extension("good", "def fine(): return 1")
+        self.create_extension("missing", "import numpy")
+        self.create_extension("syntax", "def broken(:")
+        self.create_extension("raises", "class Extension:\n    def __init__(self): raise LookupError('no model')")
+        self.create_extension("entry", "x = 1", entry="main:Absent")
+        self.create_extension("exits", "import sys; sys.exit(3)")
+        self.create_extension("dies", "import os; os._exit(4)")
+        self.create_extension("nowhere", "x = 1", entry="elsewhere")
+        host, loaded = self.load_extensions()
+        assert list(loaded.extensions) == ["good"]
+        assert host["good"].call.fine() == 1
+        causes = {name: error.__cause__ for name, error in loaded.errors.items()}
+        assert isinstance(causes["missing"], ModuleNotFoundError)
+        assert "numpy" in str(loaded.errors["missing"])
+        assert isinstance(causes["syntax"], SyntaxError)
+        assert isinstance(causes["raises"], LookupError)
+        assert "in __init__" in str(causes["raises"].__cause__)
+        assert isinstance(causes["entry"], AttributeError)
+        assert isinstance(causes["exits"], RemoteError)
+        assert isinstance(loaded.errors["dies"], WorkerDied)
+        assert loaded.errors["dies"].exit_code == 4
+        assert isinstance(causes["nowhere"], ModuleNotFoundError)
+        assert set(host.extensions) == {"good"}
+
+    def test_runtime_errors(self) -> None:
+        """Built-in exceptions arrive as themselves with their arguments, others as RemoteError."""
+        self.create_extension(
+            "raising",
+            """
+            class Own(ValueError): pass
+            class Odd(Exception):
+                def __str__(self): raise RuntimeError("no text")
+            def go(which):
+                if which == "key": raise KeyError("k", 2)
+                if which == "os": open("/no/such/file")
+                if which == "unicode": b"\\xff".decode()
+                if which == "own": raise Own("mine")
+                if which == "odd": raise Odd()
+                if which == "stop": raise StopIteration(1)
+                if which == "object": raise ValueError(object())
+                if which == "group": raise ExceptionGroup("many", [ValueError(1)])
+                if which == "exit": raise SystemExit(3)
+                if which == "unsendable": return object()
+            """,
+        )
+        host, _ = self.load_extensions()
+        go = host["raising"].call.go
+        with pytest.raises(KeyError) as caught:
+            go("key")
+        assert caught.value.args == ("k", 2)
+        assert "main.py" in str(caught.value.__cause__)
+        with pytest.raises(FileNotFoundError, match="/no/such/file") as missing:
+            go("os")
+        assert missing.value.filename == "/no/such/file"
+        for which, name in (
+            ("own", "main.Own"),
+            ("odd", "main.Odd"),
+            ("stop", "StopIteration"),
+            ("exit", "SystemExit"),
+        ):
+            with pytest.raises(RemoteError) as remote:
+                go(which)
+            assert remote.value.type_name == name
+            assert "Traceback" in remote.value.traceback
+        with pytest.raises(ValueError, match="object object"):
+            go("object")
+        for which in ("unicode", "group"):
+            with pytest.raises(UnicodeDecodeError if which == "unicode" else RemoteError):
+                go(which)
+        with pytest.raises(TypeError, match=r"value is a builtins\.object, which does not travel"):
+            go("unsendable")
+        with pytest.raises(TypeError, match=r"value\[1\]\[0\]"):
+            go(object())
+        with pytest.raises(TypeError):
+            go()
+        assert go("nothing") is None
+
+    @pytest.mark.parametrize(("method", "code", "number"), [("leave", 3, None), ("crash", None, signal.SIGSEGV)])
+    def test_death_fails_pending_calls(self, method: str, code: int | None, number: int | None) -> None:
+        """Exit and segmentation fault: every pending call fails with code or signal; others go on."""
+        self.create_extension("dying", DYING)
+        self.create_extension("other", DYING)
+        host, _ = self.load_extensions()
+        dying, other = host["dying"], host["other"]
+        failures: list[WorkerDied] = []
+
+        def block() -> None:
+            try:
+                dying.call.block()
+            except WorkerDied as failure:
+                failures.append(failure)
+
+        threads = [threading.Thread(target=block) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: dying.stats()["pending"] == 3)
+        first = dying.pid
+        with pytest.raises(WorkerDied) as caught:
+            dying.call.leave(3) if method == "leave" else dying.call.crash()
+        for thread in threads:
+            thread.join()
+        assert len(failures) == 3
+        assert (caught.value.exit_code, caught.value.signal) == (code, number)
+        assert any("last words" in line or "about to crash" in line for line in caught.value.stderr)
+        assert other.call.fine() == "fine"
+        assert dying.when(State.READY, timeout=20) is State.READY
+        assert dying.call.fine() == "fine"
+        assert dying.pid != first
+        assert not alive(first)
+
+    def test_memory_limit(self) -> None:
+        """A worker that reaches its memory limit is ended, and says so."""
+        self.create_extension("hungry", DYING, limits={"memory": "300MB"}, restart={"policy": "never"})
+        host, _ = self.load_extensions()
+        assert "memory at most 300000000" in host["hungry"].report.sandbox.enforced  # type: ignore[union-attr]
+        with pytest.raises(WorkerDied, match="memory limit"):
+            host["hungry"].call.eat()
+        assert host["hungry"].state is State.FAILED
+
+    def test_restart_policy_gives_up(self) -> None:
+        """After more crashes than the policy allows the extension is failed, and calls say why; a reload revives it."""
+        self.create_extension("dying", DYING, restart={"limit": 2, "backoff": 0.01})
+        host, _ = self.load_extensions()
+        ext = host["dying"]
+        for _ in range(3):
+            ext.when(State.READY, timeout=20)
+            with pytest.raises(WorkerDied):
+                ext.call.leave(1)
+        assert ext.when(State.FAILED, timeout=20) is State.FAILED
+        with pytest.raises(NotReady, match=r"failed: .*exited with code 1"):
+            ext.call.fine()
+        with pytest.raises(NotReady):
+            ext.when(State.READY)
+        ext.reload()
+        assert ext.call.fine() == "fine"
+
+    def test_output_goes_to_logging(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Stdout and stderr come line by line under the extension's name, and disturb no call."""
+        self.create_extension("dying", DYING)
+        host, _ = self.load_extensions()
+        with caplog.at_level(logging.INFO, logger="isolate.dying"):
+            host["dying"].call.talk()
+            wait_for(lambda: len(caplog.records) == 2)
+        found = {(record.levelname, record.getMessage()) for record in caplog.records}
+        assert found == {("INFO", "on stdout"), ("WARNING", "on stderr")}
+
+    def test_environment_variables_by_list(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The child sees a short list of variables, and those that its manifest names; no secrets of the host."""
+        monkeypatch.setenv("MY_SECRET", "s")
+        monkeypatch.setenv("MY_SETTING", "1")
+        self.create_extension("dying", DYING, env=["MY_SETTING"])
+        host, _ = self.load_extensions()
+        seen = host["dying"].call.environment()
+        assert seen["MY_SETTING"] == "1"
+        assert "MY_SECRET" not in seen
+        assert "HOME" not in seen
+
+
+class Renderer(Protocol):
+    """What a host may ask for."""
+
+    def render(self, width: int, height: int) -> bytes:
+        """An image."""
+        ...
+
+    def title(self) -> str:
+        """A name."""
+        ...
+
+
+class TestConfigurationEdgeCases(IntegrationTestBase):
+    """Manifests, requirements, contracts and locks that are wrong, off or out of date."""
+
+    def test_disabled_extension(self) -> None:
+        """A disabled extension is listed and not loaded; asking for it is an error."""
+        folder = self.create_extension("off", "x = 1", enabled=False)
+        host, loaded = self.load_extensions()
+        assert loaded.disabled == ["off"]
+        assert not loaded.extensions
+        with pytest.raises(ExtensionDisabled):
+            host.load(folder)
+
+    def test_malformed_manifests_leave_the_others(self) -> None:
+        """Bad manifests and requirements each give their error while the others load."""
+        self.create_extension("good", "def fine(): return 1")
+        self.create_extension("requirement", "x = 1", dependencies=["numpy=>2"])
+        self.create_extension("url", "x = 1", dependencies=["a @ https://example.invalid/a.whl"])
+        self.create_extension("unresolvable", "x = 1", dependencies=["packaging==0.0.0.1"])
+        for name, text in (("yaml", "name: [\n"), ("key", "name: key\nsandboxx: none\n"), ("bytes", b"\xff\xfe")):
+            folder = self.root / name
+            folder.mkdir()
+            (folder / "manifest.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        _, loaded = self.load_extensions()
+        assert list(loaded.extensions) == ["good"]
+        kinds = {name: type(error) for name, error in loaded.errors.items()}
+        assert kinds == {
+            "requirement": InvalidRequirement,
+            "url": InvalidRequirement,
+            "unresolvable": EnvironmentBuildError,
+            "yaml": InvalidManifest,
+            "key": InvalidManifest,
+            "bytes": InvalidManifest,
+        }
+        assert "packaging==0.0.0.1" in str(loaded.errors["unresolvable"])
+
+    def test_same_name_twice(self) -> None:
+        """The second extension of a name is refused, and names such as a/b and a_b cannot meet."""
+        self.create_extension("first", "x = 1")
+        folder = self.create_extension("second", "x = 1")
+        (folder / "manifest.yaml").write_text("name: first\n")
+        _, loaded = self.load_extensions()
+        assert len(loaded.extensions) == 1
+        assert "is taken by" in str(next(iter(loaded.errors.values())))
+
+    def test_contracts(self) -> None:
+        """Missing methods, wrong arity and types, needs that the host lacks: a list of differences at load."""
+        bad = "def render(width: int) -> str: ...\ndef titel() -> str: ..."
+        self.create_extension("bad", bad, provides=["render", "close"])
+        host = self.make_host(DatabaseSingleton)
+        with pytest.raises(ContractMismatch) as caught:
+            host.load(self.root / "bad", contract=Renderer)
+        text = "\n".join(caught.value.differences)
+        assert "promises 'close'" in text
+        assert "render: takes 1 arguments, and none for 'height'" in text
+        assert "render: returns str, wanted bytes" in text
+        assert "has no method 'title', which Renderer wants; did you mean 'titel'" in text
+        good = "def render(w: int, h: int, dpi: int = 72) -> bytes: return b''\ndef title() -> 'str': return 't'"
+        self.create_extension("good", good, needs={"database": ["get"]})
+        assert host.load(self.root / "good", contract=Renderer).call.title() == "t"
+        self.create_extension("needy", "x = 1", needs={"databse": ["get"], "database": ["git"]})
+        with pytest.raises(ContractMismatch, match="did you mean 'get'") as needy:
+            host.load(self.root / "needy")
+        assert any("did you mean 'database'" in line for line in needy.value.differences)
+
+    def test_needs_limit_what_is_seen(self) -> None:
+        """An extension that declares its needs sees no other API."""
+        self.create_extension(
+            "caller",
+            """
+            class Extension:
+                def __init__(self, host): self.apis = dict(host.apis)
+                def see(self): return self.apis
+            """,
+            needs={},
+        )
+        host = self.make_host(DatabaseSingleton)
+        assert host.load(self.root / "caller").call.see() == {}
+
+    def test_lock_files(self, tmp_path: Path) -> None:
+        """A lock file pins with hashes, rebuilds offline exactly, and is refused when the manifest has moved on."""
+        folder = self.create_extension(
+            "locked", "import packaging\ndef version(): return packaging.__version__", dependencies=["packaging<24"]
+        )
+        store = EnvironmentStore(self.store)
+        text = store.lock(read_manifest(folder))
+        assert "packaging==23.2" in text
+        assert "--hash=sha256:" in text
+        assert "://" not in text
+        first = EnvironmentStore(self.store).ensure(read_manifest(folder))
+        again = EnvironmentStore(tmp_path / "other", offline=True).ensure(read_manifest(folder))
+        assert (again.origin, again.packages, again.key) == ("built", first.packages, first.key)
+        (folder / "manifest.yaml").write_text("name: locked\ndependencies: [packaging>24]\n")
+        with pytest.raises(LockOutOfDate, match="isolate lock"):
+            store.ensure(read_manifest(folder))
+
+    def test_broken_environments_are_built_anew(self, tmp_path: Path) -> None:
+        """An environment without its marker or interpreter is not used, and what a killed builder left is swept."""
+        manifest = read_manifest(self.create_extension("plain", "x = 1"))
+        store = EnvironmentStore(tmp_path / "store")
+        built = store.ensure(manifest)
+        assert store.ensure(manifest).origin == "ready"
+        (built.path / ".isolate.json").unlink()
+        left = tmp_path / "store" / "tmp" / "abc-999999999-1234"
+        left.mkdir()
+        assert store.ensure(manifest).origin == "built"
+        assert not left.exists()
+        (built.path / "bin" / "python").unlink()
+        assert store.ensure(manifest).origin == "built"
+
+    def test_gc(self, tmp_path: Path) -> None:
+        """Unused environments go; those in use or still wanted stay."""
+        used = self.create_extension("used", "def fine(): return 1")
+        host = self.make_host(store=tmp_path / "store")
+        host.load(used)
+        other = read_manifest(self.create_extension("other", "x = 1", dependencies=["packaging==23.2"]))
+        key = host.store.ensure(other).key
+        assert host.store.gc({key}) == []
+        assert [item[0] for item in host.store.gc(set(), dry_run=True)] == [key]
+        removed = host.store.gc(set())
+        assert [item[0] for item in removed] == [key]
+        assert removed[0][1] > 10_000
+        assert host["used"].call.fine() == 1
+        host["used"].stop()
+        assert len(host.store.gc(set())) == 1
+
+    def test_required_sandbox_fails_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without bwrap an extension that requires it does not start; where it is not required, the report says so."""
+        monkeypatch.setenv("PATH", "/nonexistent")
+        self.create_extension("strict", "x = 1", sandbox={"level": "bwrap", "required": True})
+        self.create_extension("loose", "x = 1", sandbox={"level": "bwrap", "network": False})
+        host, loaded = self.load_extensions()
+        assert isinstance(loaded.errors["strict"], SandboxUnavailable)
+        report = host["loose"].report.sandbox  # type: ignore[union-attr]
+        assert "no new privileges" in report.enforced
+        assert any("bwrap is not installed" in line for line in report.missing)
+
+    def test_landlock(self, tmp_path: Path) -> None:
+        """With landlock an extension reads its own files and the system's, and writes where it may; nothing else."""
+        from isolate.sandbox import available
+
+        if available()["landlock"]:
+            pytest.skip(available()["landlock"])
+        (tmp_path / "secret").write_text("secret")
+        (tmp_path / "out").mkdir()
+        self.create_extension(
+            "caged",
+            """
+            import pathlib, socket, subprocess, ssl, tempfile
+            def read(path): return pathlib.Path(path).read_text()
+            def write(path): pathlib.Path(path).write_text("x")
+            def own(): return pathlib.Path(__file__).read_text()[:7]
+            def connect(port): socket.create_connection(("127.0.0.1", port), 1)
+            """,
+            sandbox={"level": "landlock", "write": [str(tmp_path / "out")], "network": True, "required": True},
+        )
+        host, loaded = self.load_extensions()
+        assert not loaded.errors
+        call = host["caged"].call
+        assert any(line.startswith("landlock") for line in host["caged"].report.sandbox.enforced)  # type: ignore[union-attr]
+        with pytest.raises(PermissionError):
+            call.read(str(tmp_path / "secret"))
+        with pytest.raises(PermissionError):
+            call.write(str(tmp_path / "new"))
+        call.write(str(tmp_path / "out" / "file"))
+        assert (tmp_path / "out" / "file").read_text() == "x"
+        assert call.own()
+
+    def test_exports_must_be_declared(self) -> None:
+        """An object without declared methods, a bad name, a missing or private method: an error each."""
+        host = self.make_host()
+        for arguments, message in (
+            ({"api": object()}, "no ProxiedSingleton"),
+            ({"api": dict, "methods": ["get"]}, "export an instance"),
+            ({"api": {}, "methods": ["fetch"], "name": "d"}, "no method 'fetch'"),
+            ({"api": {}, "methods": ["__len__"], "name": "d"}, "underscore"),
+            ({"api": {}, "methods": ["get"], "name": "a.b"}, "no name for an API"),
+        ):
+            with pytest.raises((TypeError, AttributeError, ValueError), match=message):
+                host.export(**arguments)  # type: ignore[arg-type]
+        first = host.export(DatabaseSingleton)
+        assert isinstance(first, DatabaseSingleton)
+        with pytest.raises(ValueError, match="exported already"):
+            host.export(DatabaseSingleton)
+
+
+class TestConcurrentOperations(IntegrationTestBase):
+    """Many callers, many extensions, many hosts."""
+
+    def test_thousand_concurrent_calls(self) -> None:
+        """A thousand calls at once from asyncio, and as many from threads, each with its own answer."""
+        self.create_extension("echo", "def echo(x): return x\nasync def aecho(x): return x")
+        host, _ = self.load_extensions()
+        ext = host["echo"]
+
+        async def gather(method: Any) -> list[int]:
+            return await asyncio.gather(*(method(i) for i in range(1000)))
+
+        assert asyncio.run(gather(ext.aio.echo)) == list(range(1000))
+        assert asyncio.run(gather(ext.aio.aecho)) == list(range(1000))
+        wrong: list[int] = []
+
+        def many(offset: int) -> None:
+            wrong.extend(i for i in range(offset, offset + 125) if ext.call.echo([i]) != [i])
+
+        threads = [threading.Thread(target=many, args=(1000 * n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert ext.stats()["pending"] == 0
+
+    def test_large_frames_both_ways_at_once(self) -> None:
+        """Big plain values cross in both directions at the same time without blocking each other for ever."""
+        self.create_extension("echo", "def echo(x): return x")
+        host, _ = self.load_extensions()
+        value = ["x" * 1000] * 3000
+
+        async def gather() -> list[Any]:
+            return await asyncio.gather(*(host["echo"].aio.echo(value) for _ in range(8)))
+
+        assert asyncio.run(gather()) == [value] * 8
+
+    def test_two_hosts_build_once(self, tmp_path: Path) -> None:
+        """Two processes that need one environment at the same time build it once."""
+        folder = self.create_extension("plain", "x = 1", dependencies=["packaging==23.2"])
+        code = (
+            "import isolate\n"
+            f"store = isolate.EnvironmentStore({str(tmp_path / 'store')!r})\n"
+            f"print(store.ensure(isolate.read_manifest({str(folder)!r})).origin)\n"
+        )
+        running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        origins = sorted(process.communicate()[0].strip() for process in running)
+        assert origins == ["built", "ready", "ready"]
+
+    def test_host_calls_from_many_threads_of_extensions(self) -> None:
+        """Concurrent calls into the host's database keep every value."""
+        self.create_extension(
+            "writer",
+            "class Extension:\n    def __init__(self, host): self.host = host\n"
+            "    def put(self, i): self.host.call.database.put(str(i), i)",
+        )
+        host = self.make_host()
+        database = host.export(DatabaseSingleton)
+        ext = host.load(self.root / "writer")
+
+        async def gather() -> None:
+            await asyncio.gather(*(ext.aio.put(i) for i in range(200)))
+
+        asyncio.run(gather())
+        assert sorted(database.values.values()) == list(range(200))
+
+
+HOST_THAT_IS_KILLED = """
+import sys, threading, isolate
+host = isolate.Host(sys.argv[1]).__enter__()
+ext = host.load(sys.argv[2])
+print(ext.pid, ext.call.spawn(), flush=True)
+threading.Thread(target=lambda: ext.call.spin()).start()
+ext.call.spin()
+"""
+
+
+class TestResourceManagement(IntegrationTestBase):
+    """What is started is ended, what is taken is given back."""
+
+    def test_stop_is_idempotent_and_in_reverse_order(self) -> None:
+        """Extensions stop last loaded first, their on_stop runs once, and stopping twice is nothing."""
+        order: list[str] = []
+
+        class Log:
+            def add(self, name: str) -> None:
+                order.append(name)
+
+        code = (
+            "class Extension:\n    def __init__(self, host): self.host = host\n    def fine(self): return 1\n"
+            "    def on_stop(self): self.host.call.log.add(self.host.name)"
+        )
+        host = self.make_host()
+        host.export(Log(), methods=["add"])
+        for name in ("a", "b", "c"):
+            self.create_extension(name, code)
+            host.load(self.root / name)
+        host["b"].stop()
+        host["b"].stop()
+        with pytest.raises(NotReady, match="b is stopped"):
+            host["b"].call.fine()
+        pids = [host[name].pid for name in ("a", "c")]
+        host.close()
+        host.close()
+        assert order == ["b", "c", "a"]
+        assert not any(alive(pid) for pid in pids if pid)
+        with pytest.raises(RuntimeError, match="closed"):
+            host.load(self.root / "a")
+
+    def test_stubborn_worker_is_forced(self) -> None:
+        """A worker that ignores everything is killed after its grace, with its daemonised children."""
+        self.create_extension(
+            "stubborn",
+            DYING
+            + "\nimport signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ndef on_stop():\n    time.sleep(120)\n",
+            timeouts={"stop": 0.3},
+        )
+        host, _ = self.load_extensions()
+        worker, child = host["stubborn"].pid, host["stubborn"].call.spawn()
+        host.close()
+        assert not alive(worker or 0)
+        wait_for(lambda: not alive(child))
+
+    def test_slow_start_times_out(self) -> None:
+        """An extension that is not ready in time is ended and reported."""
+        self.create_extension("slow", "import time; time.sleep(60)", timeouts={"start": 0.5})
+        _, loaded = self.load_extensions()
+        assert isinstance(loaded.errors["slow"], ExtensionStartError)
+        assert "not ready within 0.5 s" in str(loaded.errors["slow"])
+
+    def test_killed_host_leaves_nothing(self, tmp_path: Path) -> None:
+        """`kill -9` of the host while an extension spins: worker and grandchildren end, nothing stays."""
+        spinning = DYING + "\ndef spin():\n    while True: pass\n"
+        folder = self.create_extension("spinning", spinning)
+        segments = set(os.listdir("/dev/shm"))
+        script = tmp_path / "host.py"
+        script.write_text(HOST_THAT_IS_KILLED)
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(self.store), str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        worker, grandchild = map(int, process.stdout.readline().split())
+        assert alive(worker)
+        assert alive(grandchild)
+        time.sleep(0.2)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        wait_for(lambda: not alive(worker) and not alive(grandchild), 10)
+        assert set(os.listdir("/dev/shm")) <= segments
+        assert not list((self.store / "tmp").glob("*"))
+
+    def test_worker_killed_from_outside(self) -> None:
+        """A worker killed with its daemonised child running is reported with the signal, and the child goes too."""
+        self.create_extension("dying", DYING, restart={"policy": "never"})
+        host, _ = self.load_extensions()
+        child = host["dying"].call.spawn()
+        os.kill(host["dying"].pid or 0, signal.SIGKILL)
+        host["dying"].when(State.FAILED, timeout=20)
+        assert isinstance(host["dying"].failure, WorkerDied)
+        assert host["dying"].failure.signal == signal.SIGKILL
+        wait_for(lambda: not alive(child))
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(200)
+    def test_two_hundred_cycles(self) -> None:
+        """Load, call and stop two hundred times: descriptors, threads and memory stay flat."""
+        self.create_extension("echo", "def echo(x): return x")
+        host = self.make_host()
+        me = psutil.Process()
+
+        def cycle() -> None:
+            ext = host.load(self.root / "echo")
+            assert ext.call.echo(1) == 1
+            assert ext.call.echo(b"x" * 1_000_000)
+            ext.stop()
+            del host._extensions["echo"]
+
+        for _ in range(20):
+            cycle()
+        before = (me.num_fds(), threading.active_count(), me.memory_info().rss)
+        for _ in range(200):
+            cycle()
+        after = (me.num_fds(), threading.active_count(), me.memory_info().rss)
+        assert after[0] <= before[0]
+        assert after[1] <= before[1]
+        assert after[2] - before[2] < 8 << 20
+
+    def test_base_error(self) -> None:
+        """Everything that isolate raises on purpose is an IsolateError."""
+        with pytest.raises(IsolateError):
+            read_manifest(self.root)
