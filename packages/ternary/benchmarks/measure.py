@@ -25,25 +25,27 @@ class Timings:
         return statistics.median(self.samples[name]) if self.samples.get(name) else None
 
 
-def interleaved(contenders: dict[str, Run | None], budget_s: float, bursts: int) -> Timings:
+def interleaved(
+    contenders: dict[str, Run | None], budget_s: float, bursts: int, clock: Callable[[], float] = time.perf_counter
+) -> Timings:
     """Run all contenders in turn, in bursts, so that each is hot in cache and all see the same drift of the machine."""
     timings = Timings({name: [] for name in contenders})
     calls: dict[str, int] = {}
     runs = {name: run for name, run in contenders.items() if run is not None}
     for name, run in runs.items():
         run()
-        started = time.perf_counter()
+        started = clock()
         run()
-        once = time.perf_counter() - started
+        once = clock() - started
         calls[name] = max(2, min(300, int(budget_s / bursts / len(runs) / max(once, 1e-6))))
     for _ in range(bursts):
         for name, run in runs.items():
             run()
             took = []
             for _ in range(calls[name]):
-                started = time.perf_counter()
+                started = clock()
                 run()
-                took.append((time.perf_counter() - started) * 1e3)
+                took.append((clock() - started) * 1e3)
             timings.samples[name].append(statistics.median(took))
     return timings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ternary.packing import pack_2bit, pack_base3
 from ternary.runtime import PackedLinear, available_kernels
 
 Row = dict[str, Any]
+Clock = Callable[[], float]
 
 # Peer, batch -> bound on the ratio to it.
 TARGETS = {
@@ -67,11 +69,11 @@ def linear_contenders(values: torch.Tensor, x: torch.Tensor, quick: bool) -> dic
     return contenders
 
 
-def linear_rows(n: int, k: int, batch: int, quick: bool) -> list[Row]:
+def linear_rows(n: int, k: int, batch: int, quick: bool, clock: Clock) -> list[Row]:
     """One product, one thread, everything hot in cache."""
     values, x = weights(n, k), torch.randn(batch, k)
     contenders = linear_contenders(values, x, quick)
-    timings = interleaved(contenders, 3 if quick else 9, 3 if quick else 5)
+    timings = interleaved(contenders, 3 if quick else 9, 3 if quick else 5, clock)
     ours = [name for name in contenders if name.startswith("ternary")]
     rows = []
     others = {name: timings.median(name) for name in contenders if name not in ours}
@@ -90,7 +92,7 @@ def linear_rows(n: int, k: int, batch: int, quick: bool) -> list[Row]:
     return rows
 
 
-def dram_ms(size: int) -> float:
+def dram_ms(size: int, clock: Clock) -> float:
     """Milliseconds to read `size` bytes from memory on one core: the best of several readers over 256 MiB."""
     floats = torch.ones(64 << 20)
     numbers = floats.view(torch.int64)
@@ -105,13 +107,13 @@ def dram_ms(size: int) -> float:
     for reader in readers:
         reader()
         for _ in range(3):
-            started = time.perf_counter()
+            started = clock()
             reader()
-            best = min(best, time.perf_counter() - started)
+            best = min(best, clock() - started)
     return best * 1e3 * size / floats.nbytes
 
 
-def cold_rows(n: int, k: int, quick: bool) -> list[Row]:
+def cold_rows(n: int, k: int, quick: bool, clock: Clock) -> list[Row]:
     """Batch 1, rotating over ten matrices, against onnxruntime's 2 bits and against reading the bytes."""
     copies, x = 10, torch.randn(1, k)
     values = [weights(n, k) for _ in range(copies)]
@@ -127,9 +129,9 @@ def cold_rows(n: int, k: int, quick: bool) -> list[Row]:
         "ternary": rotating([packed(v, x, kernel) for v in values]),
         "onnxruntime 2-bit": rotating([peers.onnx_bits(v.float(), x, 2) for v in values]),
     }
-    floor = [dram_ms(n * k // 4)]
-    timings = interleaved(contenders, 2 if quick else 6, 3 if quick else 7)
-    floor.append(dram_ms(n * k // 4))
+    floor = [dram_ms(n * k // 4, clock)]
+    timings = interleaved(contenders, 2 if quick else 6, 3 if quick else 7, clock)
+    floor.append(dram_ms(n * k // 4, clock))
     metric = f"linear {n}x{k} batch 1 cold ({kernel})"
     ours, samples = timings.median("ternary"), timings.samples["ternary"]
     return [
@@ -151,7 +153,7 @@ def thread_rows(quick: bool) -> list[Row]:
     return rows
 
 
-def network_rows(quick: bool) -> list[Row]:
+def network_rows(quick: bool, clock: Clock) -> list[Row]:
     """ResNet18 and MobileNetV2 at 224, batch 1, one thread."""
     rows = []
     x = torch.randn(1, 3, 224, 224)
@@ -173,7 +175,7 @@ def network_rows(quick: bool) -> list[Row]:
             )
         except ImportError:
             contenders["onnxruntime fp32"] = None
-        timings = interleaved(contenders, 5 if quick else 12, 3 if quick else 5)
+        timings = interleaved(contenders, 5 if quick else 12, 3 if quick else 5, clock)
         first = next(iter(builders))
         for label in builders:
             for peer, target in [("torch fp32", 0.7), ("torch fp32, channels last", None), ("onnxruntime fp32", 0.9)]:
@@ -249,17 +251,20 @@ def size_rows() -> list[Row]:
     ]
 
 
-def rows(quick: bool) -> list[Row]:
-    """All rows of the runtime; `quick` leaves out the larger matrix and the slower peers."""
+def rows(quick: bool, clock: Clock = time.perf_counter) -> list[Row]:
+    """All rows of the runtime; `quick` leaves out the larger matrix and the slower peers.
+
+    `clock` times the work on one thread; with time.thread_time the machine's other work does not count.
+    """
     torch.set_num_threads(1)
     found: list[Row] = []
     with torch.inference_mode():
         for n, k in [(4096, 4096)] if quick else [(4096, 4096), (11008, 4096)]:
             for batch in (1, 16, 256):
-                found += linear_rows(n, k, batch, quick)
-            found += cold_rows(n, k, quick)
+                found += linear_rows(n, k, batch, quick, clock)
+            found += cold_rows(n, k, quick, clock)
         found += thread_rows(quick)
-        found += network_rows(quick)
+        found += network_rows(quick, clock)
         found += token_rows(quick)
         found += size_rows()
     return found
