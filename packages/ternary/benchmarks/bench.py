@@ -87,8 +87,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         result = {"machine": machine() | {"clock": args.clock}, "versions": versions(), "rows": rows}
         args.json.write_text(json.dumps(result, indent=1))
-            json.dumps({"machine": machine() | {"clock": args.clock}, "versions": versions(), "rows": rows}, indent=1)
-        )
     if args.picture:
         picture(rows, args.picture)
     return 0
