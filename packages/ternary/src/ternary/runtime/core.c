@@ -75,7 +75,8 @@ typedef struct {
     float (*quantize)(const float *x, int64_t rows, int64_t row, int64_t padded, int permute, int8_t *q, int32_t *sums);
     void (*finish)(const int32_t *acc, int64_t n, int32_t offset, float x_scale, const float *scale, const float *bias,
                    float *y);
-    void (*tap)(const int8_t *q, const int8_t *w, int64_t n, int16_t *acc);
+    /* acc[n] += the products of `count` taps, at most 256, of which each has an activation and a weight per channel. */
+    void (*taps)(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n, int32_t *acc);
 } path_table;
 
 /* ---- plain C pieces, compiled once per path ---- */
@@ -137,8 +138,26 @@ INLINE void finish_body(const int32_t *acc, int64_t n, int32_t offset, float x_s
         for (int64_t i = 0; i < n; i++) y[i] = (float)(acc[i] - offset) * x_scale * scale[i];
 }
 
-INLINE void tap_body(const int8_t *q, const int8_t *w, int64_t n, int16_t *acc) {
-    for (int64_t i = 0; i < n; i++) acc[i] = (int16_t)(acc[i] + (int16_t)q[i] * (int16_t)w[i]);
+#define TAPS_PER_FLUSH 256 /* 256 * 127 fits 16 bits */
+
+INLINE void taps_body(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n, int32_t *acc) {
+    int64_t c = 0;
+#if defined(__GNUC__)
+    typedef int8_t bytes __attribute__((vector_size(32)));
+    typedef int16_t words __attribute__((vector_size(64)));
+    for (; c + 32 <= n; c += 32) {
+        words sum = {0};
+        for (int64_t t = 0; t < count; t++) {
+            bytes x, y;
+            memcpy(&x, q[t] + c, 32);
+            memcpy(&y, w[t] + c, 32);
+            sum += __builtin_convertvector(x, words) * __builtin_convertvector(y, words);
+        }
+        for (int l = 0; l < 32; l++) acc[c + l] += sum[l];
+    }
+#endif
+    for (; c < n; c++)
+        for (int64_t t = 0; t < count; t++) acc[c] += q[t][c] * w[t][c];
 }
 
 /* Columns of a group of 16 in the order 0 4 8 12, 1 5 9 13, 2 6 10 14, 3 7 11 15: a 4 x 4 transposition. */
@@ -160,8 +179,9 @@ static void permute_portable(int8_t *q, int64_t n) {
                                           const float *scale, const float *bias, float *y) {                           \
         finish_body(acc, n, offset, x_scale, scale, bias, y);                                                          \
     }                                                                                                                  \
-    attribute static void tap_##suffix(const int8_t *q, const int8_t *w, int64_t n, int16_t *acc) {                    \
-        tap_body(q, w, n, acc);                                                                                        \
+    attribute static void taps_##suffix(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n,      \
+                                        int32_t *acc) {                                                                \
+        taps_body(q, w, count, n, acc);                                                                                \
     }
 
 /* ---- portable path ---- */
@@ -252,20 +272,36 @@ TARGET_AVX2 static void multiply_avx2(int rows, int strips, const uint8_t *tiles
 
 PIECES(avx2, TARGET_AVX2)
 
-/* One activation row: four chains, one per two-bit field. Fields stay where they are, scaled by 1, 4, 16, 64, and the
- * sums are shifted back at the end; 32 bits hold that for more than 500,000 columns (checked by the entry point). */
+/* One activation row: a chain for each two-bit field of two tiles, enough to hide the instruction's latency. Fields stay
+ * where they are, scaled by 1, 4, 16, 64, and the sums are shifted back at the end; 32 bits hold that for more than
+ * 500,000 columns (checked by the entry point). Written out, since compilers copy the sums from register to register
+ * here, which costs a fifth of the time. The last operand is four activations in memory, broadcast. */
+#define FIELD(sum, tile, j)                                                                                            \
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"                                                                             \
+            : "+v"(sum)                                                                                                \
+            : "v"(_mm512_and_si512(w##tile, _mm512_set1_epi8((char)(3 << 2 * j)))),                                    \
+              "m"(*(const int8_t(*)[4])(panel + (k + tile) * 16 + 4 * j)))
+#define TILE(tile)                                                                                                     \
+    const __m512i w##tile = _mm512_loadu_si512(tiles + (k + tile) * 64);                                               \
+    FIELD(a##tile, tile, 0);                                                                                           \
+    FIELD(b##tile, tile, 1);                                                                                           \
+    FIELD(c##tile, tile, 2);                                                                                           \
+    FIELD(d##tile, tile, 3)
+
 TARGET_VNNI static void multiply_vnni_one(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc) {
-    __m512i a[4];
-    UNROLL for (int j = 0; j < 4; j++) a[j] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < k16; k++) {
-        const __m512i w = _mm512_loadu_si512(tiles + k * 64);
-        UNROLL for (int j = 0; j < 4; j++)
-            a[j] = _mm512_dpbusd_epi32(a[j], _mm512_and_si512(w, _mm512_set1_epi8((char)(3 << 2 * j))),
-                                       _mm512_set1_epi32(load32(panel + k * 16 + 4 * j)));
+    __m512i a0 = _mm512_setzero_si512(), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
+    int64_t k = 0;
+    for (; k + 1 < k16; k += 2) {
+        TILE(0);
+        TILE(1);
     }
-    const __m512i low = _mm512_add_epi32(a[0], _mm512_srai_epi32(a[1], 2));
-    const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(a[2], 4), _mm512_srai_epi32(a[3], 6));
-    _mm512_storeu_si512(acc, _mm512_add_epi32(low, high));
+    if (k < k16) {
+        TILE(0);
+    }
+    const __m512i a = _mm512_add_epi32(a0, a1), b = _mm512_srai_epi32(_mm512_add_epi32(b0, b1), 2);
+    const __m512i c = _mm512_srai_epi32(_mm512_add_epi32(c0, c1), 4);
+    const __m512i d = _mm512_srai_epi32(_mm512_add_epi32(d0, d1), 6);
+    _mm512_storeu_si512(acc, _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)));
 }
 
 TARGET_VNNI INLINE void multiply_vnni_body(const int rows, const int strips, const uint8_t *tiles, int64_t stride,
@@ -364,11 +400,11 @@ PIECES(neon, TARGET_NEON)
 #endif
 
 static const path_table *find_path(int64_t path) {
-    static const path_table portable = {4, 1, multiply_portable, quantize_portable, finish_portable, tap_portable};
+    static const path_table portable = {4, 1, multiply_portable, quantize_portable, finish_portable, taps_portable};
     if (path == PORTABLE) return &portable;
 #if HAVE_X86
-    static const path_table avx2 = {4, 1, multiply_avx2, quantize_avx2, finish_avx2, tap_avx2};
-    static const path_table vnni = {12, 2, multiply_vnni, quantize_vnni, finish_vnni, tap_vnni};
+    static const path_table avx2 = {4, 1, multiply_avx2, quantize_avx2, finish_avx2, taps_avx2};
+    static const path_table vnni = {12, 2, multiply_vnni, quantize_vnni, finish_vnni, taps_vnni};
     if (path == AVX2 && __builtin_cpu_supports("avx2")) return &avx2;
     if (path == AVX512VNNI && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -376,7 +412,7 @@ static const path_table *find_path(int64_t path) {
         return &vnni;
 #endif
 #if HAVE_NEON
-    static const path_table neon = {4, 1, multiply_neon, quantize_neon, finish_neon, tap_neon};
+    static const path_table neon = {4, 1, multiply_neon, quantize_neon, finish_neon, taps_neon};
 #if defined(__APPLE__)
     if (path == NEON) return &neon; /* every ARM Mac has the dot product */
 #elif defined(__linux__)
@@ -525,9 +561,12 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static void quantize_chunk(void *context, int64_t image) {
     plan *t = context;
     const problem *p = t->p;
-    const int64_t rows = p->height * p->width * p->groups;
-    t->x_scale[image] = t->path->quantize(p->x + image * t->image_in, rows, t->group_in, t->padded, t->direct,
-                                          t->q + image * rows * t->padded, t->sums ? t->sums + image * rows : NULL);
+    const int64_t pixels = p->height * p->width, rows = pixels * p->groups;
+    const float *x = p->x + image * t->image_in;
+    t->x_scale[image] =
+        t->direct ? t->path->quantize(x, rows, t->group_in, t->padded, 1, t->q + image * rows * t->padded,
+                                      t->sums + image * rows)
+                  : t->path->quantize(x, pixels, p->channels, p->channels, 0, t->q + image * t->image_in, NULL);
 }
 
 /* The activations of one output pixel and group into row m of a panel; gives their sum. */
@@ -630,40 +669,35 @@ static void multiply_chunk(void *context, int64_t chunk) {
     free(memory);
 }
 
-#define LANES 64
-#define TAPS_PER_FLUSH 256 /* 256 * 127 fits 16 bits */
-
 /* One output row of a depthwise convolution. */
 static void depthwise_chunk(void *context, int64_t line) {
     plan *t = context;
     const problem *p = t->p;
     const int64_t image = line / t->out_h, top = line % t->out_h * p->stride_h - p->pad_h;
+    int32_t *acc = malloc((size_t)p->channels * sizeof *acc);
+    if (!acc) {
+        t->failed = 1;
+        return;
+    }
     for (int64_t column = 0; column < t->out_w; column++) {
         const int64_t left = column * p->stride_w - p->pad_w;
-        for (int64_t c = 0; c < p->channels; c += LANES) {
-            const int64_t n = p->channels - c < LANES ? p->channels - c : LANES;
-            int16_t acc[LANES] = {0};
-            int32_t wide[LANES] = {0};
-            int64_t pending = 0;
-            for (int64_t i = 0; i < p->kernel_h; i++) {
-                const int64_t h = top + i * p->dilation_h;
-                if (h < 0 || h >= p->height) continue;
-                for (int64_t j = 0; j < p->kernel_w; j++) {
-                    const int64_t w = left + j * p->dilation_w;
-                    if (w < 0 || w >= p->width) continue;
-                    t->path->tap(t->q + ((image * p->height + h) * p->width + w) * p->channels + c,
-                                 t->taps + (i * p->kernel_w + j) * p->channels + c, n, acc);
-                    if (++pending == TAPS_PER_FLUSH) {
-                        for (int64_t l = 0; l < n; l++) wide[l] += acc[l];
-                        memset(acc, 0, sizeof acc);
-                        pending = 0;
-                    }
-                }
+        const int8_t *q[TAPS_PER_FLUSH], *weight[TAPS_PER_FLUSH];
+        int64_t count = 0;
+        memset(acc, 0, (size_t)p->channels * sizeof *acc);
+        for (int64_t tap = 0; tap < p->kernel_h * p->kernel_w; tap++) {
+            const int64_t h = top + tap / p->kernel_w * p->dilation_h, w = left + tap % p->kernel_w * p->dilation_w;
+            if (h < 0 || h >= p->height || w < 0 || w >= p->width) continue;
+            if (count == TAPS_PER_FLUSH) {
+                t->path->taps(q, weight, count, p->channels, acc);
+                count = 0;
             }
-            for (int64_t l = 0; l < n; l++) wide[l] += acc[l];
-            emit(t, wide, line * t->out_w + column, c, n, 0);
+            q[count] = t->q + ((image * p->height + h) * p->width + w) * p->channels;
+            weight[count++] = t->taps + tap * p->channels;
         }
+        t->path->taps(q, weight, count, p->channels, acc);
+        emit(t, acc, line * t->out_w + column, 0, p->channels, 0);
     }
+    free(acc);
 }
 
 static void unpack_taps(const plan *t) {
