@@ -263,7 +263,7 @@ TERNARY_OPTIONS = (
     Arg("sparsity", "float", 0.5),
     Arg("activations", "str", "float"),
 )
-QUANTIZERS = ("twn", "ttq", "absmean", "fixed", "stochastic", "sparse")
+QUANTIZERS = ("twn", "ttq", "absmean", "fixed", "stochastic", "sparse", "exact")
 CHOICES = {"quantizer": QUANTIZERS, "per": ("tensor", "channel"), "activations": ("float", "int8")}
 
 _X = Arg("x", "tensor")

@@ -128,7 +128,8 @@ class TernaryLinear(TernaryWeight, nn.Linear):
         in_features: Size of the last input dimension.
         out_features: Size of the last output dimension.
         bias: Whether to add a float bias.
-        quantizer: One of 'twn', 'ttq', 'absmean', 'fixed', 'stochastic', 'sparse'.
+        quantizer: One of 'twn', 'ttq', 'absmean', 'fixed', 'stochastic', 'sparse', or 'exact' for a
+            weight that is ternary already.
         per: 'channel' for one scale per output, 'tensor' for one.
         threshold: For 'twn' the factor of the mean magnitude (0.7), for 'fixed' the magnitude.
         sparsity: For 'sparse', the fraction of zeros.
