@@ -5,7 +5,7 @@ from ternary.errors import CompileError, TernaryError
 from ternary.language.compiler import check, compile, generate
 from ternary.language.formatter import format_source
 from ternary.modelfile import load, save
-from ternary.quantize import Recipe, Report, quantize, sensitivity, to_fp16, to_int8
+from ternary.quantize import Recipe, Report, quantize, rules_by_sensitivity, sensitivity, to_fp16, to_int8
 from ternary.train import TrainConfig, fit
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "nn",
     "quantize",
+    "rules_by_sensitivity",
     "save",
     "sensitivity",
     "to_fp16",

@@ -279,14 +279,14 @@ def _inspect(a: argparse.Namespace) -> int:
     for name, entry in found.layers.items():
         size = math.prod(entry.shape)
         packed = found.tensor_bytes.get((name + "." if name else "") + "weight.packed", 0)
-        rows.append(
-            {"layer": name, "shape": list(entry.shape), "zeros": entry.zeros / max(1, size), "bytes": packed}
-        )
+        rows.append({"layer": name, "shape": list(entry.shape), "zeros": entry.zeros / max(1, size), "bytes": packed})
     if a.json:
         whole = {"model": found.model, "arguments": found.arguments, "bytes": found.file_bytes, "layers": rows}
         print(json.dumps(whole, indent=1))
     else:
-        print(f"{found.model}({', '.join(f'{k}={v!r}' for k, v in found.arguments.items())}), {found.file_bytes:,} bytes")
+        print(
+            f"{found.model}({', '.join(f'{k}={v!r}' for k, v in found.arguments.items())}), {found.file_bytes:,} bytes"
+        )
         for row in rows:
             print(f"{row['layer']!s:40} {row['shape']!s:20} zeros {row['zeros']:6.1%} {row['bytes']:>10,} bytes")
     if a.picture:

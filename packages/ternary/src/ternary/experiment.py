@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,7 @@ def _method(plan: Plan, split: Split, method: str, out: Path | None, progress: A
             shuffled(split.train_x, split.train_y, plan.batch, seed=seed),
             plan.config,
             evaluate=lambda m: accuracy(m, split.test_x, split.test_y),
-            progress=None if progress is None else lambda e, h, s=seed: progress(method, s, e, h),
+            progress=None if progress is None else functools.partial(_tell, progress, method, seed),
         )
         measured = model
         if out is not None and seed == 0:
@@ -124,3 +125,7 @@ def _method(plan: Plan, split: Split, method: str, out: Path | None, progress: A
                 measured = modelfile.load(file)
         found.append(accuracy(measured, split.test_x, split.test_y))
     return Result(method, tuple(found), history, file, 0 if file is None else file.stat().st_size)
+
+
+def _tell(progress: Callable[[str, int, int, History], None], method: str, seed: int, epoch: int, h: History) -> None:
+    progress(method, seed, epoch, h)

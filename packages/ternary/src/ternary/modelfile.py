@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ternary import packing
 from ternary.errors import ModelFileError, PackedDataError
 from ternary.language.compiler import compile as compile_source
-from ternary.nn.layers import TernaryWeight, ternary_layers
+from ternary.nn.layers import ternary_layers
 
 FORMAT, VERSION = "pentad-ternary", 1
 ENCODINGS = ("2bit", "base3")

@@ -1,4 +1,4 @@
-"""Any model to ternary, int8 or fp16: by rule, with calibration data, by measured sensitivity. Knows nothing of files."""
+"""Any model to ternary, int8 or fp16: by rule, by calibration, by measured sensitivity. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def quantize(
     reports: list[LayerReport] = []
     for name, precision in plan.items():
         layer = made.get_submodule(name) if name else made
-        require_finite(layer.weight.detach(), f"{name or type(layer).__name__}.weight")
+        require_finite(_weight(layer), f"{name or type(layer).__name__}.weight")
         new = convert(layer, precision, recipe, power.get(name))
         reports.append(_report(name, layer, new, precision))
         if new is not layer:
@@ -145,9 +145,7 @@ def quantize(
 
 def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
     """Return the precision that a recipe gives each layer, by name, in order."""
-    layers = {
-        name: m for name, m in model.named_modules() if type(m) in _TERNARY or isinstance(m, TernaryWeight)
-    }
+    layers = {name: m for name, m in model.named_modules() if type(m) in _TERNARY or isinstance(m, TernaryWeight)}
     plain = {n: m for n, m in layers.items() if not isinstance(m, nn.Embedding)}
     convolutions = [n for n, m in plain.items() if isinstance(m, nn.Conv1d | nn.Conv2d)]
     ends = {*(convolutions or list(plain))[:1], *list(plain)[-1:]} if len(plain) > 1 else set()
@@ -228,7 +226,11 @@ def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
     weight = layer.weight.detach()
     rows = weight.flatten(1).double()
     h = power.double().to(rows.device)
-    h = h.reshape(1, -1) if h.numel() == rows.shape[1] else h.repeat_interleave(rows.shape[1] // h.numel()).reshape(1, -1)
+    h = (
+        h.reshape(1, -1)
+        if h.numel() == rows.shape[1]
+        else h.repeat_interleave(rows.shape[1] // h.numel()).reshape(1, -1)
+    )
     best_error = torch.full((rows.shape[0],), float("inf"), dtype=torch.double, device=rows.device)
     best = torch.zeros_like(rows)
     mean = rows.abs().mean(1, keepdim=True)
@@ -374,6 +376,12 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
 def _set_submodule(model: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent) if parent else model, last, new)
@@ -381,7 +389,7 @@ def _set_submodule(model: nn.Module, name: str, new: nn.Module) -> None:
 
 @torch.no_grad()
 def _report(name: str, before: nn.Module, after: nn.Module, precision: Precision) -> LayerReport:
-    weight = before.weight.detach().double()
+    weight = _weight(before).double()
     size = weight.numel()
     rows = weight.shape[0] if weight.dim() else 1
     if isinstance(after, TernaryWeight):
@@ -394,10 +402,10 @@ def _report(name: str, before: nn.Module, after: nn.Module, precision: Precision
         got = after.values.double() * after.scale.double().reshape([-1] + [1] * (weight.dim() - 1))
         stored, zeros = size + 4 * rows, float((after.values == 0).double().mean()) if size else 0.0
     else:
-        got, stored = weight, size * before.weight.element_size()
+        got, stored = weight, size * _weight(before).element_size()
         zeros = float((weight == 0).double().mean()) if size else 0.0
     norm = float(weight.norm())
     error = float((weight - got).norm()) / norm if norm else 0.0
     return LayerReport(
-        name, type(before).__name__, precision, error, zeros, size * before.weight.element_size(), stored
+        name, type(before).__name__, precision, error, zeros, size * _weight(before).element_size(), stored
     )

@@ -136,7 +136,7 @@ def fit(
                 value = criterion(model(x), target)
             if not math.isfinite(value.item()):
                 raise DivergedError(_diverged(f"the loss is {value.item()}", epoch, step, model))
-            scaler.scale(value).backward()
+            scaler.scale(value).backward()  # type: ignore[no-untyped-call] # torch's own lack
             scaler.unscale_(optimizer)
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
             if not scaler.is_enabled() and (not math.isfinite(norm) or norm > config.explode):
@@ -213,9 +213,7 @@ def accuracy(model: nn.Module, x: Tensor, target: Tensor, *, batch: int = 512) -
     return right / max(1, len(x))
 
 
-def shuffled(
-    x: Tensor, target: Tensor, batch: int, *, seed: int = 0
-) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+def shuffled(x: Tensor, target: Tensor, batch: int, *, seed: int = 0) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     """Return batches over tensors in a new order each epoch; a last batch of one is left out (batch norm needs two)."""
     generator = torch.Generator().manual_seed(seed)
 

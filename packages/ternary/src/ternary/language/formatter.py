@@ -90,9 +90,7 @@ class _Printer:
 
     def definition(self, d: s.Definition) -> None:
         head = f"{d.kind} {d.name}"
-        params = [
-            f"{p.name}: {p.type}" + ("" if p.default is None else f" = {flat(p.default)}") for p in d.parameters
-        ]
+        params = [f"{p.name}: {p.type}" + ("" if p.default is None else f" = {flat(p.default)}") for p in d.parameters]
         tail = " = [" if d.sequence is not None else " {"
         start = d.parameters[-1].span.end if d.parameters else d.name_span.end
         end = d.sequence.span.start if d.sequence is not None else self.header_end(start)
@@ -276,7 +274,9 @@ def flat(expr: s.Expr, level: int = _CONDITIONAL) -> str:
             text = f"{flat(then, 1)} if {flat(condition, 1)}{rest}"
             return f"({text})" if level > _CONDITIONAL else text
         case s.Ternary(options, layer):
-            return f"ternary({_arguments(options)}) {flat(layer, _UNARY)}" if options else f"ternary {flat(layer, _UNARY)}"
+            return (
+                f"ternary({_arguments(options)}) {flat(layer, _UNARY)}" if options else f"ternary {flat(layer, _UNARY)}"
+            )
         case s.Repeat(count, layer):
             return f"repeat({flat(count)}) {flat(layer, _UNARY)}"
     raise AssertionError(expr)  # pragma: no cover - every node type is above

@@ -151,7 +151,7 @@ def fake_int8(x: Tensor, per_sample: bool = False) -> Tensor:
     Returns:
         The rounded activations in the dtype of `x`.
     """
-    dims = [i for i in range(1, x.dim())] if per_sample else [-1]
+    dims = list(range(1, x.dim())) if per_sample else [-1]
     scale = x.detach().abs().amax(dims, keepdim=True).clamp(min=1e-8) / 127.0
     rounded = (x.detach() / scale).round().clamp(-127.0, 127.0) * scale
     return rounded + (x - x.detach())
