@@ -1,5 +1,6 @@
 """A checked program to PyTorch source, through Python's own syntax tree. Knows nothing of files or execution."""
 
+# ruff: noqa: D102 - the steps of a visitor are told by their names; what others call has a docstring
 from __future__ import annotations
 
 import ast
@@ -86,7 +87,9 @@ class PyTorchCodeGenerator:
             body.append(_function("__init__", arguments, statements, None))
             if d.forward is not None:
                 body.append(self.forward(d, d.forward))
-        return ast.ClassDef(name=d.name, bases=[base], keywords=[], body=body, decorator_list=[], type_params=[])
+        return ast.ClassDef(  # type: ignore[call-arg] # Python 3.12 wants type_params, 3.11 does not know it
+            name=d.name, bases=[base], keywords=[], body=body, decorator_list=[], type_params=[]
+        )
 
     def statement(self, statement: s.Let | s.Require | s.Member, used: set[str]) -> list[ast.stmt]:
         match statement:
@@ -178,16 +181,14 @@ class PyTorchCodeGenerator:
             for at, expr in enumerate(i.type.dims):
                 if isinstance(expr, s.Name) and expr.name in wanted and expr.name not in constants:
                     shape = ast.Attribute(_load(i.name), "shape", ast.Load())
-                    body.append(
-                        ast.Assign([_store(expr.name)], ast.Subscript(shape, ast.Constant(at), ast.Load()))
-                    )
+                    body.append(ast.Assign([_store(expr.name)], ast.Subscript(shape, ast.Constant(at), ast.Load())))
                     wanted.discard(expr.name)
         for statement in f.body:
             value = self.tensor(statement.value, owned)
-            is_return = isinstance(statement, s.Return)
-            body.append(ast.Return(value) if isinstance(statement, s.Return) else ast.Assign([_store(statement.name)], value))
-            if is_return:
+            if isinstance(statement, s.Return):
+                body.append(ast.Return(value))
                 break
+            body.append(ast.Assign([_store(statement.name)], value))
         inputs = [ast.arg("self"), *(ast.arg(i.name, self.dotted("Tensor")) for i in f.inputs)]
         arguments = ast.arguments([], inputs, None, [], [], None, [])
         return _function("forward", arguments, body, self.dotted("Tensor"))
@@ -305,7 +306,7 @@ def _super_init(args: list[ast.expr]) -> ast.stmt:
 
 
 def _function(name: str, arguments: ast.arguments, body: list[ast.stmt], returns: ast.expr | None) -> ast.FunctionDef:
-    return ast.FunctionDef(
+    return ast.FunctionDef(  # type: ignore[call-arg] # as above
         name=name,
         args=arguments,
         body=body,

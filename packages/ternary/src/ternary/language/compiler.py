@@ -39,16 +39,12 @@ def analyse(source: SourceText) -> tuple[s.Program, Diagnostics]:
     """Parse and check a source; return its tree and every error."""
     diagnostics = Diagnostics()
     program, _ = parse(source, diagnostics)
-    syntax_errors = len(diagnostics)
-    if not diagnostics.full:
+    if not diagnostics:  # what a statement that does not parse would have defined cannot be known
         names = NameChecker(program, diagnostics)
-        if syntax_errors:  # what a bad statement would have defined cannot be known: report only what is certain
-            names.diagnostics = Diagnostics()
         names.run()
-        if not syntax_errors:
-            ShapeChecker(names, source, diagnostics).run()
-            if not program.definitions and not diagnostics:
-                diagnostics.add("syntax", "the source defines nothing", Span(0, 1), expected="model Name(...) { ... }")
+        ShapeChecker(names, source, diagnostics).run()
+        if not program.definitions:
+            diagnostics.add("syntax", "the source defines nothing", Span(0, 1), expected="model Name(...) { ... }")
     return program, diagnostics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 WIDTH = 88
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -70,7 +71,7 @@ def _operators(line: str) -> list[str]:
         cuts = [m for m in re.finditer(pattern, line) if _depth(line, m.start()) == 0 and m.start() > len(indent)]
         if cuts:
             edges = [len(indent), *(m.end() for m in cuts), len(line) + 1]
-            pieces = [line[a : b - 1] for a, b in zip(edges, edges[1:], strict=False)]
+            pieces = [line[a : b - 1] for a, b in pairwise(edges)]
             return [row for piece in pieces for row in _wrap(indent + piece)]
     return _wrap(line)
 

@@ -8,27 +8,49 @@ from typing import NamedTuple
 from ternary.language.diagnostics import Diagnostics, Span
 
 KEYWORDS = frozenset(
-    "model layer let require forward return if else and or not true false ternary repeat int float bool str".split()
+    [
+        "model",
+        "layer",
+        "let",
+        "require",
+        "forward",
+        "return",
+        "if",
+        "else",
+        "and",
+        "or",
+        "not",
+        "true",
+        "false",
+        "ternary",
+        "repeat",
+        "int",
+        "float",
+        "bool",
+        "str",
+    ]
 )
 MAX_NUMBER_DIGITS = 18
 MAX_NAME = 100
 
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t\f\v]+)
-    |(?P<newline>\n|;)
+    r"""[ \t\f\v]*(?:
+    (?P<newline>\n|;)
     |(?P<comment>\#[^\n]*)
     |(?P<decimal>(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)
     |(?P<integer>\d+)
     |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
     |(?P<string>"(?:[^"\\\n]|\\.)*")
-    |(?P<op>->|//|==|!=|<=|>=|[-+*/%@<>=(){}\[\],:])""",
+    |(?P<op>->|//|==|!=|<=|>=|[-+*/%@<>=(){}\[\],:])
+    |(?P<end>\Z))""",
     re.VERBOSE,
 )
+_BLANK = re.compile(r"[ \t\f\v]*")
 _ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 
 
 class Token(NamedTuple):
-    """A token: its kind ('name', 'integer', 'decimal', 'string', 'newline', 'end', or the operator or keyword itself)."""
+    """A token; its kind is name, integer, decimal, string, newline, end, or the operator or keyword itself."""
 
     kind: str
     text: str
@@ -50,15 +72,21 @@ def tokenize(text: str, diagnostics: Diagnostics) -> tuple[list[Token], list[Com
     while at < size:
         found = match(text, at)
         if found is None:
-            at = _skip_bad(text, at, diagnostics)
+            at = _BLANK.match(text, at).end()  # type: ignore[union-attr] # it matches the empty string too
+            bad, at = at, _skip_bad(text, at, diagnostics)
+            if text[bad] == '"':  # stands for the string, so that the grammar does not complain as well
+                tokens.append(Token("string", '""', Span(bad, at)))
             if diagnostics.full:
                 break
             continue
         kind, end = str(found.lastgroup), found.end()
+        if kind == "end":
+            break
+        at = found.start(kind)
         span = Span(at, end)
         if kind == "comment":
             comments.append(Comment(text[at:end].rstrip(), span))
-        elif kind != "space":
+        else:
             word = text[at:end]
             if kind == "name":
                 kind = word if word in KEYWORDS else kind

@@ -32,7 +32,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    """One argument: its name, type ('int', 'float', 'bool', 'str', 'tensor', 'tensors', 'dims'), default, torch name."""
+    """One argument; its type is int, float, bool, str, tensor, tensors or dims."""
 
     name: str
     type: str
@@ -82,17 +82,20 @@ def same(a: Dim | int | None, b: Dim | int | None) -> bool | None:
 
 
 def want_rank(x: Tensor, layer: str, dims: str) -> None:
+    """Refuse a tensor of another number of dimensions."""
     rank = dims.count(",") + 1
     if len(x.dims) != rank:
         raise ShapeError(f"{layer} got {x}, which has {len(x.dims)} dimensions", f"[{dims}]")
 
 
 def want_dim(x: Tensor, at: int, size: Any, layer: str, what: str) -> None:
+    """Refuse a tensor whose dimension has surely another size."""
     if same(x.dims[at], size) is False:
         raise ShapeError(f"{layer} got {x}: its {what} is {x.dims[at]}", f"{size}")
 
 
 def want_float(x: Tensor, layer: str) -> None:
+    """Refuse integers."""
     if x.dtype != "float":
         raise ShapeError(f"{layer} got {x}", "a float tensor")
 
@@ -192,6 +195,7 @@ def product(dims: tuple[Dim | None, ...]) -> Dim | None:
 
 
 def axis(x: Tensor, index: Any, what: str) -> int:
+    """Return a dimension's index counted from the front, if the tensor has it."""
     if not isinstance(index, int):
         raise ShapeError(f"{what} needs a dimension with a fixed number")
     if not -len(x.dims) <= index < len(x.dims):
@@ -250,7 +254,9 @@ LAYERS: dict[str, LayerSpec] = {
         LayerSpec("MaxPool1d", _POOL, _pool("MaxPool1d", 1, "N, C, L"), "nn.MaxPool1d"),
         LayerSpec("MaxPool2d", _POOL, _pool("MaxPool2d", 2, "N, C, H, W"), "nn.MaxPool2d"),
         LayerSpec("AvgPool2d", _POOL, _pool("AvgPool2d", 2, "N, C, H, W"), "nn.AvgPool2d"),
-        LayerSpec("Flatten", (Arg("start", "int", 1, "start_dim"),), lambda v, x: _flatten(x, v["start"]), "nn.Flatten"),
+        LayerSpec(
+            "Flatten", (Arg("start", "int", 1, "start_dim"),), lambda v, x: _flatten(x, v["start"]), "nn.Flatten"
+        ),
         LayerSpec("Identity", (), lambda v, x: x, "nn.Identity"),
         *(LayerSpec(n, (), _float_through(n), f"nn.{n}") for n in ("ReLU", "ReLU6", "GELU", "SiLU", "Sigmoid", "Tanh")),
     )
@@ -263,7 +269,7 @@ TERNARY_OPTIONS = (
     Arg("sparsity", "float", 0.5),
     Arg("activations", "str", "float"),
 )
-QUANTIZERS = ("twn", "ttq", "absmean", "fixed", "stochastic", "sparse")
+QUANTIZERS = ("twn", "ttq", "absmean", "fixed", "stochastic", "sparse", "exact")
 CHOICES = {"quantizer": QUANTIZERS, "per": ("tensor", "channel"), "activations": ("float", "int8")}
 
 _X = Arg("x", "tensor")
@@ -336,8 +342,11 @@ def _mean(v: Values) -> Tensor:
 def _select(v: Values) -> Tensor:
     at = axis(v["x"], v["dim"], "select")
     size = v["x"].dims[at]
-    if isinstance(v["index"], int) and size is not None and size.constant is not None and not (
-        -size.constant <= v["index"] < size.constant
+    if (
+        isinstance(v["index"], int)
+        and size is not None
+        and size.constant is not None
+        and not (-size.constant <= v["index"] < size.constant)
     ):
         raise ShapeError(f"select of index {v['index']} from {v['x']}", f"below {size}")
     return Tensor(v["x"].dtype, (*v["x"].dims[:at], *v["x"].dims[at + 1 :]))
@@ -412,7 +421,12 @@ FUNCTIONS: dict[str, FunctionSpec] = {
         FunctionSpec("select", (_X, Arg("dim", "int"), Arg("index", "int")), _select, ".select"),
         FunctionSpec(
             "attention",
-            (Arg("query", "tensor"), Arg("key", "tensor"), Arg("value", "tensor"), Arg("causal", "bool", False, "is_causal")),
+            (
+                Arg("query", "tensor"),
+                Arg("key", "tensor"),
+                Arg("value", "tensor"),
+                Arg("causal", "bool", False, "is_causal"),
+            ),
             _attention,
             "functional.scaled_dot_product_attention",
         ),

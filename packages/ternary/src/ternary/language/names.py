@@ -1,5 +1,6 @@
 """Checks names, arguments and types of every statement, taken or not. Knows nothing of sizes."""
 
+# ruff: noqa: D102 - the steps of a visitor are told by their names; what others call has a docstring
 from __future__ import annotations
 
 import keyword
@@ -20,18 +21,89 @@ from ternary.language.library import (
 
 # Words that generated code uses itself; a program's own names may not hide them.
 GENERATED = frozenset(
-    "self torch nn functional Tensor super range int float bool str max min round make_divisible ValueError None "
-    "True False tuple list len".split()
+    [
+        "self",
+        "torch",
+        "nn",
+        "functional",
+        "Tensor",
+        "super",
+        "range",
+        "int",
+        "float",
+        "bool",
+        "str",
+        "max",
+        "min",
+        "round",
+        "make_divisible",
+        "ValueError",
+        "None",
+        "True",
+        "False",
+        "tuple",
+        "list",
+        "len",
+    ]
 )
 # Attributes of torch.nn.Module, fixed here so that checking needs no torch and gives the same answer everywhere.
 MODULE_ATTRIBUTES = frozenset(
-    "T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval "
-    "extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules "
-    "mtia named_buffers named_children named_modules named_parameters parameters register_backward_hook "
-    "register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook "
-    "register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook "
-    "register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ "
-    "set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu zero_grad".split()
+    [
+        "T_destination",
+        "add_module",
+        "apply",
+        "bfloat16",
+        "buffers",
+        "call_super_init",
+        "children",
+        "compile",
+        "cpu",
+        "cuda",
+        "double",
+        "dump_patches",
+        "eval",
+        "extra_repr",
+        "float",
+        "forward",
+        "get_buffer",
+        "get_extra_state",
+        "get_parameter",
+        "get_submodule",
+        "half",
+        "ipu",
+        "load_state_dict",
+        "modules",
+        "mtia",
+        "named_buffers",
+        "named_children",
+        "named_modules",
+        "named_parameters",
+        "parameters",
+        "register_backward_hook",
+        "register_buffer",
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+        "register_load_state_dict_post_hook",
+        "register_load_state_dict_pre_hook",
+        "register_module",
+        "register_parameter",
+        "register_state_dict_post_hook",
+        "register_state_dict_pre_hook",
+        "requires_grad_",
+        "set_extra_state",
+        "set_submodule",
+        "share_memory",
+        "state_dict",
+        "to",
+        "to_empty",
+        "train",
+        "training",
+        "type",
+        "xpu",
+        "zero_grad",
+    ]
 )
 NUMBERS = ("int", "float")
 
@@ -225,7 +297,7 @@ class NameChecker:
         scope.place = "constant"
         symbols: dict[str, str] = {}
         for i in f.inputs:
-            for at, d in enumerate(i.type.dims):
+            for d in i.type.dims:
                 if d is None:
                     continue
                 for name in _names(d):
@@ -246,18 +318,18 @@ class NameChecker:
         for i in f.inputs:
             self.declare(i.name, i.span, scope)
             scope.tensors[i.name] = "tensor"
-        used_members: set[str] = set()
         returned = False
         for statement in f.body:
             if returned:
                 self.error("unreachable", "nothing after 'return' is run", statement.span, hint="remove it")
                 break
             value = statement.value
-            used_members.update(n.name for n in _names(value))
             self.root(value, scope, "tensor")
             if isinstance(statement, s.Assign):
                 if statement.name not in scope.tensors:
-                    self.declare(statement.name, Span(statement.span.start, statement.span.start + len(statement.name)), scope)
+                    self.declare(
+                        statement.name, Span(statement.span.start, statement.span.start + len(statement.name)), scope
+                    )
                 scope.tensors[statement.name] = "tensor"
             else:
                 returned = True
@@ -304,7 +376,9 @@ class NameChecker:
                 return self.list(items, scope)
             case s.Ternary(options, layer):
                 self.arguments(TERNARY_OPTIONS, options, "ternary", expr.span, scope)
-                if not (isinstance(layer, s.Call) and getattr(LAYERS.get(layer.callee.name), "ternary", "")):
+                if not (
+                    isinstance(layer, s.Call) and layer.callee.name in LAYERS and LAYERS[layer.callee.name].ternary
+                ):
                     able = ", ".join(sorted(n for n, spec in LAYERS.items() if spec.ternary))
                     return self.error("not-ternary", "this layer has no ternary form", layer.span, expected=able)
                 return self.typed(layer, scope, "layer")
@@ -462,7 +536,9 @@ class NameChecker:
         else:
             result = ""
         if not result:
-            return self.error("type-mismatch", f"'{op}' of {left} and {right}", expr.span, hint="see the language guide")
+            return self.error(
+                "type-mismatch", f"'{op}' of {left} and {right}", expr.span, hint="see the language guide"
+            )
         return result
 
 

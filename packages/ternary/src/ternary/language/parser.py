@@ -9,7 +9,7 @@ from ternary.language import syntax as s
 from ternary.language.diagnostics import Diagnostics, SourceText, Span, did_you_mean
 from ternary.language.lexer import Comment, Token, string_value, tokenize
 
-MAX_SOURCE = 4 * 1024 * 1024
+MAX_SOURCE = 1024 * 1024
 MAX_DEPTH = 40
 _BINARY = {
     "or": 1,
@@ -33,7 +33,7 @@ _COMPARE, _NOT, _NEGATE = 4, 3, 7
 T = TypeVar("T")
 
 
-class _Abandon(Exception):  # noqa: N818 - not an error for callers: it only unwinds to the next statement
+class _Abandon(Exception):
     """The statement being parsed cannot be saved."""
 
 
@@ -117,9 +117,7 @@ class _Parser:
         else:
             shown = token.text if len(token.text) <= 40 else token.text[:40] + "…"
             hint = did_you_mean(token.text, [w.strip("'") for w in wanted.replace(" or ", ",").split(", ")])
-            self.diagnostics.add(
-                "syntax", f"unexpected '{shown}'", token.span, expected=wanted, hint=hint, notes=notes
-            )
+            self.diagnostics.add("syntax", f"unexpected '{shown}'", token.span, expected=wanted, hint=hint, notes=notes)
         return _Abandon()
 
     def skip_lines(self) -> None:
@@ -351,7 +349,7 @@ class _Parser:
         return then
 
     def operators(self, lowest: int) -> s.Expr:
-        left = self.unary()
+        left = self.unary(lowest)
         while True:
             token = self.peek()
             level = _BINARY.get(token.kind, 0)
@@ -365,8 +363,10 @@ class _Parser:
                 self.diagnostics.add("syntax", "a chained comparison", token.span, hint=hint)
             left = self.made(s.Binary(token.kind, left, right, span=span), left, right)
 
-    def unary(self) -> s.Expr:
+    def unary(self, lowest: int = _NEGATE) -> s.Expr:
         token = self.peek()
+        if token.kind == "not" and lowest > _NOT:
+            raise self.unexpected("an expression (put 'not ...' in parentheses here)")
         if token.kind in ("-", "not"):
             self.depth += 1
             if self.depth > MAX_DEPTH:

@@ -1,6 +1,9 @@
-"""Evaluates a checked program as a template: constants, requirements and the shape of every tensor, for each set of
-arguments that it is used with. Knows nothing of PyTorch."""
+"""Evaluates a checked program for each set of arguments: constants, requirements, shapes.
 
+Knows nothing of PyTorch.
+"""
+
+# ruff: noqa: D102 - the steps of a visitor are told by their names; what others call has a docstring
 from __future__ import annotations
 
 import math
@@ -48,6 +51,7 @@ class Builtin:
     spec: LayerSpec
     values: Values
     size: int = 1
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Sequence:
 
     items: tuple[tuple[Any, int], ...]
     size: int
+    depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class Either:
     then: Any
     otherwise: Any
     size: int
+    depth: int
 
 
 @dataclass(slots=True)
@@ -75,6 +81,7 @@ class Instance:
     label: str
     env: dict[str, Any]
     size: int = 1
+    depth: int = 1
     body: Any = UNKNOWN
     results: dict[tuple[Tensor, ...], Tensor | None] = field(default_factory=dict)
 
@@ -93,13 +100,12 @@ class ShapeChecker:
         """Evaluate models with their defaults first, then what none of them used, with symbols for parameters."""
         complete = [d for d in self.definitions.values() if all(p.default is not None for p in d.parameters)]
         ordered = sorted(complete, key=lambda d: d.kind != "model")
-        rest = [d for d in self.definitions.values() if d not in complete]
+        rest = [d for d in self.definitions.values() if any(p.default is None for p in d.parameters)]
         for d in [*ordered, *rest]:
             if self.diagnostics.full:
                 return
-            if d in rest and d.name in self.used:
-                continue
-            self.root(d)
+            if d.name not in self.used or all(p.default is not None for p in d.parameters):
+                self.root(d)
 
     def root(self, d: s.Definition) -> None:
         env: dict[str, Any] = {}
@@ -203,10 +209,14 @@ class ShapeChecker:
                         self.error("requirement", message, statement.condition.span, hint=f"for {label}")
                 case s.Member():
                     made.env[statement.name] = layer = self.layer(statement.value, made.env)
-                    made.size += getattr(layer, "size", 1)
+                    made.size += size_of(layer)
+                    made.depth = max(made.depth, 1 + depth_of(layer))
         if d.sequence is not None:
             made.body = self.layer(d.sequence, made.env)
-            made.size += getattr(made.body, "size", 1)
+            made.size += size_of(made.body)
+            made.depth = max(made.depth, 1 + depth_of(made.body))
+        if made.depth > MAX_NESTING:
+            self.error("too-deep", f"definitions nested more than {MAX_NESTING} deep", d.name_span)
         if made.size > MAX_LAYERS:
             message = f"'{d.name}' has {made.size:,} layers"
             self.error("too-large", message, d.name_span, expected=f"at most {MAX_LAYERS:,}")
@@ -228,9 +238,9 @@ class ShapeChecker:
                 if chosen is UNKNOWN:
                     first = self.layer(then, env)
                     second = UNKNOWN if otherwise is None else self.layer(otherwise, env)
-                    return Either(first, second, getattr(first, "size", 1) + getattr(second, "size", 1))
+                    return Either(first, second, size_of(first) + size_of(second), max(map(depth_of, (first, second))))
                 if otherwise is None:
-                    return self.sequence((then,), env) if chosen else Sequence((), 0)
+                    return self.sequence((then,), env) if chosen else Sequence((), 0, 0)
                 return self.layer(then if chosen else otherwise, env)
             case s.Call():
                 return self.create(expr, env)
@@ -248,7 +258,8 @@ class ShapeChecker:
                 out.append((layer, count) if isinstance(count, int) else (UNKNOWN, 1))
             else:
                 out.append((self.layer(item, env), 1))
-        return Sequence(tuple(out), sum(getattr(layer, "size", 1) * n for layer, n in out))
+        size = sum(size_of(layer) * n for layer, n in out)
+        return Sequence(tuple(out), size, max((depth_of(layer) for layer, _ in out), default=0))
 
     def create(self, call: s.Call, env: dict[str, Any]) -> Any:
         name = call.callee.name
@@ -374,7 +385,9 @@ class ShapeChecker:
                 if isinstance(expr, s.Name) and expr.name not in scope:
                     scope[expr.name] = UNKNOWN if actual is None else actual
                 elif same(self.size(expr, scope), actual) is False:
-                    raise ShapeError(f"{name} got {x} as '{declared.name}': {actual} is not {self.size(expr, scope)}", shown)
+                    raise ShapeError(
+                        f"{name} got {x} as '{declared.name}': {actual} is not {self.size(expr, scope)}", shown
+                    )
         for declared, x in zip(f.inputs, inputs, strict=True):
             scope[declared.name] = x
         return scope
@@ -473,6 +486,16 @@ class ShapeChecker:
             if arg.type == "tensor" and not isinstance(values[arg.name], Tensor):
                 return UNKNOWN
         return spec.shape(values)
+
+
+def size_of(layer: Any) -> int:
+    """Return how many layers a layer is made of."""
+    return int(getattr(layer, "size", 1))
+
+
+def depth_of(layer: Any) -> int:
+    """Return how many definitions lie inside one another in a layer."""
+    return int(getattr(layer, "depth", 0))
 
 
 def combine(op: str, a: Any, b: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Layers with float weights that act ternary: drop-in for torch's, with the same state dict. Knows nothing of packing."""
+"""Layers with float weights that act ternary, with the state dict of torch's own. Knows nothing of packing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TernaryWeight(nn.Module):
     """What the ternary layers share: a float `weight`, how to quantize it, and for TTQ two learned scales."""
 
     if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
-        weight: nn.Parameter
+        weight: Any
 
     def _init_ternary(self, quantizer: str, per: str, threshold: float, sparsity: float, activations: str) -> None:
         require_choice("quantizer", quantizer, QUANTIZERS)
@@ -64,7 +64,7 @@ class TernaryWeight(nn.Module):
 
     def ternary_weight(self) -> Tensor:
         """Return the weight as the forward pass uses it: values times scales, gradients straight through."""
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.empty:
             return weight
         positive, negative = self.scale_positive, self.scale_negative
@@ -72,7 +72,7 @@ class TernaryWeight(nn.Module):
         if positive is not None and negative is not None:
             values = ttq_values(weight, per_channel)
             plus, minus = (values > 0).to(weight.dtype), (values < 0).to(weight.dtype)
-            quantized = positive * plus - negative * minus
+            quantized: Tensor = positive * plus - negative * minus
             # Gradients: the two scales get theirs through `quantized`, the float weight straight through.
             step = (positive * plus + negative * minus + (1.0 - plus - minus)).detach()
             return quantized + step * (weight - weight.detach())
@@ -128,7 +128,8 @@ class TernaryLinear(TernaryWeight, nn.Linear):
         in_features: Size of the last input dimension.
         out_features: Size of the last output dimension.
         bias: Whether to add a float bias.
-        quantizer: One of 'twn', 'ttq', 'absmean', 'fixed', 'stochastic', 'sparse'.
+        quantizer: One of 'twn', 'ttq', 'absmean', 'fixed', 'stochastic', 'sparse', or 'exact' for a
+            weight that is ternary already.
         per: 'channel' for one scale per output, 'tensor' for one.
         threshold: For 'twn' the factor of the mean magnitude (0.7), for 'fixed' the magnitude.
         sparsity: For 'sparse', the fraction of zeros.
@@ -183,7 +184,7 @@ class _TernaryConv(TernaryWeight):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(  # type: ignore[call-arg] # the next class in line is torch's convolution
+        super().__init__(  # the next class in line is torch's convolution
             in_channels,
             out_channels,
             kernel_size,
@@ -200,21 +201,21 @@ class _TernaryConv(TernaryWeight):
 
 
 class TernaryConv1d(_TernaryConv, nn.Conv1d):
-    """`torch.nn.Conv1d` (also grouped and depthwise) whose weight acts as -1, 0, +1 times a scale; see TernaryLinear."""
+    """`torch.nn.Conv1d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, L)."""
         x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
-        return self._conv_forward(x, self.ternary_weight(), self.bias)
+        return self._conv_forward(x, self.ternary_weight(), self.bias)  # type: ignore[no-any-return] # torch's method
 
 
 class TernaryConv2d(_TernaryConv, nn.Conv2d):
-    """`torch.nn.Conv2d` (also grouped and depthwise) whose weight acts as -1, 0, +1 times a scale; see TernaryLinear."""
+    """`torch.nn.Conv2d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, H, W)."""
         x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
-        return self._conv_forward(x, self.ternary_weight(), self.bias)
+        return self._conv_forward(x, self.ternary_weight(), self.bias)  # type: ignore[no-any-return] # torch's method
 
 
 class TernaryEmbedding(TernaryWeight, nn.Embedding):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ternary.errors import NonFiniteWeightError, UnknownQuantizerError
 
-QUANTIZERS = ("twn", "ttq", "absmean", "fixed", "stochastic", "sparse")
+QUANTIZERS = ("twn", "ttq", "absmean", "fixed", "stochastic", "sparse", "exact")
 GRANULARITIES = ("tensor", "channel")
 
 
@@ -96,6 +96,11 @@ def sparse(weight: Tensor, per_channel: bool = True, sparsity: float = 0.5) -> t
     return thresholded(weight, rows.abs().kthvalue(zeros, dim=1)[0], per_channel)
 
 
+def exact(weight: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor]:
+    """Take a weight that is ternary already apart: its signs, and per row its largest magnitude as the scale."""
+    return torch.sign(weight), scale_like(rows_of(weight, per_channel).abs().amax(1), weight)
+
+
 def ternarize(
     weight: Tensor, quantizer: str = "twn", per_channel: bool = True, threshold: float = 0.7, sparsity: float = 0.5
 ) -> tuple[Tensor, Tensor]:
@@ -119,6 +124,8 @@ def ternarize(
         return absmean(weight, per_channel)
     if quantizer == "stochastic":
         return stochastic(weight, per_channel)
+    if quantizer == "exact":
+        return exact(weight, per_channel)
     if quantizer == "sparse":
         return sparse(weight, per_channel, sparsity)
     values = ttq_values(weight, per_channel)
@@ -131,7 +138,7 @@ def straight_through(weight: Tensor, quantized: Tensor, limit: Tensor) -> Tensor
     Bengio et al., 2013; the clip keeps weights from drifting away where rounding no longer changes.
     """
     inside = torch.minimum(torch.maximum(weight, -limit), limit)
-    return inside + (quantized - inside).detach()
+    return quantized.detach() + (inside - inside.detach())
 
 
 def fake_int8(x: Tensor, per_sample: bool = False) -> Tensor:
@@ -144,10 +151,10 @@ def fake_int8(x: Tensor, per_sample: bool = False) -> Tensor:
     Returns:
         The rounded activations in the dtype of `x`.
     """
-    dims = [i for i in range(1, x.dim())] if per_sample else [-1]
+    dims = list(range(1, x.dim())) if per_sample else [-1]
     scale = x.detach().abs().amax(dims, keepdim=True).clamp(min=1e-8) / 127.0
     rounded = (x.detach() / scale).round().clamp(-127.0, 127.0) * scale
-    return x + (rounded - x).detach()
+    return rounded + (x - x.detach())
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,0 +1,328 @@
+"""The command `ternary`: check, fmt, compile, train, quantize, pack, inspect, bench. Only reads and prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ternary.errors import CompileError, TernaryError, UnknownModelError
+
+_EXAMPLES = """examples:
+  ternary check net.tri                 show every error, with carets
+  ternary fmt net.tri                   rewrite in the one canonical form
+  ternary compile resnet18 -o net.py    readable PyTorch from a zoo network
+  ternary train net.tri --data digits --compare float,twn --seeds 3 --out runs
+  ternary inspect runs/net-twn.safetensors --picture net.png
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, 1 for errors in what was given, 2 for wrong usage, 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except CompileError as e:
+        print(e, file=sys.stderr)
+    except (TernaryError, OSError) as e:
+        print(f"ternary: {e}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("ternary: interrupted; files already written are whole", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ternary",
+        description="Check, train, pack and look at ternary networks.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    c = command("check", _check, "Show every error of sources, with carets.")
+    c.add_argument("sources", nargs="+", help="a .tri file, a zoo name, or - for standard input")
+    c.add_argument("--json", action="store_true", help="one JSON list of diagnostics, for editors")
+
+    c = command("fmt", _fmt, "Rewrite sources in the one canonical form.")
+    c.add_argument("sources", nargs="+", help=".tri files, or - to filter standard input")
+    c.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file would change")
+
+    c = command("compile", _compile, "Write the PyTorch source that a program stands for.")
+    c.add_argument("source")
+    c.add_argument("-o", "--output", help="where to (standard output by default)")
+    c.add_argument("--float", action="store_true", dest="as_float", help="plain float layers instead of ternary ones")
+
+    c = command("train", _train, "Train a program on real data, pack it, and compare quantizers.")
+    c.add_argument("source")
+    c.add_argument("--data", required=True, help="digits, mnist1d, or a .npz file with arrays x and y")
+    c.add_argument("--shape", default="", help="shape of one sample, such as 1,8,8 (found by itself where it can be)")
+    c.add_argument("--compare", default="as written", help="float and names of quantizers, joined by commas")
+    c.add_argument("--seeds", type=int, default=1)
+    c.add_argument("--epochs", type=int, default=20)
+    c.add_argument("--batch", type=int, default=64)
+    c.add_argument("--learning-rate", type=float, default=2e-3)
+    c.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of the model")
+    c.add_argument("--threads", type=int, default=1, help="threads for torch (one is best for small networks)")
+    c.add_argument("--out", default="runs", help="directory for model files, table and pictures")
+    c.add_argument("--json", action="store_true", help="print the table as JSON")
+
+    c = command("quantize", _quantize, "Quantize a model file or an untrained program, and report each layer.")
+    c.add_argument("model", help="a .safetensors file of this library, a .tri file or a zoo name")
+    c.add_argument("-o", "--output", help="write the packed model here")
+    c.add_argument("--quantizer", default="twn")
+    c.add_argument("--json", action="store_true")
+
+    c = command("pack", _pack, "Write a model file again with another encoding.")
+    c.add_argument("model", help="a .safetensors file of this library")
+    c.add_argument("output")
+    c.add_argument("--encoding", choices=("2bit", "base3"), default="base3")
+
+    c = command("inspect", _inspect, "Show layers, zeros and bytes of a model file.")
+    c.add_argument("model")
+    c.add_argument("--picture", help="draw it to this file")
+    c.add_argument("--json", action="store_true")
+
+    c = command("bench", _bench, "Time compiling and one forward pass of a network.")
+    c.add_argument("source")
+    c.add_argument("--shape", required=True, help="input shape, such as 1,3,224,224")
+    c.add_argument("--repeat", type=int, default=10)
+    c.add_argument("--json", action="store_true")
+    return parser
+
+
+def _read(name: str) -> tuple[str | Path, str]:
+    """Return a source (text or path) and what to call it: a file, a zoo network, or standard input."""
+    from ternary import zoo
+
+    if name == "-":
+        return sys.stdin.read(), "<stdin>"
+    if not Path(name).exists() and name.removesuffix(".tri") in zoo.names():
+        return zoo.source(name.removesuffix(".tri")), name
+    if not Path(name).exists():
+        raise UnknownModelError(f"{name!r} is neither a file nor in the zoo ({', '.join(zoo.names())})")
+    return Path(name), name
+
+
+def _check(a: argparse.Namespace) -> int:
+    from ternary.language.compiler import analyse, read_source
+
+    found: list[dict[str, object]] = []
+    for name in a.sources:
+        try:
+            text = read_source(*_read(name))
+            diagnostics = analyse(text)[1].sorted()
+        except CompileError as e:
+            text, diagnostics = e.source, e.diagnostics
+        found += [d.as_dict(text) for d in diagnostics]
+        if not a.json:
+            for d in diagnostics:
+                print(d.render(text), end="\n\n")
+            print(f"{text.name}: {len(diagnostics) or 'no'} error{'' if len(diagnostics) == 1 else 's'}")
+    if a.json:
+        print(json.dumps(found, indent=1))
+    return int(bool(found))
+
+
+def _fmt(a: argparse.Namespace) -> int:
+    from ternary.language.formatter import format_source
+
+    changed = 0
+    for name in a.sources:
+        if name == "-":
+            sys.stdout.write(format_source(sys.stdin.read(), name="<stdin>"))
+            continue
+        path = Path(name)
+        text = format_source(path)
+        if text != path.read_text(encoding="utf-8"):
+            changed += 1
+            print(f"{'would reformat' if a.check else 'reformatted'} {name}")
+            if not a.check:
+                path.write_text(text, encoding="utf-8")
+    return int(bool(a.check and changed))
+
+
+def _compile(a: argparse.Namespace) -> int:
+    from ternary.language.compiler import generate
+
+    source, name = _read(a.source)
+    code = generate(source, name=name, quantized=not a.as_float)
+    if a.output:
+        Path(a.output).write_text(code, encoding="utf-8")
+    else:
+        sys.stdout.write(code)
+    return 0
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _train(a: argparse.Namespace) -> int:
+    import torch
+
+    from ternary import data, experiment, plot
+    from ternary.language.compiler import parse_source, read_source
+    from ternary.train import TrainConfig
+
+    torch.set_num_threads(a.threads)
+    source, name = _read(a.source)
+    text = read_source(source, name).text
+    split = data.load(a.data)
+    shape = tuple(int(s) for s in a.shape.split(",")) if a.shape else _shape_of(parse_source(text)[0])
+    config = TrainConfig(epochs=a.epochs, learning_rate=a.learning_rate)
+    arguments = {k: _value(v) for k, _, v in (pair.partition("=") for pair in a.set)}
+    methods = tuple(a.compare.split(","))
+    plan = experiment.Plan(
+        text, arguments=arguments, methods=methods, seeds=a.seeds, batch=a.batch, config=config, shape=shape
+    )
+    out = Path(a.out)
+    out.mkdir(parents=True, exist_ok=True)
+    show = sys.stderr.isatty()
+
+    def progress(method: str, seed: int, epoch: int, history: Any) -> None:
+        if show:
+            bar = "█" * (20 * epoch // a.epochs)
+            state = f"loss {history.loss[-1]:.4f}  held-out {history.accuracy[-1]:.4f}"
+            print(f"\r{method:>10} seed {seed} {bar:20} {epoch}/{a.epochs}  {state}", end="", file=sys.stderr)
+
+    results = experiment.run(plan, split, out, progress=progress)
+    if show:
+        print(file=sys.stderr)
+    rows = [
+        {
+            "data": a.data,
+            "method": r.method,
+            "accuracy": r.mean,
+            "spread": r.spread,
+            "seeds": list(r.accuracies),
+            "file": str(r.file),
+            "bytes": r.file_bytes,
+        }
+        for r in results
+    ]
+    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if a.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(f"{'method':12} {'accuracy':>9} {'+-':>7} {'bytes':>10}")
+        for r in results:
+            print(f"{r.method:12} {r.mean:9.2%} {r.spread:7.2%} {r.file_bytes:10,}  {r.file}")
+    try:
+        plot.curves({r.method: r.history for r in results}, out / "curves.png", f"{name} on {a.data}")
+        plot.accuracies({a.data: {r.method: list(r.accuracies) for r in results}}, out / "accuracy.png")
+    except TernaryError as e:
+        print(f"ternary: no pictures: {e}", file=sys.stderr)
+    return 0
+
+
+def _shape_of(program: Any) -> tuple[int, ...]:
+    """Return the sample shape that the model's signature fixes, or () if it is not all numbers."""
+    from ternary.language import syntax as s
+
+    models = [d for d in program.definitions if d.kind == "model" and d.forward is not None]
+    if len(models) != 1:
+        return ()
+    dims = models[0].forward.inputs[0].type.dims[1:]
+    sizes = [d.value for d in dims if isinstance(d, s.Literal) and isinstance(d.value, int)]
+    return tuple(sizes) if len(sizes) == len(dims) else ()
+
+
+def _quantize(a: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from ternary import modelfile
+    from ternary.language.compiler import compile as compile_source
+    from ternary.quantize import Recipe, quantize
+
+    if a.model.endswith(".safetensors"):
+        model = modelfile.load(a.model)
+        given = modelfile.info(a.model).arguments
+    else:
+        source, name = _read(a.model)
+        model, given = compile_source(source, name=name, quantized=False)(), {}
+    made, report = quantize(model, Recipe(quantizer=a.quantizer))
+    if a.output:
+        modelfile.save(made, a.output, arguments=given)
+    print(json.dumps([asdict(r) for r in report.layers], indent=1) if a.json else report)
+    return 0
+
+
+def _pack(a: argparse.Namespace) -> int:
+    from ternary import modelfile
+
+    before = modelfile.info(a.model)
+    after = modelfile.save(modelfile.load(a.model), a.output, arguments=before.arguments, encoding=a.encoding)
+    print(f"{a.output}: {after.file_bytes:,} bytes, before {before.file_bytes:,}")
+    return 0
+
+
+def _inspect(a: argparse.Namespace) -> int:
+    from ternary import modelfile, plot
+
+    found = modelfile.info(a.model)
+    rows = []
+    for name, entry in found.layers.items():
+        size = math.prod(entry.shape)
+        packed = found.tensor_bytes.get((name + "." if name else "") + "weight.packed", 0)
+        rows.append({"layer": name, "shape": list(entry.shape), "zeros": entry.zeros / max(1, size), "bytes": packed})
+    if a.json:
+        whole = {"model": found.model, "arguments": found.arguments, "bytes": found.file_bytes, "layers": rows}
+        print(json.dumps(whole, indent=1))
+    else:
+        print(
+            f"{found.model}({', '.join(f'{k}={v!r}' for k, v in found.arguments.items())}), {found.file_bytes:,} bytes"
+        )
+        for row in rows:
+            print(f"{row['layer']!s:40} {row['shape']!s:20} zeros {row['zeros']:6.1%} {row['bytes']:>10,} bytes")
+    if a.picture:
+        plot.model_picture(found, a.picture)
+        print(f"picture: {a.picture}", file=sys.stderr)
+    return 0
+
+
+def _bench(a: argparse.Namespace) -> int:
+    import statistics
+
+    import torch
+
+    from ternary.language.compiler import compile as compile_source
+
+    source, name = _read(a.source)
+    begin = time.perf_counter()
+    made = compile_source(source, name=name)
+    compiled = time.perf_counter() - begin
+    model = made().eval()
+    x = torch.randn(*(int(s) for s in a.shape.split(",")))
+    times = []
+    with torch.inference_mode():
+        for _ in range(max(1, a.repeat)):
+            begin = time.perf_counter()
+            model(x)
+            times.append(time.perf_counter() - begin)
+    row = {
+        "compile_ms": 1e3 * compiled,
+        "forward_ms": 1e3 * statistics.median(times),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(row) if a.json else "\n".join(f"{k:12} {v:,.2f}" for k, v in row.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,411 @@
+"""Any model to ternary, int8 or fp16: by rule, by calibration, by measured sensitivity. Knows nothing of files."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ternary.errors import Fp16OverflowError, NonFiniteActivationError
+from ternary.nn.int8 import Int8Conv2d, Int8Linear
+from ternary.nn.layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
+from ternary.nn.quantizers import require_choice, require_finite
+
+Precision = Literal["ternary", "int8", "float"]
+PRECISIONS = ("ternary", "int8", "float")
+FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to quantize a model.
+
+    Args:
+        quantizer: One of 'twn', 'ttq', 'absmean', 'fixed', 'stochastic', 'sparse'.
+        per: 'channel' or 'tensor'.
+        threshold: For 'twn' the factor of the mean magnitude, for 'fixed' the magnitude.
+        sparsity: For 'sparse', the fraction of zeros.
+        activations: 'int8' rounds the inputs of ternary layers to 8 bits.
+        rules: Pairs of a name pattern (`layer4.*`) and a precision; the first match decides.
+        ends: Precision of the first convolution or, without one, first layer, and of the last layer.
+        depthwise: Precision of depthwise convolutions.
+        embeddings: Precision of embeddings.
+        otherwise: Precision of all other layers.
+    """
+
+    quantizer: str = "twn"
+    per: str = "channel"
+    threshold: float = 0.7
+    sparsity: float = 0.5
+    activations: str = "float"
+    rules: tuple[tuple[str, Precision], ...] = ()
+    ends: Precision = "int8"
+    depthwise: Precision = "int8"
+    embeddings: Precision = "float"
+    otherwise: Precision = "ternary"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What happened to one layer: precision, relative weight error (L2), fraction of zeros, bytes before and after."""
+
+    name: str
+    kind: str
+    precision: Precision
+    error: float
+    sparsity: float
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened to a model, layer by layer."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the layers' weights before."""
+        return sum(r.bytes_before for r in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the layers' weights after, as stored when packed."""
+        return sum(r.bytes_after for r in self.layers)
+
+    def __str__(self) -> str:
+        rows = [f"{'layer':40} {'precision':9} {'error':>7} {'zeros':>6} {'before':>11} {'after':>11}"]
+        rows += [
+            f"{r.name:40} {r.precision:9} {r.error:7.4f} {r.sparsity:6.1%} {r.bytes_before:11,} {r.bytes_after:11,}"
+            for r in self.layers
+        ]
+        ratio = self.bytes_before / max(1, self.bytes_after)
+        rows.append(f"{'total':40} {'':9} {'':7} {'':6} {self.bytes_before:11,} {self.bytes_after:11,}  {ratio:.1f}x")
+        return "\n".join(rows)
+
+
+_TERNARY: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: TernaryLinear,
+    nn.Conv1d: TernaryConv1d,
+    nn.Conv2d: TernaryConv2d,
+    nn.Embedding: TernaryEmbedding,
+}
+
+
+def quantize(
+    model: nn.Module, recipe: Recipe | None = None, *, calibration: Iterable[Any] | None = None
+) -> tuple[nn.Module, Report]:
+    """Return a quantized copy of a model and a report; the model itself is left as it was.
+
+    Layers that are ternary already keep their own settings. The copy can be trained further (its ternary layers keep
+    float weights), saved packed, or exported. With calibration data the scales are fitted to the real inputs of each
+    layer (least squares on the weights, weighted by the mean square of each input) and the running statistics of
+    batch normalization are estimated anew.
+
+    Args:
+        model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered.
+        recipe: How; by default TWN per channel, int8 at both ends and for depthwise convolutions.
+        calibration: Batches: tensors, or tuples of inputs.
+
+    Returns:
+        The quantized copy, in evaluation mode if the model was, and the report.
+
+    Raises:
+        NonFiniteWeightError: A weight is NaN or infinite.
+        NonFiniteActivationError: Calibration met an activation that is NaN or infinite.
+    """
+    recipe = recipe or Recipe()
+    plan = plan_precisions(model, recipe)
+    batches = None if calibration is None else [b if isinstance(b, tuple | list) else (b,) for b in calibration]
+    power = input_power(model, batches, plan) if batches else {}
+    made = copy.deepcopy(model)
+    reports: list[LayerReport] = []
+    for name, precision in plan.items():
+        layer = made.get_submodule(name) if name else made
+        require_finite(_weight(layer), f"{name or type(layer).__name__}.weight")
+        new = convert(layer, precision, recipe, power.get(name))
+        reports.append(_report(name, layer, new, precision))
+        if new is not layer:
+            if name:
+                _set_submodule(made, name, new)
+            else:
+                made = new
+    if batches:
+        reestimate_batch_norm(made, batches)
+    made.train(model.training)
+    return made, Report(tuple(reports))
+
+
+def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
+    """Return the precision that a recipe gives each layer, by name, in order."""
+    layers = {name: m for name, m in model.named_modules() if type(m) in _TERNARY or isinstance(m, TernaryWeight)}
+    plain = {n: m for n, m in layers.items() if not isinstance(m, nn.Embedding)}
+    convolutions = [n for n, m in plain.items() if isinstance(m, nn.Conv1d | nn.Conv2d)]
+    ends = {*(convolutions or list(plain))[:1], *list(plain)[-1:]} if len(plain) > 1 else set()
+    plan: dict[str, Precision] = {}
+    for name, module in layers.items():
+        matched = next((p for pattern, p in recipe.rules if fnmatch.fnmatchcase(name, pattern)), None)
+        groups = getattr(module, "groups", 1)
+        if matched is not None:
+            require_choice("precision", matched, PRECISIONS)
+            plan[name] = matched
+        elif isinstance(module, TernaryWeight):
+            plan[name] = "ternary"
+        elif isinstance(module, nn.Embedding):
+            plan[name] = recipe.embeddings
+        elif groups > 1 and groups == getattr(module, "in_channels", 0):
+            plan[name] = recipe.depthwise
+        else:
+            plan[name] = recipe.ends if name in ends else recipe.otherwise
+        if plan[name] == "int8" and not isinstance(module, nn.Linear | nn.Conv2d):
+            plan[name] = "float"  # the int8 forms are those of Linear and Conv2d
+    return plan
+
+
+def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tensor | None = None) -> nn.Module:
+    """Return a layer in another precision; with `power` (mean square of each input) its ternary weights are fitted."""
+    if precision == "int8":
+        return Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)  # type: ignore[arg-type]
+    if precision == "float":
+        return layer
+    made: TernaryWeight
+    if isinstance(layer, TernaryWeight):
+        made = layer
+    else:
+        options: dict[str, Any] = {
+            "quantizer": recipe.quantizer,
+            "per": recipe.per,
+            "threshold": recipe.threshold,
+            "sparsity": recipe.sparsity,
+            "activations": recipe.activations,
+            "device": layer.weight.device,
+            "dtype": layer.weight.dtype,
+        }
+        made = _build(layer, options)
+        made.load_state_dict(layer.state_dict())
+    if power is not None and not made.empty and made.scale_positive is None and not isinstance(made, nn.Embedding):
+        fit_to_inputs(made, power)
+    return made
+
+
+def _build(layer: nn.Module, options: dict[str, Any]) -> TernaryWeight:
+    if isinstance(layer, nn.Linear):
+        return TernaryLinear(layer.in_features, layer.out_features, layer.bias is not None, **options)
+    if isinstance(layer, nn.Embedding):
+        return TernaryEmbedding(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, **options)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    kind = TernaryConv1d if isinstance(layer, nn.Conv1d) else TernaryConv2d
+    return kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None,
+        layer.padding_mode,
+        **options,
+    )
+
+
+@torch.no_grad()
+def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
+    """Replace a layer's weight by the ternary one that is nearest on its real inputs.
+
+    Among thresholds of 0.3 to 1.2 times the mean magnitude, takes per channel the one with the least weighted squared
+    error, with the scale that least squares gives. The weight then holds those ternary values, quantizer 'exact'.
+    """
+    weight = layer.weight.detach()
+    rows = weight.flatten(1).double()
+    h = power.double().to(rows.device)
+    h = (
+        h.reshape(1, -1)
+        if h.numel() == rows.shape[1]
+        else h.repeat_interleave(rows.shape[1] // h.numel()).reshape(1, -1)
+    )
+    best_error = torch.full((rows.shape[0],), float("inf"), dtype=torch.double, device=rows.device)
+    best = torch.zeros_like(rows)
+    mean = rows.abs().mean(1, keepdim=True)
+    for factor in torch.arange(0.3, 1.25, 0.1).tolist():
+        values = torch.sign(rows) * (rows.abs() > factor * mean)
+        weights = (h * values * values).sum(1)
+        scale = (h * rows * values).sum(1) / torch.where(weights > 0, weights, torch.ones_like(weights))
+        fitted = values * scale.clamp(min=0)[:, None]
+        error = (h * (rows - fitted) ** 2).sum(1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better[:, None], fitted, best)
+    if layer.per == "channel" and layer.quantizer in ("twn", "absmean", "stochastic"):
+        layer.weight.copy_(best.reshape(weight.shape))
+        layer.quantizer = "exact"
+
+
+@torch.no_grad()
+def input_power(model: nn.Module, batches: list[Any], plan: dict[str, Precision]) -> dict[str, Tensor]:
+    """Run batches through a model and return the mean square of each input feature (or channel) of each layer."""
+    sums: dict[str, Tensor] = {}
+    hooks = []
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            if not bool(torch.isfinite(x).all()):
+                raise NonFiniteActivationError(f"the input of {name or 'the model'} is NaN or infinite in calibration")
+            dims = [i for i in range(x.dim()) if i != (1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else x.dim() - 1)]
+            power = x.double().pow(2).mean(dims)
+            sums[name] = power if name not in sums else sums[name] + power
+
+        return watch
+
+    for name in plan:
+        layer = model.get_submodule(name) if name else model
+        groups = getattr(layer, "groups", 1)
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and groups == 1:
+            hooks.append(layer.register_forward_pre_hook(hook(name)))
+    try:
+        with _mode(model, training=False):
+            for batch in batches:
+                model(*batch)
+    finally:
+        for h in hooks:
+            h.remove()
+    return sums
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Set the running statistics of batch normalization to the averages over the batches."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return
+    before = [m.momentum for m in norms]
+    with _mode(model, training=False):
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None
+            m.train()
+        for batch in batches:
+            model(*batch)
+    for m, momentum in zip(norms, before, strict=True):
+        m.momentum = momentum
+
+
+@torch.no_grad()
+def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None = None) -> dict[str, float]:
+    """Measure what each layer costs when it alone is ternary: the relative error of the model's output.
+
+    Args:
+        model: The float model.
+        batches: Inputs: tensors, or tuples of inputs.
+        recipe: Which ternary quantizer.
+
+    Returns:
+        The relative error (L2) by layer name, the most sensitive first.
+    """
+    recipe = recipe or Recipe()
+    given = [b if isinstance(b, tuple | list) else (b,) for b in batches]
+    found: dict[str, float] = {}
+    with _mode(model, training=False):
+        wanted = [model(*b) for b in given]
+        for name in plan_precisions(model, recipe):
+            alone = copy.deepcopy(model)
+            layer = alone.get_submodule(name) if name else alone
+            if isinstance(layer, TernaryWeight):
+                continue
+            new = convert(layer, "ternary", recipe)
+            if name:
+                _set_submodule(alone, name, new)
+            else:
+                alone = new
+            got = [alone(*b) for b in given]
+            error = sum(float((a - b).norm() ** 2) for a, b in zip(wanted, got, strict=True)) ** 0.5
+            found[name] = error / max(1e-12, sum(float(a.norm() ** 2) for a in wanted) ** 0.5)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def rules_by_sensitivity(
+    measured: dict[str, float], *, keep: float = 0.1, precision: Precision = "int8"
+) -> tuple[tuple[str, Precision], ...]:
+    """Return rules that keep the given fraction of layers, the most sensitive ones, at a higher precision."""
+    names = list(measured)
+    return tuple((glob_escape(n), precision) for n in names[: round(keep * len(names))])
+
+
+def glob_escape(name: str) -> str:
+    """Write a layer name as a pattern that matches only it."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def to_fp16(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in 16-bit floating point.
+
+    Raises:
+        Fp16OverflowError: A value is finite but larger than 65504.
+        NonFiniteWeightError: A value is NaN or infinite.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and tensor.numel():
+            require_finite(tensor, name)
+            largest = float(tensor.detach().abs().max())
+            if largest > FP16_MAX:
+                raise Fp16OverflowError(f"{name} holds {largest:.4g}; fp16 ends at {FP16_MAX:.0f}")
+    return copy.deepcopy(model).half()
+
+
+def to_int8(model: nn.Module) -> tuple[nn.Module, Report]:
+    """Return a copy with int8 weights in every Linear and Conv2d, inputs of Linear rounded on the fly, and a report."""
+    return quantize(model, Recipe(rules=(("*", "int8"),)))
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    before = {m: m.training for m in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def _set_submodule(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, last, new)
+
+
+@torch.no_grad()
+def _report(name: str, before: nn.Module, after: nn.Module, precision: Precision) -> LayerReport:
+    weight = _weight(before).double()
+    size = weight.numel()
+    rows = weight.shape[0] if weight.dim() else 1
+    if isinstance(after, TernaryWeight):
+        values, positive, negative = (t.to(weight.device) for t in after.ternary_values())
+        shape = [-1] + [1] * (weight.dim() - 1)
+        got = values.double() * torch.where(values > 0, positive.reshape(shape), negative.reshape(shape)).double()
+        stored = rows * -(-(size // max(1, rows)) // 4) + 4 * positive.numel()
+        zeros = float((values == 0).double().mean()) if size else 0.0
+    elif isinstance(after, Int8Linear | Int8Conv2d):
+        got = after.values.double() * after.scale.double().reshape([-1] + [1] * (weight.dim() - 1))
+        stored, zeros = size + 4 * rows, float((after.values == 0).double().mean()) if size else 0.0
+    else:
+        got, stored = weight, size * _weight(before).element_size()
+        zeros = float((weight == 0).double().mean()) if size else 0.0
+    norm = float(weight.norm())
+    error = float((weight - got).norm()) / norm if norm else 0.0
+    return LayerReport(
+        name, type(before).__name__, precision, error, zeros, size * _weight(before).element_size(), stored
+    )

@@ -1,0 +1,130 @@
+"""Fixtures of the suite, and the checks that no test leaves something behind."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import ternary
+
+SIMPLE = """
+model Simple(inputs: int = 16, classes: int = 4) {
+  first = Linear(inputs, 32)
+  hidden = ternary Linear(32, 32)
+  head = Linear(32, classes)
+  forward(x: float[N, inputs]) -> float[N, classes] {
+    return head(relu(hidden(relu(first(x)))))
+  }
+}
+"""
+torch.set_num_threads(1)
+
+
+def beside(name: str) -> ModuleType:
+    """Load a file of this folder: without packages it cannot be imported by name."""
+    alias = f"ternary_suite_{name}"
+    if alias not in sys.modules:
+        spec = importlib.util.spec_from_file_location(alias, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[alias] = module
+        spec.loader.exec_module(module)
+    return sys.modules[alias]
+
+
+@pytest.fixture(scope="session")
+def utils() -> ModuleType:
+    """The helpers of test_utils.py."""
+    return beside("test_utils")
+
+
+@pytest.fixture(scope="session")
+def adapters() -> ModuleType:
+    """The wrappers of test_adapters.py."""
+    return beside("test_adapters")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device; CUDA is skipped where there is none, unless REQUIRE_CUDA=1."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_CUDA") == "1":
+            pytest.fail("REQUIRE_CUDA=1 and there is no CUDA device")
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def temp_dir(tmp_path: Path) -> Path:
+    """A directory that goes away."""
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def simple_source() -> str:
+    """The source of a small network."""
+    return SIMPLE
+
+
+@pytest.fixture
+def compiled_simple_model() -> nn.Module:
+    """A small network from source."""
+    torch.manual_seed(0)
+    return ternary.compile(SIMPLE)()
+
+
+@pytest.fixture
+def reference_pytorch_model() -> nn.Module:
+    """The same network written by hand, without ternary layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+@pytest.fixture
+def mock_dataloader() -> DataLoader[tuple[torch.Tensor, ...]]:
+    """Batches of a small problem that can be learned."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 16, generator=generator)
+    y = (x @ torch.randn(16, 4, generator=generator)).argmax(1)
+    return DataLoader(TensorDataset(x, y), batch_size=32)
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """How often to measure."""
+
+    repeat: int = 3
+    batches: tuple[int, ...] = (1, 4)
+
+
+@pytest.fixture
+def benchmark_config() -> BenchmarkConfig:
+    """A configuration for what is measured in tests; no test fails for being slow."""
+    return BenchmarkConfig()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random state."""
+    torch.manual_seed(1234)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No test leaves a child process or a file descriptor."""
+    process = psutil.Process()
+    before = {f.path for f in process.open_files()}
+    children = {c.pid for c in process.children()}
+    yield
+    assert {f.path for f in process.open_files()} <= before
+    assert {c.pid for c in process.children()} <= children

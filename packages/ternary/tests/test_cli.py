@@ -1,0 +1,122 @@
+"""The command line, run as people run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ternary.cli import main
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+BAD = "model M {\n  a = Linaer(3, 3)\n  forward(x: float[N, 3]) -> float[N, 3] { return a(x) }\n}\n"
+
+
+def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Good sources exit 0, bad ones 1 with a caret; JSON is for editors."""
+    assert main(["check", "resnet18", str(EXAMPLES / "digits.tri")]) == 0
+    path = tmp_path / "bad.tri"
+    path.write_text(BAD, encoding="utf-8")
+    capsys.readouterr()
+    assert main(["check", str(path)]) == 1
+    assert "^^^^^^" in capsys.readouterr().out
+    assert main(["check", "--json", str(path)]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(d["line"], d["column"], d["end_column"], d["code"]) for d in found] == [(2, 7, 13, "unknown-name")]
+    path.write_bytes(b"\xff")
+    assert main(["check", str(path)]) == 1
+
+
+def test_fmt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Formatting in place, and only asking."""
+    path = tmp_path / "m.tri"
+    path.write_text("model M{forward(x:float[N])->float[N]{return x}}", encoding="utf-8")
+    assert main(["fmt", "--check", str(path)]) == 1
+    assert main(["fmt", str(path)]) == 0
+    assert path.read_text(encoding="utf-8").startswith("model M {\n  forward(x: float[N]) -> float[N] {\n")
+    assert main(["fmt", "--check", str(path)]) == 0
+    path.write_text("model", encoding="utf-8")
+    assert main(["fmt", str(path)]) == 1
+    assert "error" in capsys.readouterr().err
+
+
+def test_standard_input() -> None:
+    """A dash stands for standard input; the module runs as a program."""
+    command = [sys.executable, "-m", "ternary.cli"]
+    checked = subprocess.run([*command, "check", "-"], input=BAD, capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert "<stdin>:2:7" in checked.stdout
+    text = "model M {forward(x: float[N]) -> float[N] {return x}}"
+    out = subprocess.run([*command, "fmt", "-"], input=text, capture_output=True, text=True, check=True).stdout
+    assert out.endswith("  }\n}\n")
+
+
+def test_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch source to a file or to the terminal, ternary or float."""
+    assert main(["compile", "mlp", "-o", str(tmp_path / "m.py")]) == 0
+    assert "TernaryLinear" in (tmp_path / "m.py").read_text(encoding="utf-8")
+    assert main(["compile", "mlp", "--float"]) == 0
+    assert "TernaryLinear" not in capsys.readouterr().out
+    assert main(["compile", "nothing"]) == 1
+    assert "neither a file nor in the zoo" in capsys.readouterr().err
+
+
+def test_train_inspect_pack_quantize(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command from source to packed file, table and pictures; the others take that file."""
+    runs = tmp_path / "runs"
+    command = ["train", str(EXAMPLES / "digits.tri"), "--data", "digits", "--compare", "float,twn", "--epochs", "1"]
+    assert main([*command, "--set", "width=8", "--out", str(runs)]) == 0
+    assert "twn" in capsys.readouterr().out
+    file = str(runs / "digits-twn.safetensors")
+    names = {p.name for p in runs.iterdir()}
+    assert {"results.json", "curves.png", "accuracy.png", "digits-twn.safetensors"} <= names
+    assert main(["inspect", file, "--picture", str(tmp_path / "p.png")]) == 0
+    assert "quantizer='twn'" in capsys.readouterr().out
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    assert main(["inspect", file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["arguments"] == {"width": 8, "quantizer": "twn"}
+    assert main(["pack", file, str(tmp_path / "b.safetensors")]) == 0
+    assert main(["quantize", file, "--json"]) == 0
+    capsys.readouterr()
+    assert main(["quantize", "mlp", "-o", str(tmp_path / "q.safetensors")]) == 0
+    assert "total" in capsys.readouterr().out
+    assert main([*command, "--set", "width=8", "--out", str(runs), "--json"]) == 0
+    assert {r["method"] for r in json.loads(capsys.readouterr().out)} == {"float", "twn"}
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    """Compile and forward times of a network."""
+    assert main(["bench", "mlp", "--shape", "2,64", "--repeat", "2", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["parameters"] == 151_562
+    assert row["threads"] == torch.get_num_threads()
+    assert main(["bench", "mlp", "--shape", "2,64"]) == 0
+
+
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors are one line on standard error and exit 1; wrong usage exits 2 and help teaches by example."""
+    (tmp_path / "m.safetensors").write_bytes(b"123456789")
+    assert main(["inspect", str(tmp_path / "m.safetensors")]) == 1
+    assert main(["inspect", str(tmp_path / "none.safetensors")]) == 1
+    assert main(["train", "mlp", "--data", "imagenet"]) == 1
+    assert all(line.startswith("ternary: ") for line in capsys.readouterr().err.splitlines())
+    with pytest.raises(SystemExit) as caught:
+        main(["nonsense"])
+    assert caught.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "ternary train net.tri --data digits" in capsys.readouterr().out
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C ends with one line and 130."""
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ternary.language.compiler.read_source", interrupt)
+    monkeypatch.setattr("ternary.cli._read", interrupt)
+    assert main(["check", "resnet18"]) == 130
+    assert "interrupted" in capsys.readouterr().err

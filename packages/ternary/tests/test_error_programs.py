@@ -1,0 +1,170 @@
+"""Wrong programs: every error is found, at the right place, in one run. The sign § stands in front of each place."""
+
+import time
+
+import pytest
+
+import ternary
+from ternary.errors import CompileError
+from ternary.language.compiler import analyse
+from ternary.language.diagnostics import SourceText
+
+BODY = "forward(x: float[N, 4]) -> float[N, 4] { return x }"
+
+
+def wrap(members: str, forward: str = BODY, params: str = "") -> str:
+    """A model around some members."""
+    return f"model M({params}) {{\n{members}\n{forward}\n}}\n"
+
+
+def net(members: str, result: str, shape: str = "N, 4", out: str = "N, 4") -> str:
+    """A model with some members and one returned expression."""
+    return wrap(members, f"forward(x: float[{shape}]) -> float[{out}] {{\nreturn {result}\n}}")
+
+
+PROGRAMS = {
+    "unknown layer": wrap("a = §Linaer(4, 4)"),
+    "unknown member": net("", "§b(x)"),
+    "unknown value": net("a = Linear(4, 4)", "a(§y)"),
+    "unknown constant": wrap("a = Linear(4, §width)"),
+    "unknown keyword": wrap("a = Linear(4, 4, §bais=false)"),
+    "two unknown at once": wrap("a = §Foo(4)\nb = §Bar(5)"),
+    "too many arguments": wrap("a = Linear(4, 4, true, §4)"),
+    "argument twice": wrap("a = Linear(4, 4, §inputs=4)"),
+    "missing argument": wrap("a = §Linear(4)"),
+    "positional after named": wrap("a = Linear(inputs=4, §4)"),
+    "string for a size": wrap('a = Linear(§"four", 4)'),
+    "float for a size": wrap("a = Linear(§4.5, 4)"),
+    "number for a truth value": wrap("a = Linear(4, 4, bias=§1)"),
+    "condition is no truth value": wrap("a = ReLU() if §3 else Identity()"),
+    "arithmetic on text": wrap('let a = §1 + "b"'),
+    "layer as value": net("a = ReLU()", "§a + x"),
+    "layer made in forward": net("", "§Linear(4, 4)"),
+    "function outside forward": wrap("a = §relu(3)"),
+    "wrong input size": net("a = Linear(5, 4)", "§a(x)"),
+    "wrong rank": net("a = Conv2d(4, 4, 3)", "§a(x)"),
+    "wrong channels": net("a = Conv2d(3, 8, 3)", "§a(x)", "N, 4, H, W", "N, 8, _, _"),
+    "result not as declared": net("a = Linear(4, 5)", "§a(x)"),
+    "sum of unlike shapes": net("a = Linear(4, 5)", "§x + a(x)"),
+    "sum over strides": net("a = Conv2d(4, 4, 3, stride=2, padding=1)", "§x + a(x)", "N, 4, H, W", "N, 4, _, _"),
+    "product of unlike shapes": net("", "§x @ x"),
+    "empty output": net("a = Conv2d(4, 4, 9)", "§a(x)", "N, 4, 5, 5", "N, 4, _, _"),
+    "groups do not divide": wrap("a = §Conv2d(4, 6, 3, groups=4)"),
+    "size of zero": wrap("a = Linear(§0, 4)"),
+    "negative stride": wrap("a = Conv2d(4, 4, 3, stride=§-1)"),
+    "division by zero": wrap("let a = §4 // 0"),
+    "requirement": wrap('require §3 == 4, "three is not four"'),
+    "reshape changes the count": net("", "§reshape(x, [N, 5])", "N, 4", "N, 5"),
+    "axis out of range": net("", "§softmax(x, dim=3)"),
+    "float tensor as index": net("a = Embedding(9, 4)", "§a(x)", "N, 4", "N, 4, 4"),
+    "contains itself": "layer A() {\na = §A()\n" + BODY + "\n}\n",
+    "contain each other": "layer A() {\nb = B()\n" + BODY + "\n}\nlayer B() {\na = §A()\n" + BODY + "\n}\n",
+    "defined twice": f"model M {{ {BODY} }}\nmodel §M {{ {BODY} }}\n",
+    "member twice": wrap("a = ReLU()\n§a = ReLU()"),
+    "reserved member": wrap("§forward_hooks = ReLU()\n§train = ReLU()").replace("§forward_hooks", "forward_hooks"),
+    "Python keyword": wrap("§class = ReLU()"),
+    "underscore": wrap("§_a = ReLU()"),
+    "no forward": "model §M { a = ReLU() }\n",
+    "no return": wrap("", "forward(x: float[N, 4]) -> float[N, 4] { y = x §}"),
+    "unreachable": wrap("", "forward(x: float[N, 4]) -> float[N, 4] {\nreturn x\n§y = x\n}"),
+    "not ternary": wrap("a = ternary §ReLU()"),
+    "unknown quantizer": wrap('a = ternary(quantizer=§"twm") Linear(4, 4)'),
+    "syntax in three statements": wrap("a = Linear(4, 4§\nb = §* 3\nlet §5 = c"),
+    "missing brace": "model M {\na = ReLU()§",
+    "strange character": wrap("a = ReLU() §$"),
+    "open string": wrap('let a = §"abc'),
+    "no such statement": "§import os\n" + f"model M {{ {BODY} }}\n",
+    "Unicode name": wrap("§größe = ReLU()").replace("§größe", "gr§öße"),
+    "default missing": wrap("", params="a: int = 3, §b: int"),
+    "second forward": wrap(BODY, "§" + BODY),
+    "chained comparison": wrap("let a = 1 < 2 §< 3"),
+    "repeat below zero": wrap("a = repeat(§-1) ReLU()"),
+    "inside a used layer": "layer L(n: int) {\na = Linear(n, 3)\n"
+    "forward(x: float[N, 4]) -> float[N, 3] {\nreturn §a(x)\n}\n}\n" + net("b = L(7)", "b(x)", "N, 4", "N, 3"),
+    "wrong use of a layer": "layer L(n: int) {\na = Linear(n, 3)\n"
+    "forward(x: float[N, n]) -> float[N, 3] {\nreturn a(x)\n}\n}\n" + net("b = L(7)", "§b(x)", "N, 4", "N, 3"),
+}
+EXTRA = {"Unicode name"}  # the letters on both sides of the bad one draw a complaint of their own
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_each_error_is_at_its_place(name: str) -> None:
+    """All errors are reported, and nothing else, at the line and column where § stands."""
+    marked = PROGRAMS[name]
+    pieces = marked.split("§")
+    places, text = [], pieces[0]
+    for piece in pieces[1:]:
+        places.append(SourceText(text).position(len(text)))
+        text += piece
+    source = SourceText(text)
+    found = analyse(source)[1].sorted()
+    shown = "\n".join(d.render(source) for d in found)
+    if name in EXTRA:
+        assert set(places) <= {source.position(d.span.start) for d in found}, shown
+    else:
+        assert [source.position(d.span.start) for d in found] == places, shown
+    assert all(d.code and d.message for d in found)
+    with pytest.raises(CompileError) as caught:
+        ternary.compile(text)
+    assert caught.value.diagnostics == found
+
+
+def test_there_are_forty() -> None:
+    """The collection is as large as promised."""
+    assert len(PROGRAMS) >= 40
+
+
+def test_rendering_shows_line_caret_and_hint() -> None:
+    """A message holds file, line, column, the line itself, a caret under the place and a suggestion."""
+    with pytest.raises(CompileError) as caught:
+        ternary.compile("model M {\n  a = Linaer(4, 4)\n" + BODY + "\n}\n", name="net.tri")
+    lines = str(caught.value).splitlines()
+    assert "net.tri:2:7: error: unknown layer 'Linaer' [unknown-name]" in lines
+    at = lines.index("    2 |   a = Linaer(4, 4)")
+    assert lines[at + 1] == "      |       ^^^^^^"
+    assert "did you mean 'Linear'?" in lines[at + 2]
+
+
+def test_notes_say_where_a_template_was_used() -> None:
+    """An error inside a layer names the arguments that it was used with."""
+    marked = PROGRAMS["inside a used layer"].replace("§", "")
+    assert any("L(n=7)" in note for note in ternary.check(marked)[0].notes)
+
+
+HUGE = {
+    "10 MB line": lambda: "model M { a = Linear(" + "4 + " * 2_500_000 + "4) }",
+    "1 MB line": lambda: "model M { a = Linear(" + "4 + " * 250_000 + "4, 4)\n" + BODY + "}",
+    "10 MB of names": lambda: "a" * 10_000_000,
+    "3 MB of one name": lambda: "model " + "a" * 3_000_000,
+    "3 MB of a number": lambda: wrap("let a = " + "9" * 3_000_000),
+    "10,000 parentheses": lambda: wrap("let a = " + "(" * 10_000 + "1" + ")" * 10_000),
+    "10,000 brackets": lambda: wrap("a = " + "[" * 10_000 + "]" * 10_000),
+    "10,000 minus signs": lambda: wrap("let a = " + "-" * 10_000 + "1"),
+    "10,000 nots": lambda: wrap("let a = " + "not " * 10_000 + "true"),
+    "10,000 ternaries": lambda: wrap("a = " + "ternary " * 10_000 + "ReLU()"),
+    "10,000 repeats": lambda: wrap("a = " + "repeat(2) " * 10_000 + "ReLU()"),
+    "10,000 elses": lambda: wrap("let a = " + "1 if true else " * 10_000 + "2"),
+    "10,000 calls": lambda: wrap("", "forward(x: float[N]) -> float[N] { return " + "relu(" * 10_000 + "x"),
+    "10,000 definitions deep": lambda: "".join(
+        f"layer L{i} {{ a = {f'L{i - 1}()' if i else 'ReLU()'}\nforward(x: float[N]) -> float[N] {{ return a(x) }} }}\n"
+        for i in range(10_000)
+    ),
+    "10,000 braces": lambda: "{" * 10_000,
+    "two to the sixty layers": lambda: "".join(
+        f"layer L{i}() = [{f'L{i - 1}(), L{i - 1}()' if i else 'ReLU()'}]\n" for i in range(40)
+    ),
+    "a billion layers": lambda: wrap("a = repeat(1000000000) ReLU()"),
+    "bad characters": lambda: "$" * 3_000_000,
+    "a size past 64 bits": lambda: wrap("let a = " + "999999999 * " * 30 + "2"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_huge_sources_end_in_an_error_soon(name: str) -> None:
+    """However large or deep, the answer is a list of errors; the time is only printed, being no matter of a test."""
+    text = HUGE[name]()
+    begin = time.perf_counter()
+    found = ternary.check(text)
+    print(f"{name}: {time.perf_counter() - begin:.2f} s")
+    assert found
+    assert len(str(CompileError(SourceText(text), found))) < 100_000

@@ -1,0 +1,79 @@
+"""What can be said of speed without a clock that decides: counted work, linear growth, sizes."""
+
+import sys
+import time
+from types import ModuleType
+
+import pytest
+import torch
+
+import ternary
+from ternary import zoo
+
+
+def layers(count: int) -> str:
+    """A program of many layers."""
+    members = "\n".join(f"a{i} = ternary Linear(8, 8)" for i in range(count))
+    steps = "\n".join(f"y{i + 1} = a{i}(y{i})" for i in range(count))
+    return f"model M {{\n{members}\nforward(y0: float[N, 8]) -> float[N, 8] {{\n{steps}\nreturn y{count}\n}}\n}}\n"
+
+
+def calls(text: str) -> int:
+    """Count the Python and C calls of generating code: a measure of work that no load changes."""
+    count = 0
+
+    def tick(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(tick)
+    try:
+        ternary.generate(text)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_work_grows_linearly() -> None:
+    """Eight times the layers cost eight times the calls, within a tenth."""
+    small, large = calls(layers(100)), calls(layers(800))
+    assert 7.2 < large / small < 8.8
+
+
+@pytest.mark.slow
+def test_ten_thousand_layers() -> None:
+    """A program of ten thousand layers compiles; the time is printed."""
+    begin = time.perf_counter()
+    code = ternary.generate(layers(10_000))
+    print(f"10,000 layers: {time.perf_counter() - begin:.2f} s")
+    assert code.count("TernaryLinear(8, 8)") == 10_000
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_code_generation_is_measured(name: str) -> None:
+    """The zoo compiles in a bounded number of calls (ResNet-18 in under a hundred thousand)."""
+    assert calls(zoo.source(name)) < 100_000
+
+
+def test_ternary_weights_take_a_sixteenth(temp_dir: object, utils: ModuleType) -> None:
+    """Packed weights take two bits each."""
+    model = zoo.load("mlp")(width=512)
+    info = ternary.save(model, f"{temp_dir}/m.safetensors")
+    packed = sum(v for k, v in info.tensor_bytes.items() if k.endswith("weight.packed"))
+    assert packed * 16 == sum(layer.weight.numel() * 4 for layer in ternary.nn.ternary_layers(model).values())
+
+
+def test_batches_are_measured(utils: ModuleType, benchmark_config: object) -> None:
+    """Times for several batch sizes are positive numbers."""
+    model = zoo.load("mlp")().eval()
+    times = [utils.measure_inference_time(model, torch.randn(b, 64), repeat=2) for b in benchmark_config.batches]
+    assert all(t > 0 for t in times)
+
+
+def test_result_does_not_depend_on_device(device: torch.device) -> None:
+    """The same network gives the same values on each device."""
+    model = zoo.load("mlp")().eval()
+    x = torch.randn(4, 64)
+    wanted = model(x)
+    got = model.to(device)(x.to(device)).cpu()
+    assert torch.allclose(got, wanted, atol=1e-5)

@@ -1,0 +1,174 @@
+"""Stages: fp32 to fp16 to int8 or ternary, mixed precision, calibration, memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ternary
+from ternary.errors import Fp16OverflowError, NonFiniteActivationError, NonFiniteWeightError, UnknownQuantizerError
+from ternary.nn import Int8Conv2d, Int8Linear, TernaryConv2d, TernaryLinear
+from ternary.quantize import Recipe, quantize, rules_by_sensitivity, sensitivity
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A convolutional network with all that matters: norm, depthwise, two linear layers, an odd channel count."""
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 3, padding=1),
+        nn.BatchNorm2d(7),
+        nn.ReLU(),
+        nn.Conv2d(7, 7, 3, groups=7),
+        nn.Conv2d(7, 13, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(13 * 36, 32),
+        nn.ReLU(),
+        nn.Linear(32, 5),
+    ).eval()
+
+
+def test_fp32_to_fp16(model: nn.Module) -> None:
+    """Half the bytes, nearly the same outputs, the original untouched."""
+    half = ternary.to_fp16(model)
+    assert all(p.dtype == torch.float16 for p in half.parameters())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(half(x.half()).float(), model(x), atol=1e-2)
+
+
+@pytest.mark.parametrize(("value", "error"), [(1e6, Fp16OverflowError), (float("nan"), NonFiniteWeightError)])
+def test_fp16_refuses_what_it_cannot_hold(model: nn.Module, value: float, error: type[Exception]) -> None:
+    """A weight beyond 65504, or none at all, is an error that names it."""
+    with torch.no_grad():
+        model[7].weight[0, 0] = value
+    with pytest.raises(error, match=r"7\.weight"):
+        ternary.to_fp16(model)
+
+
+def test_fp16_to_int8(model: nn.Module) -> None:
+    """A quarter of the bytes and outputs within two percent, in fp16 as in fp32."""
+    made, report = ternary.to_int8(model)
+    assert {r.precision for r in report.layers} == {"int8"}
+    assert report.bytes_before > 3 * report.bytes_after
+    x = torch.randn(4, 3, 8, 8)
+    assert (made(x) - model(x)).norm() / model(x).norm() < 0.02
+    from_half, _ = ternary.to_int8(ternary.to_fp16(model))
+    y = from_half.float()(x)
+    assert (y - model(x)).norm() / model(x).norm() < 0.03
+
+
+@pytest.mark.parametrize("features", [1, 8, 1040, 3000])
+def test_int8_linear_sums_exactly(features: int) -> None:
+    """The layer equals integer arithmetic in 64 bits."""
+    linear = nn.Linear(features, 6)
+    layer = Int8Linear(linear)
+    x = torch.randn(3, features)
+    step = x.abs().amax(1, keepdim=True) / 127
+    codes = (x / step).round().clamp(-127, 127).long()
+    wanted = (codes @ layer.values.long().T).float() * step * layer.scale + layer.bias
+    assert torch.equal(layer(x), wanted)
+
+
+def test_fp16_to_ternary(model: nn.Module) -> None:
+    """Ternary layers keep the dtype that they had."""
+    made, _ = quantize(ternary.to_fp16(model), Recipe(ends="float", depthwise="float"))
+    assert made[7].weight.dtype == torch.float16
+    assert made(torch.randn(1, 3, 8, 8).half()).dtype == torch.float16
+
+
+def test_defaults_keep_ends_and_depthwise_at_8_bits(model: nn.Module) -> None:
+    """The first convolution, the last layer and depthwise convolutions are not ternary unless asked."""
+    made, report = quantize(model)
+    assert [r.precision for r in report.layers] == ["int8", "int8", "ternary", "ternary", "int8"]
+    assert isinstance(made[0], Int8Conv2d)
+    assert isinstance(made[4], TernaryConv2d)
+    assert isinstance(made[9], Int8Linear)
+    assert not made.training
+    text = str(report)
+    assert "total" in text
+    assert "ternary" in text
+
+
+def test_rules_by_name(model: nn.Module) -> None:
+    """The first matching pattern decides, over all defaults."""
+    _, report = quantize(model, Recipe(rules=(("4", "float"), ("*", "ternary"))))
+    assert [r.precision for r in report.layers] == ["ternary", "ternary", "float", "ternary", "ternary"]
+    with pytest.raises(UnknownQuantizerError):
+        quantize(model, Recipe(rules=(("*", "int7"),)))  # type: ignore[arg-type]
+
+
+def test_mixed_precision_by_sensitivity(model: nn.Module) -> None:
+    """The most sensitive layers keep 8 bits, and that lowers the error."""
+    x = torch.randn(16, 3, 8, 8)
+    measured = sensitivity(model, [x])
+    assert list(measured.values()) == sorted(measured.values(), reverse=True)
+    rules = rules_by_sensitivity(measured, keep=0.4)
+    assert [name for name, _ in rules] == list(measured)[:2]
+    everything = Recipe(ends="ternary", depthwise="ternary")
+    plain, _ = quantize(model, everything)
+    mixed, _ = quantize(model, Recipe(rules=rules, ends="ternary", depthwise="ternary"))
+    wanted = model(x)
+    assert (mixed(x) - wanted).norm() < (plain(x) - wanted).norm()
+
+
+def test_calibration_fits_scales_to_inputs() -> None:
+    """With inputs of unlike size, fitting to them lowers the output error."""
+    layer = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8)).eval()
+    x = torch.randn(256, 64) * torch.logspace(-2, 1, 64)
+    recipe = Recipe(ends="ternary")
+    plain, _ = quantize(layer, recipe)
+    fitted, report = quantize(layer, recipe, calibration=[x])
+    first = layer[0](x)
+    assert (fitted[0](x) - first).norm() < 0.8 * (plain[0](x) - first).norm()
+    assert len(report.layers) == 3
+
+
+def test_calibration_of_a_convolution_and_batch_norm(model: nn.Module) -> None:
+    """Channels are weighted by their power, running statistics follow the data, momentum comes back."""
+    x = 3 + 2 * torch.randn(8, 3, 8, 8)
+    made, _ = quantize(model, calibration=[(x,), (x,)])
+    assert made[1].momentum == 0.1
+    assert not torch.equal(made[1].running_mean, model[1].running_mean)
+    assert not made.training
+
+
+def test_calibration_refuses_nan(model: nn.Module) -> None:
+    """NaN in calibration data is an error, and leaves no hook behind."""
+    x = torch.full((1, 3, 8, 8), float("nan"))
+    with pytest.raises(NonFiniteActivationError):
+        quantize(model, calibration=[x])
+    assert all(not m._forward_pre_hooks for m in model.modules())
+
+
+def test_single_layer_and_existing_ternary_layers() -> None:
+    """A bare layer works; a layer that is ternary keeps its own settings."""
+    made, _ = quantize(nn.Linear(4, 4))
+    assert isinstance(made, TernaryLinear)
+    kept, _ = quantize(nn.Sequential(TernaryLinear(4, 4, quantizer="ttq"), nn.Linear(4, 4)))
+    assert kept[0].quantizer == "ttq"
+
+
+@pytest.mark.parametrize("quantizer", ["twn", "ttq", "absmean", "fixed", "stochastic", "sparse"])
+def test_every_quantizer_on_every_layer_kind(quantizer: str) -> None:
+    """Linear, both convolutions and embeddings, with a report that adds up."""
+    model = nn.ModuleList([nn.Embedding(9, 4), nn.Conv1d(4, 4, 3), nn.Conv2d(4, 5, 1), nn.Linear(4, 2, bias=False)])
+    _, report = quantize(model, Recipe(quantizer=quantizer, threshold=0.1, rules=(("*", "ternary"),)))
+    assert [r.precision for r in report.layers] == ["ternary"] * 4
+    assert all(0 <= r.error < 1.2 and 0 <= r.sparsity <= 1 for r in report.layers)
+
+
+def test_memory_comparison(model: nn.Module, temp_dir: Path) -> None:
+    """Files shrink from fp32 over int8 to ternary."""
+    sizes = [
+        ternary.save(m, temp_dir / f"{i}.safetensors").file_bytes
+        for i, m in enumerate((model, ternary.to_int8(model)[0], quantize(model, Recipe(rules=(("*", "ternary"),)))[0]))
+    ]
+    assert sizes[0] > 2.5 * sizes[1] > 2.5 * sizes[2]
+
+
+def test_int8_convolution_says_what_it_lacks() -> None:
+    """Reflecting convolutions have no int8 form."""
+    with pytest.raises(ValueError, match="padding_mode"):
+        Int8Conv2d(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))

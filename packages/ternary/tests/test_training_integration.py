@@ -1,0 +1,235 @@
+"""The training loop: learning, schedules, clipping, mixed precision, resume, and honest failures."""
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import ternary
+from ternary import data, experiment, plot
+from ternary.errors import (
+    DivergedError,
+    ModelFileError,
+    NonFiniteActivationError,
+    TernaryError,
+    UnknownQuantizerError,
+    VanishingGradientError,
+)
+from ternary.train import History, TrainConfig, accuracy, fit, make_optimizer, rate, shuffled
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_learns(compiled_simple_model: nn.Module, mock_dataloader: DataLoader) -> None:
+    """A ternary network learns a small problem."""
+    history = fit(compiled_simple_model, lambda: mock_dataloader, TrainConfig(epochs=25, learning_rate=5e-3))
+    x, y = mock_dataloader.dataset.tensors
+    assert history.loss[-1] < 0.5 * history.loss[0]
+    assert accuracy(compiled_simple_model, x, y) > 0.8
+    assert compiled_simple_model.training
+
+
+@pytest.mark.parametrize("quantizer", ["twn", "ttq", "absmean", "stochastic"])
+def test_gradient_flow(quantizer: str, utils: ModuleType) -> None:
+    """Every quantizer lets gradients through a deep network."""
+    model = ternary.zoo.load("mlp")(quantizer=quantizer, depth=6, dropout=0.0)
+    model(torch.randn(32, 64)).square().mean().backward()
+    utils.validate_gradients(model)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"), [("cosine", 0.5, 0.0), ("step", 0.1, 0.01), ("constant", 1.0, 1.0)]
+)
+def test_schedules(schedule: str, middle: float, last: float) -> None:
+    """The rate warms up, then follows the schedule."""
+    config = TrainConfig(learning_rate=1.0, schedule=schedule, warmup=0.1)  # type: ignore[arg-type]
+    rates = [rate(i, 1000, config) for i in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == 1.0
+    assert rates[550] == pytest.approx(middle, abs=0.01)
+    assert rates[-1] == pytest.approx(last, abs=0.01)
+
+
+def test_weight_decay_spares_biases_and_scales() -> None:
+    """Only weights decay: neither biases nor norms nor learned scales."""
+    model = nn.Sequential(ternary.nn.TernaryLinear(4, 4, quantizer="ttq"), nn.BatchNorm1d(4))
+    decayed = make_optimizer(model, TrainConfig()).param_groups[0]["params"]
+    assert [tuple(p.shape) for p in decayed] == [(4, 4)]
+    assert decayed[0] is model[0].weight
+
+
+def test_mixed_precision(compiled_simple_model: nn.Module, mock_dataloader: DataLoader) -> None:
+    """bfloat16 on the CPU learns as well."""
+    history = fit(compiled_simple_model, lambda: mock_dataloader, TrainConfig(epochs=8, amp=True, learning_rate=5e-3))
+    assert history.loss[-1] < 0.9 * history.loss[0]
+    assert all(p.dtype == torch.float32 for p in compiled_simple_model.parameters())
+
+
+def test_clipping_bounds_the_step(mock_dataloader: DataLoader) -> None:
+    """Clipped gradients have the wanted norm when the optimizer sees them; the record holds the true norm."""
+    model = nn.Linear(16, 4)
+    seen = []
+    model.weight.register_post_accumulate_grad_hook(lambda p: None)
+    config = TrainConfig(epochs=1, clip=1e-3, explode=math.inf)
+    history = fit(model, lambda: list(mock_dataloader)[:1], config)
+    seen.append(math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters())))
+    assert seen[0] == pytest.approx(1e-3, rel=0.01)
+    assert history.gradient_norm[0] > 0.01
+
+
+def test_resume_gives_what_an_unbroken_run_gives(temp_dir: Path) -> None:
+    """Stopping after three epochs and resuming ends with the very same weights."""
+    x, y = torch.randn(64, 64), torch.randint(0, 10, (64,))
+
+    def run(checkpoint: Path | None, stop: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = ternary.zoo.load("mlp")(width=32)
+
+        def interrupt(epoch: int, history: History) -> None:
+            if epoch == stop:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(model, lambda: [(x, y)], TrainConfig(epochs=6), checkpoint=checkpoint, progress=interrupt)
+        return model
+
+    whole = run(None, 0)
+    run(temp_dir / "c.pt", 3)
+    resumed = run(temp_dir / "c.pt", 0)
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert [p.name for p in temp_dir.iterdir()] == ["c.pt"]
+
+
+def test_kill_leaves_a_whole_checkpoint(temp_dir: Path) -> None:
+    """A process killed without warning leaves a checkpoint that loads."""
+    code = f"""
+import torch, ternary
+torch.set_num_threads(1)
+x, y = torch.randn(32, 64), torch.randint(0, 10, (32,))
+model = ternary.zoo.load("mlp")(width=64)
+ternary.fit(model, lambda: [(x, y)], ternary.TrainConfig(epochs=100000), checkpoint={str(temp_dir / "c.pt")!r},
+            progress=lambda e, h: print(e, flush=True))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(20):
+            process.stdout.readline()
+        time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    state = torch.load(temp_dir / "c.pt", weights_only=True)
+    assert state["epoch"] >= 20
+
+
+def test_damaged_checkpoint(temp_dir: Path, compiled_simple_model: nn.Module, mock_dataloader: DataLoader) -> None:
+    """Half a checkpoint is a typed error."""
+    path = temp_dir / "c.pt"
+    fit(compiled_simple_model, lambda: mock_dataloader, TrainConfig(epochs=1), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelFileError, match="damaged"):
+        fit(compiled_simple_model, lambda: mock_dataloader, TrainConfig(epochs=2), checkpoint=path)
+
+
+def test_exploding_gradient() -> None:
+    """A loss that grows without bound ends with the step and advice."""
+    model = nn.Linear(4, 2)
+    with pytest.raises(DivergedError, match="gradient norm"):
+        fit(model, lambda: [(torch.ones(2, 4), torch.zeros(2, 2))], loss=lambda y, t: (y * 1e12).sum())
+    with pytest.raises(DivergedError, match="the loss is nan"):
+        fit(model, lambda: [(torch.ones(2, 4), torch.zeros(2, 2))], loss=lambda y, t: y.sum() * math.nan)
+
+
+def test_vanishing_gradient() -> None:
+    """A network whose weights get no gradient is reported instead of trained in vain."""
+    batch = (torch.ones(2, 4), torch.zeros(2, 2))
+    with pytest.raises(VanishingGradientError, match="20 steps"):
+        fit(nn.Linear(4, 2), lambda: [batch], TrainConfig(epochs=30), loss=lambda y, t: (y * 0.0).sum())
+
+
+def test_nan_inputs() -> None:
+    """NaN in the data is named as such."""
+    batch = (torch.full((2, 4), math.nan), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(NonFiniteActivationError, match="epoch 1, step 0"):
+        fit(nn.Linear(4, 2), lambda: [batch])
+
+
+def test_shuffled_batches() -> None:
+    """Every sample once per epoch, in a new order, without a batch of one."""
+    x = torch.arange(9)
+    batches = shuffled(x, x, 4)
+    first, second = [torch.cat([a for a, _ in batches()]) for _ in range(2)]
+    assert len(first) == 8
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist1d"])
+def test_data_sets(name: str) -> None:
+    """Both data sets are there, split without overlap, always the same."""
+    a, b = data.load(name), data.load(name)
+    assert a.classes == 10
+    assert torch.equal(a.test_x, b.test_x)
+    assert len(a.train_x) + len(a.test_x) == {"digits": 1797, "mnist1d": 5000}[name]
+    train = {tuple(r.tolist()) for r in a.train_x}
+    assert not any(tuple(r.tolist()) in train for r in a.test_x)
+
+
+def test_data_from_a_file(temp_dir: Path) -> None:
+    """Arrays from a file; anything else is a typed error."""
+    path = temp_dir / "d.npz"
+    np.savez(path, x=np.random.default_rng(0).normal(size=(20, 3)), y=np.arange(20) % 2)
+    assert data.load(str(path)).train_x.shape == (16, 3)
+    np.savez(path, x=np.full((20, 3), np.nan), y=np.arange(20))
+    with pytest.raises(NonFiniteActivationError):
+        data.load(str(path))
+    np.savez(path, x=np.zeros((20, 3)), y=np.arange(19))
+    with pytest.raises(TernaryError, match="wanted N samples"):
+        data.load(str(path))
+    path.write_bytes(b"nothing")
+    with pytest.raises(TernaryError, match=r"no \.npz"):
+        data.load(str(path))
+    with pytest.raises(TernaryError, match="unknown data"):
+        data.load("imagenet")
+    with pytest.raises(FileNotFoundError):
+        data.load(str(temp_dir / "none.npz"))
+
+
+def test_experiment_on_digits(temp_dir: Path) -> None:
+    """From source to packed file on real data: float and ternary both learn, and the file is what is measured."""
+    source = (EXAMPLES / "digits.tri").read_text(encoding="utf-8")
+    plan = experiment.Plan(
+        source, arguments={"width": 12}, methods=("float", "twn"), shape=(1, 8, 8), config=TrainConfig(epochs=3)
+    )
+    split = data.digits()
+    results = experiment.run(plan, split, temp_dir)
+    assert [r.method for r in results] == ["float", "twn"]
+    assert all(r.mean > 0.8 and r.spread == 0 for r in results)
+    assert results[1].file_bytes < results[0].file_bytes / 3
+    again = ternary.load(temp_dir / "digits-twn.safetensors")
+    assert accuracy(again, split.test_x.reshape(-1, 1, 8, 8), split.test_y) == results[1].mean
+    plot.curves({r.method: r.history for r in results}, temp_dir / "c.png", "digits")
+    plot.accuracies({"digits": {r.method: list(r.accuracies) for r in results}}, temp_dir / "a.png")
+    assert (temp_dir / "c.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UnknownQuantizerError):
+        experiment.run(experiment.Plan(source, methods=("twm",)), split)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("name", "shape", "points"), [("digits", (1, 8, 8), 1.0), ("mnist1d", (1, 40), 3.0)])
+def test_ternary_is_close_to_float(name: str, shape: tuple[int, ...], points: float) -> None:
+    """One seed of the accuracy promise; the benchmark runs five."""
+    source = (EXAMPLES / f"{name}.tri").read_text(encoding="utf-8")
+    plan = experiment.Plan(source, methods=("float", "twn"), shape=shape, config=TrainConfig(epochs=15))
+    plain, made = experiment.run(plan, data.load(name))
+    assert made.mean >= plain.mean - points / 100
