@@ -17,7 +17,6 @@ from ttt.grid.work import Work
 _REGISTERED = (_shaping, _painting)
 LARGEST = 30
 SECOND_BASES = 400
-"""Views of depth one that are looked at again, cheapest first."""
 
 Shape = tuple[int, int]
 
@@ -71,13 +70,16 @@ def apply(view: View, scenes: Sequence[Scene], sizes: Sequence[Shape] = ()) -> t
     return tuple(grids)
 
 
-def groups_of(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> Iterator[list[Group]]:
+def groups_of(
+    inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, bases: int = SECOND_BASES
+) -> Iterator[list[Group]]:
     """The groups of images that could be turned into the outputs, cheapest first, better ones as they are found.
 
     Args:
         inputs: All inputs, training first.
         outputs: The training outputs.
         work: Counts work and says when to stop.
+        bases: How many views of depth one are looked at again, cheapest first.
 
     Yields:
         After each depth the groups found so far.
@@ -110,7 +112,7 @@ def groups_of(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> It
                 first.append(image)
     yield _sorted(groups)
     seconds = [v for v in VIEWS.values() if v.second]
-    for n, image in enumerate(first[1:SECOND_BASES]):
+    for n, image in enumerate(first[1:bases]):
         if n % 8 == 7:
             work.spend()
             if work.over:

@@ -33,6 +33,10 @@ class Found:
     groups: list[Group] = field(default_factory=list)
 
 
+LENS_BASES = 130
+"""Views of a restated task that are looked at again; most of what restating adds is one view deep."""
+
+
 def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
     """Look for programs until nothing more is tried.
 
@@ -65,7 +69,7 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
     if found.programs:
         return
     for lens in restated(inputs, outputs):
-        groups = list(groups_of(lens.inputs, lens.outputs, work))[-1]
+        groups = list(groups_of(lens.inputs, lens.outputs, work, LENS_BASES))[-1]
         if work.over:
             return
         if groups:
