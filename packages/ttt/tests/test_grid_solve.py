@@ -155,3 +155,17 @@ def test_bad_arguments_are_refused() -> None:
         next(iter(solve([(good, good)], [good], seed=0, stop=lambda: False, stages=("guess",))))
     with pytest.raises(ValueError, match="training"):
         next(iter(solve([], [good], seed=0, stop=lambda: False)))
+
+
+def test_net_is_shown_views_where_the_input_has_another_size() -> None:
+    """Where outputs are smaller the net sees the views of their size, and its answers have it."""
+    rng = np.random.default_rng(0)
+    grids = []
+    for _ in range(4):
+        g = (rng.random((4, 9)) < 0.5).astype(np.uint8)
+        g[:, 4] = 5
+        grids.append(g)
+    train = [(g, (3 * (g[:, :4] ^ g[:, 5:])).astype(np.uint8)) for g in grids[:3]]
+    last = list(solve(train, [grids[3]], seed=0, stop=lambda: False, steps=110, stages=("net",)))[-1]
+    assert last.answers[0][0].stage == "net"
+    assert last.answers[0][0].grid.shape == (4, 4)

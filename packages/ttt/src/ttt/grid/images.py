@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from ttt.grid.work import Work
 _REGISTERED = (_shaping, _painting)
 LARGEST = 30
 SECOND_BASES = 400
-"""Views of depth one that are looked at again, cheapest first."""
 
 Shape = tuple[int, int]
 
@@ -40,8 +40,8 @@ class Image:
 
     @property
     def key(self) -> bytes:
-        """Equal for images that show the same."""
-        return b"|".join(bytes(g.shape) + g.tobytes() for g in self.grids)
+        """Equal for images that show the same; a digest, as a task has tens of thousands."""
+        return blake2b(b"".join(bytes(g.shape) + g.tobytes() for g in self.grids), digest_size=16).digest()
 
 
 @dataclass(slots=True)
@@ -71,27 +71,30 @@ def apply(view: View, scenes: Sequence[Scene], sizes: Sequence[Shape] = ()) -> t
     return tuple(grids)
 
 
-def groups_of(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> Iterator[list[Group]]:
+def groups_of(
+    inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, bases: int = SECOND_BASES
+) -> Iterator[list[Group]]:
     """The groups of images that could be turned into the outputs, cheapest first, better ones as they are found.
 
     Args:
         inputs: All inputs, training first.
         outputs: The training outputs.
         work: Counts work and says when to stop.
+        bases: How many views of depth one are looked at again, cheapest first.
 
     Yields:
         After each depth the groups found so far.
     """
     sizes = [o.shape for o in outputs]
     scenes = [Scene(g) for g in inputs]
-    found: dict[bytes, Image] = {}
+    found: set[bytes] = set()
     groups: dict[tuple[Shape, ...], Group] = {}
 
     def keep(image: Image) -> bool:
         key = image.key
         if key in found:
             return False
-        found[key] = image
+        found.add(key)
         if all(g.shape == s for g, s in zip(image.grids, sizes, strict=False)):
             rest = tuple(g.shape for g in image.grids[len(sizes) :])
             groups.setdefault(rest, Group(rest)).images.append(image)
@@ -110,7 +113,7 @@ def groups_of(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> It
                 first.append(image)
     yield _sorted(groups)
     seconds = [v for v in VIEWS.values() if v.second]
-    for n, image in enumerate(first[1:SECOND_BASES]):
+    for n, image in enumerate(first[1:bases]):
         if n % 8 == 7:
             work.spend()
             if work.over:

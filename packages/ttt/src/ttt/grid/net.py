@@ -141,11 +141,22 @@ class Net(nn.Module):
 
 
 class Deck:
-    """All inputs of a task as tensors in all eight poses, colours as slots."""
+    """All inputs of a task as tensors in all eight poses, colours as slots.
 
-    def __init__(self, inputs: Sequence[Grid], outputs: Sequence[Grid]) -> None:
+    Args:
+        inputs: One grid per input, training first, each of its output's size.
+        outputs: The training outputs.
+        extras: Per input further views of the same size, shown as colours too.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Grid], outputs: Sequence[Grid], extras: Sequence[Sequence[Grid]] | None = None
+    ) -> None:
         self.inputs, self.outputs = inputs, outputs
-        colours = np.unique(np.concatenate([g.ravel() for g in (*inputs, *outputs)]))
+        extras = extras or [[] for _ in inputs]
+        self.layers = 1 + len(extras[0])
+        everything = [*inputs, *outputs, *(g for e in extras for g in e)]
+        colours = np.unique(np.concatenate([g.ravel() for g in everything]))
         self.colours = colours
         self.slot = np.zeros(10, dtype=np.int64)
         self.slot[colours] = np.arange(len(colours))
@@ -157,6 +168,7 @@ class Deck:
         raw = [self._features(g) for g in inputs]
         scale = np.maximum(1.0, np.stack([np.abs(r).max(axis=(0, 1)) for r in raw]).max(axis=0))
         self.posed: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] = []
+        self.layered = [[np.stack(p) for p in zip(*(poses(self.slot[g]) for g in e), strict=True)] for e in extras]
         self.wanted: list[list[npt.NDArray[np.int64]]] = []
         for i, (g, r) in enumerate(zip(inputs, raw, strict=True)):
             planes = (np.log1p(r) / np.log1p(scale)).astype(np.float32)
@@ -182,7 +194,7 @@ class Deck:
     @property
     def width(self) -> int:
         """Numbers per cell that the net is given."""
-        return self.slots + 1 + 8 + int(self.posed[0][0][1].shape[-1])
+        return self.slots * self.layers + 1 + 8 + int(self.posed[0][0][1].shape[-1])
 
     def batch(
         self,
@@ -200,17 +212,21 @@ class Deck:
         x = np.zeros((len(picks), h, w, self.width), dtype=np.float32)
         wanted = np.full((len(picks), h, w), -1, dtype=np.int64)
         eye = np.eye(self.slots, dtype=np.float32)
+        end = self.slots * self.layers
         for n, (i, k, to) in enumerate(picks):
             g, f = self.posed[i][k]
             gh, gw = g.shape
             x[n, :gh, :gw, : self.slots] = eye[to[g]]
-            x[n, :gh, :gw, self.slots] = 1.0
-            x[n, :gh, :gw, self.slots + 1 + k] = 1.0
-            x[n, :gh, :gw, self.slots + 9 :] = f if keep is None else f * keep[n]
+            for layer in range(1, self.layers):
+                part = slice(layer * self.slots, (layer + 1) * self.slots)
+                x[n, :gh, :gw, part] = eye[to[self.layered[i][k][layer - 1]]]
+            x[n, :gh, :gw, end] = 1.0
+            x[n, :gh, :gw, end + 1 + k] = 1.0
+            x[n, :gh, :gw, end + 9 :] = f if keep is None else f * keep[n]
             if i < len(self.wanted):
                 wanted[n, :gh, :gw] = to[self.wanted[i][k]]
         tensor = torch.from_numpy(x)
-        return tensor, tensor[..., self.slots : self.slots + 1], torch.from_numpy(wanted)
+        return tensor, tensor[..., end : end + 1], torch.from_numpy(wanted)
 
 
 def undone(grid: npt.NDArray[np.generic], pose: int) -> npt.NDArray[np.generic]:
@@ -218,20 +234,30 @@ def undone(grid: npt.NDArray[np.generic], pose: int) -> npt.NDArray[np.generic]:
     return np.rot90(grid, -pose) if pose < 4 else np.rot90(grid[:, ::-1], -(pose - 4))
 
 
-def train(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, steps: int) -> Iterator[Verdict]:
+def train(
+    inputs: Sequence[Grid],
+    outputs: Sequence[Grid],
+    seed: int,
+    work: Work,
+    steps: int,
+    extras: Sequence[Sequence[Grid]] | None = None,
+) -> Iterator[Verdict]:
     """Train on the pairs and vote over snapshots and poses; one work unit is one step.
 
     Args:
-        inputs: All inputs, training first; each output has its input's size.
+        inputs: All inputs, or one view of each, training first; each has its output's size.
         outputs: The training outputs.
         seed: Of all randomness.
         work: Counts work and says when to stop.
-        steps: Length of the schedule; the learning rate ends there.
+        steps: Length of the schedule; the learning rate ends there. Training ends early once two snapshots in a row
+            fit all pairs and all their views agree.
+        extras: Per input further views of the same size.
 
     Yields:
         The votes after each snapshot.
     """
-    deck = Deck(inputs, outputs)
+    deck = Deck(inputs, outputs, extras)
+    settled = 0
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
@@ -271,6 +297,9 @@ def train(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work
             judge.load_state_dict(average)
             _vote(judge, deck, verdict, step / steps)
             yield verdict
+            settled = settled + 1 if verdict.fit == 1.0 and min(verdict.agreement) > 0.999 else 0
+            if settled == 2:
+                return
 
 
 def _draw(

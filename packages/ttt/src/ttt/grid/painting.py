@@ -21,12 +21,7 @@ DIAGONALS = {"up left": (-1, -1), "up right": (-1, 1), "down left": (1, -1), "do
 
 def _gravity(direction: str, s: Scene) -> Grid:
     g = np.rot90(s.grid, TURNS[direction])
-    out = np.full_like(g, s.background)
-    for c in range(g.shape[1]):
-        column = g[:, c]
-        drawn = column[column != s.background]
-        if len(drawn):
-            out[-len(drawn) :, c] = drawn
+    out = np.take_along_axis(g, np.argsort(g != s.background, axis=0, kind="stable"), axis=0)
     return np.rot90(out, -TURNS[direction])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ttt.grid.answers import Candidate, Grid
 from ttt.grid.columns import cells_of
 from ttt.grid.images import Group, groups_of
+from ttt.grid.lenses import Restated, restated
 from ttt.grid.rules import Program, Rules
 from ttt.grid.work import Work
 
@@ -30,6 +31,10 @@ class Found:
 
     programs: list[Program] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+
+
+LENS_BASES = 130
+"""Views of a restated task that are looked at again; most of what restating adds is one view deep."""
 
 
 def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
@@ -59,29 +64,51 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
     for group in found.groups[:GROUPS]:
         if work.over:
             return
-        cells = cells_of(group, inputs, outputs)
-        work.spend(4)
-        rules = Rules(cells, pairs, np.random.default_rng(seed))
-        if not cells.columns:
-            continue
-        here: list[Program] = []
-        kinds: list[Callable[[], list[Program]]] = [
-            rules.plain,
-            partial(rules.tables, 1),
-            partial(rules.choices, 1),
-            partial(rules.tables, 2),
-            partial(rules.choices, 2),
-            partial(rules.tables, 3),
-        ]
-        for size, make in enumerate(kinds):
-            if work.over:
-                break
-            if size == 5 and (here or found.programs):
-                break
-            here += make()
-            work.spend(2)
-        found.programs = found.programs + here
+        found.programs = found.programs + _programs(group, inputs, outputs, seed, work, bool(found.programs))
         yield found
+    if found.programs:
+        return
+    for lens in restated(inputs, outputs):
+        groups = list(groups_of(lens.inputs, lens.outputs, work, LENS_BASES))[-1]
+        if work.over:
+            return
+        if groups:
+            made = _programs(groups[0], lens.inputs, lens.outputs, seed, work, False)
+            found.programs = found.programs + [_seen_back(p, lens) for p in made]
+            yield found
+
+
+def _seen_back(program: Program, lens: Restated) -> Program:
+    """A program of a restated task as one of the task."""
+    grids = tuple(None if g is None else undo(g) for g, undo in zip(program.grids, lens.undo, strict=True))
+    return Program(f"with {lens.name}: {program.why}", program.cost + lens.cost, program.kind, grids)
+
+
+def _programs(
+    group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, solved: bool
+) -> list[Program]:
+    """Verified rules over one group; the widest kind only if nothing else fits."""
+    cells = cells_of(group, inputs, outputs)
+    work.spend(4)
+    if not cells.columns:
+        return []
+    rules = Rules(cells, len(outputs), np.random.default_rng(seed))
+    here: list[Program] = []
+    kinds: list[Callable[[], list[Program]]] = [
+        rules.plain,
+        partial(rules.tables, 1),
+        partial(rules.choices, 1),
+        partial(rules.tables, 2),
+        partial(rules.choices, 2),
+    ]
+    for make in kinds:
+        if work.over:
+            return here
+        here += make()
+        work.spend(2)
+    if not here and not solved:
+        here += rules.tables(3)
+    return here
 
 
 def votes(programs: Sequence[Program], tests: int, warmth: float = 1.0) -> list[list[tuple[float, Program, Grid]]]:
@@ -117,6 +144,6 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
 
 def belief(program: Program) -> float:
     """Chance that a program of this kind is right, from tasks that it was not written for."""
-    return {"view": 0.95, "table 1": 0.9, "choice 1": 0.85, "table 2": 0.6, "choice 2": 0.5, "table 3": 0.35}[
+    return {"view": 0.92, "table 1": 0.93, "choice 1": 0.75, "table 2": 0.75, "choice 2": 0.55, "table 3": 0.5}[
         program.kind
     ]

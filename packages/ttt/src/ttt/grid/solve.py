@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ttt.grid.answers import Candidate, Grid, Progress
-from ttt.grid.images import LARGEST
+from ttt.grid.columns import entropy, flat
+from ttt.grid.images import LARGEST, Group
 from ttt.grid.search import Found, search
 from ttt.grid.search import candidates as searched
 from ttt.grid.work import Work
@@ -125,16 +126,33 @@ def solve(
             for forecast in trees.trees(found.groups[0], inputs, outputs, seed, work, turned=False):
                 ballot = before.with_stage(trees.candidates(forecast))
                 yield progress("trees")
-        same = all(a.shape == b.shape for a, b in zip(inputs, outputs, strict=False))
-        if "net" in stages and same and not work.over:
+        if "net" in stages and not work.over:
             from ttt.grid import net
 
+            shown, *more = inputs_for_net(inputs, outputs, found.groups[0])
             before = ballot
             amount = NET_STEPS if work.left is None else work.left
-            for verdict in net.train(inputs, outputs, seed, work, amount):
+            for verdict in net.train(shown, outputs, seed, work, amount, list(zip(*more, strict=True)) or None):
                 ballot = before.with_stage(net.candidates(verdict))
                 yield progress("net")
     yield progress("done", done=True)
+
+
+def inputs_for_net(inputs: Sequence[Grid], outputs: Sequence[Grid], group: Group) -> list[Sequence[Grid]]:
+    """What the net sees per input, all of the output's size: the input, or else the views that say most."""
+    if all(a.shape == b.shape for a, b in zip(inputs, outputs, strict=False)):
+        return [inputs]
+    return best_views(group, outputs)
+
+
+def best_views(group: Group, outputs: Sequence[Grid], most: int = 4) -> list[Sequence[Grid]]:
+    """The views of a group that leave the fewest bits about the outputs, each unlike the ones before."""
+    target = flat(outputs).astype(np.uint8)
+    bits = {
+        i: entropy(flat(image.grids)[: len(target)].astype(np.int64), 10, target) + 0.05 * image.cost
+        for i, image in enumerate(group.images)
+    }
+    return [group.images[i].grids for i in sorted(bits, key=lambda i: bits[i])[:most]]
 
 
 def _sizes_only(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> Iterator[Found]:

@@ -1,0 +1,77 @@
+"""Someone new adds a transformation, a feature and a property, and the search uses them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from ttt.grid import features, solve, views
+from ttt.grid.scene import PROPERTIES, Scene, Thing, prop
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is gone afterwards."""
+    before = dict(views.VIEWS), dict(features.FEATURES), dict(PROPERTIES)
+    yield
+    for registry, old in zip((views.VIEWS, features.FEATURES, PROPERTIES), before, strict=True):
+        registry.clear()
+        registry.update(old)
+
+
+def best(train: list[tuple[np.ndarray, np.ndarray]], test: np.ndarray) -> tuple[list[list[int]], str]:
+    """The search's first answer and its reason."""
+    last = list(solve(train, [test], seed=0, stop=lambda: False, stages=("search",)))[-1]
+    return last.answers[0][0].grid.tolist(), last.answers[0][0].why
+
+
+def grids(n: int) -> list[np.ndarray]:
+    """Random grids without structure."""
+    rng = np.random.default_rng(2)
+    return [rng.integers(1, 9, (5, 5)).astype(np.uint8) for _ in range(n)]
+
+
+def test_a_new_transformation_is_used() -> None:
+    """A decorated function is tried on the next task, under its name."""
+
+    @views.view("sheared", keeps_size=True)
+    def sheared(s: Scene) -> np.ndarray:
+        return np.stack([np.roll(row, i * i) for i, row in enumerate(s.grid)])
+
+    def rule(g: np.ndarray) -> np.ndarray:
+        return np.stack([np.roll(row, i * i) for i, row in enumerate(g)])
+
+    made = grids(4)
+    answer, why = best([(g, rule(g)) for g in made[:3]], made[3])
+    assert answer == rule(made[3]).tolist()
+    assert why == "sheared"
+
+
+def test_a_new_feature_is_used() -> None:
+    """A decorated measurement can be looked up by the next task's rules."""
+
+    @features.feature("knight's move parity")
+    def knight(s: Scene) -> np.ndarray:
+        r, c = np.indices(s.grid.shape)
+        return (2 * r + c) % 5
+
+    def rule(g: np.ndarray) -> np.ndarray:
+        r, c = np.indices(g.shape)
+        return ((2 * r + c) % 5 + 2).astype(np.uint8)
+
+    rng = np.random.default_rng(0)
+    made = [rng.integers(1, 9, shape).astype(np.uint8) for shape in [(5, 7), (6, 6), (9, 4), (11, 8)]]
+    answer, why = best([(g, rule(g)) for g in made[:3]], made[3])
+    assert answer == rule(made[3]).tolist()
+    assert "knight's move parity" in why
+
+
+def test_a_new_property_selects_things() -> None:
+    """A decorated property of things is what crops and features can select by."""
+
+    @prop("sum of its colours")
+    def colour_sum(t: Thing) -> int:
+        return int(t.patch[t.mask].astype(int).sum())
+
+    scene = Scene(np.array([[1, 1, 0, 5], [0, 0, 0, 5]], dtype=np.uint8))
+    assert scene.measures("piece")["sum of its colours"].tolist() == [2, 10]

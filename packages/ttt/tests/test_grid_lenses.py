@@ -1,0 +1,48 @@
+"""Restating a task: what was done can be undone, and rules appear that were hidden."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ttt.grid.lenses import restated
+from ttt.grid.search import search, votes
+from ttt.grid.work import Work
+
+GRIDS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(GRIDS, min_size=3, max_size=4))
+def test_every_lens_can_be_undone(grids: list[np.ndarray]) -> None:
+    """If the output of a test were its input, undoing the restated input gives the input."""
+    outputs = [g[::-1] for g in grids[:-1]]
+    for lens in restated(grids, outputs):
+        assert lens.undo[0](lens.inputs[-1]).tolist() == grids[-1].tolist(), lens.name
+        assert len(lens.outputs) == len(outputs)
+
+
+def test_a_rule_about_the_commonest_colour_is_found_by_restating() -> None:
+    """Cells below the rarer colour take it; the two colours differ in every pair."""
+    rng = np.random.default_rng(4)
+    inputs, outputs = [], []
+    for a, b in [(1, 2), (3, 4), (5, 6), (7, 8)]:
+        g = rng.choice([0, a, b], size=(8, 8), p=[0.45, 0.4, 0.15]).astype(np.uint8)
+        near = np.pad(g == b, ((1, 0), (0, 0)))[:-1]
+        inputs.append(g)
+        outputs.append(np.where(near & (g == a), b, g).astype(np.uint8))
+    found = None
+    for found in search(inputs, outputs[:-1], 0, Work(lambda: False)):
+        assert len(found.groups) >= 0
+    assert found is not None
+    answers = votes(found.programs, 1)[0]
+    assert outputs[-1].tolist() in [g.tolist() for _, _, g in answers[:2]]
+    assert any(p.why.startswith("with colours") for _, p, _ in answers)
+
+
+def test_lying_lens_aligns_tall_and_wide_pairs() -> None:
+    """Tall and wide pairs of one rule become alike."""
+    wide = np.array([[1, 0, 0, 2]], dtype=np.uint8)
+    tall = np.array([[3], [0], [4]], dtype=np.uint8)
+    lens = next(x for x in restated([wide, tall, wide], [wide, tall]) if "lying" in x.name)
+    assert [g.shape for g in lens.inputs] == [(1, 4), (1, 3), (1, 4)]
