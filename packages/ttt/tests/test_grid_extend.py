@@ -1,6 +1,8 @@
 """Someone new adds a transformation, a feature and a property, and the search uses them."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,3 +77,18 @@ def test_a_new_property_selects_things() -> None:
 
     scene = Scene(np.array([[1, 1, 0, 5], [0, 0, 0, 5]], dtype=np.uint8))
     assert scene.measures("piece")["sum of its colours"].tolist() == [2, 10]
+
+
+def test_the_page_about_the_solver_shows_code_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The page's example prints what the page says, and its new transformation makes a grid."""
+    page = Path(__file__).parent.parent / "docs" / "solver.md"
+    if not page.exists():
+        pytest.skip("the documentation is not beside these tests")
+    example, addition = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert capsys.readouterr().out.strip() == example.strip().rpartition("# ")[2]
+    exec(addition, names)
+    made = views.VIEWS["sheared"].make(Scene(np.array([[1, 2], [1, 2]], dtype=np.uint8)))
+    assert made is not None
+    assert made.tolist() == [[1, 2], [2, 1]]

@@ -20,7 +20,7 @@ from ttt.grid.work import Work
 CHANNELS = 32
 ROUNDS = 8
 CELLS = 1400
-"""Cells of one training batch."""
+"""Cells of one training batch, padding included."""
 DROP = 0.3
 SNAPSHOTS = (0.55, 0.75, 0.9, 1.0)
 """Shares of the training after which the averaged weights vote."""
@@ -307,7 +307,7 @@ def _draw(
 ) -> tuple[list[tuple[int, int, npt.NDArray[np.int64]]], npt.NDArray[np.float32]]:
     """A batch of random pairs, poses and colours with random features hidden."""
     picks: list[tuple[int, int, npt.NDArray[np.int64]]] = []
-    area, count = 0, 0
+    tall, wide, count = 0, 0, 0
     while True:
         i = int(rng.integers(len(deck.outputs)))
         k = int(rng.integers(8)) if rng.random() < 0.75 else 0
@@ -315,8 +315,8 @@ def _draw(
         if len(deck.free) > 1 and rng.random() < 0.8:
             to[deck.free] = rng.permutation(deck.free)
         h, w = deck.posed[i][k][0].shape
-        area = max(area, h * w)
-        if (picks and area * (count + 1) > CELLS) or count >= 32:
+        tall, wide = max(tall, h), max(wide, w)
+        if (picks and tall * wide * (count + 1) > CELLS) or count >= 32:
             break
         picks.append((i, k, to))
         count += 1
