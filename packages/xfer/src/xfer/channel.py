@@ -1,7 +1,7 @@
 """A bounded stream of arrays from one process to another, with back-pressure; knows the pool, the reader and the ring.
 
-What travels is a handle. The sender keeps each array until the receiver has leased it, so an array is never lost in between and
-its slot comes back when the last view of it is gone, or when the receiver's process ends.
+What travels is a handle. The sender keeps each array until the receiver has leased it, so an array is never lost in
+between and its slot comes back when the last view of it is gone, or when the receiver's process ends.
 """
 
 import os
@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
+from xfer.default import default_pool
 from xfer.descriptor import CUDA, Handle, stamp_of
 from xfer.errors import (
     BudgetExceededError,
@@ -21,9 +20,10 @@ from xfer.errors import (
     EndpointTakenError,
     PeerDiedError,
     ProducerGoneError,
+    StaleHandleError,
     WaitTimeoutError,
 )
-from xfer.pool import Pool, default_pool
+from xfer.pool import Pool
 from xfer.reader import READER
 from xfer.ring import HEAD, RECEIVER_PID, SENDER_PID, TAIL, Ring, RingOwner
 
@@ -120,7 +120,7 @@ class Sender(_Endpoint):
             while len(self._flying) >= ring.capacity:
                 self._wait(ring, end)
             pool = self._pool
-            if pool is None or pool._closed:
+            if pool is None or pool.closed:
                 pool = self._pool = default_pool()
             if isinstance(array, Handle):
                 pool.retain(array)
@@ -165,9 +165,10 @@ class Sender(_Endpoint):
         finally:
             self._closed = True
             with self._lock:
-                self._drop_flying()
                 if self._ring is not None:
                     self._ring.say_closed()
+                self._drop_flying()
+                if self._ring is not None:
                     self._ring.close()
                     self._ring = None
 
@@ -203,7 +204,9 @@ class Sender(_Endpoint):
         self._drop_flying()
         if ring.peer_closed():
             raise ChannelClosedError("the receiver has closed the channel")
-        raise PeerDiedError(f"the receiver's process {ring.words[RECEIVER_PID]} has ended; what was in flight is released")
+        raise PeerDiedError(
+            f"the receiver's process {ring.words[RECEIVER_PID]} has ended; arrays in flight are released"
+        )
 
     def _settle(self, ring: Ring) -> None:
         waiting = ring.words[HEAD] - ring.words[TAIL]
@@ -222,7 +225,7 @@ class Receiver(_Endpoint):
 
     _sending = False
 
-    def recv(self, *, timeout: float | None = None) -> np.ndarray[Any, Any]:
+    def recv(self, *, timeout: float | None = None) -> Any:
         """Return the next array: no copy, read-only, its slot taken until the last view of it is gone.
 
         Args:
@@ -248,6 +251,10 @@ class Receiver(_Endpoint):
                 array, flags = READER.array(raw)
             except ProducerGoneError as error:
                 raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error
+            except StaleHandleError as error:
+                if ring.peer_closed():
+                    raise ChannelClosedError("the sender gave up waiting and took its arrays back") from error
+                raise
             finally:
                 words[TAIL] = tail + 1
         ring.ring_if_waiting()
@@ -257,7 +264,7 @@ class Receiver(_Endpoint):
             return open_record(array, raw)
         return array
 
-    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         while True:
             try:
                 array = self.recv()

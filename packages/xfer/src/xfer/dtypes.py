@@ -96,4 +96,5 @@ def _ml_dtype(name: str) -> np.dtype[Any]:
         module = importlib.import_module("ml_dtypes")
     except ImportError as error:
         raise UnsupportedDtypeError(f"{name} needs ml_dtypes: install pentad-xfer[dtypes]") from error
-    return np.dtype(getattr(module, name))
+    dtype: np.dtype[Any] = np.dtype(getattr(module, name))
+    return dtype

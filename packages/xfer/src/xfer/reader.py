@@ -219,18 +219,22 @@ class View:
 
 
 READER = Reader()
-os.register_at_fork(
-    before=READER.before_fork,
-    after_in_parent=READER.after_fork_in_parent,
-    after_in_child=READER.after_fork_in_child,
-) if hasattr(os, "register_at_fork") else None
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=READER.before_fork,
+        after_in_parent=READER.after_fork_in_parent,
+        after_in_child=READER.after_fork_in_child,
+    )
 
 
-def get(handle: Handle | bytes) -> np.ndarray[Any, Any]:
+def get(handle: Handle | bytes) -> Any:
     """Return the array behind a handle: no copy, read-only by the kernel, leased until the last view of it is gone.
 
     Args:
         handle: A `Handle`, or its bytes.
+
+    Returns:
+        A NumPy array, or a CuPy array where the producer put one of a CUDA device.
 
     Raises:
         HandleError: The bytes are damaged.
