@@ -1,6 +1,6 @@
 """Ways to hand arrays to another process: xfer and each peer behind the same four calls; knows nothing of timing.
 
-A peer is made in the parent, where `send(array)` hands over. The child gets its `token` by multiprocessing and makes from
+A peer is made in the parent, where `send(array)` hands over. The child gets its `token` and makes from
 it, with `receiver(token)`, a function that waits for the next array and returns it.
 """
 

@@ -96,6 +96,7 @@ class Sender(_Endpoint):
         super().__init__(token, spin)
         self._pool = pool
         self._flying: deque[tuple[Pool, int]] = deque()
+        self._fence = threading.Lock()
 
     def send(self, array: Any, *, timeout: float | None = None) -> None:
         """Send an array, waiting while the channel is full or the pool's budget is spent.
@@ -116,7 +117,6 @@ class Sender(_Endpoint):
                 self.attach()
             ring = self._ring
             assert ring is not None
-            self._settle(ring)
             while len(self._flying) >= ring.capacity:
                 self._wait(ring, end)
             pool = self._pool
@@ -132,8 +132,11 @@ class Sender(_Endpoint):
                 self._gone(ring)
             self._flying.append((pool, stamp_of(raw)))
             ring.write(raw)
-        # Releasing the lock above is an atomic operation, which puts the stores before the look at the waiting flag.
-        ring.ring_if_waiting()
+            # A lock is an atomic operation, which puts the stores above before the look at the waiting flag.
+            with self._fence:
+                pass
+            ring.ring_if_waiting()
+            self._settle(ring)  # last, while the receiver is at work already
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the receiver has taken everything.
@@ -190,6 +193,10 @@ class Sender(_Endpoint):
                     self._wait(ring, end)
 
     def _wait(self, ring: Ring, end: float | None) -> None:
+        before = len(self._flying)
+        self._settle(ring)
+        if len(self._flying) < before:
+            return
         tail = ring.words[TAIL]
         if ring.words[HEAD] - tail == len(self._flying) and not ring.spin(TAIL, tail, self._spin):
             left = None if end is None else end - time.monotonic()

@@ -77,6 +77,8 @@ class Reader:
                 raise
             watch.mapping, watch.slot = mapping, slot
             self._watches[id(watch)] = watch
+        if self._dropped:
+            self._catch_up()
         return array, flags
 
     def leases(self, segment: int, slot: int) -> int:
@@ -134,6 +136,9 @@ class Reader:
     def _forget(self, watch: _Watch) -> None:
         # Runs whenever an array dies, perhaps inside our own locked part: then whoever holds the lock does the work.
         self._dropped.append(watch)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
         while self._dropped and self._lock.acquire(blocking=False):
             try:
                 self._drain()
