@@ -22,10 +22,10 @@ class Xfer:
 
     name = "xfer"
 
-    def __init__(self, context: Any, capacity: int) -> None:
+    def __init__(self, context: Any, capacity: int, pool: Any = None) -> None:
         import xfer
 
-        self.pool = xfer.Pool("4GiB")
+        self.pool = pool or xfer.Pool("4GiB")
         self.channel = xfer.Channel(capacity, pool=self.pool)
         self.token = self.channel.receiver
 

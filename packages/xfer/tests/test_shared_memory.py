@@ -47,6 +47,8 @@ ARRAYS = {
     "titles": np.zeros(2, np.dtype({"names": ["x"], "formats": ["f4"], "titles": ["the x"], "itemsize": 16})),
     "bfloat16": np.arange(5).astype(ml_dtypes.bfloat16),
     "float8": np.arange(5).astype(ml_dtypes.float8_e4m3fn),
+    "float8 of kind f": np.arange(5).astype(ml_dtypes.float8_e5m2),
+    "int4": np.arange(5).astype(ml_dtypes.int4),
     "structured of bfloat16": np.ones(2, np.dtype([("x", ml_dtypes.bfloat16), ("y", "i4")])),
     "eight dimensions": np.arange(256).reshape((2,) * 8),
     "thirty dimensions": np.ones((1,) * 30),

@@ -27,7 +27,8 @@ from xfer.pool import Pool
 from xfer.reader import READER
 from xfer.ring import HEAD, RECEIVER_PID, SENDER_PID, TAIL, Ring, RingOwner
 
-SPIN = 50e-6
+SPIN = 200e-6
+_LARGE = 64 << 10
 
 
 class _Endpoint:
@@ -97,6 +98,7 @@ class Sender(_Endpoint):
         self._pool = pool
         self._flying: deque[tuple[Pool, int]] = deque()
         self._fence = threading.Lock()
+        self._joined: Pool | None = None
 
     def send(self, array: Any, *, timeout: float | None = None) -> None:
         """Send an array, waiting while the channel is full or the pool's budget is spent.
@@ -122,10 +124,15 @@ class Sender(_Endpoint):
             pool = self._pool
             if pool is None or pool.closed:
                 pool = self._pool = default_pool()
+            if self._joined is not pool:
+                pool._holders.add(self)
+                self._joined = pool
             if isinstance(array, Handle):
                 pool.retain(array)
                 raw = bytes(array)
             else:
+                if getattr(array, "nbytes", 0) >= _LARGE:
+                    self._settle(ring)  # first, to fill again memory that is mapped and in the cache
                 raw = self._put(pool, ring, array, end)
             if ring.peer_closed():
                 pool._release_stamp(stamp_of(raw))
@@ -137,6 +144,15 @@ class Sender(_Endpoint):
                 pass
             ring.ring_if_waiting()
             self._settle(ring)  # last, while the receiver is at work already
+
+    def settle(self) -> None:
+        """Release arrays that the receiver has taken; every `send` does so anyway."""
+        if self._ring is not None and self._lock.acquire(blocking=False):
+            try:
+                if self._ring is not None:
+                    self._settle(self._ring)
+            finally:
+                self._lock.release()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the receiver has taken everything.
@@ -264,7 +280,10 @@ class Receiver(_Endpoint):
                 raise
             finally:
                 words[TAIL] = tail + 1
-        ring.ring_if_waiting()
+            left = words[HEAD] - tail - 1
+        # A sender that sleeps before a full ring is woken at half of it, not once for each message.
+        if 2 * left <= ring.capacity:
+            ring.ring_if_waiting()
         if flags & CUDA:
             from xfer.cuda_ipc import open_record
 

@@ -45,9 +45,7 @@ def _leaf(dtype: np.dtype[Any]) -> str:
         raise UnsupportedDtypeError(
             f"arrays of {dtype} hold pointers, which mean nothing in another process; convert to a fixed-size dtype"
         )
-    if type(dtype).__module__.startswith("numpy"):
-        if dtype.kind == "V" and type(dtype).__name__ not in {"VoidDType", "dtype[void]"}:
-            return _ml_token(dtype)
+    if dtype.type.__module__ == "numpy":
         return dtype.str
     return _ml_token(dtype)
 

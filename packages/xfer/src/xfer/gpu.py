@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -18,9 +17,8 @@ import numpy as np
 from xfer.allocators import Allocator, default_allocator
 from xfer.errors import BudgetExceededError, DeviceUnavailableError, DoubleReleaseError, ForeignHandleError
 from xfer.memory_pool import MemoryPool, MemoryPoolStats
+from xfer.sites import calling_line
 from xfer.sizes import parse_size
-
-_PACKAGE = os.path.dirname(__file__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +170,7 @@ class GpuMemoryManager:
         pool = self.pool(device)
         with self._lock:
             self._settle()
-            block = MemoryBlock(self, size, device, spillable, _site())
+            block = MemoryBlock(self, size, device, spillable, calling_line())
             state = block._state
             state.buffer, state.size = self._room(pool, size, block)
             owner = block._owner = _Owner()
@@ -397,10 +395,3 @@ class GpuMemoryManager:
     def _check(self, block: MemoryBlock) -> None:
         if block._state.place == "released":
             raise DoubleReleaseError(f"the block of {block.nbytes} bytes on {block.device} was released before")
-
-
-def _site() -> str:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -31,12 +31,20 @@ from xfer.interchange import device_of, host_array
 from xfer.lease import OFD, Leases
 from xfer.reader import READER
 from xfer.segment import WORDS, Segment
+from xfer.sites import calling_line
 from xfer.sizes import SLAB, SMALL, format_size, parse_size, slot_size
 
 Backend = Literal["auto", "nameless", "named"]
 _RECLAIM_STEP = 64
 _MASK = (1 << 64) - 1
-_PACKAGE = os.path.dirname(__file__)
+
+
+class _Holder(Protocol):
+    """Somebody who retains arrays and can look whether it still has to; a channel's sender."""
+
+    def settle(self) -> None:
+        """Release what is not needed any more, without waiting."""
+        ...
 
 
 class _Live(NamedTuple):
@@ -100,6 +108,7 @@ class Pool:
         self._free: dict[int, list[tuple[Segment, int]]] = {}
         self._retired: dict[int, list[tuple[Segment, int, object]]] = {}
         self._reclaim_at: dict[int, int] = {}
+        self._holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._live: dict[int, _Live] = {}
         self._refs: dict[int, int] = {}
         self._reserved = 0
@@ -273,7 +282,9 @@ class Pool:
             index = WORDS + 2 * slot
             segment.words[index + 1] = check
             segment.words[index] = stamp
-            self._live[stamp] = _Live(segment, slot, nbytes, keep, _site() if self._trace else "", time.monotonic())
+            self._live[stamp] = _Live(
+                segment, slot, nbytes, keep, calling_line() if self._trace else "", time.monotonic()
+            )
         return Handle(body + TAIL.pack(check))
 
     def _take(self, nbytes: int, timeout: float) -> tuple[Segment, int]:
@@ -284,6 +295,10 @@ class Pool:
                 self._reclaim(size)  # used memory before new memory: it is in the cache and has its pages
             if free and not self._closed:
                 return free.pop()
+            self._check_open()
+        for holder in tuple(self._holders):
+            holder.settle()  # before more memory is taken: arrays in flight may have arrived
+        with self._lock:
             self._check_open()
             found = self._find(size)
         if found is not None:
@@ -469,13 +484,6 @@ def _system_room() -> int:
         space = os.statvfs(names.DIRECTORY)
         return space.f_bavail * space.f_frsize
     return 0
-
-
-def _site() -> str:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
