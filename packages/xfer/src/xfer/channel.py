@@ -1,7 +1,7 @@
 """A bounded stream of arrays from one process to another, with back-pressure; knows the pool, the reader and the ring.
 
-What travels is a handle. The sender keeps each array until the receiver has leased it, so an array is never lost in between and
-its slot comes back when the last view of it is gone, or when the receiver's process ends.
+What travels is a handle. The sender keeps each array until the receiver has leased it, so an array is never lost in
+between and its slot comes back when the last view of it is gone, or when the receiver's process ends.
 """
 
 import os
@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
+from xfer.default import default_pool
 from xfer.descriptor import CUDA, Handle, stamp_of
 from xfer.errors import (
     BudgetExceededError,
@@ -21,13 +20,15 @@ from xfer.errors import (
     EndpointTakenError,
     PeerDiedError,
     ProducerGoneError,
+    StaleHandleError,
     WaitTimeoutError,
 )
-from xfer.pool import Pool, default_pool
+from xfer.pool import Pool
 from xfer.reader import READER
 from xfer.ring import HEAD, RECEIVER_PID, SENDER_PID, TAIL, Ring, RingOwner
 
-SPIN = 50e-6
+SPIN = 200e-6
+_LARGE = 64 << 10
 
 
 class _Endpoint:
@@ -96,6 +97,8 @@ class Sender(_Endpoint):
         super().__init__(token, spin)
         self._pool = pool
         self._flying: deque[tuple[Pool, int]] = deque()
+        self._fence = threading.Lock()
+        self._joined: Pool | None = None
 
     def send(self, array: Any, *, timeout: float | None = None) -> None:
         """Send an array, waiting while the channel is full or the pool's budget is spent.
@@ -116,24 +119,40 @@ class Sender(_Endpoint):
                 self.attach()
             ring = self._ring
             assert ring is not None
-            self._settle(ring)
             while len(self._flying) >= ring.capacity:
                 self._wait(ring, end)
             pool = self._pool
-            if pool is None or pool._closed:
+            if pool is None or pool.closed:
                 pool = self._pool = default_pool()
+            if self._joined is not pool:
+                pool._holders.add(self)
+                self._joined = pool
             if isinstance(array, Handle):
                 pool.retain(array)
                 raw = bytes(array)
             else:
+                if getattr(array, "nbytes", 0) >= _LARGE:
+                    self._settle(ring)  # first, to fill again memory that is mapped and in the cache
                 raw = self._put(pool, ring, array, end)
             if ring.peer_closed():
                 pool._release_stamp(stamp_of(raw))
                 self._gone(ring)
             self._flying.append((pool, stamp_of(raw)))
             ring.write(raw)
-        # Releasing the lock above is an atomic operation, which puts the stores before the look at the waiting flag.
-        ring.ring_if_waiting()
+            # A lock is an atomic operation, which puts the stores above before the look at the waiting flag.
+            with self._fence:
+                pass
+            ring.ring_if_waiting()
+            self._settle(ring)  # last, while the receiver is at work already
+
+    def settle(self) -> None:
+        """Release arrays that the receiver has taken; every `send` does so anyway."""
+        if self._ring is not None and self._lock.acquire(blocking=False):
+            try:
+                if self._ring is not None:
+                    self._settle(self._ring)
+            finally:
+                self._lock.release()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the receiver has taken everything.
@@ -165,9 +184,10 @@ class Sender(_Endpoint):
         finally:
             self._closed = True
             with self._lock:
-                self._drop_flying()
                 if self._ring is not None:
                     self._ring.say_closed()
+                self._drop_flying()
+                if self._ring is not None:
                     self._ring.close()
                     self._ring = None
 
@@ -189,6 +209,10 @@ class Sender(_Endpoint):
                     self._wait(ring, end)
 
     def _wait(self, ring: Ring, end: float | None) -> None:
+        before = len(self._flying)
+        self._settle(ring)
+        if len(self._flying) < before:
+            return
         tail = ring.words[TAIL]
         if ring.words[HEAD] - tail == len(self._flying) and not ring.spin(TAIL, tail, self._spin):
             left = None if end is None else end - time.monotonic()
@@ -203,7 +227,9 @@ class Sender(_Endpoint):
         self._drop_flying()
         if ring.peer_closed():
             raise ChannelClosedError("the receiver has closed the channel")
-        raise PeerDiedError(f"the receiver's process {ring.words[RECEIVER_PID]} has ended; what was in flight is released")
+        raise PeerDiedError(
+            f"the receiver's process {ring.words[RECEIVER_PID]} has ended; arrays in flight are released"
+        )
 
     def _settle(self, ring: Ring) -> None:
         waiting = ring.words[HEAD] - ring.words[TAIL]
@@ -222,7 +248,7 @@ class Receiver(_Endpoint):
 
     _sending = False
 
-    def recv(self, *, timeout: float | None = None) -> np.ndarray[Any, Any]:
+    def recv(self, *, timeout: float | None = None) -> Any:
         """Return the next array: no copy, read-only, its slot taken until the last view of it is gone.
 
         Args:
@@ -248,16 +274,23 @@ class Receiver(_Endpoint):
                 array, flags = READER.array(raw)
             except ProducerGoneError as error:
                 raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error
+            except StaleHandleError as error:
+                if ring.peer_closed():
+                    raise ChannelClosedError("the sender gave up waiting and took its arrays back") from error
+                raise
             finally:
                 words[TAIL] = tail + 1
-        ring.ring_if_waiting()
+            left = words[HEAD] - tail - 1
+        # A sender that sleeps before a full ring is woken at half of it, not once for each message.
+        if 2 * left <= ring.capacity:
+            ring.ring_if_waiting()
         if flags & CUDA:
             from xfer.cuda_ipc import open_record
 
             return open_record(array, raw)
         return array
 
-    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         while True:
             try:
                 array = self.recv()

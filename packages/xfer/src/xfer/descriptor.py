@@ -9,8 +9,8 @@ Layout, little-endian (version 1):
     ndim x Q shape              dtype token, unless it is kept in the slot behind the data
     I CRC-32 of everything before
 
-The stamp is drawn from a counter with a random start and is never used twice; stamp and CRC are also kept in the slot, so
-a handle with any altered field fails even if its CRC was made to fit.
+The stamp is drawn from a counter with a random start and is never used twice; stamp and CRC are also kept in the
+slot, so a handle with any altered field fails even if its CRC was made to fit.
 """
 
 import struct

@@ -45,9 +45,7 @@ def _leaf(dtype: np.dtype[Any]) -> str:
         raise UnsupportedDtypeError(
             f"arrays of {dtype} hold pointers, which mean nothing in another process; convert to a fixed-size dtype"
         )
-    if type(dtype).__module__.startswith("numpy"):
-        if dtype.kind == "V" and type(dtype).__name__ not in {"VoidDType", "dtype[void]"}:
-            return _ml_token(dtype)
+    if dtype.type.__module__ == "numpy":
         return dtype.str
     return _ml_token(dtype)
 
@@ -96,4 +94,5 @@ def _ml_dtype(name: str) -> np.dtype[Any]:
         module = importlib.import_module("ml_dtypes")
     except ImportError as error:
         raise UnsupportedDtypeError(f"{name} needs ml_dtypes: install pentad-xfer[dtypes]") from error
-    return np.dtype(getattr(module, name))
+    dtype: np.dtype[Any] = np.dtype(getattr(module, name))
+    return dtype

@@ -41,7 +41,8 @@ def host_array(array: Any) -> np.ndarray[Any, Any]:
     """Return a NumPy array over the same memory, or a copy where NumPy cannot look at it in place.
 
     Args:
-        array: Anything on the host: an ndarray subclass, a torch tensor, an object with DLPack or array interface, a list.
+        array: Anything on the host: an ndarray subclass, a torch tensor, an object with DLPack or array interface, a
+        list.
 
     Raises:
         UnsupportedDtypeError: The elements are Python objects.
@@ -72,7 +73,9 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
         view: np.ndarray[Any, Any] = tensor.contiguous().view(carrier).numpy().view(dtype)
         return view
     if tensor.layout is not torch.strided:
-        raise UnsupportedDtypeError(f"a tensor of layout {tensor.layout} is several arrays: put its parts, or to_dense()")
+        raise UnsupportedDtypeError(
+            f"a tensor of layout {tensor.layout} is several arrays: put its parts or to_dense()"
+        )
     plain: np.ndarray[Any, Any] = tensor.numpy()
     return plain
 

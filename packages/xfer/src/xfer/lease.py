@@ -1,12 +1,14 @@
 """Leases: a reader's byte-range lock on a slot, kept by the kernel; knows file descriptors and slot numbers only.
 
 Byte N of a segment's lock range stands for slot N. A lock belongs to the reader's own opening of the segment, and the
-kernel drops it when that opening is closed, so also on `kill -9`. Nobody has to guess by a timeout whether a reader lives.
+kernel drops it when that opening is closed, so also on `kill -9`. Nobody has to guess by a timeout whether a reader
+lives.
 """
 
-from xfer.posix import fcntl
 import struct
 import sys
+
+from xfer.posix import fcntl
 
 _FLOCK = struct.Struct("hhqqi4x")
 OFD = sys.platform == "linux"
@@ -30,7 +32,7 @@ class OfdLeases:
         """Tell whether another opening holds a lock in a range of slots."""
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, first, count, 0))
         kind: int = _FLOCK.unpack(answer)[0]
-        return kind != fcntl.F_UNLCK
+        return kind != int(fcntl.F_UNLCK)
 
 
 class PosixLeases:

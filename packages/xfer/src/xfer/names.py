@@ -1,17 +1,17 @@
 """Named segments for systems without nameless memory or with a closed /proc; knows paths and locks, not their content.
 
-Every file of a process starts with `xfer-UID-PID-`. Its `.alive` file is locked for as long as the process lives, so anyone can tell
-a dead owner's files and remove them; each new owner does that first.
+Every file of a process starts with `xfer-UID-PID-`. Its `.alive` file is locked for as long as the process lives, so
+anyone can tell a dead owner's files and remove them; each new owner does that first.
 """
 
 import contextlib
-from xfer.posix import fcntl
 import os
 import re
 import secrets
 import sys
 
 from xfer.errors import ProducerGoneError
+from xfer.posix import fcntl
 
 DIRECTORY = "/dev/shm" if sys.platform == "linux" else "/tmp"
 _PATTERN = re.compile(r"xfer-(\d+)-(\d+)-([0-9a-f]+)\.(alive|seg)")

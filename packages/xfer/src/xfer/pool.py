@@ -13,8 +13,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -32,11 +31,20 @@ from xfer.interchange import device_of, host_array
 from xfer.lease import OFD, Leases
 from xfer.reader import READER
 from xfer.segment import WORDS, Segment
+from xfer.sites import calling_line
 from xfer.sizes import SLAB, SMALL, format_size, parse_size, slot_size
 
 Backend = Literal["auto", "nameless", "named"]
+_RECLAIM_STEP = 64
 _MASK = (1 << 64) - 1
-_PACKAGE = os.path.dirname(__file__)
+
+
+class _Holder(Protocol):
+    """Somebody who retains arrays and can look whether it still has to; a channel's sender."""
+
+    def settle(self) -> None:
+        """Release what is not needed any more, without waiting."""
+        ...
 
 
 class _Live(NamedTuple):
@@ -99,6 +107,8 @@ class Pool:
         self._segments: dict[int, Segment] = {}
         self._free: dict[int, list[tuple[Segment, int]]] = {}
         self._retired: dict[int, list[tuple[Segment, int, object]]] = {}
+        self._reclaim_at: dict[int, int] = {}
+        self._holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._live: dict[int, _Live] = {}
         self._refs: dict[int, int] = {}
         self._reserved = 0
@@ -200,7 +210,7 @@ class Pool:
             )
 
     def leaks(self, older_than: float = 0.0) -> list[Leak]:
-        """List arrays that were put and not released, oldest first; `site` is filled if the pool was made with `trace`."""
+        """List arrays that were put and not released, oldest first; `site` needs a pool with `trace`."""
         now = time.monotonic()
         with self._lock:
             return [
@@ -208,6 +218,11 @@ class Pool:
                 for live in sorted(self._live.values(), key=lambda live: live.since)
                 if now - live.since >= older_than
             ]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed, or belongs to the process that this one was forked from."""
+        return self._closed
 
     def trim(self) -> int:
         """Give memory that nobody uses back to the system; return the bytes."""
@@ -248,9 +263,7 @@ class Pool:
         segment.map[offset : offset + len(record)] = record
         return self._publish(segment, slot, sig, sig.flags | CUDA, len(record), keep)
 
-    def _publish(
-        self, segment: Segment, slot: int, sig: Signature, flags: int, nbytes: int, keep: object
-    ) -> Handle:
+    def _publish(self, segment: Segment, slot: int, sig: Signature, flags: int, nbytes: int, keep: object) -> Handle:
         token = sig.token
         if flags & TOKEN_IN_SLOT:
             offset = segment.start + slot * segment.stride + nbytes
@@ -269,15 +282,23 @@ class Pool:
             index = WORDS + 2 * slot
             segment.words[index + 1] = check
             segment.words[index] = stamp
-            self._live[stamp] = _Live(segment, slot, nbytes, keep, _site() if self._trace else "", time.monotonic())
+            self._live[stamp] = _Live(
+                segment, slot, nbytes, keep, calling_line() if self._trace else "", time.monotonic()
+            )
         return Handle(body + TAIL.pack(check))
 
     def _take(self, nbytes: int, timeout: float) -> tuple[Segment, int]:
         size = slot_size(nbytes)
         with self._lock:
             free = self._free.get(size)
+            if len(self._retired.get(size, ())) >= self._reclaim_at.get(size, _RECLAIM_STEP):
+                self._reclaim(size)  # used memory before new memory: it is in the cache and has its pages
             if free and not self._closed:
                 return free.pop()
+            self._check_open()
+        for holder in tuple(self._holders):
+            holder.settle()  # before more memory is taken: arrays in flight may have arrived
+        with self._lock:
             self._check_open()
             found = self._find(size)
         if found is not None:
@@ -295,7 +316,7 @@ class Pool:
         waiting = sum(map(len, self._retired.values()))
         raise BudgetExceededError(
             f"asked for {format_size(size)} and {format_size(available)} of the {format_size(self.budget)} budget are "
-            f"left; {len(self._live)} arrays are not released and {waiting} wait for their readers: release some, raise "
+            f"left; {len(self._live)} arrays are not released and {waiting} wait for readers: release some, raise "
             "the budget, or give a timeout",
             asked=size,
             available=available,
@@ -322,7 +343,7 @@ class Pool:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             raise BudgetExceededError(
-                f"asked the system for {format_size(size * slots)}, and it has no shared memory left ({error.strerror})",
+                f"asked the system for {format_size(size * slots)}, which has no shared memory left ({error.strerror})",
                 asked=size * slots,
                 available=_system_room(),
             ) from error
@@ -333,7 +354,7 @@ class Pool:
         return True
 
     def _reclaim(self, size: int) -> None:
-        """Move released slots without readers to the free list: one question per segment, or per slot if some are leased."""
+        """Free released slots without readers: one question per segment, or per slot if some are leased."""
         by_segment: dict[int, list[tuple[Segment, int, object]]] = {}
         for entry in self._retired[size]:
             by_segment.setdefault(entry[0].id, []).append(entry)
@@ -349,6 +370,7 @@ class Pool:
                 else:
                     free.append((segment, entry[1]))
         self._retired[size] = waiting
+        self._reclaim_at[size] = len(waiting) + _RECLAIM_STEP
 
     def _leased(self, segment: Segment, first: int, count: int) -> bool:
         if not OFD and any(READER.leases(segment.id, slot) for slot in range(first, first + count)):
@@ -398,7 +420,9 @@ class Pool:
     def _check_open(self) -> None:
         if self._closed:
             here = os.getpid()
-            why = "the pool is closed" if here == self.pid else f"the pool belongs to process {self.pid}, this is {here}"
+            why = (
+                "the pool is closed" if here == self.pid else f"the pool belongs to process {self.pid}, this is {here}"
+            )
             raise PoolClosedError(f"{why}: make a new one")
 
     def _after_fork_in_child(self) -> None:
@@ -435,7 +459,7 @@ class Loan:
         self._array = np.ndarray(sig.shape, sig.dtype, segment.map, offset)
         return self._array
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None or self._array is None:
             self._pool._untake(self._segment, self._slot)
             return
@@ -462,40 +486,10 @@ def _system_room() -> int:
     return 0
 
 
-def _site() -> str:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
 _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
-_default: Pool | None = None
-_default_lock = threading.Lock()
-
-
-def default_pool() -> Pool:
-    """Return this process's own pool, made on first use with half of the machine's memory as its budget."""
-    global _default
-    with _default_lock:
-        if _default is None or _default._closed:
-            _default = Pool(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-        return _default
-
-
-def put(array: Any, *, timeout: float = 0.0) -> Handle:
-    """Put an array into this process's own pool; see `Pool.put`."""
-    return default_pool().put(array, timeout=timeout)
-
-
-def release(handle: Handle | bytes) -> None:
-    """Release an array of this process's own pool; see `Pool.release`."""
-    default_pool().release(handle)
 
 
 def _after_fork_in_child() -> None:
-    global _default, _default_lock
-    _default, _default_lock = None, threading.Lock()
     for pool in list(_POOLS):
         pool._after_fork_in_child()
 

@@ -77,6 +77,8 @@ class Reader:
                 raise
             watch.mapping, watch.slot = mapping, slot
             self._watches[id(watch)] = watch
+        if self._dropped:
+            self._catch_up()
         return array, flags
 
     def leases(self, segment: int, slot: int) -> int:
@@ -134,6 +136,9 @@ class Reader:
     def _forget(self, watch: _Watch) -> None:
         # Runs whenever an array dies, perhaps inside our own locked part: then whoever holds the lock does the work.
         self._dropped.append(watch)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
         while self._dropped and self._lock.acquire(blocking=False):
             try:
                 self._drain()
@@ -219,18 +224,22 @@ class View:
 
 
 READER = Reader()
-os.register_at_fork(
-    before=READER.before_fork,
-    after_in_parent=READER.after_fork_in_parent,
-    after_in_child=READER.after_fork_in_child,
-) if hasattr(os, "register_at_fork") else None
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=READER.before_fork,
+        after_in_parent=READER.after_fork_in_parent,
+        after_in_child=READER.after_fork_in_child,
+    )
 
 
-def get(handle: Handle | bytes) -> np.ndarray[Any, Any]:
+def get(handle: Handle | bytes) -> Any:
     """Return the array behind a handle: no copy, read-only by the kernel, leased until the last view of it is gone.
 
     Args:
         handle: A `Handle`, or its bytes.
+
+    Returns:
+        A NumPy array, or a CuPy array where the producer put one of a CUDA device.
 
     Raises:
         HandleError: The bytes are damaged.

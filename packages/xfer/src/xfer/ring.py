@@ -1,8 +1,8 @@
 """The shared memory behind a channel: a ring of handles with two counters and two bells; knows no arrays and no policy.
 
-One writer, one taker. `head` counts messages written, `tail` messages taken; each is stored by one side only. On x86 stores are seen in the
-order they were made, so a side may look at the counters without asking the kernel; elsewhere each message rings the bell, whose
-system call orders memory.
+One writer, one taker. `head` counts messages written, `tail` messages taken; each is stored by one side only. On x86
+stores are seen in the order they were made, so a side may look at the counters without asking the kernel; elsewhere
+each message rings the bell, whose system call orders memory.
 """
 
 import contextlib

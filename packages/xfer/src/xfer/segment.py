@@ -1,12 +1,11 @@
 """Pieces of shared memory cut into equal slots: made and sealed here, mapped read-only there; knows no arrays.
 
-A segment starts with eight 64-bit words (magic, id, stride, slots, start of the data, retired flag), then two words per slot
-(stamp and check, zero when empty), then the slots. Nameless memory (memfd) is sealed once it is mapped: nobody can map
-it writable, truncate or grow it afterwards, so a reader cannot spoil it and nobody meets SIGBUS.
+A segment starts with eight 64-bit words (magic, id, stride, slots, start of the data, retired flag), then two words
+per slot (stamp and check, zero when empty), then the slots. Nameless memory (memfd) is sealed once it is mapped:
+nobody can map it writable, truncate or grow it afterwards, so a reader cannot spoil it and nobody meets SIGBUS.
 """
 
 import contextlib
-from xfer.posix import fcntl
 import mmap
 import os
 import secrets
@@ -15,6 +14,7 @@ import sys
 from xfer import names
 from xfer.descriptor import NAMED
 from xfer.errors import HandleError, ProducerGoneError, UnsupportedPlatformError
+from xfer.posix import fcntl
 
 PAGE = mmap.PAGESIZE
 WORDS = 8
@@ -124,7 +124,9 @@ class Mapping:
         try:
             status = os.fstat(self.fd)
             if status.st_ino != inode or status.st_size < PAGE:
-                raise ProducerGoneError(f"descriptor {fd} of process {pid} is something else now: its segment was freed")
+                raise ProducerGoneError(
+                    f"descriptor {fd} of process {pid} is something else now: the segment was freed"
+                )
             self.map = mmap.mmap(self.fd, status.st_size, prot=mmap.PROT_READ)
             self.words = memoryview(self.map).cast("Q")
             if self.words[MAGIC] != MAGIC_VALUE or self.words[ID] != segment:

@@ -1,0 +1,118 @@
+"""What this machine can do for xfer and why not: each check is one real attempt; knows nothing of how it is shown."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from xfer import names
+from xfer.errors import XferError
+from xfer.sizes import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried."""
+
+    what: str
+    works: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Try every mechanism and return what was found."""
+    return [_nameless(), _named(), _other_process(), _channel(), _memory(), _descriptors(), _dtypes(), _cuda()]
+
+
+def _nameless() -> Finding:
+    from xfer.pool import Pool
+    from xfer.reader import READER, get
+
+    what = "nameless sealed memory"
+    try:
+        with Pool("1MiB", backend="nameless") as pool:
+            good = bool((get(pool.put(np.arange(10))) == np.arange(10)).all())
+        READER.trim()
+    except (XferError, OSError) as error:
+        return Finding(
+            what, False, f"{error}; named segments are used instead, which a reaper has to clean after kill -9"
+        )
+    return Finding(
+        what, good, f"memfd with seals on {platform.system()} {platform.release()}: nothing to clean up, ever"
+    )
+
+
+def _named() -> Finding:
+    from xfer.pool import Pool
+
+    what = f"named segments in {names.DIRECTORY}"
+    try:
+        with Pool("1MiB", backend="named") as pool:
+            pool.put(np.arange(10))
+        space = os.statvfs(names.DIRECTORY)
+    except (XferError, OSError) as error:
+        return Finding(what, False, str(error))
+    return Finding(
+        what, True, f"{format_size(space.f_bavail * space.f_frsize)} free; only used where memfd or /proc is closed"
+    )
+
+
+def _other_process() -> Finding:
+    what = "handles as plain bytes between unrelated processes"
+    if sys.platform != "linux":
+        return Finding(what, True, "by named segments")
+    try:
+        parent = os.getppid()
+        os.listdir(f"/proc/{parent}/fd")
+    except OSError as error:
+        return Finding(what, False, f"/proc of other processes is closed ({error.strerror}): use Pool(backend='named')")
+    return Finding(what, True, "/proc/PID/fd of this user's processes can be opened")
+
+
+def _channel() -> Finding:
+    from xfer.channel import Channel
+
+    try:
+        with Channel(1) as channel:
+            channel.sender.send(np.arange(3), timeout=1)
+            good = channel.receiver.recv(timeout=1).tolist() == [0, 1, 2]
+    except (XferError, OSError) as error:
+        return Finding("channels", False, str(error))
+    cores = os.cpu_count() or 1
+    return Finding(
+        "channels", good, f"pidfd tells when a peer dies; {'spins' if cores > 1 else 'sleeps'} on {cores} core(s)"
+    )
+
+
+def _memory() -> Finding:
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Finding("memory", True, f"{format_size(size)}; the default pool may take half of it")
+
+
+def _descriptors() -> Finding:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Finding(
+        "descriptors", soft >= 64, f"{soft} (can be raised to {hard}); a pool takes one per 4 MiB of small arrays"
+    )
+
+
+def _dtypes() -> Finding:
+    try:
+        import ml_dtypes
+    except ImportError:
+        return Finding("bfloat16 and fp8", False, "install pentad-xfer[dtypes]")
+    return Finding("bfloat16 and fp8", True, f"ml_dtypes {ml_dtypes.__version__}")
+
+
+def _cuda() -> Finding:
+    from xfer.move import _cupy
+
+    try:
+        cupy = _cupy()
+    except XferError as error:
+        return Finding("CUDA", False, str(error))
+    return Finding("CUDA", True, f"CuPy {cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} device(s)")

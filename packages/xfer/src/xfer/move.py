@@ -1,0 +1,159 @@
+"""Take an array to another library or device by the shortest way, and tell the way; knows no shared memory."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xfer.errors import DeviceUnavailableError
+from xfer.interchange import device_of, host_array, library_of, to_torch
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a move: what happens, and whether the data is copied."""
+
+    what: str
+    copies: bool
+    run: Callable[[Any], Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way an array takes; `str(route)` tells it in words."""
+
+    source: str
+    target: str
+    steps: tuple[Step, ...]
+
+    @property
+    def copies(self) -> int:
+        """How many times the data is copied."""
+        return sum(step.copies for step in self.steps)
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} -> {self.target}: {self.copies} cop{'y' if self.copies == 1 else 'ies'}"]
+        return "\n".join(lines + [f"  {'copy' if step.copies else 'view'}: {step.what}" for step in self.steps])
+
+
+def move(array: Any, to: str) -> Any:
+    """Return the array in another library or on another device, copied only where that cannot be helped.
+
+    Args:
+        array: An array of NumPy, torch or CuPy, or anything with DLPack or the array interface.
+        to: "numpy", "torch" or "cupy" (that library; same device where the library can), "cpu" (host memory, same
+        library if it
+            can), or "cuda", "cuda:1" ... (that device, same library if it can).
+
+    Raises:
+        ValueError: `to` is none of these.
+        DeviceUnavailableError: The device, or a library for it, is not there.
+        UnsupportedDtypeError: The target has no such dtype.
+    """
+    for step in explain(array, to).steps:
+        array = step.run(array)
+    return array
+
+
+def explain(array: Any, to: str) -> Route:
+    """Return the way that `move(array, to)` takes and the copies it makes, without moving anything."""
+    library, device = library_of(array), device_of(array)
+    kind, _, index = to.partition(":")
+    if to in ("numpy", "cpu"):
+        steps = _to_host(array, library, device, keep_library=to == "cpu")
+    elif to == "torch":
+        steps = _to_torch(array, library, device)
+    elif kind in ("cupy", "cuda") and (index.isdigit() or not index):
+        steps = _to_cuda(library, device, kind, int(index or _index(device)))
+    else:
+        raise ValueError(f"got to={to!r}, want 'numpy', 'torch', 'cupy', 'cpu', 'cuda' or 'cuda:N'")
+    return Route(f"{library} on {device}", to, tuple(steps))
+
+
+def _index(device: str) -> str:
+    return device.partition(":")[2] or "0"
+
+
+def _to_host(array: Any, library: str, device: str, keep_library: bool) -> list[Step]:
+    if device == "cpu":
+        if library == "numpy" or (keep_library and library == "torch"):
+            return []
+        copies = library == "torch" and not array.is_contiguous() and not _numpy_knows(array)
+        return [Step(f"NumPy looks at {library}'s memory", copies, host_array)]
+    if library == "torch":
+        step = Step(f"device {device} to host by torch", True, lambda x: x.cpu())
+        return [step] if keep_library else [step, Step("NumPy looks at torch's memory", False, host_array)]
+    if library == "cupy":
+        return [Step(f"device {device} to host by CuPy", True, lambda x: x.get())]
+    return [_borrow(device), Step(f"device {device} to host by CuPy", True, lambda x: x.get())]
+
+
+def _numpy_knows(tensor: Any) -> bool:
+    name = str(tensor.dtype)
+    return "bfloat16" not in name and "float8" not in name
+
+
+def _to_torch(array: Any, library: str, device: str) -> list[Step]:
+    if library == "torch":
+        return []
+    if device != "cpu":
+        return [Step(f"torch looks at {library}'s memory on {device} (DLPack)", False, _torch_from_dlpack)]
+    steps = _to_host(array, library, device, keep_library=False)
+    plain = host_array(array)
+    reasons = {
+        "read-only, which torch cannot express": not plain.flags.writeable,
+        "in foreign byte order": not plain.dtype.isnative,
+        "of negative stride": any(stride < 0 for stride in plain.strides),
+    }
+    why = [reason for reason, holds in reasons.items() if holds]
+    what = f"the array is {' and '.join(why)}" if why else "torch looks at NumPy's memory"
+    return [*steps, Step(what, bool(why), lambda x: to_torch(x)[0])]
+
+
+def _torch_from_dlpack(array: Any) -> Any:
+    from torch.utils.dlpack import from_dlpack
+
+    return from_dlpack(array)
+
+
+def _borrow(device: str) -> Step:
+    return Step(f"CuPy looks at the memory on {device} (DLPack)", False, lambda x: _cupy().from_dlpack(x))
+
+
+def _to_cuda(library: str, device: str, kind: str, index: int) -> list[Step]:
+    target = f"cuda:{index}"
+    if library == "torch" and kind == "cuda":
+        torch = sys.modules["torch"]
+        if index >= torch.cuda.device_count():
+            raise DeviceUnavailableError(f"torch sees {torch.cuda.device_count()} CUDA devices, not {target}")
+        return [] if device == target else [Step(f"{device} to {target} by torch", True, lambda x: x.to(target))]
+    cupy = _cupy()
+    if index >= cupy.cuda.runtime.getDeviceCount():
+        raise DeviceUnavailableError(f"CuPy sees {cupy.cuda.runtime.getDeviceCount()} CUDA devices, not {target}")
+
+    def onto(array: Any) -> Any:
+        with cupy.cuda.Device(index):
+            return cupy.asarray(array)
+
+    steps = [] if library == "cupy" or device == "cpu" else [_borrow(device)]
+    if device == "cpu" and library != "numpy":
+        steps.append(Step(f"NumPy looks at {library}'s memory", False, host_array))
+    return steps if device == target else [*steps, Step(f"{device} to {target} by CuPy", True, onto)]
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceUnavailableError("CUDA arrays need CuPy: install pentad-xfer[cuda12] or [cuda13]") from error
+    if not cupy.cuda.is_available():
+        raise DeviceUnavailableError("CuPy is installed but finds no CUDA device; `xfer doctor` tells more")
+    return cupy
+
+
+def as_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """Return the array as NumPy's, from wherever it is."""
+    result: np.ndarray[Any, Any] = move(array, "numpy")
+    return result

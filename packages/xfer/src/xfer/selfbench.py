@@ -1,0 +1,55 @@
+"""A quick measurement of hand-offs on this machine, for `xfer bench`; the comparison with peers is in benchmarks/."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from xfer.channel import Channel
+from xfer.pool import Pool
+from xfer.sizes import parse_size
+
+_RECEIVER = """
+import sys, xfer
+rx = xfer.Receiver.from_bytes(bytes.fromhex(sys.argv[1])); tx = xfer.Sender.from_bytes(bytes.fromhex(sys.argv[2]))
+import numpy as np
+answer = np.zeros(1)
+with tx:
+    for array in rx:
+        del array
+        tx.send(answer)
+"""
+
+
+def measure(size: int | str, count: int) -> dict[str, float]:
+    """Send arrays to a new process and back a small answer, and return times in microseconds and the rate in GB/s.
+
+    Raises:
+        ValueError: The size or the count makes no sense.
+    """
+    nbytes = parse_size(size)
+    if count < 1:
+        raise ValueError(f"got count {count}, want at least 1")
+    array, times = np.ones(nbytes, np.uint8), []
+    with Pool(max(8 * nbytes, 64 << 20)) as pool, Channel(4, pool=pool) as there, Channel(4) as back:
+        command = [sys.executable, "-c", _RECEIVER, bytes(there.receiver).hex(), bytes(back.sender).hex()]
+        process = subprocess.Popen(command)
+        try:
+            for _ in range(count + 5):
+                start = time.perf_counter()
+                there.sender.send(array, timeout=30)
+                back.receiver.recv(timeout=30)
+                times.append(time.perf_counter() - start)
+            there.sender.close(timeout=30)
+        finally:
+            back.receiver.close()
+            process.kill()
+            process.wait()
+    middle = statistics.median(times[5:])
+    return {
+        "there and back, median us": middle * 1e6,
+        "there and back, 99th percentile us": float(np.percentile(times[5:], 99)) * 1e6,
+        "rate GB/s": nbytes / middle / 1e9,
+    }

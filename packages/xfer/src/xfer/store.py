@@ -1,0 +1,194 @@
+"""Arrays by name: one process writes the register, any other looks names up in it; built on pool handles alone.
+
+The register is an immutable snapshot in the pool; one small page, rewritten in place, holds the handle of the newest.
+A reader that meets the page half-written fails the handle's checksum and looks again.
+"""
+
+import json
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from xfer.default import default_pool
+from xfer.descriptor import Handle
+from xfer.errors import HandleError, NameMissingError, NameTakenError, ReadOnlyStoreError, StaleHandleError
+from xfer.pool import Pool
+from xfer.reader import get
+
+_PAGE = 1024
+_TRIES = 200
+
+
+class SharedArrayStore:
+    """A register of named arrays inside one pool.
+
+    The process that makes the store changes it. Others get it by pickling or with
+    `SharedArrayStore.attach(bytes(store))`, and read.
+
+    Args:
+        pool: Where the arrays lie; the process's own pool by default.
+    """
+
+    def __init__(self, pool: Pool | None = None) -> None:
+        self._pool: Pool | None = pool or default_pool()
+        self._lock = threading.Lock()
+        self._arrays: dict[str, Handle] = {}
+        loan = self._pool.loan(_PAGE, np.uint8)
+        with loan as page:
+            page[:] = 0
+            self._page = page[:]  # stays writable: this page is the one thing that is rewritten in place
+        self._root = loan.handle
+        self._snapshot: Handle | None = None
+        self._write()
+
+    @classmethod
+    def attach(cls, token: bytes) -> "SharedArrayStore":
+        """Return the store that `bytes(store)` came from, for reading.
+
+        Raises:
+            HandleError: The bytes are damaged.
+            ProducerGoneError: The store's process has ended.
+        """
+        store = cls.__new__(cls)
+        store._pool = None
+        store._lock = threading.Lock()
+        store._root = Handle.from_bytes(token)
+        store._page = get(store._root)
+        return store
+
+    def create(self, name: str, array: Any) -> Handle:
+        """Put an array under a name.
+
+        Raises:
+            NameTakenError: There is one of that name.
+            ReadOnlyStoreError: This process did not make the store.
+        """
+        with self._lock:
+            pool = self._writable()
+            if name in self._arrays:
+                raise NameTakenError(f"the store holds {name!r} already: remove it first")
+            handle = self._arrays[name] = pool.put(array)
+            try:
+                self._write()
+            except BaseException:
+                pool.release(self._arrays.pop(name))
+                raise
+            return handle
+
+    def get(self, name: str) -> np.ndarray[Any, Any]:
+        """Return the array of that name: no copy, read-only, leased while anyone looks at it.
+
+        Raises:
+            NameMissingError: There is none.
+            ProducerGoneError: The store's process has ended.
+        """
+        for attempt in range(_TRIES):
+            try:
+                array: np.ndarray[Any, Any] = get(self.handle(name))
+                return array
+            except StaleHandleError:  # removed or replaced between the two steps
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(0.0005)
+        raise AssertionError
+
+    def handle(self, name: str) -> Handle:
+        """Return the handle of that name.
+
+        Raises:
+            NameMissingError: There is none.
+        """
+        arrays = self._read()
+        if name not in arrays:
+            raise NameMissingError(f"the store holds no {name!r}; it holds {sorted(arrays) or 'nothing'}")
+        return arrays[name]
+
+    def list(self) -> list[str]:
+        """Return the names, sorted."""
+        return sorted(self._read())
+
+    def remove(self, name: str) -> None:
+        """Forget a name and release its array; who reads it now keeps it until done.
+
+        Raises:
+            NameMissingError: There is none.
+            ReadOnlyStoreError: This process did not make the store.
+        """
+        with self._lock:
+            pool = self._writable()
+            if name not in self._arrays:
+                raise NameMissingError(f"the store holds no {name!r}; it holds {sorted(self._arrays) or 'nothing'}")
+            handle = self._arrays.pop(name)
+            self._write()
+            pool.release(handle)
+
+    def clear(self) -> None:
+        """Forget all names and release their arrays.
+
+        Raises:
+            ReadOnlyStoreError: This process did not make the store.
+        """
+        with self._lock:
+            pool = self._writable()
+            handles, self._arrays = list(self._arrays.values()), {}
+            self._write()
+            for handle in handles:
+                pool.release(handle)
+
+    def close(self) -> None:
+        """Release everything, the register too; an attached store only lets go of its view."""
+        if self._pool is not None:
+            self.clear()
+            for handle in (self._root, self._snapshot):
+                if handle is not None:
+                    self._pool.release(handle)
+            self._pool = None
+            self._snapshot = None
+        self._page = np.zeros(0, np.uint8)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._read()
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._root)
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        return SharedArrayStore.attach, (bytes(self._root),)
+
+    def __enter__(self) -> "SharedArrayStore":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _writable(self) -> Pool:
+        if self._pool is None:
+            raise ReadOnlyStoreError("this store was attached from another process, which alone may change it")
+        return self._pool
+
+    def _write(self) -> None:
+        pool = self._writable()
+        text = json.dumps({name: bytes(handle).hex() for name, handle in self._arrays.items()})
+        old, self._snapshot = self._snapshot, pool.put(np.frombuffer(text.encode(), np.uint8))
+        raw = bytes(self._snapshot)
+        self._page[: 2 + len(raw)] = np.frombuffer(len(raw).to_bytes(2, "little") + raw, np.uint8)
+        if old is not None:
+            pool.release(old)
+
+    def _read(self) -> dict[str, Handle]:
+        problem: Exception | None = None
+        for _ in range(_TRIES):
+            page = self._page.tobytes()
+            try:
+                snapshot = get(Handle.from_bytes(page[2 : 2 + int.from_bytes(page[:2], "little")]))
+            except (HandleError, StaleHandleError) as error:
+                problem = error
+                time.sleep(0.0005)
+                continue
+            return {name: Handle(bytes.fromhex(raw)) for name, raw in json.loads(snapshot.tobytes()).items()}
+        raise problem or StaleHandleError("the store is closed")

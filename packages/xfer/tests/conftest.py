@@ -1,0 +1,143 @@
+"""Shared fixtures: a pool per test, helper processes, and the check that no test leaves anything behind."""
+
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import xfer
+from xfer.reader import READER
+
+REQUIRE_CUDA = os.environ.get("REQUIRE_CUDA") == "1"
+
+
+def cuda_is_there() -> bool:
+    """Tell whether CuPy is installed and finds a device."""
+    try:
+        import cupy
+    except ImportError:
+        return False
+    return bool(cupy.cuda.is_available())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a CUDA test without CUDA, or fail it where CUDA is required."""
+    if item.get_closest_marker("cuda") and not cuda_is_there():
+        if REQUIRE_CUDA:
+            pytest.fail("REQUIRE_CUDA=1, but CuPy finds no CUDA device")
+        pytest.skip("no CUDA device, or no CuPy")
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if not target.startswith(("anon_inode", "/proc", "/dev/pts", "/dev/null")):
+            found.add((fd, target))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a child process, a lease or a named segment."""
+    if sys.platform != "linux":
+        yield
+        return
+    gc.collect()
+    before, shared = _descriptors(), set(os.listdir("/dev/shm"))
+    yield
+    deadline = time.monotonic() + 5
+    while True:
+        gc.collect()
+        READER.trim()
+        if xfer.default_pool().stats().live == 0:
+            xfer.default_pool().close()
+        children = [p for p in psutil.Process().children() if "resource_tracker" not in " ".join(p.cmdline())]
+        extra = {target for _, target in _descriptors() - before if "memfd:xfer" in target or "pipe:" in target}
+        named = {name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("xfer-")}
+        if not (children or extra or named) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    assert not children, f"children left: {children}"
+    assert not extra, f"descriptors left: {extra}"
+    assert not named, f"named segments left: {named}"
+
+
+@pytest.fixture
+def pool() -> Iterator[xfer.Pool]:
+    """A pool of 64 MiB."""
+    with xfer.Pool("64MiB", trace=True) as made:
+        yield made
+
+
+class Helper:
+    """A real process that runs a snippet; its stdin and stdout are lines of text."""
+
+    def __init__(self, code: str, *args: str) -> None:
+        prelude = "import sys, os, time, gc, numpy as np, xfer\narg = sys.argv[1:]\n"
+        prelude += "def say(*words): print(*words, flush=True)\ndef wait(): return sys.stdin.readline().strip()\n"
+        command = [sys.executable, "-c", prelude + code, *args]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self.process.pid
+
+    def say(self, text: str = "") -> None:
+        """Write a line to the process."""
+        assert self.process.stdin
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def line(self) -> str:
+        """Return the next line that it prints."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """Kill it with signal 9 and wait for the end."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> int:
+        """Close its input, wait for it, and return its exit status."""
+        assert self.process.stdin
+        assert self.process.stdout
+        if not self.process.stdin.closed:
+            self.process.stdin.close()
+        self.process.stdout.read()
+        status = self.process.wait(timeout=30)
+        self.process.stdout.close()
+        return status
+
+
+@pytest.fixture
+def helper() -> Iterator[Callable[..., Helper]]:
+    """Start helper processes that are gone after the test."""
+    started: list[Helper] = []
+
+    def start(code: str, *args: str) -> Helper:
+        started.append(Helper(code, *args))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+        for stream in (one.process.stdin, one.process.stdout):
+            if stream and not stream.closed:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+@pytest.fixture
+def examples() -> Path:
+    """The package's folder."""
+    return Path(__file__).parent.parent

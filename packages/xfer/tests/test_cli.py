@@ -1,0 +1,72 @@
+"""The command line does what it says, for people and for programs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from xfer.cli import main
+
+
+def test_doctor_explains_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each finding has a reason, and JSON says the same."""
+    assert main(["doctor"]) == 0
+    assert "sealed memory" in capsys.readouterr().out
+    assert main(["--json", "doctor"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert len(findings) == 8
+    assert all(finding["detail"] for finding in findings)
+
+
+def test_ls_shows_who_holds_what(helper: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """A living process's memory is listed with its real size."""
+    other = helper("h = xfer.put(np.ones(1 << 20, np.uint8)); say('ready'); wait()")
+    assert other.line() == "ready"
+    assert main(["ls", "--json"]) == 0
+    held = [one for one in json.loads(capsys.readouterr().out) if one["pid"] == other.pid]
+    assert held[0]["nbytes"] >= 1 << 20
+    assert main(["ls"]) == 0
+    assert str(other.pid) in capsys.readouterr().out
+
+
+def test_reap_removes_what_the_dead_left(helper: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Named segments of a killed process are listed as dead and removed, with their sign of life."""
+    other = helper("pool = xfer.Pool(backend='named'); h = pool.put(np.ones(9)); say('ready'); wait()")
+    assert other.line() == "ready"
+    other.kill()
+    main(["ls", "--json"])
+    assert any(one["pid"] == other.pid and not one["alive"] for one in json.loads(capsys.readouterr().out))
+    assert main(["reap", "--json"]) == 0
+    assert sum(f"-{other.pid}-" in path for path in json.loads(capsys.readouterr().out)) == 2
+    assert main(["reap"]) == 0
+    assert "removed 0 files" in capsys.readouterr().out
+
+
+def test_bench_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    """A small measurement gives positive figures."""
+    assert main(["bench", "--size", "4KiB", "--count", "5", "--json"]) == 0
+    assert all(value > 0 for value in json.loads(capsys.readouterr().out).values())
+    assert main(["bench", "--count", "2", "--size", "1KiB"]) == 0
+    assert "rate" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors go to stderr in one line, with a status for shells."""
+    assert main(["bench", "--size", "three"]) == 1
+    assert main(["bench", "--count", "0"]) == 1
+    assert "want" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["nonsense"])
+    assert caught.value.code == 2
+
+
+def test_help_teaches() -> None:
+    """The console script's help names every command, and works without rich."""
+    code = "import sys; sys.modules['rich.console'] = None; from xfer import cli; cli.main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "sealed memory" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "xfer.cli", "--help"], capture_output=True, text=True, check=True)
+    assert all(word in done.stdout for word in ("doctor", "ls", "reap", "bench"))
