@@ -115,14 +115,22 @@ class Caretaker:
 caretaker = Caretaker()
 
 
+def require_leases() -> None:
+    """Refuse to publish where leases cannot work.
+
+    Raises:
+        ZerocopyError: the operating system has no flock.
+    """
+    if fcntl is None:
+        raise ZerocopyError("segment files need flock, which this operating system lacks; use Linux or macOS")
+
+
 def share(fd: int, path: Path) -> None:
     """Take a lease on an open segment.
 
     Raises:
         SegmentGoneError: the file is being removed, or has been since it was opened.
     """
-    if fcntl is None:
-        raise ZerocopyError("segment files need flock, which this operating system lacks; use Linux or macOS")
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
