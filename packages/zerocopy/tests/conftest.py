@@ -132,13 +132,18 @@ def ray(ray_cluster: Any, request: pytest.FixtureRequest, by_value: None) -> Ite
     ray_cluster.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
+def _uses_ray(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return "ray_cluster" in getattr(item, "fixturenames", ()) or parameters.get("mode") in ("task", "actor")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what uses the Ray cluster on one xdist worker, and give it the time that starting processes takes."""
-    for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(300))
+    """Run what uses the Ray cluster last, on one xdist worker, with the time that starting processes takes."""
+    items.sort(key=_uses_ray)  # a process in which Ray runs is no place to fork from
+    for item in filter(_uses_ray, items):
+        item.add_marker(pytest.mark.xdist_group("ray"))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
 
 
 def run_python(*command: str) -> subprocess.CompletedProcess[str]:

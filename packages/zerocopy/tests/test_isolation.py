@@ -16,6 +16,8 @@ from zerocopy import ModelRef
 from zerocopy.errors import WriteRefusedError
 
 Publish = Callable[..., ModelRef]
+# Python 3.12 and later warn of forking beside threads; torch and pytest-timeout have some that a child does not need.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 FIRST = "0.weight"
 
 

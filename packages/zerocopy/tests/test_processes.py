@@ -15,6 +15,8 @@ import zerocopy
 from zerocopy import ModelRef
 
 Publish = Callable[..., ModelRef]
+# Python 3.12 and later warn of forking beside threads; torch and pytest-timeout have some that a child does not need.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 SCRIPT = """

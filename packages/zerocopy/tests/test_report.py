@@ -21,6 +21,8 @@ from zerocopy import ModelRef
 from zerocopy.cli import main
 
 Publish = Callable[..., ModelRef]
+# Python 3.12 and later warn of forking beside threads; torch and pytest-timeout have some that a child does not need.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's smaps")
 
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from zerocopy.errors import UnknownNameError, ZerocopyError
-from zerocopy.lease import TEMPORARY, exclusive, remove_if_free
+from zerocopy.lease import TEMPORARY, exclusive, remove_if_free, require_leases
 
 SUFFIX = ".zc"
 _POINTER = "@current"
@@ -20,18 +20,23 @@ def default_directory() -> Path:
     """Return this user's segment directory: shared memory where the system has it, else the temporary folder."""
     shared = Path("/dev/shm")
     parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    return parent / f"zerocopy-{os.getuid()}"
+    return parent / f"zerocopy-{_user()}"
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 def prepare(directory: str | os.PathLike[str] | None) -> Path:
     """Return the directory to publish in, made if need be; the default one is closed to other users."""
+    require_leases()
     if directory is not None:
         path = Path(directory).absolute()
         path.mkdir(parents=True, exist_ok=True)
         return path
     path = default_directory()
     path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
+    if path.stat().st_uid != _user():
         raise ZerocopyError(f"{path} belongs to another user; pass directory= to publish elsewhere")
     return path
 

@@ -147,7 +147,7 @@ class _Collector:
         rows: list[_Row] = []
         for block, dtype, offset, *rest in self.rows:
             shift = blocks[block].start // dtype.itemsize if blocks[block].nbytes else offset
-            rows.append((block, dtype, offset - shift, *rest))  # type: ignore[arg-type]  # the rest of a _Row
+            rows.append((block, dtype, offset - shift, *rest))
         return rows
 
 

@@ -67,6 +67,7 @@ class Caretaker:
         self._owner = 0
         self._pipe: int | None = None
         self._charges: set[str] = set()
+        self._starting: subprocess.Popen[bytes] | None = None
 
     def take(self, path: Path) -> None:
         """Put a file in its charge; call this before the file is made."""
@@ -79,6 +80,9 @@ class Caretaker:
         """Say that the publisher has dropped its own lease on a file."""
         if self._owner != os.getpid() or str(path) not in self._charges:
             return
+        if self._starting is not None:
+            self._starting.wait()  # by now it has long forked, and this collects the half that ended
+            self._starting = None
         self._charges.discard(str(path))
         self._tell(f"!{path}")
         if not self._charges and self._pipe is not None:
@@ -92,13 +96,8 @@ class Caretaker:
         command = [sys.executable, "-I", "-S", "-c", _CARETAKER]
         try:
             # It forks at once and the parent ends: the caretaker is nobody's child, so killing our children spares it.
-            subprocess.run(
-                command,
-                stdin=read,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                check=True,
+            self._starting = subprocess.Popen(
+                command, stdin=read, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
             )
         finally:
             os.close(read)
@@ -116,14 +115,22 @@ class Caretaker:
 caretaker = Caretaker()
 
 
+def require_leases() -> None:
+    """Refuse to publish where leases cannot work.
+
+    Raises:
+        ZerocopyError: the operating system has no flock.
+    """
+    if fcntl is None:
+        raise ZerocopyError("segment files need flock, which this operating system lacks; use Linux or macOS")
+
+
 def share(fd: int, path: Path) -> None:
     """Take a lease on an open segment.
 
     Raises:
         SegmentGoneError: the file is being removed, or has been since it was opened.
     """
-    if fcntl is None:
-        raise ZerocopyError("segment files need flock, which this operating system lacks; use Linux or macOS")
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:

@@ -112,7 +112,7 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
     for pid in _pids() if pids is None else pids:
         for file, parts in _mappings(pid, folder).items():
             if file not in manifests:
-                manifests[file] = _manifest(Path(f"/proc/{pid}/map_files/{parts[0][0]:x}-{parts[0][1]:x}"))
+                manifests[file] = _removed_manifest(pid, folder / file)
             views.append(_view(pid, file, parts, manifests[file]))
     current = {os.readlink(link) for link in folder.glob("*@current")} if folder.is_dir() else set()
     infos = []
@@ -146,6 +146,17 @@ def _manifest(path: Path) -> Manifest | None:
         return None
     finally:
         os.close(fd)
+
+
+def _removed_manifest(pid: int, path: Path) -> Manifest | None:
+    """Read a removed segment through a descriptor that its reader still has."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(entry) == f"{path} (deleted)":
+                return _manifest(entry)
+        except OSError:
+            continue
+    return None
 
 
 def _pids() -> list[int]:

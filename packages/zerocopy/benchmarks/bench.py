@@ -1,0 +1,217 @@
+"""zerocopy against the other ways to give one model to many workers, in one run.
+
+    python packages/zerocopy/benchmarks/bench.py [--quick] [--json FILE] [--picture FILE.png]
+
+Each way is measured in a process of its own, with its own workers, one after the other; needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MIB = 1 << 20
+ORDER = [
+    "zerocopy", "Ray's flag", "ray-zerocopy", "plain Ray", "zerocopy, no Ray", "torch.multiprocessing",
+    "safetensors mmap", "torch.load mmap",
+]  # fmt: skip
+NEEDS = {"ray-zerocopy": "ray_zerocopy", "Ray's flag": "ray", "plain Ray": "ray", "safetensors mmap": "safetensors"}
+
+
+def measured(variant: str, blocks: int, workers: list[int]) -> dict[str, Any] | None:
+    """Run measure.py for a variant; None if its library is not installed or it fails."""
+    if variant in NEEDS and importlib.util.find_spec(NEEDS[variant]) is None:
+        return None
+    command = [
+        sys.executable,
+        str(HERE / "measure.py"),
+        variant,
+        "--blocks",
+        str(blocks),
+        "--workers",
+        *map(str, workers),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        print(f"{variant}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    print(f"  {variant}: done", file=sys.stderr)
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
+
+
+def row(
+    metric: str, unit: str, samples: list[float], peer: str | None, peers: list[float] | None, target: float | None
+) -> dict[str, Any]:
+    """Return one row; lower is better in all of them."""
+    value = statistics.median(samples)
+    peer_value = statistics.median(peers) if peers else None
+    ratio = value / peer_value if peer_value else None
+    judged = ratio if peer is not None else value
+    return {
+        "package": "zerocopy", "metric": metric, "unit": unit, "value": value, "peer": peer, "peer_value": peer_value,
+        "ratio": ratio, "target": target, "better": "lower",
+        "holds": None if judged is None or target is None else bool(judged <= target), "samples": samples,
+    }  # fmt: skip
+
+
+def rows_of(results: dict[str, dict[str, Any]], tasks: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Turn measurements into rows with targets."""
+    ours = results["zerocopy"]
+    flag = results.get("Ray's flag")
+    size = ours["model_bytes"]
+
+    def other(variant: str, key: str) -> list[float] | None:
+        return results[variant][key] if variant in results else None
+
+    found = [
+        row("publish", "s", ours["publish_s"], "Ray's flag", other("Ray's flag", "publish_s"), 1.0),
+        row("publish, driver peak", "bytes", [ours["peak"]], "the model", [size], 1.05),
+        row("load in a warm worker", "ms", ours["loads"], None, None, 5.0),
+        row("load in a warm worker", "ms", ours["loads"], "Ray's flag", other("Ray's flag", "loads"), 1.0),
+        row("load and first inference", "ms", ours["firsts"], "Ray's flag", other("Ray's flag", "firsts"), 1.0),
+        row("handle", "bytes", [ours["handle_bytes"]], None, None, 200_000),
+        row("private growth of a worker, 20 calls", "MiB", [ours["last"] / MIB], None, None, 10),
+        row("growth from call 2 to 20", "MiB", [(ours["last"] - ours["second"]) / MIB], None, None, 1),
+        row("10 fine-tunes over base + 10 tensors", "ratio", [ours["fine_tunes"]], None, None, 1.05),
+        row("outputs that differ in a bit", "workers", [0.0 if ours["exact"] else 1.0], None, None, 0),
+    ]
+    for count, target in (("4", 1.06), ("8", 1.10)):
+        if count in ours["totals"]:
+            found.append(
+                row(f"total memory, {count} workers", "bytes", [ours["totals"][count]], "the model", [size], target)
+            )
+    for variant, result in results.items():
+        if variant == "zerocopy":
+            continue
+        found.append(
+            row("publish", "s", ours["publish_s"], variant, result["publish_s"], None)
+        ) if flag is not result else None
+        found.append(row("load and first inference", "ms", ours["firsts"], variant, result["firsts"], None))
+        for count, total in ours["totals"].items():
+            name = f"total memory, {count} workers"
+            found.append(row(name, "bytes", [total], variant, [result["totals"][count]], None))
+    absent = [variant for variant in NEEDS if variant not in results]
+    found.extend(row("load and first inference", "ms", ours["firsts"], variant, None, None) for variant in absent)
+    if tasks is not None:
+        samples = tasks["samples"]
+        local = statistics.median(samples["local"])
+        over = [value - local for value in samples["zerocopy"]]
+        found.append(row("60-layer model, task over local call", "ms", over, None, None, 5))
+        peers = [value - local for value in samples["ray-zerocopy"]] if "ray-zerocopy" in samples else None
+        found.append(row("60-layer model, task over local call", "ms", over, "ray-zerocopy", peers, 1.0))
+    return found
+
+
+def print_tables(results: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Print the ways side by side, then the targets."""
+    counts = list(next(iter(results.values()))["totals"])
+    print(f"model: {results['zerocopy']['model_bytes'] / MIB:.0f} MiB; medians; memory without the workers' baseline\n")
+    header = [
+        "way",
+        "publish s",
+        "peak MiB",
+        "load ms",
+        "+ first ms",
+        "private MiB",
+        *[f"total, {c}" for c in counts],
+        "exact",
+    ]
+    print(" | ".join(header))
+    print(" | ".join("---" for _ in header))
+    for name, result in results.items():
+        cells = [
+            name, f"{statistics.median(result['publish_s']):.2f}", f"{result['peak'] / MIB:.0f}",
+            f"{statistics.median(result['loads']):.1f}", f"{statistics.median(result['firsts']):.0f}",
+            f"{result['private'] / MIB:.1f}", *[f"{result['totals'][c] / MIB:.0f}" for c in counts],
+            "yes" if result["exact"] else "no",
+        ]  # fmt: skip
+        print(" | ".join(cells))
+    print()
+    for entry in rows:
+        if entry["target"] is None:
+            continue
+        against = f"against {entry['peer']}: ratio {entry['ratio']:.3g}" if entry["ratio"] is not None else ""
+        verdict = {True: "holds", False: "FALLS SHORT", None: "not measured"}[entry["holds"]]
+        value = f"{entry['value']:.4g} {entry['unit']}"
+        print(f"{verdict:12s} {entry['metric']}: {value} {against} (target {entry['target']})")
+
+
+def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
+    """Draw memory against workers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, result in results.items():
+        counts = [int(count) for count in result["totals"]]
+        weight = 3 if name == "zerocopy" else 1.3
+        axes.plot(counts, [total / MIB for total in result["totals"].values()], marker="o", lw=weight, label=name)
+    size = results["zerocopy"]["model_bytes"] / MIB
+    axes.axhline(size, color="grey", ls=":", label="one copy of the weights")
+    axes.set(xlabel="workers", ylabel="MiB, without the workers' baseline", xscale="log", yscale="log", xticks=counts)
+    axes.set_xticklabels(counts)
+    axes.set_title(f"Memory for one {size:.0f} MiB model")
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine in a line of JSON."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30), "kernel": platform.release()}
+
+
+def version(name: str) -> str | None:
+    """Return the installed version of a distribution."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison; 0 if every target that was measured holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a 64 MiB model, 2 workers, three ways; within a minute")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--picture", type=Path, default=None)
+    args = parser.parse_args(argv)
+    order = ["zerocopy", "Ray's flag", "torch.load mmap"] if args.quick else ORDER
+    blocks, workers = (1, [1, 2]) if args.quick else (8, [1, 2, 4, 8])
+    results = {}
+    for name in order:
+        result = measured(name, blocks, workers)
+        if result is not None:
+            results[name] = result
+    if "zerocopy" not in results:
+        return 1
+    tasks = None if args.quick else measured("tasks", blocks, workers)
+    rows = rows_of(results, tasks)
+    print_tables(results, rows)
+    names = ("pentad-zerocopy", "torch", "ray", "ray-zerocopy", "safetensors")
+    if args.json:
+        versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+        args.json.write_text(json.dumps({"machine": machine(), "versions": versions, "rows": rows}, indent=1))
+    if args.picture:
+        draw(results, args.picture)
+    return 0 if all(entry["holds"] in (True, None) for entry in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

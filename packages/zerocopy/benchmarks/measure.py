@@ -1,0 +1,310 @@
+"""Measure one variant in a process of its own, and print the figures as JSON; bench.py runs it once for each."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import torch
+import variants
+from torch import nn
+
+TOKENS = [[(7 * i) % 4000 for i in range(16)]]
+
+
+def anonymous() -> int:
+    """Return the anonymous memory of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def shared_memory() -> int:
+    """Return the machine's shared memory in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("Shmem:"))
+    return int(line.split()[1]) * 1024
+
+
+def caretakers() -> int:
+    """Return the private memory of zerocopy's caretaker processes, which belong to its bill."""
+    total = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"import _thread, fcntl" in (entry / "cmdline").read_bytes():
+                lines = (entry / "smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+        except OSError:
+            continue
+    return total
+
+
+class Worker:
+    """Loads and calls a model, and measures itself."""
+
+    def __init__(self, variant: str, blocks: int) -> None:
+        torch.set_num_threads(1)
+        if variant.startswith("zerocopy"):
+            import zerocopy  # noqa: F401  # a warm worker has its libraries imported
+        self.variant, self.blocks = variant, blocks
+        with torch.no_grad():  # torch's own libraries make their threads and tables
+            tiny = nn.TransformerEncoderLayer(1024, 16, 4096, batch_first=True).eval()
+            tiny(torch.zeros(1, 16, 1024))
+        self.model: Any = None
+        del tiny
+        self.before = anonymous()
+
+    def load(self, handle: Any) -> dict[str, Any]:
+        """Load the model and call it once."""
+        start = time.perf_counter()
+        if isinstance(handle, bytes):
+            handle = pickle.loads(handle)
+        self.model = variants.VARIANTS[self.variant].load(handle, self.blocks)
+        loaded = time.perf_counter()
+        output = self._call()
+        end = time.perf_counter()
+        return {"load_ms": (loaded - start) * 1e3, "first_ms": (end - start) * 1e3, "output": output}
+
+    def _call(self) -> bytes:
+        with torch.no_grad():
+            return self.model(torch.tensor(TOKENS)).numpy().tobytes()
+
+    def private(self) -> int:
+        """Return the private growth since before the model."""
+        return anonymous() - self.before
+
+    def calls(self) -> dict[str, int]:
+        """Call the model up to the 20th time."""
+        self._call()
+        second = self.private()
+        for _ in range(18):
+            self._call()
+        return {"second": second, "last": self.private()}
+
+
+def _serve(pipe: Any, variant: str, blocks: int) -> None:
+    import torch.multiprocessing  # noqa: F401  # registers how tensors travel
+
+    worker = Worker(variant, blocks)
+    pipe.send(None)
+    while True:
+        method, arguments = pipe.recv()
+        if method == "end":
+            return
+        pipe.send(getattr(worker, method)(*arguments))
+
+
+class Processes:
+    """Workers as plain processes."""
+
+    def __init__(self, count: int, variant: str, blocks: int) -> None:
+        import torch.multiprocessing  # noqa: F401  # the same on this side
+
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "variants"])
+        self.pipes, self.processes = [], []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, variant, blocks))
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        for pipe in self.pipes:
+            pipe.recv()
+
+    def ask(self, index: int, method: str, *arguments: Any) -> Any:
+        """Run a method in one worker."""
+        self.pipes[index].send((method, arguments))
+        return self.pipes[index].recv()
+
+    def pack(self, handle: Any) -> Any:
+        """Return what to send for a handle."""
+        return bytes(ForkingPickler.dumps(handle))
+
+    def close(self) -> None:
+        """End them."""
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(("end", ()))
+            process.join()
+
+
+class Actors:
+    """Workers as Ray actors."""
+
+    def __init__(self, count: int, variant: str, blocks: int) -> None:
+        import ray
+
+        self.ray = ray
+        self.actors = [ray.remote(Worker).options(num_cpus=0.1).remote(variant, blocks) for _ in range(count)]
+        ray.get([actor.private.remote() for actor in self.actors])
+
+    def ask(self, index: int, method: str, *arguments: Any) -> Any:
+        """Run a method in one worker."""
+        return self.ray.get(getattr(self.actors[index], method).remote(*arguments))
+
+    def pack(self, handle: Any) -> Any:
+        """Return what to send for a handle."""
+        return handle
+
+    def close(self) -> None:
+        """End them."""
+        for actor in self.actors:
+            self.ray.kill(actor)
+
+
+def start_ray(variant: variants.Variant, store: int) -> None:
+    """Start a local cluster whose workers find these files."""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ.update(variant.env)
+    import ray
+
+    ray.init(
+        address="local", num_cpus=4, object_store_memory=store, include_dashboard=False, logging_level=logging.ERROR,
+        log_to_driver=False,
+    )  # fmt: skip
+
+
+def timed_publish(variant: variants.Variant, model: nn.Module, folder: Path) -> tuple[Any, float, int]:
+    """Publish; return handle, seconds, and the peak of this process's own memory and shared memory over before."""
+    base = anonymous() + shared_memory()
+    peak, done = base, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.004):
+            peak = max(peak, anonymous() + shared_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    handle = variant.publish(model, folder)
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return handle, seconds, max(peak, anonymous() + shared_memory()) - base
+
+
+def measure(name: str, blocks: int, workers: list[int]) -> dict[str, Any]:
+    """Measure one variant."""
+    variant = variants.VARIANTS[name]
+    torch.manual_seed(0)
+    model = variants.build(blocks)
+    nbytes = sum(p.nbytes for p in model.parameters())
+    with torch.no_grad():
+        expected = model(torch.tensor(TOKENS)).numpy().tobytes()
+    if variant.on_ray:
+        start_ray(variant, int(nbytes * 2.5) + (200 << 20))
+    pool = (Actors if variant.on_ray else Processes)(max(workers), name, blocks)
+    result: dict[str, Any] = {"variant": name, "model_bytes": nbytes, "totals": {}, "loads": [], "firsts": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        publishes, peaks = [], []
+        handle = None
+        for _ in range(3):
+            handle = None
+            subject = copy.deepcopy(model) if name == "torch.multiprocessing" else model
+            before = shared_memory()
+            handle, seconds, peak = timed_publish(variant, subject, folder)
+            publishes.append(seconds)
+            peaks.append(peak)
+        store = nbytes if variant.on_disk or len(publishes) > 1 else shared_memory() - before
+        if not variant.on_disk:  # what this one publish holds, not what a collector has yet to free
+            store = max(nbytes, min(shared_memory() - before, peaks[-1]))
+        packed = pool.pack(handle)
+        result["handle_bytes"] = len(packed) if isinstance(packed, bytes) else len(_pickled(packed))
+        exact = True
+        for index in range(max(workers)):
+            loaded = pool.ask(index, "load", pool.pack(handle))
+            result["loads"].append(loaded["load_ms"])
+            result["firsts"].append(loaded["first_ms"])
+            exact = exact and loaded["output"] == expected
+            if index + 1 in workers:
+                private = [pool.ask(i, "private") for i in range(index + 1)]
+                extra = caretakers() if name.startswith("zerocopy") else 0
+                result["totals"][index + 1] = store + sum(private) + extra
+                result["private"] = statistics.median(private)
+        result.update(pool.ask(0, "calls"))
+        result.update(publish_s=publishes, peak=statistics.median(peaks), exact=exact, caretaker=caretakers())
+        if name == "zerocopy":
+            result["fine_tunes"] = fine_tunes(model, handle)
+        pool.close()
+    return result
+
+
+def _pickled(handle: Any) -> bytes:
+    import ray
+
+    return bytes(ray.cloudpickle.dumps(handle))
+
+
+def fine_tunes(model: nn.Module, base: Any) -> float:
+    """Return what base and ten fine-tunes take, over base plus ten times the tensor that differs."""
+    import zerocopy
+
+    tensor = model[1].linear1.weight
+    refs = []
+    for index in range(10):
+        with torch.no_grad():
+            tensor.add_(index + 1)
+        refs.append(zerocopy.publish(model, base=base))
+    taken = sum(os.stat(ref.path).st_blocks * 512 for ref in [base, *refs])
+    for ref in refs:
+        zerocopy.unpublish(ref)
+    return taken / (base.nbytes + 10 * tensor.nbytes)
+
+
+def measure_tasks(calls: int) -> dict[str, Any]:
+    """Compare a local call of a 60-layer model with one in a Ray task, for zerocopy and ray-zerocopy."""
+    import zerocopy
+
+    torch.set_num_threads(1)
+    model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(60)]).eval()
+    start_ray(variants.VARIANTS["plain Ray"], 200 << 20)
+    ways = {"local": model, "zerocopy": zerocopy.rewrite_pipeline(model)}
+    try:
+        from ray_zerocopy import ModelWrapper
+
+        ways["ray-zerocopy"] = ModelWrapper.for_tasks(model)
+    except ImportError:
+        pass
+    inputs = torch.randn(1, 256)
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.no_grad():
+        for call in range(calls + 8):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way(inputs)
+                if call >= 8:
+                    samples[name].append((time.perf_counter() - start) * 1e3)
+    return {"variant": "tasks", "samples": samples}
+
+
+def main() -> None:
+    """Measure what the arguments say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("variant", choices=[*variants.VARIANTS, "tasks"])
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result = measure_tasks(30) if args.variant == "tasks" else measure(args.variant, args.blocks, args.workers)
+    print("\nRESULT " + json.dumps(result), flush=True)
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+if __name__ == "__main__":
+    main()
