@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import faulthandler
 import json
 import os
 import platform
@@ -266,7 +265,6 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON")
     parser.add_argument("--picture", metavar="FILE.png", help="draw the no-op call")
     options = parser.parse_args()
-    faulthandler.dump_traceback_later(45, exit=True)
     table = asyncio.run(measure(options.quick))
     table.show()
     if options.json:

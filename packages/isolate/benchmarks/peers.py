@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import multiprocessing
 import os
@@ -155,8 +156,8 @@ async def rpyc_peer() -> AsyncIterator[Call]:
 
 
 PYISOLATE = """
-from pyisolate import ExtensionBase
-class Noop(ExtensionBase):
+import pyisolate  # the base itself must not be in the module: the child takes the first class that it finds
+class Noop(pyisolate.ExtensionBase):
     async def noop(self): return None
 """
 
@@ -166,17 +167,15 @@ async def pyisolate_peer() -> AsyncIterator[Call]:
     """pyisolate: a venv of its own, no torch, no sandbox."""
     import pyisolate
 
-    class Noop(pyisolate.ExtensionBase):  # what the proxy may call is read off the host's class
-        async def noop(self) -> None:
-            return None
-
     logging.getLogger("pyisolate").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         module = Path(folder) / "noop_extension"
         module.mkdir()
         (module / "__init__.py").write_text(textwrap.dedent(PYISOLATE))
+        sys.path.insert(0, folder)  # the host's class says what may be called, and the child imports it by name
+        noop = importlib.import_module("noop_extension").Noop
         manager = pyisolate.ExtensionManager(
-            Noop, pyisolate.ExtensionManagerConfig(venv_root_path=str(Path(folder) / "venvs"))
+            noop, pyisolate.ExtensionManagerConfig(venv_root_path=str(Path(folder) / "venvs"))
         )
         config = pyisolate.ExtensionConfig(
             name="noop",
