@@ -196,7 +196,7 @@ async def starts(table: Table, host: Host, folder: Path, rounds: int) -> None:
     table.add("load of a ready extension to its first reply", "ms", ours, "python -c 'import asyncio'", bare, 3)
 
 
-async def measure(quick: bool) -> Table:
+async def measure(quick: bool, skip: list[str]) -> Table:
     """Everything, in one process."""
     table = Table()
     with tempfile.TemporaryDirectory() as name:
@@ -210,6 +210,8 @@ async def measure(quick: bool) -> Table:
             bouncer.extension = extension = await host.aload(folder / "main")
             peers = {}
             for peer, make in PEERS.items():
+                if peer in skip:
+                    continue
                 try:
                     peers[peer] = await stack.enter_async_context(make())
                 except Exception as failure:
@@ -228,6 +230,7 @@ async def measure(quick: bool) -> Table:
             await arrays(table, extension, peers, 10 if quick else 50)
             await starts(table, host, folder, 5 if quick else 15)
             await asyncio.to_thread(environments, table, folder, 5 if quick else 15)
+            table.show()
     return table
 
 
@@ -264,9 +267,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="end within a minute")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON")
     parser.add_argument("--picture", metavar="FILE.png", help="draw the no-op call")
+    parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="leave a peer out")
     options = parser.parse_args()
-    table = asyncio.run(measure(options.quick))
-    table.show()
+    table = asyncio.run(measure(options.quick, options.skip))
+
     if options.json:
         names = ("pentad-isolate", "pyisolate", "rpyc", "execnet", "msgspec", "numpy", "uv")
         versions: dict[str, str | None] = {"python": platform.python_version()}

@@ -73,6 +73,7 @@ async def msgspec_loop() -> AsyncIterator[Call]:
     finally:
         task.cancel()
         writer.close()
+        await writer.wait_closed()  # closed by the loop, so the loop must turn before the wait
         process.wait()
 
 
@@ -80,6 +81,8 @@ def _echo(connection: Connection) -> None:
     with contextlib.suppress(EOFError):
         while True:
             value = connection.recv()
+            if isinstance(value, str):
+                return
             connection.send(None if value is None else float(value.ravel()[0]))
 
 
@@ -98,8 +101,9 @@ async def pipe() -> AsyncIterator[Call]:
     try:
         yield call
     finally:
-        ours.close()
+        ours.send("stop")
         process.join()
+        ours.close()
 
 
 @contextlib.asynccontextmanager
