@@ -147,10 +147,16 @@ async def rpyc_peer() -> AsyncIterator[Call]:
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
         connection = rpyc.utils.factory.unix_connect(path)
-        noop = connection.root.noop
 
         async def call() -> Any:
-            return noop()
+            return connection.root.noop()
+
+        kept = connection.root.noop
+
+        async def call_kept() -> Any:
+            return kept()
+
+        call.kept = call_kept  # type: ignore[attr-defined]
 
         try:
             yield call
