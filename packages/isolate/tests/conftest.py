@@ -37,7 +37,6 @@ def _settled(count: object, bound: int) -> int:
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """No descriptor, child process or thread of isolate survives a test."""
-    gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
     yield
     children = psutil.Process().children(recursive=True)

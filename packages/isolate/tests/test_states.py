@@ -7,14 +7,14 @@ import pytest
 from isolate.states import TRANSITIONS, State, check
 
 
-@pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
-def test_every_pair_of_states(old: State, new: State) -> None:
+def test_every_pair_of_states() -> None:
     """A transition is made if the table has it, and refused with both names if not."""
-    if new in TRANSITIONS[old]:
-        assert check(old, new) is new
-    else:
-        with pytest.raises(ValueError, match=f"{old.value} cannot become {new.value}"):
-            check(old, new)
+    for old, new in itertools.product(State, State):
+        if new in TRANSITIONS[old]:
+            assert check(old, new) is new
+        else:
+            with pytest.raises(ValueError, match=f"{old.value} cannot become {new.value}"):
+                check(old, new)
 
 
 def test_every_state_can_be_left_and_stopped() -> None:

@@ -199,7 +199,7 @@ class Buffers:
         return None
 
     def _store(self, nbytes: int, fill: Callable[[Any], None]) -> Any:
-        if nbytes <= SMALL:
+        if nbytes <= SMALL or not hasattr(os, "memfd_create"):  # without it, large arrays travel in the frame
             data = bytearray(nbytes)
             if nbytes:
                 fill(data)

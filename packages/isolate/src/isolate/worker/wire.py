@@ -144,7 +144,7 @@ def _put_dict(out: bytearray, value: dict[Any, Any], special: Special, depth: in
 
 def _put_other(out: bytearray, value: Any, special: Special, depth: int) -> None:
     if isinstance(value, datetime):
-        _put_ext(out, DATETIME, value.isoformat().encode())
+        _put_ext(out, DATETIME, value.isoformat().encode() + b"f" * value.fold)
     elif isinstance(value, PurePath):
         _put_ext(out, PATH, str(value).encode("utf-8", "surrogateescape"))
     elif isinstance(value, (bytearray, memoryview)):
@@ -304,7 +304,8 @@ def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
         return int.from_bytes(payload, "little", signed=True)
     try:
         if code == DATETIME:
-            return datetime.fromisoformat(str(payload, "ascii"))
+            text = str(payload, "ascii")
+            return datetime.fromisoformat(text.removesuffix("f")).replace(fold=int(text.endswith("f")))
         if code == PATH:
             return Path(str(payload, "utf-8", "surrogateescape"))
         if code not in (TUPLE, SET, FROZENSET, DICT):

@@ -1,0 +1,292 @@
+"""Measures isolate against its peers, interleaved in one run: python packages/isolate/benchmarks/bench.py [--quick]."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peers import PEERS
+
+from isolate import EnvironmentStore, Host, ProxiedSingleton, read_manifest, share
+
+EXTENSION = """
+class Extension:
+    def __init__(self, host): self.host = host
+    async def noop(self): return None
+    def blocking_noop(self): return None
+    async def down(self, n): return n if n == 0 else await self.host.aio.bouncer.down(n - 1)
+    def first(self, array): return float(array.ravel()[0])
+"""
+
+
+class Bouncer(ProxiedSingleton):
+    """The host's end of the recursion."""
+
+    extension: Any = None
+
+    async def down(self, n: int) -> int:
+        """One level down."""
+        return n if n == 0 else await self.extension.aio.down(n - 1)
+
+
+class Table:
+    """The rows of the result."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        metric: str,
+        unit: str,
+        samples: list[float],
+        peer: str | None = None,
+        peer_samples: list[float] | None = None,
+        target: float | None = None,
+    ) -> None:
+        """One comparison; the target bounds the ratio where there is a peer, else the value."""
+        value = statistics.median(samples)
+        peer_value = statistics.median(peer_samples) if peer_samples else None
+        ratio = value / peer_value if peer_value else None
+        measured = ratio if peer else value
+        holds = None if target is None or measured is None else measured <= target
+        self.rows.append(
+            {
+                "package": "isolate",
+                "metric": metric,
+                "unit": unit,
+                "value": value,
+                "peer": peer,
+                "peer_value": peer_value,
+                "ratio": ratio,
+                "target": target,
+                "better": "lower",
+                "holds": holds,
+                "samples": [round(sample, 6) for sample in samples[:200]],
+            }
+        )
+
+    def show(self) -> None:
+        """Print it."""
+        print(
+            f"{'metric':<44} {'value':>10} {'unit':<4} {'peer':<22} {'peer value':>10} {'ratio':>6} {'target':>7} holds"
+        )
+        for row in self.rows:
+            number = lambda name, row=row: "" if row[name] is None else f"{row[name]:.4g}"  # noqa: E731 - a column
+            holds = {True: "yes", False: "NO", None: "-"}[row["holds"]]
+            print(
+                f"{row['metric']:<44} {number('value'):>10} {row['unit']:<4} {row['peer'] or '':<22} "
+                f"{number('peer_value'):>10} {number('ratio'):>6} {number('target'):>7} {holds}"
+            )
+
+
+async def timed(call: Any, *args: Any) -> float:
+    """Seconds of one awaited call."""
+    began = time.perf_counter()
+    await call(*args)
+    return time.perf_counter() - began
+
+
+async def no_op(table: Table, extension: Any, peers: dict[str, Any], rounds: int) -> None:
+    """Blocks of calls to isolate and each peer in turn."""
+    samples: dict[str, list[float]] = {name: [] for name in ("isolate", *PEERS)}
+    calls = {"isolate": extension.aio.noop, **peers}
+    if "rpyc" in peers:  # as its users write it, which looks the method up remotely; and with the method kept
+        calls["rpyc, method kept"] = peers["rpyc"].kept
+        samples["rpyc, method kept"] = []
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            block = [await timed(call) * 1e6 for _ in range(50)]
+            if number:  # the first round warms up
+                samples[name] += block
+    table.add("no-op call, awaited", "us", samples["isolate"], target=120)
+    for name in [name for name in samples if name != "isolate"]:
+        target = {"pyisolate": 0.3, "rpyc": 0.9}.get(name)
+        table.add("no-op call, awaited", "us", samples["isolate"], name, samples[name], target)
+
+
+async def concurrent(table: Table, extension: Any, peers: dict[str, Any], rounds: int) -> None:
+    """A thousand calls at once."""
+    calls = {"isolate": extension.aio.noop, **{k: v for k, v in peers.items() if k in ("msgspec loop", "pyisolate")}}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            await asyncio.gather(*(call() for _ in range(1000)))
+            samples[name].append((time.perf_counter() - began) * 1e3)
+    table.add("1000 concurrent calls", "ms", samples.pop("isolate"), target=50)
+    for name, values in samples.items():
+        table.add(
+            "1000 concurrent calls",
+            "ms",
+            [row for row in table.rows if row["peer"] is None][-1]["samples"],
+            name,
+            values,
+        )
+
+
+async def arrays(table: Table, extension: Any, peers: dict[str, Any], rounds: int) -> None:
+    """A 64 MB argument: in shared memory, copied in, and pickled through a pipe."""
+    array = np.random.default_rng(0).random(8 << 20)
+    shared = share(array)
+    await extension.aio.first(shared)
+    await extension.aio.first(array)
+    in_place, copied, piped = [], [], []
+    for number in range(rounds):
+        in_place.append(await timed(extension.aio.first, shared) * 1e3)
+        copied.append(await timed(extension.aio.first, array) * 1e3)
+        if number < 5 and "multiprocessing.Pipe" in peers:
+            piped.append(await timed(peers["multiprocessing.Pipe"], array) * 1e3)
+    table.add("64 MB ndarray argument, isolate.share", "ms", in_place, target=3)
+    table.add("64 MB ndarray argument, isolate.share", "ms", in_place, "multiprocessing.Pipe", piped or None)
+    table.add("64 MB ndarray argument, copied in", "ms", copied, "multiprocessing.Pipe", piped or None)
+
+
+def environments(table: Table, folder: Path, rounds: int) -> None:
+    """An environment that is there, and one that uv has in its cache."""
+    numpy = folder / "numpy"
+    numpy.mkdir()
+    (numpy / "manifest.yaml").write_text("name: numpy-env\ndependencies: ['numpy<2']\n")
+    manifest = read_manifest(numpy)
+    store = EnvironmentStore(folder / "store")
+    environment = store.ensure(manifest)
+    ready, warm = [], []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        EnvironmentStore(folder / "store").ensure(read_manifest(numpy))
+        ready.append((time.perf_counter() - began) * 1e3)
+        shutil.rmtree(environment.path)
+        began = time.perf_counter()
+        EnvironmentStore(folder / "store").ensure(read_manifest(numpy))
+        warm.append(time.perf_counter() - began)
+    table.add("unchanged environment, with its manifest", "ms", ready, target=30)
+    table.add("warm environment (numpy, uv cache, locked)", "s", warm, target=0.3)
+
+
+async def starts(table: Table, host: Host, folder: Path, rounds: int) -> None:
+    """From the start of a worker to its first reply, beside a bare interpreter that imports asyncio."""
+    ours, bare = [], []
+    for number in range(rounds):
+        place = folder / f"start{number}"
+        place.mkdir()
+        (place / "manifest.yaml").write_text(f"name: start{number}\n")
+        (place / "main.py").write_text("def noop(): return None\n")
+        began = time.perf_counter()
+        extension = await host.aload(place)
+        await extension.aio.noop()
+        ours.append((time.perf_counter() - began) * 1e3)
+        await extension.astop()
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-I", "-c", "import asyncio"], check=True)
+        bare.append((time.perf_counter() - began) * 1e3)
+    table.add("load of a ready extension to its first reply", "ms", ours, "python -c 'import asyncio'", bare, 3)
+
+
+async def measure(quick: bool, skip: list[str]) -> Table:
+    """Everything, in one process."""
+    table = Table()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "main").mkdir()
+        (folder / "main" / "manifest.yaml").write_text("name: main\ndependencies: ['numpy<2']\n")
+        (folder / "main" / "main.py").write_text(textwrap.dedent(EXTENSION))
+        async with contextlib.AsyncExitStack() as stack:
+            host = await stack.enter_async_context(Host(folder / "store"))
+            bouncer = host.export(Bouncer())
+            bouncer.extension = extension = await host.aload(folder / "main")
+            peers = {}
+            for peer, make in PEERS.items():
+                if peer in skip:
+                    continue
+                try:
+                    peers[peer] = await stack.enter_async_context(make())
+                except Exception as failure:
+                    print(f"{peer} is not measured: {type(failure).__name__}: {failure}", file=sys.stderr)
+            await no_op(table, extension, peers, 8 if quick else 40)
+            blocking = [(await asyncio.to_thread(_blocking, extension))[1:] for _ in range(2 if quick else 10)]
+            table.add(
+                "no-op call, blocking, from a thread",
+                "us",
+                [value for block in blocking for value in block],
+                target=120,
+            )
+            down = [await timed(extension.aio.down, 10) * 1e3 for _ in range(50 if quick else 300)]
+            table.add("recursion host-extension, depth 10", "ms", down, target=1.6)
+            await concurrent(table, extension, peers, 5 if quick else 20)
+            await arrays(table, extension, peers, 10 if quick else 50)
+            await starts(table, host, folder, 5 if quick else 15)
+            await asyncio.to_thread(environments, table, folder, 5 if quick else 15)
+            table.show()
+    return table
+
+
+def _blocking(extension: Any) -> list[float]:
+    samples = []
+    for _ in range(200):
+        began = time.perf_counter()
+        extension.call.blocking_noop()
+        samples.append((time.perf_counter() - began) * 1e6)
+    return samples
+
+
+def picture(table: Table, file: str) -> None:
+    """Bars of the no-op call."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in table.rows if row["metric"].startswith("no-op call, awaited") and row["peer_value"]]
+    names = ["isolate", *(row["peer"] for row in rows)]
+    values = [rows[0]["value"], *(row["peer_value"] for row in rows)]
+    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+    bars = axes.barh(names[::-1], values[::-1], color=["#9aa5b1"] * len(rows) + ["#1f6feb"])
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_xlabel("median time of a no-op call to another process, microseconds")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="end within a minute")
+    parser.add_argument("--json", metavar="FILE", help="write the rows as JSON")
+    parser.add_argument("--picture", metavar="FILE.png", help="draw the no-op call")
+    parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="leave a peer out")
+    options = parser.parse_args()
+    table = asyncio.run(measure(options.quick, options.skip))
+
+    if options.json:
+        names = ("pentad-isolate", "pyisolate", "rpyc", "execnet", "msgspec", "numpy", "uv")
+        versions: dict[str, str | None] = {"python": platform.python_version()}
+        for name in names:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions[name] = metadata.version(name)
+        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
+        Path(options.json).write_text(
+            json.dumps({"machine": machine, "versions": versions, "rows": table.rows}, indent=1)
+        )
+    if options.picture:
+        picture(table, options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The command line: each command, its errors, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration_test_base import IntegrationTestBase
+
+from isolate.cli import main
+
+CODE = (
+    "def add(a, b=1): return a + b\ndef count(n):\n    yield from range(n)\ndef fail(): raise LookupError('not here')"
+)
+
+
+class TestCommandLine(IntegrationTestBase):
+    """Runs `main` as the console script does."""
+
+    def run(self, capsys: pytest.CaptureFixture[str], *arguments: str, as_json: bool = True) -> tuple[int, Any, str]:
+        """Exit code, parsed output and stderr."""
+        code = main(["--store", str(self.store), *(["--json"] if as_json else []), *arguments])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if as_json else out, err
+
+    def test_run(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A method is called with JSON arguments; a stream becomes a list; without a method the methods are listed."""
+        folder = str(self.create_extension("calc", CODE))
+        assert self.run(capsys, "run", folder, "add", "1", "2")[:2] == (0, 3)
+        assert self.run(capsys, "run", folder, "add", "a", '"b"')[:2] == (0, "ab")
+        assert self.run(capsys, "run", folder, "count", "3")[:2] == (0, [0, 1, 2])
+        assert set(self.run(capsys, "run", folder)[1]) == {"add", "count", "fail"}
+        code, out, _ = self.run(capsys, "run", folder, as_json=False)
+        assert code == 0
+        assert "add(a, b)  sync" in out
+        assert "dependency isolation only" in out
+
+    def test_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """What fails gives exit code 1, with the remote traceback or the error's name."""
+        folder = str(self.create_extension("calc", CODE))
+        code, _, err = self.run(capsys, "run", folder, "fail", as_json=False)
+        assert code == 1
+        assert "main.py" in err
+        assert self.run(capsys, "run", folder, "fail")[1]["error"] == "LookupError"
+        code, value, _ = self.run(capsys, "run", str(self.root / "nowhere"))
+        assert (code, value["error"]) == (1, "InvalidManifest")
+        assert "did you mean 'add'" in self.run(capsys, "run", folder, "ad", as_json=False)[2]
+        with pytest.raises(SystemExit):
+            main(["nonsense"])
+
+    def test_list_lock_gc_doctor(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """The other commands, on a folder with a good, a disabled and a broken extension."""
+        self.store = tmp_path / "store"
+        good = self.create_extension("good", CODE, dependencies=["packaging<24"])
+        self.create_extension("off", CODE, enabled=False)
+        rows = {row["name"]: row["state"] for row in self.run(capsys, "list", str(self.root))[1]}
+        assert rows == {"good": "not built", "off": "disabled"}
+        assert self.run(capsys, "lock", str(good))[1] == {"good": ["packaging==23.2"]}
+        assert (good / "isolate.lock").exists()
+        code, out, err = self.run(capsys, "run", str(good), as_json=False)
+        assert code == 0
+        assert "packaging==23.2" in out
+        assert "installing packages" in err
+        assert {row["state"] for row in self.run(capsys, "list", str(self.root))[1]} == {"ready", "disabled"}
+        assert self.run(capsys, "gc", str(self.root))[1] == []
+        assert len(self.run(capsys, "gc", "--dry-run")[1]) == 1
+        (self.root / "bad").mkdir()
+        (self.root / "bad" / "manifest.yaml").write_text("nme: bad\n")
+        assert "nothing was removed" in self.run(capsys, "gc", str(self.root))[1]["message"]
+        assert "broken" in self.run(capsys, "list", str(self.root), as_json=False)[1]
+        assert "removed" in self.run(capsys, "gc", as_json=False)[1]
+        assert self.run(capsys, "gc", as_json=False)[1] == "nothing to remove\n"
+        doctor = self.run(capsys, "doctor")[1]
+        assert doctor["uv"]["ok"]
+        assert "sandbox bwrap" in doctor
+
+
+def test_help_teaches() -> None:
+    """`--help` shows examples, from the installed module."""
+    done = subprocess.run([sys.executable, "-m", "isolate.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "isolate run plugins/stats mean" in done.stdout
