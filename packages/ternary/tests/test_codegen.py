@@ -93,9 +93,9 @@ layer Two(n: int) {
   forward(x: float[N, n], y: float[N, n]) -> float[N, n] { return a(x) - y / 2.0 }
 }
 model All(c: int = 4, wide: bool = true) {
-  let half = c // 2 if wide else max(1, min(c, 2))
+  let mid = c // 2 if wide else max(1, min(c, 2))
   conv = [Conv2d(3, c, 3, padding=1), BatchNorm2d(c), SiLU(), MaxPool2d(2), AvgPool2d(2, stride=1), Dropout(p=0.1)]
-  odd = ternary(quantizer="absmean", per="tensor") Conv2d(c, c, 3, padding=1, groups=half)
+  odd = ternary(quantizer="absmean", per="tensor") Conv2d(c, c, 3, padding=1, groups=mid)
   two = Two(c)
   scale = Parameter(1, c)
   line = [Flatten(), Identity(), Sigmoid(), Tanh(), GELU(), ReLU(), ReLU6(), LayerNorm(c), RMSNorm(c), BatchNorm1d(c)]
@@ -103,7 +103,7 @@ model All(c: int = 4, wide: bool = true) {
   forward(x: float[N, 3, 8, 8]) -> float[N, c, 2] {
     y = odd(conv(x))
     z = global_avg_pool(avg_pool2d(max_pool2d(y, 2), 1))
-    z = line(two(z, -z)) * scale if half > 1 and not (c == 3 or c != c) else z
+    z = line(two(z, -z)) * scale if mid > 1 and not (c == 3 or c != c) else z
     w = concat([sigmoid(z), tanh(z), silu(gelu(relu6(relu(z))))], dim=0)
     v = reshape(softmax(w, dim=1), [3 * N, 1, c])
     u = attention(reshape(v, [3 * N, 1, 1, c]), reshape(v, [3 * N, 1, 1, c]), reshape(v, [3 * N, 1, 1, c]))

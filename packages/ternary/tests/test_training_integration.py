@@ -112,6 +112,7 @@ def test_resume_gives_what_an_unbroken_run_gives(temp_dir: Path) -> None:
     assert [p.name for p in temp_dir.iterdir()] == ["c.pt"]
 
 
+@pytest.mark.timeout(180)  # a fresh interpreter that imports torch, on a loaded machine
 def test_kill_leaves_a_whole_checkpoint(temp_dir: Path) -> None:
     """A process killed without warning leaves a checkpoint that loads."""
     code = f"""
@@ -124,12 +125,12 @@ ternary.fit(model, lambda: [(x, y)], ternary.TrainConfig(epochs=100000), checkpo
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for _ in range(20):
+        for _ in range(3):
             process.stdout.readline()
         time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     state = torch.load(temp_dir / "c.pt", weights_only=True)
-    assert state["epoch"] >= 20
+    assert state["epoch"] >= 2
 
 
 def test_damaged_checkpoint(temp_dir: Path, compiled_simple_model: nn.Module, mock_dataloader: DataLoader) -> None:

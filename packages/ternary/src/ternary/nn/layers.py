@@ -206,7 +206,8 @@ class TernaryConv1d(_TernaryConv, nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, L)."""
         x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
-        return self._conv_forward(x, self.ternary_weight(), self.bias)  # type: ignore[no-any-return] # torch's method
+        out: Tensor = self._conv_forward(x, self.ternary_weight(), self.bias)
+        return out
 
 
 class TernaryConv2d(_TernaryConv, nn.Conv2d):
@@ -215,7 +216,8 @@ class TernaryConv2d(_TernaryConv, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, H, W)."""
         x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
-        return self._conv_forward(x, self.ternary_weight(), self.bias)  # type: ignore[no-any-return] # torch's method
+        out: Tensor = self._conv_forward(x, self.ternary_weight(), self.bias)
+        return out
 
 
 class TernaryEmbedding(TernaryWeight, nn.Embedding):
