@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -613,11 +614,13 @@ class TestResourceManagement(IntegrationTestBase):
             ext.stop()
             del host._extensions["echo"]
 
-        for _ in range(20):
+        for _ in range(50):
             cycle()
+        gc.collect()
         before = (me.num_fds(), threading.active_count(), me.memory_info().rss)
         for _ in range(200):
             cycle()
+        gc.collect()
         after = (me.num_fds(), threading.active_count(), me.memory_info().rss)
         assert after[0] <= before[0]
         assert after[1] <= before[1]
