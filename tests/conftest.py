@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,16 +37,20 @@ def tool() -> Callable[[str], ModuleType]:
     return load
 
 
+def shared_files() -> set[Path]:
+    """Files in shared memory under names that our libraries give; other programs of this machine use it too."""
+    names = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
+    places = [place for place in Path("/dev/shm").glob("*") if place.name.startswith(names)]
+    return {file for place in places for file in (place, *place.rglob("*")) if file.is_file()}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """No child process and no file in shared memory survives a test."""
-    shared = Path("/dev/shm")
-    before = set(os.listdir(shared)) if shared.is_dir() else set()
+    before = shared_files()
     children = set(psutil.Process().children(recursive=True))
     yield
     left = {child for child in psutil.Process().children(recursive=True) if child not in children}
     assert not left, f"child processes left: {left}"
-    after = set(os.listdir(shared)) if shared.is_dir() else set()
-    # Other programs of this machine use /dev/shm too: only names that our own libraries give count.
-    ours = {name for name in after - before if name.startswith(("xfer", "zerocopy", "isolate", "ternary", "ttt"))}
-    assert not ours, f"shared memory left: {ours}"
+    files = shared_files() - before
+    assert not files, f"shared memory left: {files}"

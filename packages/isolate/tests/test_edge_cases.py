@@ -18,7 +18,7 @@ import psutil
 import pytest
 from integration_test_base import DatabaseSingleton, IntegrationTestBase
 
-from isolate import State, WorkerDied, read_manifest
+from isolate import Host, State, WorkerDied, read_manifest
 from isolate.environments import EnvironmentStore
 from isolate.errors import (
     ContractMismatch,
@@ -515,6 +515,17 @@ ext.call.spin()
 
 class TestResourceManagement(IntegrationTestBase):
     """What is started is ended, what is taken is given back."""
+
+    def test_a_relative_store(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The store may be a path relative to where the host was started."""
+        monkeypatch.chdir(self.root)
+        self.create_extension(
+            "relative",
+            "import packaging\nclass Extension:\n    def version(self): return packaging.__version__",
+            dependencies=["packaging==23.2"],
+        )
+        with Host("a-store") as host:
+            assert host.load("relative").call.version() == "23.2"
 
     def test_stop_is_idempotent_and_in_reverse_order(self) -> None:
         """Extensions stop last loaded first, their on_stop runs once, and stopping twice is nothing."""

@@ -95,7 +95,8 @@ class EnvironmentStore:
         offline: bool = False,
         progress: Progress = _quiet,
     ) -> None:
-        self.root = Path(root) if root is not None else default_store()
+        # Builds run in other folders than the host's, so a relative path must not reach them.
+        self.root = (Path(root) if root is not None else default_store()).absolute()
         self.policy = policy or Policy()
         self._offline = offline
         self._progress = progress
