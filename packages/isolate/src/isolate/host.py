@@ -18,6 +18,7 @@ from isolate.extension import Extension, Surroundings
 from isolate.manifest import FILES, Manifest, read_manifest
 from isolate.process import Guardian
 from isolate.requirements import Policy
+from isolate.states import State
 from isolate.worker.threads import Threads
 
 
@@ -208,7 +209,7 @@ class Host:
         """Load one extension: build its environment if needed, start it, check what it provides.
 
         Args:
-            source: The folder or manifest file, or a manifest.
+            source: The folder or manifest file, or a manifest. A name that was stopped may be loaded again.
             contract: A Protocol whose methods the extension must have.
 
         Raises:
@@ -223,7 +224,10 @@ class Host:
         if not manifest.enabled:
             raise ExtensionDisabled(f"{manifest.name} is disabled; its manifest says enabled: false")
         present = self._extensions.get(manifest.name)
-        if present is not None:
+        if present is not None and present.state is State.STOPPED:
+            # It counts as loaded now, and stops in that order.
+            del self._extensions[manifest.name]
+        elif present is not None:
             raise InvalidManifest(
                 f"{manifest.directory}: the name {manifest.name!r} is taken by {present.manifest.directory}"
             )
