@@ -1,8 +1,7 @@
 """Memory with one and with many Ray workers: weights are counted once, and repeated calls add nothing.
 
 Private memory is what a process would free by ending (anonymous pages); a mapping's share is its Pss. A worker's
-baseline, with torch
-imported and its threads warm, is taken off.
+baseline, once it has loaded and called a model of one small layer, is taken off.
 """
 
 from __future__ import annotations
@@ -37,9 +36,15 @@ class Worker:
     def __init__(self) -> None:
         torch.set_num_threads(1)
         with torch.no_grad():
-            nn.Linear(2048, 2048)(torch.randn(2, 2048))  # what torch's libraries keep for themselves comes before
-        self.before = memory()
+            nn.Linear(2048, 2048)(torch.randn(2, 2048))
+        self.before: dict[str, int] = {}
         self.model: Any = None
+
+    def settle(self, small: ModelRef) -> None:
+        """Load and call a small model and take the baseline: what Ray and torch keep for themselves comes before."""
+        with torch.no_grad():
+            small.load(cached=False)(torch.ones(2, 8))
+        self.before = memory()
 
     def load(self, ref: ModelRef) -> list[float]:
         """Load the model and return its answer."""
@@ -63,13 +68,14 @@ class Worker:
 
 
 @pytest.fixture
-def workers(ray: Any) -> Iterator[Callable[[int], list[Any]]]:
+def workers(ray: Any, publish: Publish) -> Iterator[Callable[[int], list[Any]]]:
     """Start workers; they end with the test."""
     started: list[Any] = []
+    small = publish(nn.Linear(8, 8))
 
     def start(count: int) -> list[Any]:
         fresh = [ray.remote(Worker).options(num_cpus=0.1).remote() for _ in range(count)]
-        ray.get([worker.growth.remote() for worker in fresh])
+        ray.get([worker.settle.remote(small) for worker in fresh])
         started.extend(fresh)
         return fresh
 
