@@ -103,7 +103,9 @@ def alone(packages: list[str]) -> Iterator[Outcome]:
 
 
 def _wheel_tests(package: str, base: Path, wheels: Path, pins: Path, env: dict[str, str]) -> Outcome:
-    place = base / package
+    # As deep as in the repository: pytest names test modules by their path, and a folder with the package's name at the
+    # root of that path would shadow the package.
+    place = base / "packages" / package
     # The package's folder without its src: nothing but the wheel can satisfy the imports.
     shutil.copytree(ROOT / "packages" / package, place, ignore=shutil.ignore_patterns("src", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", base / "pyproject.toml")
