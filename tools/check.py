@@ -55,6 +55,8 @@ def run(name: str, *commands: list[str], cwd: Path = ROOT, env: dict[str, str] |
             break
     outcome = Outcome(name, time.perf_counter() - start, failure)
     console.print(f"{'[red]failed[/]' if failure else '[green]ok[/]'} {name} ({outcome.seconds:.0f} s)")
+    if failure:
+        console.print(failure[-8000:], markup=False, soft_wrap=True)
     return outcome
 
 
@@ -157,10 +159,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no check is called {sorted(unknown)}; there are {', '.join(CHECKS)}")
 
     outcomes = [outcome for name in (args.checks or CHECKS) for outcome in CHECKS[name](args.package or PACKAGES)]
-    for outcome in outcomes:
-        if outcome.failure:
-            console.rule(outcome.name)
-            console.print(outcome.failure[-8000:], markup=False)
     table = Table("check", "seconds", "result", title="checks")
     for outcome in outcomes:
         table.add_row(outcome.name, f"{outcome.seconds:.1f}", "[red]failed[/]" if outcome.failure else "[green]ok[/]")
