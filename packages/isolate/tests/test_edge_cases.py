@@ -222,7 +222,7 @@ class TestExtensionErrors(IntegrationTestBase):
         assert "memory at most 300000000" in host["hungry"].report.sandbox.enforced  # type: ignore[union-attr]
         with pytest.raises(WorkerDied, match="memory limit"):
             host["hungry"].call.eat()
-        assert host["hungry"].state is State.FAILED
+        wait_for(lambda: host["hungry"].state is State.FAILED)
 
     def test_restart_policy_gives_up(self) -> None:
         """After more crashes than the policy allows the extension is failed, and calls say why; a reload revives it."""
