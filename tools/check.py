@@ -56,7 +56,7 @@ def run(name: str, *commands: list[str], cwd: Path = ROOT, env: dict[str, str] |
     outcome = Outcome(name, time.perf_counter() - start, failure)
     console.print(f"{'[red]failed[/]' if failure else '[green]ok[/]'} {name} ({outcome.seconds:.0f} s)")
     if failure:
-        console.print(failure[-8000:], markup=False, soft_wrap=True)
+        console.print(failure[-40000:], markup=False, soft_wrap=True)
     return outcome
 
 

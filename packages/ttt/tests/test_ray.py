@@ -24,7 +24,8 @@ def ray_cluster() -> Iterator[object]:
     ray.shutdown()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_ray_gives_the_same_bytes(ray_cluster: object, sample_arc_tasks: list[ttt.Task]) -> None:
     """With a budget in work units, a Ray cluster and one local worker answer alike, and failures are contained."""
