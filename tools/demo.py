@@ -93,7 +93,7 @@ def show_zerocopy(_: argparse.Namespace) -> list[Row]:
     size = sum(p.nbytes for p in model.parameters())
     worker = (
         "import json, pickle, sys, psutil, torch; torch.set_num_threads(1); me = psutil.Process();"
-        "ref = pickle.loads(bytes.fromhex(sys.argv[1])); torch.ones(1, 2048) @ torch.ones(2048, 8);"
+        "ref = pickle.loads(bytes.fromhex(sys.argv[1])); torch.nn.Linear(2048, 2048)(torch.ones(1, 2048));"
         "before = me.memory_full_info().uss; model = ref.load(); out = model(torch.ones(1, 2048));"
         "print(json.dumps({'out': out[0, :4].tolist(), 'own': me.memory_full_info().uss - before}), flush=True);"
         "sys.stdin.read()"
@@ -191,7 +191,7 @@ def show_ttt(args: argparse.Namespace) -> list[Row]:
     score = run.score()
     peak = max(result.peak_memory for result in run.results.values())
     return [
-        ("ttt", f"ARC tasks solved pixel-perfect, of {len(run.tasks)}", str(score.solved)),
+        ("ttt", f"ARC tasks solved pixel-perfect, of {len(run.tasks)}", str(len(score.solved))),
         ("ttt", "largest task process", megabytes(peak)),
     ]
 
