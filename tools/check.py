@@ -88,6 +88,8 @@ def workflows(_: list[str]) -> Iterator[Outcome]:
 def alone(packages: list[str]) -> Iterator[Outcome]:
     """Each package's wheel, outside the workspace, with only what it asks for."""
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT")}
+    # Under `uv run`, Ray would start its workers by the same `uv run`, in this environment instead of the wheel's.
+    env["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     with tempfile.TemporaryDirectory(prefix="pentad-check-") as folder:
         base = Path(folder)
         wheels = base / "wheels"
