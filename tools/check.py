@@ -1,6 +1,6 @@
 """Every check but the workspace's own tests, with one table at the end.
 
-    uv run tools/check.py                   style, types, imports, workflows, and every package alone
+    uv run tools/check.py                   style, types, imports, workflows, the site, and every package alone
     uv run tools/check.py style types       only these
     uv run tools/check.py alone --package ttt
 
@@ -8,6 +8,7 @@ style      ruff: lint and format
 types      mypy --strict, each package's src by itself, and the tools
 imports    import-linter: no package imports a sibling
 workflows  .github/workflows against GitHub's schema, and zizmor's security audit, both offline
+site       the documentation, whose warnings are errors
 alone      each package as a wheel in an empty environment outside the workspace: first with nothing but its own hard
            dependencies (it imports), then with its dev extra (its tests pass)
 
@@ -85,6 +86,12 @@ def workflows(_: list[str]) -> Iterator[Outcome]:
     yield run("zizmor", ["zizmor", "--offline", "--no-progress", ".github/workflows"])
 
 
+def site(_: list[str]) -> Iterator[Outcome]:
+    """The documentation builds without a warning."""
+    with tempfile.TemporaryDirectory(prefix="pentad-site-") as folder:
+        yield run("site", [sys.executable, "tools/docs.py", "--out", folder])
+
+
 def alone(packages: list[str]) -> Iterator[Outcome]:
     """Each package's wheel, outside the workspace, with only what it asks for."""
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT")}
@@ -146,6 +153,7 @@ CHECKS: dict[str, Callable[[list[str]], Iterator[Outcome]]] = {
     "types": types,
     "imports": imports,
     "workflows": workflows,
+    "site": site,
     "alone": alone,
 }
 

@@ -1,0 +1,180 @@
+"""Build the documentation site from what the packages say of themselves; a warning is an error.
+
+    uv run tools/docs.py               into site/
+    uv run tools/docs.py --out FOLDER
+    uv run tools/docs.py --serve       and look at it on this machine
+
+No page is written for the site alone: the README of a package is its front page, `docs/*.md` are its other pages, the
+reference comes from its docstrings and the history from its CHANGELOG. What mkdocs needs besides stands in here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
+
+
+def pages(package: str) -> dict[str, Path]:
+    """The pages of one package that exist as files: page name to file, in the order of the navigation."""
+    folder = ROOT / "packages" / package
+    tutorial = folder / "docs" / "tutorial.md"
+    others = sorted(path for path in folder.glob("docs/*.md") if path != tutorial)
+    found = {"index": folder / "README.md", "tutorial": tutorial}
+    return found | {path.stem: path for path in others} | {"changelog": folder / "CHANGELOG.md"}
+
+
+def reference(package: str) -> str:
+    """The page of a package's public names, each documented where it is defined."""
+    source = (ROOT / "packages" / package / "src" / package / "__init__.py").read_text()
+    names = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    lines = [f"# Reference of {package}", ""]
+    for name in names:
+        lines += [f"::: {package}.{name}", ""]
+    return "\n".join(lines)
+
+
+def relink(text: str, source: Path, places: dict[Path, Path], page: Path) -> str:
+    """Links of a Markdown text, from the repository's paths to the site's.
+
+    Args:
+        text: what stands in `source`.
+        source: the file in the repository.
+        places: where on the site each file of the repository that is a page stands.
+        page: where on the site this text will stand.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        target, _, anchor = match[2].partition("#")
+        if not target or "://" in target:
+            return match[0]
+        file = (source.parent / target).resolve()
+        if file not in places:
+            # What is no page (a folder, a program) is named without a link.
+            return match[1]
+        address = os.path.relpath(places[file], page.parent)
+        return f"[{match[1]}]({address}{'#' + anchor if anchor else ''})"
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
+
+
+def write_pages(docs: Path) -> list[dict[str, Any]]:
+    """Write every page under `docs`; the navigation."""
+    sources = {Path("index.md"): ROOT / "README.md"}
+    sources |= {Path(p) / f"{name}.md": file for p in PACKAGES for name, file in pages(p).items()}
+    sources |= {
+        Path("benchmarks.md"): ROOT / "packages" / "benchmarks.md",
+        Path("contributing.md"): ROOT / "CONTRIBUTING.md",
+    }
+    places = {file: page for page, file in sources.items()}
+    for page, file in sources.items():
+        (docs / page).parent.mkdir(parents=True, exist_ok=True)
+        (docs / page).write_text(relink(file.read_text(), file, places, page))
+    for package in PACKAGES:
+        (docs / package / "reference.md").write_text(reference(package))
+        for picture in (ROOT / "packages" / package / "benchmarks").glob("*.png"):
+            (docs / package / "benchmarks").mkdir(exist_ok=True)
+            shutil.copy(picture, docs / package / "benchmarks" / picture.name)
+
+    def navigation(package: str) -> dict[str, Any]:
+        names = list(pages(package))
+        names.insert(names.index("changelog"), "reference")
+        titles = {"index": "Overview"}
+        return {package: [{titles.get(n, n.replace("-", " ").capitalize()): f"{package}/{n}.md"} for n in names]}
+
+    return [
+        {"Pentad": "index.md"},
+        *map(navigation, PACKAGES),
+        {"Benchmarks": "benchmarks.md"},
+        {"Contributing": "contributing.md"},
+    ]
+
+
+def settings(navigation: list[dict[str, Any]], docs: Path, out: Path) -> dict[str, Any]:
+    """What mkdocs is told."""
+    options = {
+        "docstring_style": "google",
+        "show_root_heading": True,
+        "show_source": False,
+        "show_if_no_docstring": False,
+        "merge_init_into_class": True,
+        "signature_crossrefs": False,
+        "separate_signature": True,
+        "heading_level": 2,
+        "filters": ["!^_"],
+    }
+    python = {"paths": [str(ROOT / "packages" / p / "src") for p in PACKAGES], "options": options}
+    return {
+        "site_name": "Pentad",
+        "docs_dir": str(docs),
+        "site_dir": str(out),
+        "nav": navigation,
+        "strict": True,
+        # Without directories in addresses, the site also opens from the file system.
+        "use_directory_urls": False,
+        "theme": {
+            "name": "material",
+            # Nothing is fetched from elsewhere when a page is read.
+            "font": False,
+            "features": ["navigation.tabs", "navigation.top", "content.code.copy", "toc.follow"],
+            "palette": [
+                {"media": "(prefers-color-scheme: light)", "scheme": "default", "primary": "indigo"},
+                {"media": "(prefers-color-scheme: dark)", "scheme": "slate", "primary": "indigo"},
+            ],
+        },
+        "plugins": ["search", {"mkdocstrings": {"handlers": {"python": python}}}],
+        "markdown_extensions": ["admonition", "tables", "toc", "pymdownx.highlight", "pymdownx.superfences"],
+        "validation": {"links": {"anchors": "warn", "absolute_links": "warn", "not_found": "warn"}},
+    }
+
+
+def build(out: Path) -> int:
+    """Build the site into `out`; mkdocs's exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        docs = Path(folder) / "docs"
+        docs.mkdir()
+        config = Path(folder) / "mkdocs.yml"
+        config.write_text(yaml.safe_dump(settings(write_pages(docs), docs, out.resolve())))
+        command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(config)]
+        # The theme would print an advertisement for its successor on every run.
+        return subprocess.run(command, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}).returncode
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build, and serve where asked to; 0 when there was no warning."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "site", metavar="FOLDER", help="where (default: site/)")
+    parser.add_argument("--serve", type=int, nargs="?", const=8000, metavar="PORT", help="serve it on 127.0.0.1")
+    args = parser.parse_args(argv)
+    status = build(args.out)
+    if status == 0 and args.serve:
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(args.out))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", args.serve), handler) as server:
+            print(f"http://127.0.0.1:{args.serve}/ until Ctrl-C")
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
