@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -68,3 +69,20 @@ def test_page_shows_every_row(tool: Tool) -> None:
     text = tool("bench").page({"xfer": {"machine": {"cores": 2}, "versions": {}, "rows": [GOOD, absent]}})
     assert "| 64 MB copy-in and full read | 9 ms | SharedMemory | 60 | 0.15 | <= 0.2 | yes |" in text
     assert "iceoryx2 | not installed" in text
+
+
+def test_the_documents_show_what_was_published(tool: Tool, root: Path) -> None:
+    """The page and the README's headlines are what the published runs render to: nobody typed them."""
+    bench = tool("bench")
+    results = bench.published()
+    assert (root / "packages" / "benchmarks.md").read_text() == bench.page(results)
+    (shown,) = bench.HEADLINES.findall((root / "README.md").read_text())
+    assert shown == bench.headlines(results)
+    assert {row["package"] for result in results.values() for row in result["rows"]} == set(results)
+
+
+def test_published_runs_keep_the_contract(tool: Tool) -> None:
+    """No published row breaks the contract."""
+    bench = tool("bench")
+    rows = [row for result in bench.published().values() for row in result["rows"]]
+    assert [violation for row in rows for violation in bench.violations(row)] == []

@@ -3,7 +3,9 @@
     uv run tools/bench.py                       every package, the full comparison
     uv run tools/bench.py xfer --quick          one package, within a minute
     uv run tools/bench.py --peers               with each package's peers installed, in environments of their own
-    uv run tools/bench.py --json rows.json --page benchmarks.md
+    uv run tools/bench.py --json rows.json      and keep what was measured
+    uv run tools/bench.py --publish             and put it into the repository, as what its documents say
+    uv run tools/bench.py --render              only write the documents again, from what was published
 
 A benchmark is packages/X/benchmarks/bench.py. It runs the library and its peers on the same work in the same run,
 interleaved, and writes JSON: {"machine": {…}, "versions": {…}, "rows": […]}. One row:
@@ -12,6 +14,9 @@ interleaved, and writes JSON: {"machine": {…}, "versions": {…}, "rows": […
 
 `ratio` is value / peer_value of that run, `target` bounds the ratio where there is a peer and the value where there is
 none, `better` says which side of it is good. A peer that is not installed leaves peer_value, ratio and holds null.
+
+Published is a package's last run, packages/X/benchmarks/results.json and results.png; packages/benchmarks.md and the
+headlines in the README are rendered from these and never typed.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +48,18 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "samples": list,
 }
 Row = dict[str, Any]
+PAGE = ROOT / "packages" / "benchmarks.md"
+README = ROOT / "README.md"
+HEADLINES = re.compile(r"(?<=<!-- headlines, by tools/bench.py -->\n).*?(?=<!-- end of headlines -->)", re.DOTALL)
+
+# One row for each package: its metric and its peer, as its benchmark calls them.
+HEADLINE_ROWS = {
+    "xfer": ("64 MB copy-in and full read", "SharedMemory"),
+    "zerocopy": ("total memory, 8 workers", "plain Ray"),
+    "isolate": ("no-op call, awaited", "pyisolate"),
+    "ternary": ("linear 4096x4096, batch 1", "onnxruntime 2-bit"),
+    "ttt": ("write a checkpoint of 64 MB", "torch.save"),
+}
 
 
 def violations(row: Row) -> list[str]:
@@ -87,30 +106,85 @@ def run(package: str, quick: bool, peers: bool, folder: Path) -> dict[str, Any]:
     return result
 
 
+def published() -> dict[str, dict[str, Any]]:
+    """By package, the run that stands in the repository."""
+    files = {package: results_file(package) for package in PACKAGES}
+    return {package: json.loads(file.read_text()) for package, file in files.items() if file.exists()}
+
+
+def results_file(package: str) -> Path:
+    """Where the published run of a package stands; its picture stands beside it."""
+    return ROOT / "packages" / package / "benchmarks" / "results.json"
+
+
+def publish(results: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Make these runs, with the pictures that lie in `folder`, the published ones."""
+    for package, result in results.items():
+        file = results_file(package)
+        file.write_text(json.dumps(_rounded(result), indent=1) + "\n")
+        picture = folder / f"{package}.png"
+        if picture.exists():
+            shutil.copy(picture, file.with_suffix(".png"))
+
+
+def _rounded(value: Any) -> Any:
+    # Five digits: more are noise, and samples are many.
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """The benchmarks page, in Markdown: a table per package, ratios first."""
-    lines = ["# Benchmarks", "", "Rendered by `uv run tools/bench.py`; ratios are value / peer of the same run."]
+    """The benchmarks page, in Markdown: a table and a picture per package."""
+    lines = ["# Benchmarks", ""]
+    lines += ["Rendered by `uv run tools/bench.py` from the last published run of each package. Medians; a ratio is"]
+    lines += ["value / peer of the same run, which took turns. Targets bound the ratio, or the value without a peer."]
     for package, result in results.items():
         machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
         lines += ["", f"## {package}", "", machine, ""]
+        if results_file(package).with_suffix(".png").exists():
+            lines += [f"![{package} beside its peers]({package}/benchmarks/results.png)", ""]
         lines += ["| metric | value | peer | peer's value | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
         for row in result["rows"]:
             bound = {"lower": "<=", "higher": ">="}[row["better"]]
             cells = [
                 row["metric"],
-                f"{row['value']:.4g} {row['unit']}",
+                f"{_number(row['value'])} {row['unit']}".strip(),
                 row["peer"] or "",
                 "not installed" if row["peer"] and row["peer_value"] is None else _number(row["peer_value"]),
                 _number(row["ratio"]),
-                "" if row["target"] is None else f"{bound} {row['target']:.4g}",
+                "" if row["target"] is None else f"{bound} {_number(row['target'])}",
                 {True: "yes", False: "no", None: ""}[row["holds"]],
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def headlines(results: dict[str, dict[str, Any]]) -> str:
+    """One row for each package, in Markdown, as the README shows them."""
+    lines = ["| | measured | value | beside | its value | ratio |", "|---|---|---|---|---|---|"]
+    for package, (metric, peer) in HEADLINE_ROWS.items():
+        for row in results.get(package, {"rows": []})["rows"]:
+            if (row["metric"], row["peer"]) == (metric, peer):
+                values = f"{_number(row['value'])} {row['unit']} | {peer} | {_number(row['peer_value'])} {row['unit']}"
+                lines.append(f"| {package} | {metric} | {values} | {_number(row['ratio'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def render() -> None:
+    """Write the page and the README's headlines from what is published."""
+    results = published()
+    PAGE.write_text(page(results))
+    README.write_text(HEADLINES.sub(lambda _: headlines(results), README.read_text()))
+
+
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    """Three digits that matter, without an exponent where people count."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,15 +196,23 @@ def main(argv: list[str] | None = None) -> int:
         "--peers", action="store_true", help="install each package's peers, in an environment of its own"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page in Markdown")
+    parser.add_argument("--publish", action="store_true", help="make it the run that the documents show")
+    parser.add_argument("--render", action="store_true", help="measure nothing; write the documents again")
     args = parser.parse_args(argv)
     unknown = set(args.packages) - set(PACKAGES)
     if unknown:
         parser.error(f"no benchmark for {sorted(unknown)}; there are {', '.join(PACKAGES)}")
 
+    if args.render:
+        render()
+        return 0
+
     broken = 0
     with tempfile.TemporaryDirectory() as folder:
         results = {name: run(name, args.quick, args.peers, Path(folder)) for name in args.packages or PACKAGES}
+        if args.publish:
+            publish(results, Path(folder))
+            render()
     for package, result in results.items():
         for row in result["rows"]:
             for violation in violations(row):
@@ -141,8 +223,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(rows)} rows, {sum(row['holds'] for row in judged)} of {len(judged)} targets hold")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
-    if args.page:
-        args.page.write_text(page(results))
     return 1 if broken else 0
 
 
