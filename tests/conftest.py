@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +15,51 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Another numpy than the host's, of a major before it where that has a build for this Python.
+OTHER_NUMPY = "numpy<2" if sys.version_info < (3, 13) else "numpy==2.1.*"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the arrays and models of a scenario live; its body is the same for each."""
+    name: str = request.param
+    if name == "cuda" and not importlib.import_module("torch").cuda.is_available():
+        if os.environ.get("REQUIRE_CUDA") == "1":
+            pytest.fail("REQUIRE_CUDA=1, and torch finds no CUDA device")
+        pytest.skip("torch finds no CUDA device")
+    return name
+
+
+@pytest.fixture(scope="session")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extensions' environments, each built once a session."""
+    return tmp_path_factory.mktemp("environments")
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with our packages as wheels, as an index would offer them to an extension's environment."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for package in ("xfer",):
+        command = ["uv", "build", "--quiet", "--wheel", "-o", str(folder), str(ROOT / "packages" / package)]
+        subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.fixture
+def extension(tmp_path: Path) -> Callable[..., Path]:
+    """`extension("life")` is the folder of that extension, with a numpy of its own and what else is asked."""
+
+    def make(name: str, *dependencies: str) -> Path:
+        folder = tmp_path / "extensions" / name
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "tests" / "parts" / "extensions" / f"{name}.py", folder / "main.py")
+        lines = [f"  - {line}" for line in (OTHER_NUMPY, *dependencies)]
+        (folder / "manifest.yaml").write_text("\n".join([f"name: {name}", "dependencies:", *lines]) + "\n")
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

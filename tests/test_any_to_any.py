@@ -1,0 +1,90 @@
+"""One array through everything: numpy, an isolated extension, a Ray worker, a device, and back, by handles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isolate
+import xfer
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One local Ray node."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Under `uv run`, Ray would start its workers by the same `uv run`.
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+class Worker:
+    """A Ray actor that reads an array of another process and puts one of its own."""
+
+    def __init__(self) -> None:
+        self.pool = xfer.Pool("64MiB")
+
+    def negative(self, handle: bytes) -> bytes:
+        """A handle of the negative of an array."""
+        return bytes(self.pool.put(-xfer.get(handle)))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
+def test_any_to_any(environments: Path, wheels: Path, extension: Callable[..., Path], device: str) -> None:
+    """Each hop has the right values, handles of at most 256 bytes travel, and `explain` told of every copy."""
+    start = np.random.default_rng(0).random((512, 2048), np.float32)
+    with (
+        isolate.Host(environments, policy=isolate.Policy(find_links=(str(wheels),))) as host,
+        xfer.Pool("64MiB") as pool,
+    ):
+        arrays = host.load(extension("arrays", "pentad-xfer"))
+        actor: Any = ray.remote(Worker).remote()
+        first = bytes(pool.put(start))
+        second = arrays.call.double(first)
+        third = ray.get(actor.negative.remote(second))
+        assert max(map(len, (first, second, third))) <= 256
+
+        result = xfer.get(third)
+        assert np.array_equal(result, -2 * start)
+        assert not result.flags.writeable
+        onto, back = on_device(result, device)
+        assert np.array_equal(back, result)
+        # One copy down to a device; on the host, torch asks for one because the array is read-only.
+        assert [route.copies for route in onto] == [1, 0 if device == "cpu" else 1]
+        del result
+        ray.kill(actor)
+
+
+def on_device(array: np.ndarray, device: str) -> tuple[list[xfer.Route], np.ndarray]:
+    """The array as a torch tensor on the device, and back; the routes it took."""
+    target = "torch" if device == "cpu" else f"{device}:0"
+    down = xfer.explain(array, target)
+    there = xfer.move(array, target)
+    return [down, xfer.explain(there, "numpy")], xfer.move(there, "numpy")
+
+
+def test_through_a_device_of_host_memory() -> None:
+    """The same on the host-memory device: an allocation, a copy in, a spill to the host, and the same bits back."""
+    start = np.random.default_rng(1).random(1 << 16)
+    with xfer.GpuMemoryManager(xfer.HostAllocator(), budget="4MiB") as manager, xfer.Pool("4MiB") as pool:
+        handle = pool.put(start)
+        block = manager.allocate(start.nbytes, device="cuda:0", spillable=True)
+        with block.use(start.shape, start.dtype) as there, xfer.open(handle) as here:
+            there[:] = here
+        del here
+        manager.spill(block)
+        assert block.place == "host"
+        with block.use(start.shape, start.dtype) as again:
+            assert np.array_equal(again, start)
+        del there, again
+        block.release()
+        pool.release(handle)

@@ -1,0 +1,70 @@
+"""No library needs another: each imports with the others out of reach, and its wheel holds nothing but it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
+
+IMPORT_ALL = """
+import importlib, pathlib, sys
+
+own, others = sys.argv[1], sys.argv[2:]
+
+
+class OutOfReach:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in others:
+            raise AssertionError(f"{own} imports {name}")
+
+
+sys.meta_path.insert(0, OutOfReach())
+package = importlib.import_module(own)
+root = pathlib.Path(package.__file__).parent
+for file in root.rglob("*.py"):
+    parts = file.relative_to(root).with_suffix("").parts
+    if parts[-1] not in ("__init__", "__main__"):
+        importlib.import_module(".".join((own, *parts)))
+print(len([name for name in sys.modules if name.startswith(own)]))
+"""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_imports_without_the_siblings(package: str) -> None:
+    """Not one module of a package needs another package to be imported."""
+    others = [name for name in PACKAGES if name != package]
+    command = [sys.executable, "-c", IMPORT_ALL, package, *others]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_sibling_is_an_extra_with_a_bounded_range(package: str) -> None:
+    """No hard dependency on a sibling; where one is offered, the range ends before the next breaking version."""
+    project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())["project"]
+    assert not [line for line in project.get("dependencies", []) if line.startswith("pentad-")]
+    extras = project["optional-dependencies"]
+    links = [line for lines in extras.values() for line in lines if line.startswith("pentad-")]
+    siblings = [line for line in links if not line.startswith(f"pentad-{package}")]
+    assert all(re.fullmatch(r"pentad-\w+>=0\.\d+,<0\.\d+", line) for line in siblings), siblings
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_wheel_holds_one_package(package: str, tmp_path: Path) -> None:
+    """The wheel has the package with its typed marker and licence, and neither tests nor a sibling."""
+    command = ["uv", "build", "--quiet", "--wheel", "-o", str(tmp_path), str(ROOT / "packages" / package)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert f"{package}/py.typed" in names
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {package}

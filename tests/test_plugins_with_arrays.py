@@ -1,0 +1,117 @@
+"""An extension with another numpy exchanges arrays with its host by handles, and nothing is left of the dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import isolate
+import xfer
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def host(environments: Path, wheels: Path) -> Iterator[isolate.Host]:
+    """A host that offers our wheels to its extensions."""
+    with isolate.Host(environments, policy=isolate.Policy(find_links=(str(wheels),))) as host:
+        yield host
+
+
+@pytest.mark.timeout(300)
+def test_arrays_go_both_ways_without_a_copy(host: isolate.Host, extension: Callable[..., Path], device: str) -> None:
+    """64 MiB by handle to an extension with another numpy and back; neither side's own memory grows by a tenth."""
+    import torch
+
+    arrays = host.load(extension("arrays", "pentad-xfer"))
+    assert arrays.call.versions()["numpy"] != np.__version__
+    made = torch.arange(16 * MIB, dtype=torch.float32, device=device)
+    way = xfer.explain(made, "numpy")
+    assert way.copies == (0 if device == "cpu" else 1), way
+
+    with xfer.Pool("256MiB") as pool:
+        handle = pool.put(xfer.move(made, "numpy"))
+        seen = arrays.call.total(bytes(handle))
+        assert seen["total"] == float(made.sum(dtype=torch.float64))
+        assert not seen["writeable"]
+        assert seen["own"] < 6 * MIB
+
+        before = psutil.Process().memory_full_info().uss
+        answer = arrays.call.double(bytes(handle))
+        with xfer.open(answer) as doubled:
+            assert np.array_equal(doubled, np.arange(0, 32 * MIB, 2, dtype=np.float32))
+            assert not doubled.flags.writeable
+            # The comparison's own arrays are gone; what is left would be a copy of the array.
+            assert psutil.Process().memory_full_info().uss - before < 6 * MIB
+        del doubled
+        arrays.call.release(answer)
+        with pytest.raises(xfer.errors.StaleHandleError):
+            xfer.get(answer)
+        pool.release(handle)
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_extension_gives_back_what_it_held(host: isolate.Host, extension: Callable[..., Path]) -> None:
+    """Its lease of the host's array ends with it; an array of its own that the host holds stays whole."""
+    arrays = host.load(extension("arrays", "pentad-xfer"))
+    pid = arrays.call.versions()["pid"]
+    with xfer.Pool("64MiB") as pool:
+        handle = pool.put(np.ones(MIB, np.float32))
+        arrays.call.hold(bytes(handle))
+        pool.release(handle)
+        assert pool.stats().waiting_for_readers == 1
+
+        made = arrays.call.make(1000)
+        mine = xfer.get(made)
+        os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
+        deadline = time.monotonic() + 2
+        while pool.stats().waiting_for_readers and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert pool.stats().waiting_for_readers == 0
+        assert np.array_equal(mine, np.arange(1000, dtype=np.float32))
+        del mine
+        # A process that has not seen that memory yet is told that its producer is gone.
+        command = [sys.executable, "-c", "import sys, xfer; xfer.get(bytes.fromhex(sys.argv[1]))", made.hex()]
+        late = subprocess.run(command, capture_output=True, text=True)
+        assert "ProducerGoneError" in late.stderr
+
+
+HOST = """
+import json, sys
+import numpy, isolate, xfer
+
+store, plugin, wheels = sys.argv[1:]
+pool = xfer.Pool("64MiB")
+host = isolate.Host(store, policy=isolate.Policy(find_links=(wheels,))).__enter__()
+arrays = host.load(plugin)
+arrays.call.hold(bytes(pool.put(numpy.ones(1 << 20, numpy.float32))))
+print(json.dumps(arrays.call.versions()["pid"]), flush=True)
+arrays.call.spin()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_host_leaves_nothing(environments: Path, wheels: Path, extension: Callable[..., Path]) -> None:
+    """A host is killed while its extension spins with an array open: within two seconds nothing of either lives."""
+    plugin = extension("arrays", "pentad-xfer")
+    command = [sys.executable, "-c", HOST, str(environments), str(plugin), str(wheels)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = psutil.Process(json.loads(process.stdout.readline()))
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert worker in family
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
