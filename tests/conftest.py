@@ -13,6 +13,7 @@ from types import ModuleType
 
 import psutil
 import pytest
+from leftovers import leftovers, shared_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,7 +57,9 @@ def extension(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir(parents=True)
         shutil.copy(ROOT / "tests" / "parts" / "extensions" / f"{name}.py", folder / "main.py")
         lines = [f"  - {line}" for line in (OTHER_NUMPY, *dependencies)]
-        (folder / "manifest.yaml").write_text("\n".join([f"name: {name}", "dependencies:", *lines]) + "\n")
+        (folder / "manifest.yaml").write_text(
+            "\n".join([f"name: {name}", "restart: {limit: 1000}", "dependencies:", *lines])
+        )
         return folder
 
     return make
@@ -85,13 +88,6 @@ def tool() -> Callable[[str], ModuleType]:
     return load
 
 
-def shared_files() -> set[Path]:
-    """Files in shared memory under names that our libraries give; other programs of this machine use it too."""
-    names = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
-    places = [place for place in Path("/dev/shm").glob("*") if place.name.startswith(names)]
-    return {file for place in places for file in (place, *place.rglob("*")) if file.is_file()}
-
-
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """No child process and no file in shared memory survives a test."""
@@ -100,5 +96,5 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     left = {child for child in psutil.Process().children(recursive=True) if child not in children}
     assert not left, f"child processes left: {left}"
-    files = shared_files() - before
+    files = leftovers(before)
     assert not files, f"shared memory left: {files}"

@@ -373,6 +373,10 @@ class Extension:
         if incarnation is not self._current or incarnation.stopping or self.state is not State.READY:
             return
         self._current = None
+        self._crashed(death, incarnation.environment)
+
+    def _crashed(self, death: WorkerDied, environment: Environment | None) -> None:
+        # A worker that dies while it is being restarted counts as one that died: the limit decides, not the moment.
         self.failure = death
         self._become(State.CRASHED)
         self.logger.error("%s", death)
@@ -387,7 +391,7 @@ class Extension:
             return
         self._become(State.BACKOFF)
         delay = min(30.0, policy.backoff * 2 ** (len(self._crashes) - 1))
-        self._restart = asyncio.get_running_loop().create_task(self._restart_after(delay, incarnation.environment))
+        self._restart = asyncio.get_running_loop().create_task(self._restart_after(delay, environment))
 
     async def _restart_after(self, delay: float, environment: Environment | None) -> None:
         await asyncio.sleep(delay)
@@ -397,6 +401,8 @@ class Extension:
             self._become(State.STARTING)
             try:
                 self._current = await self._launch(environment)
+            except WorkerDied as death:
+                self._crashed(death, environment)
             except Exception as failure:
                 self.failure = failure
                 self.logger.error("%s could not be restarted: %s", self.name, failure)

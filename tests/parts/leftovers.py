@@ -1,0 +1,34 @@
+"""What lies in shared memory under our libraries' names, and whether it is a leftover or somebody's at work."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+NAMES = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
+
+
+def shared_files() -> set[Path]:
+    """Files in shared memory under names that our libraries give."""
+    places = [place for place in Path("/dev/shm").glob("*") if place.name.startswith(NAMES)]
+    return {file for place in places for file in (place, *place.rglob("*")) if file.is_file()}
+
+
+def leftovers(before: set[Path]) -> list[str]:
+    """New files in shared memory, without those of other programs that run on this machine."""
+    new = shared_files() - before
+    return sorted(str(file) for file in new if file.exists() and not _in_use_elsewhere(file))
+
+
+def _in_use_elsewhere(file: Path) -> bool:
+    own = {process.pid for process in (psutil.Process(), *psutil.Process().children(recursive=True))}
+    for process in psutil.process_iter():
+        if process.pid in own:
+            continue
+        with suppress(psutil.Error, OSError):
+            mapped = (Path("/proc") / str(process.pid) / "maps").read_text()
+            if str(file) in mapped or any(opened.path == str(file) for opened in process.open_files()):
+                return True
+    return False

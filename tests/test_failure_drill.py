@@ -1,0 +1,33 @@
+"""Random `kill -9` of workers, extensions and readers: every answer is right or a typed error, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(60, marks=pytest.mark.timeout(240)),
+        pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+)
+def test_the_drill(seconds: int, root: Path, tmp_path: Path, extension: Callable[..., Path], wheels: Path) -> None:
+    """The five work while their processes are killed; no answer is wrong and the machine is as before."""
+    command = [sys.executable, "tests/parts/drill.py", str(extension("arrays", "pentad-xfer")), str(wheels)]
+    report = tmp_path / "drill.json"
+    command += ["--seconds", str(seconds), "--json", str(report)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert found["left"] == {"shared": [], "processes": [], "temporary": [], "descriptors": 0}
+    assert set(found["right"]) == {"read", "serve", "plug in", "solve", "ray"}
+    assert sum(found["killed"].values()) >= seconds / 6
+    assert len(found["killed"]) >= 3
+    assert sum(found["errors"].values()) >= 1
