@@ -6,6 +6,7 @@ from ternary.language.compiler import check, compile, generate
 from ternary.language.formatter import format_source
 from ternary.modelfile import load, save
 from ternary.quantize import Recipe, Report, quantize, rules_by_sensitivity, sensitivity, to_fp16, to_int8
+from ternary.runtime.pack import pack
 from ternary.train import TrainConfig, fit
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "generate",
     "load",
     "nn",
+    "pack",
     "quantize",
     "rules_by_sensitivity",
     "save",

@@ -73,3 +73,19 @@ class KernelUnavailableError(TernaryError, RuntimeError):
 
 class LayerShapeError(TernaryError, ValueError):
     """Weights, scales or inputs of a packed layer do not fit one another in shape, dtype or device."""
+
+
+class NothingToPackError(TernaryError, ValueError):
+    """A model without ternary layers was given where their packed form is wanted."""
+
+
+class ExportError(TernaryError, ValueError):
+    """A model cannot be written in a format: a layer, a size or a scale that the format has no place for."""
+
+
+class ImportFormatError(TernaryError, ValueError):
+    """A foreign file is damaged, or holds weights that are not exactly ternary."""
+
+
+class ManifestError(TernaryError, ValueError):
+    """Exported files are missing, or differ from what their manifest says of them."""

@@ -22,6 +22,7 @@ from ternary import packing
 from ternary.errors import ModelFileError, PackedDataError
 from ternary.language.compiler import compile as compile_source
 from ternary.nn.layers import ternary_layers
+from ternary.runtime.pack import Parts, pack, packed_layers, parts
 
 FORMAT, VERSION = "pentad-ternary", 1
 ENCODINGS = ("2bit", "base3")
@@ -58,7 +59,8 @@ def save(
     """Write a model to a file, its ternary layers packed; the file appears whole or not at all.
 
     Args:
-        model: Any module; one compiled from a program carries that program into the file.
+        model: Any module, also what `ternary.pack` made (the same values and scales); one compiled from a program carries
+            that program into the file.
         path: Where to, by custom ending in `.safetensors`.
         arguments: The arguments that the model was made with, so that `load` can make it again.
         encoding: '2bit' (4 weights a byte) or 'base3' (5 weights a byte, for storage).
@@ -72,21 +74,22 @@ def save(
     """
     if encoding not in ENCODINGS:
         raise ModelFileError(f"unknown encoding {encoding!r}; it is one of {', '.join(ENCODINGS)}")
-    layers = ternary_layers(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     # One storage may carry two names (tied weights); safetensors wants each tensor to own its memory.
     tensors = {k: v.clone() for k, v in tensors.items()}
     entries: dict[str, LayerEntry] = {}
-    for name, layer in layers.items():
+    for name, found in _layers(model).items():
         prefix = f"{name}." if name else ""
-        values, positive, negative = (t.cpu() for t in layer.ternary_values())
+        values, positive, negative = found.values.cpu(), found.positive.cpu(), found.negative.cpu()
         rows = values.reshape(values.shape[0], -1) if values.numel() else values.reshape(values.shape[0], 0)
         packed = packing.pack_2bit(rows) if encoding == "2bit" else packing.pack_base3(rows)
-        for key in ("weight", "scale_positive", "scale_negative"):
-            tensors.pop(prefix + key, None)
+        # A packed layer keeps more under other names, all of it in its parts.
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+        if found.bias is not None:
+            tensors[prefix + "bias"] = found.bias.detach().cpu().contiguous().clone()
         tensors[prefix + "weight.packed"] = packed
         tensors[prefix + "weight.scale"] = positive.detach().contiguous().clone()
-        if layer.scale_negative is not None:
+        if found.positive is not found.negative:
             tensors[prefix + "weight.scale_negative"] = negative.detach().contiguous().clone()
         entries[name] = LayerEntry(tuple(values.shape), encoding, int((values == 0).sum()))
     header = {
@@ -99,6 +102,16 @@ def save(
     }
     _write_whole(tensors, {"ternary": json.dumps(header, sort_keys=True)}, Path(path))
     return info(path)
+
+
+def _layers(model: nn.Module) -> dict[str, Parts]:
+    """What is stored packed: the ternary layers and the packed ones, in the model's order."""
+    found = {name: parts(layer) for name, layer in packed_layers(model).items()}
+    for name, layer in ternary_layers(model).items():
+        values, positive, negative = layer.ternary_values()
+        negative = positive if layer.scale_negative is None else negative
+        found[name] = Parts(values, positive, negative, getattr(layer, "bias", None))
+    return found
 
 
 def _write_whole(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -201,13 +214,14 @@ def unpack_layer(tensors: dict[str, Tensor], prefix: str, entry: LayerEntry) -> 
     return unpack(packed, size).reshape(entry.shape)
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = False) -> nn.Module:
     """Read a model from a file.
 
     Args:
         path: A file written by `save`.
         model: Where to load to; by default the model is compiled from the program in the file. The ternary layers
             then get their stored values and scales exactly (quantizer 'exact', TTQ kept).
+        packed: Give back the packed form for inference, as `ternary.pack` makes it.
 
     Returns:
         The model, in evaluation mode.
@@ -221,6 +235,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise ModelFileError(f"{path} carries no program; pass the model to load into")
         model = compile_source(found.source, found.model, name=str(path))(**found.arguments)
     state = read_state(path)
+    _fit_scales(state, model)
     try:
         model.load_state_dict(state)
     except RuntimeError as e:
@@ -228,4 +243,19 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     for layer in ternary_layers(model).values():
         if layer.scale_positive is None:
             layer.quantizer = "exact"
-    return model.eval()
+    return pack(model) if packed else model.eval()
+
+
+def _fit_scales(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Bring the scales of packed layers to the form in which TTQ layers learn them."""
+    for name, layer in ternary_layers(model).items():
+        prefix = f"{name}." if name else ""
+        weight = state.get(prefix + "weight")
+        for key in ("scale_positive", "scale_negative"):
+            own = getattr(layer, key)
+            if own is None or weight is None or not weight.numel():
+                continue
+            # A file of a packed layer has one scale for both signs where they were equal, and one a row in any case.
+            given = state.get(prefix + key, weight.flatten(1).abs().amax(1)).flatten()
+            if own.numel() == given.numel() or own.numel() == 1:
+                state[prefix + key] = (given if own.numel() > 1 else given.max()).reshape(own.shape)

@@ -218,34 +218,35 @@ class PackedEmbedding(nn.Module):
     Args:
         num_embeddings: rows V.
         embedding_dim: values D of a row.
+        dtype: of what is looked up.
     """
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.num_embeddings, self.embedding_dim, self.dtype = num_embeddings, embedding_dim, dtype
         packed = torch.full((num_embeddings, -(-embedding_dim // 4)), 0x55, dtype=torch.uint8)
         self.register_buffer("weight", packed)
         self.register_buffer("scale", torch.ones(num_embeddings))
 
     @classmethod
-    def from_ternary(cls, values: Tensor, scale: Tensor | float) -> Self:
+    def from_ternary(cls, values: Tensor, scale: Tensor | float, *, dtype: torch.dtype = torch.float32) -> Self:
         """Build the table from -1, 0, +1 of shape (V, D) and one scale, or one per row."""
         packed = pack_2bit(values)
         if values.dim() != 2:
             raise LayerShapeError(f"got values of shape {tuple(values.shape)}, wanted (V, D)")
-        layer = cls(*values.shape)
+        layer = cls(*values.shape, dtype=dtype)
         layer.weight, layer.scale = packed, _per_channel("scale", scale, values.shape[0], values)
         return layer
 
     def forward(self, index: Tensor) -> Tensor:
-        """Look up integers of any shape in 0 … V - 1: float32 of shape (..., D)."""
+        """Look up integers of any shape in 0 … V - 1: shape (..., D), in the table's dtype."""
         shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=self.weight.device)
         codes = nn.functional.embedding(index, self.weight).unsqueeze(-1) >> shifts & 3
         values = codes.flatten(-2)[..., : self.embedding_dim].float() - 1
-        return values * self.scale[index].unsqueeze(-1)
+        return (values * self.scale[index].unsqueeze(-1)).to(self.dtype)
 
     @torch.jit.unused
     def values(self) -> Tensor:

@@ -14,15 +14,16 @@ __all__ = ["KERNELS"]
 KERNELS = ("auto", "torch", "portable", "avx2", "avx512vnni", "neon", "triton")
 """Every name that a `kernel` argument may have on some machine."""
 
+# The argument is called path: torch.compile keeps the name kernel for itself.
 # Library, not the custom_op decorator, which costs some 30 us a call.
 _library = torch.library.Library("ternary", "DEF")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
-    "linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, str kernel='auto', int threads=0) -> Tensor",
+    "linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, str path='auto', int threads=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides),
 )
 _library.define(  # type: ignore[no-untyped-call]
     "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int[2] kernel_size, int[2] stride, int[2] padding, "
-    "int[2] dilation, int groups, str kernel='auto', int threads=0) -> Tensor",
+    "int[2] dilation, int groups, str path='auto', int threads=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -81,33 +82,33 @@ def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
 
 
 def _linear_cpu(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto", threads: int = 0
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
 ) -> Tensor:
     _check_linear(x, weight, scale, bias)
     # The usual input goes straight through: at batch 1 every call here is a percent of the time.
     plain = x.dtype == torch.float32 and x.dim() == 2 and x.is_contiguous()
     rows = x if plain else x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    if kernel == "triton":
+    if path == "triton":
         y = gpu.linear(rows, weight, scale, bias)
-    elif (path := native.path_number(kernel)) < 0:
+    elif (number := native.path_number(path)) < 0:
         y = fallback.linear(rows, weight, scale, bias)
     else:
-        y = native.linear(rows, weight, scale, bias, path, threads or torch.get_num_threads())
+        y = native.linear(rows, weight, scale, bias, number, threads or torch.get_num_threads())
     return y if plain else y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
 def _linear_elsewhere(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto", threads: int = 0
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
 ) -> Tensor:
     _check_linear(x, weight, scale, bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    on_triton = kernel == "triton" or (kernel == "auto" and x.is_cuda and gpu.is_available())
+    on_triton = path == "triton" or (path == "auto" and x.is_cuda and gpu.is_available())
     y = (gpu.linear if on_triton else fallback.linear)(rows, weight, scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
 def _linear_shape(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto", threads: int = 0
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], scale.shape[0]))
 
@@ -122,7 +123,7 @@ def _conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    kernel: str = "auto",
+    path: str = "auto",
     threads: int = 0,
 ) -> Tensor:
     _check_conv(x, weight, scale, bias, kernel_size, groups)
@@ -132,13 +133,13 @@ def _conv2d(
             f"got an input of {x.shape[2]} x {x.shape[3]}, too small for kernel {tuple(kernel_size)}, stride "
             f"{tuple(stride)}, padding {tuple(padding)}, dilation {tuple(dilation)}"
         )
-    path = -1 if x.device.type != "cpu" else native.path_number(kernel)
-    if path < 0:
+    number = -1 if x.device.type != "cpu" else native.path_number(path)
+    if number < 0:
         y = fallback.conv2d(x.float(), weight, scale, bias, kernel_size, stride, padding, dilation, groups)
     else:
         image = x.float().contiguous(memory_format=torch.channels_last)
         y = native.conv2d(
-            *(image, weight, scale, bias, kernel_size, stride, padding, dilation, groups, out_size, path),
+            *(image, weight, scale, bias, kernel_size, stride, padding, dilation, groups, out_size, number),
             threads or torch.get_num_threads(),
         )
     return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -154,7 +155,7 @@ def _conv2d_shape(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    kernel: str = "auto",
+    path: str = "auto",
     threads: int = 0,
 ) -> Tensor:
     height, width = fallback.out_size(x.shape[2], x.shape[3], kernel_size, stride, padding, dilation)
