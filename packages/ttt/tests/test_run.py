@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, Wanderer
+from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, StartsAChild, Wanderer
 
 import ttt
 from ttt.errors import InvalidBackendError, TTTError
@@ -116,6 +116,15 @@ def test_peak_memory_agrees_with_the_kernel(sample_arc_tasks: list[ttt.Task]) ->
     kernel = int(result.predictions[0].first.why) * 1024
     assert result.peak_memory == pytest.approx(kernel, rel=0.1)
     assert result.peak_memory > 300_000_000
+
+
+def test_memory_of_children_counts(sample_arc_tasks: list[ttt.Task]) -> None:
+    """What a backend's own child process holds counts against the task's limit, and the child is ended too."""
+    budget = ttt.Budget(seconds=50, memory=300_000_000)
+    result = finish(ttt.run(sample_arc_tasks[:1], backend=StartsAChild(300), budget=budget))["identity"]
+    assert result.reason == "memory", result.error
+    assert result.peak_memory > 300_000_000
+    assert result.answered
 
 
 @pytest.mark.parametrize(
