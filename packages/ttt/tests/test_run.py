@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, StartsAChild, Wanderer
 
@@ -250,17 +251,25 @@ SLOW_WALK = ["--backend", "ttt_test_backends:Wanderer", "--set", "seconds_per_st
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-def test_ctrl_c_leaves_a_valid_submission(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
-    """SIGINT to the command: status 130, within seconds, and a submission with every id."""
-    child = solve_command(integration_test_dir, sample_arc_tasks, *SLOW_WALK, "--budget", "100s")
-    wait_for(integration_test_dir / "out.json")
+@pytest.mark.parametrize("backend", [SLOW_WALK, ["--backend", "grid"]], ids=["walk", "grid"])
+def test_ctrl_c_leaves_a_valid_submission(
+    sample_arc_tasks: list[ttt.Task], integration_test_dir: Path, backend: list[str]
+) -> None:
+    """SIGINT to the command, while workers solve: status 130 within five seconds, and a submission with every id."""
+    child = solve_command(integration_test_dir, sample_arc_tasks[::-1], *backend, "--budget", "100s", "--workers", "2")
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 40
+    while len(workers) < 2 and time.monotonic() < deadline:
+        workers = psutil.Process(child.pid).children()
+        time.sleep(0.05)
     time.sleep(1)
     begun = time.monotonic()
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 130, out
-    assert time.monotonic() - begun < 20
-    assert set(ttt.read_submission(integration_test_dir / "out.json")) == {t.id for t in sample_arc_tasks}
+    assert time.monotonic() - begun < 5, "the promise is five seconds, of which a busy backend may take two"
+    answers = ttt.read_submission(integration_test_dir / "out.json")
+    assert {i: len(a) for i, a in answers.items()} == {t.id: len(t.test) for t in sample_arc_tasks}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
@@ -284,17 +293,8 @@ def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], i
     assert resumed == whole.submission().encode()
 
 
-def wait_for(path: Path) -> None:
-    """Wait until a file is there."""
-    deadline = time.monotonic() + 30
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 def test_workers_end_with_their_parent(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
     """Killing the command with -9 leaves no worker alive."""
-    import psutil
-
     child = solve_command(integration_test_dir, sample_arc_tasks, *SLOW_WALK, "--budget", "100s", "--workers", "2")
     deadline = time.monotonic() + 30
     workers: list[psutil.Process] = []

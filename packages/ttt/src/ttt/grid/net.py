@@ -26,6 +26,8 @@ DROP = 0.3
 RATE = 2e-3
 SNAPSHOTS = (0.55, 0.75, 0.9, 1.0)
 """Shares of the training after which the averaged weights vote."""
+SHARE_OF_TIME = 0.92
+"""Of the time that is left the training takes so much, the last vote the rest."""
 
 FLAGS = (
     "inside or outside",
@@ -254,8 +256,8 @@ def train(
         outputs: The training outputs.
         seed: Of all randomness.
         work: Counts work and says when to stop.
-        steps: Length of the schedule; the learning rate ends there. Training ends early once two snapshots in a row
-            fit all pairs and all their views agree.
+        steps: Length of the schedule; the learning rate ends there, or with the time that `work` knows to be left.
+            Training ends early once two snapshots in a row fit all pairs and all their views agree.
         extras: Per input further views of the same size.
 
     Yields:
@@ -270,11 +272,16 @@ def train(
     adam, judged = FlatAdam(net), flatten(judge)
     tests = len(inputs) - len(outputs)
     verdict = Verdict([{} for _ in range(tests)], [{} for _ in range(tests)])
-    marks = [max(1, int(share * steps)) for share in SNAPSHOTS]
-    for step in range(1, steps + 1):
+    step, gone, taken = 0, 0.0, 0
+    allowed = work.seconds_left() if work.seconds_left is not None else math.inf
+    while gone < 1.0:
         if work.over:
             return
-        rate = RATE * min(1.0, step / 20) * min(1.0, 0.05 + 0.95 * 2 * (1 - step / steps))
+        step += 1
+        gone = step / steps
+        if work.seconds_left is not None and not math.isinf(allowed):
+            gone = min(1.0, max(gone, (1 - work.seconds_left() / allowed) / SHARE_OF_TIME))
+        rate = RATE * min(1.0, step / 20) * min(1.0, 0.05 + 0.95 * 2 * (1 - gone))
         x, inside, wanted = deck.batch(*_draw(deck, rng))
         rounds = ROUNDS + int(rng.integers(-1, 2))
         loss = torch.zeros(())
@@ -283,9 +290,10 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step(rate, keep=min(0.97, 1 - 1 / (1 + step / 4)))
         work.spend()
-        if step in marks:
+        if gone >= SNAPSHOTS[taken]:
+            taken += 1
             judged.copy_(adam.average)
-            _vote(judge, deck, verdict, step / steps)
+            _vote(judge, deck, verdict, gone)
             yield verdict
             settled = settled + 1 if verdict.fit == 1.0 and min(verdict.agreement) > 0.999 else 0
             if settled == 2:
