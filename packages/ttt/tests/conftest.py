@@ -78,18 +78,31 @@ def _children() -> set[int]:
 
 @pytest.fixture(scope="session")
 def own_temporary_folder() -> Iterator[str]:
-    """A temporary folder for this session and its children, so that other programs' files are not taken for ours."""
+    """A temporary folder for this session and its children, so that other programs' files are not taken for ours.
+
+    The children also share compiled modules in it: a hundred workers would otherwise compile the same files wherever
+    Python is told to write none (or may not), three seconds each.
+    """
     folder = tempfile.mkdtemp(prefix="ttt-session-")
     before, tempfile.tempdir = tempfile.tempdir, folder
-    outside = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = folder
-    yield folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setenv("PYTHONPYCACHEPREFIX", os.path.join(folder, "compiled"))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield folder
     tempfile.tempdir = before
-    if outside is None:
-        del os.environ["TMPDIR"]
-    else:
-        os.environ["TMPDIR"] = outside
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread, as in the workers: two threads on two busy cores are many times slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -99,15 +112,18 @@ def cleanup_resources(request: pytest.FixtureRequest, own_temporary_folder: str)
         yield
         return
     children, temporary = _children(), set(os.listdir(own_temporary_folder))
-    gc.collect()
-    descriptors = psutil.Process().num_fds() if os.name == "posix" else 0
+    descriptors = _descriptors()
     yield
-    gc.collect()
     deadline = time.monotonic() + 5
     while _children() - children and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _children() - children == set(), "a child process survived the test"
-    if os.name == "posix":
-        assert psutil.Process().num_fds() <= descriptors, "a descriptor survived the test"
+    if _descriptors() > descriptors:
+        gc.collect()  # only now: with PyTorch loaded a collection takes longer than most tests
+    assert _descriptors() <= descriptors, "a descriptor survived the test"
     left = {n for n in set(os.listdir(own_temporary_folder)) - temporary if n.startswith(("ttt-", ".tmp-"))}
     assert left == set(), "a temporary file survived the test"
+
+
+def _descriptors() -> int:
+    return psutil.Process().num_fds() if os.name == "posix" else 0

@@ -23,7 +23,7 @@ def registries() -> Iterator[None]:
 
 def best(train: list[tuple[np.ndarray, np.ndarray]], test: np.ndarray) -> tuple[list[list[int]], str]:
     """The search's first answer and its reason."""
-    last = list(solve(train, [test], seed=0, stop=lambda: False, stages=("search",)))[-1]
+    last = list(solve(train, [test], seed=0, stop=lambda: False, steps=60, stages=("search",)))[-1]
     return last.answers[0][0].grid.tolist(), last.answers[0][0].why
 
 

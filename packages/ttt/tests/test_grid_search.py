@@ -105,8 +105,9 @@ def test_feature_measures_the_picture(name: str, before: str, after: str) -> Non
 def test_every_view_gives_a_legal_grid_or_nothing() -> None:
     """On odd grids, too, a transformation gives a uint8 grid that the search accepts, or None."""
     rng = np.random.default_rng(0)
-    shapes = [(1, 1), (1, 7), (6, 1), (3, 3), (9, 4), (30, 30)]
+    shapes = [(1, 1), (1, 7), (6, 1), (3, 3), (9, 4)]
     grids = [rng.integers(0, k, shape).astype(np.uint8) for shape in shapes for k in (1, 2, 10)]
+    grids.append(rng.integers(0, 10, (30, 30)).astype(np.uint8))
     legal = 0
     for view in VIEWS.values():
         for grid in grids:
@@ -180,17 +181,17 @@ RULES = [
 def test_search_finds_the_rule(rule) -> None:
     """A rule made of known parts is found from three pairs and answers the test."""
     inputs, outputs, hidden = task(rule, boxes(3))
-    found = None
     for found in search(inputs, outputs, 0, Work(lambda: False)):
         assert found.groups
-    assert found is not None
-    ranked = votes(found.programs, 1)[0]
-    assert hidden[0].tolist() in [g.tolist() for _, _, g in ranked[:2]]
+        ranked = votes(found.programs, 1)[0]
+        if hidden[0].tolist() in [g.tolist() for _, _, g in ranked[:2]]:
+            return
+    pytest.fail("the search ended without the rule")
 
 
 def test_every_program_is_right_on_the_training_pairs() -> None:
     """Programs are verified on all cells: with a training pair as the test each gives that pair's output."""
-    inputs, outputs, _ = task(grown, boxes(5))
+    inputs, outputs, _ = task(grown, boxes(5, size=7))
     again = [*inputs[:3], inputs[0]]
     for found in search(again, outputs, 0, Work(lambda: False)):
         for program in found.programs:
@@ -201,8 +202,7 @@ def test_every_program_is_right_on_the_training_pairs() -> None:
 def test_answer_says_why_in_words() -> None:
     """The search's answer names its program."""
     grids = boxes(1)
-    last = list(
-        solve([(g, g[:, ::-1]) for g in grids[:3]], [grids[3]], seed=0, stop=lambda: False, stages=("search",))
-    )[-1]
+    pairs = [(g, g[:, ::-1]) for g in grids[:3]]
+    last = list(solve(pairs, [grids[3]], seed=0, stop=lambda: False, steps=20, stages=("search",)))[-1]
     assert last.answers[0][0].why == "mirrored left-right"
     assert last.answers[0][0].confidence > 0.8

@@ -43,15 +43,6 @@ from ttt.backends.model_service import ModelService  # noqa: E402 after the skip
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    """One thread, as in the workers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with sixteen symbols, random, then trained for seconds on recolourings; as safetensors."""
@@ -305,6 +296,18 @@ class TestAdapter:
         assert len(last.answers) == 2
         assert all(options for options in last.answers)
         assert CheckpointStore(integration_test_dir / "adapter", kind="lm").load().about["step"] == 4
+
+    def test_shared_weights_answer_alike(self, tiny_lm: Path) -> None:
+        """The model from shared memory gives the answers of the model from its files, and its segment goes away."""
+        pytest.importorskip("zerocopy", reason='needs the extra "zerocopy"')
+        backend = LmBackend(str(tiny_lm), device="cpu", share=True, lora={"steps": 4, "rank": 4, "prediction_views": 1})
+        (alone,) = backend.solve(small_task(), free_clock(), None)
+        with backend.sharing() as shared:
+            (mapped,) = shared.solve(small_task(), free_clock(), None)
+        assert not Path(shared.shared.path).exists()
+        pairs = list(zip(alone.answers[0], mapped.answers[0], strict=True))
+        assert pairs
+        assert all(same(a.grid, b.grid) and a.confidence == b.confidence for a, b in pairs)
 
     @pytest.mark.slow
     @pytest.mark.timeout(300)

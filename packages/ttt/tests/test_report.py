@@ -11,7 +11,7 @@ import pytest
 from ttt_test_backends import ColourTable, Misbehaving
 
 import ttt
-from ttt.calibration import Curve, calibration_error, curves_json, fit_curve, reliability
+from ttt.calibration import Curve, calibration_error, calibration_json, fit_curve, reliability
 from ttt.errors import UnreadableFileError
 from ttt.report import read_run, write_report
 
@@ -99,6 +99,6 @@ def test_curves_are_written_by_stage() -> None:
     """Each stage gets a curve of its own."""
     import json
 
-    made = json.loads(curves_json([("a", 0.5, True), ("a", 0.7, True), ("b", 0.5, False)], "a test"))
+    made = json.loads(calibration_json("b", [("a", 0.5, True), ("a", 0.7, True), ("b", 0.5, False)], "a test"))
     assert {k: v["answers"] for k, v in made["curves"].items()} == {"a": 2, "b": 1}
     assert Curve(tuple(made["curves"]["b"]["claimed"]), tuple(made["curves"]["b"]["true"]))(0.5) == 0.0

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, Wanderer
+from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, StartsAChild, Wanderer
 
 import ttt
 from ttt.errors import InvalidBackendError, TTTError
@@ -116,6 +117,15 @@ def test_peak_memory_agrees_with_the_kernel(sample_arc_tasks: list[ttt.Task]) ->
     kernel = int(result.predictions[0].first.why) * 1024
     assert result.peak_memory == pytest.approx(kernel, rel=0.1)
     assert result.peak_memory > 300_000_000
+
+
+def test_memory_of_children_counts(sample_arc_tasks: list[ttt.Task]) -> None:
+    """What a backend's own child process holds counts against the task's limit, and the child is ended too."""
+    budget = ttt.Budget(seconds=50, memory=300_000_000)
+    result = finish(ttt.run(sample_arc_tasks[:1], backend=StartsAChild(300), budget=budget))["identity"]
+    assert result.reason == "memory", result.error
+    assert result.peak_memory > 300_000_000
+    assert result.answered
 
 
 @pytest.mark.parametrize(
@@ -241,17 +251,25 @@ SLOW_WALK = ["--backend", "ttt_test_backends:Wanderer", "--set", "seconds_per_st
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-def test_ctrl_c_leaves_a_valid_submission(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
-    """SIGINT to the command: status 130, within seconds, and a submission with every id."""
-    child = solve_command(integration_test_dir, sample_arc_tasks, *SLOW_WALK, "--budget", "100s")
-    wait_for(integration_test_dir / "out.json")
+@pytest.mark.parametrize("backend", [SLOW_WALK, ["--backend", "grid"]], ids=["walk", "grid"])
+def test_ctrl_c_leaves_a_valid_submission(
+    sample_arc_tasks: list[ttt.Task], integration_test_dir: Path, backend: list[str]
+) -> None:
+    """SIGINT to the command, while workers solve: status 130 within five seconds, and a submission with every id."""
+    child = solve_command(integration_test_dir, sample_arc_tasks[::-1], *backend, "--budget", "100s", "--workers", "2")
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 40
+    while len(workers) < 2 and time.monotonic() < deadline:
+        workers = psutil.Process(child.pid).children()
+        time.sleep(0.05)
     time.sleep(1)
     begun = time.monotonic()
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 130, out
-    assert time.monotonic() - begun < 20
-    assert set(ttt.read_submission(integration_test_dir / "out.json")) == {t.id for t in sample_arc_tasks}
+    assert time.monotonic() - begun < 5, "the promise is five seconds, of which a busy backend may take two"
+    answers = ttt.read_submission(integration_test_dir / "out.json")
+    assert {i: len(a) for i, a in answers.items()} == {t.id: len(t.test) for t in sample_arc_tasks}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
@@ -275,17 +293,8 @@ def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], i
     assert resumed == whole.submission().encode()
 
 
-def wait_for(path: Path) -> None:
-    """Wait until a file is there."""
-    deadline = time.monotonic() + 30
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 def test_workers_end_with_their_parent(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
     """Killing the command with -9 leaves no worker alive."""
-    import psutil
-
     child = solve_command(integration_test_dir, sample_arc_tasks, *SLOW_WALK, "--budget", "100s", "--workers", "2")
     deadline = time.monotonic() + 30
     workers: list[psutil.Process] = []

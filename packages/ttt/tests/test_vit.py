@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,15 +19,6 @@ from ttt.backends.vit import VitBackend, VitTraining, read_canvas  # noqa: E402 
 
 SHAPE = {"side": 8, "patch": 2, "width": 32, "heads": 2, "depth": 2}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    """One thread, as in the workers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def task(side: int = 4) -> ttt.Task:

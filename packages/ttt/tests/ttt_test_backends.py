@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,3 +118,22 @@ class HoldsMemory:
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         del held
         yield Progress(tuple((Candidate(p.input, 0.3, "identity", peak.split()[1]),) for p in task.test))
+
+
+@dataclass(frozen=True)
+class StartsAChild:
+    """Lets another process hold the memory."""
+
+    megabytes: int
+    name: str = "starts-a-child"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Answer, then wait for a child that holds memory until the clock says stop."""
+        yield Progress(tuple((Candidate(p.input, 0.3, "identity"),) for p in task.test))
+        code = f"held = bytearray(b'1') * {self.megabytes * 1_000_000}; print(flush=True); input()"
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            while not clock.stop():
+                time.sleep(0.05)
+            child.communicate(b"\n")

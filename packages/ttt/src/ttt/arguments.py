@@ -46,6 +46,9 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run that was cut short")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="records of the run (default: beside the output)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="records shared between runs")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="confidence curves of eval --calibrate (default: ttt's own)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
@@ -96,6 +99,7 @@ def make_run(args: argparse.Namespace, tasks: TaskSet, folder: Path) -> Run:
         resume=args.resume,
         cache=args.cache,
         pool="ray" if args.ray else "local",
+        calibration=args.calibration,
     )
 
 

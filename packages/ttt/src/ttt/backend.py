@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,6 +69,17 @@ def named_backend(backend: Backend | str, **settings: Any) -> Backend:
     except (ImportError, AttributeError, TypeError) as error:
         raise InvalidBackendError(f"backend {backend!r} cannot be made: {error}") from error
     return named_backend(made)
+
+
+def sharing(backend: Backend) -> AbstractContextManager[Backend]:
+    """What a backend gives to processes that are started within a block.
+
+    A backend with a method ``sharing`` of its own can, for example, load a model once for all of them: a run enters it
+    once, and on a Ray cluster each supervising process enters what that gave once more, for its node. Any other backend
+    is given as it is.
+    """
+    own = getattr(backend, "sharing", None)
+    return nullcontext(backend) if own is None else own()
 
 
 def check_portable(backend: Backend) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
+
+from ttt.errors import UnreadableFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +67,58 @@ def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: 
     return sum(n * abs(c - r) for c, r, n in reliability(confidence, right, bins)) / max(1, len(confidence))
 
 
-@cache
-def shipped_curves() -> dict[str, Curve]:
-    """The curves that come with ttt, by stage; fitted on held-out tasks, see calibration.json."""
-    raw = json.loads(files("ttt").joinpath("calibration.json").read_text("utf-8"))
-    return {stage: Curve(tuple(c["claimed"]), tuple(c["true"])) for stage, c in raw["curves"].items()}
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A curve for each stage of one backend; stages without a curve are taken at their word.
+
+    Attributes:
+        backend: the name of the backend whose answers the curves were fitted on.
+        curves: by stage.
+    """
+
+    backend: str
+    curves: Mapping[str, Curve]
+
+    def __call__(self, stage: str, confidence: float) -> float:
+        """The calibrated confidence, in [0, 1], of an answer for which a stage claimed one."""
+        bounded = min(1.0, max(0.0, confidence))
+        curve = self.curves.get(stage)
+        return bounded if curve is None else curve(bounded)
 
 
-def calibrated(stage: str, confidence: float) -> float:
-    """The calibrated confidence of an answer; a stage without a curve is taken at its word, within [0, 1]."""
-    curve = shipped_curves().get(stage)
-    bounded = min(1.0, max(0.0, confidence))
-    return bounded if curve is None else curve(bounded)
+AS_CLAIMED = Calibration("", {})
+"""Takes every stage at its word."""
 
 
-def curves_json(outcomes: Iterable[tuple[str, float, bool]], about: str) -> str:
-    """Fit one curve per stage from (stage, claimed, right) and return the text of a calibration.json."""
+def read_calibration(path: str | os.PathLike[str] | None = None) -> Calibration:
+    """The curves in a file that ``ttt eval --calibrate`` wrote, or without a path those that come with ttt.
+
+    Raises:
+        UnreadableFileError: the file is missing, or holds no curves that rise from 0 to 1.
+    """
+    try:
+        source = files("ttt").joinpath("calibration.json") if path is None else Path(path)
+        raw = json.loads(source.read_text("utf-8"))
+        curves = {
+            str(k): Curve(tuple(map(float, c["claimed"])), tuple(map(float, c["true"])))
+            for k, c in raw["curves"].items()
+        }
+        backend = str(raw["backend"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableFileError(
+            f"{path}: cannot be read as confidence curves ({type(error).__name__}: {error}); "
+            "give a file that ttt eval --calibrate wrote"
+        ) from error
+    for stage, c in curves.items():
+        for values in (c.claimed, c.true):
+            rises = list(values) == sorted(values) and all(0 <= v <= 1 for v in values)
+            if not rises or not values or len(c.claimed) != len(c.true):
+                raise UnreadableFileError(f"{path}: the curve of {stage!r} does not rise within 0 to 1: {values}")
+    return Calibration(backend, curves)
+
+
+def calibration_json(backend: str, outcomes: Iterable[tuple[str, float, bool]], about: str) -> str:
+    """Fit one curve per stage from (stage, claimed, right) and return the text of a calibration file."""
     by_stage: dict[str, list[tuple[float, bool]]] = {}
     for stage, claimed, right in outcomes:
         by_stage.setdefault(stage, []).append((claimed, right))
@@ -87,4 +126,4 @@ def curves_json(outcomes: Iterable[tuple[str, float, bool]], about: str) -> str:
     for stage, rows in sorted(by_stage.items()):
         curve = fit_curve([c for c, _ in rows], [r for _, r in rows])
         curves[stage] = {"claimed": curve.claimed, "true": curve.true, "answers": len(rows)}
-    return json.dumps({"about": about, "curves": curves}, indent=1) + "\n"
+    return json.dumps({"about": about, "backend": backend, "curves": curves}, indent=1) + "\n"

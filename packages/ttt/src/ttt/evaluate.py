@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ttt.calibration import calibration_error, curves_json, reliability
+from ttt.calibration import calibration_error, calibration_json, reliability
 from ttt.events import TaskResult
 from ttt.live import solved
 from ttt.scoring import Score, score
@@ -88,8 +88,8 @@ def evaluate(results: Sequence[TaskResult], tasks: Sequence[Task]) -> Evaluation
     )
 
 
-def calibration_text(results: Sequence[TaskResult], tasks: Sequence[Task], about: str) -> str:
-    """The text of a calibration.json fitted on these results: what each stage claimed, and what was true."""
+def calibration_text(backend: str, results: Sequence[TaskResult], tasks: Sequence[Task], about: str) -> str:
+    """The text of a calibration file fitted on these results: what each stage claimed, and what was true."""
     by_id = {r.task_id: r for r in results}
     outcomes = []
     for task in tasks:
@@ -99,4 +99,4 @@ def calibration_text(results: Sequence[TaskResult], tasks: Sequence[Task], about
                 for attempt in (guess.first, guess.second)
                 if attempt.stage != "fallback" and pair.output is not None
             ]
-    return curves_json(outcomes, about)
+    return calibration_json(backend, outcomes, about)

@@ -24,7 +24,8 @@ class TaskResult:
         error: name and message of the error that ended it.
         seconds: wall time, from the start of its process.
         cpu_seconds: user and system time of its process.
-        peak_memory: largest resident memory of its process, bytes, as the kernel counts it.
+        peak_memory: largest resident memory of its process, bytes, as the kernel counts it, or together with
+            what processes that it started held, where that was more.
         steps: work units that the backend counted.
         stage: the backend's last stage.
         fraction: how far the backend thought it was.

@@ -8,19 +8,20 @@ import queue
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ttt.backend import Backend, check_portable, named_backend
+from ttt.backend import Backend, check_portable, named_backend, sharing
 from ttt.budget import Budget
+from ttt.calibration import AS_CLAIMED, read_calibration
 from ttt.data import TaskSet
 from ttt.errors import TTTError
 from ttt.events import Event, Finished, Improved, TaskResult
 from ttt.loader import Rejected, task_json
 from ttt.records import Records, describe_backend, record_key, write_atomically
 from ttt.scoring import Score, score
-from ttt.selection import choose
+from ttt.selection import choose, recalibrated
 from ttt.submission import submission_text, write_submission
 from ttt.supervise import Job, supervise
 from ttt.values import Task
@@ -34,6 +35,7 @@ class Run:
     Attributes:
         tasks: what is solved.
         rejected: what the loader refused.
+        calibration: the curves in use.
         results: by task id, the outcome of each task that has finished.
     """
 
@@ -48,6 +50,7 @@ class Run:
         resume: bool = False,
         cache: str | os.PathLike[str] | None = None,
         pool: Pool = "local",
+        calibration: str | os.PathLike[str] | None = None,
     ) -> None:
         self.backend = named_backend(backend)
         check_portable(self.backend)
@@ -63,6 +66,8 @@ class Run:
         self.seed = seed
         self.pool = pool
         self.folder = None if folder is None else Path(folder)
+        curves = read_calibration(calibration)
+        self.calibration = curves if curves.backend == self.backend.name else AS_CLAIMED
         self.results: dict[str, TaskResult] = {}
         self._best: dict[str, Improved] = {}
         self._stop = threading.Event()
@@ -113,7 +118,13 @@ class Run:
             if kept is not None:
                 self.results[task.id] = kept
                 yield Finished(task.id, kept)
-        jobs = [self._job(t) for t in todo if t.id not in self.results]
+        todo = [t for t in todo if t.id not in self.results]
+        if todo:
+            with sharing(self.backend) as backend:
+                yield from self._solve([self._job(t, backend) for t in todo])
+
+    def _solve(self, jobs: list[Job]) -> Iterator[Event]:
+        """Solve jobs, and count those that an interrupt leaves over as skipped."""
         events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         running = self._start(jobs, events)
         try:
@@ -173,18 +184,19 @@ class Run:
     def _key(self, task: Task) -> str:
         return record_key(task, self.backend, self.budget, self.seed)
 
-    def _job(self, task: Task) -> Job:
+    def _job(self, task: Task, backend: Backend) -> Job:
         workdir = None
         if self.folder is not None:
             workdir = self.folder / "work" / self._key(task)[:40]
             workdir.mkdir(parents=True, exist_ok=True)
-        return Job(task.without_solutions(), self.backend, self.budget, task.seed(self.seed), workdir)
+        return Job(task.without_solutions(), backend, self.budget, task.seed(self.seed), workdir, self.calibration)
 
     def _kept(self, task: Task) -> TaskResult | None:
         key = self._key(task)
         for store in self._stores:
             if (result := store.get(key, task.id)) is not None and len(result.predictions) == len(task.test):
-                return result
+                # Records keep what was claimed: they may have been made with other curves.
+                return replace(result, predictions=recalibrated(result.predictions, self.calibration))
         return None
 
     def _absorb(self, event: Event) -> None:
@@ -234,6 +246,7 @@ def run(
     resume: bool = False,
     cache: str | os.PathLike[str] | None = None,
     pool: Pool = "local",
+    calibration: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Prepare a run; iterate over what is returned to make it go.
 
@@ -247,9 +260,12 @@ def run(
         resume: reuse the records in ``folder``; otherwise they are removed.
         cache: a folder of records shared between runs: the same content, backend, budget and seed is solved once.
         pool: ``local`` processes, or ``ray`` (extra ``ray``; connects to a running cluster or starts a local one).
+        calibration: a file of confidence curves that ``ttt eval --calibrate`` wrote; without one those that come with
+            ttt. Curves fitted for another backend are not used.
 
     Raises:
         InvalidBackendError: the backend cannot be made, or cannot travel to a worker.
         InvalidBudgetError: the budget makes no sense.
+        UnreadableFileError: ``calibration`` holds no curves.
     """
-    return Run(tasks, backend, budget, workers, seed, folder, resume, cache, pool)
+    return Run(tasks, backend, budget, workers, seed, folder, resume, cache, pool, calibration)

@@ -8,8 +8,10 @@ import queue
 import sys
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
+from ttt.backend import sharing
 from ttt.errors import MissingExtraError
 from ttt.events import Event, Finished, TaskResult
 from ttt.selection import choose
@@ -37,7 +39,9 @@ def connect() -> bool:
 def _solve_on_node(path: list[str], job: bytes) -> Any:
     """Yield the events of one task; runs in a Ray worker, which may not have the driver's import path."""
     sys.path += [p for p in path if p not in sys.path]
-    yield from supervise(pickle.loads(job), threading.Event())
+    mine: Job = pickle.loads(job)
+    with sharing(mine.backend) as backend:
+        yield from supervise(replace(mine, backend=backend), threading.Event())
 
 
 def drive(jobs: list[Job], events: Sink, stop: threading.Event, workers: int, started: bool) -> None:

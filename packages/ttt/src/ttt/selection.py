@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ttt.calibration import calibrated
+from ttt.calibration import AS_CLAIMED, Calibration
 from ttt.errors import InvalidAnswerError
 from ttt.values import Attempt, Candidate, Grid, Prediction, Progress, Task, as_grid, grid_bytes
 
@@ -16,26 +17,41 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list({grid_bytes(c.grid): c for c in reversed(candidates)}.values())[::-1]
 
 
-def choose(task: Task, progress: Progress | None) -> tuple[Prediction, ...]:
+def choose(task: Task, progress: Progress | None, calibration: Calibration = AS_CLAIMED) -> tuple[Prediction, ...]:
     """Two attempts for every test input of a task, also where a backend found one answer or none.
 
     What is missing is filled with fallbacks of confidence 0, so that a submission is valid at any moment.
+
+    Args:
+        task: what is answered.
+        progress: a backend's candidates, best first; their order is kept.
+        calibration: what the claimed confidences are worth.
 
     Raises:
         InvalidAnswerError: the answers do not match the task's test inputs.
     """
     if progress is None or not progress.answers:
-        return tuple(_two(task, pair.input, ()) for pair in task.test)
+        return tuple(_two(task, pair.input, (), calibration) for pair in task.test)
     if len(progress.answers) != len(task.test):
         raise InvalidAnswerError(
             f"task {task.id}: the backend answered {len(progress.answers)} test inputs, it has {len(task.test)}"
         )
-    return tuple(_two(task, pair.input, options) for pair, options in zip(task.test, progress.answers, strict=True))
+    pairs = zip(task.test, progress.answers, strict=True)
+    return tuple(_two(task, pair.input, options, calibration) for pair, options in pairs)
 
 
-def _two(task: Task, given: Grid, options: Sequence[Candidate]) -> Prediction:
+def recalibrated(predictions: tuple[Prediction, ...], calibration: Calibration) -> tuple[Prediction, ...]:
+    """The same attempts with the confidences that these curves give to what was claimed."""
+
+    def again(a: Attempt) -> Attempt:
+        return a if a.stage == "fallback" else replace(a, confidence=calibration(a.stage, a.claimed))
+
+    return tuple(Prediction(again(p.first), again(p.second)) for p in predictions)
+
+
+def _two(task: Task, given: Grid, options: Sequence[Candidate], calibration: Calibration) -> Prediction:
     found = [
-        Attempt(c.grid, calibrated(c.stage, c.confidence), c.stage, c.why, c.confidence) for c in distinct(options)
+        Attempt(c.grid, calibration(c.stage, c.confidence), c.stage, c.why, c.confidence) for c in distinct(options)
     ]
     seen = {grid_bytes(a.grid) for a in found}
     spare = [g for g in fallbacks(task, given) if grid_bytes(g) not in seen]

@@ -165,7 +165,8 @@ def eval_command(args: argparse.Namespace) -> int:
     write_report(folder, args.out.with_suffix(".html"))
     if args.calibrate is not None:
         note = f"{len(done)} tasks of {args.split}, seed {args.seed}, budget {budget}"
-        write_atomically(args.calibrate, calibration_text(work.current(), done, note).encode())
+        text_of_curves = calibration_text(work.backend.name, work.current(), done, note)
+        write_atomically(args.calibrate, text_of_curves.encode())
     if args.json:
         print(text)
     else:

@@ -23,6 +23,7 @@ import psutil
 
 from ttt.backend import Backend
 from ttt.budget import Budget
+from ttt.calibration import AS_CLAIMED, Calibration
 from ttt.events import Event, Finished, Improved, Started, Status, TaskResult
 from ttt.selection import choose
 from ttt.values import Progress, Task
@@ -30,6 +31,8 @@ from ttt.wire import progress_in, task_out
 
 POLL = 0.02
 """Seconds between two looks at a task's memory."""
+FAMILY = 0.5
+"""Seconds between two looks for processes that the task's process has started; finding them reads all of /proc."""
 INTERRUPT_GRACE = 2.0
 """Seconds that a task has to come to an end after Ctrl-C."""
 # One thread per process: two threads on two busy cores were many times slower than one.
@@ -38,13 +41,14 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 @dataclass(frozen=True)
 class Job:
-    """One task to be solved: by whom, within what, from which seed, and where it may keep checkpoints."""
+    """One task to be solved: by whom, within what, from which seed, where it may keep checkpoints, how it is judged."""
 
     task: Task
     backend: Backend
     budget: Budget
     seed: int
     workdir: Path | None = None
+    calibration: Calibration = AS_CLAIMED
 
 
 def supervise(job: Job, stop: threading.Event) -> Iterator[Event]:
@@ -65,8 +69,8 @@ def supervise(job: Job, stop: threading.Event) -> Iterator[Event]:
         while True:
             message = child.next_message(POLL)
             if message is not None:
-                seen = {"cpu_seconds": message["cpu_seconds"], "peak_memory": message["peak_memory"]}
-                result = replace(result, **seen)
+                peak = max(result.peak_memory, message["peak_memory"])
+                result = replace(result, cpu_seconds=message["cpu_seconds"], peak_memory=peak)
             if message is None:
                 now = time.monotonic()
                 if stop.is_set() and not asked:
@@ -84,7 +88,7 @@ def supervise(job: Job, stop: threading.Event) -> Iterator[Event]:
                 break
             if message["kind"] == "progress":
                 best = progress_in(message)
-                found = choose(task, best)
+                found = choose(task, best, job.calibration)
                 result = replace(result, predictions=found, stage=best.stage, fraction=best.fraction)
                 result = replace(result, steps=best.steps_done)
                 yield Improved(task.id, found, best.stage, best.fraction, time.monotonic() - begun)
@@ -138,6 +142,8 @@ class _Child:
         self._reader.start()
         self._last: dict[str, Any] = {"cpu_seconds": 0.0, "peak_memory": 0}
         self._seen: psutil.Process | None = None
+        self._family: list[psutil.Process] = []
+        self._looked = time.monotonic()
         with contextlib.suppress(psutil.Error):
             self._seen = psutil.Process(self._process.pid)
         seconds = job.budget.seconds
@@ -189,9 +195,14 @@ class _Child:
         self._send("stop")
 
     def memory(self) -> int:
-        """Resident bytes of the process now; 0 once it is gone."""
+        """Resident bytes of the process now, and the shares of what it has started; 0 once it is gone."""
         try:
-            return int(self._seen.memory_info().rss) if self._seen else 0
+            if self._seen is None:
+                return 0
+            if time.monotonic() - self._looked > FAMILY:
+                self._family = self._seen.children(recursive=True)
+                self._looked = time.monotonic()
+            return int(self._seen.memory_info().rss) + sum(map(_share, self._family))
         except psutil.Error:
             return 0
 
@@ -227,3 +238,12 @@ class _Child:
         self._stderr.seek(max(0, self._stderr.tell() - 2000))
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else ""
+
+
+def _share(process: psutil.Process) -> int:
+    """A process's memory with shared pages divided among those that share them, where the system tells; else all."""
+    try:
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", full.rss))
+    except psutil.Error:
+        return 0

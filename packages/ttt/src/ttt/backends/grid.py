@@ -25,10 +25,16 @@ class GridBackend:
         # The solver asks about once a second, so it is told a little early: the piece in hand still fits the budget.
         reserve = 0.0 if clock.budget.seconds is None else min(2.0, 0.1 * clock.budget.seconds)
 
-        def stop() -> bool:
-            return clock.stop() or clock.seconds_left < reserve
+        def seconds_left() -> float:
+            return clock.seconds_left - reserve
 
-        for found in solve(train, tests, seed=clock.seed, stop=stop, steps=clock.budget.steps, stages=self.stages):
+        def stop() -> bool:
+            return clock.stop() or seconds_left() < 0
+
+        steps = clock.budget.steps
+        for found in solve(
+            train, tests, seed=clock.seed, stop=stop, steps=steps, stages=self.stages, seconds_left=seconds_left
+        ):
             clock.steps_done = found.steps_done
             yield Progress(
                 tuple(
@@ -39,5 +45,5 @@ class GridBackend:
                 found.steps_done,
                 found.fraction,
             )
-        if clock.seconds_left < reserve:
+        if seconds_left() < 0:
             clock.end_early("time")

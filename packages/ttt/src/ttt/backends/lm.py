@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ttt.backends.adapter import LoraSettings, TTTAdapter
-from ttt.backends.model_service import ModelService
+from ttt.backends.model_service import ModelService, choose_device, load_model
+from ttt.backends.sharing import on_this_node, published
 from ttt.budget import Clock
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
@@ -17,11 +19,17 @@ from ttt.values import Progress, Task
 
 @dataclass(frozen=True)
 class LmBackend:
-    """Adapts the model in folder ``model`` to each task; ``lora`` are fields of LoraSettings."""
+    """Adapts the model in folder ``model`` to each task; ``lora`` are fields of LoraSettings.
+
+    With ``share`` the base weights are loaded once per machine and mapped by every task's process (extra ``zerocopy``);
+    ``shared`` is then where they are, and set by the run.
+    """
 
     model: str = ""
     device: str = "auto"
     lora: dict[str, Any] = field(default_factory=dict)
+    share: bool = False
+    shared: Any = field(default=None, repr=False)
     name: str = "lm"
 
     def __post_init__(self) -> None:
@@ -35,12 +43,24 @@ class LmBackend:
         except TypeError as error:
             raise InvalidBackendError(f"lm: lora: {error}") from error
 
+    @contextmanager
+    def sharing(self) -> Iterator[LmBackend]:
+        """The backend for processes that are started within the block, see ttt.backend.sharing."""
+        if self.shared is not None:
+            with on_this_node(self.shared) as ref:
+                yield replace(self, shared=ref)
+        elif self.share:
+            with published(lambda: load_model(Path(self.model), choose_device(self.device))) as ref:
+                yield replace(self, shared=ref)
+        else:
+            yield self
+
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Load the model, adapt it, decode every test input under several views."""
         store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
         settings = LoraSettings(**self.lora)
         with (
-            ModelService(self.model, self.device) as service,
+            ModelService(self.model, self.device, self.shared) as service,
             TTTAdapter(service, settings).adapted(task, clock, store) as adaptation,
         ):
             for n, answers in enumerate(adaptation.predict(clock), 1):

@@ -50,39 +50,62 @@ class MemoryProfile:
     gpu_peak: int
 
 
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is downloaded, and code that comes with a model is not run."""
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError('the lm backend needs transformers: pip install "pentad-ttt[lm]"') from error
+    return transformers
+
+
+def load_model(path: Path, device: torch.device) -> Any:
+    """Read a causal language model from its safetensors into memory, in the number format that the device works in.
+
+    Raises:
+        InvalidBackendError: the folder holds no such model.
+        MissingExtraError: transformers is not installed.
+    """
+    transformers = _transformers()
+    if not (path / "config.json").is_file():
+        raise InvalidBackendError(f"{path}: no config.json; give the folder of a saved causal language model")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=dtype, **LOCAL)
+    except (OSError, ValueError) as error:
+        raise InvalidBackendError(f"{path}: cannot be loaded: {error}") from error
+
+
 class ModelService:
     """One loaded model with its device and its sixteen token ids; use it as a context, which frees it at the end.
 
     Only safetensors are read, nothing is downloaded, and code that comes with a model is not run.
     """
 
-    def __init__(self, path: str | Path, device: str = "auto") -> None:
-        try:
-            import transformers
-        except ImportError as error:
-            raise MissingExtraError('the lm backend needs transformers: pip install "pentad-ttt[lm]"') from error
+    def __init__(self, path: str | Path, device: str = "auto", shared: Any = None) -> None:
+        """Load the model.
+
+        Args:
+            path: the folder of a saved causal language model.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            shared: what ``ttt.backends.sharing`` yields for this model; its weights are then mapped and not read.
+        """
         self.path = Path(path)
-        if not (self.path / "config.json").is_file():
-            raise InvalidBackendError(f"{self.path}: no config.json; give the folder of a saved causal language model")
         self.device = choose_device(device)
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        try:
-            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                self.path, use_safetensors=True, dtype=dtype, **local
-            )
-        except (OSError, ValueError) as error:
-            raise InvalidBackendError(f"{self.path}: cannot be loaded: {error}") from error
-        self.symbols = self._symbols(transformers, local)
+        self.model: Any = load_model(self.path, self.device) if shared is None else shared.load()
+        self.symbols = self._symbols()
         self.model.to(self.device)
         self.model.requires_grad_(False)
         self.model.eval()
 
-    def _symbols(self, transformers: Any, local: dict[str, Any]) -> torch.Tensor:
+    def _symbols(self) -> torch.Tensor:
         """Token id of each of the sixteen symbols, (16,) int64."""
         if self.model.config.vocab_size == SYMBOLS:
             return torch.arange(SYMBOLS, device=self.device)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, **local)
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(self.path, **LOCAL)
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in SYMBOL_TEXTS]
         if any(len(i) != 1 for i in ids) or len({i[0] for i in ids}) != SYMBOLS:
             bad = [t for t, i in zip(SYMBOL_TEXTS, ids, strict=True) if len(i) != 1]

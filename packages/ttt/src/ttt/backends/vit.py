@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional
 from ttt.augment import View, random_views
 from ttt.backends.canvas import CLASSES, CanvasShape, CanvasViT
 from ttt.backends.model_service import choose_device, seeded
+from ttt.backends.sharing import on_this_node, published
 from ttt.backends.training_state import pack, unpack, unpack_averages
 from ttt.batching import OUTSIDE, pad
 from ttt.budget import Clock
@@ -35,6 +37,8 @@ class VitBackend:
         steps: training steps at most; ``batch`` views per step.
         prediction_views: views that vote.
         average: of the weights' moving average, which answers.
+        share: read ``weights`` once per machine and let every task's process map them (extra ``zerocopy``); a process
+            copies them only as it trains them. ``shared`` is then where they are, and set by the run.
     """
 
     shape: dict[str, int] = field(default_factory=dict)
@@ -46,6 +50,8 @@ class VitBackend:
     average: float = 0.95
     prediction_views: int = 16
     answer_every: int = 100
+    share: bool = False
+    shared: Any = field(default=None, repr=False)
     name: str = "vit"
 
     def __post_init__(self) -> None:
@@ -54,6 +60,19 @@ class VitBackend:
             CanvasShape(**self.shape)
         except (TypeError, ValueError) as error:
             raise InvalidBackendError(f"vit: shape: {error}") from error
+
+    @contextmanager
+    def sharing(self) -> Iterator[VitBackend]:
+        """The backend for processes that are started within the block, see ttt.backend.sharing."""
+        weights = self.weights
+        if self.shared is not None:
+            with on_this_node(self.shared) as ref:
+                yield replace(self, shared=ref)
+        elif self.share and weights is not None:
+            with published(lambda: load_canvas(CanvasShape(**self.shape), weights)) as ref:
+                yield replace(self, shared=ref)
+        else:
+            yield self
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Train, and answer every ``answer_every`` steps and at the end."""
@@ -89,26 +108,25 @@ class VitTraining:
         largest = max(max(g.shape) for p in (*task.train, *task.test) for g in (p.input, p.output) if g is not None)
         if largest > self.shape.side:
             raise InvalidBackendError(f"task {task.id}: has grids of {largest} cells, the canvas {self.shape.side}")
-        with seeded(seed, self.device):
-            self.model = CanvasViT(self.shape).to(self.device)
-        if settings.weights is not None:
-            self._start_from(settings.weights)
+        self.model = self._fresh().to(self.device)
         self.parameters = dict(self.model.named_parameters())
         self.averages = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01)
         self.views = random_views(task, 64, seed, shuffle_pairs=False)
-        self.about = {"seed": seed, "task": task.content, "settings": asdict(settings)}
+        about = asdict(replace(settings, shared=None))
+        self.about = {"seed": seed, "task": task.content, "settings": about}
         self.step = 0
         self.losses: list[float] = []
 
-    def _start_from(self, path: str) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            self.model.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InvalidBackendError(f"vit: weights {path}: {str(error).splitlines()[0]}") from error
+    def _fresh(self) -> CanvasViT:
+        """The network before its first step: shared, read, or random."""
+        if self.settings.shared is not None:
+            model: CanvasViT = self.settings.shared.load(cached=False)
+            return model
+        if self.settings.weights is not None:
+            return load_canvas(self.shape, self.settings.weights)
+        with seeded(self.seed, self.device):
+            return CanvasViT(self.shape)
 
     def _canvas(self, grids: list[Grid]) -> Tensor:
         cells = pad(grids, self.shape.side, self.shape.side)
@@ -188,6 +206,24 @@ class VitTraining:
             unpack(saved.tensors, self.parameters, self.optimizer)
             unpack_averages(saved.tensors, self.averages)
             self.step, self.losses = int(saved.about["step"]), list(saved.about["losses"])
+
+
+def load_canvas(shape: CanvasShape, path: str) -> CanvasViT:
+    """A network of a shape with the weights of a safetensors file.
+
+    Raises:
+        InvalidBackendError: the file cannot be read, or its weights are of another shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    with seeded(0, torch.device("cpu")):
+        model = CanvasViT(shape)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InvalidBackendError(f"vit: weights {path}: {str(error).splitlines()[0]}") from error
+    return model
 
 
 def read_canvas(cells: np.ndarray, probability: np.ndarray) -> tuple[Grid, float]:

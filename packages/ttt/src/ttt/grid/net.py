@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttt.grid.adam import FlatAdam, flatten
 from ttt.grid.answers import Candidate, Grid
 from ttt.grid.features import FEATURES
 from ttt.grid.scene import Scene, poses
@@ -22,8 +23,11 @@ ROUNDS = 8
 CELLS = 1400
 """Cells of one training batch, padding included."""
 DROP = 0.3
+RATE = 2e-3
 SNAPSHOTS = (0.55, 0.75, 0.9, 1.0)
 """Shares of the training after which the averaged weights vote."""
+SHARE_OF_TIME = 0.92
+"""Of the time that is left the training takes so much, the last vote the rest."""
 
 FLAGS = (
     "inside or outside",
@@ -98,20 +102,23 @@ class Block(nn.Module):
         x = self.norm(state) * inside
         near = F.relu(self.local(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         low = x - 10.0 * (1.0 - inside)
-        row = low.amax(dim=2, keepdim=True).expand_as(x)
-        column = low.amax(dim=1, keepdim=True).expand_as(x)
-        mean = (x.sum(dim=(1, 2), keepdim=True) / inside.sum(dim=(1, 2), keepdim=True)).expand_as(x)
-        a, b, c, d = (self.sweep(x) - 10.0 * (1.0 - inside)).chunk(4, dim=-1)
+        row, column = low.amax(dim=2, keepdim=True), low.amax(dim=1, keepdim=True)
+        mean = x.sum(dim=(1, 2), keepdim=True) / inside.sum(dim=(1, 2), keepdim=True)
+        up, down, left, right = (self.sweep(x) - 10.0 * (1.0 - inside)).chunk(4, dim=-1)
         swept = torch.cat(
             [
-                a.cummax(dim=1).values,
-                b.flip(1).cummax(dim=1).values.flip(1),
-                c.cummax(dim=2).values,
-                d.flip(2).cummax(dim=2).values.flip(2),
+                up.cummax(dim=1).values,
+                down.flip(1).cummax(dim=1).values.flip(1),
+                left.cummax(dim=2).values,
+                right.flip(2).cummax(dim=2).values.flip(2),
             ],
             dim=-1,
         )
-        hidden = F.relu(self.mix(torch.cat([x, near, row, column, mean, swept], dim=-1)))
+        # What is the same along a line, or everywhere, is multiplied once and not for every cell.
+        w = self.width
+        cells, rows, columns, whole = torch.split(self.mix.weight, [3 * w, w, w, w], dim=1)
+        hidden = F.linear(torch.cat([x, near, swept], dim=-1), cells, self.mix.bias)
+        hidden = F.relu(hidden + F.linear(row, rows) + (F.linear(column, columns) + F.linear(mean, whole)))
         gate, candidate = self.out(hidden).split(self.width, dim=-1)
         gate = torch.sigmoid(gate)
         new: Tensor = ((1 - gate) * state + gate * 2 * torch.tanh(candidate)) * inside
@@ -249,8 +256,8 @@ def train(
         outputs: The training outputs.
         seed: Of all randomness.
         work: Counts work and says when to stop.
-        steps: Length of the schedule; the learning rate ends there. Training ends early once two snapshots in a row
-            fit all pairs and all their views agree.
+        steps: Length of the schedule; the learning rate ends there, or with the time that `work` knows to be left.
+            Training ends early once two snapshots in a row fit all pairs and all their views agree.
         extras: Per input further views of the same size.
 
     Yields:
@@ -262,40 +269,31 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         net, judge = Net(deck.width, deck.slots), Net(deck.width, deck.slots).eval()
-    average = {k: v.clone() for k, v in net.state_dict().items()}
-    matrices = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim <= 1]
-    adam = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}],
-        lr=2e-3,
-        betas=(0.9, 0.98),
-    )
+    adam, judged = FlatAdam(net), flatten(judge)
     tests = len(inputs) - len(outputs)
     verdict = Verdict([{} for _ in range(tests)], [{} for _ in range(tests)])
-    marks = [max(1, int(share * steps)) for share in SNAPSHOTS]
-    for step in range(1, steps + 1):
+    step, gone, taken = 0, 0.0, 0
+    allowed = work.seconds_left() if work.seconds_left is not None else math.inf
+    while gone < 1.0:
         if work.over:
             return
-        rate = min(1.0, step / 20) * min(1.0, 0.05 + 0.95 * 2 * (1 - step / steps))
-        for g in adam.param_groups:
-            g["lr"] = 2e-3 * rate
+        step += 1
+        gone = step / steps
+        if work.seconds_left is not None and not math.isinf(allowed):
+            gone = min(1.0, max(gone, (1 - work.seconds_left() / allowed) / SHARE_OF_TIME))
+        rate = RATE * min(1.0, step / 20) * min(1.0, 0.05 + 0.95 * 2 * (1 - gone))
         x, inside, wanted = deck.batch(*_draw(deck, rng))
         rounds = ROUNDS + int(rng.integers(-1, 2))
         loss = torch.zeros(())
         for scores in net(x, inside, rounds, keep=3):
             loss = loss + F.cross_entropy(scores.reshape(-1, deck.slots), wanted.reshape(-1), ignore_index=-1)
-        adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        adam.step()
-        decay = min(0.97, 1 - 1 / (1 + step / 4))
-        with torch.no_grad():
-            for k, v in net.state_dict().items():
-                average[k].lerp_(v, 1 - decay)
+        adam.step(rate, keep=min(0.97, 1 - 1 / (1 + step / 4)))
         work.spend()
-        if step in marks:
-            judge.load_state_dict(average)
-            _vote(judge, deck, verdict, step / steps)
+        if gone >= SNAPSHOTS[taken]:
+            taken += 1
+            judged.copy_(adam.average)
+            _vote(judge, deck, verdict, gone)
             yield verdict
             settled = settled + 1 if verdict.fit == 1.0 and min(verdict.agreement) > 0.999 else 0
             if settled == 2:

@@ -17,7 +17,7 @@ from ttt.grid.work import Work
 STAGES = ("search", "trees", "net")
 ENOUGH = 0.8
 """With a search answer surer than this for every test the learners are not asked."""
-NET_STEPS = 420
+NET_STEPS = 600
 """Steps of the net where no work budget is given."""
 SEARCH_UNITS, TREE_UNITS = 90, 70
 """About what the first stages spend; used for the fraction that is done."""
@@ -73,6 +73,7 @@ def solve(
     stop: Callable[[], bool],
     steps: int | None = None,
     stages: Sequence[str] = STAGES,
+    seconds_left: Callable[[], float] | None = None,
 ) -> Iterator[Progress]:
     """Solve one ARC task, yielding better answers as they are found.
 
@@ -83,8 +84,10 @@ def solve(
         tests: Test inputs.
         seed: Of all randomness.
         stop: Asked between pieces of work (at most about a second apart); true ends the work.
-        steps: Work units to spend, about 0.06 s each on a 2020s core; None for the default amount.
+        steps: Work units to spend, about 0.05 s each on a 2020s core; None for the default amount.
         stages: Which of "search", "trees", "net" take part.
+        seconds_left: Seconds until `stop` will be true, so that the net's learning rate ends in time; not used where
+            `steps` is given.
 
     Yields:
         Progress with two distinct candidates per test; the first one at once.
@@ -99,7 +102,7 @@ def solve(
         raise ValueError("got no training pair, wanted at least one")
     inputs = [_checked(a) for a, _ in train] + [_checked(a) for a in tests]
     outputs = [_checked(b) for _, b in train]
-    work = Work(stop, steps)
+    work = Work(stop, steps, seconds_left if steps is None else None)
     expected = SEARCH_UNITS + TREE_UNITS * ("trees" in stages) + NET_STEPS * ("net" in stages)
     ballot = Ballot(len(tests))
     spare = _spare(inputs, outputs, [])

@@ -11,10 +11,13 @@ class Work:
     Args:
         stop: Asked before each piece of work; true ends the work.
         limit: Work units after which no more is done, None for no limit.
+        seconds_left: Seconds until `stop` will say so, None where it is not known or must not matter.
     """
 
-    def __init__(self, stop: Callable[[], bool], limit: int | None = None) -> None:
-        self.stop, self.limit, self.done = stop, limit, 0
+    def __init__(
+        self, stop: Callable[[], bool], limit: int | None = None, seconds_left: Callable[[], float] | None = None
+    ) -> None:
+        self.stop, self.limit, self.done, self.seconds_left = stop, limit, 0, seconds_left
 
     def spend(self, units: int = 1) -> None:
         """Count units as spent."""
