@@ -10,8 +10,11 @@ from .errors import UnsupportedType, WireError
 
 def to_bytes(value: Any) -> bytes | None:
     """A handle as bytes; None for anything else, which costs no import."""
-    kind: Any = getattr(sys.modules.get("xfer"), "Handle", None)
-    return bytes(value) if isinstance(kind, type) and isinstance(value, kind) else None
+    kind = getattr(sys.modules.get("xfer"), "Handle", None)
+    if not isinstance(kind, type) or not isinstance(value, kind):
+        return None
+    made: Any = value
+    return bytes(made)
 
 
 def from_bytes(raw: bytes) -> Any:

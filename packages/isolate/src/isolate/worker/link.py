@@ -218,7 +218,7 @@ class Link:
         depth = CURRENT.get().depth + 1
         held = len(self._handles)
         try:
-            payload = self.codec.encode([target, list(args), kwargs, deadline, depth])
+            payload = self.codec.encode_call(target, args, kwargs, deadline, depth)
         except BaseException:
             for handle in list(self._handles)[held:]:
                 self._handles.pop(handle, None)

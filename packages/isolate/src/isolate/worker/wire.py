@@ -274,10 +274,18 @@ def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
 
 
 def _array(data: bytes, at: int, size: int, hook: Hook, depth: int) -> tuple[list[Any], int]:
-    items = []
+    items: list[Any] = []
     for _ in range(size):
-        item, at = _get(data, at, hook, depth + 1)
-        items.append(item)
+        tag = data[at]
+        if tag < 0x80:  # the most frequent ones without a call
+            items.append(tag)
+            at += 1
+        elif tag == 0xC0:
+            items.append(None)
+            at += 1
+        else:
+            item, at = _get(data, at, hook, depth + 1)
+            items.append(item)
     return items, at
 
 
