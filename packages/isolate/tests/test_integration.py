@@ -248,13 +248,22 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         assert call.total(large) == 100_000
 
     @pytest.mark.slow
-    def test_share_torch_with_another_numpy(self) -> None:
-        """numpy<2 beside the host's torch: the extension's own numpy wins."""
-        pytest.importorskip("torch")
+    @pytest.mark.parametrize("hostile", [False, True], ids=["clean", "hostile PYTHONPATH"])
+    def test_share_torch_with_another_numpy(
+        self, hostile: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An older numpy beside the host's torch: the extension's own numpy wins, whatever PYTHONPATH says."""
+        torch = pytest.importorskip("torch")
+        if hostile:
+            for name in ("numpy", "torch", "sympy"):
+                (tmp_path / "bad" / name).mkdir(parents=True)
+                (tmp_path / "bad" / name / "__init__.py").write_text(f"raise RuntimeError('the wrong {name}')")
+            monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bad"))
         self.create_extension("shared", TENSORS, share_torch=True, dependencies=[OLD_NUMPY])
         host, loaded = self.load_extensions()
         assert not loaded.errors
         assert Version(host["shared"].call.numpy_version()) < BOUNDARY
+        assert host["shared"].call.version() == (torch.__version__, torch.__file__)
 
     def test_share_torch_conflict(self) -> None:
         """An extension that asks for another torch than the host's is refused with both versions."""
