@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from isolate.environments import default_store
+
 Call = Callable[..., Awaitable[Any]]
 
 FLOOR = """
@@ -174,37 +176,37 @@ class Noop(pyisolate.ExtensionBase):
 
 @contextlib.asynccontextmanager
 async def pyisolate_peer() -> AsyncIterator[Call]:
-    """pyisolate: a venv of its own, no torch, no sandbox."""
+    """pyisolate: a venv of its own, no sandbox; the host's torch, since it would else install a torch of 5 GB."""
     import pyisolate
 
     logging.getLogger("pyisolate").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
-        module = Path(folder) / "noop_extension"
-        module.mkdir()
-        (module / "__init__.py").write_text(textwrap.dedent(PYISOLATE))
-        sys.path.insert(0, folder)  # the host's class says what may be called, and the child imports it by name
-        noop = importlib.import_module("noop_extension").Noop
-        manager = pyisolate.ExtensionManager(
-            noop, pyisolate.ExtensionManagerConfig(venv_root_path=str(Path(folder) / "venvs"))
-        )
-        config = pyisolate.ExtensionConfig(
-            name="noop",
-            module_path=str(module),
-            isolated=True,
-            dependencies=[f"pyisolate=={metadata.version('pyisolate')}"],
-            apis=[],
-            share_torch=False,
-            share_cuda_ipc=False,
-            sandbox_mode=pyisolate.SandboxMode.DISABLED,
-        )
-        extension: Any = manager.load_extension(config)
+    # Kept from run to run: building it is not what is measured.
+    version = f"{metadata.version('pyisolate')}-python{sys.version_info[0]}.{sys.version_info[1]}"
+    folder = default_store().with_name("pentad-isolate-bench") / f"pyisolate-{version}"
+    module = folder / "noop_extension"
+    module.mkdir(parents=True, exist_ok=True)
+    (module / "__init__.py").write_text(textwrap.dedent(PYISOLATE))
+    sys.path.insert(0, str(folder))  # the host's class says what may be called, and the child imports it by name
+    noop = importlib.import_module("noop_extension").Noop
+    manager = pyisolate.ExtensionManager(noop, pyisolate.ExtensionManagerConfig(venv_root_path=str(folder / "venvs")))
+    config = pyisolate.ExtensionConfig(
+        name="noop",
+        module_path=str(module),
+        isolated=True,
+        dependencies=[],
+        apis=[],
+        share_torch=True,
+        share_cuda_ipc=False,
+        sandbox_mode=pyisolate.SandboxMode.DISABLED,
+    )
+    extension: Any = manager.load_extension(config)
+    try:
         await extension.noop()
-        try:
-            yield extension.noop
-        finally:
-            stopped = manager.stop_all_extensions()  # type: ignore[func-returns-value]
-            if stopped is not None:
-                await stopped
+        yield extension.noop
+    finally:
+        stopped = manager.stop_all_extensions()  # type: ignore[func-returns-value]
+        if stopped is not None:
+            await stopped
 
 
 PEERS = {

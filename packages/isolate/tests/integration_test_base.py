@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from isolate import Host, Loaded, ProxiedSingleton
+
+# Two versions of numpy that cannot meet in one environment. numpy 1 has no wheels for Python 3.13 and later.
+BOUNDARY = Version("2") if sys.version_info < (3, 13) else Version("2.2")
+OLD_NUMPY, NEW_NUMPY = f"numpy<{BOUNDARY}", f"numpy>={BOUNDARY}"
 
 
 class IntegrationTestBase:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,31 @@ with Host(store) as host:
     print(json.dumps([before, state()]))
 """
 
+LARGE = """
+import json, sys, numpy, psutil
+from isolate import Host
+
+folder, store = sys.argv[1:]
+with Host(store) as host:
+    extension = host.load(folder)
+    array, other = numpy.zeros(8 << 20), numpy.zeros(8 << 20)
+
+    def state():
+        host, worker = (psutil.Process(pid).memory_info().rss for pid in (None, extension.pid))
+        return {"host": host, "worker": worker, "pool": extension.stats()["idle_bytes"]}
+
+    def some(count):
+        for number in range(count):
+            other[0] = number
+            assert extension.call.total(other) == number
+            assert extension.call.total(array) == 0
+
+    some(25)
+    before = state()
+    some(250)
+    print(json.dumps([before, state()]))
+"""
+
 DYING = """
 import ctypes, os, signal, sys, time
 def fine(): return "fine"
@@ -98,6 +124,16 @@ def wait_for(condition: Any, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition did not come to hold"
         time.sleep(0.01)
+
+
+def bubblewrap_fails() -> str:
+    """Why bubblewrap cannot be used here; empty if it can."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return "bwrap is not installed"
+    command = [program, "--unshare-pid", "--unshare-net", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return f"bwrap cannot be used here: {done.stderr.strip()}" if done.returncode else ""
 
 
 class TestExtensionErrors(IntegrationTestBase):
@@ -202,10 +238,15 @@ class TestExtensionErrors(IntegrationTestBase):
             thread.start()
         wait_for(lambda: dying.stats()["pending"] == 3)
         first = dying.pid
+        began = time.monotonic()
         with pytest.raises(WorkerDied) as caught:
             dying.call.leave(3) if method == "leave" else dying.call.crash()
         for thread in threads:
             thread.join()
+        # A second on a machine at rest; the bound is for one that is not.
+        took = time.monotonic() - began
+        print(f"{len(failures) + 1} pending calls failed within {took:.3f} s")
+        assert took < 10
         assert len(failures) == 3
         assert (caught.value.exit_code, caught.value.signal) == (code, number)
         assert any("last words" in line or "about to crash" in line for line in caught.value.stderr)
@@ -223,6 +264,32 @@ class TestExtensionErrors(IntegrationTestBase):
         with pytest.raises(WorkerDied, match="memory limit"):
             host["hungry"].call.eat()
         wait_for(lambda: host["hungry"].state is State.FAILED)
+
+    def test_cpu_limit(self) -> None:
+        """A worker that has used up its processor time is ended by the kernel, and pending calls say so."""
+        spinning = DYING + "\ndef spin():\n    while True: pass\n"
+        self.create_extension("busy", spinning, limits={"cpu_seconds": 2}, restart={"policy": "never"})
+        host, _ = self.load_extensions()
+        assert "cpu_seconds at most 2" in host["busy"].report.sandbox.enforced  # type: ignore[union-attr]
+        with pytest.raises(WorkerDied, match="used up its processor time") as caught:
+            host["busy"].call.spin()
+        assert caught.value.signal == signal.SIGXCPU
+
+    def test_process_limit(self) -> None:
+        """A limit on processes is kept by the kernel, or reported as missing where it cannot be: for root."""
+        code = DYING + "\ndef file_limit():\n    return [open('/dev/null') for _ in range(200)] and None\n"
+        self.create_extension("crowd", code, limits={"processes": 1, "open_files": 100})
+        host, _ = self.load_extensions()
+        report = host["crowd"].report.sandbox  # type: ignore[union-attr]
+        with pytest.raises(OSError, match="Too many open files"):
+            host["crowd"].call.file_limit()
+        if os.geteuid() == 0:
+            assert any("does not count the processes of root" in line for line in report.missing)
+            assert host["crowd"].call.spawn() > 0
+        else:
+            assert "processes at most 1" in report.enforced
+            with pytest.raises(BlockingIOError):
+                host["crowd"].call.spawn()
 
     def test_restart_policy_gives_up(self) -> None:
         """After more crashes than the policy allows the extension is failed, and calls say why; a reload revives it."""
@@ -442,6 +509,47 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
         assert (tmp_path / "out" / "file").read_text() == "x"
         assert call.own()
 
+    def test_bubblewrap(self, tmp_path: Path) -> None:
+        """Under bwrap an extension has its own process ids, no network, a read-only system, and writes where it may."""
+        reason = bubblewrap_fails()
+        if reason:
+            pytest.skip(reason)
+        (tmp_path / "secret").write_text("secret")
+        (tmp_path / "out").mkdir()
+        self.create_extension(
+            "caged",
+            """
+            import os, pathlib, socket
+            def read(path): return pathlib.Path(path).read_text()
+            def write(path): pathlib.Path(path).write_text("x")
+            def pids(): return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+            def interfaces(): return [name for _, name in socket.if_nameindex()]
+            def die(): os._exit(9)
+            """,
+            sandbox={"level": "bwrap", "write": [str(tmp_path / "out")], "network": False, "required": True},
+            restart={"policy": "never"},
+        )
+        host, loaded = self.load_extensions()
+        assert not loaded.errors
+        caged = host["caged"]
+        report = caged.report.sandbox  # type: ignore[union-attr]
+        assert report.enforced[0] == "bwrap: own process ids, read-only system, no network"
+        assert not report.missing
+        assert os.getpid() not in caged.call.pids()
+        assert len(caged.call.pids()) <= 3
+        assert caged.call.interfaces() == ["lo"]
+        with pytest.raises(FileNotFoundError):
+            caged.call.read(str(tmp_path / "secret"))
+        with pytest.raises(OSError, match="Read-only"):
+            caged.call.write("/usr/isolate-was-here")
+        caged.call.write(str(tmp_path / "out" / "file"))
+        assert (tmp_path / "out" / "file").read_text() == "x"
+        pid = caged.pid
+        with pytest.raises(WorkerDied) as caught:
+            caged.call.die()
+        assert caught.value.exit_code == 9
+        wait_for(lambda: not alive(pid or 0))
+
     def test_exports_must_be_declared(self) -> None:
         """An object without declared methods, a bad name, a missing or private method: an error each."""
         host = self.make_host()
@@ -618,9 +726,12 @@ class TestResourceManagement(IntegrationTestBase):
         assert alive(grandchild)
         time.sleep(0.2)
         process.kill()
+        began = time.monotonic()
         process.wait()
         process.stdout.close()
-        wait_for(lambda: not alive(worker) and not alive(grandchild), 10)
+        # Two seconds on a machine at rest; the bound is for one that is not.
+        wait_for(lambda: not alive(worker) and not alive(grandchild), 20)
+        print(f"worker and grandchild were gone {time.monotonic() - began:.3f} s after their host")
         assert set(os.listdir("/dev/shm")) <= segments
         assert not list((self.store / "tmp").glob("*"))
 
@@ -647,6 +758,18 @@ class TestResourceManagement(IntegrationTestBase):
         assert after["descriptors"] <= before["descriptors"]
         assert after["threads"] <= before["threads"]
         assert after["memory"] - before["memory"] < 8 << 20
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(200)
+    def test_memory_is_flat_over_large_arguments(self) -> None:
+        """Five hundred arguments of 64 MB, changed and unchanged in turn: host and worker do not grow."""
+        self.create_extension("total", "def total(x): return float(x[0] + x[-1])", dependencies=["numpy>=2"])
+        command = [sys.executable, "-c", LARGE, str(self.root / "total"), str(self.store)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        before, after = json.loads(done.stdout)
+        for kind, size in after.items():
+            print(kind, before[kind], size)
+            assert size - before[kind] < 16 << 20, kind
 
     def test_base_error(self) -> None:
         """Everything that isolate raises on purpose is an IsolateError."""

@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from integration_test_base import DatabaseSingleton, IntegrationTestBase
+from integration_test_base import BOUNDARY, NEW_NUMPY, OLD_NUMPY, DatabaseSingleton, IntegrationTestBase
 from packaging.version import Version
 
-from isolate import Host, ProxiedSingleton, WorkerDied, share
+from isolate import Host, Policy, ProxiedSingleton, RemoteError, WorkerDied, share
+from isolate.environments import find_uv
 from isolate.errors import DepthExceeded, ShareConflict, UnknownMethod, WouldDeadlock
 
 VERSIONS = """
@@ -46,8 +48,8 @@ class Extension:
     def write(self, array):
         array[0] = 7
 """
-OLD = {"dependencies": ["numpy<2", "packaging==23.2"]}
-NEW = {"dependencies": ["numpy>=2", "packaging==24.2"]}
+OLD = {"dependencies": [OLD_NUMPY, "packaging==23.2"]}
+NEW = {"dependencies": [NEW_NUMPY, "packaging==24.2"]}
 
 
 class TestMultipleExtensionsWithConflictingDependencies(IntegrationTestBase):
@@ -60,7 +62,7 @@ class TestMultipleExtensionsWithConflictingDependencies(IntegrationTestBase):
         host, loaded = self.load_extensions(DatabaseSingleton)
         assert not loaded.errors
         old, new = host["old"].call.versions(), host["new"].call.versions()
-        assert Version(old["numpy"]) < Version("2") <= Version(new["numpy"])
+        assert Version(old["numpy"]) < BOUNDARY <= Version(new["numpy"])
         assert (old["packaging"], new["packaging"]) == ("23.2", "24.2")
         for name, versions in (("old", old), ("new", new)):
             report = host[name].report
@@ -79,7 +81,7 @@ class TestMultipleExtensionsWithConflictingDependencies(IntegrationTestBase):
         self.create_extension("old", VERSIONS, **OLD)
         host, loaded = self.load_extensions(DatabaseSingleton)
         assert not loaded.errors
-        assert Version(host["old"].call.versions()["numpy"]) < Version("2")
+        assert Version(host["old"].call.versions()["numpy"]) < BOUNDARY
 
     def test_host_packages_are_out_of_sight(self) -> None:
         """Without the dependency there is no numpy, though the host has one; nor anything else of the host."""
@@ -99,8 +101,8 @@ class TestMultipleExtensionsWithConflictingDependencies(IntegrationTestBase):
 
     def test_equal_requirements_share_an_environment(self) -> None:
         """Two extensions that ask for the same, in another order, use one environment."""
-        self.create_extension("a", VERSIONS, dependencies=["numpy<2", "packaging==23.2"])
-        self.create_extension("b", VERSIONS, dependencies=["packaging == 23.2", "NumPy <2"])
+        self.create_extension("a", VERSIONS, dependencies=[OLD_NUMPY, "packaging==23.2"])
+        self.create_extension("b", VERSIONS, dependencies=["packaging == 23.2", OLD_NUMPY.replace("numpy", "NumPy ")])
         host, loaded = self.load_extensions(DatabaseSingleton)
         assert not loaded.errors
         assert host["a"].report.environment.key == host["b"].report.environment.key  # type: ignore[union-attr]
@@ -219,7 +221,7 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         theirs, ours, version = done.stdout.split()
         assert (theirs, ours) == ("False", "False")
-        assert Version(version) < Version("2")
+        assert Version(version) < BOUNDARY
 
     @pytest.mark.slow
     @pytest.mark.timeout(240)
@@ -246,13 +248,22 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         assert call.total(large) == 100_000
 
     @pytest.mark.slow
-    def test_share_torch_with_another_numpy(self) -> None:
-        """numpy<2 beside the host's torch: the extension's own numpy wins."""
-        pytest.importorskip("torch")
-        self.create_extension("shared", TENSORS, share_torch=True, dependencies=["numpy<2"])
+    @pytest.mark.parametrize("hostile", [False, True], ids=["clean", "hostile PYTHONPATH"])
+    def test_share_torch_with_another_numpy(
+        self, hostile: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An older numpy beside the host's torch: the extension's own numpy wins, whatever PYTHONPATH says."""
+        torch = pytest.importorskip("torch")
+        if hostile:
+            for name in ("numpy", "torch", "sympy"):
+                (tmp_path / "bad" / name).mkdir(parents=True)
+                (tmp_path / "bad" / name / "__init__.py").write_text(f"raise RuntimeError('the wrong {name}')")
+            monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bad"))
+        self.create_extension("shared", TENSORS, share_torch=True, dependencies=[OLD_NUMPY])
         host, loaded = self.load_extensions()
         assert not loaded.errors
-        assert Version(host["shared"].call.numpy_version()) < Version("2")
+        assert Version(host["shared"].call.numpy_version()) < BOUNDARY
+        assert host["shared"].call.version() == (torch.__version__, torch.__file__)
 
     def test_share_torch_conflict(self) -> None:
         """An extension that asks for another torch than the host's is refused with both versions."""
@@ -270,7 +281,7 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         """A torch of the extension's own, and bfloat16 tensors between it and the host's."""
         torch = pytest.importorskip("torch")
         torch_links(monkeypatch)
-        self.create_extension("own", TENSORS, dependencies=["torch", "numpy<2"], timeouts={"start": 120})
+        self.create_extension("own", TENSORS, dependencies=["torch", OLD_NUMPY], timeouts={"start": 120})
         host, loaded = self.load_extensions()
         assert not loaded.errors
         version, path = host["own"].call.version()
@@ -279,7 +290,7 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         for count in (5, 200_000):
             tensor = torch.randn(count).to(torch.bfloat16)
             assert torch.equal(host["own"].call.echo(tensor), tensor), version
-        assert Version(host["own"].call.numpy_version()) < Version("2")
+        assert Version(host["own"].call.numpy_version()) < BOUNDARY
 
 
 CALLER = """
@@ -696,3 +707,101 @@ class TestComplexIntegrationScenarios(IntegrationTestBase):
         assert results == [1]
         assert ext.call.version() == 2
         assert ext.pid != before
+
+
+HANDLES = """
+import numpy
+class Extension:
+    def __init__(self, host): self.host = host
+    def numpy_version(self): return numpy.__version__
+    def echo(self, value): return value
+    def total(self, handle):
+        import xfer
+        with xfer.open(handle) as array:
+            return float(array.sum()), type(handle).__name__
+    def made(self, n):
+        import xfer
+        return xfer.put(numpy.arange(n))
+    def release(self, handle):
+        import xfer
+        xfer.release(handle)
+"""
+
+
+class TestHandlesOfXfer(IntegrationTestBase):
+    """With pentad-xfer on both sides its handles are values, and the arrays behind them stay where they are."""
+
+    @pytest.fixture
+    def xfer(self) -> Iterator[Any]:
+        """The host's xfer; the mappings that it keeps are given back after the test."""
+        xfer = pytest.importorskip("xfer", reason="pentad-xfer is not installed")
+        yield xfer
+        from xfer.reader import READER
+
+        READER.trim()
+
+    @pytest.fixture
+    def xfer_wheel(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A wheel of pentad-xfer for the extension, from the folder beside this package."""
+        source = Path(__file__).parents[2] / "xfer"
+        if not (source / "pyproject.toml").is_file():
+            pytest.skip("pentad-xfer's source is not beside this package, so no extension can install it")
+        folder = tmp_path_factory.mktemp("wheel")
+        command = [find_uv(), "build", "--quiet", "--wheel", "--out-dir", str(folder), str(source)]
+        subprocess.run(command, check=True, cwd=folder)
+        return next(folder.glob("*.whl"))
+
+    def test_handles_in_both_directions(self, xfer: Any, xfer_wheel: Path) -> None:
+        """A host and an extension with different numpy open each other's handles without a copy."""
+        dependencies = [OLD_NUMPY, f"pentad-xfer @ {xfer_wheel.as_uri()}"]
+        self.create_extension("reader", HANDLES, dependencies=dependencies)
+        host = self.make_host(policy=Policy(allow_paths=True))
+        call = host.load(self.root / "reader").call
+        assert Version(call.numpy_version()) < BOUNDARY <= Version(np.__version__)
+        with xfer.Pool("16MiB") as pool:
+            handle = pool.put(np.arange(100_000.0))
+            assert call.total(handle) == (np.arange(100_000.0).sum(), "Handle")
+            back = call.echo({"nested": [handle]})["nested"][0]
+            assert isinstance(back, xfer.Handle)
+            assert back == handle
+            assert xfer.get(back)[7] == 7
+            pool.release(handle)
+            with pytest.raises(RemoteError, match="StaleHandleError"):
+                call.total(handle)
+        theirs = call.made(50_000)
+        assert theirs.pid == host["reader"].pid
+        array = xfer.get(theirs)
+        assert array.sum() == np.arange(50_000).sum()
+        assert not array.flags.writeable
+        del array
+        call.release(theirs)
+
+    def test_without_xfer_in_the_extension(self, xfer: Any) -> None:
+        """A handle for an extension that lacks pentad-xfer is an error that says what to install."""
+        self.create_extension("bare", "def echo(value): return value")
+        host, _ = self.load_extensions()
+        with xfer.Pool("1MiB") as pool:
+            handle = pool.put(np.arange(3))
+            with pytest.raises(TypeError, match="pentad-xfer to its dependencies"):
+                host["bare"].call.echo(handle)
+            pool.release(handle)
+        assert host["bare"].call.echo(1) == 1
+
+    def test_without_xfer_in_the_host(self, xfer_wheel: Path) -> None:
+        """A host without pentad-xfer gets an error that names the extra, and imports nothing at start."""
+        self.create_extension("maker", HANDLES, dependencies=["numpy", f"pentad-xfer @ {xfer_wheel.as_uri()}"])
+        code = (
+            "import sys, isolate\n"
+            "assert 'xfer' not in sys.modules\n"
+            "sys.modules['xfer'] = None  # as if it were not installed\n"
+            f"with isolate.Host({str(self.store)!r}, policy=isolate.Policy(allow_paths=True)) as host:\n"
+            f"    ext = host.load({str(self.root / 'maker')!r})\n"
+            "    try:\n"
+            "        ext.call.made(3)\n"
+            "    except TypeError as failure:\n"
+            "        print(failure)\n"
+            "    print(ext.call.numpy_version())\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "pentad-isolate[xfer]" in done.stdout
+        assert len(done.stdout.splitlines()) == 2

@@ -183,8 +183,9 @@ class EnvironmentStore:
         fcntl.flock(file, fcntl.LOCK_SH)
         return file
 
-    def _uv(self, manifest: Manifest, *arguments: str, stdin: str | None = None) -> str:
-        command = [find_uv(), "--quiet", "--no-progress", *(["--offline"] if self._offline else []), *arguments]
+    def _uv(self, manifest: Manifest, *arguments: str, stdin: str | None = None, offline: bool = False) -> str:
+        flags = ["--offline"] if self._offline or offline else []
+        command = [find_uv(), "--quiet", "--no-progress", *flags, *arguments]
         environment = {
             name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
         }
@@ -261,7 +262,14 @@ class EnvironmentStore:
             if lock.strip():
                 self._progress(manifest.name, "installing packages")
                 options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments()]
-                self._uv(manifest, "pip", "install", *options, "-r", str(kept))
+                install = ("pip", "install", *options, "-r", str(kept))
+                try:
+                    # The versions are chosen, so what uv has in its cache is right without asking the index about it.
+                    self._uv(manifest, *install, offline=True)
+                except EnvironmentBuildError:
+                    if self._offline:
+                        raise
+                    self._uv(manifest, *install)
             packages = _installed(building)
             _write(building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name}))
             target = self.root / "envs" / key

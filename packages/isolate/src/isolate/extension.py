@@ -7,6 +7,7 @@ import contextlib
 import fnmatch
 import logging
 import os
+import signal
 import socket
 import time
 from collections import deque
@@ -159,6 +160,8 @@ class _Incarnation:
         reason = self.reason
         if not reason and code == 137:
             reason = "it reached its memory limit"
+        if not reason and signal_number == signal.SIGXCPU:
+            reason = "it used up its processor time"
         if self.process is not None and code is None and signal_number is None:
             reason = reason or "it is being stopped"
         return WorkerDied(self._owner.name, code, signal_number, reason, tail)

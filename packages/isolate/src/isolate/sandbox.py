@@ -99,6 +99,9 @@ def command_prefix(manifest: Manifest, environment: Path, extra: list[str]) -> l
         "--dev",
         "/dev",
     ]
+    # Before what is bound below it: an environment may lie in /tmp.
+    if "/tmp" not in manifest.sandbox.write:
+        command += ["--tmpfs", "/tmp"]
     if not manifest.sandbox.network:
         command.append("--unshare-net")
     for path in _readable(manifest, environment, extra):
@@ -106,7 +109,7 @@ def command_prefix(manifest: Manifest, environment: Path, extra: list[str]) -> l
             command += ["--ro-bind", path, path]
     for path in manifest.sandbox.write:
         command += ["--bind", path, path]
-    return [*command, "--tmpfs", "/tmp", "--"] if "/tmp" not in manifest.sandbox.write else [*command, "--"]
+    return [*command, "--"]
 
 
 def report(manifest: Manifest, prefix: list[str], enforced: list[str], missing: list[str]) -> SandboxReport:

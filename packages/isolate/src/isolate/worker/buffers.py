@@ -1,7 +1,8 @@
 """Arrays, tensors and large bytes: pooled anonymous memory passed by descriptor; knows segments, not calls.
 
 Each sender keeps a pool of memfd segments. The creator alone can write: size and further writable mappings are sealed,
-so a receiver can neither change nor truncate what it reads. A segment returns to the pool with the last view of it.
+so a receiver can neither change nor truncate what it reads. A segment returns to the pool with the last view of it, and
+keeps what it holds: an array that has not changed since (see `watch`) is not copied again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import Overloaded, UnsupportedType, WireError
+from .watch import SMALLEST, WATCH
 
 SMALL = 32 << 10
 IDLE_BUDGET = 512 << 20
@@ -35,12 +37,13 @@ _TENSOR_TYPES = frozenset(_FLOATS + _INTEGERS)
 class Segment:
     """One memfd with this process's writable mapping of it."""
 
-    __slots__ = ("__weakref__", "fd", "map", "number", "size", "writable")
+    __slots__ = ("__weakref__", "fd", "map", "number", "size", "stamp", "writable")
 
     def __init__(self, size: int, writable: bool = False) -> None:
         self.number = next(_ids)
         self.size = size
         self.writable = writable
+        self.stamp: int | None = None
         self.fd = os.memfd_create("isolate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, size)
@@ -160,7 +163,9 @@ class Buffers:
         self._leases: dict[int, Any] = {}
         self._freed: list[int] = []
         self._dropped: list[int] = []
+        self._closed = False
         SHARED.attach(self)
+        WATCH.retain()
 
     def stats(self) -> dict[str, int]:
         """Segments and bytes: lent to the other side, idle in the pool, mapped from the other side."""
@@ -186,7 +191,10 @@ class Buffers:
                 segment, offset = shared
                 self._tell(segment)
                 return ["numpy", [segment.number, offset, False, segment.writable], text, list(value.shape)]
-            where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value))
+            stamp = None
+            if value.nbytes >= SMALLEST and value.flags.c_contiguous:
+                stamp = WATCH.stamp(value, value.__array_interface__["data"][0], value.nbytes)
+            where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), stamp)
             return ["numpy", where, text, list(value.shape)]
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(value, torch.Tensor):
@@ -194,37 +202,49 @@ class Buffers:
             if name not in _TENSOR_TYPES or value.layout is not torch.strided:
                 raise UnsupportedType(f"a {value.layout} tensor of dtype {value.dtype} does not travel")
             nbytes = value.numel() * value.element_size()
-            where = self._store(nbytes, lambda target: _fill_torch(torch, target, value))
+            stamp = None
+            if nbytes >= SMALLEST and value.device.type == "cpu" and value.is_contiguous():
+                stamp = WATCH.stamp(value, value.data_ptr(), nbytes)
+            where = self._store(nbytes, lambda target: _fill_torch(torch, target, value), stamp)
             return ["torch", where, name, list(value.shape)]
         return None
 
-    def _store(self, nbytes: int, fill: Callable[[Any], None]) -> Any:
+    def _store(self, nbytes: int, fill: Callable[[Any], None], stamp: int | None = None) -> Any:
         if nbytes <= SMALL or not hasattr(os, "memfd_create"):  # without it, large arrays travel in the frame
             data = bytearray(nbytes)
             if nbytes:
                 fill(data)
             return bytes(data)
-        segment = self._take(size_class(nbytes))
+        segment = self._take(size_class(nbytes), stamp)
         try:
-            fill(segment.map)
+            if stamp is None or segment.stamp != stamp:
+                segment.stamp = None
+                fill(segment.map)
+                segment.stamp = stamp
             self._tell(segment)
         except BaseException:
             self.returned(segment.number)
             raise
         return [segment.number, 0, True, False]
 
-    def _take(self, size: int) -> Segment:
+    def _take(self, size: int, stamp: int | None) -> Segment:
+        """A segment that holds the content of that stamp already, else one whose content nobody will ask for again."""
         with self._lock:
-            idle = self._idle.get(size)
-            if idle:
-                segment = idle.pop()
+            idle = self._idle.setdefault(size, [])
+            found = None
+            if stamp is not None:
+                found = next((segment for segment in idle if segment.stamp == stamp), None)
+            if found is None:
+                found = next((s for s in reversed(idle) if s.stamp is None or not WATCH.is_current(s.stamp)), None)
+            if found is not None:
+                idle.remove(found)
                 self._idle_bytes -= size
             else:
                 if len(self._lent) >= SEGMENT_LIMIT:
                     raise Overloaded(f"{len(self._lent)} arrays are still held by the other side")
-                segment = Segment(size)
-            self._lent[segment.number] = segment
-        return segment
+                found = Segment(size)
+            self._lent[found.number] = found
+        return found
 
     def _tell(self, segment: Segment) -> None:
         # Under the lock: another thread must not refer to the segment before its descriptor is on the way.
@@ -409,6 +429,10 @@ class Buffers:
     def close(self) -> None:
         """Give up all segments and mappings; views that are still held live on."""
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            WATCH.release()
             for fd, _, _ in self._incoming.values():
                 os.close(fd)
             for segments in (list(self._lent.values()), *self._idle.values()):

@@ -24,6 +24,8 @@ BACKLOG_LIMIT = 1 << 30
 _BUFFER = 256 << 10
 _FDS_PER_READ = 8
 _ANCILLARY = socket.CMSG_SPACE(_FDS_PER_READ * 4)
+# Plain numbers: an operation on the enum's members takes microseconds.
+_CUT, _CLOEXEC = int(socket.MSG_CTRUNC), int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 
 OnFrame = Callable[[int, int, bytes, "deque[int]"], None]
 
@@ -55,6 +57,7 @@ class Channel:
         self._on_closed = on_closed
         self._limit = limit
         self._lock = threading.Lock()
+        self._turn = False
         self._batch: list[bytes] = []
         self._backlog: deque[tuple[memoryview, int | None]] = deque()
         self._backlog_size = 0
@@ -71,7 +74,7 @@ class Channel:
         return threading.get_ident() == self._thread
 
     def send(self, kind: int, number: int, payload: bytes, descriptor: int | None = None) -> None:
-        """Send a frame: on the loop's thread together with the others of this turn, else at once.
+        """Send a frame: at once, but on the loop's thread the later ones of a turn together at its end.
 
         Raises:
             LinkClosed: The other side is gone.
@@ -85,14 +88,16 @@ class Channel:
             )
         frame = HEADER.pack(len(payload), kind, number) + payload
         if descriptor is None and threading.get_ident() == self._thread:
-            if not self._batch:
-                self._loop.call_soon(self.flush)
-            self._batch.append(frame)
-            return
+            if self._turn:
+                self._batch.append(frame)
+                return
+            self._turn = True
+            self._loop.call_soon(self.flush)
         self._write(frame, descriptor)
 
     def flush(self) -> None:
         """Write what this turn of the loop has gathered."""
+        self._turn = False
         batch, self._batch = self._batch, []
         if batch and not self.closed:
             self._write(batch[0] if len(batch) == 1 else b"".join(batch), None)
@@ -155,7 +160,7 @@ class Channel:
             count, ancillary, flags, _ = self._sock.recvmsg_into(
                 [self._view[self._end :]],
                 _ANCILLARY,
-                socket.MSG_CMSG_CLOEXEC if hasattr(socket, "MSG_CMSG_CLOEXEC") else 0,
+                _CLOEXEC,
             )
         except (BlockingIOError, InterruptedError):
             return
@@ -163,7 +168,7 @@ class Channel:
             self._finish(None if failure.errno == errno.ECONNRESET else failure)
             return
         try:
-            if ancillary or flags & socket.MSG_CTRUNC:
+            if ancillary or flags & _CUT:
                 self._take_descriptors(ancillary, flags)
             if not count:
                 self._finish(WireError("the stream ends inside a frame") if self._end else None)
@@ -178,7 +183,7 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(data) // 4 * 4
                 self._descriptors.extend(struct.unpack(f"{whole // 4}i", data[:whole]))
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > _FDS_PER_READ * 2:
+        if flags & _CUT or len(self._descriptors) > _FDS_PER_READ * 2:
             raise WireError(f"{len(self._descriptors)} descriptors came without a frame that names them")
 
     def _deliver(self) -> None:

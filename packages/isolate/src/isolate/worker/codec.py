@@ -65,6 +65,17 @@ class Codec:
                 pass
         return pack(value, self._special)
 
+    def encode_call(
+        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None, depth: int
+    ) -> bytes:
+        """Encode a call, looking only at what its user has given."""
+        if self._fast is not None and (not args or is_plain(list(args))) and (not kwargs or is_plain(kwargs)):
+            try:
+                return self._fast[0]((target, args, kwargs, deadline, depth))
+            except (OverflowError, UnicodeEncodeError):
+                pass
+        return pack([target, list(args), kwargs, deadline, depth], self._special)
+
     def decode(self, payload: Any) -> Any:
         """Decode one value; raises `WireError` for anything outside the format."""
         if self._fast is None:

@@ -106,7 +106,8 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
         if value is None:
             continue
         try:
-            resource.setrlimit(number, (value, value))
+            # A second more until the kill that cannot be told from others: SIGXCPU says why.
+            resource.setrlimit(number, (value, value + 1 if name == "cpu_seconds" else value))
             enforced.append(f"{name} at most {value}")
         except (OSError, ValueError) as failure:
             missing.append(f"{name} at most {value}: {failure}")

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
-from . import failures
+from . import failures, handles
 from .buffers import Buffers, Segment
 from .calls import CURRENT, Context, Export, ForeignReply, StreamReply, ThreadReply, deadline_after, settle
 from .channel import FRAME_LIMIT, Channel
@@ -23,7 +23,7 @@ from .codec import Codec
 from .errors import CallTimeout, DepthExceeded, LinkClosed, UnknownMethod, UnsupportedType, WireError, WouldDeadlock
 from .serving import Serving
 from .threads import Threads
-from .wire import BUFFER, HANDLE, HANDLE_BACK
+from .wire import BUFFER, HANDLE, HANDLE_BACK, XFER
 
 PROTOCOL = 1
 LOAD, READY, FAILED, CALL, RESULT, ERROR, CANCEL, ITEM, CREDIT, END, RELEASE, SEGMENT, FREE, DROP, STOP = range(1, 16)
@@ -216,11 +216,11 @@ class Link:
         if self._closing is not None:
             raise self._closing
         depth = CURRENT.get().depth + 1
-        handles = len(self._handles)
+        held = len(self._handles)
         try:
-            payload = self.codec.encode([target, list(args), kwargs, deadline, depth])
+            payload = self.codec.encode_call(target, args, kwargs, deadline, depth)
         except BaseException:
-            for handle in list(self._handles)[handles:]:
+            for handle in list(self._handles)[held:]:
                 self._handles.pop(handle, None)
             raise
         if number is None:
@@ -384,6 +384,9 @@ class Link:
         described = self.buffers.describe(value)
         if described is not None:
             return BUFFER, self.codec.encode(described)
+        handle = handles.to_bytes(value)
+        if handle is not None:
+            return XFER, handle
         if callable(value) and not isinstance(value, type):
             if len(self._handles) >= _HANDLE_LIMIT:
                 raise UnsupportedType(f"{_HANDLE_LIMIT} callables are held by {self.name} already")
@@ -393,6 +396,8 @@ class Link:
         return None
 
     def _hook(self, code: int, payload: bytes) -> Any:
+        if code == XFER:
+            return handles.from_bytes(payload)
         value = self.codec.decode(payload)
         if code == BUFFER:
             return self.buffers.restore(value)

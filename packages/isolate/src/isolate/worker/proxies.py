@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .buffers import share
 from .errors import UnknownMethod
 from .link import Link
 
@@ -90,10 +91,14 @@ class _Apis:
 class HostProxy:
     """What an extension sees of its host: `host.call.API.method(...)`, or `await host.aio.API.method(...)`.
 
+    `host.share(array)` puts an array where results travel from without a copy.
+
     Attributes:
         name: The extension's own name.
         apis: For each exported API, its methods and how each is run.
     """
+
+    share = staticmethod(share)
 
     def __init__(self, link: Link, name: str, apis: dict[str, dict[str, str]]) -> None:
         self.name = name

@@ -7,6 +7,7 @@ Every type has one form and comes back as itself:
 | None, bool, float, str, bytes, list, int of 64 bits, dict with str keys | native MessagePack |
 | int of any other size, tuple, set, frozenset, dict with other keys, datetime, Path | extension types 1 to 7 |
 | arrays, tensors, large bytes | extension type 8, a description; see `buffers` |
+| handles of pentad-xfer | extension type 11, their bytes |
 | callables | extension types 9 (owned by the sender) and 10 (owned by the receiver) |
 | dataclass, Enum | a dict of its fields, its value: rebuilt only where the receiver's annotations say so |
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 from .errors import UnsupportedType, WireError
 
-BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK = range(1, 11)
+BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER = range(1, 12)
 MAX_DEPTH = 100
 _F64, _I64, _U64 = struct.Struct(">Bd"), struct.Struct(">Bq"), struct.Struct(">BQ")
 _U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
@@ -273,10 +274,18 @@ def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
 
 
 def _array(data: bytes, at: int, size: int, hook: Hook, depth: int) -> tuple[list[Any], int]:
-    items = []
+    items: list[Any] = []
     for _ in range(size):
-        item, at = _get(data, at, hook, depth + 1)
-        items.append(item)
+        tag = data[at]
+        if tag < 0x80:  # the most frequent ones without a call
+            items.append(tag)
+            at += 1
+        elif tag == 0xC0:
+            items.append(None)
+            at += 1
+        else:
+            item, at = _get(data, at, hook, depth + 1)
+            items.append(item)
     return items, at
 
 
