@@ -116,11 +116,12 @@ def _build(ref: ModelRef) -> Any:
     bases = [_map(ModelRef(**fields)) for fields in manifest.bases]
     for base in bases:
         base.delta = mapping  # a model whose every block lies in bases still counts as a reader of its own segment
-    for each in (mapping, *bases):
-        if each.path.parent == default_directory():  # memory; from a disk, only what is used should be read
-            each.read_ahead()
     storages = [
         (mapping if block.base is None else bases[block.base]).storage(block.offset, block.nbytes)
         for block in manifest.blocks
     ]
-    return rebuild(mapping.skeleton, storages)
+    model = rebuild(mapping.skeleton, storages)
+    for each in (mapping, *bases):
+        if each.path.parent == default_directory():  # memory; from a disk, only what is used should be read
+            each.read_ahead()
+    return model

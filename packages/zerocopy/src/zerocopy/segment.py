@@ -13,6 +13,7 @@ write a segment can also seal it. Knows nothing of names, leases or Ray.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import hashlib
 import json
@@ -20,7 +21,6 @@ import mmap
 import os
 import struct
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -31,12 +31,12 @@ from typing import Any
 import torch
 import xxhash
 
-from zerocopy.errors import CorruptSegmentError, NoSpaceError, SegmentGoneError
+from zerocopy.errors import CorruptSegmentError, NoSpaceError, OtherFormatError, SegmentGoneError
 from zerocopy.flatten import ALIGNMENT, Flat
 from zerocopy.lease import share
 
 MAGIC = b"ZEROCOPY"
-FORMAT = 1
+FORMAT = 2
 _PAGE = 4096
 _PIECE = 1 << 20  # bytes copied and then hashed at a time, so that the hash finds them in the processor's cache
 _STEP = 64 << 20  # bytes hashed between two reports of progress
@@ -256,7 +256,7 @@ class Mapping(mmap.mmap):
         if sys.platform == "linux":
             # The thread gets numbers and no reference: it must not keep the lease alive. Whatever lies at the address
             # once this mapping has gone, reading it ahead does no harm.
-            threading.Thread(target=_read_ahead, args=(self.address, len(self)), daemon=True).start()
+            _thread.start_new_thread(_read_ahead, (self.address, len(self)))  # does not wait for it to run
 
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """Return a storage over some of its bytes; a storage of its own, so that saving one tensor saves no other."""
@@ -319,7 +319,7 @@ def check(fd: int, path: Path) -> Opened:
         raise CorruptSegmentError(f"{path} is not a segment: it starts with {header[:8]!r}")
     _, version, _, manifest_size, skeleton_size, data_offset, size, inode, mtime = _FIXED.unpack_from(header)
     if version != FORMAT:
-        raise CorruptSegmentError(f"{path} has format {version}; this zerocopy reads format {FORMAT}")
+        raise OtherFormatError(f"{path} has format {version}, this zerocopy reads format {FORMAT}: publish it again")
     if status.st_size != size:
         raise CorruptSegmentError(f"{path} has {status.st_size} bytes instead of {size}: it was truncated or extended")
     if _HEADER + manifest_size + skeleton_size > data_offset:
@@ -391,9 +391,11 @@ def verify_file(fd: int, manifest: Manifest, path: Path, tick: Tick = _no_tick) 
 
 
 def kept(path: Path) -> bool:
-    """Whether a file is a segment that was published to stay."""
+    """Whether a file is a segment that was published to stay; one of another format may have been."""
     try:
         opened = open_segment(path)
+    except OtherFormatError:
+        return True
     except (SegmentGoneError, CorruptSegmentError):
         return False
     os.close(opened.fd)
