@@ -2,7 +2,8 @@
 
     python packages/zerocopy/benchmarks/bench.py [--quick] [--json FILE] [--picture FILE.png]
 
-Each way is measured in a process of its own, with its own workers, one after the other; needs Linux.
+Each way is measured in a process of its own, with its own workers, one after the other, and what is known is saved
+after each; needs Linux. A whole run ends within five minutes: a way for which no time is left is not measured.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +29,31 @@ ORDER = [
     "safetensors mmap", "torch.load mmap",
 ]  # fmt: skip
 NEEDS = {"ray-zerocopy": "ray_zerocopy", "Ray's flag": "ray", "plain Ray": "ray", "safetensors mmap": "safetensors"}
+SECONDS = 285  # for a whole run
 
 
-def measured(variant: str, blocks: int, workers: list[int]) -> dict[str, Any] | None:
-    """Run measure.py for a variant; None if its library is not installed or it fails."""
+def measured(variant: str, blocks: int, workers: list[int], end: float) -> dict[str, Any] | None:
+    """Run measure.py for a variant; None, and a line that says why, if there is no result."""
     if variant in NEEDS and importlib.util.find_spec(NEEDS[variant]) is None:
+        print(f"  {variant}: {NEEDS[variant]} is not installed", file=sys.stderr)
         return None
-    command = [
-        sys.executable,
-        str(HERE / "measure.py"),
-        variant,
-        "--blocks",
-        str(blocks),
-        "--workers",
-        *map(str, workers),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    counts = [str(count) for count in workers]
+    command = [sys.executable, str(HERE / "measure.py"), variant, "--blocks", str(blocks), "--workers", *counts]
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=max(1.0, end - start))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)  # it stops its workers
+        output, errors = process.communicate()
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        print(f"{variant}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
+        why = "no time left" if time.monotonic() >= end else f"failed\n{errors[-2000:]}"
+        print(f"  {variant}: {why}", file=sys.stderr)
         return None
-    print(f"  {variant}: done", file=sys.stderr)
+    print(f"  {variant}: {time.monotonic() - start:.0f} s", file=sys.stderr)
     result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
     return result
 
@@ -66,10 +73,11 @@ def row(
     }  # fmt: skip
 
 
-def rows_of(results: dict[str, dict[str, Any]], tasks: dict[str, Any] | None) -> list[dict[str, Any]]:
+def rows_of(
+    results: dict[str, dict[str, Any]], order: list[str], tasks: dict[str, Any] | None, far: dict[str, Any] | None
+) -> list[dict[str, Any]]:
     """Turn measurements into rows with targets."""
     ours = results["zerocopy"]
-    flag = results.get("Ray's flag")
     size = ours["model_bytes"]
 
     def other(variant: str, key: str) -> list[float] | None:
@@ -92,18 +100,16 @@ def rows_of(results: dict[str, dict[str, Any]], tasks: dict[str, Any] | None) ->
             found.append(
                 row(f"total memory, {count} workers", "bytes", [ours["totals"][count]], "the model", [size], target)
             )
-    for variant, result in results.items():
+    for variant in order:
         if variant == "zerocopy":
             continue
-        found.append(
-            row("publish", "s", ours["publish_s"], variant, result["publish_s"], None)
-        ) if flag is not result else None
-        found.append(row("load and first inference", "ms", ours["firsts"], variant, result["firsts"], None))
+        result = results.get(variant)
+        if variant != "Ray's flag":  # those two rows are above, with their targets
+            for metric, key, unit in (("publish", "publish_s", "s"), ("load and first inference", "firsts", "ms")):
+                found.append(row(metric, unit, ours[key], variant, result and result[key], None))
         for count, total in ours["totals"].items():
-            name = f"total memory, {count} workers"
-            found.append(row(name, "bytes", [total], variant, [result["totals"][count]], None))
-    absent = [variant for variant in NEEDS if variant not in results]
-    found.extend(row("load and first inference", "ms", ours["firsts"], variant, None, None) for variant in absent)
+            peer = [result["totals"][count]] if result else None
+            found.append(row(f"total memory, {count} workers", "bytes", [total], variant, peer, None))
     if tasks is not None:
         samples = tasks["samples"]
         local = statistics.median(samples["local"])
@@ -111,6 +117,8 @@ def rows_of(results: dict[str, dict[str, Any]], tasks: dict[str, Any] | None) ->
         found.append(row("60-layer model, task over local call", "ms", over, None, None, 5))
         peers = [value - local for value in samples["ray-zerocopy"]] if "ray-zerocopy" in samples else None
         found.append(row("60-layer model, task over local call", "ms", over, "ray-zerocopy", peers, 1.0))
+    if far is not None:
+        found.append(row("copies on a far node with 3 workers", "models", [far["copies"]], None, None, 1.0))
     return found
 
 
@@ -185,6 +193,13 @@ def version(name: str) -> str | None:
         return None
 
 
+def save(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write the rows, with the machine and the versions."""
+    names = ("pentad-zerocopy", "torch", "ray", "ray-zerocopy", "safetensors")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    file.write_text(json.dumps({"machine": machine(), "versions": versions, "rows": rows}, indent=1))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; 0 if every target that was measured holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,20 +209,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     order = ["zerocopy", "Ray's flag", "torch.load mmap"] if args.quick else ORDER
     blocks, workers = (1, [1, 2]) if args.quick else (8, [1, 2, 4, 8])
-    results = {}
-    for name in order:
-        result = measured(name, blocks, workers)
-        if result is not None:
+    end = time.monotonic() + (50 if args.quick else SECONDS)
+    results: dict[str, dict[str, Any]] = {}
+    extras: dict[str, dict[str, Any] | None] = {"tasks": None, "far": None}
+    rows: list[dict[str, Any]] = []
+    # What has no peer to wait for comes right after the two ways that most rows compare.
+    for name in order if args.quick else [*order[:2], *extras, *order[2:]]:
+        result = measured(name, blocks, workers, end)
+        if name in extras:
+            extras[name] = result
+        elif result is not None:
             results[name] = result
-    if "zerocopy" not in results:
-        return 1
-    tasks = None if args.quick else measured("tasks", blocks, workers)
-    rows = rows_of(results, tasks)
+        if "zerocopy" not in results:
+            return 1
+        rows = rows_of(results, order, **extras)
+        if args.json:
+            save(rows, args.json)
     print_tables(results, rows)
-    names = ("pentad-zerocopy", "torch", "ray", "ray-zerocopy", "safetensors")
-    if args.json:
-        versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
-        args.json.write_text(json.dumps({"machine": machine(), "versions": versions, "rows": rows}, indent=1))
     if args.picture:
         draw(results, args.picture)
     return 0 if all(entry["holds"] in (True, None) for entry in rows) else 1

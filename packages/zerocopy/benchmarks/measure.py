@@ -22,6 +22,8 @@ import torch
 import variants
 from torch import nn
 
+# Ray beside `uv run` would build each worker an environment of its own.
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 TOKENS = [[(7 * i) % 4000 for i in range(16)]]
 
 
@@ -168,7 +170,7 @@ class Actors:
 def start_ray(variant: variants.Variant, store: int) -> None:
     """Start a local cluster whose workers find these files."""
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    os.environ.update(variant.env)
+    os.environ.update({**QUIET, **dict(variant.env)})
     import ray
 
     ray.init(
@@ -292,15 +294,52 @@ def measure_tasks(calls: int) -> dict[str, Any]:
     return {"variant": "tasks", "samples": samples}
 
 
+class FarWorker:
+    """Loads a model on another node, and says which files it has mapped."""
+
+    def load(self, ref: Any) -> list[tuple[str, int]]:
+        """Return file name and size of each mapped segment."""
+        self.model = ref.load()
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        files = {line.split()[-1] for line in lines if line.endswith(".zc")}
+        return [(file, os.stat(file).st_size) for file in files]
+
+
+def measure_far(blocks: int) -> dict[str, Any]:
+    """Return how many copies of the weights three workers of a second raylet have between them."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    import zerocopy
+
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ.update(QUIET)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+    cluster.add_node(num_cpus=3, resources={"far": 3}, object_store_memory=100 << 20)
+    ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+    ref = zerocopy.publish(variants.build(blocks))
+    workers = [ray.remote(FarWorker).options(resources={"far": 1}).remote() for _ in range(3)]
+    mapped = {file for files in ray.get([worker.load.remote(ref) for worker in workers]) for file in files}
+    ray.shutdown()
+    cluster.shutdown()
+    assert all(file != ref.path for file, _ in mapped)
+    return {"variant": "far", "copies": sum(size for _, size in mapped) // ref.nbytes}
+
+
 def main() -> None:
     """Measure what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("variant", choices=[*variants.VARIANTS, "tasks"])
+    parser.add_argument("variant", choices=[*variants.VARIANTS, "tasks", "far"])
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = measure_tasks(30) if args.variant == "tasks" else measure(args.variant, args.blocks, args.workers)
+    if args.variant == "tasks":
+        result = measure_tasks(30)
+    elif args.variant == "far":
+        result = measure_far(2)
+    else:
+        result = measure(args.variant, args.blocks, args.workers)
     print("\nRESULT " + json.dumps(result), flush=True)
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()

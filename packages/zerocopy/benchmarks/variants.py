@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,4 +114,3 @@ VARIANTS = {
     "safetensors mmap": Variant(False, _safetensors_publish, _safetensors_load, on_disk=True),
     "torch.load mmap": Variant(False, _torch_publish, _torch_load, on_disk=True),
 }
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")

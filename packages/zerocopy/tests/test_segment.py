@@ -19,7 +19,7 @@ from torch import nn
 import zerocopy
 from zerocopy import ModelRef
 from zerocopy.directory import default_directory, segments
-from zerocopy.errors import CorruptSegmentError, NoSpaceError, SegmentGoneError
+from zerocopy.errors import CorruptSegmentError, NoSpaceError, OtherFormatError, SegmentGoneError
 
 Publish = Callable[..., ModelRef]
 
@@ -42,7 +42,7 @@ def test_truncated_segment(keep: float, simple_model: nn.Module, publish: Publis
         ref.load()
 
 
-@pytest.mark.parametrize("offset", [0, 9, 20, 70, 100, 200, 900, -5000, -1], ids=str)
+@pytest.mark.parametrize("offset", [0, 8, 20, 70, 100, 200, 900, -5000, -1], ids=str)
 def test_altered_segment(offset: int, simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """One changed byte anywhere, in header, manifest, skeleton or weights, is found at open."""
     ref = publish(nn.Sequential(*simple_model, nn.Linear(1000, 5)), directory=tmp_path)
@@ -215,6 +215,15 @@ def test_sweep_removes_what_nobody_holds(simple_model: nn.Module, publish: Publi
     (tmp_path / "lost@current").symlink_to("nowhere.zc")
     assert {path.name for path in zerocopy.sweep(tmp_path)} == {stray.name, half.name, "lost@current"}
     assert segments(tmp_path) == sorted([Path(kept.path), Path(used.path)])
+
+
+def test_another_format_is_told_and_left_alone(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+    """A segment of a later zerocopy is refused with both formats named, and a sweep does not take it away."""
+    ref = publish(simple_model, directory=tmp_path, keep=True)
+    altered(ref.path, 8, b"\x63")
+    with pytest.raises(OtherFormatError, match="format 99"):
+        ref.load()
+    assert zerocopy.sweep(tmp_path) == []
 
 
 def test_keep_outlives_its_publisher(tmp_path: Path, fresh_python: Any) -> None:

@@ -13,6 +13,10 @@ class CorruptSegmentError(ZerocopyError, ValueError):
     """A segment is truncated, altered or not a segment at all; nothing of it was used."""
 
 
+class OtherFormatError(CorruptSegmentError):
+    """A segment was written by another version of zerocopy; it is left as it is."""
+
+
 class SegmentGoneError(ZerocopyError, FileNotFoundError):
     """The segment was removed: its publisher and every reader have left, or it was never on this machine."""
 

@@ -136,10 +136,10 @@ def _shared_with(
         opened = open_segment(path)
     sources = [base, *(ModelRef(**fields) for fields in opened.manifest.bases)]
     held = {
-        (block.sha256, block.nbytes): (0 if block.base is None else block.base + 1, block.offset)
+        (block.digest, block.nbytes): (0 if block.base is None else block.base + 1, block.offset)
         for block in opened.manifest.blocks
     }
-    hashes = hash_blocks([block.bytes_view() for block in flat.blocks])
+    hashes = hash_blocks(block.bytes_view() for block in flat.blocks)
     found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
     used = sorted({where[0] for where in found if where is not None})
     leases = [opened.fd]
@@ -225,4 +225,4 @@ def digest(model: Any) -> str:
         model: as for ``publish``.
     """
     flat = flatten(model)
-    return model_digest(flat.skeleton, hash_blocks([block.bytes_view() for block in flat.blocks]))
+    return model_digest(flat.skeleton, hash_blocks(block.bytes_view() for block in flat.blocks))

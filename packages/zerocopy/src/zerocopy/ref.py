@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zerocopy.directory import default_directory
 from zerocopy.errors import CorruptSegmentError
 from zerocopy.flatten import rebuild
 from zerocopy.segment import Mapping, map_segment
@@ -47,7 +48,7 @@ class ModelRef:
     Args:
         name: the model's name.
         version: its version.
-        digest: hex SHA-256 of its skeleton and weights.
+        digest: hex SHA-256 of its skeleton and its weights' digests.
         nbytes: bytes of weights, those in base segments included.
         path: its segment file on the machine that published it.
         node: the Ray node that published it, or None.
@@ -119,4 +120,8 @@ def _build(ref: ModelRef) -> Any:
         (mapping if block.base is None else bases[block.base]).storage(block.offset, block.nbytes)
         for block in manifest.blocks
     ]
-    return rebuild(mapping.skeleton, storages)
+    model = rebuild(mapping.skeleton, storages)
+    for each in (mapping, *bases):
+        if each.path.parent == default_directory():  # memory; from a disk, only what is used should be read
+            each.read_ahead()
+    return model

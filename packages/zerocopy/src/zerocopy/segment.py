@@ -6,40 +6,45 @@
     data  at a multiple of 4096; every block at a multiple of 64
 
 A file whose inode and modification time are still those of its sealing has not been written since, and is mapped
-after its first
-kilobytes are checked. Any other (a copy, a touched file) has every block hashed first. Knows nothing of names,
-leases or Ray.
+after its first kilobytes are checked. Any other (a copy, a touched file) has every block hashed first. Blocks are
+hashed by XXH3: at the speed of memory it finds damage and equal bytes, and is no proof against forgery, for whoever can
+write a segment can also seal it. Knows nothing of names, leases or Ray.
 """
 
 from __future__ import annotations
 
+import _thread
+import ctypes
 import hashlib
 import json
 import mmap
 import os
 import struct
+import sys
 import time
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
-from zerocopy.errors import CorruptSegmentError, NoSpaceError, SegmentGoneError
+from zerocopy.errors import CorruptSegmentError, NoSpaceError, OtherFormatError, SegmentGoneError
 from zerocopy.flatten import ALIGNMENT, Flat
 from zerocopy.lease import share
 
 MAGIC = b"ZEROCOPY"
-FORMAT = 1
+FORMAT = 2
 _PAGE = 4096
-_FIXED = struct.Struct(
-    "<8sIIQQQQQq"
-)  # magic, format, reserved, manifest, skeleton, data offset, file size, inode, mtime
+_PIECE = 1 << 20  # bytes copied and then hashed at a time, so that the hash finds them in the processor's cache
+_STEP = 64 << 20  # bytes hashed between two reports of progress
+# magic, format, reserved, manifest, skeleton, data offset, file size, inode, mtime
+_FIXED = struct.Struct("<8sIIQQQQQq")
 _HEADER = 128
 _DIGEST_AT = 96
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap does not name it yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,14 @@ class Placed:
     Args:
         offset: bytes from the start of its segment file.
         nbytes: its length.
-        sha256: hex digest of its bytes.
+        digest: hex 128-bit XXH3 of its bytes.
         base: which entry of ``Manifest.bases`` holds it, or None for this file.
         names: dotted names of the tensors in it.
     """
 
     offset: int
     nbytes: int
-    sha256: str
+    digest: str
     base: int | None
     names: tuple[str, ...]
 
@@ -102,11 +107,23 @@ def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def hash_blocks(views: Sequence[memoryview]) -> list[str]:
-    """Return the hex SHA-256 of each view, on as many threads as help."""
-    workers = max(1, min(4, (os.cpu_count() or 2) - 1))
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda view: hashlib.sha256(view).hexdigest(), views))
+Tick = Callable[[int], object]  # told of so many bytes more
+
+
+def _no_tick(nbytes: int) -> None:
+    return None
+
+
+def hash_blocks(views: Iterable[memoryview], tick: Tick = _no_tick) -> list[str]:
+    """Return the hex digest of each view."""
+    digests = []
+    for view in views:
+        digest = xxhash.xxh3_128()
+        for start in range(0, len(view), _STEP):
+            digest.update(view[start : start + _STEP])
+            tick(min(_STEP, len(view) - start))
+        digests.append(digest.hexdigest())
+    return digests
 
 
 def model_digest(skeleton: bytes, hashes: Sequence[str]) -> str:
@@ -121,6 +138,7 @@ def write_segment(
     *,
     known: Sequence[tuple[int, int] | None] | None = None,
     hashes: Sequence[str] | None = None,
+    tick: Tick = _no_tick,
 ) -> Manifest:
     """Write a model into an empty open file and seal it.
 
@@ -129,7 +147,8 @@ def write_segment(
         flat: the model.
         manifest: name, version, keep and bases; blocks and digest are filled in here.
         known: for each block (index of base, offset in it) where a base already holds its bytes, else None.
-        hashes: the blocks' hex SHA-256 where the caller has them already.
+        hashes: the blocks' digests where the caller has them already.
+        tick: told of every piece of the model that is done.
 
     Returns:
         The complete manifest.
@@ -138,23 +157,22 @@ def write_segment(
         NoSpaceError: the file system cannot hold it.
     """
     places = known or [None] * len(flat.blocks)
-    views = [block.bytes_view() for block in flat.blocks]
-    zero = "0" * 64
-    draft = replace(manifest, digest=zero, blocks=_place(flat, places, [zero] * len(views), 1 << 52))
+    blank = ["0" * 32] * len(flat.blocks)
+    draft = replace(manifest, digest="0" * 64, blocks=_place(flat, places, blank, 1 << 52))
     data_offset = _round_up(_HEADER + len(draft.encode()) + len(flat.skeleton), _PAGE)
-    placed = _place(flat, places, [zero] * len(views), data_offset)
+    placed = _place(flat, places, blank, data_offset)
     stored = [block for block, where in zip(placed, places, strict=True) if where is None]
     size = max([data_offset, *(block.offset + block.nbytes for block in stored)])
     try:
         _reserve(fd, size)
-        with ThreadPoolExecutor(1) as pool:  # hashing and copying overlap: each runs outside the interpreter lock
-            hashing = pool.submit(hash_blocks, views if hashes is None else [])
-            for view, block, where in zip(views, placed, places, strict=True):
-                if where is None:
-                    _write_all(fd, view, block.offset)
-            hashes = hashes or hashing.result()
+        digests = list(hashes or ())
+        for block, place in zip(flat.blocks, placed, strict=True):
+            if place.base is None:
+                digest = _copy(fd, block.bytes_view(), place.offset, tick)
+                if hashes is None:
+                    digests.append(digest)
         done = replace(
-            manifest, digest=model_digest(flat.skeleton, hashes), blocks=_place(flat, places, hashes, data_offset)
+            manifest, digest=model_digest(flat.skeleton, digests), blocks=_place(flat, places, digests, data_offset)
         )
         seal(fd, done.encode(), flat.skeleton, data_offset, size)
     except OSError as error:
@@ -186,10 +204,21 @@ def _reserve(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
+def _copy(fd: int, view: memoryview, offset: int, tick: Tick) -> str:
+    """Write a block, hashing each piece while the processor's cache still has it; return the digest."""
+    digest = xxhash.xxh3_128()
+    for start in range(0, len(view), _PIECE):
+        piece = view[start : start + _PIECE]
+        _write_all(fd, piece, offset + start)
+        digest.update(piece)
+        tick(len(piece))
+    return digest.hexdigest()
+
+
 def _write_all(fd: int, view: memoryview, offset: int) -> None:
     done = 0
     while done < len(view):
-        done += os.pwrite(fd, view[done : done + (1 << 30)], offset + done)
+        done += os.pwrite(fd, view[done:], offset + done)
 
 
 def seal(fd: int, manifest: bytes, skeleton: bytes, data_offset: int, size: int) -> None:
@@ -222,11 +251,23 @@ class Mapping(mmap.mmap):
         """Return the dotted names of all tensors of the model."""
         return {name for block in self.manifest.blocks for name in block.names}
 
+    def read_ahead(self) -> None:
+        """Enter all pages in the page table from a thread: a quarter of a first call would go into page faults."""
+        if sys.platform == "linux":
+            # The thread gets numbers and no reference: it must not keep the lease alive. Whatever lies at the address
+            # once this mapping has gone, reading it ahead does no harm.
+            _thread.start_new_thread(_read_ahead, (self.address, len(self)))  # does not wait for it to run
+
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """Return a storage over some of its bytes; a storage of its own, so that saving one tensor saves no other."""
         if nbytes == 0:
             return torch.empty(0, dtype=torch.uint8).untyped_storage()
         return torch.frombuffer(self, dtype=torch.uint8, offset=offset, count=nbytes).untyped_storage()
+
+
+def _read_ahead(address: int, nbytes: int) -> None:
+    # By ctypes, which releases the interpreter lock; mmap.madvise holds it.
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), _MADV_POPULATE_READ)
 
 
 # Views that are alive in this process, for reports: whatever tensor a caller holds, its address leads to its segment.
@@ -278,7 +319,7 @@ def check(fd: int, path: Path) -> Opened:
         raise CorruptSegmentError(f"{path} is not a segment: it starts with {header[:8]!r}")
     _, version, _, manifest_size, skeleton_size, data_offset, size, inode, mtime = _FIXED.unpack_from(header)
     if version != FORMAT:
-        raise CorruptSegmentError(f"{path} has format {version}; this zerocopy reads format {FORMAT}")
+        raise OtherFormatError(f"{path} has format {version}, this zerocopy reads format {FORMAT}: publish it again")
     if status.st_size != size:
         raise CorruptSegmentError(f"{path} has {status.st_size} bytes instead of {size}: it was truncated or extended")
     if _HEADER + manifest_size + skeleton_size > data_offset:
@@ -323,7 +364,7 @@ def map_segment(path: Path) -> Mapping:
     return mapping
 
 
-def verify(data: mmap.mmap, manifest: Manifest, path: Path) -> None:
+def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = _no_tick) -> None:
     """Hash every block that a segment stores itself.
 
     Raises:
@@ -332,27 +373,29 @@ def verify(data: mmap.mmap, manifest: Manifest, path: Path) -> None:
     own = [block for block in manifest.blocks if block.base is None]
     with memoryview(data) as view:
         parts = [view[block.offset : block.offset + block.nbytes] for block in own]
-        hashes = hash_blocks(parts)
+        hashes = hash_blocks(parts, tick)
         for part in parts:
             part.release()
     for block, digest in zip(own, hashes, strict=True):
-        if digest != block.sha256:
+        if digest != block.digest:
             raise CorruptSegmentError(
                 f"{path}: the bytes of {', '.join(block.names) or 'an unnamed block'} "
                 f"do not match their digest; the file was altered after it was published"
             )
 
 
-def verify_file(fd: int, manifest: Manifest, path: Path) -> None:
+def verify_file(fd: int, manifest: Manifest, path: Path, tick: Tick = _no_tick) -> None:
     """Do the same for an open file that is not mapped."""
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view:
-        verify(view, manifest, path)
+        verify(view, manifest, path, tick)
 
 
 def kept(path: Path) -> bool:
-    """Whether a file is a segment that was published to stay."""
+    """Whether a file is a segment that was published to stay; one of another format may have been."""
     try:
         opened = open_segment(path)
+    except OtherFormatError:
+        return True
     except (SegmentGoneError, CorruptSegmentError):
         return False
     os.close(opened.fd)
