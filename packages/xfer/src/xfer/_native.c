@@ -584,6 +584,8 @@ static void slot_dealloc(Slot *self)
 
 /* The copy of large arrays */
 
+static size_t stream_from = (size_t)32 << 20; /* what fits the cache is better left there for the reader */
+
 #if defined(__x86_64__)
 /* Stores that pass by the cache: the old content of the target is not read first, which is a third of the traffic. */
 static void stream(char *to, const char *from, size_t count)
@@ -627,7 +629,10 @@ static PyObject *copy(PyObject *module, PyObject *args)
     int fits = offset <= (unsigned long long)to.len && (unsigned long long)from.len <= to.len - offset;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        stream((char *)to.buf + offset, from.buf, from.len);
+        if ((size_t)from.len >= stream_from)
+            stream((char *)to.buf + offset, from.buf, from.len);
+        else
+            memcpy((char *)to.buf + offset, from.buf, from.len);
         Py_END_ALLOW_THREADS
     } else {
         PyErr_SetString(PyExc_ValueError, "the bytes do not fit behind the offset");
@@ -681,6 +686,11 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (cache > 0 && (size_t)cache < stream_from)
+        stream_from = (size_t)cache > (size_t)8 << 20 ? (size_t)cache : (size_t)8 << 20;
+#endif
     PyObject *sender = PyType_FromSpec(&sender_spec), *receiver = PyType_FromSpec(&receiver_spec);
     slot_type = (PyTypeObject *)PyType_FromSpec(&slot_spec);
     if (!module || !sender || !receiver || !slot_type || PyModule_AddObjectRef(module, "SenderCore", sender) < 0

@@ -12,13 +12,12 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 from zlib import crc32
 
 import numpy as np
 
-from xfer import names, posix
+from xfer import names, native, posix
 from xfer.descriptor import (
     CUDA,
     HEADER,
@@ -39,6 +38,7 @@ from xfer.errors import (
     PoolClosedError,
     UnsupportedDtypeError,
 )
+from xfer.holdings import Leak, PoolStats
 from xfer.interchange import device_of, host_array
 from xfer.lease import OFD, Leases
 from xfer.loan import Loan
@@ -48,6 +48,7 @@ from xfer.sites import calling_line
 from xfer.sizes import SLAB, SMALL, format_size, parse_size, slot_size
 
 Backend = Literal["auto", "nameless", "named"]
+_LARGE = 1 << 20
 _RECLAIM_STEP = 64
 _MASK = (1 << 64) - 1
 
@@ -69,29 +70,6 @@ class _Live(NamedTuple):
     keep: object
     site: str
     since: float
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """What a pool holds; sizes in bytes."""
-
-    budget: int
-    reserved: int
-    segments: int
-    live: int
-    live_bytes: int
-    waiting_for_readers: int
-    free_slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class Leak:
-    """An array that was put and not released."""
-
-    nbytes: int
-    age: float
-    leased: bool
-    site: str
 
 
 class Pool:
@@ -155,8 +133,11 @@ class Pool:
         segment, slot = self._take(sig.slot_bytes, timeout)
         try:
             offset = segment.start + slot * segment.stride
-            target = np.ndarray(sig.shape, sig.dtype, segment.map, offset, None, sig.order)
-            target[...] = array
+            if native.module is not None and sig.nbytes >= _LARGE and flags.forc:
+                native.module.copy(segment.map, offset, array)
+            else:
+                target = np.ndarray(sig.shape, sig.dtype, segment.map, offset, None, sig.order)
+                target[...] = array
             return self._publish(segment, slot, sig, sig.flags, sig.nbytes, None)
         except BaseException:
             self._untake(segment, slot)
