@@ -17,7 +17,7 @@ def test_doctor_explains_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sealed memory" in capsys.readouterr().out
     assert main(["--json", "doctor"]) == 0
     findings = json.loads(capsys.readouterr().out)
-    assert len(findings) == 8
+    assert len(findings) == 9
     assert all(finding["detail"] for finding in findings)
 
 

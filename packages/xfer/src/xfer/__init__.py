@@ -7,9 +7,11 @@ from xfer.default import default_pool, put, release
 from xfer.descriptor import Handle
 from xfer.errors import XferError
 from xfer.gpu import GpuMemoryManager, MemoryBlock
+from xfer.holdings import Leak, PoolStats
+from xfer.loan import Loan
 from xfer.memory_pool import MemoryPool
 from xfer.move import Route, explain, move
-from xfer.pool import Leak, Loan, Pool, PoolStats
+from xfer.pool import Pool
 from xfer.reader import get, open
 from xfer.store import SharedArrayStore
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xfer import names
+from xfer import names, native
 from xfer.errors import XferError
 from xfer.sizes import format_size
 
@@ -23,7 +23,17 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Try every mechanism and return what was found."""
-    return [_nameless(), _named(), _other_process(), _channel(), _memory(), _descriptors(), _dtypes(), _cuda()]
+    return [
+        _nameless(),
+        _named(),
+        _other_process(),
+        _channel(),
+        _compiled(),
+        _memory(),
+        _descriptors(),
+        _dtypes(),
+        _cuda(),
+    ]
 
 
 def _nameless() -> Finding:
@@ -84,6 +94,15 @@ def _channel() -> Finding:
     return Finding(
         "channels", good, f"pidfd tells when a peer dies; {'spins' if cores > 1 else 'sleeps'} on {cores} core(s)"
     )
+
+
+def _compiled() -> Finding:
+    what = "compiled core for channels and large copies"
+    if native.module is None:
+        return Finding(
+            what, False, f"plain Python does the same, slower ({native.why_not}); reinstall where there is a C compiler"
+        )
+    return Finding(what, True, "small arrays are handed over without a system call")
 
 
 def _memory() -> Finding:

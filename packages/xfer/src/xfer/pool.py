@@ -12,14 +12,25 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 from zlib import crc32
 
 import numpy as np
 
-from xfer import names, posix
-from xfer.descriptor import CUDA, HEADER, MAGIC, TAIL, TOKEN_IN_SLOT, VERSION, Handle, Signature, parse, signature
+from xfer import names, native, posix
+from xfer.descriptor import (
+    CUDA,
+    HEADER,
+    MAGIC,
+    TAIL,
+    TOKEN_IN_SLOT,
+    VERSION,
+    Handle,
+    Signature,
+    parse,
+    signature,
+    stamp_of,
+)
 from xfer.errors import (
     BudgetExceededError,
     DoubleReleaseError,
@@ -27,14 +38,17 @@ from xfer.errors import (
     PoolClosedError,
     UnsupportedDtypeError,
 )
+from xfer.holdings import Leak, PoolStats
 from xfer.interchange import device_of, host_array
 from xfer.lease import OFD, Leases
+from xfer.loan import Loan
 from xfer.reader import READER
 from xfer.segment import WORDS, Segment
 from xfer.sites import calling_line
 from xfer.sizes import SLAB, SMALL, format_size, parse_size, slot_size
 
 Backend = Literal["auto", "nameless", "named"]
+_LARGE = 1 << 20
 _RECLAIM_STEP = 64
 _MASK = (1 << 64) - 1
 
@@ -56,29 +70,6 @@ class _Live(NamedTuple):
     keep: object
     site: str
     since: float
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """What a pool holds; sizes in bytes."""
-
-    budget: int
-    reserved: int
-    segments: int
-    live: int
-    live_bytes: int
-    waiting_for_readers: int
-    free_slots: int
-
-
-@dataclass(frozen=True, slots=True)
-class Leak:
-    """An array that was put and not released."""
-
-    nbytes: int
-    age: float
-    leased: bool
-    site: str
 
 
 class Pool:
@@ -110,6 +101,7 @@ class Pool:
         self._reclaim_at: dict[int, int] = {}
         self._holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._live: dict[int, _Live] = {}
+        self._lent: dict[int, _Live] = {}
         self._refs: dict[int, int] = {}
         self._reserved = 0
         self._stamp = secrets.randbits(64)
@@ -141,14 +133,17 @@ class Pool:
         segment, slot = self._take(sig.slot_bytes, timeout)
         try:
             offset = segment.start + slot * segment.stride
-            target = np.ndarray(sig.shape, sig.dtype, segment.map, offset, None, sig.order)
-            target[...] = array
+            if native.module is not None and sig.nbytes >= _LARGE and flags.forc:
+                native.module.copy(segment.map, offset, array)
+            else:
+                target = np.ndarray(sig.shape, sig.dtype, segment.map, offset, None, sig.order)
+                target[...] = array
             return self._publish(segment, slot, sig, sig.flags, sig.nbytes, None)
         except BaseException:
             self._untake(segment, slot)
             raise
 
-    def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float = 0.0) -> "Loan":
+    def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float = 0.0) -> Loan:
         """Lend a slot to be filled in place: `with pool.loan(shape, dtype) as array: ...`, then `loan.handle`.
 
         Raises:
@@ -194,6 +189,22 @@ class Pool:
                 raise DoubleReleaseError("the array was released before, or is in another pool")
             self._refs[stamp] = self._refs.get(stamp, 1) + 1
 
+    def _lend(self, nbytes: int) -> tuple[Segment, int, bytes]:
+        """Set memory aside that is no array of the user's: its segment, its place there, and its handle."""
+        sig = signature(np.dtype(np.uint8), (nbytes,), False)
+        segment, slot = self._take(sig.slot_bytes, 0.0)
+        raw = bytes(self._publish(segment, slot, sig, sig.flags, nbytes, None))
+        with self._lock:
+            stamp = stamp_of(raw)
+            self._lent[stamp] = self._live.pop(stamp)
+        return segment, segment.start + slot * segment.stride, raw
+
+    def _take_back(self, stamp: int) -> None:
+        with self._lock:
+            lent = self._lent.pop(stamp, None)
+            if lent is not None and not self._closed:
+                self._retire(lent)
+
     def stats(self) -> PoolStats:
         """Return what the pool holds now."""
         with self._lock:
@@ -236,7 +247,7 @@ class Pool:
             if self._closed:
                 return
             self._closed = True
-            for live in self._live.values():
+            for live in (*self._live.values(), *self._lent.values()):
                 live.segment.words[WORDS + 2 * live.slot] = 0
             self._live.clear()
             self._finalizer()
@@ -404,6 +415,9 @@ class Pool:
         if live is None:
             raise DoubleReleaseError("the array was released before")
         self._refs.pop(stamp, None)
+        self._retire(live)
+
+    def _retire(self, live: _Live) -> None:
         # First make the handle stale, then (later) look for leases: a reader does it in the opposite order.
         live.segment.words[WORDS + 2 * live.slot] = 0
         self._retired.setdefault(live.segment.stride, []).append((live.segment, live.slot, live.keep))
@@ -434,39 +448,6 @@ class Pool:
                 segment.disown()
             if self._owner is not None:
                 os.close(self._owner.fd)
-
-
-class Loan:
-    """A slot lent for filling; `handle` is there after the `with` block has ended without an exception."""
-
-    def __init__(self, pool: Pool, segment: Segment, slot: int, sig: Signature) -> None:
-        self._pool, self._segment, self._slot, self._signature = pool, segment, slot, sig
-        self._array: np.ndarray[Any, Any] | None = None
-        self._handle: Handle | None = None
-
-    @property
-    def handle(self) -> Handle:
-        """The handle of the filled array."""
-        if self._handle is None:
-            raise ValueError("the loan has no handle before its `with` block has ended well")
-        return self._handle
-
-    def __enter__(self) -> np.ndarray[Any, Any]:
-        if self._handle is not None or self._array is not None:
-            raise ValueError("a loan can be filled once: ask the pool for another")
-        sig, segment = self._signature, self._segment
-        offset = segment.start + self._slot * segment.stride
-        self._array = np.ndarray(sig.shape, sig.dtype, segment.map, offset)
-        return self._array
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None or self._array is None:
-            self._pool._untake(self._segment, self._slot)
-            return
-        self._array.flags.writeable = False
-        sig = self._signature
-        self._handle = self._pool._publish(self._segment, self._slot, sig, sig.flags, sig.nbytes, None)
-        self._array = None
 
 
 def _close_all(segments: dict[int, Segment], owner: "names.Owner | None", pid: int) -> None:

@@ -1,8 +1,11 @@
-"""The shared memory behind a channel: a ring of handles with two counters and two bells; knows no arrays and no policy.
+"""The shared memory behind a channel: a ring of messages with counters and two bells; knows no arrays and no policy.
 
-One writer, one taker. `head` counts messages written, `tail` messages taken; each is stored by one side only. On x86
-stores are seen in the order they were made, so a side may look at the counters without asking the kernel; elsewhere
-each message rings the bell, whose system call orders memory.
+One writer, one taker. `head` counts messages written, `tail` messages taken; each is stored by one side only. A second
+small ring goes the other way and gives back slots (see `xfer.slab`). On x86 stores are seen in the order they were
+made, so a side may look at the counters without asking the kernel; elsewhere this Python side rings for each message.
+
+Layout, little-endian: counters 64 bytes apart, at 1024 the note about the slab, at 1536 the slots given back, then the
+entries of 640 bytes. An entry is length, slot (or HANDLE), bytes of data, dimensions, number of the slab, description.
 """
 
 import contextlib
@@ -11,7 +14,9 @@ import os
 import platform
 import select
 import struct
+import threading
 import time
+from typing import NamedTuple
 from zlib import crc32
 
 from xfer.errors import HandleError, ProducerGoneError, UnsupportedPlatformError
@@ -22,14 +27,35 @@ ORDERED_STORES = platform.machine() in {"x86_64", "AMD64", "i686"}
 HEAD, TAIL, SENDER_PID, RECEIVER_PID, SENDER_CLOSED, RECEIVER_CLOSED, SENDER_WAITS, RECEIVER_WAITS, CAPACITY = (
     8 * number for number in range(9)
 )
-_START = 1024
-_ENTRY = 640  # a handle has at most 64 dimensions: 60 + 512 + 4 bytes, and its length
-_LENGTH = struct.Struct("<I")
+RETURN_HEAD, RETURN_TAIL, SLAB_SPENT = 72, 80, 88
+RETURNS = 1536 // 8
+HANDLE = 0xFFFFFFFF
+_NOTE_AT = 1024
+_NOTE = struct.Struct("<IIQI")
+_ENTRY = 640  # a handle has at most 64 dimensions: 60 + 512 + 4 bytes, and the entry's own 24
+_MESSAGE = struct.Struct("<IIQII")
+MESSAGE_ROOM = _ENTRY - _MESSAGE.size
 _FLOCK = struct.Struct("hhqqi4x")
 _TOKEN = struct.Struct("<4sIIIIIIQ")
-_TOKEN_MAGIC = b"XFC1"
+_TOKEN_MAGIC = b"XFC2"
 # A wake-up can be missed only if a store is delayed past a system call; looking again this often makes that harmless.
 _LOOK_AGAIN_MS = 50
+
+
+class Message(NamedTuple):
+    """What an entry says: a whole handle, or how the array in a slot is to be read."""
+
+    slot: int
+    nbytes: int
+    ndim: int
+    epoch: int
+    meta: bytes
+
+
+def _layout(capacity: int) -> tuple[int, int]:
+    """Return how many slots fit on their way back, and where the entries start."""
+    returns = 1 << (2 * capacity - 1).bit_length()
+    return returns, -(-(8 * RETURNS + 8 * returns) // 64) * 64
 
 
 class RingOwner:
@@ -39,7 +65,7 @@ class RingOwner:
         if not OFD:
             raise UnsupportedPlatformError("channels need Linux: memfd, pidfd and /proc")
         self.fds = [os.memfd_create("xfer-channel", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)]
-        size = _START + _ENTRY * capacity
+        size = _layout(capacity)[1] + _ENTRY * capacity
         os.ftruncate(self.fds[0], size)
         fcntl.fcntl(self.fds[0], 1033, 0x1 | 0x2 | 0x4)
         with mmap.mmap(self.fds[0], size) as memory:
@@ -88,6 +114,8 @@ class Ring:
         self.map = mmap.mmap(self.memory_fd, status.st_size)
         self.words = memoryview(self.map).cast("Q")
         self.capacity = self.words[CAPACITY]
+        self.returns, self.start = _layout(self.capacity)
+        self._barrier = threading.Lock(), threading.Lock()
         self.peer_fd = -1
         self.poll = select.poll()
         self.poll.register(self.bell, select.POLLIN)
@@ -105,19 +133,49 @@ class Ring:
         self.fds.append(own)
         return own
 
-    def write(self, message: bytes) -> None:
-        """Add a message; there must be room."""
+    def write(self, meta: bytes, slot: int = HANDLE, nbytes: int = 0, ndim: int = 0, epoch: int = 0) -> None:
+        """Add a message, of a handle or of an array in a slot; there must be room."""
         words = self.words
         head = words[HEAD]
-        start = _START + _ENTRY * (head % self.capacity)
-        self.map[start : start + 4 + len(message)] = _LENGTH.pack(len(message)) + message
+        start = self.start + _ENTRY * (head % self.capacity)
+        message = _MESSAGE.pack(len(meta), slot, nbytes, ndim, epoch) + meta
+        self.map[start : start + len(message)] = message
+        self.fence()
         words[HEAD] = head + 1
+        self.fence()
+        self.ring_if_waiting()
 
-    def peek(self) -> bytes:
+    def peek(self) -> Message:
         """Return the oldest message without taking it; there must be one."""
-        start = _START + _ENTRY * (self.words[TAIL] % self.capacity)
-        (length,) = _LENGTH.unpack_from(self.map, start)
-        return self.map[start + 4 : start + 4 + min(length, _ENTRY - 4)]
+        start = self.start + _ENTRY * (self.words[TAIL] % self.capacity)
+        length, slot, nbytes, ndim, epoch = _MESSAGE.unpack_from(self.map, start)
+        start += _MESSAGE.size
+        return Message(slot, nbytes, ndim, epoch, self.map[start : start + min(length, MESSAGE_ROOM)])
+
+    def took(self, tail: int) -> None:
+        """Say that the message number `tail` is taken."""
+        words = self.words
+        words[TAIL] = tail + 1
+        # A sender that sleeps before a full ring is woken at half of it, not once for each message.
+        if not ORDERED_STORES or (words[SENDER_WAITS] and 2 * (words[HEAD] - tail - 1) <= self.capacity):
+            self.ring()
+
+    def note_slab(self, stride: int, slots: int, epoch: int, handle: bytes) -> None:
+        """Leave word where the slots lie; every message of the slab before must have been taken."""
+        note = _NOTE.pack(stride, slots, epoch, len(handle)) + handle
+        self.map[_NOTE_AT : _NOTE_AT + len(note)] = note
+
+    def slab(self) -> tuple[int, int, int, bytes]:
+        """Return bytes per slot, number of slots, number of the slab, and its handle."""
+        stride, slots, epoch, length = _NOTE.unpack_from(self.map, _NOTE_AT)
+        start = _NOTE_AT + _NOTE.size
+        return stride, slots, epoch, self.map[start : start + min(length, 256)]
+
+    def fence(self) -> None:
+        """Let the stores before be seen before those after: a lock is an atomic operation."""
+        for lock in self._barrier:
+            with lock:
+                pass
 
     def ring(self) -> None:
         """Wake the other end."""

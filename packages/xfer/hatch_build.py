@@ -1,0 +1,72 @@
+"""Compiles the channel's core when the package is built or installed; without a compiler the package is pure Python."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCE = Path("src/xfer/_native.c")
+CORE = Path("src/xfer/_native.abi3.so")
+FLAGS = ["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
+
+
+def compilers() -> list[list[str]]:
+    """Commands to try: the one that the user names, the one that built this Python, the usual ones."""
+    named = [os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc", "gcc", "clang"]
+    commands = [shlex.split(name)[:1] for name in named if name and shlex.split(name)]
+    return [command for command in commands if shutil.which(command[0])]
+
+
+def compile_core(root: Path) -> str | None:
+    """Compile the core beside its source; None on success, else why not."""
+    source, core = root / SOURCE, root / CORE
+    if sys.platform != "linux":
+        return f"it is for Linux, this is {sys.platform}"
+    if core.exists() and core.stat().st_mtime >= source.stat().st_mtime:
+        return None
+    why = "no C compiler found"
+    include = sysconfig.get_paths()["include"]
+    if not Path(include, "Python.h").exists():
+        return f"Python's own headers are not in {include}"
+    for command in compilers():
+        # To a name of its own and moved: a running process keeps the library that it has mapped.
+        built = core.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            run = [*command, *FLAGS, f"-I{include}", "-o", str(built), str(source)]
+            done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+            if done.returncode == 0:
+                os.replace(built, core)
+                return None
+            why = f"{shlex.join(command)} failed: {done.stderr.strip()[-500:]}"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            why = f"{shlex.join(command)} failed: {error}"
+        finally:
+            built.unlink(missing_ok=True)
+    core.unlink(missing_ok=True)
+    return why
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the compiled core to wheels and editable installs where it can be compiled."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile; a failure is said and leaves a pure wheel."""
+        if self.target_name != "wheel":
+            return
+        why = compile_core(Path(self.root))
+        if why is not None:
+            print(f"xfer: the compiled core is left out, channels will run in plain Python: {why}", file=sys.stderr)
+            return
+        build_data["artifacts"].append(f"/{CORE}")
+        build_data["pure_python"] = False
+        # Built against the stable interface: one file for every Python from 3.11 on.
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"cp311-abi3-{platform}"
