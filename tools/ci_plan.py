@@ -21,7 +21,7 @@ SYSTEMS = ("ubuntu-latest", "macos-latest", "windows-latest")
 PYTHONS = ("3.11", "3.12", "3.13")
 
 # Who offers whom as an extra: a change of the value's package can break the key.
-USERS = {"xfer": ("isolate",)}
+USERS = {"xfer": ("isolate",), "zerocopy": ("ttt",)}
 _PROSE = {"README.md", "CONTRIBUTING.md", "LICENSE", ".gitignore"}
 
 
