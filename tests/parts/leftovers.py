@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +18,14 @@ def shared_files() -> set[Path]:
 
 
 def leftovers(before: set[Path]) -> list[str]:
-    """New files in shared memory, without those of other programs that run on this machine."""
-    new = shared_files() - before
-    return sorted(str(file) for file in new if file.exists() and not _in_use_elsewhere(file))
+    """New files in shared memory that stay for two seconds, without those of other programs on this machine."""
+    end = time.monotonic() + 2
+    while True:
+        new = shared_files() - before
+        left = sorted(str(file) for file in new if file.exists() and not _in_use_elsewhere(file))
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.1)
 
 
 def _in_use_elsewhere(file: Path) -> bool:
