@@ -41,7 +41,7 @@ def of_segment(field):
             total += int(line.split()[1]) * 1024
     return total
 
-print(json.dumps({"pss": of_segment("Pss"), "private": of_segment("Private_Dirty")}), flush=True)
+print(json.dumps({"pss": of_segment("Pss"), "written": of_segment("Anonymous")}), flush=True)
 sys.stdin.readline()
 """
 
@@ -88,5 +88,5 @@ def test_workers_serve_from_one_packed_copy(device: str, tmp_path: Path) -> None
     for output in outputs:
         assert torch.equal(torch.load(output), expected)
     if device == "cpu":
-        assert sum(share["private"] for share in shares) == 0
+        assert sum(share["written"] for share in shares) == 0
         assert 0.9 * size <= sum(share["pss"] for share in shares) <= 1.1 * size
