@@ -98,9 +98,9 @@ class Side(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, a, b, c, d, e=None) -> tuple[torch.Tensor, ...]:
         """Each layer's output."""
-        return tuple(layer(x) for layer, x in zip(self.layers, inputs, strict=True))
+        return tuple(layer(x) for layer, x in zip(self.layers, (a, b, c, d, e), strict=False))
 
 
 @LEVELS

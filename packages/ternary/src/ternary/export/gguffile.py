@@ -107,15 +107,15 @@ def read_gguf(path: str | Path) -> dict[str, TernaryTensor | Tensor]:
         for name, tensor in tensors.items():
             if name.removesuffix("_scale") in shapes and name.endswith("_scale"):
                 continue
-            data = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
+            if np.issubdtype(tensor.data.dtype, np.integer) and tensor.tensor_type.name.startswith("I"):
+                data = torch.from_numpy(np.array(tensor.data))
+            else:
+                data = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
             if tensor.tensor_type.name in ("TQ1_0", "TQ2_0"):
                 exact = tensors.get(name + "_scale") if name in shapes else None
                 made[name] = _ternary(name, data, shapes.get(name), exact)
             else:
-                kept = np.array(tensor.data) if np.issubdtype(tensor.data.dtype, np.integer) else None
-                plain = tensor.tensor_type.name.startswith("I") and kept is not None
-                found = torch.from_numpy(kept) if plain else data
-                made[name] = found.reshape(others.get(name, list(reversed([int(d) for d in tensor.shape]))))
+                made[name] = data.reshape(others.get(name, [int(d) for d in tensor.shape][::-1]))
     except (ValueError, KeyError, IndexError, OverflowError, RuntimeError, NotImplementedError) as e:
         if isinstance(e, ImportFormatError):
             raise

@@ -48,7 +48,8 @@ def to_onnx(
         block: Weights per scale of MatMulNBits: 32, 64 or 128.
 
     Raises:
-        ExportError: The model has no ternary layer, an argument is unknown, or the form cannot do what is asked.
+        ExportError: The model has no ternary layer, an argument is unknown, the form cannot do what is asked, or torch
+            cannot write the rest of the model.
         MissingExtraError: onnx or onnxscript is not installed.
     """
     if form not in FORMS or activations not in ACTIVATIONS or block not in (32, 64, 128):
@@ -126,6 +127,8 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...], opset: int) -> Any:
             program = torch.onnx.export(
                 model, inputs, dynamo=True, opset_version=opset, dynamic_shapes=free, verbose=False
             )
+    except Exception as e:  # the exporter has many classes of errors, none of them public
+        raise ExportError(f"torch cannot write this model as ONNX: {str(e).strip().splitlines()[-1]}") from e
     finally:
         log.setLevel(level)
     assert program is not None  # None is for dynamo=False
