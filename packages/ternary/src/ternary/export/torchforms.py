@@ -58,5 +58,5 @@ def to_torchscript(model: nn.Module, path: str | Path, example: Any = None, *, f
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.jit.script(packed) if form == "script" else torch.jit.trace(packed, as_inputs(example))  # type: ignore[no-untyped-call]
-    with whole_file(path) as temporary:
-        torch.jit.save(made, str(temporary))
+        with whole_file(path) as temporary:
+            torch.jit.save(made, str(temporary))
