@@ -16,8 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import exports
+import language
 import runtime
 from measure import machine, versions
+
+SECTIONS = ("linear", "cold", "threads", "networks", "tokens", "sizes", "exports", "language")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -80,9 +84,23 @@ def main(argv: list[str] | None = None) -> int:
         choices=["wall", "cpu"],
         help="cpu: processor time of one thread, for a machine that others use",
     )
+    parser.add_argument(
+        "--only", action="append", metavar="SECTION", help=f"one of {', '.join(SECTIONS)}; again for more"
+    )
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # peers deprecate themselves at length
-    rows = runtime.rows(args.quick, time.thread_time if args.clock == "cpu" else time.perf_counter)
+    clock = time.thread_time if args.clock == "cpu" else time.perf_counter
+    parts = runtime.sections(args.quick, clock)
+    parts |= {"exports": lambda: exports.rows(args.quick), "language": lambda: language.rows(args.quick)}
+    wanted = args.only or SECTIONS
+    rows: list[dict[str, Any]] = []
+    for name in [n for n in SECTIONS if n in wanted]:
+        begin = time.perf_counter()
+        try:
+            rows += parts[name]()
+        except Exception as error:  # what was measured before is worth keeping
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
     if args.json:
         result = {"machine": machine() | {"clock": args.clock}, "versions": versions(), "rows": rows}

@@ -240,15 +240,40 @@ def rows(quick: bool, clock: Clock = time.perf_counter) -> list[Row]:
 
     `clock` times the work on one thread; with time.thread_time the machine's other work does not count.
     """
-    torch.set_num_threads(1)
-    found: list[Row] = []
-    with torch.inference_mode():
+    return [row for section in sections(quick, clock).values() for row in section()]
+
+
+def sections(quick: bool, clock: Clock = time.perf_counter) -> dict[str, Callable[[], list[Row]]]:
+    """The rows in parts that can be run alone."""
+
+    def linear() -> list[Row]:
+        found: list[Row] = []
         for n, k in [(4096, 4096)] if quick else [(4096, 4096), (11008, 4096)]:
             for batch in (1, 16, 256):
                 found += linear_rows(n, k, batch, quick, clock)
-            found += cold_rows(n, k, quick, clock)
-        found += thread_rows(quick)
-        found += network_rows(quick, clock)
-        found += token_rows(quick)
-        found += size_rows()
-    return found
+        return found
+
+    def cold() -> list[Row]:
+        return [
+            r
+            for n, k in ([(4096, 4096)] if quick else [(4096, 4096), (11008, 4096)])
+            for r in cold_rows(n, k, quick, clock)
+        ]
+
+    def quietly(run: Callable[[], list[Row]]) -> Callable[[], list[Row]]:
+        def section() -> list[Row]:
+            torch.set_num_threads(1)
+            with torch.inference_mode():
+                return run()
+
+        return section
+
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "linear": linear,
+        "cold": cold,
+        "threads": lambda: thread_rows(quick),
+        "networks": lambda: network_rows(quick, clock),
+        "tokens": lambda: token_rows(quick),
+        "sizes": size_rows,
+    }
+    return {name: quietly(run) for name, run in parts.items()}

@@ -120,3 +120,54 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr("ternary.cli._read", interrupt)
     assert main(["check", "resnet18"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Formats by name, from the zoo and from a file, as text and as JSON; wrong ones are named with the right ones."""
+    out = tmp_path / "release"
+    command = ["export", "mlp", "--shape", "2,64", "--out", str(out)]
+    assert main([*command, "--to", "gguf", "--to", "pt2", "--to", "safetensors"]) == 0
+    assert "mlp.gguf" in capsys.readouterr().out
+    assert (
+        main(["export", str(out / "mlp.safetensors"), "--to", "base3", "--out", str(out), "--json", "--name", "n"]) == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert [f["name"] for f in shown["files"]] == ["n.base3.safetensors"]
+    assert json.loads((out / "manifest.json").read_text(encoding="utf-8")) == shown
+    assert main([*command, "--to", "tflite"]) == 1
+    assert "choose from safetensors" in capsys.readouterr().err
+    assert main(["export", "mlp", "--to", "pt2", "--out", str(out)]) == 1
+    assert "--shape" in capsys.readouterr().err
+    assert main(["export", str(EXAMPLES / "digits.tri"), "--to", "torchscript", "--out", str(out)]) == 0
+
+
+def test_export_shows_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal each format is named while it is written."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["export", "mlp", "--to", "gguf", "--to", "base3", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().err
+    assert "1/2 gguf" in shown
+    assert "2/2" in shown
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    """The active kernel, the compiler and the optional packages; JSON says the same."""
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("active kernel")
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["active"] in shown
+    assert report["packages"]["onnxruntime"]
+    assert report["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("name", ["export", "doctor"])
+def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Help says what a command is for; that of export lists the formats."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert "kernel" in shown or all(kind in shown for kind in ("onnx-compatible", "gguf", "pt2", "example"))

@@ -12,7 +12,9 @@ from torch import nn
 
 import ternary
 from ternary import modelfile
-from ternary.errors import ModelFileError
+from ternary.errors import ExportError, ManifestError, MissingExtraError, ModelFileError
+from ternary.export import FORMATS, export, read_gguf, read_onnx, to_pt2, to_torchscript, verify
+from ternary.export.files import optional, whole_file
 
 
 @pytest.fixture
@@ -156,3 +158,116 @@ def test_torch_forms(name: str, form: str, temp_dir: Path) -> None:
             made.save(temp_dir / "m.ts")
             other = torch.jit.load(temp_dir / "m.ts")
         assert (other(x) - model(x)).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of reading it back
+@pytest.mark.parametrize("form", ["pt2", "trace", "script"])
+def test_packed_torch_files(temp_dir: Path, form: str, compiled_simple_model: nn.Module) -> None:
+    """Exported programs and TorchScript hold packed weights and give the packed model's floats, any batch."""
+    path, packed = temp_dir / "m", ternary.pack(compiled_simple_model)
+    with torch.no_grad():
+        if form == "pt2":
+            to_pt2(compiled_simple_model, path, torch.randn(1, 16))
+            other = torch.export.load(path).module()
+        else:
+            to_torchscript(compiled_simple_model, path, torch.randn(1, 16), form=form)
+            other = torch.jit.load(path)
+        for batch in (1, 2, 5):
+            x = torch.randn(batch, 16)
+            assert torch.equal(other(x), packed(x))
+    assert any(b.dtype == torch.uint8 for b in other.buffers())
+
+
+@pytest.mark.timeout(240)  # torch's ONNX exporter reads the sources of its operator library at every call
+def test_every_format_in_one_call(temp_dir: Path, compiled_simple_model: nn.Module) -> None:
+    """Nine files and a manifest that tells the truth, the same weights in each, progress on the way."""
+    seen: list[tuple[str, int, int]] = []
+    out = temp_dir / "deep" / "release"
+    manifest = export(
+        *(compiled_simple_model, out, FORMATS[::-1]),
+        example=torch.randn(2, 16),
+        name="net",
+        progress=lambda *step: seen.append(step),
+    )
+    assert [f.format for f in manifest.files] == list(FORMATS)
+    assert [step[0] for step in seen] == [*FORMATS, ""]
+    assert seen[-1][1:] == (len(FORMATS), len(FORMATS))
+    assert {p.name for p in out.iterdir()} == {f.name for f in manifest.files} | {"manifest.json"}
+    assert verify(out) == manifest
+    assert manifest.model == "Simple"
+    assert {"torch", "onnx", "gguf", "pentad-ternary"} <= set(manifest.versions)
+    values = compiled_simple_model.hidden.ternary_values()[0]
+    files = {f.format: out / f.name for f in manifest.files}
+    assert torch.equal(read_gguf(files["gguf"])["hidden.weight"].values, values)
+    for kind in ("onnx", "onnx-exact", "onnx-matmulnbits", "onnx-compatible"):
+        assert torch.equal(read_onnx(files[kind])["hidden.weight"].values, values)
+    for kind in ("safetensors", "base3"):
+        assert torch.equal(ternary.load(files[kind], packed=True).hidden.values(), values)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "model.gguf").unlink(), "missing"),
+        (lambda d: (d / "model.gguf").write_bytes(b"x" * (d / "model.gguf").stat().st_size), "SHA-256 differs"),
+        (lambda d: (d / "manifest.json").unlink(), "not complete"),
+        (lambda d: (d / "manifest.json").write_text("{}"), "damaged"),
+        (lambda d: (d / "manifest.json").write_text("{"), "damaged"),
+        (lambda d: (d / "manifest.json").write_text('{"version": 9}'), "version 9"),
+        (
+            lambda d: (d / "manifest.json").write_text(
+                (d / "manifest.json").read_text().replace("model.gguf", "../model.gguf")
+            ),
+            "outside its folder",
+        ),
+    ],
+)
+def test_manifest_finds_damage(temp_dir: Path, compiled_simple_model: nn.Module, damage, message: str) -> None:
+    """What is missing, changed, or points elsewhere."""
+    export(compiled_simple_model, temp_dir / "r", ["gguf"])
+    damage(temp_dir / "r")
+    with pytest.raises(ManifestError, match=message):
+        verify(temp_dir / "r")
+
+
+def test_a_failed_export_has_no_manifest(temp_dir: Path, compiled_simple_model: nn.Module) -> None:
+    """An earlier manifest does not vouch for files that were being written anew; Ctrl-C leaves whole files."""
+    export(compiled_simple_model, temp_dir, ["safetensors", "gguf"])
+
+    def interrupt(kind: str, _done: int, _count: int) -> None:
+        if kind == "gguf":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(compiled_simple_model, temp_dir, ["safetensors", "gguf"], progress=interrupt)
+    assert {p.name for p in temp_dir.iterdir()} == {"model.safetensors", "model.gguf"}
+    assert ternary.load(temp_dir / "model.safetensors")
+
+    def half() -> None:
+        with whole_file(temp_dir / "model.gguf") as path:
+            path.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
+    assert len(list(temp_dir.iterdir())) == 2
+    assert read_gguf(temp_dir / "model.gguf")
+
+
+def test_refused_exports(temp_dir: Path, compiled_simple_model: nn.Module) -> None:
+    """Unknown formats, no formats, names that are paths, missing examples, models without ternary layers."""
+    for formats in (["tflite"], []):
+        with pytest.raises(ExportError, match="choose from safetensors"):
+            export(compiled_simple_model, temp_dir, formats)
+    for name in ("../m", "", ".m"):
+        with pytest.raises(ExportError, match="first part"):
+            export(compiled_simple_model, temp_dir, ["gguf"], name=name)
+    with pytest.raises(ExportError, match="onnx trace"):
+        export(compiled_simple_model, temp_dir, ["gguf", "onnx"])
+    with pytest.raises(ExportError, match="no ternary layer"):
+        export(nn.Linear(2, 2), temp_dir, ["gguf"])
+    with pytest.raises(ExportError, match="'trace' or 'script'"):
+        to_torchscript(compiled_simple_model, temp_dir / "m.ts", torch.randn(2, 16), form="jit")
+    with pytest.raises(MissingExtraError, match=r"pentad-ternary\[onnx\]"):
+        optional("no_such_library", "onnx")
+    assert list(temp_dir.iterdir()) == []

@@ -10,6 +10,7 @@ import ternary
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch deprecates parts of itself
 @pytest.mark.parametrize("name", ["README.md", "docs/language.md"])
 def test_python_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All Python blocks of a document, one after another in one namespace, in an empty directory."""

@@ -1,4 +1,4 @@
-"""The command `ternary`: check, fmt, compile, train, quantize, pack, inspect, bench. Only reads and prints."""
+"""The command `ternary`: from checking a source to exporting and `doctor`. Only reads and prints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,24 @@ _EXAMPLES = """examples:
   ternary compile resnet18 -o net.py    readable PyTorch from a zoo network
   ternary train net.tri --data digits --compare float,twn --seeds 3 --out runs
   ternary inspect runs/net-twn.safetensors --picture net.png
+  ternary export runs/net-twn.safetensors --to onnx --to gguf --out release
+  ternary doctor                        which kernel runs packed layers here, and why
+"""
+
+_FORMATS_TEXT = """formats:
+  safetensors        the model file of this library: 2 bits a weight, program inside
+  base3              the same at 1.6 bits a weight, for storage
+  onnx               standard operators, INT2 weights (opset 25)
+  onnx-exact         the same with 8-bit activations, as the packed layers round them
+  onnx-matmulnbits   linear layers as onnxruntime's own 2-bit operator
+  onnx-compatible    opset 18, for runtimes without INT2: 2 bits in the file, float once loaded
+  gguf               TQ2_0 blocks of llama.cpp
+  pt2, torchscript   torch's own files; load them after `import ternary`
+
+A manifest.json with sizes, SHA-256 digests and versions is written last.
+
+example:
+  ternary export resnet18 --shape 1,3,224,224 --to onnx --to pt2 --out release
 """
 
 
@@ -99,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--shape", required=True, help="input shape, such as 1,3,224,224")
     c.add_argument("--repeat", type=int, default=10)
     c.add_argument("--json", action="store_true")
+    _add_export(command)
+    _add_doctor(command)
     return parser
 
 
@@ -321,6 +341,77 @@ def _bench(a: argparse.Namespace) -> int:
         "threads": torch.get_num_threads(),
     }
     print(json.dumps(row) if a.json else "\n".join(f"{k:12} {v:,.2f}" for k, v in row.items()))
+    return 0
+
+
+def _add_export(command: Any) -> None:
+    c = command("export", _export, "Write a model in the formats of other runtimes, with a manifest.")
+    c.epilog, c.formatter_class = _FORMATS_TEXT, argparse.RawDescriptionHelpFormatter
+    c.add_argument("model", help="a .safetensors file of this library, a .tri file or a zoo name")
+    c.add_argument("--to", action="append", required=True, metavar="FORMAT", help="a format, may be given again")
+    c.add_argument("--out", required=True, help="directory for the files and manifest.json")
+    c.add_argument("--shape", default="", help="input shape such as 1,3,224,224, where the program leaves it open")
+    c.add_argument("--name", default="", help="first part of the files' names (the model's by default)")
+    c.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def _export(a: argparse.Namespace) -> int:
+    from ternary import modelfile
+    from ternary.export import export
+    from ternary.language.compiler import compile as compile_source
+
+    given: dict[str, Any] = {}
+    if a.model.endswith(".safetensors"):
+        given = modelfile.info(a.model).arguments
+        model = modelfile.load(a.model)
+    else:
+        source, name = _read(a.model)
+        model = compile_source(source, name=name)()
+    show = sys.stderr.isatty()
+
+    def progress(kind: str, done: int, count: int) -> None:
+        if show:
+            bar = "█" * (20 * done // count)
+            print(f"\r{bar:20} {done}/{count} {kind:20}", end="" if kind else "\n", file=sys.stderr, flush=True)
+
+    manifest = export(
+        *(model, a.out, a.to),
+        example=_example(model, a.shape),
+        name=a.name or type(model).__name__.lower(),
+        arguments=given,
+        progress=progress,
+    )
+    if a.json:
+        print(json.dumps(manifest.as_dict(), indent=1))
+    else:
+        for f in manifest.files:
+            print(f"{f.format:17} {f.bytes:>12,} bytes  {f.sha256[:16]}  {Path(a.out, f.name)}")
+    return 0
+
+
+def _example(model: Any, shape: str) -> Any:
+    """Return an input of the shape that was given or that the program fixes (a batch of 2), or None."""
+    import torch
+
+    from ternary.language.compiler import parse_source
+
+    if shape:
+        return torch.randn(*(int(s) for s in shape.split(",")))
+    source = getattr(model, "__source__", "")
+    sample = _shape_of(parse_source(source)[0]) if source else ()
+    return torch.randn(2, *sample) if sample else None
+
+
+def _add_doctor(command: Any) -> None:
+    c = command("doctor", _doctor, "Say which kernel runs packed layers here and why, and what is installed.")
+    c.add_argument("--json", action="store_true")
+
+
+def _doctor(a: argparse.Namespace) -> int:
+    from ternary.runtime import doctor
+
+    report = doctor()
+    print(json.dumps(report.as_dict(), indent=1) if a.json else report)
     return 0
 
 

@@ -59,8 +59,8 @@ def save(
     """Write a model to a file, its ternary layers packed; the file appears whole or not at all.
 
     Args:
-        model: Any module, also what `ternary.pack` made (the same values and scales); one compiled from a program carries
-            that program into the file.
+        model: Any module, also what `ternary.pack` made (the same values and scales); one compiled from a program
+            carries that program into the file.
         path: Where to, by custom ending in `.safetensors`.
         arguments: The arguments that the model was made with, so that `load` can make it again.
         encoding: '2bit' (4 weights a byte) or 'base3' (5 weights a byte, for storage).

@@ -12,6 +12,7 @@ from typing import Any
 
 from ttt.calibration import reliability
 from ttt.errors import UnreadableFileError
+from ttt.evaluate import KINDS
 from ttt.events import TaskResult
 from ttt.live import solved
 from ttt.loader import Rejected, parse_collection, read_json
@@ -57,9 +58,7 @@ def report_html(run: SavedRun) -> str:
     known = [t for t in finished if t.has_solutions]
     parts = [_head(run, finished, known)]
     if known:
-        parts.append(
-            _calibration([run.results[t.id] for t in known], [solved(t, run.results[t.id]) is True for t in known])
-        )
+        parts.append(_overview(known, [run.results[t.id] for t in known]))
     parts.append("<h2>Tasks</h2>")
     parts += [_task(t, run.results[t.id], first=i < 6) for i, t in enumerate(finished)]
     waiting = [t.id for t in run.tasks if t.id not in run.results]
@@ -101,7 +100,7 @@ def _head(run: SavedRun, finished: Sequence[Task], known: Sequence[Task]) -> str
     limits.append(f"{budget['memory'] / 1e9:g} GB" if budget["memory"] else "")
     line = (
         f"backend {run.about['backend']['name']}, {', '.join(x for x in limits if x)} a task, "
-        f"{run.about['workers']} workers, seed {run.about['seed']}"
+        f"{run.about['workers']} worker{'s' if run.about['workers'] != 1 else ''}, seed {run.about['seed']}"
     )
     return f'<h1>ttt run</h1><div class="soft">{escape(line)}</div><div class="facts">{boxes}</div>'
 
@@ -126,19 +125,39 @@ def reliability_svg(confidence: Sequence[float], right: Sequence[bool], bins: in
         f'<line class="axis" x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke-dasharray="4"/>'
         f'<line class="axis" x1="{x0}" y1="{y0}" x2="{x1}" y2="{y0}"/>'
         f'<line class="axis" x1="{x0}" y1="{y0}" x2="{x0}" y2="{y1}"/>'
-        f'<text x="{x0 + 40}" y="{size - 8}">confidence</text><text x="4" y="16">right</text>{"".join(marks)}</svg>'
+        f'<text x="{x0}" y="{y0 + 14}">0</text><text x="{x1 - 26}" y="{y0 + 14}">100 %</text>'
+        f'<text x="{x0 + 52}" y="{y0 + 14}">confidence</text><text x="2" y="14">right</text>{"".join(marks)}</svg>'
     )
 
 
-def _calibration(results: Sequence[TaskResult], right: Sequence[bool]) -> str:
+def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
+    """How far confidence can be believed, and what was solved by kind of task and by the stage that answered."""
+    right = [solved(t, r) is True for t, r in zip(tasks, results, strict=True)]
     claims = [r.confidence for r in results]
-    picture = reliability_svg(claims, right)
     means = []
     for name, wanted in (("solved", True), ("unsolved", False)):
         group = [c for c, r in zip(claims, right, strict=True) if r is wanted]
         if group:
             means.append(f"mean confidence of {name}: {sum(group) / len(group):.0%}")
-    return f'<h2>Confidence</h2><div class="row">{picture}<p class="soft">{"<br>".join(means)}</p></div>'
+    stages = dict.fromkeys(sorted(r.predictions[0].first.stage for r in results))
+    by_stage = [(f"answered by {s}", [r.predictions[0].first.stage == s for r in results]) for s in stages]
+    by_kind = [(name, [belongs(t) for t in tasks]) for name, belongs in KINDS]
+    return (
+        f'<h2>Confidence and kinds</h2><div class="row"><div>{reliability_svg(claims, right)}'
+        f'<p class="soft">{"<br>".join(means)}</p></div>{_shares(by_kind, right)}{_shares(by_stage, right)}</div>'
+    )
+
+
+def _shares(groups: Sequence[tuple[str, list[bool]]], right: Sequence[bool]) -> str:
+    """A table with a bar per group of tasks: how many of them were solved."""
+    rows = []
+    for name, members in groups:
+        total = sum(members)
+        if total:
+            n = sum(r for r, m in zip(right, members, strict=True) if m)
+            bar = f'<span class="bar"><i style="width:{100 * n / total:.0f}%"></i></span>'
+            rows.append(f"<tr><td>{escape(name)}</td><td>{bar}</td><td>{n} of {total}</td></tr>")
+    return f'<table class="shares">{"".join(rows)}</table>'
 
 
 def _image(grid: Grid, title: str, *, hit: bool = False) -> str:
@@ -173,7 +192,7 @@ def _task(task: Task, result: TaskResult, *, first: bool) -> str:
             row.append(_image(a.grid, f"attempt {n}: {a.confidence:.0%} {a.stage}{', right' if hit else ''}", hit=hit))
         if pair.output is not None:
             row.append(_image(pair.output, "truth"))
-        answers.append(f'<div class="row">{"".join(row)}</div>')
+        answers.append(f'<div class="row answer">{"".join(row)}</div>')
     error = f'<p class="error">{escape(result.error)}</p>' if result.error else ""
     return (
         f'<details class="task"{" open" if first else ""}><summary><span class="mark {kind}">{word}</span>'

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
+import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +19,16 @@ _WHY_NOT = {
     "avx512vnni": ("x86_64", "AMD64"),
     "avx2": ("x86_64", "AMD64"),
     "neon": ("aarch64", "arm64"),
+}
+
+_OPTIONAL = {
+    "onnx": "extra onnx",
+    "onnxscript": "extra onnx",
+    "onnxruntime": "extra onnx",
+    "gguf": "extra gguf",
+    "huggingface-hub": "extra publish",
+    "PyGithub": "extra publish",
+    "matplotlib": "extra plot",
 }
 
 
@@ -34,6 +46,8 @@ class Report:
         torch: version of torch.
         cuda: name of the CUDA device, or None.
         triton: whether Triton is installed.
+        compiler: the C compiler that a new installation of this package would find, or None.
+        packages: version of each optional package, None where it is absent.
     """
 
     active: str
@@ -45,6 +59,8 @@ class Report:
     torch: str
     cuda: str | None
     triton: bool
+    compiler: str | None
+    packages: dict[str, str | None]
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
@@ -59,6 +75,8 @@ class Report:
             f"threads         {self.threads} of {os.cpu_count()} processors",
             f"machine         {self.machine}, torch {self.torch}",
             f"CUDA            {self.cuda or 'no device'}, Triton {'installed' if self.triton else 'not installed'}",
+            f"C compiler      {self.compiler or 'none; install one, then pentad-ternary again, to get the core'}",
+            *(f"{name:15} {have or 'not installed (' + _OPTIONAL[name] + ')'}" for name, have in self.packages.items()),
         ]
         return "\n".join(lines)
 
@@ -89,4 +107,13 @@ def doctor() -> Report:
         torch=torch.__version__,
         cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         triton=has_triton,
+        compiler=next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None),
+        packages={name: _version(name) for name in _OPTIONAL},
     )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -243,8 +243,9 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Look up integers of any shape in 0 … V - 1: shape (..., D), in the table's dtype."""
-        shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=self.weight.device)
-        codes = nn.functional.embedding(index, self.weight).unsqueeze(-1) >> shifts & 3
+        # By division, not by shifts: torch's ONNX exporter gets those of bytes wrong.
+        places = torch.tensor([1, 4, 16, 64], dtype=torch.int32, device=self.weight.device)
+        codes = nn.functional.embedding(index, self.weight).int().unsqueeze(-1) // places % 4
         values = codes.flatten(-2)[..., : self.embedding_dim].float() - 1
         return (values * self.scale[index].unsqueeze(-1)).to(self.dtype)
 
