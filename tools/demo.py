@@ -3,15 +3,18 @@
     uv run tools/demo.py             all five
     uv run tools/demo.py ttt         only these
     uv run tools/demo.py --budget 10s
+    uv run tools/demo.py --report FILE   where the page with pictures goes
 
 xfer hands an array to another process, zerocopy shares a model's weights among workers, isolate runs a plugin with
 another numpy than the host's, ternary packs a network to 2 bits, and ttt solves six real ARC tasks, drawn once at
-random from the 400 of ARC-1 training. Everything printed is measured while it runs. Ctrl-C leaves nothing behind.
+random from the 400 of ARC-1 training. Everything printed is measured while it runs, and goes into one HTML page that
+opens offline. Ctrl-C leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import pickle
 import subprocess
@@ -20,13 +23,34 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-Row = tuple[str, str, str]
 console = Console(highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing that was measured.
+
+    Attributes:
+        library: whose doing.
+        what: in words.
+        measured: the figure, with its unit.
+        bars: what the page draws beside each other, by name; the figure first.
+        pictures: PNG files for the page, by caption.
+    """
+
+    library: str
+    what: str
+    measured: str
+    bars: dict[str, float] | None = None
+    pictures: dict[str, bytes] | None = None
+
 
 # random.Random(2026).sample(sorted ids of ARC-1 training, 6)
 TASKS = "arcagi1:training/29ec7d0e,6d0aefbc,a699fb00,a87f7484,d406998b,25ff71a9"
@@ -55,7 +79,7 @@ def python(code: str, *arguments: str) -> dict[str, object]:
     return found
 
 
-def show_xfer(_: argparse.Namespace) -> list[Row]:
+def show_xfer(_: argparse.Namespace) -> list[Fact]:
     """An array of 64 MB, read by a process that knows nothing but a line of text."""
     import numpy as np
 
@@ -71,19 +95,27 @@ def show_xfer(_: argparse.Namespace) -> list[Row]:
         loan = pool.loan((8, 1024, 1024), np.float64)
         with loan as array:
             array[:] = np.arange(8)[:, None, None]
-            expected = float(array.sum())
+            expected, expected_bytes = float(array.sum()), array.nbytes
         del array
         handle = bytes(loan.handle)
         answer = python(reader, handle.hex())
         pool.release(loan.handle)
     assert answer["sum"] == expected, "the reader saw another array"
+    own = float(str(answer["own"]))
     return [
-        ("xfer", f"67 MB filled in place; time to open it elsewhere by {len(handle)} bytes", f"{answer['ms']:.2f} ms"),
-        ("xfer", "memory that reading all of it added to the reader", megabytes(float(str(answer["own"])))),
+        Fact(
+            "xfer", f"67 MB filled in place; time to open it elsewhere by {len(handle)} bytes", f"{answer['ms']:.2f} ms"
+        ),
+        Fact(
+            "xfer",
+            "memory that reading all of it added to the reader",
+            megabytes(own),
+            bars={"the reader's own memory, MB": own / 1e6, "the array, MB": expected_bytes / 1e6},
+        ),
     ]
 
 
-def show_zerocopy(_: argparse.Namespace) -> list[Row]:
+def show_zerocopy(_: argparse.Namespace) -> list[Fact]:
     """A model of 134 MB in four worker processes, one copy of it in memory."""
     import torch
 
@@ -119,12 +151,21 @@ def show_zerocopy(_: argparse.Namespace) -> list[Row]:
     assert all(answer["out"] == expected for answer in answers), "a worker answered otherwise"
     own = sum(answer["own"] for answer in answers)
     return [
-        ("zerocopy", f"4 workers answer from one copy of {megabytes(size)}, bit for bit as the original", "yes"),
-        ("zerocopy", f"memory that the four added ({megabytes(4 * size)} with a copy each)", megabytes(own)),
+        Fact("zerocopy", f"4 workers answer from one copy of {megabytes(size)}, bit for bit as the original", "yes"),
+        Fact(
+            "zerocopy",
+            f"memory that the four added ({megabytes(4 * size)} with a copy each)",
+            megabytes(own),
+            bars={
+                "added by four workers, MB": own / 1e6,
+                "one copy, MB": size / 1e6,
+                "a copy for each, MB": 4 * size / 1e6,
+            },
+        ),
     ]
 
 
-def show_isolate(_: argparse.Namespace) -> list[Row]:
+def show_isolate(_: argparse.Namespace) -> list[Fact]:
     """A plugin that needs numpy 1 beside a host with numpy 2."""
     import numpy as np
 
@@ -150,13 +191,13 @@ def show_isolate(_: argparse.Namespace) -> list[Row]:
             call = time.perf_counter() - start
     assert mean == float(np.arange(4_000_000.0).mean()), "the plugin saw another array"
     return [
-        ("isolate", f"host with numpy {np.__version__}, plugin with numpy", theirs),
-        ("isolate", "environment built and plugin ready", f"{ready:.1f} s"),
-        ("isolate", "a call with 32 MB as its argument", f"{call * 1e3:.1f} ms"),
+        Fact("isolate", f"host with numpy {np.__version__}, plugin with numpy", theirs),
+        Fact("isolate", "environment built and plugin ready", f"{ready:.1f} s"),
+        Fact("isolate", "a call with 32 MB as its argument", f"{call * 1e3:.1f} ms"),
     ]
 
 
-def show_ternary(_: argparse.Namespace) -> list[Row]:
+def show_ternary(_: argparse.Namespace) -> list[Fact]:
     """A network from its source to a packed file and back."""
     import torch
 
@@ -174,16 +215,22 @@ def show_ternary(_: argparse.Namespace) -> list[Row]:
     x = torch.randn(4, 784, generator=torch.Generator().manual_seed(0))
     difference = (model.eval()(x) - again.eval()(x)).abs().max().item()
     return [
-        ("ternary", "a 6-layer network compiled from 8 lines", f"{compiled * 1e3:.0f} ms"),
-        ("ternary", f"its file, {megabytes(floats)} as float32", megabytes(packed)),
-        ("ternary", "largest difference after packing and loading", f"{difference:.1g}"),
+        Fact("ternary", "a 6-layer network compiled from 8 lines", f"{compiled * 1e3:.0f} ms"),
+        Fact(
+            "ternary",
+            f"its file, {megabytes(floats)} as float32",
+            megabytes(packed),
+            bars={"packed, MB": packed / 1e6, "float32, MB": floats / 1e6},
+        ),
+        Fact("ternary", "largest difference after packing and loading", f"{difference:.1g}"),
     ]
 
 
-def show_ttt(args: argparse.Namespace) -> list[Row]:
+def show_ttt(args: argparse.Namespace) -> list[Fact]:
     """Six real ARC tasks, two at a time, each in a process of its own."""
     import ttt
     from ttt.live import Display
+    from ttt.picture import png, task_image
 
     tasks = ttt.load(TASKS)
     run = ttt.run(tasks, budget=args.budget, workers=2)
@@ -193,12 +240,21 @@ def show_ttt(args: argparse.Namespace) -> list[Row]:
     score = run.score()
     peak = max(result.peak_memory for result in run.results.values())
     return [
-        ("ttt", f"ARC tasks solved pixel-perfect, of {len(run.tasks)}", str(len(score.solved))),
-        ("ttt", "largest task process", megabytes(peak)),
+        Fact(
+            "ttt",
+            f"ARC tasks solved pixel-perfect, of {len(run.tasks)}",
+            str(len(score.solved)),
+            pictures={
+                f"{task.id}: {run.results[task.id].predictions[0].first.why}": png(task_image(task))
+                for task in run.tasks
+                if task.id in score.solved
+            },
+        ),
+        Fact("ttt", "largest task process", megabytes(peak)),
     ]
 
 
-SHOWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+SHOWS: dict[str, Callable[[argparse.Namespace], list[Fact]]] = {
     "xfer": show_xfer,
     "zerocopy": show_zerocopy,
     "isolate": show_isolate,
@@ -207,31 +263,78 @@ SHOWS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 }
 
 
+STYLE = """
+body { margin: 0 auto; max-width: 1000px; padding: 32px 24px 60px; font: 15px/1.5 system-ui, sans-serif }
+h1 { margin: 0 } h2 { margin: 36px 0 8px } .soft, figcaption { color: #667085; font-size: 13px }
+table { border-collapse: collapse; width: 100% } td { border-top: 1px solid #e3e6eb; padding: 6px 8px 6px 0 }
+td:last-child { text-align: right; font-weight: 600; white-space: nowrap }
+.bar { display: grid; grid-template-columns: 220px 1fr; gap: 12px; align-items: center; font-size: 13px; margin: 3px 0 }
+.bar i { display: block; height: 14px; border-radius: 3px; background: #b8c0cc; min-width: 1px }
+.bar.first i { background: #3f51b5 }
+.tasks { display: flex; flex-wrap: wrap; gap: 22px } figure { margin: 0 } figcaption { max-width: 460px }
+img { image-rendering: pixelated; max-width: 460px }
+"""
+
+
+def page(facts: list[Fact], seconds: float) -> str:
+    """What was measured as one HTML document, without a script or anything from outside."""
+    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Pentad</title><style>{STYLE}</style>"]
+    parts.append(f"<h1>Pentad</h1><p class=soft>Measured on this machine within {seconds:.0f} s.</p>")
+    for library in dict.fromkeys(fact.library for fact in facts):
+        own = [fact for fact in facts if fact.library == library]
+        rows = "".join(f"<tr><td>{escape(f.what)}</td><td>{escape(f.measured)}</td></tr>" for f in own)
+        parts.append(f"<h2>{library}</h2><table>{rows}</table>")
+        for fact in own:
+            parts.append(_bars(fact.bars or {}))
+            parts.append("<div class=tasks>")
+            for caption, data in (fact.pictures or {}).items():
+                image = base64.b64encode(data).decode()
+                parts.append(f"<figure><img alt='' src='data:image/png;base64,{image}'>")
+                parts.append(f"<figcaption>{escape(caption)}</figcaption></figure>")
+            parts.append("</div>")
+    return "".join(parts)
+
+
+def _bars(values: dict[str, float]) -> str:
+    longest = max(values.values(), default=0) or 1
+    bars = []
+    for number, (name, value) in enumerate(values.items()):
+        kind = "bar first" if number == 0 else "bar"
+        width = f"{100 * max(value, 0) / longest:.2f}%"
+        bars.append(f"<div class='{kind}'><span>{escape(name)}: {value:.1f}</span><i style='width:{width}'></i></div>")
+    return "".join(bars)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Show what was asked for, then one table; 0 when all went well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"which: {', '.join(SHOWS)} (default: all)")
     parser.add_argument("--budget", default="30s", help="time per ARC task (default: %(default)s)")
+    parser.add_argument("--report", type=Path, default=Path("demo-out/report.html"), metavar="FILE", help="%(default)s")
     args = parser.parse_args(argv)
     unknown = set(args.libraries) - SHOWS.keys()
     if unknown:
         parser.error(f"no library is called {sorted(unknown)}; there are {', '.join(SHOWS)}")
 
     start = time.perf_counter()
-    table = Table("library", "what was done", "measured", title="Pentad")
+    facts: list[Fact] = []
     try:
         for name in args.libraries or SHOWS:
             console.rule(f"[bold]{name}[/]: {(SHOWS[name].__doc__ or '').splitlines()[0]}", align="left")
             # ttt has a live display of its own.
             with nullcontext() if name == "ttt" else console.status("working …"):
-                rows = SHOWS[name](args)
-            for row in rows:
-                table.add_row(*row)
+                facts += SHOWS[name](args)
     except KeyboardInterrupt:
         console.print("stopped; nothing is left behind")
         return 130
+    seconds = time.perf_counter() - start
+    table = Table("library", "what was done", "measured", title="Pentad")
+    for fact in facts:
+        table.add_row(fact.library, fact.what, fact.measured)
     console.print(table)
-    console.print(f"{time.perf_counter() - start:.0f} s in all")
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+    args.report.write_text(page(facts, seconds), encoding="utf-8")
+    console.print(f"{seconds:.0f} s in all; with pictures: {args.report}")
     return 0
 
 

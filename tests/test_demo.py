@@ -1,0 +1,44 @@
+"""The demo ends with a page of pictures, and Ctrl-C leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@pytest.mark.timeout(120)
+def test_the_demo_writes_its_page(root: Path, tmp_path: Path) -> None:
+    """Two of the five, in a moment: the table is printed, and the page has the same figures and needs no other file."""
+    report = tmp_path / "report.html"
+    command = [sys.executable, "tools/demo.py", "xfer", "ternary", "--report", str(report)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = report.read_text()
+    assert "memory that reading all of it added to the reader" in page
+    assert "float32" in page
+    assert "src='http" not in page
+    assert "<script" not in page
+
+
+@pytest.mark.timeout(120)
+def test_an_interrupted_demo_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    """Ctrl-C while tasks are being solved: its status says so, and its processes are gone within five seconds."""
+    command = [sys.executable, "tools/demo.py", "ttt", "--report", str(tmp_path / "report.html")]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    demo = psutil.Process(process.pid)
+    end = time.monotonic() + 60
+    while not any("ttt.worker" in child.cmdline() for child in demo.children(recursive=True)):
+        assert time.monotonic() < end, "no task was started"
+        time.sleep(0.1)
+    family = demo.children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, out.decode()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
