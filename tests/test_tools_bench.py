@@ -78,6 +78,8 @@ def test_the_documents_show_what_was_published(tool: Tool, root: Path) -> None:
     assert (root / "packages" / "benchmarks.md").read_text() == bench.page(results)
     (shown,) = bench.HEADLINES.findall((root / "README.md").read_text())
     assert shown == bench.headlines(results)
+    (grown,) = bench.GROWTH.findall((root / "README.md").read_text())
+    assert grown == bench.growth(results)
     assert {row["package"] for result in results.values() for row in result["rows"]} == set(results)
 
 

@@ -50,7 +50,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 Row = dict[str, Any]
 PAGE = ROOT / "packages" / "benchmarks.md"
 README = ROOT / "README.md"
-HEADLINES = re.compile(r"(?<=<!-- headlines, by tools/bench.py -->\n).*?(?=<!-- end of headlines -->)", re.DOTALL)
+BLOCK = r"(?<=<!-- {0}, by tools/bench.py -->\n).*?(?=<!-- end of {0} -->)"
+HEADLINES = re.compile(BLOCK.format("headlines"), re.DOTALL)
+GROWTH = re.compile(BLOCK.format("growth"), re.DOTALL)
 
 # One row for each package: its metric and its peer, as its benchmark calls them.
 HEADLINE_ROWS = {
@@ -60,6 +62,35 @@ HEADLINE_ROWS = {
     "ternary": ("linear 4096x4096, batch 1", "onnxruntime 2-bit"),
     "ttt": ("write a checkpoint of 64 MB", "torch.save"),
 }
+
+# What grows with what: the rows of one package that say it, and which of their fields.
+GROWTH_ROWS = (
+    (
+        "workers of a node",
+        "memory for the weights, in models",
+        "zerocopy",
+        "total memory, {} workers",
+        "the model",
+        "ratio",
+    ),
+    (
+        "nodes",
+        "copies of the weights, far node with {} workers",
+        "zerocopy",
+        "copies on a far node with {} workers",
+        None,
+        "value",
+    ),
+    (
+        "readers of an array",
+        "memory over the array, {} readers",
+        "xfer",
+        "256 MB to {} readers, memory over the array",
+        None,
+        "value",
+    ),
+    ("calls under way", "ms for {} calls at once", "isolate", "{} concurrent calls", None, "value"),
+)
 
 
 def violations(row: Row) -> list[str]:
@@ -173,11 +204,30 @@ def headlines(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def growth(results: dict[str, dict[str, Any]]) -> str:
+    """What was measured to grow with workers, nodes, readers and calls, in Markdown."""
+    lines = ["| with more | what | measured |", "|---|---|---|"]
+    for cause, what, package, metric, peer, field in GROWTH_ROWS:
+        pattern = re.compile(re.escape(metric).replace(r"\{\}", "([a-z0-9]+)"))
+        found = [
+            (match[1], row[field])
+            for row in results.get(package, {"rows": []})["rows"]
+            if (match := pattern.fullmatch(row["metric"])) and row["peer"] == peer and row[field] is not None
+        ]
+        if found and "{}" in what:
+            lines += [f"| {cause} | {what.format(count)} | {_number(value)} |" for count, value in found]
+        elif found:
+            told = ", ".join(f"{count}: {value:.3f}" for count, value in found)
+            lines.append(f"| {cause} | {what} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
 def render() -> None:
     """Write the page and the README's headlines from what is published."""
     results = published()
     PAGE.write_text(page(results))
-    README.write_text(HEADLINES.sub(lambda _: headlines(results), README.read_text()))
+    text = HEADLINES.sub(lambda _: headlines(results), README.read_text())
+    README.write_text(GROWTH.sub(lambda _: growth(results), text))
 
 
 def _number(value: float | None) -> str:
