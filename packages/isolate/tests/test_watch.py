@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from integration_test_base import IntegrationTestBase
 
-from isolate.worker.watch import SMALLEST, Watch
+from isolate.worker.watch import SMALLEST, Watch, available
 
 COUNT = SMALLEST // 8
 
@@ -27,17 +27,7 @@ def ask(watch: Watch, array: Any) -> int | None:
     return watch.stamp(array, array.ctypes.data, array.nbytes)
 
 
-def works() -> bool:
-    """Whether this kernel tracks writes."""
-    watch = Watch()
-    watch.retain()
-    array = np.ones(COUNT)
-    found = [ask(watch, array) for _ in range(2)][1] is not None
-    watch.release()
-    return found
-
-
-needs_kernel = pytest.mark.skipif(not works(), reason="this kernel does not track writes, so every array is copied")
+needs_kernel = pytest.mark.skipif(bool(available()), reason=f"every array is copied here: {available()}")
 
 
 @pytest.fixture

@@ -213,4 +213,18 @@ class Watch:
         self._current.clear()
 
 
+def available() -> str:
+    """Why writes cannot be tracked here; empty if they can."""
+    if sys.platform != "linux":
+        return "needs Linux"
+    if _driver_loaded():
+        return "a device driver that may write to memory is loaded"
+    probe = Watch()
+    with probe._lock:
+        probe._open()
+        works = probe._faults >= 0
+        probe._reset()
+    return "" if works else "needs Linux 6.7 or later with userfaultfd allowed"
+
+
 WATCH = Watch()
