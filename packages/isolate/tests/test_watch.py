@@ -125,6 +125,16 @@ def test_memory_that_others_may_write_to_is_not_tracked(watch: Watch, tmp_path: 
 
 
 @needs_kernel
+def test_nothing_is_tracked_beside_a_device_driver(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device may write to past the kernel's page tables has no stamp; the C library stands for the driver."""
+    array = np.ones(COUNT)
+    assert [ask(watch, array) for _ in range(2)][1] is not None
+    monkeypatch.setattr("isolate.worker.watch._DRIVERS", (b"libc.so.6",))
+    assert ask(watch, array) is None
+    assert "driver" in available()
+
+
+@needs_kernel
 def test_memory_that_is_used_again(watch: Watch) -> None:
     """The stamp of an array that has ended is never that of the next one in its place."""
     seen = set()
