@@ -9,9 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+import isolate
+from isolate import Environment, EnvironmentStore
 
 # The base class of the integration tests lies beside them; `importlib` mode leaves this folder off the path.
 sys.path.append(str(Path(__file__).parent))
@@ -22,6 +26,38 @@ def store(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """A store that all tests of a session share, across xdist workers too."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if hasattr(request.config, "workerinput") else base) / "store"
+
+
+# Run by the interpreter of an environment as it starts; the measured files are the same ones that the host runs.
+_MEASURED = (
+    "import importlib.util as u, sys; s = u.spec_from_file_location('coverage', {file!r}); "
+    "m = sys.modules['coverage'] = u.module_from_spec(s); s.loader.exec_module(m); "
+    "c = m.Coverage(data_file={data!r}, data_suffix=True, include=[{worker!r}], config_file=False); "
+    "c.set_option('run:patch', ['_exit']); c.start()"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coverage_of_workers() -> Iterator[None]:
+    """When coverage is measured, measure it in the workers too: they see no variable and no package of the host."""
+    coverage = sys.modules.get("coverage")
+    current = coverage.Coverage.current() if coverage is not None else None
+    if coverage is None or current is None:
+        yield
+        return
+    worker = Path(isolate.__file__).parent / "worker" / "*"
+    data = str(Path(current.get_option("run:data_file")).absolute())
+    line = _MEASURED.format(file=coverage.__file__, data=data, worker=str(worker))
+    build = EnvironmentStore._build
+
+    def measured(self: EnvironmentStore, *arguments: Any) -> Environment:
+        environment = build(self, *arguments)
+        (environment.site_packages / "measured.pth").write_text(line)
+        return environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EnvironmentStore, "_build", measured)
+        yield
 
 
 def _settled(count: object, bound: int) -> int:

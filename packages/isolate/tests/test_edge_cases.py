@@ -12,9 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
 import psutil
 import pytest
 from integration_test_base import DatabaseSingleton, IntegrationTestBase
@@ -342,6 +344,34 @@ class Renderer(Protocol):
         ...
 
 
+class Wide(Protocol):
+    """Every kind of annotation that travels."""
+
+    def plain(self, a: int, b: str, *, c: float = 1.0) -> dict[str, list[int | None]]:
+        """Built-in types."""
+        ...
+
+    def typed(
+        self,
+        one: Literal["a", "b"],
+        two: Annotated[bytes, "note"],
+        three: Callable[[int], str],
+        four: np.ndarray[Any, np.dtype[Any]],
+        five: tuple[State, ...] = (),
+        *rest: Any,
+    ) -> Iterator[Path]:
+        """Less plain ones."""
+        ...
+
+
+class Unsendable(Protocol):
+    """One that does not travel."""
+
+    def go(self, lock: list[threading.Thread]) -> None:
+        """Takes threads."""
+        ...
+
+
 class TestConfigurationEdgeCases(IntegrationTestBase):
     """Manifests, requirements, contracts and locks that are wrong, off or out of date."""
 
@@ -405,6 +435,34 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
         with pytest.raises(ContractMismatch, match="did you mean 'get'") as needy:
             host.load(self.root / "needy")
         assert any("did you mean 'database'" in line for line in needy.value.differences)
+
+    def test_contracts_of_every_kind(self) -> None:
+        """Optional, variable and keyword arguments and generic types agree however they are spelled, or are named."""
+        good = """
+        def plain(x: "int", y: str, extra=None, *, c: float = 2.0) -> dict: ...
+        def typed(*args, **kwargs): yield from ()
+        """
+        bad = """
+        def plain(a: int, b: bytes, needed, *, d: float): ...
+        def typed(one): ...
+        """
+        for name, code in (("good", good), ("bad", bad)):
+            self.create_extension(name, code)
+        host = self.make_host()
+        with pytest.raises(ContractMismatch) as caught:
+            host.load(self.root / "good", contract=Wide)
+        assert caught.value.differences == ["plain: returns dict, wanted dict[str, list[int | None]]"]
+        with pytest.raises(ContractMismatch) as caught:
+            host.load(self.root / "bad", contract=Wide)
+        assert caught.value.differences == [
+            "plain: takes 'b' as bytes, wanted str",
+            "plain: takes no argument named 'c'",
+            "plain: needs an argument 'needed' that the contract does not give",
+            "plain: needs an argument 'd' that the contract does not give",
+            *(f"typed: takes 1 arguments, and none for {name!r}" for name in ("two", "three", "four", "five")),
+        ]
+        with pytest.raises(ContractMismatch, match="of 'lock' does not travel"):
+            host.load(self.root / "good", contract=Unsendable)
 
     def test_needs_limit_what_is_seen(self) -> None:
         """An extension that declares its needs sees no other API."""

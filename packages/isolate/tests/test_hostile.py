@@ -146,6 +146,30 @@ def test_attacks_end_the_link_and_nothing_else(attack: str) -> None:
     assert not os.path.exists("/tmp/isolate-was-here")
 
 
+def test_forged_handles_of_xfer() -> None:
+    """Bytes that are no handle end the link; a handle that is one is a value, and nothing is opened for it."""
+    xfer = pytest.importorskip("xfer", reason="pentad-xfer is not installed")
+    with xfer.Pool("1MiB") as pool:
+        handle = pool.put(bytearray(100))
+        pool.release(handle)
+    altered = bytearray(bytes(handle))
+    altered[20] ^= 1
+
+    async def run(payload: bytes) -> tuple[list[Any], Any]:
+        victim = Victim()
+        await asyncio.sleep(0)
+        victim.peer.send(frame(RESULT, 1, _message(msgspec.msgpack.Ext(11, payload))))
+        await victim.settle()
+        value = victim.waiting.result() if victim.waiting is not None and not victim.closed else None
+        await victim.close()
+        return victim.closed, value
+
+    for payload in (b"", b"XF" + bytes(80), bytes(altered), bytes(handle) + b"x"):
+        closed, _ = asyncio.run(run(payload))
+        assert isinstance(closed[0], WireError)
+    assert asyncio.run(run(bytes(handle))) == ([], handle)
+
+
 @pytest.mark.parametrize(
     "target", ["os.system", "api.__class__", "api.good.__globals__", "__import__", "", 1, 10**6, None]
 )

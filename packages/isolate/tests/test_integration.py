@@ -223,6 +223,27 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         assert (theirs, ours) == ("False", "False")
         assert Version(version) < BOUNDARY
 
+    def test_tensors_in_the_hosts_process(self) -> None:
+        """Tensors of every dtype, small, large, strided and passed again; what cannot travel is named."""
+        torch = pytest.importorskip("torch")
+        self.create_extension("inside", TENSORS, isolated=False)
+        host, loaded = self.load_extensions()
+        assert not loaded.errors
+        call = host["inside"].call
+        for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
+            for count in (0, 7, 50_000):
+                tensor = torch.arange(count).to(dtype)
+                assert torch.equal(call.echo(tensor), tensor)
+        assert torch.equal(call.echo(torch.eye(300)[::2].T), torch.eye(300)[::2].T)
+        large = torch.ones(3 << 20, dtype=torch.bfloat16)
+        for value in (1, 1, 1, 2, 2, 3):
+            large[-1] = value
+            assert float(call.echo(large)[-1]) == value
+        assert call.fill(large) == 0
+        assert float(large[0]) == 1
+        with pytest.raises(TypeError, match="sparse"):
+            call.echo(torch.eye(3).to_sparse())
+
     @pytest.mark.slow
     @pytest.mark.timeout(240)
     def test_share_torch_true(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, timedelta, timezone
 from enum import Enum, IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from isolate.errors import UnsupportedType, WireError
 from isolate.worker.codec import Codec, is_plain
+from isolate.worker.convert import arguments
 from isolate.worker.wire import MAX_DEPTH, pack, unpack
 
 SCALARS = (
@@ -179,3 +180,85 @@ def test_depth_limit_is_the_same_both_ways() -> None:
     for _ in range(MAX_DEPTH):
         value = [value]
     assert unpack(pack(value, lambda item: None), refuse) == value
+
+
+class Shade(Enum):
+    """Travels as its value."""
+
+    DARK = "dark"
+    LIGHT = "light"
+
+
+@dataclass
+class Spot:
+    """Travels as its fields."""
+
+    shade: Shade
+    size: float = 1.0
+    inner: list[Spot] | None = None
+
+
+def paint(
+    one: Spot,
+    pair: tuple[Shade, int],
+    many: tuple[Shade, ...],
+    named: dict[str, Spot],
+    keyed: dict[Shade, int],
+    some: Annotated[set[Shade], "note"],
+    either: Spot | int | None = None,
+) -> None:
+    """Everything that is rebuilt by annotation."""
+
+
+GIVEN: dict[str, Any] = {
+    "one": {"shade": "dark", "size": 2, "inner": [{"shade": "light"}]},
+    "pair": ("dark", 1),
+    "many": ("dark", "light"),
+    "named": {"a": {"shade": "dark"}},
+    "keyed": {"light": 3},
+    "some": {"dark"},
+    "either": 4,
+}
+
+
+def test_annotations_rebuild_values() -> None:
+    """Dataclasses and enums inside lists, tuples, sets, dicts and unions; by position and by name."""
+    convert = arguments(paint)
+    assert convert is not None
+    wanted = {
+        "one": Spot(Shade.DARK, 2.0, [Spot(Shade.LIGHT)]),
+        "pair": (Shade.DARK, 1),
+        "many": (Shade.DARK, Shade.LIGHT),
+        "named": {"a": Spot(Shade.DARK)},
+        "keyed": {Shade.LIGHT: 3},
+        "some": {Shade.DARK},
+        "either": 4,
+    }
+    assert convert([], GIVEN) == ([], wanted)
+    assert convert(list(GIVEN.values()), {}) == (list(wanted.values()), {})
+    assert convert([wanted["one"]], {"either": None}) == ([wanted["one"]], {"either": None})
+    assert convert([], {"either": {"shade": "light"}})[1] == {"either": Spot(Shade.LIGHT)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("one", 3, "one is a int, wanted the fields of Spot"),
+        ("one", {}, "one is no Spot"),
+        ("one", {"shade": "dark", "size": "2"}, r"one\.size is a str, wanted float"),
+        ("one", {"shade": "dark", "hue": 1}, r"\['hue'\]"),
+        ("pair", ("dark",), "wanted a tuple of 2"),
+        ("many", ["dark"], "wanted a tuple"),
+        ("many", ("dim",), r"many\[0\] is 'dim', wanted a Shade: 'dark', 'light'"),
+        ("named", [], "wanted dict"),
+        ("named", {"a": 1}, r"named\['a'\] is a int"),
+        ("keyed", {"dim": 1}, "keyed key 'dim'"),
+        ("some", ["dark"], "wanted set"),
+    ],
+)
+def test_values_that_do_not_fit_their_annotations(name: str, value: Any, message: str) -> None:
+    """The message has the path to the part that does not fit, what it is, and what was wanted."""
+    convert = arguments(paint)
+    assert convert is not None
+    with pytest.raises((TypeError, ValueError), match=message):
+        convert([], {name: value})

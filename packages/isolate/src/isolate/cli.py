@@ -16,6 +16,7 @@ from isolate.environments import EnvironmentStore, default_store, find_uv
 from isolate.errors import IsolateError
 from isolate.host import Host
 from isolate.manifest import FILES, Manifest, read_manifest
+from isolate.worker import watch
 
 _EXAMPLES = """examples:
   isolate run plugins/stats mean '[1, 2, 3]'   call a method; arguments are JSON
@@ -39,22 +40,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--offline", action="store_true", help="build only from what uv has in its cache")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="load an extension and call a method, or list its methods")
-    run.add_argument("folder", type=Path)
+    run = commands.add_parser(
+        "run",
+        help="load an extension and call a method, or list its methods",
+        description="Build an extension's environment if needed, start it, and call one of its methods.",
+        epilog="example: isolate run plugins/stats mean '[1, 2, 3]' --timeout 5",
+    )
+    run.add_argument("folder", type=Path, help="the extension's folder, with manifest.yaml or manifest.toml")
     run.add_argument("method", nargs="?", help="without it, the methods are listed")
     run.add_argument("arguments", nargs="*", help="JSON values; what is not JSON is taken as text")
-    run.add_argument("--timeout", type=float, default=None, help="seconds")
+    run.add_argument("--timeout", type=float, default=None, help="give up after so many seconds")
     run.set_defaults(do=_run)
     listing = commands.add_parser("list", help="list the extensions in a folder")
-    listing.add_argument("folder", type=Path)
+    listing.add_argument("folder", type=Path, help="an extension, or a folder of extensions")
     listing.set_defaults(do=_list)
     lock = commands.add_parser("lock", help="write isolate.lock beside each manifest")
-    lock.add_argument("folders", type=Path, nargs="+")
+    lock.add_argument("folders", type=Path, nargs="+", help="extensions, or folders of extensions")
     lock.set_defaults(do=_lock)
     doctor = commands.add_parser("doctor", help="check what isolate needs")
     doctor.set_defaults(do=_doctor)
     gc = commands.add_parser("gc", help="remove environments that no manifest in these folders uses")
-    gc.add_argument("folders", type=Path, nargs="*")
+    gc.add_argument("folders", type=Path, nargs="*", help="extensions, or folders of extensions, whose needs stay")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     gc.set_defaults(do=_gc)
     return parser
@@ -174,10 +180,12 @@ def _doctor(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
         problem = str(failure)
     else:
         problem = ""
+    untracked = watch.available()
     found = {
         "uv": {"ok": bool(uv), "detail": uv or problem},
         "store": {"ok": True, "detail": f"{store.root}, {len(store.all_keys())} environments"},
         "shared memory": {"ok": hasattr(os, "memfd_create"), "detail": "anonymous memory files"},
+        "unchanged arrays": {"ok": not untracked, "detail": untracked or "are passed again without a copy"},
         **{f"sandbox {level}": {"ok": not why, "detail": why} for level, why in sandbox.available().items()},
     }
     text = "\n".join(f"{'ok' if row['ok'] else '--'}  {name:<18}{row['detail']}" for name, row in found.items())

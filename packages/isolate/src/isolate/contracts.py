@@ -33,7 +33,7 @@ _WIRE = (
     pathlib.Path,
     object,
 )
-_ARRAYS = {("numpy", "ndarray"), ("torch", "Tensor")}
+_ARRAYS = {("numpy", "ndarray"), ("torch", "Tensor"), ("xfer.descriptor", "Handle")}
 
 
 def travels(annotation: Any) -> bool:

@@ -134,7 +134,12 @@ class _Incarnation:
             self.ready.set_result(_checked_ready(value))
             return
         cause = failures.revive(value)
-        failure = ExtensionStartError(f"{self._owner.name} failed while it was loaded: {type(cause).__name__}: {cause}")
+        hint = ""
+        if isinstance(cause, ModuleNotFoundError):
+            hint = "; list the package that has it under `dependencies` in the manifest"
+        failure = ExtensionStartError(
+            f"{self._owner.name} failed while it was loaded: {type(cause).__name__}: {cause}{hint}"
+        )
         failure.__cause__ = cause
         self.ready.set_exception(failure)
 

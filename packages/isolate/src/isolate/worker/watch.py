@@ -29,7 +29,7 @@ _WP_ASYNC, _MODE_WP = 1 << 15, 2
 _PROTECT_MATCHING, _CHECK_ASYNC = 1, 2
 _WRITTEN, _FILE = 2, 4
 # Devices write past the page tables, so what their drivers may have registered is not tracked.
-_DRIVERS = ("libcuda.so.1", "libamdhip64.so", "libibverbs.so.1")
+_DRIVERS = (b"libcuda.so.1", b"libamdhip64.so", b"libibverbs.so.1")
 _NOLOAD = os.RTLD_LAZY | getattr(os, "RTLD_NOLOAD", 4)
 
 
@@ -56,12 +56,13 @@ def _sample(address: int, length: int) -> bytes:
 
 
 def _driver_loaded() -> bool:
+    libc = ctypes.CDLL(None)
+    libc.dlopen.restype = ctypes.c_void_p
     for name in _DRIVERS:
-        try:
-            ctypes.CDLL(name, mode=_NOLOAD)
-        except OSError:
-            continue
-        return True
+        handle = libc.dlopen(name, _NOLOAD)
+        if handle:
+            libc.dlclose(ctypes.c_void_p(handle))
+            return True
     return False
 
 
@@ -211,6 +212,20 @@ class Watch:
         self._ranges.clear()
         self._ended.clear()
         self._current.clear()
+
+
+def available() -> str:
+    """Why writes cannot be tracked here; empty if they can."""
+    if sys.platform != "linux":
+        return "needs Linux"
+    if _driver_loaded():
+        return "a device driver that may write to memory is loaded"
+    probe = Watch()
+    with probe._lock:
+        probe._open()
+        works = probe._faults >= 0
+        probe._reset()
+    return "" if works else "needs Linux 6.7 or later with userfaultfd allowed"
 
 
 WATCH = Watch()
