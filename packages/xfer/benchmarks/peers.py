@@ -43,7 +43,7 @@ class Xfer:
 
 
 class XferPlain(Xfer):
-    """The same where no compiler was there when it was installed; large copies are the compiled ones all the same."""
+    """The same with the channel's core in Python, as where there was no compiler at installation."""
 
     name = "xfer, Python only"
     compiled = False

@@ -14,11 +14,14 @@ from xfer.cli import main
 def test_doctor_explains_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     """Each finding has a reason, and JSON says the same."""
     assert main(["doctor"]) == 0
-    assert "sealed memory" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "sealed memory" in shown
     assert main(["--json", "doctor"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert len(findings) == 9
     assert all(finding["detail"] for finding in findings)
+    cuda = findings[-1]
+    assert cuda["works"] or "[cuda12]" not in cuda["detail"] or "[cuda12]" in shown  # brackets are no markup
 
 
 def test_ls_shows_who_holds_what(helper: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
