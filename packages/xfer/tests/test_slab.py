@@ -259,6 +259,36 @@ def test_arrays_outlive_both_ends_and_the_pool(sending: bool, receiving: bool) -
 
 
 @both
+def test_a_second_sender_after_a_death(
+    pool: xfer.Pool, helper: Callable[..., Any], sending: bool, receiving: bool
+) -> None:
+    """What a killed sender left unread is a typed error or its own array, and the sender that follows is heard."""
+    with channel_of(4, pool, sending, receiving) as channel:
+        code = "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0])); tx.send(np.full(9, 1)); say('sent'); wait()"
+        first = helper(code, bytes(channel.sender).hex())
+        assert first.line() == "sent"
+        first.kill()
+        channel.sender.send(np.full(9, 2), timeout=5)
+        with pytest.raises(errors.StaleHandleError, match="another one"):
+            channel.receiver.recv(timeout=5)
+        assert channel.receiver.recv(timeout=5)[0] == 2
+
+
+def test_a_forgotten_sender_gives_its_slab_back(pool: xfer.Pool) -> None:
+    """A sender that is dropped without being closed keeps nothing of its pool, even if the pool is busy just then."""
+    channel = xfer.Channel(4, pool=pool)
+    channel.sender.send(np.zeros(9))
+    channel.receiver.recv(timeout=5)
+    channel.receiver.close()
+    with pool._lock:
+        channel.sender._end_of_slab()  # as when it is collected while the pool's lock is held
+    channel.close()
+    assert pool.stats().waiting_for_readers == 0
+    pool.trim()
+    assert pool.stats().reserved == 0
+
+
+@both
 def test_a_closed_pool_is_replaced(sending: bool, receiving: bool) -> None:
     """A sender whose pool was closed goes on with the process's own."""
     with xfer.Pool("8MiB") as pool, channel_of(4, pool, sending, receiving) as channel:
