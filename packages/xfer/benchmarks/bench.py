@@ -307,8 +307,11 @@ def picture(rows: list[Any], path: str) -> None:
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
         chosen = [r for r in rows if r["metric"] == metric and r["ratio"]]
         values = [chosen[0]["value"]] + [r["peer_value"] for r in chosen]
-        axis.barh(["xfer"] + [r["peer"] for r in chosen], values, color=["tab:green"] + ["tab:gray"] * len(chosen))
-        axis.set(xscale="log", title=metric, xlabel=chosen[0]["unit"])
+        colours = ["tab:green"] + ["tab:gray"] * len(chosen)
+        bars = axis.barh(["xfer"] + [r["peer"] for r in chosen], values, color=colours)
+        axis.bar_label(bars, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}", padding=3)
+        axis.set(xscale="log", title=f"{metric}, {chosen[0]['unit']}", xlim=(min(values) / 3, max(values) * 15))
+        axis.xaxis.set_visible(False)
         axis.invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
