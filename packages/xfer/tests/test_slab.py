@@ -67,13 +67,13 @@ STEPS = st.lists(
         st.tuples(st.just("drop"), st.integers(0, 30)),
         st.tuples(st.just("slice"), st.integers(0, 30)),
     ),
-    max_size=60,
+    max_size=40,
 )
 
 
 @both
 @given(steps=STEPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_interleaving_keeps_every_array(sending: bool, receiving: bool, steps: list[tuple[str, int]]) -> None:
     """Whatever is sent, taken, kept and dropped in whatever order: what is held never changes, order is kept."""
     with xfer.Pool("64MiB") as pool, channel_of(4, pool, sending, receiving) as channel:
