@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/xfer/_native.c")
+SOURCES = Path("src/xfer/csrc")
 CORE = Path("src/xfer/_native.abi3.so")
 FLAGS = ["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
 
@@ -27,11 +27,12 @@ def compilers() -> list[list[str]]:
 
 def compile_core(root: Path) -> str | None:
     """Compile the core beside its source; None on success, else why not."""
-    source, core = root / SOURCE, root / CORE
+    files, core = sorted((root / SOURCES).iterdir()), root / CORE
     if sys.platform != "linux":
         return f"it is for Linux, this is {sys.platform}"
-    if core.exists() and core.stat().st_mtime >= source.stat().st_mtime:
+    if core.exists() and core.stat().st_mtime >= max(file.stat().st_mtime for file in files):
         return None
+    sources = [str(file) for file in files if file.suffix == ".c"]
     why = "no C compiler found"
     include = sysconfig.get_paths()["include"]
     if not Path(include, "Python.h").exists():
@@ -40,7 +41,7 @@ def compile_core(root: Path) -> str | None:
         # To a name of its own and moved: a running process keeps the library that it has mapped.
         built = core.with_suffix(f".{os.getpid()}.tmp")
         try:
-            run = [*command, *FLAGS, f"-I{include}", "-o", str(built), str(source)]
+            run = [*command, *FLAGS, f"-I{include}", "-o", str(built), *sources]
             done = subprocess.run(run, capture_output=True, text=True, timeout=300)
             if done.returncode == 0:
                 os.replace(built, core)

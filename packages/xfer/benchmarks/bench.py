@@ -16,7 +16,7 @@ import resource
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,12 +52,28 @@ def child(peer: str, token: Any, control: Any) -> None:
                 view = got[0] if isinstance(got, tuple) else got
                 view.reshape(-1).view(np.uint8).view(np.int64).sum()
             stamp = time.perf_counter_ns()
-            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            pss = proportional_bytes() if what == "read" else 0
+            used = usage() if what == "read" else None
             del got
             with contextlib.suppress(UnboundLocalError):
                 del view
-            control.send((stamp, faults, pss))
+            control.send((stamp, used))
+
+
+class Usage(NamedTuple):
+    """What a process has used up or holds: page faults, descriptors, mappings, bytes with shared pages divided."""
+
+    faults: int
+    descriptors: int
+    mappings: int
+    memory: int
+
+
+def usage() -> Usage:
+    """Look at this process."""
+    with open("/proc/self/maps") as lines:
+        mappings = sum(1 for _ in lines)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return Usage(faults, len(os.listdir("/proc/self/fd")), mappings, proportional_bytes())
 
 
 def proportional_bytes() -> int:
@@ -173,7 +189,7 @@ def fan_out(context: Any, name: str, array: Any, rounds: int) -> tuple[list[floa
         answers = [line.answer() for line in lines]
         if number:
             times.append((max(answer[0] for answer in answers) - start) / 1e9)
-        growth = proportional_bytes() - before + sum(answer[2] for answer in answers) - 4 * idle
+        growth = proportional_bytes() - before + sum(answer[1].memory for answer in answers) - 4 * idle
     for line in lines:
         line.close()
     return times, growth / array.nbytes
@@ -232,19 +248,22 @@ def loan_against_copy(rounds: int) -> tuple[list[float], list[float]]:
     return loaned, copied
 
 
-def steady(context: Any, count: int) -> tuple[float, float]:
-    """Page faults per hand-off of 64 MB in the sender and in the receiver, after ten to warm up."""
+def steady(context: Any, count: int) -> dict[str, tuple[float, int, int, int]]:
+    """Hand 64 MB over `count` times and return, per side, page faults each and what grew since the tenth time."""
     line, array = Line(context, "xfer", 2), np.ones(64 * MIB, np.uint8)
-    line.order("read", count)
+    line.order("read", count + 10)
     marks = []
-    for number in range(count):
+    for number in range(count + 10):
         line.sender.send(array)
-        _, theirs, _ = line.answer()
-        if number in (9, count - 1):
-            marks.append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt, theirs))
+        _, theirs = line.answer()
+        if number in (9, count + 9):
+            marks.append((usage(), theirs))
     line.close()
-    (a, b), (c, d) = marks
-    return (c - a) / (count - 10), (d - b) / (count - 10)
+    changes = ([b - a for a, b in zip(*pair, strict=True)] for pair in zip(*marks, strict=True))
+    return {
+        side: (faults / count, descriptors, mappings, memory)
+        for side, (faults, descriptors, mappings, memory) in zip(("sender", "receiver"), changes, strict=True)
+    }
 
 
 def row(
@@ -288,8 +307,11 @@ def picture(rows: list[Any], path: str) -> None:
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
         chosen = [r for r in rows if r["metric"] == metric and r["ratio"]]
         values = [chosen[0]["value"]] + [r["peer_value"] for r in chosen]
-        axis.barh(["xfer"] + [r["peer"] for r in chosen], values, color=["tab:green"] + ["tab:gray"] * len(chosen))
-        axis.set(xscale="log", title=metric, xlabel=chosen[0]["unit"])
+        colours = ["tab:green"] + ["tab:gray"] * len(chosen)
+        bars = axis.barh(["xfer"] + [r["peer"] for r in chosen], values, color=colours)
+        axis.bar_label(bars, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}", padding=3)
+        axis.set(xscale="log", title=f"{metric}, {chosen[0]['unit']}", xlim=(min(values) / 3, max(values) * 15))
+        axis.xaxis.set_visible(False)
         axis.invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -303,20 +325,23 @@ def main() -> None:
     parser.add_argument("--picture", metavar="FILE.png", help="draw the comparison")
     arguments = parser.parse_args()
     quick, context = arguments.quick, multiprocessing.get_context("spawn")
-    names = ["xfer", "iceoryx2", "Pipe", "SharedMemory"] if quick else list(PEERS)
+    names = ["xfer", "xfer, Python only", "iceoryx2", "Pipe", "SharedMemory"] if quick else list(PEERS)
     rows: list[Any] = []
 
     small, page, large = np.ones(256, np.float32), np.ones(1024, np.float32), np.ones(64 * MIB, np.uint8)
     one = compare(context, names, 3 if quick else 5, 64, lambda line: latency(line, small, 300, "one"))
-    big = compare(context, names, 3 if quick else 7, 4, lambda line: latency(line, large, 2, "read"))
-    fast = {"xfer", "iceoryx2", "Pipe", "Unix socket"}
+    whole = [name for name in names if name != "xfer, Python only"]  # its large copies are the same
+    big = compare(context, whole, 3 if quick else 7, 4, lambda line: latency(line, large, 2, "read"))
+    fast = {"xfer", "xfer, Python only", "iceoryx2", "Pipe", "Unix socket"}
     many = compare(
         context, names, 3 if quick else 5, 256, lambda line: burst(line, page, 10_000 if line.peer in fast else 500)
     )
     if not quick:
-        with contextlib.suppress(ImportError):
+        try:
             ray = ray_samples(10)
             one["Ray"], big["Ray"] = ray["1 KB, one way, p50"], ray["64 MB, copy in and full read"]
+        except Exception as error:  # as in compare
+            print(f"  Ray: left out ({type(error).__name__}: {error})", file=sys.stderr)
     rows += rows_of("1 KB, one way, p50", "us", 1e6, one)
     rows += rows_of("64 MB, copy in and full read", "ms", 1e3, big)
     rows += rows_of("10,000 x 4 KB, each", "us", 1e6, many)
@@ -334,8 +359,11 @@ def main() -> None:
     loaned, copied = loan_against_copy(5 if quick else 15)
     copy = statistics.median(copied) * 1e3
     rows.append(row("64 MB made in a loan", "ms", [value * 1e3 for value in loaned], "make and put", copy, 1 / 1.3))
-    for side, faults in zip(("sender", "receiver"), steady(context, 40 if quick else 210), strict=True):
+    for side, (faults, descriptors, mappings, memory) in steady(context, 40 if quick else 200).items():
         rows.append(row(f"page faults per 64 MB, {side}", "", [faults], None, None, 64))
+        rows.append(row(f"descriptors gained in steady state, {side}", "", [descriptors], None, None, 0))
+        rows.append(row(f"mappings gained in steady state, {side}", "", [mappings], None, None, 4))
+        rows.append(row(f"memory gained in steady state, {side}", "MiB", [memory / MIB], None, None, 4))
 
     print(f"{'metric':44} {'xfer':>10} {'peer':>18} {'its value':>10} {'ratio':>6} {'target':>6}  holds")
     for r in rows:

@@ -21,12 +21,13 @@ class Xfer:
     """This library: a channel from a pool, with leases and flow control."""
 
     name = "xfer"
+    compiled = True
 
     def __init__(self, context: Any, capacity: int, pool: Any = None) -> None:
         import xfer
 
         self.pool = pool or xfer.Pool("4GiB")
-        self.channel = xfer.Channel(capacity, pool=self.pool)
+        self.channel = xfer.Channel(capacity, pool=self.pool, compiled=self.compiled)
         self.token = self.channel.receiver
 
     def send(self, array: Any) -> None:
@@ -39,6 +40,13 @@ class Xfer:
     @staticmethod
     def receiver(token: Any) -> Any:
         return token.recv
+
+
+class XferPlain(Xfer):
+    """The same with the channel's core in Python, as where there was no compiler at installation."""
+
+    name = "xfer, Python only"
+    compiled = False
 
 
 class Iceoryx2:
@@ -299,5 +307,5 @@ class Arrow:
 
 
 PEERS = {peer.name: peer for peer in (
-    Xfer, Iceoryx2, Pipe, SharedMemory, UnixSocket, FreshMemfd, TorchDescriptor, TorchFile, Arrow,
+    Xfer, XferPlain, Iceoryx2, Pipe, SharedMemory, UnixSocket, FreshMemfd, TorchDescriptor, TorchFile, Arrow,
 )}  # fmt: skip

@@ -1,6 +1,7 @@
 """The command line does what it says, for people and for programs."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,16 +10,37 @@ from typing import Any
 import pytest
 
 from xfer.cli import main
+from xfer.doctor import examine
 
 
 def test_doctor_explains_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     """Each finding has a reason, and JSON says the same."""
     assert main(["doctor"]) == 0
-    assert "sealed memory" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "sealed memory" in shown
     assert main(["--json", "doctor"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert len(findings) == 9
     assert all(finding["detail"] for finding in findings)
+    cuda = findings[-1]
+    assert cuda["works"] or "[cuda12]" not in cuda["detail"] or "[cuda12]" in shown  # brackets are no markup
+
+
+def test_doctor_on_a_poorer_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel, a file system or an installation lacks is said with what to do, and nothing is raised."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
+    monkeypatch.setattr("xfer.names.DIRECTORY", "/nowhere")
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    found = {finding.what: finding for finding in examine()}
+    assert not found["nameless sealed memory"].works
+    assert "named segments" in found["nameless sealed memory"].detail
+    assert not found["named segments in /nowhere"].works
+    assert not found["channels"].works
+    assert "pentad-xfer[dtypes]" in found["bfloat16 and fp8"].detail
 
 
 def test_ls_shows_who_holds_what(helper: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,6 +242,22 @@ def test_out_of_descriptors_evicts_idle_mappings() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_kept_mappings_are_bounded(pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader of many segments keeps the mappings in use and a limited number of others."""
+    monkeypatch.setattr("xfer.reader.KEPT_MAPPINGS", 3)
+    READER.trim()
+    handles = [pool.put(np.full(300_000 + number, number, np.uint8)) for number in range(8)]
+    first = xfer.get(handles[0])
+    for number, handle in enumerate(handles):
+        assert xfer.get(handle)[0] == number
+    assert READER.stats()["mappings"] <= 3
+    assert READER.leases(int(handles[0].fields.segment), handles[0].fields.slot) == 1
+    assert (first == 0).all()
+    held = [xfer.get(handle) for handle in handles]  # more in use than are kept otherwise
+    assert READER.stats()["mappings"] == 8
+    assert [int(view[0]) for view in held] == list(range(8))
+
+
 def test_named_segments_work_and_are_removed(helper: Callable[..., Any]) -> None:
     """The named backend hands arrays to another process and unlinks everything at the end."""
     with xfer.Pool("8MiB", backend="named") as pool:

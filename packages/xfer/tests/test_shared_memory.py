@@ -323,6 +323,29 @@ def test_loan_is_filled_in_place(pool: xfer.Pool) -> None:
     assert pool.loan(7)._signature.shape == (7,)
 
 
+def test_a_loans_array_outlives_its_pool(helper: Callable[..., Any]) -> None:
+    """The array of a loan stays readable after release and trim, and after the pool is closed: no crash."""
+    code = """
+pool = xfer.Pool("64MiB"); arrays = []
+for size in (1000, 3 << 20):
+    loan = pool.loan(size, np.uint8)
+    with loan as array: array[:] = 1
+    arrays.append(array); pool.release(loan.handle)
+pool.trim(); say([int(array.sum()) for array in arrays])
+loan = pool.loan(1000, np.uint8)
+with loan as array: array[:] = 2
+late = pool.loan(10)
+pool.close(); gc.collect(); say(int(array.sum()), pool.stats().segments)
+try: late.__enter__()
+except xfer.errors.PoolClosedError: say("closed")
+"""
+    process = helper(code)
+    assert process.line() == f"[1000, {3 << 20}]"
+    assert process.line() == "2000 0"
+    assert process.line() == "closed"
+    assert process.end() == 0
+
+
 def test_a_loan_that_fails_gives_its_slot_back(pool: xfer.Pool) -> None:
     """An exception in the block leaves no handle and no live array."""
     loan = pool.loan(10)

@@ -170,7 +170,6 @@ class Sender(_Endpoint):
             pool.retain(array)
             raw = bytes(array)
         else:
-            self._settle()  # first, to fill again memory that is mapped and in the cache
             raw = self._put(pool, ring, array, end)
         self._flying.append((ring.words[HEAD], pool, stamp_of(raw)))
         ring.write(raw)
@@ -254,7 +253,7 @@ class Sender(_Endpoint):
     def _put(self, pool: Pool, ring: Ring, array: Any, end: float | None) -> bytes:
         while True:
             tail = ring.words[TAIL]
-            self._settle()
+            self._settle()  # first, to fill again memory that is mapped and in the cache
             try:
                 return bytes(pool.put(array))
             except BudgetExceededError as error:
@@ -377,6 +376,8 @@ class Receiver(_Endpoint):
         """Take an array of a slab or of a kind that the core does not know yet."""
         if message.epoch != core.epoch:
             stride, slots, epoch, handle = ring.slab()
+            if epoch != message.epoch:
+                raise StaleHandleError("the sender of this array has ended, and another one took its place")
             core.use_slab(READER.array(handle)[0], stride, slots, epoch)
         shape, token = read_meta(message.meta, message.ndim)
         core.learn(message.meta, message.ndim, shape, dtypes.decode(token))

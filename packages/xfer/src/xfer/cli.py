@@ -93,13 +93,14 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     try:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
     except ImportError:
         for row in (head, *rows):
             print("  ".join(row))
         return
     table: Any = Table(*head, title=title, title_justify="left", box=None)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it is: square brackets are no markup here
     Console().print(table)
 
 

@@ -29,6 +29,7 @@ class Loan:
     def __enter__(self) -> np.ndarray[Any, Any]:
         if self._handle is not None or self._array is not None:
             raise ValueError("a loan can be filled once: ask the pool for another")
+        self._pool._check_open()
         sig, segment = self._signature, self._segment
         offset = segment.start + self._slot * segment.stride
         self._array = np.ndarray(sig.shape, sig.dtype, segment.map, offset)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 from zlib import crc32
@@ -102,6 +103,7 @@ class Pool:
         self._holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
         self._live: dict[int, _Live] = {}
         self._lent: dict[int, _Live] = {}
+        self._coming: deque[int] = deque()
         self._refs: dict[int, int] = {}
         self._reserved = 0
         self._stamp = secrets.randbits(64)
@@ -200,14 +202,24 @@ class Pool:
         return segment, segment.start + slot * segment.stride, raw
 
     def _take_back(self, stamp: int) -> None:
-        with self._lock:
-            lent = self._lent.pop(stamp, None)
+        # May run when a sender is collected, perhaps inside our own locked part: then the next request does the work.
+        self._coming.append(stamp)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._receive()
+            finally:
+                self._lock.release()
+
+    def _receive(self) -> None:
+        while self._coming:
+            lent = self._lent.pop(self._coming.popleft(), None)
             if lent is not None and not self._closed:
                 self._retire(lent)
 
     def stats(self) -> PoolStats:
         """Return what the pool holds now."""
         with self._lock:
+            self._receive()
             for size in list(self._retired):
                 self._reclaim(size)
             return PoolStats(
@@ -239,6 +251,7 @@ class Pool:
         """Give memory that nobody uses back to the system; return the bytes."""
         with self._lock:
             self._check_open()
+            self._receive()
             return self._trim()
 
     def close(self) -> None:
@@ -311,6 +324,7 @@ class Pool:
             holder.settle()  # before more memory is taken: arrays in flight may have arrived
         with self._lock:
             self._check_open()
+            self._receive()
             found = self._find(size)
         if found is not None:
             return found

@@ -86,15 +86,14 @@ class Segment:
         self.words[RETIRED] = 1
         self.words.release()
         self.words = None  # type: ignore[assignment]  # marks the closed state; nothing reads words after close
-        with contextlib.suppress(BufferError):  # a live loan keeps the mapping until it dies
-            self.map.close()
+        # Not closed but dropped: an array of a loan that somebody still has keeps it mapped, and would crash without.
+        self.map = None  # type: ignore[assignment]  # likewise
         self._close_fd()
 
     def disown(self) -> None:
         """In a forked child: drop the parent's memory without telling its readers that it is gone."""
-        with contextlib.suppress(BufferError):
-            self.words.release()
-            self.map.close()
+        self.words.release()
+        self.map = None  # type: ignore[assignment]  # as in close
         os.close(self.fd)
 
     def _close_fd(self) -> None:
@@ -156,8 +155,7 @@ class Mapping:
     def close(self) -> None:
         """Unmap as soon as no array looks at it, and close now."""
         self.words.release()
-        with contextlib.suppress(BufferError):
-            self.map.close()
+        del self.map  # unmapped with the last array that looks at it
         os.close(self.fd)
 
 

@@ -24,7 +24,7 @@ with tx:
 
 
 def measure(size: int | str, count: int) -> dict[str, float]:
-    """Send arrays to a new process and back a small answer, and return times in microseconds and the rate in GB/s.
+    """Send arrays to a new process and back a small answer, and return times in microseconds and the rate in MB/s.
 
     Raises:
         ValueError: The size or the count makes no sense.
@@ -51,5 +51,5 @@ def measure(size: int | str, count: int) -> dict[str, float]:
     return {
         "there and back, median us": middle * 1e6,
         "there and back, 99th percentile us": float(np.percentile(times[5:], 99)) * 1e6,
-        "rate GB/s": nbytes / middle / 1e9,
+        "rate MB/s": nbytes / middle / 1e6,
     }
