@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ttt_test_vit import WhereWeightsLie
+from ttt_test_vit import SHAPE, WhereWeightsLie
 
 import ttt
 from ttt.backends.canvas import CanvasShape, CanvasViT
@@ -16,7 +16,6 @@ from ttt.errors import MissingExtraError
 from ttt.values import same
 
 torch = pytest.importorskip("torch")
-SHAPE = {"side": 24, "patch": 4, "width": 32, "heads": 2, "depth": 1}
 
 
 @pytest.fixture
