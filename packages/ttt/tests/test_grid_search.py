@@ -106,7 +106,8 @@ def test_every_view_gives_a_legal_grid_or_nothing() -> None:
     """On odd grids, too, a transformation gives a uint8 grid that the search accepts, or None."""
     rng = np.random.default_rng(0)
     shapes = [(1, 1), (1, 7), (6, 1), (3, 3), (9, 4)]
-    grids = [rng.integers(0, k, shape).astype(np.uint8) for shape in shapes for k in (1, 2, 10)]
+    grids = [rng.integers(0, k, shape).astype(np.uint8) for shape, k in zip(shapes, (1, 2, 10, 3, 2), strict=True)]
+    grids.append(np.zeros((4, 4), dtype=np.uint8))
     grids.append(rng.integers(0, 10, (30, 30)).astype(np.uint8))
     legal = 0
     for view in VIEWS.values():

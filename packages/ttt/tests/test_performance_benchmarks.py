@@ -24,15 +24,16 @@ class TestMemoryConstraints:
     """Each task within its memory, the run within the limit of 10 GB."""
 
     @pytest.mark.slow
-    @pytest.mark.timeout(200)
-    def test_all_stages_stay_below_one_gigabyte(
-        self, real_tasks: ttt.TaskSet, benchmark_config: dict[str, float]
-    ) -> None:
-        """The largest real task with search, trees and net: its process stays far below the limit."""
-        largest = max(real_tasks, key=lambda t: sum(p.input.size for p in (*t.train, *t.test)))
-        result = finish(ttt.run([largest], budget="200 steps"))[largest.id]
+    @pytest.mark.timeout(300)
+    def test_all_stages_stay_small(self, real_tasks: ttt.TaskSet, benchmark_config: dict[str, float]) -> None:
+        """A task of large grids through search, trees and net: below 600 MB, or 900 where PyTorch is a CUDA build."""
+        import torch
+
+        result = finish(ttt.run([real_tasks["0e206a2e"]], budget="260 steps"))["0e206a2e"]
         assert result.error is None
-        assert result.peak_memory < 1e9 < benchmark_config["memory_limit"]
+        assert {"trees", "net"} & {a.stage for p in result.predictions for a in (p.first, p.second)}
+        limit = 600e6 if torch.version.cuda is None else 900e6
+        assert result.peak_memory < limit < benchmark_config["memory_limit"]
 
     def test_many_tasks_leave_the_parent_as_it_was(self, sample_arc_tasks: list[ttt.Task]) -> None:
         """After twenty tasks this process holds no more than a little above what it held after two."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_run import solve_command
 from ttt_test_backends import Misbehaving, Wanderer
+from ttt_test_commands import solve_command
 
 import ttt
 
@@ -90,8 +90,7 @@ def test_weights_are_shared_on_a_node(
 ) -> None:
     """Workers under Ray map the weights that the run put into shared memory, and answer as with their own."""
     pytest.importorskip("zerocopy", reason='needs the extra "zerocopy"')
-    from test_sharing import SHAPE
-    from ttt_test_vit import WhereWeightsLie
+    from ttt_test_vit import SHAPE, WhereWeightsLie
 
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file

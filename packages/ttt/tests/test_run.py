@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, StartsAChild, Wanderer
+from ttt_test_commands import solve_command
 
 import ttt
 from ttt.errors import InvalidBackendError, TTTError
@@ -230,21 +229,6 @@ def test_refuses_what_cannot_work(sample_arc_tasks: list[ttt.Task]) -> None:
         ttt.run(sample_arc_tasks, backend=ColourTable(), workers=0)
     with pytest.raises(TTTError, match="resume needs the folder"):
         ttt.run(sample_arc_tasks, backend=ColourTable(), resume=True)
-
-
-def solve_command(folder: Path, tasks: list[ttt.Task], *arguments: str) -> subprocess.Popen[str]:
-    """Start ``ttt solve`` on tasks as its users do, in a process of its own."""
-    from ttt.loader import task_json
-
-    (folder / "tasks.json").write_text(json.dumps({t.id: task_json(t) for t in tasks}))
-    command = [sys.executable, "-m", "ttt.cli", "solve", str(folder / "tasks.json"), "--out", str(folder / "out.json")]
-    return subprocess.Popen(
-        [*command, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 SLOW_WALK = ["--backend", "ttt_test_backends:Wanderer", "--set", "seconds_per_step=0.01"]

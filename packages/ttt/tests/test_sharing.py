@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ttt_test_vit import WhereWeightsLie
+from ttt_test_vit import SHAPE, WhereWeightsLie
 
 import ttt
 from ttt.backends.canvas import CanvasShape, CanvasViT
@@ -16,7 +16,6 @@ from ttt.errors import MissingExtraError
 from ttt.values import same
 
 torch = pytest.importorskip("torch")
-SHAPE = {"side": 24, "patch": 4, "width": 32, "heads": 2, "depth": 1}
 
 
 @pytest.fixture
@@ -37,6 +36,7 @@ def backend_of(weights: str, *, share: bool) -> VitBackend:
     return WhereWeightsLie(shape=SHAPE, weights=weights, share=share, device="cpu", steps=2, prediction_views=2)
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads the kernel's list of mappings")
 def test_workers_map_one_copy_and_answer_alike(sample_arc_tasks: list[ttt.Task], weights: str) -> None:
     """Two workers map the same shared file; a single process with weights of its own gives the same submission."""

@@ -9,6 +9,9 @@ from pathlib import Path
 from ttt import Clock, Progress, Task
 from ttt.backends.vit import VitBackend, VitTraining
 
+SHAPE = {"side": 24, "patch": 4, "width": 32, "heads": 2, "depth": 1}
+"""A canvas that the synthetic tasks fit on."""
+
 
 def mapped_file(address: int) -> str:
     """The file that this process has mapped at an address, or an empty text."""

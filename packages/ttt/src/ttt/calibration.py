@@ -26,7 +26,7 @@ class Curve:
         return float(np.interp(confidence, self.claimed, self.true))
 
 
-def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 2.0) -> Curve:
+def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.0) -> Curve:
     """Fit a curve by isotonic regression (pool adjacent violators, Ayer et al. 1955).
 
     Args:
