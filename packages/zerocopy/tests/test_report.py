@@ -56,6 +56,8 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
     ours.close()
     theirs.close()
     assert mine.private == 0
+    anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+    assert mine.private_elsewhere == pytest.approx(int(anonymous.split()[1]) * 1024, rel=0.1)
     assert mine.written == ()
     assert [tensor.name for tensor in other.written] == ["1.bias"]
     assert 0 < other.private <= 4 * 4096

@@ -33,6 +33,7 @@ def publish_file(
     base: ModelRef | None = None,
     directory: PathLike | None = None,
     keep: bool = False,
+    progress: bool = False,
 ) -> ModelRef:
     """Publish a model whose weights lie in a checkpoint, mapping the file instead of reading it.
 
@@ -44,6 +45,7 @@ def publish_file(
         base: see ``publish``.
         directory: see ``publish``.
         keep: see ``publish``.
+        progress: see ``publish``.
 
     Returns:
         The reference to hand to other processes.
@@ -56,7 +58,7 @@ def publish_file(
     with _SkipLargeFills() as skipped:
         model = build()
     _assign(model, dict(_tensors(paths)), skipped)
-    return publish(model, name=name, version=version, base=base, directory=directory, keep=keep)
+    return publish(model, name=name, version=version, base=base, directory=directory, keep=keep, progress=progress)
 
 
 class _SkipLargeFills(TorchDispatchMode):  # type: ignore[no-untyped-call]

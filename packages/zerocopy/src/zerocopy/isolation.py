@@ -149,14 +149,15 @@ class strict:  # a context manager that reads as a word: with strict(model)
     """Refuse, inside a with block, every operation that would write to a published weight, before it happens.
 
     Covers every torch operator (in-place, ``out=``, foreach and fused ones, batch norm's statistics) and arrays that
-    numpy
-    makes from weights, which come out read-only. Applies to the calling thread.
+    numpy makes from weights, which come out read-only. Applies to the calling thread.
 
     Args:
         model: what ``ModelRef.load`` returned.
 
     Raises:
-        WriteRefusedError: in place of the write, naming the weight.
+        WriteRefusedError: in place of the write, naming the weight. Inside the block, a write through numpy is numpy's
+            own ValueError, as numpy knows no names; the block turns it into this one, with the weights of which numpy
+            has arrays.
     """
 
     def __init__(self, model: Any) -> None:
@@ -180,7 +181,14 @@ class strict:  # a context manager that reads as a word: with strict(model)
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         assert self._stack is not None
-        return self._stack.__exit__(kind, error, trace)
+        done = self._stack.__exit__(kind, error, trace)
+        arrays = self._modes[1].arrays
+        if isinstance(error, ValueError) and "read-only" in str(error) and arrays:
+            raise WriteRefusedError(
+                f"numpy would have written to the published weight {' or '.join(sorted(arrays))} ({error}); "
+                f"work on a copy of the array"
+            ) from error
+        return done
 
 
 class _Guard:
@@ -258,13 +266,16 @@ class _Function(TorchFunctionMode):
     def __init__(self, guard: _Guard) -> None:
         super().__init__()
         self.guard = guard
+        self.arrays: set[str] = set()  # the weights that numpy has arrays of
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, np.ndarray) and args and self.guard.name(args[0]) is not None:
+        name = self.guard.name(args[0]) if isinstance(result, np.ndarray) and args else None
+        if name is not None:
             result.setflags(write=False)
+            self.arrays.add(name)
         elif func is torch.Tensor.__dlpack__:
             self.guard.check(args[0], "handing out by DLPack")
         return result

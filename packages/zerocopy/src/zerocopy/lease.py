@@ -156,6 +156,22 @@ def remove_if_free(path: Path) -> bool:
 
 
 @contextmanager
+def gate(path: Path) -> Iterator[None]:
+    """Let one process of the machine at a time into a block; the file that stands for it goes when nobody is inside."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            break
+        os.close(fd)  # whoever was inside has taken it away; there is a new one by now, or none
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+@contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, among all processes of the machine, for the length of a block."""
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -20,7 +20,7 @@ from zerocopy import directory as places
 from zerocopy.errors import MissingExtraError, SegmentGoneError
 from zerocopy.invoke import call_model
 from zerocopy.isolation import written
-from zerocopy.lease import TEMPORARY, caretaker, exclusive, share
+from zerocopy.lease import TEMPORARY, caretaker, gate, share
 from zerocopy.ref import ModelRef
 from zerocopy.segment import adopt, open_segment
 
@@ -185,9 +185,7 @@ def fetch(ref: ModelRef, here: str) -> Iterator[Path]:
     """
     folder = places.prepare(None)
     path = folder / f"{ref.name}@{ref.version}-{ref.digest[:12]}-{here[:8]}{places.SUFFIX}"
-    gate = folder / f"gate-{here[:8]}"
-    gate.mkdir(mode=0o700, exist_ok=True)
-    with exclusive(gate):
+    with gate(path.with_name(f"{path.name}.gate{TEMPORARY}")):
         try:
             lease, brought = open_segment(path).fd, False
         except SegmentGoneError:

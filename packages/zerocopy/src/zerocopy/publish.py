@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from zerocopy import directory as places
 from zerocopy.errors import SegmentGoneError, UnknownNameError
 from zerocopy.flatten import Flat, flatten
 from zerocopy.lease import TEMPORARY, caretaker, remove_if_free, share
+from zerocopy.progress import bar
 from zerocopy.ref import ModelRef, current_node, local_segment
-from zerocopy.segment import Manifest, hash_blocks, model_digest, open_segment, write_segment
+from zerocopy.segment import Manifest, Tick, hash_blocks, model_digest, no_tick, open_segment, write_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ def publish(
     base: ModelRef | None = None,
     directory: str | os.PathLike[str] | None = None,
     keep: bool = False,
+    progress: bool = False,
 ) -> ModelRef:
     """Write a model's weights where every process of this machine can map them.
 
@@ -49,6 +52,7 @@ def publish(
         base: a published model; weights that it holds already, byte for byte, are not stored again.
         directory: where to put the segment, shared memory by default; a folder on disk works as well.
         keep: leave the segment there when all processes have ended, until ``unpublish``.
+        progress: show a bar on standard error (needs the extra ``cli``).
 
     Returns:
         The reference to hand to other processes.
@@ -64,15 +68,18 @@ def publish(
     flat = flatten(model)
     if directory is None:
         places.sweep(folder)
-    leases, bases, known, hashes = _shared_with(base, flat)
     path = places.segment_path(folder, title, number)
-    manifest = Manifest(title, number, keep, "", (), tuple(asdict(ref) for ref in bases))
-    try:
-        fd, manifest = _write(path, flat, manifest, known, hashes)
-    except BaseException:
-        for lease in leases:
-            os.close(lease)
-        raise
+    total = sum(block.nbytes for block in flat.blocks)
+    with bar(f"publishing {title}", total) if progress else nullcontext(no_tick) as tick:
+        # With a base, hashing is what takes the time; without one, hashing and copying are one.
+        leases, bases, known, hashes = _shared_with(base, flat, tick)
+        manifest = Manifest(title, number, keep, "", (), tuple(asdict(ref) for ref in bases))
+        try:
+            fd, manifest = _write(path, flat, manifest, known, hashes, no_tick if base else tick)
+        except BaseException:
+            for lease in leases:
+                os.close(lease)
+            raise
     _published[str(path)] = _Publication((fd, *leases), keep, name is not None)
     if name is not None:
         older = _pointed_at(folder, name)
@@ -83,7 +90,12 @@ def publish(
 
 
 def _write(
-    path: Path, flat: Flat, manifest: Manifest, known: list[tuple[int, int] | None], hashes: list[str] | None
+    path: Path,
+    flat: Flat,
+    manifest: Manifest,
+    known: list[tuple[int, int] | None],
+    hashes: list[str] | None,
+    tick: Tick,
 ) -> tuple[int, Manifest]:
     """Write, seal and show a segment; a failure or a killed process leaves nothing of it."""
     temporary = path.with_name(path.name + TEMPORARY)
@@ -93,7 +105,7 @@ def _write(
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         share(fd, temporary)
-        done = write_segment(fd, flat, manifest, known=known, hashes=hashes)
+        done = write_segment(fd, flat, manifest, known=known, hashes=hashes, tick=tick)
         temporary.rename(path)
     except BaseException:
         os.close(fd)
@@ -127,7 +139,7 @@ def _pointed_at(folder: Path, name: str) -> str:
 
 
 def _shared_with(
-    base: ModelRef | None, flat: Flat
+    base: ModelRef | None, flat: Flat, tick: Tick
 ) -> tuple[list[int], list[ModelRef], list[tuple[int, int] | None], list[str] | None]:
     """Find the blocks that a base, or a base of that base, holds already; take leases on the segments used."""
     if base is None:
@@ -139,7 +151,7 @@ def _shared_with(
         (block.digest, block.nbytes): (0 if block.base is None else block.base + 1, block.offset)
         for block in opened.manifest.blocks
     }
-    hashes = hash_blocks(block.bytes_view() for block in flat.blocks)
+    hashes = hash_blocks((block.bytes_view() for block in flat.blocks), tick)
     found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
     used = sorted({where[0] for where in found if where is not None})
     leases = [opened.fd]

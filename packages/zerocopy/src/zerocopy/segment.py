@@ -110,11 +110,11 @@ def _round_up(value: int, step: int) -> int:
 Tick = Callable[[int], object]  # told of so many bytes more
 
 
-def _no_tick(nbytes: int) -> None:
-    return None
+def no_tick(nbytes: int) -> None:
+    """Tell nobody."""
 
 
-def hash_blocks(views: Iterable[memoryview], tick: Tick = _no_tick) -> list[str]:
+def hash_blocks(views: Iterable[memoryview], tick: Tick = no_tick) -> list[str]:
     """Return the hex digest of each view."""
     digests = []
     for view in views:
@@ -138,7 +138,7 @@ def write_segment(
     *,
     known: Sequence[tuple[int, int] | None] | None = None,
     hashes: Sequence[str] | None = None,
-    tick: Tick = _no_tick,
+    tick: Tick = no_tick,
 ) -> Manifest:
     """Write a model into an empty open file and seal it.
 
@@ -364,7 +364,7 @@ def map_segment(path: Path) -> Mapping:
     return mapping
 
 
-def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = _no_tick) -> None:
+def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = no_tick) -> None:
     """Hash every block that a segment stores itself.
 
     Raises:
@@ -384,7 +384,7 @@ def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = _no_tic
             )
 
 
-def verify_file(fd: int, manifest: Manifest, path: Path, tick: Tick = _no_tick) -> None:
+def verify_file(fd: int, manifest: Manifest, path: Path, tick: Tick = no_tick) -> None:
     """Do the same for an open file that is not mapped."""
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view:
         verify(view, manifest, path, tick)
