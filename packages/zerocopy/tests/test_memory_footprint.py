@@ -116,9 +116,7 @@ def test_memory_footprint_multiple_workers(ray: Any, large_model: nn.Module, pub
     )
     assert max(private) < ref.nbytes / 5
     assert sum(entry["pss"] for entry in growth) <= 2 * ref.nbytes
-    assert (
-        total <= 1.8 * ref.nbytes
-    )  # the libraries make pages of their own; the weights do not:
+    assert total <= 1.8 * ref.nbytes  # the libraries make pages of their own; the weights do not:
     views = [view for view in zerocopy.report().views if ref.path.endswith(view.segment)]
     assert [view.private for view in views] == [0] * 4
     assert sum(view.proportional for view in views) <= 1.01 * ref.nbytes

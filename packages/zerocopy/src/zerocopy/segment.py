@@ -76,7 +76,7 @@ class Manifest:
         keep: whether it outlives its publisher and readers.
         digest: hex SHA-256 over skeleton and block digests: equal digests mean equal models.
         blocks: in the order of the skeleton's table.
-        bases: fields of the references to the segments that hold the blocks not stored here.
+        bases: where the blocks lie that are not stored here: each the fields of a ModelRef, or a ``stamp`` of a file.
     """
 
     name: str
@@ -351,26 +351,64 @@ def map_segment(path: Path) -> Mapping:
     """
     opened = open_segment(path)
     try:
-        mapping = Mapping(opened.fd, 0, access=mmap.ACCESS_COPY)
+        mapping = _mapped(opened.fd, path, opened.manifest)
     except BaseException:
         os.close(opened.fd)
         raise
-    mapping.path, mapping.manifest, mapping.skeleton, mapping.fd = path, opened.manifest, opened.skeleton, opened.fd
-    weakref.finalize(mapping, os.close, opened.fd).atexit = False
-    mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
+    mapping.skeleton = opened.skeleton
     if not opened.untouched:
         verify(mapping, mapping.manifest, path)
+    return mapping
+
+
+def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
+    mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
+    mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
+    weakref.finalize(mapping, os.close, fd).atexit = False
+    mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
     _alive.add(mapping)
     return mapping
 
 
-def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = no_tick) -> None:
-    """Hash every block that a segment stores itself.
+def stamp(path: Path) -> dict[str, Any]:
+    """Return what tells a checkpoint file, mapped in place, from one that was touched since."""
+    status = path.stat()
+    return {"file": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+
+
+def map_file(manifest: Manifest, index: int) -> Mapping:
+    """Map the checkpoint file that ``manifest.bases[index]`` is a stamp of, copy-on-write.
+
+    Raises:
+        SegmentGoneError: there is no such file any more.
+        CorruptSegmentError: it is not what it was when the model was published.
+    """
+    known = manifest.bases[index]
+    path = Path(known["file"])
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise SegmentGoneError(f"{path} is gone, and the model was published in place: put it back") from error
+    try:
+        now = stamp(path)
+        if now["size"] != known["size"]:
+            raise CorruptSegmentError(f"{path} has {now['size']} bytes instead of {known['size']}")
+        mapping = _mapped(fd, path, manifest)
+    except BaseException:
+        os.close(fd)
+        raise
+    if now != known:
+        verify(mapping, manifest, path, base=index)
+    return mapping
+
+
+def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = no_tick, *, base: int | None = None) -> None:
+    """Hash every block that a segment stores itself, or that lies in one of its bases.
 
     Raises:
         CorruptSegmentError: naming the first tensor whose bytes are not those that were published.
     """
-    own = [block for block in manifest.blocks if block.base is None]
+    own = [block for block in manifest.blocks if block.base == base]
     with memoryview(data) as view:
         parts = [view[block.offset : block.offset + block.nbytes] for block in own]
         hashes = hash_blocks(parts, tick)
