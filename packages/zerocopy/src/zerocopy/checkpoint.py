@@ -22,8 +22,7 @@ from zerocopy.segment import Tick, hash_blocks, stamp
 PathLike = str | os.PathLike[str]
 
 # Random fills of tensors of at least so many bytes are left out while the model is built: untouched pages take no
-# memory, and
-# the checkpoint overwrites them anyway. What it does not overwrite is an error.
+# memory, and the checkpoint overwrites them anyway. What it does not overwrite is an error.
 _LARGE = 1 << 16
 _FILLS = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_", "geometric_")
 

@@ -1,8 +1,7 @@
 """Writes to published weights: which ones happened in this process, and a mode that refuses them beforehand.
 
-A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own,
-and a model that
-is no longer the published one; both are worth knowing.
+A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own, and
+a model that is no longer the published one; both are worth knowing.
 """
 
 from __future__ import annotations
@@ -77,9 +76,8 @@ def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np
 def written(model: Any) -> tuple[Written, ...]:
     """Return the published weights that this process has written to since it loaded the model, by any means.
 
-    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so
-    that a write through
-    ``.data``, numpy or a raw pointer is found and a write of the same value is not.
+    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so that
+    a write through ``.data``, numpy or a raw pointer is found and a write of the same value is not.
 
     Args:
         model: what ``ModelRef.load`` returned.
@@ -246,9 +244,8 @@ def _check_and_run(
     return func(*args, **kwargs)
 
 
-# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports
-# torch._dynamo at its first
-# call: 3 seconds and 60 MiB in every worker.
+# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports torch._dynamo
+# at its first call: 3 seconds and 60 MiB in every worker.
 _Dispatch.__torch_dispatch__ = _check_and_run  # type: ignore[method-assign, assignment]
 
 

@@ -1,10 +1,9 @@
 """Who still needs a segment file, and its removal when nobody does; knows nothing of what is in the file.
 
 A lease is a shared flock on the file. The kernel drops it when the last descriptor of its holder closes, however the
-holder
-ends, so nothing here depends on exit handlers: a process that is killed gives its leases back too. A small process
-of its own,
-the caretaker, waits for an exclusive lock on each file that its publisher made, and then removes the file.
+holder ends, so nothing here depends on exit handlers: a process that is killed gives its leases back too. A small
+process of its own, the caretaker, waits for an exclusive lock on each file that its publisher made, and then removes
+the file.
 """
 
 from __future__ import annotations

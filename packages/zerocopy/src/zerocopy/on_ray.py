@@ -1,8 +1,7 @@
 """What runs on Ray: tasks and actors over shared weights, a model's one journey to another node, Ray Data and Serve.
 
-Weights do not live in Ray's object store, which every worker maps read-write: they pass through it, in pieces, on
-their way to another
-node, where the first worker that asks makes a segment for all.
+Weights do not live in Ray's object store, which every worker maps read-write: they pass through it, in pieces, on their
+way to another node, where the first worker that asks makes a segment for all.
 """
 
 from __future__ import annotations

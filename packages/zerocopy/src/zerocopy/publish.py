@@ -60,8 +60,7 @@ def publish(
     """Write a model's weights where every process of this machine can map them.
 
     The segment stays as long as this process lives or any process has the model loaded, however those processes end.
-    Publishing
-    a newer version under the same name gives up the older one, which goes when its last reader leaves.
+    Publishing a newer version under the same name gives up the older one, which goes when its last reader leaves.
 
     Args:
         model: an nn.Module, or any picklable object with tensors in it.

@@ -42,7 +42,7 @@ class View:
         resident: pages of it in memory (Rss).
         proportional: its share of them (Pss): resident pages divided among all that map them.
         private: pages that only this process has because it wrote to them.
-        private_elsewhere: what the process has to itself outside segments: its heap, its libraries' own pages.
+        private_elsewhere: what it would free by ending, segments apart (Uss): its heap, its libraries' own pages.
         written: the tensors on those pages.
     """
 
@@ -198,7 +198,7 @@ def _mappings(pid: int, folder: Path) -> tuple[dict[str, list[_Part]], int]:
         elif part is not None and line.endswith(" kB"):
             key, value = line.split(":")
             part.fields[key] = int(value.split()[0]) * 1024
-        elif line.startswith("Anonymous:"):
+        elif line.startswith("Private_"):
             elsewhere += int(line.split()[1]) * 1024
     return found, elsewhere
 
