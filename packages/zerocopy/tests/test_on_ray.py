@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,4 @@ def test_far_node_fetches_once(fresh_script: Any, eventually: Any) -> None:
     assert "GONE" in printed, printed
     copies = next(line for line in printed.splitlines() if line.startswith("COPIES")).split()[1:]
     assert eventually(lambda: not any(os.path.exists(path) for path in copies))
+    assert not [path for copy in copies for path in Path(copy).parent.glob(f"{Path(copy).name}*")]
