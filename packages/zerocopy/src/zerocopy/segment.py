@@ -24,6 +24,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,8 @@ class Mapping(mmap.mmap):
         if sys.platform == "linux":
             # The thread gets numbers and no reference: it must not keep the lease alive. Whatever lies at the address
             # once this mapping has gone, reading it ahead does no harm.
-            _thread.start_new_thread(_read_ahead, (self.address, len(self)))  # does not wait for it to run
+            with suppress(RuntimeError):  # a process that is ending, or may have no more threads, does without
+                _thread.start_new_thread(_read_ahead, (self.address, len(self)))  # does not wait for it to run
 
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """Return a storage over some of its bytes; a storage of its own, so that saving one tensor saves no other."""
