@@ -176,6 +176,10 @@ def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
     axes.axhline(size, color="grey", ls=":", label="one copy of the weights")
     axes.set(xlabel="workers", ylabel="MiB, without the workers' baseline", xscale="log", yscale="log", xticks=counts)
     axes.set_xticklabels(counts)
+    most = max(max(result["totals"].values()) for result in results.values()) / MIB
+    ticks = [size * 2**step for step in range(-1, 8) if size * 2**step <= 2 * most or step < 2]
+    axes.set(ylim=(ticks[0], ticks[-1]), yticks=ticks, yticklabels=[f"{tick:.0f}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_title(f"Memory for one {size:.0f} MiB model")
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=150)
