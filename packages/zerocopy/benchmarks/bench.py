@@ -47,7 +47,11 @@ def measured(variant: str, blocks: int, workers: list[int], end: float) -> dict[
         output, errors = process.communicate(timeout=max(1.0, end - start))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGINT)  # it stops its workers
-        output, errors = process.communicate()
+        try:
+            output, errors = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate()
     lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
     if not lines:
         why = "no time left" if time.monotonic() >= end else f"failed\n{errors[-2000:]}"
@@ -172,6 +176,10 @@ def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
     axes.axhline(size, color="grey", ls=":", label="one copy of the weights")
     axes.set(xlabel="workers", ylabel="MiB, without the workers' baseline", xscale="log", yscale="log", xticks=counts)
     axes.set_xticklabels(counts)
+    most = max(max(result["totals"].values()) for result in results.values()) / MIB
+    ticks = [size * 2**step for step in range(-1, 8) if size * 2**step <= 2 * most or step < 2]
+    axes.set(ylim=(ticks[0], ticks[-1]), yticks=ticks, yticklabels=[f"{tick:.0f}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_title(f"Memory for one {size:.0f} MiB model")
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=150)
@@ -206,10 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a 64 MiB model, 2 workers, three ways; within a minute")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--picture", type=Path, default=None)
+    parser.add_argument("--seconds", type=float, default=None, help=f"end after so long ({SECONDS}; 55 with --quick)")
     args = parser.parse_args(argv)
     order = ["zerocopy", "Ray's flag", "torch.load mmap"] if args.quick else ORDER
     blocks, workers = (1, [1, 2]) if args.quick else (8, [1, 2, 4, 8])
-    end = time.monotonic() + (50 if args.quick else SECONDS)
+    end = time.monotonic() + (args.seconds or (55 if args.quick else SECONDS))
     results: dict[str, dict[str, Any]] = {}
     extras: dict[str, dict[str, Any] | None] = {"tasks": None, "far": None}
     rows: list[dict[str, Any]] = []

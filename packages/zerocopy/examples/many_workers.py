@@ -1,12 +1,12 @@
 """Serve one model from several processes, publish a better version while they work, and see what they share.
 
-python packages/zerocopy/examples/many_workers.py
+python packages/zerocopy/examples/many_workers.py [WORKERS]
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import time
+import sys
 from typing import Any
 
 import torch
@@ -17,41 +17,46 @@ import zerocopy
 NAME = "example"
 
 
-def work(seconds: float, results: Any) -> None:
-    """Answer with whatever version is current, and tell which ones that were."""
+def work(answers: Any) -> None:
+    """Answer with whatever version is current, until that is the second, and then until the pipe closes."""
     torch.set_num_threads(1)
     live = zerocopy.follow(NAME)
-    seen = []
-    end = time.monotonic() + seconds
+    seen: list[int] = []
     with torch.no_grad():
-        while time.monotonic() < end:
+        while 2 not in seen:
             ref, model = live.get()
             model(torch.ones(1, 1024))
             if ref.version not in seen:
                 seen.append(ref.version)
-    results.put(seen)
+                answers.send(seen)
+    answers.recv()
 
 
-def main() -> None:
-    """Publish, start four workers, publish again, and print a report in between."""
+def main(workers: int = 4) -> None:
+    """Publish, start workers, publish again once all have answered, and print what they share."""
     model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(8)])
     zerocopy.publish(model, name=NAME)
     context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    workers = [context.Process(target=work, args=(8, results)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    time.sleep(8)
+    pipes, processes = [], []
+    for _ in range(workers):
+        ours, theirs = context.Pipe()
+        pipes.append(ours)
+        processes.append(context.Process(target=work, args=(theirs,)))
+        processes[-1].start()
+    for pipe in pipes:
+        pipe.recv()
     with torch.no_grad():
         model[0].bias.add_(1)
-    zerocopy.publish(model, name=NAME)
-    time.sleep(1)
-    for view in zerocopy.report().views:
-        print(f"{view.pid}: {view.segment}, share {view.proportional >> 20} MiB, private {view.private >> 10} KiB")
-    for worker in workers:
-        print("versions seen:", results.get())
-        worker.join()
+    second = zerocopy.publish(model, name=NAME)
+    for pipe in pipes:
+        print("versions seen:", pipe.recv())
+    for view in zerocopy.report(pids=[process.pid for process in processes]).views:
+        if second.path.endswith(view.segment):
+            print(f"{view.pid}: share {view.proportional >> 20} MiB, private {view.private >> 10} KiB")
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send("end")
+        process.join()
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -155,6 +155,12 @@ def run_python(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
+def fresh_run() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a fresh interpreter with these arguments."""
+    return run_python
+
+
+@pytest.fixture
 def fresh_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run code in a process that has nothing of ours loaded."""
     return lambda code, *arguments: run_python("-c", code, *arguments)

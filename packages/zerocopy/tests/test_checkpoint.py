@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import zerocopy
 from zerocopy import ModelRef
-from zerocopy.errors import CheckpointMismatchError
+from zerocopy.errors import CheckpointMismatchError, CorruptSegmentError, SegmentGoneError
+from zerocopy.publish import digest
 
 
 @pytest.fixture
@@ -135,3 +138,93 @@ thread.join()
 print(max(peak, anonymous()) - before)
 """
     assert int(fresh_python(code, str(path)).stdout) < 16
+
+
+def test_in_place(tmp_path: Path, publish_file: Any, large_model: nn.Module) -> None:
+    """Aligned tensors are mapped from the file and not stored again; answers are the same bits; writes stay private."""
+    model = nn.Sequential(*large_model, nn.Linear(2048, 7), nn.Linear(7, 3)).eval()
+    path = tmp_path / "m.safetensors"
+    zerocopy.save_aligned(model.state_dict(), path)
+    saved = path.read_bytes()
+
+    def build() -> nn.Module:
+        return nn.Sequential(*[nn.Linear(2048, 2048) for _ in range(4)], nn.Linear(2048, 7), nn.Linear(7, 3)).eval()
+
+    ref = publish_file(path, build, in_place=True)
+    assert os.path.getsize(ref.path) < 50_000
+    assert ref.digest == digest(model)
+    loaded = ref.load(cached=False)
+    inputs = torch.randn(2, 2048)
+    assert torch.equal(loaded(inputs), model(inputs))
+    assert str(path) in Path("/proc/self/maps").read_text() or sys.platform != "linux"
+    with torch.no_grad():
+        loaded[1].weight.mul_(2)
+    assert [entry.name for entry in zerocopy.written(loaded)] == ["1.weight"]
+    assert path.read_bytes() == saved
+    assert torch.equal(ref.load(cached=False)(inputs), model(inputs))
+    tuned = zerocopy.publish(loaded, base=ref)
+    assert os.path.getsize(tuned.path) < 2048 * 2048 * 4 + 50_000
+    assert torch.equal(tuned.load(cached=False)(inputs), loaded(inputs))
+    zerocopy.unpublish(tuned)
+
+
+def test_in_place_file_that_changed(tmp_path: Path, publish_file: Any) -> None:
+    """A touched file is hashed again and serves; an altered, truncated or removed one is a typed error."""
+    model = build()
+    path = tmp_path / "m.safetensors"
+    zerocopy.save_aligned(model.state_dict(), path)
+    ref = publish_file(path, build, in_place=True)
+    os.utime(path)
+    assert torch.equal(ref.load(cached=False)[0].weight, model[0].weight)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 4)
+        file.write(b"\x01\x02\x03")
+    with pytest.raises(CorruptSegmentError, match=r"0\.weight"):
+        ref.load(cached=False)
+    os.truncate(path, 1000)
+    with pytest.raises(CorruptSegmentError, match="1000 bytes instead of"):
+        ref.load(cached=False)
+    path.unlink()
+    with pytest.raises(SegmentGoneError, match="put it back"):
+        ref.load(cached=False)
+
+
+def test_in_place_copies_what_it_cannot_map(tmp_path: Path, publish_file: Any) -> None:
+    """Tensors that lie askew, or are of another dtype than the model's, are copied, and the model is right."""
+    model = build().half()
+    save_file(model.state_dict(), tmp_path / "m.safetensors", metadata={"shift": "x" * 3})
+    loaded = publish_file(tmp_path / "m.safetensors", build, in_place=True).load(cached=False)
+    assert torch.equal(loaded[0].weight, model[0].weight.float())
+    assert all(p.data_ptr() % 64 == 0 for p in loaded.parameters())
+    with pytest.raises(ValueError, match="safetensors files"):
+        zerocopy.publish_file(tmp_path / "m.pt", build, in_place=True)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64], ids=str
+)
+def test_save_aligned_is_safetensors(dtype: torch.dtype, tmp_path: Path) -> None:
+    """The library itself reads back every tensor, bit for bit, odd sizes and empty ones among them."""
+    state = {
+        "odd": torch.ones(7).to(dtype),
+        "empty": torch.empty(0, 3).to(dtype),
+        "even": torch.randn(64, 3).to(dtype),
+        "scalar": torch.tensor(1.0).to(dtype),
+        "transposed": torch.randn(64, 3).to(dtype).t(),
+    }
+    zerocopy.save_aligned(state, tmp_path / "m.safetensors")
+    read = load_file(tmp_path / "m.safetensors")
+    assert set(read) == set(state)
+    for name, tensor in state.items():
+        assert read[name].dtype is dtype
+        assert read[name].shape == tensor.shape
+        assert torch.equal(read[name].view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8))
+
+
+def test_progress_bar(simple_model: nn.Module, capsys: Any) -> None:
+    """A bar is shown on standard error on request, and the model is published all the same."""
+    pytest.importorskip("rich")
+    ref = zerocopy.publish(simple_model, progress=True)
+    assert capsys.readouterr().out == ""
+    assert torch.equal(ref.load(cached=False)[0].weight, simple_model[0].weight)
+    zerocopy.unpublish(ref)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from zerocopy import ModelRef
+from zerocopy.errors import SegmentGoneError
 
 Publish = Callable[..., ModelRef]
 
@@ -79,6 +82,43 @@ ray.shutdown()
     assert "RESULT True 2" in fresh_script(code).stdout
 
 
+def test_fetch_from_the_publishing_node(ray: Any, simple_model: nn.Module, publish: Publish, eventually: Any) -> None:
+    """What a far node does, done here under another node's name: the same bytes arrive once and go when unused."""
+    from zerocopy.on_ray import fetch
+
+    ref, here = publish(simple_model, name="fetched"), "f" * 56
+    with fetch(ref, here) as path, fetch(ref, here) as again:
+        assert path == again != Path(ref.path)
+        copy = dataclasses.replace(ref, path=str(path), node=None).load(cached=False)
+        assert torch.equal(copy[0].weight, simple_model[0].weight)
+        del copy
+    assert eventually(lambda: not list(path.parent.glob(f"{path.name}*")))
+    missing = dataclasses.replace(ref, name="missing", path=f"{ref.path}-missing")
+    with pytest.raises(SegmentGoneError, match="cannot be had from its node"), fetch(missing, here):
+        pass
+
+
+def test_actor_and_replica_in_this_process(simple_model: nn.Module, publish: Publish) -> None:
+    """The classes that Ray runs elsewhere answer, reload and report writes."""
+    pytest.importorskip("ray")
+    from zerocopy import forget
+    from zerocopy.on_ray import ModelActor, _Replica
+
+    first = publish(simple_model, name="here")
+    inputs = torch.ones(3, 8)
+    actor, replica = ModelActor(first, refuse_writes=True), _Replica(first, "__call__")
+    assert torch.equal(actor.call(args=(inputs,)), replica(inputs))
+    assert actor.written() == ()
+    with torch.no_grad():
+        simple_model[3].bias.add_(1)
+    second = publish(simple_model, name="here")
+    assert actor.reload(second) == 2
+    replica.reconfigure({"ref": second})
+    assert torch.equal(actor.call(args=(inputs,)), simple_model(inputs))
+    assert torch.equal(replica(inputs), simple_model(inputs))
+    forget()
+
+
 TWO_RAYLETS = """
 import os, logging, sys
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -134,3 +174,4 @@ def test_far_node_fetches_once(fresh_script: Any, eventually: Any) -> None:
     assert "GONE" in printed, printed
     copies = next(line for line in printed.splitlines() if line.startswith("COPIES")).split()[1:]
     assert eventually(lambda: not any(os.path.exists(path) for path in copies))
+    assert not [path for copy in copies for path in Path(copy).parent.glob(f"{Path(copy).name}*")]

@@ -56,6 +56,9 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
     ours.close()
     theirs.close()
     assert mine.private == 0
+    rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    alone = sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Private_"))
+    assert 0 < mine.private_elsewhere <= 1.5 * alone
     assert mine.written == ()
     assert [tensor.name for tensor in other.written] == ["1.bias"]
     assert 0 < other.private <= 4 * 4096

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import zerocopy
 from zerocopy import ModelRef
 from zerocopy.directory import default_directory, segments
 from zerocopy.errors import CorruptSegmentError, NoSpaceError, OtherFormatError, SegmentGoneError
+from zerocopy.lease import gate
 
 Publish = Callable[..., ModelRef]
 
@@ -264,6 +266,28 @@ def test_no_space_is_an_os_error() -> None:
     assert issubclass(NoSpaceError, OSError)
     assert issubclass(SegmentGoneError, FileNotFoundError)
     assert issubclass(CorruptSegmentError, ValueError)
+
+
+def test_a_gate_lets_one_in_and_goes(tmp_path: Path) -> None:
+    """Of many that come to a gate at once, one is inside at a time, all get in, and no file stays."""
+    inside, most, through = 0, 0, []
+
+    def enter(number: int) -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with gate(tmp_path / "gate"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.0005)
+                inside -= 1
+        through.append(number)
+
+    threads = [threading.Thread(target=enter, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, sorted(through), list(tmp_path.iterdir())) == (1, list(range(6)), [])
 
 
 def test_blocks_are_aligned(transformer_model: nn.Module, publish: Publish) -> None:

@@ -3,7 +3,7 @@
 ``zerocopy.on_ray`` holds what needs Ray, ``zerocopy.errors`` every error.
 """
 
-from zerocopy.checkpoint import publish_file
+from zerocopy.checkpoint import publish_file, save_aligned
 from zerocopy.directory import sweep
 from zerocopy.errors import ZerocopyError
 from zerocopy.flatten import Flat, flatten, rebuild
@@ -36,6 +36,7 @@ __all__ = [
     "replace_tensors",
     "report",
     "rewrite_pipeline",
+    "save_aligned",
     "strict",
     "sweep",
     "unpublish",

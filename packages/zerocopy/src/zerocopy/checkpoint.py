@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zerocopy.errors import CheckpointMismatchError, MissingExtraError
-from zerocopy.publish import publish
+from zerocopy.flatten import ALIGNMENT, Flat
+from zerocopy.publish import Shared, publish, publish_shared
 from zerocopy.ref import ModelRef
+from zerocopy.segment import Tick, hash_blocks, stamp
 
 PathLike = str | os.PathLike[str]
 
 # Random fills of tensors of at least so many bytes are left out while the model is built: untouched pages take no
-# memory, and
-# the checkpoint overwrites them anyway. What it does not overwrite is an error.
+# memory, and the checkpoint overwrites them anyway. What it does not overwrite is an error.
 _LARGE = 1 << 16
 _FILLS = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_", "geometric_")
 
@@ -33,6 +36,8 @@ def publish_file(
     base: ModelRef | None = None,
     directory: PathLike | None = None,
     keep: bool = False,
+    progress: bool = False,
+    in_place: bool = False,
 ) -> ModelRef:
     """Publish a model whose weights lie in a checkpoint, mapping the file instead of reading it.
 
@@ -44,6 +49,10 @@ def publish_file(
         base: see ``publish``.
         directory: see ``publish``.
         keep: see ``publish``.
+        progress: see ``publish``.
+        in_place: map safetensors files where they lie instead of copying them into the segment. Tensors at multiples of
+            64 bytes stay in the file (``save_aligned`` writes such files), others are copied. The files must stay as
+            they are, on every node at the same path.
 
     Returns:
         The reference to hand to other processes.
@@ -51,12 +60,89 @@ def publish_file(
     Raises:
         CheckpointMismatchError: tensors are missing, left over, or of another shape; all are listed.
         MissingExtraError: the file is a safetensors file and safetensors is not installed.
+        ValueError: in_place together with a base, or with files that are not safetensors.
     """
-    paths = [Path(p) for p in ([path] if isinstance(path, str | os.PathLike) else path)]
+    paths = [Path(p).absolute() for p in ([path] if isinstance(path, str | os.PathLike) else path)]
+    if in_place and (base is not None or any(path.suffix != ".safetensors" for path in paths)):
+        raise ValueError("in_place is for safetensors files, without a base")
     with _SkipLargeFills() as skipped:
         model = build()
-    _assign(model, dict(_tensors(paths)), skipped)
-    return publish(model, name=name, version=version, base=base, directory=directory, keep=keep)
+    as_saved = _assign(model, dict(_tensors(paths)), skipped)
+    if not in_place:
+        return publish(model, name=name, version=version, base=base, directory=directory, keep=keep, progress=progress)
+    spans = {name: (index, *span) for index, path in enumerate(paths) for name, span in _spans(path).items()}
+    known_at = {name: spans[name] for name in as_saved}
+    return publish_shared(
+        model,
+        lambda flat, tick: _in_files(flat, tick, known_at, paths),
+        name=name,
+        version=version,
+        directory=directory,
+        keep=keep,
+        progress=progress,
+    )
+
+
+def save_aligned(tensors: Mapping[str, torch.Tensor], path: PathLike) -> None:
+    """Write a safetensors file in which every tensor of a multiple of 64 bytes lies at a multiple of 64 bytes.
+
+    That is what ``publish_file(..., in_place=True)`` can map. Any reader of safetensors reads it.
+
+    Args:
+        tensors: a state_dict.
+        path: the file to write; it appears when it is complete.
+
+    Raises:
+        MissingExtraError: safetensors is not installed.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise MissingExtraError('this needs safetensors: pip install "pentad-zerocopy[safetensors]"') from error
+    header: dict[str, Any] = {}
+    ordered = sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGNMENT != 0)  # odd sizes shift what follows
+    offset = 0
+    for name, tensor in ordered:
+        entry = _header(io.BytesIO(save({name: tensor.new_empty((0,), device="cpu")})))[1][name]  # names the dtype
+        header[name] = {**entry, "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    target = Path(path)
+    temporary = target.with_name(f"{target.name}.part")
+    with temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            raw = tensor.detach().cpu().contiguous().flatten()
+            if raw.numel():
+                file.write(memoryview(raw.view(torch.uint8).numpy()))  # type: ignore[arg-type]  # an array is a buffer
+    temporary.replace(target)
+
+
+def _header(file: IO[bytes]) -> tuple[int, dict[str, Any]]:
+    """Return where the data of a safetensors file starts, and its header."""
+    size = int.from_bytes(file.read(8), "little")
+    return 8 + size, json.loads(file.read(size))
+
+
+def _spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Return offset in the file and length of each tensor of a safetensors file that the library has checked."""
+    with path.open("rb") as file:
+        data, header = _header(file)
+    header.pop("__metadata__", None)
+    spans = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (data + first, last - first) for name, (first, last) in spans.items()}
+
+
+def _in_files(flat: Flat, tick: Tick, known_at: Mapping[str, tuple[int, int, int]], paths: Sequence[Path]) -> Shared:
+    """Find the blocks that lie in the files as they would in a segment."""
+    known: list[tuple[int, int] | None] = []
+    for block in flat.blocks:
+        index, offset, nbytes = next((known_at[name] for name in block.names if name in known_at), (0, 0, -1))
+        fits = block.start == 0 and block.nbytes == nbytes and nbytes and offset % ALIGNMENT == 0
+        known.append((index, offset) if fits else None)
+    hashes = hash_blocks((block.bytes_view() for block in flat.blocks), tick)
+    return Shared(tuple(known), tuple(hashes), tuple(stamp(path) for path in paths))
 
 
 class _SkipLargeFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -98,8 +184,13 @@ def _tensors(paths: Iterable[Path]) -> Iterable[tuple[str, torch.Tensor]]:
             yield from state.items()
 
 
-def _assign(model: nn.Module, found: dict[str, torch.Tensor], skipped: _SkipLargeFills) -> None:
-    """Point the model's parameters and buffers at checkpoint tensors; tied names share whichever one is there."""
+def _assign(model: nn.Module, found: dict[str, torch.Tensor], skipped: _SkipLargeFills) -> list[str]:
+    """Point the model's parameters and buffers at checkpoint tensors; tied names share whichever one is there.
+
+    Returns:
+        The names of the tensors that are in the model as they are in the file.
+    """
+    as_saved = []
     persistent = model.state_dict(keep_vars=True)
     groups: dict[int, list[str]] = {}
     for name, tensor in persistent.items():
@@ -109,7 +200,8 @@ def _assign(model: nn.Module, found: dict[str, torch.Tensor], skipped: _SkipLarg
     used: set[str] = set()
     for names in groups.values():
         target = persistent[names[0]]
-        source = next((found[name] for name in names if name in found), None)
+        saved = next((name for name in names if name in found), names[0])
+        source = found.get(saved)
         used.update(names)
         if source is None:
             problems.append(f"{names[0]} is missing")
@@ -120,9 +212,12 @@ def _assign(model: nn.Module, found: dict[str, torch.Tensor], skipped: _SkipLarg
         else:
             skipped.storages.pop(target.untyped_storage().data_ptr(), None)
             target.data = source.to(target.dtype)
+            if source.dtype == target.dtype:
+                as_saved.append(saved)
     problems.extend(f"{name} is in the file only" for name in sorted(found.keys() - used))
     if not problems:
         left = {tensor.untyped_storage().data_ptr(): name for name, tensor in model.named_buffers()}
         problems.extend(f"{left[key]} is filled at random by build()" for key in skipped.storages if key in left)
     if problems:
         raise CheckpointMismatchError("checkpoint and model do not fit: " + "; ".join(problems))
+    return as_saved

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zerocopy.directory import default_directory, sweep
 from zerocopy.errors import ZerocopyError
+from zerocopy.progress import bar
 from zerocopy.report import Report, report
-from zerocopy.segment import open_segment, verify_file
+from zerocopy.segment import Tick, no_tick, open_segment, verify_file
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -115,7 +118,15 @@ def _tables(what: Report) -> Group:
             str(info.readers), state,
         )  # fmt: skip
     views = Table(
-        "process", "model", "mapped", "in memory", "its share", "private", "because it wrote", title="Processes"
+        "process",
+        "model",
+        "mapped",
+        "in memory",
+        "its share",
+        "private",
+        "because it wrote",
+        "private elsewhere",
+        title="Processes",
     )
     names = {info.file: f"{info.name} {info.version}" for info in what.segments}
     for view in what.views:
@@ -124,8 +135,15 @@ def _tables(what: Report) -> Group:
         views.add_row(
             f"{view.pid} {view.command[:30]}", names.get(view.segment, view.segment), _size(view.mapped),
             _size(view.resident), _size(view.proportional), _size(view.private), wrote + more,
+            _size(view.private_elsewhere),
         )  # fmt: skip
     return Group(segments, views)
+
+
+def _shown(title: str, total: int, wanted: bool) -> AbstractContextManager[Tick]:
+    """Return a progress bar where somebody can see one."""
+    rich = importlib.util.find_spec("rich") is not None
+    return bar(title, total) if wanted and rich and sys.stderr.isatty() else nullcontext(no_tick)
 
 
 def _verify(files: Sequence[Path], as_json: bool) -> int:
@@ -134,7 +152,8 @@ def _verify(files: Sequence[Path], as_json: bool) -> int:
         try:
             opened = open_segment(path)
             try:
-                verify_file(opened.fd, opened.manifest, path)
+                with _shown(f"verifying {path.name}", os.fstat(opened.fd).st_size, not as_json) as tick:
+                    verify_file(opened.fd, opened.manifest, path, tick)
             finally:
                 os.close(opened.fd)
             results[str(path)] = "ok"

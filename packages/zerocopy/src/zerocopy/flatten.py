@@ -1,8 +1,7 @@
 """Split a model into a small skeleton and its storages, and put it together again; knows nothing of where bytes live.
 
-The skeleton is a pickle in which every tensor is a number: a row of a table of (block, dtype, offset, size, stride,
-…). A block
-is the part of one storage that tensors use, so tied tensors and overlapping views share a block, and nothing is
+The skeleton is a pickle in which every tensor is a number: a row of a table of (block, dtype, offset, size, stride, …).
+A block is the part of one storage that tensors use, so tied tensors and overlapping views share a block, and nothing is
 stored twice.
 """
 

@@ -13,9 +13,8 @@ import torch
 from zerocopy.isolation import strict
 from zerocopy.ref import ModelRef
 
-# Models that this process called last. Strong references, or a worker would rebuild its model for every task; few,
-# or a worker
-# that is reused for many models would keep all of them mapped. Only one version of a name is kept.
+# Models that this process called last. Strong references, or a worker would rebuild its model for every task; few, or a
+# worker that is reused for many models would keep all of them mapped. Only one version of a name is kept.
 _KEPT = 8
 _recent: OrderedDict[str, tuple[ModelRef, Any]] = OrderedDict()
 _lock = threading.Lock()

@@ -1,8 +1,7 @@
 """Writes to published weights: which ones happened in this process, and a mode that refuses them beforehand.
 
-A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own,
-and a model that
-is no longer the published one; both are worth knowing.
+A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own, and
+a model that is no longer the published one; both are worth knowing.
 """
 
 from __future__ import annotations
@@ -77,9 +76,8 @@ def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np
 def written(model: Any) -> tuple[Written, ...]:
     """Return the published weights that this process has written to since it loaded the model, by any means.
 
-    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so
-    that a write through
-    ``.data``, numpy or a raw pointer is found and a write of the same value is not.
+    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so that
+    a write through ``.data``, numpy or a raw pointer is found and a write of the same value is not.
 
     Args:
         model: what ``ModelRef.load`` returned.
@@ -149,14 +147,15 @@ class strict:  # a context manager that reads as a word: with strict(model)
     """Refuse, inside a with block, every operation that would write to a published weight, before it happens.
 
     Covers every torch operator (in-place, ``out=``, foreach and fused ones, batch norm's statistics) and arrays that
-    numpy
-    makes from weights, which come out read-only. Applies to the calling thread.
+    numpy makes from weights, which come out read-only. Applies to the calling thread.
 
     Args:
         model: what ``ModelRef.load`` returned.
 
     Raises:
-        WriteRefusedError: in place of the write, naming the weight.
+        WriteRefusedError: in place of the write, naming the weight. Inside the block, a write through numpy is numpy's
+            own ValueError, as numpy knows no names; the block turns it into this one, with the weights of which numpy
+            has arrays.
     """
 
     def __init__(self, model: Any) -> None:
@@ -180,7 +179,14 @@ class strict:  # a context manager that reads as a word: with strict(model)
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         assert self._stack is not None
-        return self._stack.__exit__(kind, error, trace)
+        done = self._stack.__exit__(kind, error, trace)
+        arrays = self._modes[1].arrays
+        if isinstance(error, ValueError) and "read-only" in str(error) and arrays:
+            raise WriteRefusedError(
+                f"numpy would have written to the published weight {' or '.join(sorted(arrays))} ({error}); "
+                f"work on a copy of the array"
+            ) from error
+        return done
 
 
 class _Guard:
@@ -238,9 +244,8 @@ def _check_and_run(
     return func(*args, **kwargs)
 
 
-# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports
-# torch._dynamo at its first
-# call: 3 seconds and 60 MiB in every worker.
+# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports torch._dynamo
+# at its first call: 3 seconds and 60 MiB in every worker.
 _Dispatch.__torch_dispatch__ = _check_and_run  # type: ignore[method-assign, assignment]
 
 
@@ -258,13 +263,16 @@ class _Function(TorchFunctionMode):
     def __init__(self, guard: _Guard) -> None:
         super().__init__()
         self.guard = guard
+        self.arrays: set[str] = set()  # the weights that numpy has arrays of
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, np.ndarray) and args and self.guard.name(args[0]) is not None:
+        name = self.guard.name(args[0]) if isinstance(result, np.ndarray) and args else None
+        if name is not None:
             result.setflags(write=False)
+            self.arrays.add(name)
         elif func is torch.Tensor.__dlpack__:
             self.guard.check(args[0], "handing out by DLPack")
         return result

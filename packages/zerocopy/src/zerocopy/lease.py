@@ -1,10 +1,9 @@
 """Who still needs a segment file, and its removal when nobody does; knows nothing of what is in the file.
 
 A lease is a shared flock on the file. The kernel drops it when the last descriptor of its holder closes, however the
-holder
-ends, so nothing here depends on exit handlers: a process that is killed gives its leases back too. A small process
-of its own,
-the caretaker, waits for an exclusive lock on each file that its publisher made, and then removes the file.
+holder ends, so nothing here depends on exit handlers: a process that is killed gives its leases back too. A small
+process of its own, the caretaker, waits for an exclusive lock on each file that its publisher made, and then removes
+the file.
 """
 
 from __future__ import annotations
@@ -153,6 +152,22 @@ def remove_if_free(path: Path) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+@contextmanager
+def gate(path: Path) -> Iterator[None]:
+    """Let one process of the machine at a time into a block; the file that stands for it goes when nobody is inside."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            break
+        os.close(fd)  # whoever was inside has taken it away; there is a new one by now, or none
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """What runs on Ray: tasks and actors over shared weights, a model's one journey to another node, Ray Data and Serve.
 
-Weights do not live in Ray's object store, which every worker maps read-write: they pass through it, in pieces, on
-their way to another
-node, where the first worker that asks makes a segment for all.
+Weights do not live in Ray's object store, which every worker maps read-write: they pass through it, in pieces, on their
+way to another node, where the first worker that asks makes a segment for all.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from zerocopy import directory as places
 from zerocopy.errors import MissingExtraError, SegmentGoneError
 from zerocopy.invoke import call_model
 from zerocopy.isolation import written
-from zerocopy.lease import TEMPORARY, caretaker, exclusive, share
+from zerocopy.lease import TEMPORARY, caretaker, gate, share
 from zerocopy.ref import ModelRef
 from zerocopy.segment import adopt, open_segment
 
@@ -185,9 +184,7 @@ def fetch(ref: ModelRef, here: str) -> Iterator[Path]:
     """
     folder = places.prepare(None)
     path = folder / f"{ref.name}@{ref.version}-{ref.digest[:12]}-{here[:8]}{places.SUFFIX}"
-    gate = folder / f"gate-{here[:8]}"
-    gate.mkdir(mode=0o700, exist_ok=True)
-    with exclusive(gate):
+    with gate(path.with_name(f"{path.name}.gate{TEMPORARY}")):
         try:
             lease, brought = open_segment(path).fd, False
         except SegmentGoneError:

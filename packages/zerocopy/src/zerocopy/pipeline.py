@@ -74,16 +74,15 @@ def rewrite_pipeline(
     """Publish every model inside an object and return the object with stand-ins in their places.
 
     Models are found in attributes, slots, lists, tuples, dicts and objects nested in those; one that is met twice is
-    published once
-    and has one stand-in. What leads to a model is copied, everything else is shared with the original, which stays
-    as it is.
+    published once and has one stand-in. What leads to a model is copied, everything else is shared with the original,
+    which stays as it is.
 
     Args:
         pipeline: any object; if it is itself a module, the result is its stand-in.
         methods: the methods of the models that the stand-ins offer.
         mode: where calls run: "task" in Ray tasks (a worker rebuilds the model once and keeps it), "actor" in Ray
-        actors that
-            have it loaded, "local" in the process that calls, which may be one that the pipeline was sent to.
+            actors that have it loaded, "local" in the process that calls, which may be one that the pipeline was sent
+            to.
         workers: actors per model, used in turn; only for "actor".
         options: Ray options for the tasks or actors, such as ``num_cpus``.
 

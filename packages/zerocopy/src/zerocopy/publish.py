@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from zerocopy import directory as places
 from zerocopy.errors import SegmentGoneError, UnknownNameError
 from zerocopy.flatten import Flat, flatten
 from zerocopy.lease import TEMPORARY, caretaker, remove_if_free, share
+from zerocopy.progress import bar
 from zerocopy.ref import ModelRef, current_node, local_segment
-from zerocopy.segment import Manifest, hash_blocks, model_digest, open_segment, write_segment
+from zerocopy.segment import Manifest, Tick, hash_blocks, model_digest, no_tick, open_segment, write_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,23 @@ class _Publication:
     fds: tuple[int, ...]
     keep: bool
     named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Which blocks of a model need not be stored again.
+
+    Args:
+        known: for each block where it lies, as (index in bases, offset), or None.
+        hashes: the blocks' digests, where they had to be known.
+        bases: as in the manifest.
+        leases: descriptors that keep those bases there.
+    """
+
+    known: tuple[tuple[int, int] | None, ...]
+    hashes: tuple[str, ...] | None = None
+    bases: tuple[dict[str, Any], ...] = ()
+    leases: tuple[int, ...] = ()
 
 
 _published: dict[str, _Publication] = {}
@@ -35,12 +55,12 @@ def publish(
     base: ModelRef | None = None,
     directory: str | os.PathLike[str] | None = None,
     keep: bool = False,
+    progress: bool = False,
 ) -> ModelRef:
     """Write a model's weights where every process of this machine can map them.
 
     The segment stays as long as this process lives or any process has the model loaded, however those processes end.
-    Publishing
-    a newer version under the same name gives up the older one, which goes when its last reader leaves.
+    Publishing a newer version under the same name gives up the older one, which goes when its last reader leaves.
 
     Args:
         model: an nn.Module, or any picklable object with tensors in it.
@@ -49,6 +69,7 @@ def publish(
         base: a published model; weights that it holds already, byte for byte, are not stored again.
         directory: where to put the segment, shared memory by default; a folder on disk works as well.
         keep: leave the segment there when all processes have ended, until ``unpublish``.
+        progress: show a bar on standard error (needs the extra ``cli``).
 
     Returns:
         The reference to hand to other processes.
@@ -58,22 +79,47 @@ def publish(
         NoSpaceError: the directory cannot hold it; nothing was published.
         ValueError: the name is no file name, or the version is not newer than the current one.
     """
+    return publish_shared(
+        model,
+        lambda flat, tick: _shared_with(base, flat, tick),
+        name=name,
+        version=version,
+        directory=directory,
+        keep=keep,
+        progress=progress,
+    )
+
+
+def publish_shared(
+    model: Any,
+    share_blocks: Callable[[Flat, Tick], Shared],
+    *,
+    name: str | None,
+    version: int | None,
+    directory: str | os.PathLike[str] | None,
+    keep: bool,
+    progress: bool,
+) -> ModelRef:
+    """Publish a model of which some blocks may lie elsewhere already; the arguments are those of ``publish``."""
     folder = places.prepare(directory)
     title = places.check_name(name if name is not None else type(model).__name__)
     number = _next_version(folder, name, version)
     flat = flatten(model)
     if directory is None:
         places.sweep(folder)
-    leases, bases, known, hashes = _shared_with(base, flat)
     path = places.segment_path(folder, title, number)
-    manifest = Manifest(title, number, keep, "", (), tuple(asdict(ref) for ref in bases))
-    try:
-        fd, manifest = _write(path, flat, manifest, known, hashes)
-    except BaseException:
-        for lease in leases:
-            os.close(lease)
-        raise
-    _published[str(path)] = _Publication((fd, *leases), keep, name is not None)
+    total = sum(block.nbytes for block in flat.blocks)
+    with bar(f"publishing {title}", total) if progress else nullcontext(no_tick) as tick:
+        # Finding shared blocks means hashing all; without any to find, hashing and copying are one.
+        shared = share_blocks(flat, tick)
+        manifest = Manifest(title, number, keep, "", (), shared.bases)
+        try:
+            fd, manifest = _write(path, flat, manifest, shared, tick if shared.hashes is None else no_tick)
+        except BaseException:
+            for lease in shared.leases:
+                os.close(lease)
+            raise
+    _published[str(path)] = _Publication((fd, *shared.leases), keep, name is not None)
     if name is not None:
         older = _pointed_at(folder, name)
         places.point(folder, name, path)
@@ -82,9 +128,7 @@ def publish(
     return ModelRef(title, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
 
 
-def _write(
-    path: Path, flat: Flat, manifest: Manifest, known: list[tuple[int, int] | None], hashes: list[str] | None
-) -> tuple[int, Manifest]:
+def _write(path: Path, flat: Flat, manifest: Manifest, shared: Shared, tick: Tick) -> tuple[int, Manifest]:
     """Write, seal and show a segment; a failure or a killed process leaves nothing of it."""
     temporary = path.with_name(path.name + TEMPORARY)
     if not manifest.keep:
@@ -93,7 +137,7 @@ def _write(
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         share(fd, temporary)
-        done = write_segment(fd, flat, manifest, known=known, hashes=hashes)
+        done = write_segment(fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=tick)
         temporary.rename(path)
     except BaseException:
         os.close(fd)
@@ -126,35 +170,33 @@ def _pointed_at(folder: Path, name: str) -> str:
         return ""
 
 
-def _shared_with(
-    base: ModelRef | None, flat: Flat
-) -> tuple[list[int], list[ModelRef], list[tuple[int, int] | None], list[str] | None]:
+def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
     """Find the blocks that a base, or a base of that base, holds already; take leases on the segments used."""
     if base is None:
-        return [], [], [None] * len(flat.blocks), None
+        return Shared((None,) * len(flat.blocks))
     with local_segment(base) as path:
         opened = open_segment(path)
-    sources = [base, *(ModelRef(**fields) for fields in opened.manifest.bases)]
+    sources = [asdict(base), *opened.manifest.bases]
     held = {
         (block.digest, block.nbytes): (0 if block.base is None else block.base + 1, block.offset)
         for block in opened.manifest.blocks
     }
-    hashes = hash_blocks(block.bytes_view() for block in flat.blocks)
+    hashes = hash_blocks((block.bytes_view() for block in flat.blocks), tick)
     found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
     used = sorted({where[0] for where in found if where is not None})
     leases = [opened.fd]
     try:
-        leases.extend(_lease(sources[index]) for index in used if index != 0)
+        leases.extend(_lease(sources[index]) for index in used if index != 0 and "file" not in sources[index])
     except BaseException:
         for fd in leases:
             os.close(fd)
         raise
-    renumbered = [None if where is None else (used.index(where[0]), where[1]) for where in found]
-    return leases, [sources[index] for index in used], renumbered, hashes
+    renumbered = tuple(None if where is None else (used.index(where[0]), where[1]) for where in found)
+    return Shared(renumbered, tuple(hashes), tuple(sources[index] for index in used), tuple(leases))
 
 
-def _lease(ref: ModelRef) -> int:
-    with local_segment(ref) as path:
+def _lease(fields: dict[str, Any]) -> int:
+    with local_segment(ModelRef(**fields)) as path:
         return open_segment(path).fd
 
 

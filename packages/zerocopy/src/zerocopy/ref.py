@@ -18,7 +18,7 @@ from torch import nn
 from zerocopy.directory import default_directory
 from zerocopy.errors import CorruptSegmentError
 from zerocopy.flatten import rebuild
-from zerocopy.segment import Mapping, map_segment
+from zerocopy.segment import Mapping, map_file, map_segment
 
 _lock = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
@@ -113,7 +113,10 @@ def _build(ref: ModelRef) -> Any:
     manifest = mapping.manifest
     if manifest.digest != ref.digest:
         raise CorruptSegmentError(f"{mapping.path} holds model {manifest.digest[:12]} instead of {ref.digest[:12]}")
-    bases = [_map(ModelRef(**fields)) for fields in manifest.bases]
+    bases = [
+        map_file(manifest, index) if "file" in fields else _map(ModelRef(**fields))
+        for index, fields in enumerate(manifest.bases)
+    ]
     for base in bases:
         base.delta = mapping  # a model whose every block lies in bases still counts as a reader of its own segment
     storages = [

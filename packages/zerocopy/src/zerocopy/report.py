@@ -42,6 +42,7 @@ class View:
         resident: pages of it in memory (Rss).
         proportional: its share of them (Pss): resident pages divided among all that map them.
         private: pages that only this process has because it wrote to them.
+        private_elsewhere: what it would free by ending, segments apart (Uss): its heap, its libraries' own pages.
         written: the tensors on those pages.
     """
 
@@ -52,6 +53,7 @@ class View:
     resident: int
     proportional: int
     private: int
+    private_elsewhere: int
     written: tuple[WrittenTensor, ...]
 
 
@@ -110,10 +112,11 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
     on_disk = set(manifests)
     views = []
     for pid in _pids() if pids is None else pids:
-        for file, parts in _mappings(pid, folder).items():
+        mapped, elsewhere = _mappings(pid, folder)
+        for file, parts in mapped.items():
             if file not in manifests:
                 manifests[file] = _removed_manifest(pid, folder / file)
-            views.append(_view(pid, file, parts, manifests[file]))
+            views.append(_view(pid, file, parts, elsewhere, manifests[file]))
     current = {os.readlink(link) for link in folder.glob("*@current")} if folder.is_dir() else set()
     infos = []
     for file, manifest in manifests.items():
@@ -173,15 +176,16 @@ class _Part:
     fields: dict[str, int]
 
 
-def _mappings(pid: int, folder: Path) -> dict[str, list[tuple[int, int, _Part]]]:
-    """Return the parts of a process's mappings of segments in a folder, by file name."""
+def _mappings(pid: int, folder: Path) -> tuple[dict[str, list[_Part]], int]:
+    """Return the parts of a process's mappings of segments in a folder, by file name, and its other private bytes."""
     try:
         if f"{folder}/" not in Path(f"/proc/{pid}/maps").read_text():
-            return {}
+            return {}, 0
         lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
     except OSError:
-        return {}
-    found: dict[str, list[tuple[int, int, _Part]]] = {}
+        return {}, 0
+    found: dict[str, list[_Part]] = {}
+    elsewhere = 0
     part: _Part | None = None
     for line in lines:
         match = _LINE.match(line)
@@ -190,18 +194,20 @@ def _mappings(pid: int, folder: Path) -> dict[str, list[tuple[int, int, _Part]]]
             part = None
             if path.startswith(f"{folder}/") and path.endswith(places.SUFFIX):
                 part = _Part(int(match[1], 16), int(match[2], 16), int(match[3], 16), {})
-                found.setdefault(Path(path).name, []).append((part.start, part.end, part))
+                found.setdefault(Path(path).name, []).append(part)
         elif part is not None and line.endswith(" kB"):
             key, value = line.split(":")
             part.fields[key] = int(value.split()[0]) * 1024
-    return found
+        elif line.startswith("Private_"):
+            elsewhere += int(line.split()[1]) * 1024
+    return found, elsewhere
 
 
-def _view(pid: int, file: str, parts: Sequence[tuple[int, int, _Part]], manifest: Manifest | None) -> View:
-    total = {key: sum(part.fields.get(key, 0) for *_, part in parts) for key in ("Size", "Rss", "Pss", "Anonymous")}
+def _view(pid: int, file: str, parts: Sequence[_Part], elsewhere: int, manifest: Manifest | None) -> View:
+    total = {key: sum(part.fields.get(key, 0) for part in parts) for key in ("Size", "Rss", "Pss", "Anonymous")}
     names: dict[str, int] = {}
-    for start, end, part in parts:
-        own = private_pages(pid, start, end - start) if total["Anonymous"] else None
+    for part in parts:
+        own = private_pages(pid, part.start, part.end - part.start) if total["Anonymous"] else None
         if own is None or manifest is None:
             continue
         for block in manifest.blocks:
@@ -214,7 +220,17 @@ def _view(pid: int, file: str, parts: Sequence[tuple[int, int, _Part]], manifest
                 name = ", ".join(block.names) or f"bytes at {block.offset}"
                 names[name] = names.get(name, 0) + min(pages * PAGE, block.nbytes)
     written = tuple(WrittenTensor(name, nbytes) for name, nbytes in names.items())
-    return View(pid, _command(pid), file, total["Size"], total["Rss"], total["Pss"], total["Anonymous"], written)
+    return View(
+        pid,
+        _command(pid),
+        file,
+        mapped=total["Size"],
+        resident=total["Rss"],
+        proportional=total["Pss"],
+        private=total["Anonymous"],
+        private_elsewhere=elsewhere,
+        written=written,
+    )
 
 
 def _command(pid: int) -> str:

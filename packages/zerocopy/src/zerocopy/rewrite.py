@@ -20,8 +20,7 @@ def extract_tensors(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor
 
     Returns:
         The skeleton, a deep copy in which every parameter, buffer and tensor attribute is None, and the tensors
-        themselves
-        (the model's own, not copies) by dotted name. A tensor under two names is the same object under both.
+        themselves (the model's own, not copies) by dotted name. A tensor under two names is the same object under both.
     """
     tensors: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -37,8 +36,7 @@ def replace_tensors(skeleton: nn.Module, tensors: Mapping[str, torch.Tensor]) ->
     Args:
         skeleton: a module, with or without weights; changed in place.
         tensors: by dotted name, as ``extract_tensors`` returned them. A plain tensor in the place of a parameter
-        becomes a
-            frozen parameter over the same memory.
+            becomes a frozen parameter over the same memory.
 
     Returns:
         The same module.

@@ -24,6 +24,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Manifest:
         keep: whether it outlives its publisher and readers.
         digest: hex SHA-256 over skeleton and block digests: equal digests mean equal models.
         blocks: in the order of the skeleton's table.
-        bases: fields of the references to the segments that hold the blocks not stored here.
+        bases: where the blocks lie that are not stored here: each the fields of a ModelRef, or a ``stamp`` of a file.
     """
 
     name: str
@@ -110,11 +111,11 @@ def _round_up(value: int, step: int) -> int:
 Tick = Callable[[int], object]  # told of so many bytes more
 
 
-def _no_tick(nbytes: int) -> None:
-    return None
+def no_tick(nbytes: int) -> None:
+    """Tell nobody."""
 
 
-def hash_blocks(views: Iterable[memoryview], tick: Tick = _no_tick) -> list[str]:
+def hash_blocks(views: Iterable[memoryview], tick: Tick = no_tick) -> list[str]:
     """Return the hex digest of each view."""
     digests = []
     for view in views:
@@ -138,7 +139,7 @@ def write_segment(
     *,
     known: Sequence[tuple[int, int] | None] | None = None,
     hashes: Sequence[str] | None = None,
-    tick: Tick = _no_tick,
+    tick: Tick = no_tick,
 ) -> Manifest:
     """Write a model into an empty open file and seal it.
 
@@ -256,7 +257,8 @@ class Mapping(mmap.mmap):
         if sys.platform == "linux":
             # The thread gets numbers and no reference: it must not keep the lease alive. Whatever lies at the address
             # once this mapping has gone, reading it ahead does no harm.
-            _thread.start_new_thread(_read_ahead, (self.address, len(self)))  # does not wait for it to run
+            with suppress(RuntimeError):  # a process that is ending, or may have no more threads, does without
+                _thread.start_new_thread(_read_ahead, (self.address, len(self)))  # does not wait for it to run
 
     def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
         """Return a storage over some of its bytes; a storage of its own, so that saving one tensor saves no other."""
@@ -351,26 +353,64 @@ def map_segment(path: Path) -> Mapping:
     """
     opened = open_segment(path)
     try:
-        mapping = Mapping(opened.fd, 0, access=mmap.ACCESS_COPY)
+        mapping = _mapped(opened.fd, path, opened.manifest)
     except BaseException:
         os.close(opened.fd)
         raise
-    mapping.path, mapping.manifest, mapping.skeleton, mapping.fd = path, opened.manifest, opened.skeleton, opened.fd
-    weakref.finalize(mapping, os.close, opened.fd).atexit = False
-    mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
+    mapping.skeleton = opened.skeleton
     if not opened.untouched:
         verify(mapping, mapping.manifest, path)
+    return mapping
+
+
+def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
+    mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
+    mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
+    weakref.finalize(mapping, os.close, fd).atexit = False
+    mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
     _alive.add(mapping)
     return mapping
 
 
-def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = _no_tick) -> None:
-    """Hash every block that a segment stores itself.
+def stamp(path: Path) -> dict[str, Any]:
+    """Return what tells a checkpoint file, mapped in place, from one that was touched since."""
+    status = path.stat()
+    return {"file": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+
+
+def map_file(manifest: Manifest, index: int) -> Mapping:
+    """Map the checkpoint file that ``manifest.bases[index]`` is a stamp of, copy-on-write.
+
+    Raises:
+        SegmentGoneError: there is no such file any more.
+        CorruptSegmentError: it is not what it was when the model was published.
+    """
+    known = manifest.bases[index]
+    path = Path(known["file"])
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise SegmentGoneError(f"{path} is gone, and the model was published in place: put it back") from error
+    try:
+        now = stamp(path)
+        if now["size"] != known["size"]:
+            raise CorruptSegmentError(f"{path} has {now['size']} bytes instead of {known['size']}")
+        mapping = _mapped(fd, path, manifest)
+    except BaseException:
+        os.close(fd)
+        raise
+    if now != known:
+        verify(mapping, manifest, path, base=index)
+    return mapping
+
+
+def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = no_tick, *, base: int | None = None) -> None:
+    """Hash every block that a segment stores itself, or that lies in one of its bases.
 
     Raises:
         CorruptSegmentError: naming the first tensor whose bytes are not those that were published.
     """
-    own = [block for block in manifest.blocks if block.base is None]
+    own = [block for block in manifest.blocks if block.base == base]
     with memoryview(data) as view:
         parts = [view[block.offset : block.offset + block.nbytes] for block in own]
         hashes = hash_blocks(parts, tick)
@@ -384,7 +424,7 @@ def verify(data: mmap.mmap, manifest: Manifest, path: Path, tick: Tick = _no_tic
             )
 
 
-def verify_file(fd: int, manifest: Manifest, path: Path, tick: Tick = _no_tick) -> None:
+def verify_file(fd: int, manifest: Manifest, path: Path, tick: Tick = no_tick) -> None:
     """Do the same for an open file that is not mapped."""
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view:
         verify(view, manifest, path, tick)

@@ -43,8 +43,7 @@ def walk(root: object, *, enter_modules: bool = True) -> Iterator[tuple[str, obj
     """Yield (dotted path, object) for everything reachable from an object.
 
     A container is entered once, however often it is met; what is not a container is yielded every time it is met, so
-    that
-    a tensor tied under two names comes up under both.
+    that a tensor tied under two names comes up under both.
 
     Args:
         root: a module, a pipeline or any nesting of lists, dicts, tuples and objects.
