@@ -1,5 +1,6 @@
 """Measure ternary against its peers: python benchmarks/bench.py [--quick] [--json FILE] [--picture FILE.png].
 
+All ends within a minute with --quick, within five without; --only language trains in full, a quarter of an hour.
 Every contender runs in the same process, interleaved with the others; figures are medians, and the ratio of two figures
 of one run is what counts. A peer that is not installed is a row without a value.
 """
@@ -91,11 +92,22 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # peers deprecate themselves at length
     clock = time.thread_time if args.clock == "cpu" else time.perf_counter
     parts = runtime.sections(args.quick, clock)
-    parts |= {"exports": lambda: exports.rows(args.quick), "language": lambda: language.rows(args.quick)}
+    begun, limit = time.perf_counter(), 45 if args.quick else 270
+
+    def about_language() -> list[dict[str, Any]]:
+        if args.only:
+            return language.rows(args.quick)
+        # Full trainings take a quarter of an hour: --only language. Here short ones, if there is time for any.
+        return language.compile_rows(True) if begun + limit - time.perf_counter() < 70 else language.rows(True)
+
+    parts |= {"exports": lambda: exports.rows(args.quick), "language": about_language}
     wanted = args.only or SECTIONS
     rows: list[dict[str, Any]] = []
     for name in [n for n in SECTIONS if n in wanted]:
         begin = time.perf_counter()
+        if not args.only and begin - begun > limit:
+            print(f"{name}: left out, the run's time is over; --only {name} runs it alone", file=sys.stderr)
+            continue
         try:
             rows += parts[name]()
         except Exception as error:  # what was measured before is worth keeping

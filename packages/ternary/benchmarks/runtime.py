@@ -73,7 +73,7 @@ def linear_rows(n: int, k: int, batch: int, quick: bool, clock: Clock) -> list[R
     """One product, one thread, everything hot in cache."""
     values, x = weights(n, k), torch.randn(batch, k)
     contenders = linear_contenders(values, x, quick)
-    timings = interleaved(contenders, 3 if quick else 9, 3 if quick else 5, clock)
+    timings = interleaved(contenders, 3 if quick else 7, 3 if quick else 5, clock)
     ours = [name for name in contenders if name.startswith("ternary")]
     rows = []
     others = {name: timings.median(name) for name in contenders if name not in ours}

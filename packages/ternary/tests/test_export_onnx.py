@@ -179,6 +179,7 @@ def test_what_is_in_the_files(written: Written) -> None:
         assert {n.domain for n in model.graph.node} <= set(domains)
         assert str(Path(__file__).parent).encode() not in path.read_bytes()
         kinds = {i.name: i.data_type for i in model.graph.initializer}
+        assert set(kinds) <= {name for n in model.graph.node for name in n.input}
         if form == "standard":
             assert kinds["0.weight"] == onnx.TensorProto.INT2
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param

@@ -1,7 +1,10 @@
 """Models out of the process and back: files, state dicts, torch's own forms, damage of every kind."""
 
 import json
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -271,3 +274,52 @@ def test_refused_exports(temp_dir: Path, compiled_simple_model: nn.Module) -> No
     with pytest.raises(MissingExtraError, match=r"pentad-ternary\[onnx\]"):
         optional("no_such_library", "onnx")
     assert list(temp_dir.iterdir()) == []
+
+
+DYING = """
+import os, resource, signal, sys, torch, ternary
+from ternary.export import export
+from ternary.export.files import whole_file
+folder, phase = sys.argv[1:]
+torch.manual_seed(0)
+model = ternary.nn.TernaryLinear(256, 256)
+export(model, folder, ["gguf", "base3"])
+
+def die(kind, done, count):
+    if kind == "gguf":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if phase == "between":
+    export(model, folder, ["base3", "gguf"], progress=die)
+elif phase == "within":
+    with whole_file(folder + "/model.gguf") as path:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+else:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    for kind in ("safetensors", "gguf"):
+        try:
+            export(model, folder, [kind])
+        except OSError as error:
+            print(type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills and limits as POSIX has them")
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("phase", ["between", "within", "full"])
+def test_dying_in_the_middle(temp_dir: Path, phase: str) -> None:
+    """After kill -9 or on a full disk the files are whole, and a manifest vouches for complete folders only."""
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, str(temp_dir), phase], capture_output=True, text=True, check=False
+    )
+    assert read_gguf(temp_dir / "model.gguf")["weight"].values.shape == (256, 256)
+    if phase == "within":
+        assert done.returncode == -signal.SIGKILL
+        assert verify(temp_dir)
+        return
+    with pytest.raises(ManifestError, match="not complete"):
+        verify(temp_dir)
+    if phase == "full":
+        assert done.stdout.split() == ["OSError"] * 2, done.stderr
+        assert {p.name for p in temp_dir.iterdir()} == {"model.gguf", "model.base3.safetensors"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import tempfile
 from dataclasses import asdict, dataclass
@@ -71,6 +72,7 @@ def save(
     Raises:
         NonFiniteWeightError: A ternary layer's weight is NaN or infinite.
         ModelFileError: The encoding is unknown.
+        OSError: The file cannot be written, as on a full disk.
     """
     if encoding not in ENCODINGS:
         raise ModelFileError(f"unknown encoding {encoding!r}; it is one of {', '.join(ENCODINGS)}")
@@ -118,7 +120,13 @@ def _write_whole(tensors: dict[str, Tensor], metadata: dict[str, str], path: Pat
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as e:
+            number = re.search(r"os error (\d+)", str(e))  # a full disk comes as text
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from e
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -167,9 +167,8 @@ class Writer:
 
     def _weight(self, name: str, values: torch.Tensor, scale: np.ndarray[Any, Any], shape: tuple[int, ...]) -> str:
         """The float weight, rows first, from 2 bits."""
-        ones = bool((scale == 1).all())
-        scales = self._constant(f"{name}.ones" if ones and self.exact else f"{name}.scale", scale)
         if self.form != "compatible":
+            scales = self._constant(f"{name}.ones" if self.exact else f"{name}.scale", scale)
             return self._node("DequantizeLinear", self._int2(f"{name}.weight", values), scales, axis=0)
         rows = values.reshape(len(values), -1)
         packed = self._constant(f"{name}.packed", pack_2bit(rows).numpy())

@@ -98,7 +98,7 @@ def _blocks(name: str, node: Any, attributes: dict[str, Any], tensors: dict[str,
 def _packed(base: str, tensor: Any, columns: Any, tensors: dict[str, Any], onnx: Any) -> TernaryTensor:
     array = onnx.numpy_helper.to_array
     values = unpack_2bit(torch.from_numpy(np.array(array(tensor))), int(array(columns)[0]))
-    exact = f"{base}.ones" in tensors or f"{base}.scale" in tensors
+    exact = f"{base}.scale" in tensors  # multiplied after the sums
     scale = array(tensors[f"{base}.scale" if exact else f"{base}.row_scale"]).flatten()
     shape = [int(s) for s in array(tensors[f"{base}.shape"])]
     return TernaryTensor(values.reshape(shape), torch.from_numpy(np.array(scale, np.float32)))
