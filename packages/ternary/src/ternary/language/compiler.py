@@ -39,12 +39,11 @@ def analyse(source: SourceText) -> tuple[s.Program, Diagnostics]:
     """Parse and check a source; return its tree and every error."""
     diagnostics = Diagnostics()
     program, _ = parse(source, diagnostics)
-    if not diagnostics:  # what a statement that does not parse would have defined cannot be known
-        names = NameChecker(program, diagnostics)
-        names.run()
-        ShapeChecker(names, source, diagnostics).run()
-        if not program.definitions:
-            diagnostics.add("syntax", "the source defines nothing", Span(0, 1), expected="model Name(...) { ... }")
+    if not program.definitions and not diagnostics:
+        diagnostics.add("syntax", "the source defines nothing", Span(0, 1), expected="model Name(...) { ... }")
+    names = NameChecker(program, diagnostics)
+    names.run()
+    ShapeChecker(names, source, diagnostics).run()
     return program, diagnostics
 
 
