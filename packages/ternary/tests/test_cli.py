@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ternary import data
 from ternary.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -66,7 +68,10 @@ def test_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_inspect_pack_quantize(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One command from source to packed file, table and pictures; the others take that file."""
     runs = tmp_path / "runs"
-    command = ["train", str(EXAMPLES / "digits.tri"), "--data", "digits", "--compare", "float,twn", "--epochs", "1"]
+    split = data.digits()
+    np.savez(tmp_path / "few.npz", x=split.train_x[:200], y=split.train_y[:200])
+    command = ["train", str(EXAMPLES / "digits.tri"), "--compare", "float,twn", "--epochs", "1"]
+    command += ["--data", str(tmp_path / "few.npz")]
     assert main([*command, "--set", "width=8", "--out", str(runs)]) == 0
     assert "twn" in capsys.readouterr().out
     file = str(runs / "digits-twn.safetensors")
