@@ -1,5 +1,6 @@
 """What can be said of speed without a clock that decides: counted work, linear growth, sizes."""
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -55,6 +56,18 @@ def test_work_of_reporting_grows_linearly() -> None:
         return calls(f"model M {{\n{lines}\nforward(x: float[N, 8]) -> float[N, 8] {{ return x }}\n}}\n", ternary.check)
 
     assert 3.0 < wrong(80) / wrong(20) < 5.0
+
+
+@pytest.mark.parametrize("text", ["model M(", "layer L() = [ReLU()]", "(" * 100, "$"])
+def test_garbage_collection_goes_on(text: str) -> None:
+    """Parsing pauses the collector and always gives it back as it was."""
+    for wanted in (True, False):
+        (gc.enable if wanted else gc.disable)()
+        try:
+            ternary.check(text)
+            assert gc.isenabled() is wanted
+        finally:
+            gc.enable()
 
 
 @pytest.mark.slow

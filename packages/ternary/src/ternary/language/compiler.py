@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import hashlib
 import linecache
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +40,11 @@ def read_source(source: str | Path, name: str = "") -> SourceText:
 
 def analyse(source: SourceText) -> tuple[s.Program, Diagnostics]:
     """Parse and check a source; return its tree and every error."""
+    with _collector_paused():
+        return _analyse(source)
+
+
+def _analyse(source: SourceText) -> tuple[s.Program, Diagnostics]:
     diagnostics = Diagnostics()
     program, _ = parse(source, diagnostics)
     if not program.definitions and not diagnostics:
@@ -45,6 +53,18 @@ def analyse(source: SourceText) -> tuple[s.Program, Diagnostics]:
     names.run()
     ShapeChecker(names, source, diagnostics).run()
     return program, diagnostics
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the collection of cycles: a tree has none, and each pass would also walk all that torch has loaded."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check(source: str | Path, *, name: str = "") -> tuple[Diagnostic, ...]:
