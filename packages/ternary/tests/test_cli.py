@@ -125,3 +125,54 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr("ternary.cli._read", interrupt)
     assert main(["check", "resnet18"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "mlp", "--shape", "2,x"], "'2,x' is no shape"),
+        (["bench", "mlp", "--shape", "0,3"], "no shape"),
+        (["bench", "mlp", "--shape", "2,64", "--repeat", "0"], "no whole number above 0"),
+        (["train", "mlp", "--data", "digits", "--set", "width"], "lacks a name or a value"),
+        (["quantize", "mlp", "--rule", "=int8"], "lacks a name or a value"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An option that cannot be read is explained; the exit status is 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "mlp", "--shape", "2,63"], "does not take one input of shape [2, 63]"),
+        (["bench", "bitnet", "--shape", "2,8"], "does not take one input"),
+        (["train", "mlp", "--data", "digits", "--set", "widht=8"], "did you mean 'width'?"),
+        (["quantize", "mlp", "--rule", "*=int7"], "int7"),
+    ],
+)
+def test_wrong_values(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that does not fit the network is an error of ours, never a traceback."""
+    assert main(arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_mixed_precision_by_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    """Patterns of layer names choose precisions."""
+    assert main(["quantize", "mlp", "--rule", "head=float", "--rule", "hidden.*=int8", "--json"]) == 0
+    found = {r["name"]: r["precision"] for r in json.loads(capsys.readouterr().out)}
+    assert found["head"] == "float"
+    assert {v for k, v in found.items() if k.startswith("hidden.")} == {"int8"}
+
+
+@pytest.mark.parametrize("command", ["check", "fmt", "compile", "train", "quantize", "pack", "inspect", "bench"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command explains every one of its arguments."""
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = [i for i, line in enumerate(lines) if line.startswith("  ") and not line.startswith("   ")]
+    assert shown
+    assert all(len(lines[i].split()) > 2 or lines[i + 1].startswith("       ") for i in shown)
