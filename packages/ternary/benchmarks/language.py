@@ -23,7 +23,6 @@ from ternary.train import TrainConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = ("float", "twn", "ttq", "absmean")
-SEEDS = 5
 # Data set, shape of a sample, epochs, and how many points of accuracy a ternary network may lose.
 TASKS = (("digits", (1, 8, 8), 15, 1.0), ("mnist1d", (1, 40), 20, 3.0))
 
@@ -75,7 +74,7 @@ def compile_rows(quick: bool) -> list[dict[str, Any]]:
     return found
 
 
-def accuracy_rows(picture: Path | None, seeds: int = SEEDS) -> list[dict[str, Any]]:
+def accuracy_rows(picture: Path | None, seeds: int) -> list[dict[str, Any]]:
     """Held-out accuracy of each quantizer beside that of float."""
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
@@ -91,29 +90,32 @@ def accuracy_rows(picture: Path | None, seeds: int = SEEDS) -> list[dict[str, An
             samples = [100 * a for a in r.accuracies]
             value = statistics.fmean(samples)
             if r.method == "float":
-                found.append(row(f"{name} accuracy, float", "%", value, better="higher", samples=samples))
+                found.append(
+                    row(f"{name} accuracy, float, {seeds} seeds", "%", value, better="higher", samples=samples)
+                )
             else:
                 bound = (plain - points) / plain
-                metric = f"{name} accuracy, {r.method}"
+                metric = f"{name} accuracy, {r.method}, {seeds} seeds"
                 found.append(row(metric, "%", value, "float", plain, target=bound, better="higher", samples=samples))
     if picture is not None:
         plot.accuracies(table, picture)
     return found
 
 
-def rows(quick: bool, picture: Path | None = None) -> list[dict[str, Any]]:
-    """All rows of the language and the framework; the trainings only without `quick`."""
-    return compile_rows(quick) + ([] if quick else accuracy_rows(picture))
+def rows(quick: bool, picture: Path | None = None, seeds: int = 1) -> list[dict[str, Any]]:
+    """All rows of the language and the framework; the trainings, a minute and a half per seed, only without `quick`."""
+    return compile_rows(quick) + ([] if quick else accuracy_rows(picture, seeds))
 
 
 def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(description="Compile speed and accuracy of ternary.")
     parser.add_argument("--quick", action="store_true", help="under 15 seconds: no trainings")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings per method (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--picture", type=Path, help="draw the accuracies here, a dot per seed (not with --quick)")
     arguments = parser.parse_args()
-    found = rows(arguments.quick, arguments.picture)
+    found = rows(arguments.quick, arguments.picture, arguments.seeds)
     print(f"{'metric':42} {'value':>10} {'spread':>7} {'unit':4} {'peer':>12} {'ratio':>7} {'target':>8}  holds")
     for r in found:
         spread = statistics.stdev(r["samples"]) if len(r["samples"]) > 1 else 0.0
