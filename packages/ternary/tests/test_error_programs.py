@@ -95,6 +95,13 @@ PROGRAMS = {
     "forward(x: float[N, 4]) -> float[N, 3] {\nreturn §a(x)\n}\n}\n" + net("b = L(7)", "b(x)", "N, 4", "N, 3"),
     "wrong use of a layer": "layer L(n: int) {\na = Linear(n, 3)\n"
     "forward(x: float[N, n]) -> float[N, 3] {\nreturn a(x)\n}\n}\n" + net("b = L(7)", "§b(x)", "N, 4", "N, 3"),
+    "number too long": wrap("let a = §" + "9" * 30),
+    "name too long": wrap("§" + "a" * 200 + " = ReLU()"),
+    "every constant operation holds": wrap(
+        "require §not (7 % 3 == 1 and 7 / 2 == 3.5 and 2 < 3 and 2 <= 2 and 3 > 2 and 3 >= 3 and 1 != 2 and -(1) < 0"
+        " and max(1, 2) == 2 and min(1, 2) == 1 and round(2.5) == 2 and int(2.7) == 2 and float(2) == 2.0"
+        " and divisible(13.0, 8) == 16 and 5 - 7 // 2 == 2 or false)"
+    ),
     "syntax in one model, shape in another": net("a = Linear(5, §* 4)", "a(x)") + other("b = Linear(5, 4)", "§b(x)"),
     "syntax beside an unknown layer": wrap("a = Linear(4, 4§\nb = §Linaer(4, 4)"),
     "syntax beside a wrong shape": net("a = Linear(4, 4)\nb = §+\nc = Linear(5, 4)", "b(§c(a(x)))"),
@@ -141,6 +148,19 @@ def test_each_error_is_at_its_place(name: str) -> None:
     with pytest.raises(CompileError) as caught:
         ternary.compile(text)
     assert caught.value.diagnostics == found
+
+
+def test_undecided_layers_are_no_error() -> None:
+    """What depends on a parameter without a value is not complained about before it has one."""
+    text = (
+        "layer L(n: int, wide: bool) {\na = Linear(n, 2 * n) if wide else Identity()\n"
+        "b = [ReLU(), Linear(4, 4) if n > 2, Flatten(n)]\nc = [Conv1d(n, n + 1, 3) if wide else Conv1d(n, n + 1, 5)]\n"
+        "forward(x: float[N, T, n]) -> float[N, _, _] {\ny = a(x) if wide else x\nreturn c(transpose(y, 1, 2))\n}\n}\n"
+    )
+    assert ternary.check(text) == ()
+    wrong = ternary.check(text + net("d = L(3, wide=true)", "d(x)", "N, 9, 3", "N, 4, 7"))
+    assert [d.code for d in wrong] == ["shape-mismatch"]
+    assert any("L(n=3, wide=True)" in note for note in wrong[0].notes)
 
 
 def test_there_are_many() -> None:
