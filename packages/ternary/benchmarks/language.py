@@ -42,13 +42,15 @@ def layers_in_one_another(count: int) -> str:
     )
 
 
-def milliseconds(work: Callable[[str], Any], text: str, repeat: int) -> list[float]:
+def milliseconds(
+    work: Callable[[str], Any], text: str, repeat: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Times of some work on a source."""
     times = []
     for _ in range(repeat):
-        begin = time.perf_counter()
+        begin = clock()
         work(text)
-        times.append(1e3 * (time.perf_counter() - begin))
+        times.append(1e3 * (clock() - begin))
     return times
 
 
@@ -59,10 +61,12 @@ def compile_rows(quick: bool) -> list[dict[str, Any]]:
     milliseconds(ternary.compile, source, 2)
     times = milliseconds(ternary.compile, source, repeat)
     found = [row("compile resnet18.tri", "ms", statistics.median(times), target=50.0, samples=times)]
-    small = statistics.median(milliseconds(ternary.compile, layers_in_a_row(1000), 3))
-    times = milliseconds(ternary.compile, layers_in_a_row(10_000), 1 if quick else 3)
+    # Processor time: what is asked is how the work grows, and the two sizes are far apart in wall time.
+    small = statistics.median(milliseconds(ternary.compile, layers_in_a_row(1000), 3, time.process_time))
+    times = milliseconds(ternary.compile, layers_in_a_row(10_000), 1 if quick else 3, time.process_time)
     large = statistics.median(times)
-    found.append(row("compile 10,000 layers", "ms", large, "1,000 layers", small, target=13.0, samples=times))
+    metric = "compile 10,000 layers, processor time"
+    found.append(row(metric, "ms", large, "1,000 layers", small, target=13.0, samples=times))
     wrong = {
         "refuse 10,000 definitions in one another": layers_in_one_another(10_000),
         "refuse a line of 1 MB": "model M { a = Linear(" + "4 + " * 250_000 + "4, 4) }",
