@@ -107,7 +107,9 @@ def generate(source: str | Path, *, name: str = "", quantized: bool = True) -> s
     Raises:
         CompileError: The program has errors; it holds all of them.
     """
-    return PyTorchCodeGenerator(parse_source(source, name=name)[0], quantized=quantized).generate()
+    program, _ = parse_source(source, name=name)
+    with _collector_paused():
+        return PyTorchCodeGenerator(program, quantized=quantized).generate()
 
 
 def compile(source: str | Path, model: str = "", *, name: str = "", quantized: bool = True) -> type[nn.Module]:
@@ -129,7 +131,8 @@ def compile(source: str | Path, model: str = "", *, name: str = "", quantized: b
     """
     program, text = parse_source(source, name=name)
     chosen = _choose(program, model)
-    code = PyTorchCodeGenerator(program, quantized=quantized).generate()
+    with _collector_paused():
+        code = PyTorchCodeGenerator(program, quantized=quantized).generate()
     digest = hashlib.sha256(code.encode()).hexdigest()[:12]
     filename = f"<ternary {chosen} {digest}>"
     # Tracebacks, inspect and torch.jit.script find the generated lines here; the name is unique to the content.
