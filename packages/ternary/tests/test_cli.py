@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ternary import data
 from ternary.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -66,7 +68,10 @@ def test_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_inspect_pack_quantize(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One command from source to packed file, table and pictures; the others take that file."""
     runs = tmp_path / "runs"
-    command = ["train", str(EXAMPLES / "digits.tri"), "--data", "digits", "--compare", "float,twn", "--epochs", "1"]
+    split = data.digits()
+    np.savez(tmp_path / "few.npz", x=split.train_x[:200], y=split.train_y[:200])
+    command = ["train", str(EXAMPLES / "digits.tri"), "--compare", "float,twn", "--epochs", "1"]
+    command += ["--data", str(tmp_path / "few.npz")]
     assert main([*command, "--set", "width=8", "--out", str(runs)]) == 0
     assert "twn" in capsys.readouterr().out
     file = str(runs / "digits-twn.safetensors")
@@ -165,9 +170,60 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["export", "doctor"])
-def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_export_and_doctor(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Help says what a command is for; that of export lists the formats."""
     with pytest.raises(SystemExit):
         main([name, "--help"])
     shown = capsys.readouterr().out
     assert "kernel" in shown or all(kind in shown for kind in ("onnx-compatible", "gguf", "pt2", "example"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "mlp", "--shape", "2,x"], "'2,x' is no shape"),
+        (["bench", "mlp", "--shape", "0,3"], "no shape"),
+        (["bench", "mlp", "--shape", "2,64", "--repeat", "0"], "no whole number above 0"),
+        (["train", "mlp", "--data", "digits", "--set", "width"], "lacks a name or a value"),
+        (["quantize", "mlp", "--rule", "=int8"], "lacks a name or a value"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An option that cannot be read is explained; the exit status is 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "mlp", "--shape", "2,63"], "does not take one input of shape [2, 63]"),
+        (["bench", "bitnet", "--shape", "2,8"], "does not take one input"),
+        (["train", "mlp", "--data", "digits", "--set", "widht=8"], "did you mean 'width'?"),
+        (["quantize", "mlp", "--rule", "*=int7"], "int7"),
+    ],
+)
+def test_wrong_values(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that does not fit the network is an error of ours, never a traceback."""
+    assert main(arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_mixed_precision_by_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    """Patterns of layer names choose precisions."""
+    assert main(["quantize", "mlp", "--rule", "head=float", "--rule", "hidden.*=int8", "--json"]) == 0
+    found = {r["name"]: r["precision"] for r in json.loads(capsys.readouterr().out)}
+    assert found["head"] == "float"
+    assert {v for k, v in found.items() if k.startswith("hidden.")} == {"int8"}
+
+
+@pytest.mark.parametrize("command", ["check", "fmt", "compile", "train", "quantize", "pack", "inspect", "bench"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command explains every one of its arguments."""
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = [i for i, line in enumerate(lines) if line.startswith("  ") and not line.startswith("   ")]
+    assert shown
+    assert all(len(lines[i].split()) > 2 or lines[i + 1].startswith("       ") for i in shown)

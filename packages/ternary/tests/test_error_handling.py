@@ -72,6 +72,29 @@ def test_large_values_stay_finite() -> None:
     assert torch.isfinite(layer.ternary_weight()).all()
 
 
+@pytest.mark.parametrize(
+    ("member", "code", "advice"),
+    [
+        ("a = Linaer(4, 4)", "unknown-name", "did you mean 'Linear'?"),
+        ("a = Linear(4, 4, bais=false)", "bad-arguments", "did you mean 'bias'?"),
+        ("class = Linear(4, 4)", "reserved-name", "choose another name"),
+        ("a = Linear(0, 4)", "bad-value", "expected: 1 or more"),
+        ("a = Conv2d(4, 6, 3, groups=4)", "bad-value", "expected: a divisor"),
+        ("a = Linear(5, 4)", "shape-mismatch", "expected: 5"),
+    ],
+)
+def test_invalid_layer_names_and_shapes(member: str, code: str, advice: str) -> None:
+    """A message names the file, the place, the condition, and what to do."""
+    applied = "a(x)" if code == "shape-mismatch" else "x"
+    text = f"model M {{\n  {member}\n  forward(x: float[N, 4]) -> float[N, 4] {{ return {applied} }}\n}}\n"
+    with pytest.raises(CompileError) as caught:
+        ternary.compile(text, name="net.tri")
+    message = str(caught.value)
+    assert message.startswith("net.tri: 1 error\n\nnet.tri:")
+    assert f"[{code}]" in message
+    assert advice in message
+
+
 def test_empty_and_blank_sources() -> None:
     """A source that defines nothing is an error with a place."""
     for text in ("", "\n\n", "# only a comment", "\ufeff"):

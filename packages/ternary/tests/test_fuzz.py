@@ -171,6 +171,21 @@ def test_damaged_zoo_programs(name: str, data: st.DataObject) -> None:
         assert all(d.message for d in ternary.check(damaged))
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(["mlp", "vit", "bitnet"]), st.sampled_from(["", "(", "}", "{", "$", '"', "= ["]), st.data())
+def test_damage_in_one_model_leaves_the_others_to_be_checked(name: str, put: str, data: st.DataObject) -> None:
+    """However a program is damaged, a model after it has exactly its own errors, at their places."""
+    text = zoo.source(name)
+    start = data.draw(st.integers(0, len(text)))
+    end = min(len(text), start + data.draw(st.integers(0, 40)))
+    damaged = text[:start] + put + text[end:] + "\n"
+    after = "model After {\n  q = Linear(5, 4)\n  forward(z: float[N, SIZE]) -> float[N, 4] { return q(z) }\n}\n"
+    place = after.replace("SIZE", "6").index("q(z)")
+    for size, wanted in (("5", []), ("6", [len(damaged) + place])):
+        found = ternary.check(damaged + after.replace("SIZE", size))
+        assert [d.span.start for d in found if d.span.start >= len(damaged)] == wanted
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.integers(1, 5), st.integers(1, 6), st.integers(1, 3), st.integers(0, 3), st.integers(1, 3), st.integers(4, 20)

@@ -112,12 +112,13 @@ class TestMobileNetV2:
         history = ternary.fit(model, lambda: [(x, y)], ternary.TrainConfig(epochs=12, learning_rate=1e-2))
         assert history.loss[-1] < 0.8 * history.loss[0]
 
+    @pytest.mark.parametrize("encoding", ["2bit", "base3"])
     @pytest.mark.parametrize("width", [0.35, 1.0])
-    def test_persistence(self, temp_dir: Path, utils: ModuleType, width: float) -> None:
+    def test_persistence(self, temp_dir: Path, utils: ModuleType, width: float, encoding: str) -> None:
         """A file remembers the arguments and gives back the same logits."""
         arguments = {"classes": 6, "width": width}
         model = zoo.load("mobilenet_v2")(**arguments).eval()
-        ternary.save(model, temp_dir / "m.safetensors", arguments=arguments)
+        ternary.save(model, temp_dir / "m.safetensors", arguments=arguments, encoding=encoding)
         utils.compare_model_outputs(ternary.load(temp_dir / "m.safetensors"), model, torch.randn(1, 3, 64, 64), 0.0)
 
     def test_width_must_be_positive(self) -> None:
@@ -132,3 +133,26 @@ class TestMobileNetV2:
         other = zoo.load("mobilenet_v2")(5, 0.35)
         other.load_state_dict(torch.load(temp_dir / "s.pt", weights_only=True))
         utils.compare_model_outputs(model, other, torch.randn(1, 3, 32, 32), 0.0)
+
+    def test_post_training_quantization(self, utils: ModuleType) -> None:
+        """A float network becomes ternary but for its ends and depthwise convolutions, which are 8 bits."""
+        model = zoo.load("mobilenet_v2", quantized=False)(10, 0.35).eval()
+        made, report = ternary.quantize(model, calibration=[torch.randn(4, 3, 32, 32)])
+        depthwise = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+        eight = [r.name for r in report.layers if r.precision == "int8"]
+        assert sorted(eight) == sorted([*depthwise, report.layers[0].name, report.layers[-1].name])
+        utils.validate_output_shape(made, torch.randn(1, 3, 64, 64), (1, 10))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # still part of torch, and wanted
+    @pytest.mark.parametrize("form", ["trace", "script", pytest.param("export", marks=pytest.mark.slow)])
+    def test_torch_forms_agree(self, temp_dir: Path, form: str) -> None:
+        """Traced, scripted and exported programs are saved, loaded and give the same logits."""
+        made, x = zoo.load("mobilenet_v2")(10, 0.35).eval(), torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            if form == "export":
+                torch.export.save(torch.export.export(made, (x,)), temp_dir / "m.pt2")
+                other = torch.export.load(temp_dir / "m.pt2").module()
+            else:
+                (torch.jit.trace(made, x) if form == "trace" else torch.jit.script(made)).save(temp_dir / "m.ts")
+                other = torch.jit.load(temp_dir / "m.ts")
+            assert (other(x) - made(x)).abs().max() <= 1e-4

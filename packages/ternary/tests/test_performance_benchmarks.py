@@ -1,7 +1,9 @@
 """What can be said of speed without a clock that decides: counted work, linear growth, sizes."""
 
+import gc
 import sys
 import time
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -18,8 +20,8 @@ def layers(count: int) -> str:
     return f"model M {{\n{members}\nforward(y0: float[N, 8]) -> float[N, 8] {{\n{steps}\nreturn y{count}\n}}\n}}\n"
 
 
-def calls(text: str) -> int:
-    """Count the Python and C calls of generating code: a measure of work that no load changes."""
+def calls(text: str, work: Callable[[str], object] = ternary.generate) -> int:
+    """Count the Python and C calls of some work, generating code as a rule: a measure that no load changes."""
     count = 0
 
     def tick(frame: object, event: str, argument: object) -> None:
@@ -28,7 +30,7 @@ def calls(text: str) -> int:
 
     sys.setprofile(tick)
     try:
-        ternary.generate(text)
+        work(text)
     finally:
         sys.setprofile(None)
     return count
@@ -38,6 +40,34 @@ def test_work_grows_linearly() -> None:
     """Eight times the layers cost eight times the calls, within a tenth."""
     small, large = calls(layers(100)), calls(layers(800))
     assert 7.2 < large / small < 8.8
+
+
+def test_work_does_not_grow_with_repetition() -> None:
+    """A repeated layer is checked once, however often it stands in the network."""
+    text = "layer L() = [Linear(8, 8), ReLU()]\nmodel M() = [repeat(COUNT) L(), Linear(8, 4)]\n"
+    assert calls(text.replace("COUNT", "100000")) == calls(text.replace("COUNT", "100"))
+
+
+def test_work_of_reporting_grows_linearly() -> None:
+    """Errors are no dearer than layers: four times the wrong lines cost about four times the calls."""
+
+    def wrong(count: int) -> int:
+        lines = "\n".join(f"a{i} = Linear(8, 8" for i in range(count))
+        return calls(f"model M {{\n{lines}\nforward(x: float[N, 8]) -> float[N, 8] {{ return x }}\n}}\n", ternary.check)
+
+    assert 3.0 < wrong(80) / wrong(20) < 5.0
+
+
+@pytest.mark.parametrize("text", ["model M(", "layer L() = [ReLU()]", "(" * 100, "$"])
+def test_garbage_collection_goes_on(text: str) -> None:
+    """Parsing pauses the collector and always gives it back as it was."""
+    for wanted in (True, False):
+        (gc.enable if wanted else gc.disable)()
+        try:
+            ternary.check(text)
+            assert gc.isenabled() is wanted
+        finally:
+            gc.enable()
 
 
 @pytest.mark.slow
@@ -61,6 +91,30 @@ def test_ternary_weights_take_a_sixteenth(temp_dir: object, utils: ModuleType) -
     info = ternary.save(model, f"{temp_dir}/m.safetensors")
     packed = sum(v for k, v in info.tensor_bytes.items() if k.endswith("weight.packed"))
     assert packed * 16 == sum(layer.weight.numel() * 4 for layer in ternary.nn.ternary_layers(model).values())
+
+
+@pytest.mark.parametrize("name", ["mlp", "vit", "bitnet", "mobilenet_v2", "resnet18"])
+def test_memory_by_stage(name: str, utils: ModuleType) -> None:
+    """Half the bytes in fp16; int8 and ternary reports add up to less than 0.3 and 0.15 of the float layers."""
+    model = zoo.load(name, quantized=False)().eval()
+    whole = utils.count_bytes(model)
+    assert utils.count_bytes(ternary.to_fp16(model)) <= whole / 2 + 1024  # counters stay integers
+    _, eight = ternary.to_int8(model)
+    _, two = ternary.quantize(model, ternary.Recipe(rules=(("*", "ternary"),)))
+    kept = sum(r.bytes_before for r in eight.layers if r.precision == "float")  # embeddings have no int8 form
+    assert eight.bytes_after - kept < 0.3 * (eight.bytes_before - kept)
+    assert two.bytes_after < 0.15 * two.bytes_before
+    assert two.bytes_before <= whole
+
+
+@pytest.mark.parametrize("name", ["mlp", "vit", "bitnet"])
+def test_inference_is_measured(name: str, utils: ModuleType, benchmark_config: object) -> None:
+    """The helper times float and ternary forms alike; no bound, that is the benchmarks' affair."""
+    inputs = {"mlp": torch.randn(1, 64), "vit": torch.randn(1, 3, 32, 32), "bitnet": torch.zeros(1, 8).long()}
+    rest = (torch.arange(8),) if name == "bitnet" else ()
+    for quantized in (True, False):
+        model = zoo.load(name, quantized=quantized)().eval()
+        assert utils.measure_inference_time(model, inputs[name], *rest, repeat=benchmark_config.repeat) > 0
 
 
 def test_batches_are_measured(utils: ModuleType, benchmark_config: object) -> None:

@@ -172,3 +172,88 @@ def test_int8_convolution_says_what_it_lacks() -> None:
     """Reflecting convolutions have no int8 form."""
     with pytest.raises(ValueError, match="padding_mode"):
         Int8Conv2d(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
+
+
+def language_model(kind: str) -> nn.Module:
+    """A tiny model of Hugging Face, built from its configuration; GPT-2 has transposed linear layers and tied ends."""
+    import transformers as tf
+
+    small = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "gpt2":
+        return tf.GPT2LMHeadModel(tf.GPT2Config(**small, n_positions=32, n_embd=32, n_layer=2, n_head=4)).eval()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if kind == "llama":
+        return tf.LlamaForCausalLM(tf.LlamaConfig(**small, **sizes, max_position_embeddings=32)).eval()
+    return tf.BertForSequenceClassification(tf.BertConfig(**small, **sizes, max_position_embeddings=32)).eval()
+
+
+IDS = torch.arange(24).reshape(2, 12) % 97
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+class TestHuggingFaceModels:
+    """`quantize` on models that are not ours."""
+
+    def test_every_weight_matrix_is_found(self, kind: str) -> None:
+        """All matrices between the ends are ternary, the head is not, and the model itself is left as it was."""
+        model = language_model(kind)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        made, report = quantize(model)
+        inside = [r for r in report.layers if r.kind in ("Linear", "Conv1D")][:-1]
+        assert len(inside) == {"gpt2": 8, "llama": 14, "bert": 13}[kind]
+        assert {r.precision for r in inside} == {"ternary"}
+        assert report.layers[-1].precision == ("float" if kind == "gpt2" else "int8")
+        assert report.bytes_before > 3 * report.bytes_after
+        assert report.bytes_before <= sum(v.numel() * 4 for v in model.parameters())  # a tied weight counts once
+        assert torch.isfinite(made(IDS).logits).all()
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+    def test_transposing_changes_nothing(self, kind: str) -> None:
+        """With everything left in float the copy computes the same."""
+        model = language_model(kind)
+        made, _ = quantize(model, Recipe(rules=(("*", "float"),)))
+        assert (made(IDS).logits - model(IDS).logits).abs().max() < 1e-5
+
+    def test_rules_by_name(self, kind: str) -> None:
+        """Patterns over the names of the library choose layers."""
+        pattern = "*.intermediate.*" if kind == "bert" else "*.mlp.*"
+        _, report = quantize(language_model(kind), Recipe(rules=((pattern, "int8"), ("*", "float"))))
+        chosen = [r for r in report.layers if r.precision == "int8"]
+        assert len(chosen) == {"gpt2": 4, "llama": 6, "bert": 2}[kind]
+        assert all(0 < r.error < 0.02 for r in chosen)
+
+    def test_mixed_precision_by_sensitivity(self, kind: str) -> None:
+        """Keeping the most sensitive layers at 8 bits lowers the error; batches may be named inputs."""
+        model = language_model(kind)
+        measured = sensitivity(model, [{"input_ids": IDS}], Recipe(ends="ternary"))
+        rules = rules_by_sensitivity(measured, keep=0.5)
+        assert [n for n, _ in rules] == list(measured)[: len(rules)]
+        wanted = model(IDS).logits
+        plain, _ = quantize(model, Recipe(ends="ternary"))
+        mixed, report = quantize(model, Recipe(rules=rules, ends="ternary"))
+        assert {r.name for r in report.layers if r.precision == "int8"} == {n for n, _ in rules}
+        assert (mixed(IDS).logits - wanted).norm() < (plain(IDS).logits - wanted).norm()
+
+    @pytest.mark.parametrize("encoding", ["2bit", "base3"])
+    def test_packed_and_calibrated(self, kind: str, encoding: str, temp_dir: Path) -> None:
+        """A calibrated model goes through a packed file unchanged."""
+        model = language_model(kind)
+        made, _ = quantize(model, calibration=[IDS])
+        ternary.save(made, temp_dir / "m.safetensors", encoding=encoding)
+        again = ternary.load(temp_dir / "m.safetensors", quantize(language_model(kind))[0])
+        assert torch.equal(again(IDS).logits, made(IDS).logits)
+
+
+def test_results_without_a_tensor_are_refused() -> None:
+    """Sensitivity needs something to compare."""
+
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> dict[str, str]:
+            return {"text": str(self.a(x))}
+
+    with pytest.raises(TypeError, match="no tensor"):
+        sensitivity(Silent(), [torch.ones(1, 2)])

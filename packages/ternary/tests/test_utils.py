@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ternary.nn import ternary_layers
 
 
-def measure_inference_time(model: nn.Module, x: Tensor, *, repeat: int = 5) -> float:
+def measure_inference_time(model: nn.Module, *inputs: Tensor, repeat: int = 5) -> float:
     """Return the median time of a forward pass in milliseconds."""
     times = []
     with torch.inference_mode():
-        model(x)
+        model(*inputs)
         for _ in range(repeat):
             begin = time.perf_counter()
-            model(x)
+            model(*inputs)
             times.append(1e3 * (time.perf_counter() - begin))
     return statistics.median(times)
 
@@ -32,6 +32,11 @@ def measure_memory_usage(make: Callable[[], object]) -> int:
     grown = psutil.Process().memory_info().rss - before
     del held
     return grown
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers, shared ones once."""
+    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -76,6 +81,7 @@ def validate_ternary_weights(model: nn.Module) -> None:
 def test_counting_and_memory() -> None:
     """Parameters are counted, and memory that is held is seen."""
     assert count_parameters(nn.Linear(3, 4)) == 16
+    assert count_bytes(nn.BatchNorm1d(3)) == 4 * 4 * 3 + 8
     assert measure_memory_usage(lambda: torch.ones(30_000_000)) > 60_000_000
     assert measure_inference_time(nn.Identity(), torch.ones(1)) >= 0
 

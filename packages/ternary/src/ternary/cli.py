@@ -18,6 +18,7 @@ _EXAMPLES = """examples:
   ternary fmt net.tri                   rewrite in the one canonical form
   ternary compile resnet18 -o net.py    readable PyTorch from a zoo network
   ternary train net.tri --data digits --compare float,twn --seeds 3 --out runs
+  ternary quantize resnet18 --rule 'layer4.*=int8'    error, zeros and bytes of every layer
   ternary inspect runs/net-twn.safetensors --picture net.png
   ternary export runs/net-twn.safetensors --to onnx --to gguf --out release
   ternary doctor                        which kernel runs packed layers here, and why
@@ -78,20 +79,29 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file would change")
 
     c = command("compile", _compile, "Write the PyTorch source that a program stands for.")
-    c.add_argument("source")
+    c.add_argument("source", help="a .tri file, a zoo name, or - for standard input")
     c.add_argument("-o", "--output", help="where to (standard output by default)")
     c.add_argument("--float", action="store_true", dest="as_float", help="plain float layers instead of ternary ones")
 
     c = command("train", _train, "Train a program on real data, pack it, and compare quantizers.")
-    c.add_argument("source")
+    c.add_argument("source", help="a .tri file, a zoo name, or - for standard input")
     c.add_argument("--data", required=True, help="digits, mnist1d, or a .npz file with arrays x and y")
-    c.add_argument("--shape", default="", help="shape of one sample, such as 1,8,8 (found by itself where it can be)")
+    c.add_argument(
+        "--shape", type=_sizes, default=(), help="shape of one sample (1,8,8), where the program leaves it open"
+    )
     c.add_argument("--compare", default="as written", help="float and names of quantizers, joined by commas")
-    c.add_argument("--seeds", type=int, default=1)
-    c.add_argument("--epochs", type=int, default=20)
-    c.add_argument("--batch", type=int, default=64)
-    c.add_argument("--learning-rate", type=float, default=2e-3)
-    c.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of the model")
+    c.add_argument("--seeds", type=_positive, default=1, help="trainings per quantizer (default %(default)s)")
+    c.add_argument("--epochs", type=_positive, default=20, help="passes over the data (default %(default)s)")
+    c.add_argument("--batch", type=_positive, default=64, help="samples per step (default %(default)s)")
+    c.add_argument("--learning-rate", type=float, default=2e-3, help="its peak (default %(default)s)")
+    c.add_argument(
+        "--set",
+        action="append",
+        type=_pair,
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the model, may be given again",
+    )
     c.add_argument("--threads", type=int, default=1, help="threads for torch (one is best for small networks)")
     c.add_argument("--out", default="runs", help="directory for model files, table and pictures")
     c.add_argument("--json", action="store_true", help="print the table as JSON")
@@ -99,24 +109,34 @@ def _parser() -> argparse.ArgumentParser:
     c = command("quantize", _quantize, "Quantize a model file or an untrained program, and report each layer.")
     c.add_argument("model", help="a .safetensors file of this library, a .tri file or a zoo name")
     c.add_argument("-o", "--output", help="write the packed model here")
-    c.add_argument("--quantizer", default="twn")
-    c.add_argument("--json", action="store_true")
+    c.add_argument("--quantizer", default="twn", help="for layers that are not ternary yet (default %(default)s)")
+    c.add_argument(
+        "--rule",
+        action="append",
+        type=_pair,
+        default=[],
+        metavar="PATTERN=PRECISION",
+        help="ternary, int8 or float for layers of that name, such as 'layer4.*=int8'; the first that fits counts",
+    )
+    c.add_argument("--json", action="store_true", help="print the report as JSON")
 
     c = command("pack", _pack, "Write a model file again with another encoding.")
     c.add_argument("model", help="a .safetensors file of this library")
-    c.add_argument("output")
-    c.add_argument("--encoding", choices=("2bit", "base3"), default="base3")
+    c.add_argument("output", help="where to")
+    c.add_argument(
+        "--encoding", choices=("2bit", "base3"), default="base3", help="4 or 5 weights a byte (default %(default)s)"
+    )
 
     c = command("inspect", _inspect, "Show layers, zeros and bytes of a model file.")
-    c.add_argument("model")
-    c.add_argument("--picture", help="draw it to this file")
-    c.add_argument("--json", action="store_true")
+    c.add_argument("model", help="a .safetensors file of this library")
+    c.add_argument("--picture", help="draw it to this file (PNG, SVG or PDF)")
+    c.add_argument("--json", action="store_true", help="print the layers as JSON")
 
     c = command("bench", _bench, "Time compiling and one forward pass of a network.")
-    c.add_argument("source")
-    c.add_argument("--shape", required=True, help="input shape, such as 1,3,224,224")
-    c.add_argument("--repeat", type=int, default=10)
-    c.add_argument("--json", action="store_true")
+    c.add_argument("source", help="a .tri file, a zoo name, or - for standard input")
+    c.add_argument("--shape", type=_sizes, required=True, help="input shape, such as 1,3,224,224")
+    c.add_argument("--repeat", type=_positive, default=10, help="forward passes (default %(default)s)")
+    c.add_argument("--json", action="store_true", help="print the times as JSON")
     _add_export(command)
     _add_doctor(command)
     return parser
@@ -185,11 +205,39 @@ def _compile(a: argparse.Namespace) -> int:
     return 0
 
 
-def _value(text: str) -> Any:
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(s) for s in text.split(",")) if text.replace(",", "").isdecimal() and ",," not in text else ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; wanted sizes joined by commas, such as 1,8,8")
+    return sizes
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} lacks a name or a value; wanted {'NAME=VALUE'}")
     try:
-        return json.loads(text)
+        return name, json.loads(value)
     except json.JSONDecodeError:
-        return text
+        return name, value
+
+
+def _arguments(program: Any, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the arguments given for the model of a program; an unknown name is an error."""
+    from ternary.language.diagnostics import did_you_mean
+
+    known = {p.name for d in program.definitions if d.kind == "model" for p in d.parameters}
+    for name, _ in pairs:
+        if name not in known:
+            advice = did_you_mean(name, known) or f"its parameters are {', '.join(sorted(known)) or 'none'}"
+            raise TernaryError(f"the model has no parameter '{name}'; {advice}")
+    return dict(pairs)
 
 
 def _train(a: argparse.Namespace) -> int:
@@ -202,10 +250,11 @@ def _train(a: argparse.Namespace) -> int:
     torch.set_num_threads(a.threads)
     source, name = _read(a.source)
     text = read_source(source, name).text
+    program = parse_source(text, name=name)[0]
+    arguments = _arguments(program, a.set)
     split = data.load(a.data)
-    shape = tuple(int(s) for s in a.shape.split(",")) if a.shape else _shape_of(parse_source(text)[0])
+    shape = a.shape or _shape_of(program)
     config = TrainConfig(epochs=a.epochs, learning_rate=a.learning_rate)
-    arguments = {k: _value(v) for k, _, v in (pair.partition("=") for pair in a.set)}
     methods = tuple(a.compare.split(","))
     plan = experiment.Plan(
         text, arguments=arguments, methods=methods, seeds=a.seeds, batch=a.batch, config=config, shape=shape
@@ -275,7 +324,7 @@ def _quantize(a: argparse.Namespace) -> int:
     else:
         source, name = _read(a.model)
         model, given = compile_source(source, name=name, quantized=False)(), {}
-    made, report = quantize(model, Recipe(quantizer=a.quantizer))
+    made, report = quantize(model, Recipe(quantizer=a.quantizer, rules=tuple(a.rule)))
     if a.output:
         modelfile.save(made, a.output, arguments=given)
     print(json.dumps([asdict(r) for r in report.layers], indent=1) if a.json else report)
@@ -327,10 +376,14 @@ def _bench(a: argparse.Namespace) -> int:
     made = compile_source(source, name=name)
     compiled = time.perf_counter() - begin
     model = made().eval()
-    x = torch.randn(*(int(s) for s in a.shape.split(",")))
+    x = torch.randn(*a.shape)
     times = []
     with torch.inference_mode():
-        for _ in range(max(1, a.repeat)):
+        try:
+            model(x)
+        except (RuntimeError, TypeError) as e:
+            raise TernaryError(f"{name} does not take one input of shape {list(a.shape)}: {e}") from None
+        for _ in range(a.repeat):
             begin = time.perf_counter()
             model(x)
             times.append(time.perf_counter() - begin)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ternary.errors import Fp16OverflowError, NonFiniteActivationError
+from ternary.calibration import fit_to_inputs, input_power, output_of, reestimate_batch_norm, run
+from ternary.errors import Fp16OverflowError
 from ternary.nn.int8 import Int8Conv2d, Int8Linear
 from ternary.nn.layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.nn.quantizers import require_choice, require_finite
@@ -33,7 +34,8 @@ class Recipe:
         sparsity: For 'sparse', the fraction of zeros.
         activations: 'int8' rounds the inputs of ternary layers to 8 bits.
         rules: Pairs of a name pattern (`layer4.*`) and a precision; the first match decides.
-        ends: Precision of the first convolution or, without one, first layer, and of the last layer.
+        ends: Precision of the first convolution or, without convolutions and embeddings, the first layer, and of the
+            last layer.
         depthwise: Precision of depthwise convolutions.
         embeddings: Precision of embeddings.
         otherwise: Precision of all other layers.
@@ -53,7 +55,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What happened to one layer: precision, relative weight error (L2), fraction of zeros, bytes before and after."""
+    """What happened to one layer: precision, relative weight error (L2), fraction of zeros, bytes before and after.
+
+    A weight that an earlier layer shares counts no bytes here.
+    """
 
     name: str
     kind: str
@@ -110,9 +115,11 @@ def quantize(
     batch normalization are estimated anew.
 
     Args:
-        model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered.
+        model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered, and the transposed linear
+            layers of GPT-2 (Conv1D of transformers), which become Linear. Of layers that share one weight, the later
+            ones get the precision of the first, unless a rule names them.
         recipe: How; by default TWN per channel, int8 at both ends and for depthwise convolutions.
-        calibration: Batches: tensors, or tuples of inputs.
+        calibration: Batches: tensors, tuples of inputs, or mappings of named inputs.
 
     Returns:
         The quantized copy, in evaluation mode if the model was, and the report.
@@ -123,20 +130,20 @@ def quantize(
     """
     recipe = recipe or Recipe()
     plan = plan_precisions(model, recipe)
-    batches = None if calibration is None else [b if isinstance(b, tuple | list) else (b,) for b in calibration]
-    power = input_power(model, batches, plan) if batches else {}
-    made = copy.deepcopy(model)
+    made = _with_plain_linear(model)
+    batches = list(calibration) if calibration is not None else []
+    power = input_power(made, batches, plan) if batches else {}
     reports: list[LayerReport] = []
+    counted: set[int] = set()
     for name, precision in plan.items():
         layer = made.get_submodule(name) if name else made
         require_finite(_weight(layer), f"{name or type(layer).__name__}.weight")
         new = convert(layer, precision, recipe, power.get(name))
-        reports.append(_report(name, layer, new, precision))
+        shared = id(layer.weight) in counted
+        counted.add(id(layer.weight))
+        reports.append(_report(name, layer, new, precision, shared))
         if new is not layer:
-            if name:
-                _set_submodule(made, name, new)
-            else:
-                made = new
+            made = _replaced(made, name, new)
     if batches:
         reestimate_batch_norm(made, batches)
     made.train(model.training)
@@ -145,11 +152,14 @@ def quantize(
 
 def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
     """Return the precision that a recipe gives each layer, by name, in order."""
-    layers = {name: m for name, m in model.named_modules() if type(m) in _TERNARY or isinstance(m, TernaryWeight)}
+    kinds = (*_TERNARY, *_transposed_linear())
+    layers = {name: m for name, m in model.named_modules() if type(m) in kinds or isinstance(m, TernaryWeight)}
     plain = {n: m for n, m in layers.items() if not isinstance(m, nn.Embedding)}
     convolutions = [n for n, m in plain.items() if isinstance(m, nn.Conv1d | nn.Conv2d)]
-    ends = {*(convolutions or list(plain))[:1], *list(plain)[-1:]} if len(plain) > 1 else set()
+    first = convolutions or (list(plain) if len(plain) == len(layers) else [])
+    ends = {*first[:1], *list(plain)[-1:]} if len(plain) > 1 else set()
     plan: dict[str, Precision] = {}
+    by_weight: dict[int, Precision] = {}
     for name, module in layers.items():
         matched = next((p for pattern, p in recipe.rules if fnmatch.fnmatchcase(name, pattern)), None)
         groups = getattr(module, "groups", 1)
@@ -158,15 +168,39 @@ def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
             plan[name] = matched
         elif isinstance(module, TernaryWeight):
             plan[name] = "ternary"
+        elif id(module.weight) in by_weight:
+            plan[name] = by_weight[id(module.weight)]
         elif isinstance(module, nn.Embedding):
             plan[name] = recipe.embeddings
         elif groups > 1 and groups == getattr(module, "in_channels", 0):
             plan[name] = recipe.depthwise
         else:
             plan[name] = recipe.ends if name in ends else recipe.otherwise
-        if plan[name] == "int8" and not isinstance(module, nn.Linear | nn.Conv2d):
+        if plan[name] == "int8" and isinstance(module, nn.Conv1d | nn.Embedding):
             plan[name] = "float"  # the int8 forms are those of Linear and Conv2d
+        by_weight.setdefault(id(module.weight), plan[name])
     return plan
+
+
+def _transposed_linear() -> tuple[type[nn.Module], ...]:
+    """The class of transformers that is a Linear with its weight transposed, if that library is in use."""
+    library = sys.modules.get("transformers.pytorch_utils")
+    return () if library is None else (library.Conv1D,)
+
+
+def _with_plain_linear(model: nn.Module) -> nn.Module:
+    """Return a copy in which every transposed linear layer is a Linear."""
+    made = copy.deepcopy(model)
+    for name, layer in list(made.named_modules()):
+        if isinstance(layer, _transposed_linear()):
+            weight, bias = _weight(layer), layer.bias
+            assert isinstance(bias, nn.Parameter)
+            inputs, outputs = weight.shape
+            plain = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype).train(layer.training)
+            plain.weight = nn.Parameter(weight.T.contiguous())
+            plain.bias = bias
+            made = _replaced(made, name, plain)
+    return made
 
 
 def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tensor | None = None) -> nn.Module:
@@ -217,117 +251,36 @@ def _build(layer: nn.Module, options: dict[str, Any]) -> TernaryWeight:
 
 
 @torch.no_grad()
-def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
-    """Replace a layer's weight by the ternary one that is nearest on its real inputs.
-
-    Among thresholds of 0.3 to 1.2 times the mean magnitude, takes per channel the one with the least weighted squared
-    error, with the scale that least squares gives. The weight then holds those ternary values, quantizer 'exact'.
-    """
-    weight = layer.weight.detach()
-    rows = weight.flatten(1).double()
-    h = power.double().to(rows.device)
-    h = (
-        h.reshape(1, -1)
-        if h.numel() == rows.shape[1]
-        else h.repeat_interleave(rows.shape[1] // h.numel()).reshape(1, -1)
-    )
-    best_error = torch.full((rows.shape[0],), float("inf"), dtype=torch.double, device=rows.device)
-    best = torch.zeros_like(rows)
-    mean = rows.abs().mean(1, keepdim=True)
-    for factor in torch.arange(0.3, 1.25, 0.1).tolist():
-        values = torch.sign(rows) * (rows.abs() > factor * mean)
-        weights = (h * values * values).sum(1)
-        scale = (h * rows * values).sum(1) / torch.where(weights > 0, weights, torch.ones_like(weights))
-        fitted = values * scale.clamp(min=0)[:, None]
-        error = (h * (rows - fitted) ** 2).sum(1)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best = torch.where(better[:, None], fitted, best)
-    if layer.per == "channel" and layer.quantizer in ("twn", "absmean", "stochastic"):
-        layer.weight.copy_(best.reshape(weight.shape))
-        layer.quantizer = "exact"
-
-
-@torch.no_grad()
-def input_power(model: nn.Module, batches: list[Any], plan: dict[str, Precision]) -> dict[str, Tensor]:
-    """Run batches through a model and return the mean square of each input feature (or channel) of each layer."""
-    sums: dict[str, Tensor] = {}
-    hooks = []
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            if not bool(torch.isfinite(x).all()):
-                raise NonFiniteActivationError(f"the input of {name or 'the model'} is NaN or infinite in calibration")
-            dims = [i for i in range(x.dim()) if i != (1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else x.dim() - 1)]
-            power = x.double().pow(2).mean(dims)
-            sums[name] = power if name not in sums else sums[name] + power
-
-        return watch
-
-    for name in plan:
-        layer = model.get_submodule(name) if name else model
-        groups = getattr(layer, "groups", 1)
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and groups == 1:
-            hooks.append(layer.register_forward_pre_hook(hook(name)))
-    try:
-        with _mode(model, training=False):
-            for batch in batches:
-                model(*batch)
-    finally:
-        for h in hooks:
-            h.remove()
-    return sums
-
-
-@torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> None:
-    """Set the running statistics of batch normalization to the averages over the batches."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    if not norms:
-        return
-    before = [m.momentum for m in norms]
-    with _mode(model, training=False):
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum = None
-            m.train()
-        for batch in batches:
-            model(*batch)
-    for m, momentum in zip(norms, before, strict=True):
-        m.momentum = momentum
-
-
-@torch.no_grad()
 def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None = None) -> dict[str, float]:
     """Measure what each layer costs when it alone is ternary: the relative error of the model's output.
 
+    Layers that the recipe leaves in float are not measured.
+
     Args:
         model: The float model.
-        batches: Inputs: tensors, or tuples of inputs.
+        batches: Inputs: tensors, tuples of inputs, or mappings of named inputs.
         recipe: Which ternary quantizer.
 
     Returns:
         The relative error (L2) by layer name, the most sensitive first.
     """
     recipe = recipe or Recipe()
-    given = [b if isinstance(b, tuple | list) else (b,) for b in batches]
+    given = list(batches)
     found: dict[str, float] = {}
-    with _mode(model, training=False):
-        wanted = [model(*b) for b in given]
-        for name in plan_precisions(model, recipe):
-            alone = copy.deepcopy(model)
-            layer = alone.get_submodule(name) if name else alone
-            if isinstance(layer, TernaryWeight):
-                continue
-            new = convert(layer, "ternary", recipe)
-            if name:
-                _set_submodule(alone, name, new)
-            else:
-                alone = new
-            got = [alone(*b) for b in given]
-            error = sum(float((a - b).norm() ** 2) for a, b in zip(wanted, got, strict=True)) ** 0.5
-            found[name] = error / max(1e-12, sum(float(a.norm() ** 2) for a in wanted) ** 0.5)
+    plain = _with_plain_linear(model).eval()
+    wanted = [output_of(run(plain, b)) for b in given]
+    size = sum(float(a.norm() ** 2) for a in wanted) ** 0.5
+    for name, precision in plan_precisions(plain, recipe).items():
+        layer = plain.get_submodule(name) if name else plain
+        if isinstance(layer, TernaryWeight) or precision == "float":
+            continue
+        alone = _replaced(plain, name, convert(layer, "ternary", recipe).eval())
+        try:
+            got = [output_of(run(alone, b)) for b in given]
+        finally:
+            _replaced(plain, name, layer)
+        error = sum(float((a - b).norm() ** 2) for a, b in zip(wanted, got, strict=True)) ** 0.5
+        found[name] = error / max(1e-12, size)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
@@ -365,30 +318,23 @@ def to_int8(model: nn.Module) -> tuple[nn.Module, Report]:
     return quantize(model, Recipe(rules=(("*", "int8"),)))
 
 
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    before = {m: m.training for m in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
-
-
 def _weight(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
 
 
-def _set_submodule(model: nn.Module, name: str, new: nn.Module) -> None:
+def _replaced(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """Put a layer in the place of another and return the model, which is the layer itself if that has no name."""
+    if not name:
+        return new
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent) if parent else model, last, new)
+    return model
 
 
 @torch.no_grad()
-def _report(name: str, before: nn.Module, after: nn.Module, precision: Precision) -> LayerReport:
+def _report(name: str, before: nn.Module, after: nn.Module, precision: Precision, shared: bool) -> LayerReport:
     weight = _weight(before).double()
     size = weight.numel()
     rows = weight.shape[0] if weight.dim() else 1
@@ -406,6 +352,6 @@ def _report(name: str, before: nn.Module, after: nn.Module, precision: Precision
         zeros = float((weight == 0).double().mean()) if size else 0.0
     norm = float(weight.norm())
     error = float((weight - got).norm()) / norm if norm else 0.0
-    return LayerReport(
-        name, type(before).__name__, precision, error, zeros, size * _weight(before).element_size(), stored
-    )
+    held = 0 if shared else size * _weight(before).element_size()
+    stored = 0 if shared and after is before else stored
+    return LayerReport(name, type(before).__name__, precision, error, zeros, held, stored)

@@ -7,9 +7,9 @@ import ast
 from collections.abc import Iterable
 
 from ternary.language import syntax as s
+from ternary.language.arguments import bind
 from ternary.language.layout import layout
 from ternary.language.library import FUNCTIONS, LAYERS, REQUIRED, TERNARY_OPTIONS
-from ternary.language.names import bind
 
 _OPS: dict[str, ast.operator] = {
     "+": ast.Add(),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import hashlib
 import linecache
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +40,31 @@ def read_source(source: str | Path, name: str = "") -> SourceText:
 
 def analyse(source: SourceText) -> tuple[s.Program, Diagnostics]:
     """Parse and check a source; return its tree and every error."""
+    with _collector_paused():
+        return _analyse(source)
+
+
+def _analyse(source: SourceText) -> tuple[s.Program, Diagnostics]:
     diagnostics = Diagnostics()
     program, _ = parse(source, diagnostics)
-    if not diagnostics:  # what a statement that does not parse would have defined cannot be known
-        names = NameChecker(program, diagnostics)
-        names.run()
-        ShapeChecker(names, source, diagnostics).run()
-        if not program.definitions:
-            diagnostics.add("syntax", "the source defines nothing", Span(0, 1), expected="model Name(...) { ... }")
+    if not program.definitions and not diagnostics:
+        diagnostics.add("syntax", "the source defines nothing", Span(0, 1), expected="model Name(...) { ... }")
+    names = NameChecker(program, diagnostics)
+    names.run()
+    ShapeChecker(names, source, diagnostics).run()
     return program, diagnostics
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the collection of cycles: a tree has none, and each pass would also walk all that torch has loaded."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check(source: str | Path, *, name: str = "") -> tuple[Diagnostic, ...]:
@@ -88,7 +107,9 @@ def generate(source: str | Path, *, name: str = "", quantized: bool = True) -> s
     Raises:
         CompileError: The program has errors; it holds all of them.
     """
-    return PyTorchCodeGenerator(parse_source(source, name=name)[0], quantized=quantized).generate()
+    program, _ = parse_source(source, name=name)
+    with _collector_paused():
+        return PyTorchCodeGenerator(program, quantized=quantized).generate()
 
 
 def compile(source: str | Path, model: str = "", *, name: str = "", quantized: bool = True) -> type[nn.Module]:
@@ -110,7 +131,8 @@ def compile(source: str | Path, model: str = "", *, name: str = "", quantized: b
     """
     program, text = parse_source(source, name=name)
     chosen = _choose(program, model)
-    code = PyTorchCodeGenerator(program, quantized=quantized).generate()
+    with _collector_paused():
+        code = PyTorchCodeGenerator(program, quantized=quantized).generate()
     digest = hashlib.sha256(code.encode()).hexdigest()[:12]
     filename = f"<ternary {chosen} {digest}>"
     # Tracebacks, inspect and torch.jit.script find the generated lines here; the name is unique to the content.

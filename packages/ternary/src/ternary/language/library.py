@@ -19,6 +19,10 @@ class ShapeError(Exception):
         super().__init__(message)
 
 
+class UndecidedError(Exception):
+    """A shape cannot be told because something in it is not known; nothing is wrong with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """What is known of a tensor: its dtype ('float' or 'int') and dims; a dim of None is not known."""
@@ -71,9 +75,9 @@ def known(*values: Any) -> bool:
     return all(isinstance(v, int) or (isinstance(v, Dim) and not v.depends_on_parameters) for v in values)
 
 
-def same(a: Dim | int | None, b: Dim | int | None) -> bool | None:
+def same(a: Any, b: Any) -> bool | None:
     """Whether two sizes are equal; None if that cannot be decided yet."""
-    if a is None or b is None:
+    if _unknown(a) or _unknown(b):
         return None
     difference = dim(a) - dim(b)
     if difference.constant == 0:
@@ -89,7 +93,9 @@ def want_rank(x: Tensor, layer: str, dims: str) -> None:
 
 
 def want_dim(x: Tensor, at: int, size: Any, layer: str, what: str) -> None:
-    """Refuse a tensor whose dimension has surely another size."""
+    """Refuse a tensor that lacks a dimension, or in which it has surely another size."""
+    if not x.dims:
+        raise ShapeError(f"{layer} got {x}, which has no dimensions", f"a {what}")
     if same(x.dims[at], size) is False:
         raise ShapeError(f"{layer} got {x}: its {what} is {x.dims[at]}", f"{size}")
 
@@ -197,7 +203,9 @@ def product(dims: tuple[Dim | None, ...]) -> Dim | None:
 def axis(x: Tensor, index: Any, what: str) -> int:
     """Return a dimension's index counted from the front, if the tensor has it."""
     if not isinstance(index, int):
-        raise ShapeError(f"{what} needs a dimension with a fixed number")
+        if isinstance(index, Dim):
+            raise ShapeError(f"{what} needs a dimension with a fixed number")
+        raise UndecidedError
     if not -len(x.dims) <= index < len(x.dims):
         raise ShapeError(f"{what} got dimension {index} of {x}", f"{-len(x.dims)} to {len(x.dims) - 1}")
     return index % len(x.dims)

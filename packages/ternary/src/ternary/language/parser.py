@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from ternary.language import syntax as s
-from ternary.language.diagnostics import Diagnostics, SourceText, Span, did_you_mean
-from ternary.language.lexer import Comment, Token, string_value, tokenize
+from ternary.language.cursor import Abandon, Cursor
+from ternary.language.diagnostics import Diagnostics, SourceText, Span
+from ternary.language.lexer import Comment, Token, Tokens, string_value, tokenize
 
 MAX_SOURCE = 1024 * 1024
 MAX_DEPTH = 40
@@ -29,12 +31,9 @@ _BINARY = {
     "@": 6,
 }
 _TYPES = ("int", "float", "bool", "str")
+_PREFIXES = ("-", "not", "ternary", "repeat")
 _COMPARE, _NOT, _NEGATE = 4, 3, 7
 T = TypeVar("T")
-
-
-class _Abandon(Exception):
-    """The statement being parsed cannot be saved."""
 
 
 def parse(source: SourceText, diagnostics: Diagnostics) -> tuple[s.Program, list[Comment]]:
@@ -42,7 +41,8 @@ def parse(source: SourceText, diagnostics: Diagnostics) -> tuple[s.Program, list
 
     Args:
         source: The text.
-        diagnostics: Collects every syntax error; the tree then holds what could be understood.
+        diagnostics: Collects every syntax error; the tree then holds what could be understood, and the definitions
+            with gaps name in `lost` what the gaps may have defined.
 
     Returns:
         The tree and the comments (for the formatter), both in source order.
@@ -50,271 +50,209 @@ def parse(source: SourceText, diagnostics: Diagnostics) -> tuple[s.Program, list
     if len(source.text) > MAX_SOURCE:
         message = f"the source has {len(source.text):,} characters"
         diagnostics.add("too-large", message, Span(0, 1), expected=f"at most {MAX_SOURCE:,}")
-        return s.Program(()), []
+        return s.Program((), lost=frozenset([s.ANYTHING])), []
     tokens, comments = tokenize(source.text, diagnostics)
     return _Parser(source, tokens, diagnostics).program(), comments
 
 
-class _Parser:
-    def __init__(self, source: SourceText, tokens: list[Token], diagnostics: Diagnostics):
-        self.source, self.tokens, self.diagnostics = source, tokens, diagnostics
-        self.at = 0
+class _Parser(Cursor):
+    """Recursive descent; an error gives up one statement and goes on with the next."""
+
+    def __init__(self, source: SourceText, tokens: Tokens, diagnostics: Diagnostics):
+        super().__init__(source, tokens, diagnostics)
         self.depth = 0
-        self.started = 0
-        self.brackets: list[Token] = []
         self.heights: dict[int, int] = {}
 
-    # --- tokens -------------------------------------------------------------------------------------------------
-
-    def peek(self) -> Token:
-        """The next token; inside brackets line ends do not count."""
-        if self.brackets:
-            while self.tokens[self.at].kind == "newline" and self.tokens[self.at].text != ";":
-                self.at += 1
-        return self.tokens[self.at]
-
-    def next(self) -> Token:
-        token = self.peek()
-        if token.kind != "end":
-            self.at += 1
-        return token
-
-    def accept(self, kind: str) -> Token | None:
-        return self.next() if self.peek().kind == kind else None
-
-    def previous_end(self) -> int:
-        at = self.at - 1
-        while at > 0 and self.tokens[at].kind == "newline":
-            at -= 1
-        return self.tokens[at].span.end if at >= 0 else 0
-
-    def expect(self, kind: str, wanted: str = "") -> Token:
-        token = self.peek()
-        if token.kind == kind:
-            return self.next()
-        raise self.unexpected(wanted or f"'{kind}'")
-
-    def unexpected(self, wanted: str) -> _Abandon:
-        """Report the next token as unexpected, at the end of the line before if that is where something is missing."""
-        token = self.peek()
-        notes: tuple[str, ...] = ()
-        if self.brackets:
-            opened = self.brackets[-1]
-            line, column = self.source.position(opened.span.start)
-            notes = (f"the '{opened.text}' at line {line}, column {column} is still open",)
-        before = self.previous_end()
-        first = self.at == self.started
-        if not first and (token.kind in ("newline", "end") or "\n" in self.source.text[before : token.span.start]):
-            at = max(0, before)
-            what = "end of file" if token.kind == "end" else "end of line"
-            opened_at = self.brackets[-1].span if self.brackets else Span(at, at)
-            if "\n" in self.source.text[opened_at.start : at]:
-                self.diagnostics.add("syntax", f"this '{self.brackets[-1].text}' is never closed", opened_at)
-            else:
-                self.diagnostics.add("syntax", f"unexpected {what}", Span(at, at + 1), expected=wanted, notes=notes)
-            while self.at > 0 and self.tokens[self.at - 1].kind == "newline":
-                self.at -= 1
-        else:
-            shown = token.text if len(token.text) <= 40 else token.text[:40] + "…"
-            hint = did_you_mean(token.text, [w.strip("'") for w in wanted.replace(" or ", ",").split(", ")])
-            self.diagnostics.add("syntax", f"unexpected '{shown}'", token.span, expected=wanted, hint=hint, notes=notes)
-        return _Abandon()
-
-    def skip_lines(self) -> None:
-        while self.tokens[self.at].kind == "newline":
-            self.at += 1
-
-    def resume(self, braces: int) -> None:
-        """After an error: forget open brackets, go to the next statement (past whole blocks) or the closing brace."""
-        self.brackets.clear()
-        self.depth = 0
-        open_braces = 0
-        while True:
-            kind = self.tokens[self.at].kind
-            if kind == "end" or (kind == "newline" and open_braces == 0):
-                return
-            if kind == "{":
-                open_braces += 1
-            elif kind == "}":
-                if open_braces == 0 and braces:
-                    return
-                open_braces = max(0, open_braces - 1)
-            elif kind in ("model", "layer") and open_braces == 0 and not braces:
-                return
-            self.at += 1
+    # --- lists and blocks ---------------------------------------------------------------------------------------
 
     def bracketed(self, opening: str, closing: str, item: Callable[[], T]) -> tuple[T, ...]:
         """Parse `opening item, item, closing`, a trailing comma allowed."""
-        self.brackets.append(self.expect(opening))
+        self.expect(opening)
+        self.brackets.append(self.at - 1)
         items: list[T] = []
-        while self.peek().kind != closing:
+        while self.peek() != closing:
             items.append(item())
-            if self.peek().kind == ",":
-                self.next()
-            elif self.peek().kind != closing:
+            if not self.accept(",") and self.peek() != closing:
                 raise self.unexpected(f"',' or '{closing}'")
         self.brackets.pop()  # before the closing token, so that a line end after it counts again
-        self.next()
+        self.at += 1
         return tuple(items)
+
+    def block(self, statement: Callable[[Token], None]) -> None:
+        """Parse `{ statement... }`, going on with the next line after a bad statement."""
+        self.expect("{")
+        opened = self.tokens[self.at - 1]
+        while True:
+            self.skip_lines()
+            self.started = self.at
+            kind = self.peek()
+            if kind == "}":
+                self.at += 1
+                return
+            if kind in ("end", "model", "layer") or self.diagnostics.full:
+                line, column = self.source.position(opened.span.start)
+                at = max(0, self.previous_end())
+                message = f"the '{{' at line {line}, column {column} is never closed"
+                self.diagnostics.add("syntax", message, Span(at, at + 1), expected="'}'")
+                self.lost.add("}")
+                return
+            self.depth = 0
+            self.heights.clear()
+            try:
+                statement(self.here())
+                if self.peek() not in ("newline", "}", "end") and not self.at_definition():
+                    raise self.unexpected("the end of the line")
+            except Abandon:
+                self.next_statement()
 
     # --- definitions --------------------------------------------------------------------------------------------
 
     def program(self) -> s.Program:
         definitions: list[s.Definition] = []
+        lost: set[str] = set()
         while not self.diagnostics.full:
             self.skip_lines()
             self.started = self.at
-            if self.peek().kind == "end":
+            self.lost = set()
+            self.depth = 0
+            self.heights.clear()
+            if self.peek() == "end":
                 break
             try:
-                if self.peek().kind not in ("model", "layer"):
+                if self.peek() not in ("model", "layer"):
                     raise self.unexpected("'model' or 'layer'")
                 definitions.append(self.definition())
-                if self.peek().kind not in ("newline", "end"):
+                self.started = self.at
+                if self.peek() not in ("newline", "end") and not self.at_definition():
                     raise self.unexpected("the end of the line")
-            except _Abandon:
-                start = self.at
-                self.resume(0)
-                if self.at == start and self.tokens[self.at].kind not in ("newline", "model", "layer"):
-                    self.at = min(self.at + 1, len(self.tokens) - 1)
-        return s.Program(tuple(definitions), span=Span(0, len(self.source.text)))
+            except Abandon:
+                self.next_definition()
+                lost |= self.lost
+                if definitions:  # a brace too many may have cut it short
+                    definitions[-1] = replace(definitions[-1], lost=definitions[-1].lost | self.lost)
+        return s.Program(tuple(definitions), lost=frozenset(lost), span=Span(0, len(self.source.text)))
 
     def definition(self) -> s.Definition:
-        keyword = self.next()
-        name = self.expect("name", "a name")
-        parameters = self.parameters() if self.peek().kind == "(" else ()
-        statements: tuple[s.Let | s.Require | s.Member, ...] = ()
-        forward: s.Forward | None = None
+        keyword = self.take()
+        name = self.name("a name")
+        parameters: tuple[s.Parameter, ...] | None = ()
+        if self.peek() == "(":
+            parameters = self.parameters()
+        body: list[s.Let | s.Require | s.Member] = []
+        forwards: list[s.Forward] = []
         sequence: s.ListExpr | None = None
         if self.accept("="):
-            value = self.list_expr()
-            sequence = value
-        elif self.peek().kind == "{":
-            statements, forward = self.block()
+            sequence = self.list_expr()
+        elif self.peek() == "{":
+            self.block(lambda token: self.statement(token, body, forwards))
         else:
             raise self.unexpected("'(', '{' or '='")
-        span = Span(keyword.span.start, self.previous_end())
         return s.Definition(
-            keyword.kind, name.text, parameters, statements, forward, sequence, span=span, name_span=name.span
+            keyword.kind,
+            name.text,
+            parameters or (),
+            tuple(body),
+            forwards[0] if forwards else None,
+            sequence,
+            lost=frozenset(self.lost),
+            known_parameters=parameters is not None,
+            span=self.since(keyword.span.start),
+            name_span=name.span,
         )
 
-    def parameters(self) -> tuple[s.Parameter, ...]:
+    def parameters(self) -> tuple[s.Parameter, ...] | None:
+        """The parameters; None after an error if the body may still be looked at, because it begins on this line."""
+        start = self.at
         try:
             return self.bracketed("(", ")", self.parameter)
-        except _Abandon:  # the body may still be looked at, if it begins on this line
+        except Abandon:
             at = self.at
-            while self.tokens[at].kind not in ("newline", "end", "{"):
+            while self.kinds[at] not in ("newline", "end", "{"):
                 at += 1
-            if self.tokens[at].kind != "{":
+            if self.kinds[at] != "{":
                 raise
             self.at = at
             self.brackets.clear()
-            return ()
+            self.lost |= self.names(start, at) | {s.ANYTHING}
+            return None
 
     def parameter(self) -> s.Parameter:
-        name = self.expect("name", "a parameter name")
+        name = self.name("a parameter name")
         self.expect(":", "':' and a type")
-        if self.peek().kind not in _TYPES:
+        if self.peek() not in _TYPES:
             raise self.unexpected("'int', 'float', 'bool' or 'str'")
-        kind = self.next().kind
+        kind = self.take().kind
         default = self.expression() if self.accept("=") else None
-        return s.Parameter(name.text, kind, default, span=Span(name.span.start, self.previous_end()))
+        return s.Parameter(name.text, kind, default, span=self.since(name.span.start))
 
-    def lines(self, statement: Callable[[Token], None]) -> None:
-        """Parse `{ statement... }`, going on with the next line after a bad statement."""
-        opened = self.expect("{")
-        while True:
-            self.skip_lines()
-            self.started = self.at
-            token = self.peek()
-            if token.kind == "}":
-                self.next()
-                return
-            if token.kind in ("end", "model", "layer") or self.diagnostics.full:
-                line, column = self.source.position(opened.span.start)
-                at = max(0, self.previous_end())
-                message = f"the '{{' at line {line}, column {column} is never closed"
-                self.diagnostics.add("syntax", message, Span(at, at + 1), expected="'}'")
-                raise _Abandon
-            try:
-                statement(token)
-                if self.peek().kind not in ("newline", "}"):
-                    raise self.unexpected("the end of the line")
-            except _Abandon:
-                self.resume(1)
-
-    def block(self) -> tuple[tuple[s.Let | s.Require | s.Member, ...], s.Forward | None]:
-        statements: list[s.Let | s.Require | s.Member] = []
-        forwards: list[s.Forward] = []
-
-        def statement(token: Token) -> None:
-            if token.kind == "forward":
+    def statement(self, token: Token, body: list[s.Let | s.Require | s.Member], forwards: list[s.Forward]) -> None:
+        start = token.span.start
+        match token.kind:
+            case "forward":
                 forwards.append(self.forward())
                 if len(forwards) > 1:
                     self.diagnostics.add("duplicate", "a second 'forward'", token.span, expected="one per definition")
-            elif token.kind == "let":
-                self.next()
-                name = self.expect("name", "a name")
+            case "let":
+                self.at += 1
+                name = self.name("a name")
                 self.expect("=")
                 value = self.expression()
-                statements.append(s.Let(name.text, value, span=Span(name.span.start, self.previous_end())))
-            elif token.kind == "require":
-                self.next()
+                body.append(s.Let(name.text, value, span=self.since(name.span.start)))
+            case "require":
+                self.at += 1
                 condition = self.expression()
-                message = string_value(self.expect("string", "a message in quotes").text) if self.accept(",") else ""
-                statements.append(s.Require(condition, message, span=Span(token.span.start, self.previous_end())))
-            elif token.kind == "name":
-                self.next()
+                message = ""
+                if self.accept(","):
+                    if self.peek() != "string":
+                        raise self.unexpected("a message in quotes")
+                    message = string_value(self.take().text)
+                body.append(s.Require(condition, message, span=self.since(start)))
+            case "name":
+                self.at += 1
                 self.expect("=")
                 value = self.expression()
-                span = Span(token.span.start, self.previous_end())
-                statements.append(s.Member(token.text, value, span=span, name_span=token.span))
-            else:
+                body.append(s.Member(token.text, value, span=self.since(start), name_span=token.span))
+            case _:
                 raise self.unexpected("'name = Layer(...)', 'let', 'require', 'forward' or '}'")
 
-        self.lines(statement)
-        return tuple(statements), forwards[0] if forwards else None
-
     def forward(self) -> s.Forward:
-        keyword = self.expect("forward")
+        start = self.take().span.start
         inputs = self.bracketed("(", ")", self.input)
         self.expect("->", "'->' and the type of the result")
         output = self.tensor_type()
         body: list[s.Assign | s.Return] = []
+        self.block(lambda token: self.step(token, body))
+        return s.Forward(inputs, output, tuple(body), span=self.since(start))
 
-        def statement(token: Token) -> None:
-            if token.kind == "return":
-                self.next()
-                value = self.expression()
-                body.append(s.Return(value, span=Span(token.span.start, self.previous_end())))
-            elif token.kind == "name":
-                self.next()
-                self.expect("=")
-                value = self.expression()
-                body.append(s.Assign(token.text, value, span=Span(token.span.start, self.previous_end())))
-            else:
-                raise self.unexpected("'name = ...', 'return' or '}'")
-
-        self.lines(statement)
-        return s.Forward(inputs, output, tuple(body), span=Span(keyword.span.start, self.previous_end()))
+    def step(self, token: Token, body: list[s.Assign | s.Return]) -> None:
+        """One statement of forward."""
+        start = token.span.start
+        if token.kind == "return":
+            self.at += 1
+            body.append(s.Return(self.expression(), span=self.since(start)))
+        elif token.kind == "name":
+            self.at += 1
+            self.expect("=")
+            body.append(s.Assign(token.text, self.expression(), span=self.since(start)))
+        else:
+            raise self.unexpected("'name = ...', 'return' or '}'")
 
     def input(self) -> s.Input:
-        name = self.expect("name", "an input name")
+        name = self.name("an input name")
         self.expect(":", "':' and a type such as float[N, 3]")
         kind = self.tensor_type()
-        return s.Input(name.text, kind, span=Span(name.span.start, self.previous_end()))
+        return s.Input(name.text, kind, span=self.since(name.span.start))
 
     def tensor_type(self) -> s.TensorType:
-        token = self.peek()
-        if token.kind not in ("float", "int"):
+        if self.peek() not in ("float", "int"):
             raise self.unexpected("'float' or 'int' with dimensions, such as float[N, 3, H, W]")
-        self.next()
+        token = self.take()
         dims = self.bracketed("[", "]", self.dimension)
-        return s.TensorType(token.kind, dims, span=Span(token.span.start, self.previous_end()))
+        return s.TensorType(token.kind, dims, span=self.since(token.span.start))
 
     def dimension(self) -> s.Expr | None:
-        if self.peek() is not None and self.peek().text == "_":
-            self.next()
+        if self.here().text == "_":
+            self.at += 1
             return None
         return self.expression()
 
@@ -332,12 +270,12 @@ class _Parser:
         at = Span(span.start, min(span.end, span.start + 1))
         hint = "give parts of it a name with 'let' or a layer of its own"
         self.diagnostics.add("too-deep", f"more than {MAX_DEPTH} levels in one expression", at, hint=hint)
-        raise _Abandon
+        raise Abandon
 
     def expression(self) -> s.Expr:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            self.too_deep(self.peek().span)
+            self.too_deep(self.here().span)
         then = self.operators(1)
         if self.accept("if"):
             condition = self.operators(1)
@@ -351,102 +289,106 @@ class _Parser:
     def operators(self, lowest: int) -> s.Expr:
         left = self.unary(lowest)
         while True:
-            token = self.peek()
-            level = _BINARY.get(token.kind, 0)
+            level = _BINARY.get(self.peek(), 0)
             if level < lowest:
                 return left
-            self.next()
+            token = self.take()
             right = self.operators(level + 1)
             span = Span(left.span.start, right.span.end)
             if level == _COMPARE and isinstance(left, s.Binary) and _BINARY[left.op] == _COMPARE:
                 hint = "join two comparisons with 'and'"
                 self.diagnostics.add("syntax", "a chained comparison", token.span, hint=hint)
+                raise Abandon
             left = self.made(s.Binary(token.kind, left, right, span=span), left, right)
 
     def unary(self, lowest: int = _NEGATE) -> s.Expr:
-        token = self.peek()
-        if token.kind == "not" and lowest > _NOT:
+        kind = self.peek()
+        if kind not in _PREFIXES:
+            return self.atom()
+        token = self.here()
+        if kind == "not" and lowest > _NOT:
             raise self.unexpected("an expression (put 'not ...' in parentheses here)")
-        if token.kind in ("-", "not"):
+        if kind in ("-", "not"):
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 self.too_deep(token.span)
-            self.next()
-            operand = self.operators(_NOT if token.kind == "not" else _NEGATE)
+            self.at += 1
+            operand = self.operators(_NOT if kind == "not" else _NEGATE)
             self.depth -= 1
             span = Span(token.span.start, operand.span.end)
-            return self.made(s.Unary(token.kind, operand, span=span), operand)
-        if token.kind == "ternary":
-            self.next()
-            options = self.arguments() if self.peek().kind == "(" else ()
+            return self.made(s.Unary(kind, operand, span=span), operand)
+        self.at += 1
+        if kind == "ternary":
+            options = self.arguments() if self.peek() == "(" else ()
             layer = self.prefixed()
             span = Span(token.span.start, layer.span.end)
             return self.made(s.Ternary(options, layer, span=span), layer, *(a.value for a in options))
-        if token.kind == "repeat":
-            self.next()
-            counts = self.bracketed("(", ")", self.expression)
-            if len(counts) != 1:
-                found = Span(token.span.start, self.previous_end())
-                self.diagnostics.add("syntax", f"repeat with {len(counts)} counts", found, expected="repeat(n) Layer()")
-                raise _Abandon
-            layer = self.prefixed()
-            span = Span(token.span.start, layer.span.end)
-            return self.made(s.Repeat(counts[0], layer, span=span), counts[0], layer)
-        return self.atom()
+        counts = self.bracketed("(", ")", self.expression)
+        if len(counts) != 1:
+            found = self.since(token.span.start)
+            self.diagnostics.add("syntax", f"repeat with {len(counts)} counts", found, expected="repeat(n) Layer()")
+            raise Abandon
+        layer = self.prefixed()
+        span = Span(token.span.start, layer.span.end)
+        return self.made(s.Repeat(counts[0], layer, span=span), counts[0], layer)
 
     def prefixed(self) -> s.Expr:
         """The layer after `ternary` or `repeat(n)`."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            self.too_deep(self.peek().span)
-        if self.peek().kind not in ("name", "ternary", "repeat", "["):
+            self.too_deep(self.here().span)
+        if self.peek() not in ("name", "ternary", "repeat", "["):
             raise self.unexpected("a layer such as Linear(64, 10)")
         layer = self.unary()
         self.depth -= 1
         return layer
 
     def atom(self) -> s.Expr:
-        token = self.peek()
-        match token.kind:
+        match self.peek():
             case "integer":
-                return s.Literal(int(self.next().text), span=token.span)
+                token = self.take()
+                return s.Literal(int(token.text), span=token.span)
             case "decimal":
-                return s.Literal(float(self.next().text), span=token.span)
+                token = self.take()
+                return s.Literal(float(token.text), span=token.span)
             case "string":
-                return s.Literal(string_value(self.next().text), span=token.span)
+                token = self.take()
+                return s.Literal(string_value(token.text), span=token.span)
             case "true" | "false":
-                return s.Literal(self.next().kind == "true", span=token.span)
+                token = self.take()
+                return s.Literal(token.kind == "true", span=token.span)
             case "[":
                 return self.list_expr()
             case "(":
-                self.brackets.append(self.next())
+                self.brackets.append(self.at)
+                self.at += 1
                 inner = self.expression()
-                if self.peek().kind != ")":
+                if self.peek() != ")":
                     raise self.unexpected("')'")
                 self.brackets.pop()
-                self.next()
+                self.at += 1
                 return inner
             case "name" | "int" | "float":
-                name = s.Name(self.next().text, span=token.span)
-                if self.peek().kind != "(":
+                token = self.take()
+                name = s.Name(token.text, span=token.span)
+                if self.peek() != "(":
                     return name
                 arguments = self.arguments()
-                span = Span(token.span.start, self.previous_end())
-                return self.made(s.Call(name, arguments, span=span), *(a.value for a in arguments))
+                call = s.Call(name, arguments, span=self.since(token.span.start))
+                return self.made(call, *(a.value for a in arguments))
         raise self.unexpected("an expression")
 
     def list_expr(self) -> s.ListExpr:
-        start = self.peek().span.start
+        start = self.here().span.start
         items = self.bracketed("[", "]", self.expression)
-        return self.made(s.ListExpr(items, span=Span(start, self.previous_end())), *items)
+        return self.made(s.ListExpr(items, span=self.since(start)), *items)
 
     def arguments(self) -> tuple[s.Argument, ...]:
         return self.bracketed("(", ")", self.argument)
 
     def argument(self) -> s.Argument:
         value = self.expression()
-        if isinstance(value, s.Name) and self.peek().kind == "=":
-            self.next()
+        if isinstance(value, s.Name) and self.accept("="):
             given = self.expression()
             return s.Argument(value.name, given, span=Span(value.span.start, given.span.end))
         return s.Argument("", value, span=value.span)

@@ -1,119 +1,56 @@
-"""Evaluates a checked program for each set of arguments: constants, requirements, shapes.
-
-Knows nothing of PyTorch.
-"""
+"""Passes symbolic shapes through the layers and expressions of a program. Knows nothing of PyTorch."""
 
 # ruff: noqa: D102 - the steps of a visitor are told by their names; what others call has a docstring
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from typing import Any
 
 from ternary.language import syntax as s
+from ternary.language.arguments import bind
+from ternary.language.constants import UNKNOWN
 from ternary.language.diagnostics import Diagnostics, SourceText, Span
-from ternary.language.dims import Dim, dim, symbol
+from ternary.language.dims import symbol
+from ternary.language.instances import MAX_LAYERS, Builtin, Either, Instance, Instances, Sequence
 from ternary.language.library import (
-    CHOICES,
+    CONSTANT_FUNCTIONS,
     FUNCTIONS,
-    LAYERS,
-    REQUIRED,
-    TERNARY_OPTIONS,
-    LayerSpec,
     ShapeError,
     Tensor,
+    UndecidedError,
     Values,
     broadcast,
     matmul,
     same,
 )
-from ternary.language.names import NameChecker, bind, definition_args
-
-MAX_LAYERS = 1_000_000
-MAX_NESTING = 50
-MAX_SIZE = 2**31 - 1
-
-
-class _Unknown:
-    """The value of something already reported or not decidable: fits everywhere."""
-
-    def __repr__(self) -> str:
-        return "?"
-
-
-UNKNOWN = _Unknown()
-
-
-@dataclass(frozen=True, slots=True)
-class Builtin:
-    """A built-in layer with its arguments."""
-
-    spec: LayerSpec
-    values: Values
-    size: int = 1
-    depth: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sequence:
-    """Layers in a row, each with how often it is repeated."""
-
-    items: tuple[tuple[Any, int], ...]
-    size: int
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Either:
-    """One of two layers; which one depends on a parameter without a value."""
-
-    then: Any
-    otherwise: Any
-    size: int
-    depth: int
-
-
-@dataclass(slots=True)
-class Instance:
-    """A definition with its arguments, evaluated once and shared by all uses."""
-
-    definition: s.Definition
-    label: str
-    env: dict[str, Any]
-    size: int = 1
-    depth: int = 1
-    body: Any = UNKNOWN
-    results: dict[tuple[Tensor, ...], Tensor | None] = field(default_factory=dict)
+from ternary.language.names import NameChecker
 
 
 class ShapeChecker:
     """Evaluates every definition that can be, reporting what does not fit."""
 
     def __init__(self, names: NameChecker, source: SourceText, diagnostics: Diagnostics):
-        self.definitions, self.bad = names.definitions, names.bad
-        self.source, self.diagnostics = source, diagnostics
-        self.instances: dict[tuple[str, tuple[Any, ...]], Instance] = {}
-        self.context: list[tuple[str, Span]] = []
-        self.used: set[str] = set()
+        self.diagnostics, self.bad = diagnostics, names.bad
+        self.instances = Instances(names, source, diagnostics)
+        self.error, self.constant, self.size = self.instances.error, self.instances.constant, self.instances.size
 
     def run(self) -> None:
         """Evaluate models with their defaults first, then what none of them used, with symbols for parameters."""
-        complete = [d for d in self.definitions.values() if all(p.default is not None for p in d.parameters)]
+        complete = [d for d in self.instances.definitions.values() if all(p.default is not None for p in d.parameters)]
         ordered = sorted(complete, key=lambda d: d.kind != "model")
-        rest = [d for d in self.definitions.values() if any(p.default is None for p in d.parameters)]
+        rest = [d for d in self.instances.definitions.values() if any(p.default is None for p in d.parameters)]
         for d in [*ordered, *rest]:
             if self.diagnostics.full:
                 return
-            if d.name not in self.used or all(p.default is not None for p in d.parameters):
+            if d.name not in self.instances.used or all(p.default is not None for p in d.parameters):
                 self.root(d)
 
     def root(self, d: s.Definition) -> None:
         env: dict[str, Any] = {}
         for p in d.parameters:
-            env[p.name] = UNKNOWN if p.default is None else self.default(p, env)
+            env[p.name] = UNKNOWN if p.default is None else self.instances.default(p, env)
             if p.default is None and p.type == "int" and not p.name[0].isupper():
                 env[p.name] = symbol(p.name)
-        instance = self.instance(d, env)
+        instance = self.instances.instance(d, env)
         if d.forward is not None:
             inputs = []
             for i in d.forward.inputs:
@@ -123,190 +60,6 @@ class ShapeChecker:
                         scope[expr.name] = symbol(expr.name)
                 inputs.append(Tensor(i.type.dtype, tuple(self.size(e, scope) for e in i.type.dims)))
             self.apply_instance(instance, tuple(inputs), d.name_span)
-
-    def error(self, code: str, message: str, span: Span, expected: str = "", hint: str = "") -> None:
-        notes = []
-        for label, at in reversed(self.context[-4:]):
-            line, column = self.source.position(at.start)
-            notes.append(f"in {label}, used at line {line}, column {column}")
-        self.diagnostics.add(code, message, span, expected=expected, hint=hint, notes=tuple(notes))
-
-    # --- constants ----------------------------------------------------------------------------------------------
-
-    def default(self, p: s.Parameter, env: dict[str, Any]) -> Any:
-        value = self.constant(p.default, env) if p.default is not None else UNKNOWN
-        return float(value) if p.type == "float" and isinstance(value, int) else value
-
-    def size(self, expr: s.Expr | None, env: dict[str, Any]) -> Dim | None:
-        value = UNKNOWN if expr is None else self.constant(expr, env)
-        return dim(value) if isinstance(value, int | Dim) else None
-
-    def constant(self, expr: s.Expr, env: dict[str, Any]) -> Any:
-        if id(expr) in self.bad:
-            return UNKNOWN
-        try:
-            return self.evaluate(expr, env)
-        except ZeroDivisionError:
-            self.error("bad-value", "division by zero (or by a negative size)", expr.span)
-        except OverflowError:
-            self.error("bad-value", "the result is too large", expr.span)
-        return UNKNOWN
-
-    def evaluate(self, expr: s.Expr, env: dict[str, Any]) -> Any:
-        match expr:
-            case s.Literal(value):
-                return value
-            case s.Name(name):
-                return env.get(name, UNKNOWN)
-            case s.Unary(op, operand):
-                value = self.evaluate(operand, env)
-                if value is UNKNOWN:
-                    return UNKNOWN
-                return (not value) if op == "not" else -value
-            case s.Conditional(then, condition, otherwise):
-                chosen = self.evaluate(condition, env)
-                if chosen is UNKNOWN or otherwise is None:
-                    return UNKNOWN
-                return self.evaluate(then if chosen else otherwise, env)
-            case s.Binary():
-                return self.arithmetic(expr, env)
-            case s.Call(callee, arguments):
-                values = [self.evaluate(a.value, env) for a in arguments]
-                return constant_function(callee.name, values)
-        return UNKNOWN
-
-    def arithmetic(self, expr: s.Binary, env: dict[str, Any]) -> Any:
-        a = self.evaluate(expr.left, env)
-        if expr.op == "and" and a is False:
-            return False
-        if expr.op == "or" and a is True:
-            return True
-        b = self.evaluate(expr.right, env)
-        if a is UNKNOWN or b is UNKNOWN:
-            return UNKNOWN
-        value = combine(expr.op, a, b)
-        if isinstance(value, int | float) and abs(value) > 2**63:
-            raise OverflowError
-        return value
-
-    # --- layers -------------------------------------------------------------------------------------------------
-
-    def instance(self, d: s.Definition, env: dict[str, Any]) -> Instance:
-        self.used.add(d.name)
-        key = (d.name, tuple((type(v).__name__, v) for v in env.values()))
-        found = self.instances.get(key)
-        if found is not None:
-            return found
-        label = f"{d.name}({', '.join(f'{k}={v}' for k, v in env.items() if v is not UNKNOWN)})"
-        made = self.instances[key] = Instance(d, label, dict(env))
-        for statement in d.statements:
-            match statement:
-                case s.Let():
-                    made.env[statement.name] = self.constant(statement.value, made.env)
-                case s.Require():
-                    if self.constant(statement.condition, made.env) is False:
-                        message = statement.message or "this requirement does not hold"
-                        self.error("requirement", message, statement.condition.span, hint=f"for {label}")
-                case s.Member():
-                    made.env[statement.name] = layer = self.layer(statement.value, made.env)
-                    made.size += size_of(layer)
-                    made.depth = max(made.depth, 1 + depth_of(layer))
-        if d.sequence is not None:
-            made.body = self.layer(d.sequence, made.env)
-            made.size += size_of(made.body)
-            made.depth = max(made.depth, 1 + depth_of(made.body))
-        if made.depth > MAX_NESTING:
-            self.error("too-deep", f"definitions nested more than {MAX_NESTING} deep", d.name_span)
-        if made.size > MAX_LAYERS:
-            message = f"'{d.name}' has {made.size:,} layers"
-            self.error("too-large", message, d.name_span, expected=f"at most {MAX_LAYERS:,}")
-        return made
-
-    def layer(self, expr: s.Expr, env: dict[str, Any]) -> Any:
-        if id(expr) in self.bad:
-            return UNKNOWN
-        match expr:
-            case s.Ternary(options, layer):
-                self.arguments(TERNARY_OPTIONS, options, env)
-                return self.layer(layer, env)
-            case s.Repeat():
-                return self.sequence((expr,), env)
-            case s.ListExpr(items):
-                return self.sequence(items, env)
-            case s.Conditional(then, condition, otherwise):
-                chosen = self.constant(condition, env)
-                if chosen is UNKNOWN:
-                    first = self.layer(then, env)
-                    second = UNKNOWN if otherwise is None else self.layer(otherwise, env)
-                    return Either(first, second, size_of(first) + size_of(second), max(map(depth_of, (first, second))))
-                if otherwise is None:
-                    return self.sequence((then,), env) if chosen else Sequence((), 0, 0)
-                return self.layer(then if chosen else otherwise, env)
-            case s.Call():
-                return self.create(expr, env)
-        return UNKNOWN
-
-    def sequence(self, items: tuple[s.Expr, ...], env: dict[str, Any]) -> Any:
-        out: list[tuple[Any, int]] = []
-        for item in items:
-            if isinstance(item, s.Repeat):
-                count = self.constant(item.count, env)
-                layer = self.layer(item.layer, env)
-                if isinstance(count, int) and count < 0:
-                    self.error("bad-value", f"repeat({count})", item.count.span, expected="0 or more")
-                    count = 0
-                out.append((layer, count) if isinstance(count, int) else (UNKNOWN, 1))
-            else:
-                out.append((self.layer(item, env), 1))
-        size = sum(size_of(layer) * n for layer, n in out)
-        return Sequence(tuple(out), size, max((depth_of(layer) for layer, _ in out), default=0))
-
-    def create(self, call: s.Call, env: dict[str, Any]) -> Any:
-        name = call.callee.name
-        if name == "Parameter":
-            return Tensor("float", tuple(self.size(a.value, env) for a in call.arguments))
-        if name in LAYERS:
-            spec = LAYERS[name]
-            values = self.arguments(spec.args, call.arguments, env)
-            try:
-                spec.check(values)
-            except ShapeError as e:
-                self.error("bad-value", e.message, call.span, e.expected, e.hint)
-            return Builtin(spec, values)
-        d = self.definitions[name]
-        if len(self.context) >= MAX_NESTING:
-            self.error("too-deep", f"definitions nested more than {MAX_NESTING} deep", call.callee.span)
-            return UNKNOWN
-        bound, _ = bind(definition_args(d), call.arguments)
-        values = {}
-        for p in d.parameters:
-            given = bound.get(p.name)
-            values[p.name] = self.default(p, values) if given is None else self.constant(given, env)
-            if p.type == "float" and isinstance(values[p.name], int):
-                values[p.name] = float(values[p.name])
-        self.context.append((name, call.span))
-        made = self.instance(d, values)
-        self.context.pop()
-        return made
-
-    def arguments(self, args: Any, given: tuple[s.Argument, ...], env: dict[str, Any]) -> Values:
-        bound, _ = bind(args, given)
-        values: Values = {}
-        for arg in args:
-            expr = bound.get(arg.name)
-            if expr is None:
-                values[arg.name] = UNKNOWN if arg.default is REQUIRED else arg.default
-                continue
-            value = values[arg.name] = self.constant(expr, env)
-            if arg.type == "int" and isinstance(value, int) and not isinstance(value, bool):
-                lowest = 1 if arg.positive else 0
-                if args is not TERNARY_OPTIONS and not lowest <= value <= MAX_SIZE and arg.name not in ("dim", "start"):
-                    wanted = f"{lowest} or more" if value < lowest else f"at most {MAX_SIZE:,}"
-                    self.error("bad-value", f"{arg.name} = {value}", expr.span, expected=wanted)
-                    values[arg.name] = UNKNOWN
-            if args is TERNARY_OPTIONS and isinstance(value, str) and value not in CHOICES.get(arg.name, (value,)):
-                self.error("bad-value", f"unknown {arg.name} '{value[:40]}'", expr.span, ", ".join(CHOICES[arg.name]))
-        return values
 
     # --- tensors ------------------------------------------------------------------------------------------------
 
@@ -352,7 +105,7 @@ class ShapeChecker:
             return instance.results[inputs]
         instance.results[inputs] = None
         d = instance.definition
-        self.context.append((instance.label, span))
+        self.instances.context.append((instance.label, span))
         try:
             if d.forward is None:
                 place = d.sequence.span if d.sequence else d.name_span
@@ -361,11 +114,13 @@ class ShapeChecker:
                 except ShapeError as e:
                     self.error("shape-mismatch", e.message, Span(place.start, place.start + 1), e.expected, e.hint)
                     result = None
+                except UndecidedError:
+                    result = None
             else:
                 scope = self.bind_inputs(instance, d.forward, inputs)
-                result = None if scope is None else self.forward(d.forward, scope)
+                result = None if scope is None else self.forward(d.forward, scope, d.lost)
         finally:
-            self.context.pop()
+            self.instances.context.pop()
         instance.results[inputs] = result
         return result
 
@@ -389,7 +144,7 @@ class ShapeChecker:
                         f"{name} got {x} as '{declared.name}': {actual} is not {self.size(expr, scope)}", shown
                     )
         for declared, x in zip(f.inputs, inputs, strict=True):
-            scope[declared.name] = x
+            scope[declared.name] = UNKNOWN if declared.name in instance.definition.lost else x
         return scope
 
     def show(self, expr: s.Expr | None, scope: dict[str, Any]) -> str:
@@ -398,11 +153,11 @@ class ShapeChecker:
         size = self.size(expr, scope)
         return "_" if size is None else str(size)
 
-    def forward(self, f: s.Forward, scope: dict[str, Any]) -> Tensor | None:
+    def forward(self, f: s.Forward, scope: dict[str, Any], lost: frozenset[str]) -> Tensor | None:
         for statement in f.body:
             value = None if id(statement.value) in self.bad else self.tensor_root(statement.value, scope)
             if isinstance(statement, s.Assign):
-                scope[statement.name] = UNKNOWN if value is None else value
+                scope[statement.name] = UNKNOWN if value is None or statement.name in lost else value
             else:
                 return self.result(f, statement, value, scope)
         return None
@@ -429,6 +184,8 @@ class ShapeChecker:
             return self.infer(expr, scope)
         except ShapeError as e:
             self.error("shape-mismatch", e.message, expr.span, e.expected, e.hint)
+        except UndecidedError:
+            pass
         return UNKNOWN
 
     def infer(self, expr: s.Expr, scope: dict[str, Any]) -> Any:
@@ -441,6 +198,10 @@ class ShapeChecker:
                 return UNKNOWN if result is None else result
             case s.Call(callee, arguments) if callee.name in FUNCTIONS:
                 return self.call_function(callee.name, arguments, scope)
+            case s.Call(callee, arguments) if callee.name not in CONSTANT_FUNCTIONS:  # hidden by a syntax error
+                for a in arguments:
+                    self.tensor(a.value, scope)
+                return UNKNOWN
             case s.Binary(op, left, right):
                 a, b = self.tensor(left, scope), self.tensor(right, scope)
                 if a is UNKNOWN or b is UNKNOWN:
@@ -486,78 +247,3 @@ class ShapeChecker:
             if arg.type == "tensor" and not isinstance(values[arg.name], Tensor):
                 return UNKNOWN
         return spec.shape(values)
-
-
-def size_of(layer: Any) -> int:
-    """Return how many layers a layer is made of."""
-    return int(getattr(layer, "size", 1))
-
-
-def depth_of(layer: Any) -> int:
-    """Return how many definitions lie inside one another in a layer."""
-    return int(getattr(layer, "depth", 0))
-
-
-def combine(op: str, a: Any, b: Any) -> Any:
-    """Evaluate a binary operation on constants, of which some may be symbolic sizes."""
-    if isinstance(a, Dim) or isinstance(b, Dim):
-        if op in ("==", "!="):
-            equal = same(a, b) if not isinstance(a, float) and not isinstance(b, float) else None
-            return UNKNOWN if equal is None else equal == (op == "==")
-        if isinstance(a, float) or isinstance(b, float) or op not in ("+", "-", "*", "//", "%"):
-            return UNKNOWN
-        a, b = dim(a), dim(b)
-    match op:
-        case "+":
-            value = a + b
-        case "-":
-            value = a - b
-        case "*":
-            value = a * b
-        case "/":
-            value = a / b
-        case "//":
-            value = a // b
-        case "%":
-            value = a % b
-        case "==":
-            return a == b
-        case "!=":
-            return a != b
-        case "<":
-            return a < b
-        case "<=":
-            return a <= b
-        case ">":
-            return a > b
-        case ">=":
-            return a >= b
-        case "and":
-            return a and b
-        case _:
-            return a or b
-    if isinstance(value, Dim):
-        return value if value.constant is None else value.constant
-    if isinstance(value, float) and not math.isfinite(value):
-        raise OverflowError
-    return value
-
-
-def constant_function(name: str, values: list[Any]) -> Any:
-    """Evaluate a function on constants."""
-    if any(not isinstance(v, int | float) for v in values):
-        return UNKNOWN
-    match name:
-        case "max":
-            return max(values)
-        case "min":
-            return min(values)
-        case "round":
-            return round(values[0])
-        case "int":
-            return int(values[0])
-        case "float":
-            return float(values[0])
-    from ternary.nn.divisible import make_divisible
-
-    return make_divisible(values[0], values[1])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ternary.language.diagnostics import Span
 
 NOWHERE = Span(0, 0)
+ANYTHING = "*"  # in `lost`: names that are not known either
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,10 @@ class Forward(Node):
 
 @dataclass(frozen=True, slots=True)
 class Definition(Node):
-    """A model or a layer: either `sequence` (`= [...]`) or statements with a `forward`."""
+    """A model or a layer: either `sequence` (`= [...]`) or statements with a `forward`.
+
+    After syntax errors, `lost` holds the names that the unreadable parts may have defined; nothing is known of them.
+    """
 
     kind: str
     name: str
@@ -185,14 +189,17 @@ class Definition(Node):
     statements: tuple[Let | Require | Member, ...]
     forward: Forward | None
     sequence: ListExpr | None
+    lost: frozenset[str] = field(default=frozenset(), kw_only=True)
+    known_parameters: bool = field(default=True, kw_only=True)
     name_span: Span = field(default=NOWHERE, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Program(Node):
-    """A whole source."""
+    """A whole source; `lost` holds the names in unreadable text between the definitions."""
 
     definitions: tuple[Definition, ...]
+    lost: frozenset[str] = field(default=frozenset(), kw_only=True)
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
