@@ -64,11 +64,11 @@ def test_a_missing_field_is_named(tool: Tool) -> None:
 
 
 def test_page_shows_every_row(tool: Tool) -> None:
-    """The rendered page has a table line per row and says when a peer was not installed."""
+    """The rendered page has a table line per row and says when a peer was not measured."""
     absent = {**GOOD, "peer": "iceoryx2", "peer_value": None, "ratio": None, "holds": None}
     text = tool("bench").page({"xfer": {"machine": {"cores": 2}, "versions": {}, "rows": [GOOD, absent]}})
     assert "| 64 MB copy-in and full read | 9 ms | SharedMemory | 60 | 0.15 | <= 0.2 | yes |" in text
-    assert "iceoryx2 | not installed" in text
+    assert "iceoryx2 | not measured" in text
 
 
 def test_the_documents_show_what_was_published(tool: Tool, root: Path) -> None:
@@ -80,6 +80,9 @@ def test_the_documents_show_what_was_published(tool: Tool, root: Path) -> None:
     assert shown == bench.headlines(results)
     (grown,) = bench.GROWTH.findall((root / "README.md").read_text())
     assert grown == bench.growth(results)
+    for package, result in results.items():
+        tables = bench.MEASURED.findall((root / "packages" / package / "README.md").read_text())
+        assert tables in ([], [bench.measured(result)]), package
     assert {row["package"] for result in results.values() for row in result["rows"]} == set(results)
 
 

@@ -15,8 +15,8 @@ interleaved, and writes JSON: {"machine": {…}, "versions": {…}, "rows": […
 `ratio` is value / peer_value of that run, `target` bounds the ratio where there is a peer and the value where there is
 none, `better` says which side of it is good. A peer that is not installed leaves peer_value, ratio and holds null.
 
-Published is a package's last run, packages/X/benchmarks/results.json and results.png; packages/benchmarks.md and the
-headlines in the README are rendered from these and never typed.
+Published is a package's last run, packages/X/benchmarks/results.json and results.png; packages/benchmarks.md, the
+headlines in the README and the tables in the packages' READMEs are rendered from these and never typed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ README = ROOT / "README.md"
 BLOCK = r"(?<=<!-- {0}, by tools/bench.py -->\n).*?(?=<!-- end of {0} -->)"
 HEADLINES = re.compile(BLOCK.format("headlines"), re.DOTALL)
 GROWTH = re.compile(BLOCK.format("growth"), re.DOTALL)
+MEASURED = re.compile(BLOCK.format("measured"), re.DOTALL)
 
 # One row for each package: its metric and its peer, as its benchmark calls them.
 HEADLINE_ROWS = {
@@ -167,6 +168,29 @@ def _rounded(value: Any) -> Any:
     return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
+def table(rows: list[Row]) -> list[str]:
+    """Lines of a Markdown table with these rows."""
+    lines = ["| metric | value | peer | peer's value | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        bound = {"lower": "<=", "higher": ">="}[row["better"]]
+        cells = [
+            row["metric"],
+            f"{_number(row['value'])} {row['unit']}".strip(),
+            row["peer"] or "",
+            "not measured" if row["peer"] and row["peer_value"] is None else _number(row["peer_value"]),
+            _number(row["ratio"]),
+            "" if row["target"] is None else f"{bound} {_number(row['target'])}",
+            {True: "yes", False: "no", None: ""}[row["holds"]],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def measured(result: dict[str, Any]) -> str:
+    """The rows of a package that have a target, as its own README shows them."""
+    return "\n".join(table([row for row in result["rows"] if row["target"] is not None])) + "\n"
+
+
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The benchmarks page, in Markdown: a table and a picture per package."""
     lines = ["# Benchmarks", ""]
@@ -177,19 +201,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         lines += ["", f"## {package}", "", machine, ""]
         if results_file(package).with_suffix(".png").exists():
             lines += [f"![{package} beside its peers]({package}/benchmarks/results.png)", ""]
-        lines += ["| metric | value | peer | peer's value | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
-        for row in result["rows"]:
-            bound = {"lower": "<=", "higher": ">="}[row["better"]]
-            cells = [
-                row["metric"],
-                f"{_number(row['value'])} {row['unit']}".strip(),
-                row["peer"] or "",
-                "not installed" if row["peer"] and row["peer_value"] is None else _number(row["peer_value"]),
-                _number(row["ratio"]),
-                "" if row["target"] is None else f"{bound} {_number(row['target'])}",
-                {True: "yes", False: "no", None: ""}[row["holds"]],
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+        lines += table(result["rows"])
     return "\n".join(lines) + "\n"
 
 
@@ -223,11 +235,17 @@ def growth(results: dict[str, dict[str, Any]]) -> str:
 
 
 def render() -> None:
-    """Write the page and the README's headlines from what is published."""
+    """Write the page and the tables of the READMEs from what is published."""
     results = published()
     PAGE.write_text(page(results))
-    text = HEADLINES.sub(lambda _: headlines(results), README.read_text())
-    README.write_text(GROWTH.sub(lambda _: growth(results), text))
+    _fill(README, HEADLINES, headlines(results))
+    _fill(README, GROWTH, growth(results))
+    for package, result in results.items():
+        _fill(ROOT / "packages" / package / "README.md", MEASURED, measured(result))
+
+
+def _fill(file: Path, block: re.Pattern[str], text: str) -> None:
+    file.write_text(block.sub(lambda _: text, file.read_text()))
 
 
 def _number(value: float | None) -> str:
