@@ -88,6 +88,18 @@ def tool() -> Callable[[str], ModuleType]:
     return load
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One local Ray node."""
+    with pytest.MonkeyPatch.context() as patch:
+        ray = pytest.importorskip("ray")
+        # Under `uv run`, Ray would start its workers by the same `uv run`.
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """No child process and no file in shared memory survives a test."""

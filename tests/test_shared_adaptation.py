@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,9 @@ from adaptation import TellsMemory
 
 import ttt
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 transformers = pytest.importorskip("transformers")
 TASKS = "arcagi1:training/a416b8f3,67a3c6ac"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One local Ray node."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Under `uv run`, Ray would start its workers by the same `uv run`.
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
