@@ -30,7 +30,14 @@ def test_the_demo_writes_its_page(root: Path, tmp_path: Path) -> None:
 def test_an_interrupted_demo_leaves_nothing(root: Path, tmp_path: Path) -> None:
     """Ctrl-C while tasks are being solved: its status says so, and its processes are gone within five seconds."""
     command = [sys.executable, "tools/demo.py", "ttt", "--report", str(tmp_path / "report.html")]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # A shell's background jobs ignore Ctrl-C, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     demo = psutil.Process(process.pid)
     end = time.monotonic() + 60
     while not any("ttt.worker" in child.cmdline() for child in demo.children(recursive=True)):

@@ -22,7 +22,7 @@ ALL = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
         (["README.md", "CONTRIBUTING.md"], (), False, False),
         (["packages/ternary/src/ternary/errors.py"], ("ternary",), True, False),
         (["packages/xfer/README.md"], ("isolate", "xfer"), True, False),
-        (["packages/zerocopy/tests/test_x.py"], ("zerocopy",), True, False),
+        (["packages/zerocopy/tests/test_x.py"], ("ttt", "zerocopy"), True, False),
         (["packages/gone/src/gone/x.py"], (), True, False),
         (["tests/conftest.py"], (), True, False),
         ([".github/workflows/ci.yml"], (), False, True),
