@@ -220,11 +220,12 @@ def with_ray(
     killer: Killer, stack: ExitStack, ref: zerocopy.ModelRef, model: torch.nn.Module
 ) -> Callable[[random.Random], None]:
     """A Ray actor that shares the model, and is made again when it was killed."""
+    # Under `uv run`, Ray would start its workers by the same `uv run`. It reads this when it is imported.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
 
     from zerocopy.on_ray import ModelActor
 
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     stack.callback(ray.shutdown)
     actors: list[Any] = []

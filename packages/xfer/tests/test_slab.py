@@ -73,7 +73,7 @@ STEPS = st.lists(
 
 @both
 @given(steps=STEPS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_interleaving_keeps_every_array(sending: bool, receiving: bool, steps: list[tuple[str, int]]) -> None:
     """Whatever is sent, taken, kept and dropped in whatever order: what is held never changes, order is kept."""
     with xfer.Pool("64MiB") as pool, channel_of(4, pool, sending, receiving) as channel:
