@@ -676,6 +676,31 @@ class TestConcurrentOperations(IntegrationTestBase):
         origins = sorted(process.communicate()[0].strip() for process in running)
         assert origins == ["built", "ready", "ready"]
 
+    def test_first_environments_side_by_side(self) -> None:
+        """The first use of uv by several threads at once, as `load_all` makes it, finds it in each of them."""
+        code = """if True:
+            import sys, threading
+            from isolate.environments import find_uv
+            sys.setswitchinterval(1e-6)
+            failures, together = [], threading.Barrier(8)
+
+            def ask():
+                together.wait()
+                try:
+                    find_uv()
+                except Exception as failure:
+                    failures.append(repr(failure))
+
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            sys.exit(chr(10).join(failures) or 0)
+        """
+        for _ in range(3):
+            subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_host_calls_from_many_threads_of_extensions(self) -> None:
         """Concurrent calls into the host's database keep every value."""
         self.create_extension(

@@ -17,6 +17,10 @@ from isolate.errors import InvalidRequirement
 
 FORMAT = 1
 
+# sysconfig fills its table on first use, and before Python 3.12 without a lock: a second thread then sees it half
+# filled. Environments are built side by side in threads, so it is filled here, under the lock of the import.
+sysconfig.get_config_vars()
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
