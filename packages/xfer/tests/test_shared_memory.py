@@ -320,7 +320,8 @@ def test_loan_is_filled_in_place(pool: xfer.Pool) -> None:
         array[0] = 1
     with pytest.raises(ValueError, match="once"), loan:
         pass
-    assert pool.loan(7)._signature.shape == (7,)
+    with pool.loan(7) as array:
+        assert array.shape == (7,)
 
 
 def test_a_loans_array_outlives_its_pool(helper: Callable[..., Any]) -> None:

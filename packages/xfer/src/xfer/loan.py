@@ -1,21 +1,26 @@
-"""A slot lent to be filled in place; knows what a pool does with it by two calls."""
+"""A slot lent to be filled in place."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from xfer.descriptor import Handle, Signature
-from xfer.segment import Segment
-
-if TYPE_CHECKING:
-    from xfer.pool import Pool
+from xfer.descriptor import Handle
 
 
 class Loan:
-    """A slot lent for filling; `handle` is there after the `with` block has ended without an exception."""
+    """A slot lent for filling; `handle` is there after the `with` block has ended without an exception.
 
-    def __init__(self, pool: "Pool", segment: Segment, slot: int, sig: Signature) -> None:
-        self._pool, self._segment, self._slot, self._signature = pool, segment, slot, sig
+    Args:
+        begin: Gives the slot as an array.
+        publish: Makes the filled slot known and gives its handle.
+        cancel: Gives the slot back unused.
+    """
+
+    def __init__(
+        self, begin: Callable[[], np.ndarray[Any, Any]], publish: Callable[[], Handle], cancel: Callable[[], None]
+    ) -> None:
+        self._begin, self._publish, self._cancel = begin, publish, cancel
         self._array: np.ndarray[Any, Any] | None = None
         self._handle: Handle | None = None
 
@@ -29,17 +34,13 @@ class Loan:
     def __enter__(self) -> np.ndarray[Any, Any]:
         if self._handle is not None or self._array is not None:
             raise ValueError("a loan can be filled once: ask the pool for another")
-        self._pool._check_open()
-        sig, segment = self._signature, self._segment
-        offset = segment.start + self._slot * segment.stride
-        self._array = np.ndarray(sig.shape, sig.dtype, segment.map, offset)
+        self._array = self._begin()
         return self._array
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None or self._array is None:
-            self._pool._untake(self._segment, self._slot)
+            self._cancel()
             return
         self._array.flags.writeable = False
-        sig = self._signature
-        self._handle = self._pool._publish(self._segment, self._slot, sig, sig.flags, sig.nbytes, None)
+        self._handle = self._publish()
         self._array = None

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 from zlib import crc32
 
@@ -155,7 +156,15 @@ class Pool:
         shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
         sig = signature(np.dtype(dtype), shape, False)
         segment, slot = self._take(sig.slot_bytes, timeout)
-        return Loan(self, segment, slot, sig)
+
+        def begin() -> np.ndarray[Any, Any]:
+            self._check_open()
+            return np.ndarray(sig.shape, sig.dtype, segment.map, segment.start + slot * segment.stride)
+
+        def publish() -> Handle:
+            return self._publish(segment, slot, sig, sig.flags, sig.nbytes, None)
+
+        return Loan(begin, publish, partial(self._untake, segment, slot))
 
     def release(self, handle: Handle | bytes) -> None:
         """Let go of an array: its handle is stale from now on, and the slot is reused once no reader looks at it.

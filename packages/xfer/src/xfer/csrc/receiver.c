@@ -32,15 +32,8 @@ PyTypeObject *slot_type;
 
 static int receiver_init(Receiver *self, PyObject *args, PyObject *kwargs)
 {
-    PyObject *memory, *ndarray;
-    unsigned long long capacity, entries, returns;
-    int bell;
-    if (self->shared.memory) {
-        PyErr_SetString(PyExc_TypeError, "made before");
-        return -1;
-    }
-    if (!PyArg_ParseTuple(args, "OKKKiO", &memory, &capacity, &entries, &returns, &bell, &ndarray)
-        || share(&self->shared, memory, capacity, entries, returns, bell) < 0)
+    PyObject *ndarray;
+    if (share(&self->shared, args, &ndarray) < 0)
         return -1;
     self->ndarray = Py_NewRef(ndarray);
     self->head = look(&self->shared, TAIL);

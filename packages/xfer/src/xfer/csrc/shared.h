@@ -104,10 +104,18 @@ static inline void replace(PyObject **place, PyObject *object)
     Py_XDECREF(old);
 }
 
-static inline int share(Shared *shared, PyObject *memory, unsigned long long capacity, unsigned long long entries,
-                 unsigned long long returns, int bell)
+/* Take the arguments that either end is made with; the class of arrays is borrowed. */
+static inline int share(Shared *shared, PyObject *args, PyObject **ndarray)
 {
-    if (PyObject_GetBuffer(memory, &shared->buffer, PyBUF_WRITABLE) < 0)
+    PyObject *memory;
+    unsigned long long capacity, entries, returns;
+    int bell;
+    if (shared->memory) {
+        PyErr_SetString(PyExc_TypeError, "made before");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "OKKKiO", &memory, &capacity, &entries, &returns, &bell, ndarray)
+        || PyObject_GetBuffer(memory, &shared->buffer, PyBUF_WRITABLE) < 0)
         return -1;
     if (!capacity || !returns || returns & (returns - 1) || RETURNS_AT + 8 * returns > entries
         || entries + ENTRY * capacity > (unsigned long long)shared->buffer.len) {
