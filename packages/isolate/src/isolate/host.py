@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Any, Self
 from isolate.environments import EnvironmentStore, Progress
 from isolate.errors import ExtensionDisabled, InvalidManifest, WouldDeadlock
 from isolate.exports import Exports
-from isolate.extension import Extension, Surroundings
+from isolate.extension import Extension
+from isolate.incarnation import Surroundings
 from isolate.manifest import FILES, Manifest, read_manifest
 from isolate.process import Guardian
 from isolate.requirements import Policy
@@ -66,8 +66,7 @@ class Host:
         self.store = EnvironmentStore(Path(store) if store else None, policy, offline=offline, **options)
         self._exports = Exports()
         self._extensions: dict[str, Extension] = {}
-        self._token = secrets.token_hex(12)
-        self._guardian = Guardian(self._token)
+        self._guardian = Guardian()
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -238,7 +237,6 @@ class Host:
             self._exports,
             self.store,
             self._guardian,
-            self._token,
             self._max_depth,
             self._run,
         )

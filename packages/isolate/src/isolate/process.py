@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -41,10 +43,15 @@ done
 class Guardian:
     """Outlives its host by a moment, to end the host's workers; one for each host, started with its first worker."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def __init__(self) -> None:
+        self._token = secrets.token_hex(12)
+        self._serials = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+
+    def mark(self) -> str:
+        """A mark for one more worker, by which what it leaves behind is found."""
+        return f"{self._token}.{next(self._serials)}"
 
     def note(self, operation: str, group: int) -> None:
         """Tell it of a process group: `+` when it begins, `-` when it has ended."""
@@ -145,8 +152,7 @@ class WorkerProcess:
         sock: The worker's end of the connection; closed here once it is passed on.
         environment: The child's whole environment.
         cwd: The child's working folder.
-        mark: Marks the child and all its descendants.
-        guardian: Told of the process group.
+        guardian: Marks the child and all its descendants, and is told of the process group.
         logger: Gets each line of stdout (info) and stderr (warning).
         on_exit: Called once on the loop when the process has ended and its output is read.
     """
@@ -157,14 +163,13 @@ class WorkerProcess:
         sock: socket.socket,
         environment: dict[str, str],
         cwd: Path,
-        mark: str,
         guardian: Guardian,
         logger: logging.Logger,
         on_exit: Callable[[], None],
         hidden_parent: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._mark = mark
+        self._mark = guardian.mark()
         self._guardian = guardian
         self._on_exit = on_exit
         self.exited: asyncio.Future[None] = self._loop.create_future()
@@ -176,7 +181,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(sock.fileno(),),
-                env={**environment, MARKER: mark},
+                env={**environment, MARKER: self._mark},
                 cwd=cwd,
                 start_new_session=True,
                 bufsize=0,

@@ -1,0 +1,218 @@
+"""One worker of an extension, from its start to its end: a process, or a thread for code that is not isolated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isolate import sandbox, sharing
+from isolate.environments import Environment, EnvironmentStore
+from isolate.errors import ExtensionStartError, WorkerDied
+from isolate.exports import Exports
+from isolate.manifest import Manifest
+from isolate.process import Guardian, WorkerProcess
+from isolate.requirements import Policy
+from isolate.worker import failures
+from isolate.worker.calls import Export
+from isolate.worker.inline import WorkerThread
+from isolate.worker.link import FAILED, LOAD, PROTOCOL, READY, STOP, Link
+from isolate.worker.threads import Threads
+
+_BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
+_MAIN = Path(__file__).parent / "worker" / "__main__.py"
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What an extension needs of its host."""
+
+    loop: asyncio.AbstractEventLoop
+    threads: Threads
+    exports: Exports
+    store: EnvironmentStore
+    guardian: Guardian
+    max_depth: int
+    run: Callable[[Any], Any]
+
+
+class Incarnation:
+    """One worker of an extension.
+
+    Args:
+        manifest: What the extension asked for.
+        around: What its host offers.
+        environment: Where it runs; None for a thread of this process.
+        logger: Gets what the worker prints.
+        ended: Called on the loop when it has ended for whatever reason, with that.
+
+    Attributes:
+        ready: Its description of itself, or why it cannot be had.
+        link: The calls both ways.
+        stopping: Whether its end is wanted.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        around: Surroundings,
+        environment: Environment | None,
+        logger: logging.Logger,
+        ended: Callable[[Incarnation, WorkerDied], None],
+    ) -> None:
+        self.environment = environment
+        self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.reason = ""
+        self.stopping = False
+        self.process: WorkerProcess | None = None
+        self.thread: WorkerThread | None = None
+        self.prefix: list[str] = []
+        self._name, self._loop, self._ended = manifest.name, around.loop, ended
+        ours, theirs = socket.socketpair()
+        table: dict[str, Export] = around.exports.table(manifest.needs)
+        self.link = Link(
+            ours,
+            around.loop,
+            around.threads,
+            table,
+            on_control=self._on_control,
+            on_closed=self._on_closed,
+            name=manifest.name,
+            max_depth=around.max_depth,
+            import_torch=manifest.share_torch,
+        )
+        layer = sharing.layer_config() if manifest.share_torch and environment is not None else None
+        folders = layer["folders"] if layer else []
+        if environment is None:
+            self.thread = WorkerThread(theirs, manifest.name)
+        else:
+            self.prefix = sandbox.command_prefix(manifest, environment.path, folders)
+            try:
+                self.process = WorkerProcess(
+                    [*self.prefix, str(environment.python), "-I", str(_MAIN)],
+                    theirs,
+                    _variables(manifest, around.store.policy),
+                    manifest.directory,
+                    around.guardian,
+                    logger,
+                    self._on_exit,
+                    hidden_parent=bool(self.prefix),
+                )
+            except BaseException:
+                self.link.close()
+                raise
+        apis = around.exports.names
+        config = {
+            "protocol": PROTOCOL,
+            "name": manifest.name,
+            "directory": str(manifest.directory),
+            "entry": manifest.entry,
+            "apis": {name: table for name, table in apis.items() if manifest.needs is None or name in manifest.needs},
+            "sandbox": sandbox.worker_config(manifest, environment.path if environment else None, folders),
+            "layer": layer,
+        }
+        self.link.control(LOAD, config)
+
+    def _on_control(self, kind: int, value: Any) -> None:
+        if self.ready.done() or kind not in (READY, FAILED):
+            raise ValueError(f"a frame of kind {kind} came out of turn")
+        if kind == READY:
+            self.ready.set_result(_checked_ready(value))
+            return
+        cause = failures.revive(value)
+        hint = ""
+        if isinstance(cause, ModuleNotFoundError):
+            hint = "; list the package that has it under `dependencies` in the manifest"
+        failure = ExtensionStartError(f"{self._name} failed while it was loaded: {type(cause).__name__}: {cause}{hint}")
+        failure.__cause__ = cause
+        self.ready.set_exception(failure)
+
+    def _on_closed(self, failure: BaseException | None) -> None:
+        if failure is not None:
+            self.reason = self.reason or f"it broke the protocol: {failure}"
+        if self.process is None:
+            self.end(self.death())
+        elif failure is not None:
+            self.process.kill()
+        else:
+            # The end of the stream is the first sign of an exit; a worker that only closed its socket is useless too.
+            process = self.process
+            self._loop.call_later(0.3, process.kill)
+
+    def _on_exit(self) -> None:
+        self.end(self.death())
+
+    def death(self) -> WorkerDied:
+        """Why this worker ended."""
+        code, signal_number = self.process.status if self.process else (None, None)
+        tail = self.process.stderr_tail if self.process else ()
+        reason = self.reason
+        if not reason and code == 137:
+            reason = "it reached its memory limit"
+        if not reason and signal_number == signal.SIGXCPU:
+            reason = "it used up its processor time"
+        if self.process is not None and code is None and signal_number is None:
+            reason = reason or "it is being stopped"
+        return WorkerDied(self._name, code, signal_number, reason, tail)
+
+    def end(self, death: WorkerDied) -> None:
+        """Fail what waits for this worker, and tell the owner."""
+        self.link.channel.drain()
+        self.link.close(death)
+        if not self.ready.done():
+            self.ready.set_exception(death)
+            self.ready.exception()
+        self._ended(self, death)
+
+    async def stop(self, grace: float) -> None:
+        """End it: asked first, then forced."""
+        self.stopping = True
+        with contextlib.suppress(ConnectionError):
+            self.link.control(STOP, None)
+            self.link.channel.flush()
+        if self.process is not None:
+            if not await self.process.wait(grace):
+                self.reason = f"it did not stop within {grace} s"
+                self.process.kill()
+                await self.process.wait(10)
+        else:
+            assert self.thread is not None
+            await asyncio.get_running_loop().run_in_executor(None, self.thread.join, grace)
+        self.link.close(self.death())
+
+
+def _variables(manifest: Manifest, policy: Policy) -> dict[str, str]:
+    """The variables that a worker sees: a short list, and what the manifest names and the policy allows."""
+    allowed = policy.allow_env
+    own = [name for name in manifest.env if allowed is None or any(fnmatch.fnmatch(name, p) for p in allowed)]
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in own or any(fnmatch.fnmatch(name, pattern) for pattern in _BASE_ENVIRONMENT)
+    }
+
+
+def _checked_ready(value: Any) -> dict[str, Any]:
+    """A worker's description of itself, checked: it comes from the extension's process."""
+    shape = {"protocol": int, "python": str, "executable": str, "methods": dict, "enforced": list, "missing": list}
+    if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
+        raise ValueError("the handshake is malformed")
+    for name, method in value["methods"].items():
+        good = type(method) is dict and method.get("kind") in ("sync", "async", "stream", "astream")
+        params = method.get("params") if good else ()
+        good = good and isinstance(method.get("returns"), str) and (params is None or type(params) is list)
+        for item in params or ():
+            good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
+        if not good or not name.isidentifier():
+            raise ValueError(f"the handshake describes {name!r:.80} in an unknown way")
+    if not all(type(line) is str for line in (*value["enforced"], *value["missing"])):
+        raise ValueError("the handshake's sandbox report is malformed")
+    return value
