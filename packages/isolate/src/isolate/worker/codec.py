@@ -54,7 +54,7 @@ class Codec:
         except ImportError:
             return
         decoder = msgpack.Decoder(ext_hook=self._hook)
-        self._fast = (msgpack.Encoder().encode, decoder.decode, (DecodeError, ValueError, TypeError, RecursionError))
+        self._fast = (msgpack.Encoder().encode, decoder.decode, (DecodeError, ValueError, RecursionError))
 
     def encode(self, value: Any) -> bytes:
         """Encode one value."""
@@ -82,9 +82,9 @@ class Codec:
             return unpack(bytes(payload), self._hook)
         try:
             return self._fast[1](payload)
-        except self._fast[2] as failure:
-            if isinstance(failure, WireError) or not isinstance(failure, (ValueError, RecursionError)):
-                raise
+        except WireError:
+            raise
+        except self._fast[2]:
             # msgspec is stricter than the format about surrogates; the slow reader has the last word.
             return unpack(bytes(payload), self._hook)
 
