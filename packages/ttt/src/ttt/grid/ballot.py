@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ttt.grid.answers import Candidate, Grid
+from ttt.grid.deck import Deck
 
 
 @dataclass(slots=True)
@@ -50,6 +51,25 @@ class Ballot:
             top = ranked[0].confidence
             result.append((ranked[0], replace(ranked[1], confidence=min(ranked[1].confidence, max(0.0, 1.0 - top)))))
         return tuple(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is known before the net; whoever receives it from another process loads nothing heavy by that.
+
+    Args:
+        stage: The stage that is at work.
+        ballot: The candidates.
+        spare: Per test grids to fall back on.
+        steps_done: Work units spent so far.
+        deck: The task for the net, last of all and only where the net is to be asked.
+    """
+
+    stage: str
+    ballot: Ballot
+    spare: list[list[Grid]]
+    steps_done: int
+    deck: Deck | None = None
 
 
 def spare_grids(

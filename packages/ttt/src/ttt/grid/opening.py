@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ttt.grid.answers import Grid
-from ttt.grid.ballot import Ballot, spare_grids
+from ttt.grid.ballot import Ballot, Opening, spare_grids
 from ttt.grid.columns import entropy, flat
 from ttt.grid.deck import Deck
 from ttt.grid.images import Group, groups_of
@@ -17,25 +16,6 @@ from ttt.grid.work import Work
 
 ENOUGH = 0.8
 """With a search answer surer than this for every test the learners are not asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What is known so far; plain enough to be sent from one process to another.
-
-    Args:
-        stage: The stage that is at work.
-        ballot: The candidates.
-        spare: Per test grids to fall back on.
-        steps_done: Work units spent so far.
-        deck: The task for the net, last of all and only where the net is to be asked.
-    """
-
-    stage: str
-    ballot: Ballot
-    spare: list[list[Grid]]
-    steps_done: int
-    deck: Deck | None = None
 
 
 def opening(

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ttt.apart import Spent, apart
 from ttt.grid.answers import LARGEST, Grid, Progress
-from ttt.grid.ballot import Ballot, spare_grids
+from ttt.grid.ballot import Ballot, Opening, spare_grids
 from ttt.grid.work import Work
-
-if TYPE_CHECKING:  # it loads the search
-    from ttt.grid.opening import Opening
 
 STAGES = ("search", "trees", "net")
 NET_STEPS = 600
