@@ -77,7 +77,9 @@ def solve(
         yield progress(known.stage)
     if deck is not None and not work.over:
         from ttt.grid import net  # PyTorch is loaded here, and only for tasks that come this far
+        from ttt.grid.pages import release_file_pages
 
+        release_file_pages()
         before = ballot
         for verdict in net.train(deck, seed, work, NET_STEPS if work.left is None else work.left):
             ballot = before.with_stage(net.candidates(verdict))
