@@ -97,25 +97,24 @@ def test_stop_ends_it() -> None:
 @pytest.mark.parametrize("how", ["hard time", "soft time", "memory", "interrupt"])
 def test_limits_of_a_task_end_it(sample_arc_tasks: list[ttt.Task], how: str) -> None:
     """A limit that ends a task's process ends what works for it, and both count as the task's."""
-    budget = ttt.Budget(seconds=4, grace=0.2, memory=500_000_000 if how == "memory" else None)
+    budget = ttt.Budget(seconds=12, grace=0.2, memory=500_000_000 if how == "memory" else None)
     backend = WorksApart(600 if how == "memory" else 200, heeds=how != "hard time")
     run = ttt.run(sample_arc_tasks[:1], backend=backend, budget=budget)
     begun = time.monotonic()
     for event in run:
         if how == "interrupt" and isinstance(event, ttt.Improved):
             run.interrupt()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
     (result,) = run.results.values()
     why = result.predictions[0].first.why
     assert result.peak_memory > 200e6, result
     if how == "memory":  # the worker may be ended before it could send its first answer
         assert result.reason == "memory"
-        assert result.peak_memory > 500e6
+        assert result.peak_memory > 450e6  # 90 % of the limit, where the backend is asked to stop
     else:
         assert result.reason == ("interrupt" if how == "interrupt" else "time"), result.error
         assert gone(int(why))
-    if how.endswith("time"):
-        assert 1.0 < result.cpu_seconds < 6
+        assert 1.0 < result.cpu_seconds < 15
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")

@@ -141,8 +141,10 @@ class StartsAChild:
 
 
 def pids_then_work(megabytes: int) -> Iterator[int]:
-    """Holds memory, gives this process's id and keeps a core busy for a minute."""
+    """Holds memory, uses a second of CPU, gives this process's id and keeps a core busy for a minute."""
     held = np.ones(megabytes * 1_000_000, np.uint8)
+    while time.process_time() < 1.0:
+        pass
     yield os.getpid()
     end = time.monotonic() + 60
     while time.monotonic() < end:
