@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+import ttt
 from ttt.grid import Progress, solve
 from ttt.grid.answers import Candidate
 
@@ -91,6 +92,20 @@ def test_same_seed_and_steps_give_the_same_answers_at_any_speed(whole: list[Prog
     assert [flat(p) for p in whole] == slow_run
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(numpy_before, np.random.get_state()[1])  # type: ignore[index]
+
+
+@pytest.mark.timeout(120)
+def test_a_task_of_its_own_process_gets_the_same_answers() -> None:
+    """Search and trees in one process and the net in another answer as all of them in one, to the last bit."""
+    train, tests = noise_task()
+    pairs = [ttt.Pair(ttt.as_grid(a), ttt.as_grid(b)) for a, b in train]
+    task = ttt.Task("noise", tuple(pairs), tuple(ttt.Pair(ttt.as_grid(t)) for t in tests))
+    here = list(solve(train, tests, seed=task.seed(0), stop=lambda: False, steps=STEPS))[-1]
+    run = ttt.run([task], budget=f"{STEPS} steps")
+    for _ in run:
+        pass
+    attempts = [a for p in run.results["noise"].predictions for a in (p.first, p.second)]
+    assert [(a.grid.tolist(), a.claimed, a.stage, a.why) for a in attempts] == flat(here)
 
 
 def test_stop_is_obeyed_and_an_answer_is_there() -> None:

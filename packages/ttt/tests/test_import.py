@@ -10,3 +10,13 @@ def test_import_pulls_in_nothing_heavy() -> None:
     code = f"import sys, ttt; print(sorted({heavy!r} & sys.modules.keys()))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_what_the_net_is_sent_loads_no_search() -> None:
+    """Unpickling what search and trees found leaves scipy and scikit-learn out of the process that loads PyTorch."""
+    code = (
+        "import sys, ttt.backends.grid, ttt.grid.solve, ttt.grid.ballot, ttt.grid.deck\n"
+        "print(sorted({'scipy', 'sklearn', 'torch'} & sys.modules.keys()))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

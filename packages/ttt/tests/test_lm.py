@@ -231,7 +231,7 @@ class TestAdapter:
     """Adapt, predict, take off."""
 
     def test_ten_tasks_leave_the_base_as_it_was(self, tiny_lm: Path) -> None:
-        """After ten adaptations the base weights are the same to the bit, no module is left, memory does not grow."""
+        """After each of ten adaptations the base weights are the same to the bit, no module is left; memory is flat."""
         with ModelService(tiny_lm) as service:
             before, modules = digest(service.model), len(list(service.model.modules()))
             resident = []
@@ -244,7 +244,7 @@ class TestAdapter:
                 assert digest(service.model) == before
                 assert len(list(service.model.modules())) == modules
                 resident.append(service.memory().resident)
-            assert resident[-1] - resident[2] < 30e6
+            assert max(resident[1:]) - resident[1] < 8e6
 
     def test_training_teaches(self, tiny_lm: Path) -> None:
         """Training takes the loss on the held-out pairs far down, and what is decoded has a true probability."""

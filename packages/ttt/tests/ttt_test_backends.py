@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ttt import Candidate, Clock, Grid, Progress, Task, as_grid
+from ttt.apart import apart
 from ttt.augment import SYMMETRIES
 
 
@@ -137,3 +138,29 @@ class StartsAChild:
             while not clock.stop():
                 time.sleep(0.05)
             child.communicate(b"\n")
+
+
+def pids_then_work(megabytes: int) -> Iterator[int]:
+    """Holds memory, uses a second of CPU, gives this process's id and keeps a core busy for a minute."""
+    held = np.ones(megabytes * 1_000_000, np.uint8)
+    while time.process_time() < 1.0:
+        pass
+    yield os.getpid()
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        held[0] += 1
+
+
+@dataclass(frozen=True)
+class WorksApart:
+    """Lets a generator in a process of its own do the work, and heeds the clock or not."""
+
+    megabytes: int
+    heeds: bool = True
+    name: str = "works-apart"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Answer with the other process's id in ``why``, then wait for what does not come."""
+        stop = clock.stop if self.heeds else lambda: False
+        for pid in apart("ttt_test_backends:pids_then_work", (self.megabytes,), stop, clock.count_helper):
+            yield Progress(tuple((Candidate(p.input, 0.3, "identity", str(pid)),) for p in task.test))

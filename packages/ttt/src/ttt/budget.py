@@ -112,6 +112,8 @@ class Clock:
         self._deadline = deadline
         if deadline is None and budget.seconds is not None:
             self._deadline = time.monotonic() + budget.seconds
+        self.helper_cpu, self.helper_peak = 0.0, 0
+        self._helper_now = 0
         self._memory_checked = 0.0
         self._reason: StopReason | None = None
 
@@ -129,6 +131,17 @@ class Clock:
     def steps_left(self) -> float:
         """Work units until the limit, infinite without one."""
         return float("inf") if self.budget.steps is None else self.budget.steps - self.steps_done
+
+    def count_helper(self, cpu_seconds: float, resident: int, peak: int) -> None:
+        """Count what a process takes that works for this one, one such process at a time.
+
+        Args:
+            cpu_seconds: That it has used so far.
+            resident: Bytes it holds now, 0 once it has ended.
+            peak: Bytes it held at most; with what this process holds now they count as the task's.
+        """
+        self.helper_cpu, self._helper_now = cpu_seconds, resident
+        self.helper_peak = max(self.helper_peak, peak + resident_bytes())
 
     def spend(self, steps: int = 1) -> None:
         """Count work units done."""
@@ -159,6 +172,6 @@ class Clock:
         # Reading memory takes a system call: often enough to matter, seldom enough to cost nothing.
         if self.budget.memory is not None and now - self._memory_checked > 0.02:
             self._memory_checked = now
-            if resident_bytes() > 0.9 * self.budget.memory:
+            if resident_bytes() + self._helper_now > 0.9 * self.budget.memory:
                 return "memory"
         return None

@@ -83,8 +83,8 @@ def supervise(job: Job, stop: threading.Event) -> Iterator[Event]:
                 verdict = _verdict(budget, memory, now >= kill_at, asked)
                 if verdict is None:
                     continue
+                result = replace(result, cpu_seconds=child.cpu_seconds(result.cpu_seconds), **verdict)
                 child.kill()
-                result = replace(result, **verdict)
                 break
             if message["kind"] == "progress":
                 best = progress_in(message)
@@ -207,12 +207,13 @@ class _Child:
             return 0
 
     def cpu_seconds(self, before: float) -> float:
-        """User and system seconds of the process, or ``before`` once it is gone."""
-        try:
-            times = self._seen.cpu_times() if self._seen else None
-            return before if times is None else float(times.user + times.system)
-        except psutil.Error:
-            return before
+        """User and system seconds of the process and of what it has started, or ``before`` if that is more."""
+        total = 0.0
+        for process in (self._seen, *self._family):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times() if process else None
+                total += times.user + times.system + times.children_user + times.children_system if times else 0.0
+        return max(before, total)
 
     def kill(self) -> None:
         """End the process and whatever it started in its session."""

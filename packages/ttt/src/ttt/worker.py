@@ -40,12 +40,12 @@ def main() -> None:
         reason = clock.reason
         if reason is None and clock.budget.steps is not None and steps >= clock.budget.steps:
             reason = "steps"
-        _send(out, kind="done", reason=reason, steps=steps)
+        _send(out, clock, kind="done", reason=reason, steps=steps)
     except MemoryError as error:
-        _send(out, kind="error", type="MemoryLimitError", message=f"the process ran out of memory: {error}")
+        _send(out, clock, kind="error", type="MemoryLimitError", message=f"the process ran out of memory: {error}")
     except Exception as error:  # whatever a backend raises is this task's failure, and told to the parent
         traceback.print_exc()
-        _send(out, kind="error", type=type(error).__name__, message=str(error))
+        _send(out, clock, kind="error", type=type(error).__name__, message=str(error))
     out.flush()
     # No interpreter teardown: it can take seconds with big libraries loaded, on the task's budget.
     sys.stderr.flush()
@@ -64,15 +64,16 @@ def _solve(job: dict[str, Any], clock: Clock, out: IO[str]) -> Progress | None:
         choose(task, last)  # answers that cannot be handed in are refused here, with the backend's frames at hand
         unsent = time.monotonic() - sent_at < SEND_EVERY
         if not unsent:
-            _send(out, kind="progress", **progress_out(last))
+            _send(out, clock, kind="progress", **progress_out(last))
             sent_at = time.monotonic()
     if last is not None and unsent:
-        _send(out, kind="progress", **progress_out(last))
+        _send(out, clock, kind="progress", **progress_out(last))
     return last
 
 
-def _send(out: IO[str], **message: Any) -> None:
-    message |= {"cpu_seconds": time.process_time(), "peak_memory": peak_bytes()}
+def _send(out: IO[str], clock: Clock, **message: Any) -> None:
+    message["cpu_seconds"] = time.process_time() + clock.helper_cpu
+    message["peak_memory"] = max(peak_bytes(), clock.helper_peak)
     out.write(json.dumps(message) + "\n")
     out.flush()
 

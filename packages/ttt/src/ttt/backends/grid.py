@@ -29,11 +29,18 @@ class GridBackend:
             return clock.seconds_left - reserve
 
         def stop() -> bool:
-            return clock.stop() or seconds_left() < 0
+            return clock.must_end() or seconds_left() < 0
 
         steps = clock.budget.steps
         for found in solve(
-            train, tests, seed=clock.seed, stop=stop, steps=steps, stages=self.stages, seconds_left=seconds_left
+            train,
+            tests,
+            seed=clock.seed,
+            stop=stop,
+            steps=steps,
+            stages=self.stages,
+            seconds_left=seconds_left,
+            spent=clock.count_helper,
         ):
             clock.steps_done = found.steps_done
             yield Progress(

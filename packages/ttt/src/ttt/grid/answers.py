@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Grid = npt.NDArray[np.uint8]
 """A 2-D array of colours 0..9."""
+LARGEST = 30
+"""Rows and columns of the largest grid."""
 
 
 @dataclass(frozen=True, slots=True)

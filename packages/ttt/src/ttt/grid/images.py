@@ -10,13 +10,12 @@ import numpy as np
 
 from ttt.grid import painting as _painting
 from ttt.grid import shaping as _shaping
-from ttt.grid.answers import Grid
+from ttt.grid.answers import LARGEST, Grid
 from ttt.grid.scene import Scene
 from ttt.grid.views import VIEWS, View
 from ttt.grid.work import Work
 
 _REGISTERED = (_shaping, _painting)
-LARGEST = 30
 SECOND_BASES = 400
 
 Shape = tuple[int, int]

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from ttt.grid.adam import FlatAdam, flatten
 from ttt.grid.answers import Candidate, Grid
-from ttt.grid.features import FEATURES
-from ttt.grid.scene import Scene, poses
+from ttt.grid.deck import Deck
 from ttt.grid.work import Work
+
+Pick = tuple[int, int, npt.NDArray[np.int64]]
+"""A view of a task's grid: the input's index, the pose, the slot that each slot is shown as."""
 
 CHANNELS = 32
 ROUNDS = 8
@@ -28,34 +30,6 @@ SNAPSHOTS = (0.55, 0.75, 0.9, 1.0)
 """Shares of the training after which the averaged weights vote."""
 SHARE_OF_TIME = 0.92
 """Of the time that is left the training takes so much, the last vote the rest."""
-
-FLAGS = (
-    "inside or outside",
-    "lying on the border",
-    "its one-colour piece having the most number of cells",
-    "its one-colour piece having the least number of cells",
-    "its one-colour piece's rank by number of cells",
-    "its one-colour piece's number of cells",
-    "its one-colour piece's empty cells in its box",
-    "its one-colour piece's holes",
-    "its one-colour piece's touching the border",
-    "its one-colour piece's repeats of its shape",
-    "its object's rank by number of cells",
-    "its object's number of cells",
-    "its object's number of colours",
-    "its object's repeats of its shape",
-    "background region's size",
-    "background region's being a rectangle",
-    "row parity",
-    "column parity",
-    "chessboard parity",
-    "ring from the border",
-    "its row's being of one colour",
-    "its column's being of one colour",
-    "lying in the box of an object",
-    "having the rarest drawn colour",
-)
-"""The cell features that the net is shown, one scaled number each."""
 
 
 @dataclass(slots=True)
@@ -147,131 +121,31 @@ class Net(nn.Module):
         return scores
 
 
-class Deck:
-    """All inputs of a task as tensors in all eight poses, colours as slots.
-
-    Args:
-        inputs: One grid per input, training first, each of its output's size.
-        outputs: The training outputs.
-        extras: Per input further views of the same size, shown as colours too.
-    """
-
-    def __init__(
-        self, inputs: Sequence[Grid], outputs: Sequence[Grid], extras: Sequence[Sequence[Grid]] | None = None
-    ) -> None:
-        self.inputs, self.outputs = inputs, outputs
-        extras = extras or [[] for _ in inputs]
-        self.layers = 1 + len(extras[0])
-        everything = [*inputs, *outputs, *(g for e in extras for g in e)]
-        colours = np.unique(np.concatenate([g.ravel() for g in everything]))
-        self.colours = colours
-        self.slot = np.zeros(10, dtype=np.int64)
-        self.slot[colours] = np.arange(len(colours))
-        fixed = set(range(10))
-        for a, b in zip(inputs, outputs, strict=False):
-            fixed &= set(np.unique(a).tolist()) | set(np.unique(b).tolist())
-        fixed.add(0)
-        self.free = np.array([int(self.slot[c]) for c in colours if int(c) not in fixed], dtype=np.int64)
-        raw = [self._features(g) for g in inputs]
-        scale = np.maximum(1.0, np.stack([np.abs(r).max(axis=(0, 1)) for r in raw]).max(axis=0))
-        self.posed: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] = []
-        self.layered = [[np.stack(p) for p in zip(*(poses(self.slot[g]) for g in e), strict=True)] for e in extras]
-        self.wanted: list[list[npt.NDArray[np.int64]]] = []
-        for i, (g, r) in enumerate(zip(inputs, raw, strict=True)):
-            planes = (np.log1p(r) / np.log1p(scale)).astype(np.float32)
-            moved = [
-                np.stack(p, axis=-1)
-                for p in zip(*(poses(planes[..., k]) for k in range(planes.shape[-1])), strict=True)
-            ]
-            self.posed.append(list(zip(poses(self.slot[g]), moved, strict=True)))
-            if i < len(outputs):
-                self.wanted.append(list(poses(self.slot[outputs[i]])))
-
-    @staticmethod
-    def _features(grid: Grid) -> npt.NDArray[np.float64]:
-        scene = Scene(grid)
-        parts = [FEATURES[n].measure(scene) for n in FLAGS]
-        return np.stack([np.zeros(grid.shape) if p is None else p.astype(float) for p in parts], axis=-1)
-
-    @property
-    def slots(self) -> int:
-        """Number of colours in the task."""
-        return len(self.colours)
-
-    @property
-    def width(self) -> int:
-        """Numbers per cell that the net is given."""
-        return self.slots * self.layers + 1 + 8 + int(self.posed[0][0][1].shape[-1])
-
-    def batch(
-        self,
-        picks: Sequence[tuple[int, int, npt.NDArray[np.int64]]],
-        keep: npt.NDArray[np.float32] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, inside masks and wanted slots (-1 outside) of some views, padded to one size.
-
-        Args:
-            picks: Per view the index of the input, the pose and the slot each slot is shown as.
-            keep: Per view and feature the factor 0 or 1, None for all.
-        """
-        shapes = [self.posed[i][k][0].shape for i, k, _ in picks]
-        h, w = max(s[0] for s in shapes), max(s[1] for s in shapes)
-        x = np.zeros((len(picks), h, w, self.width), dtype=np.float32)
-        wanted = np.full((len(picks), h, w), -1, dtype=np.int64)
-        eye = np.eye(self.slots, dtype=np.float32)
-        end = self.slots * self.layers
-        for n, (i, k, to) in enumerate(picks):
-            g, f = self.posed[i][k]
-            gh, gw = g.shape
-            x[n, :gh, :gw, : self.slots] = eye[to[g]]
-            for layer in range(1, self.layers):
-                part = slice(layer * self.slots, (layer + 1) * self.slots)
-                x[n, :gh, :gw, part] = eye[to[self.layered[i][k][layer - 1]]]
-            x[n, :gh, :gw, end] = 1.0
-            x[n, :gh, :gw, end + 1 + k] = 1.0
-            x[n, :gh, :gw, end + 9 :] = f if keep is None else f * keep[n]
-            if i < len(self.wanted):
-                wanted[n, :gh, :gw] = to[self.wanted[i][k]]
-        tensor = torch.from_numpy(x)
-        return tensor, tensor[..., end : end + 1], torch.from_numpy(wanted)
-
-
 def undone(grid: npt.NDArray[np.generic], pose: int) -> npt.NDArray[np.generic]:
     """The inverse of one of the eight poses."""
     return np.rot90(grid, -pose) if pose < 4 else np.rot90(grid[:, ::-1], -(pose - 4))
 
 
-def train(
-    inputs: Sequence[Grid],
-    outputs: Sequence[Grid],
-    seed: int,
-    work: Work,
-    steps: int,
-    extras: Sequence[Sequence[Grid]] | None = None,
-) -> Iterator[Verdict]:
+def train(deck: Deck, seed: int, work: Work, steps: int) -> Iterator[Verdict]:
     """Train on the pairs and vote over snapshots and poses; one work unit is one step.
 
     Args:
-        inputs: All inputs, or one view of each, training first; each has its output's size.
-        outputs: The training outputs.
+        deck: The task.
         seed: Of all randomness.
         work: Counts work and says when to stop.
         steps: Length of the schedule; the learning rate ends there, or with the time that `work` knows to be left.
             Training ends early once two snapshots in a row fit all pairs and all their views agree.
-        extras: Per input further views of the same size.
 
     Yields:
         The votes after each snapshot.
     """
-    deck = Deck(inputs, outputs, extras)
     settled = 0
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         net, judge = Net(deck.width, deck.slots), Net(deck.width, deck.slots).eval()
     adam, judged = FlatAdam(net), flatten(judge)
-    tests = len(inputs) - len(outputs)
-    verdict = Verdict([{} for _ in range(tests)], [{} for _ in range(tests)])
+    verdict = Verdict([{} for _ in range(deck.tests)], [{} for _ in range(deck.tests)])
     step, gone, taken = 0, 0.0, 0
     allowed = work.seconds_left() if work.seconds_left is not None else math.inf
     while gone < 1.0:
@@ -282,7 +156,7 @@ def train(
         if work.seconds_left is not None and not math.isinf(allowed):
             gone = min(1.0, max(gone, (1 - work.seconds_left() / allowed) / SHARE_OF_TIME))
         rate = RATE * min(1.0, step / 20) * min(1.0, 0.05 + 0.95 * 2 * (1 - gone))
-        x, inside, wanted = deck.batch(*_draw(deck, rng))
+        x, inside, wanted = _tensors(deck, *_draw(deck, rng))
         rounds = ROUNDS + int(rng.integers(-1, 2))
         loss = torch.zeros(())
         for scores in net(x, inside, rounds, keep=3):
@@ -300,11 +174,18 @@ def train(
                 return
 
 
-def _draw(
-    deck: Deck, rng: np.random.Generator
-) -> tuple[list[tuple[int, int, npt.NDArray[np.int64]]], npt.NDArray[np.float32]]:
+def _tensors(
+    deck: Deck, picks: Sequence[Pick], keep: npt.NDArray[np.float32] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, inside masks and wanted slots of some views."""
+    shown, wanted = deck.batch(picks, keep)
+    x = torch.from_numpy(shown)
+    return x, x[..., deck.inside : deck.inside + 1], torch.from_numpy(wanted)
+
+
+def _draw(deck: Deck, rng: np.random.Generator) -> tuple[list[Pick], npt.NDArray[np.float32]]:
     """A batch of random pairs, poses and colours with random features hidden."""
-    picks: list[tuple[int, int, npt.NDArray[np.int64]]] = []
+    picks: list[Pick] = []
     tall, wide, count = 0, 0, 0
     while True:
         i = int(rng.integers(len(deck.outputs)))
@@ -328,14 +209,14 @@ def _vote(net: Net, deck: Deck, verdict: Verdict, progress: float) -> None:
     plain = np.arange(deck.slots)
     right = 0
     for i, out in enumerate(deck.outputs):
-        x, inside, _ = deck.batch([(i, 0, plain)])
+        x, inside, _ = _tensors(deck, [(i, 0, plain)])
         right += int(np.array_equal(deck.colours[net(x, inside, ROUNDS)[0][0].argmax(-1).numpy()], out))
     verdict.fit = right / len(deck.outputs)
     verdict.agreement = []
     for t in range(len(verdict.votes)):
         i = len(deck.outputs) + t
         for k in range(8):
-            x, inside, _ = deck.batch([(i, k, plain)])
+            x, inside, _ = _tensors(deck, [(i, k, plain)])
             share = net(x, inside, ROUNDS)[0][0].softmax(-1)
             top, slot = share.max(-1)
             sure = math.exp(float(top.clamp_min(1e-9).log().sum()))

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.ensemble import ExtraTreesClassifier
 
-from ttt.grid.answers import Candidate, Grid
+from ttt.grid.answers import LARGEST, Candidate, Grid
 from ttt.grid.columns import entropy, flat
 from ttt.grid.features import FEATURES
-from ttt.grid.images import LARGEST, Group, Image
+from ttt.grid.images import Group, Image
 from ttt.grid.scene import Scene, poses
 from ttt.grid.work import Work
 
