@@ -3,6 +3,13 @@
 All ends within a minute with --quick, within five without; --only language trains in full, a quarter of an hour.
 Every contender runs in the same process, interleaved with the others; figures are medians, and the ratio of two figures
 of one run is what counts. A peer that is not installed is a row without a value.
+
+The peer "ggml TQ2_0" comes from llama-cpp-python, built from source (many minutes) into a folder of its own:
+
+    CMAKE_ARGS=-DGGML_OPENMP=OFF pip install --no-binary llama-cpp-python --no-deps --target FOLDER llama-cpp-python
+    PYTHONPATH=FOLDER python benchmarks/bench.py
+
+Of it only FOLDER/llama_cpp/lib/libggml-base and libggml-cpu are used; nothing of it is imported.
 """
 
 from __future__ import annotations

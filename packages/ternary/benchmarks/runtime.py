@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import tempfile
 import time
@@ -92,10 +94,15 @@ def linear_rows(n: int, k: int, batch: int, quick: bool, clock: Clock) -> list[R
     return rows
 
 
+def cold_copies(size: int) -> int:
+    """How many matrices of so many bytes no cache holds: ten, and more than the last-level cache by a quarter."""
+    levels = [int(file.read_text()[:-2]) for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max(10, -(-max(levels, default=0) * 1024 * 5 // (4 * size)))
+
+
 def cold_rows(n: int, k: int, quick: bool, clock: Clock) -> list[Row]:
-    """Batch 1, rotating over ten matrices, against onnxruntime's 2 bits and against reading the bytes."""
-    copies, x = 10, torch.randn(1, k)
-    values = [weights(n, k) for _ in range(copies)]
+    """Batch 1, rotating over matrices that no cache holds, against onnxruntime's 2 bits and reading the bytes."""
+    copies, x, values = cold_copies(n * k // 4), torch.randn(1, k), weights(n, k)
 
     def rotating(runs: list[Run | None]) -> Run | None:
         if any(run is None for run in runs):
@@ -103,12 +110,13 @@ def cold_rows(n: int, k: int, quick: bool, clock: Clock) -> list[Row]:
         turn = itertools.cycle([run for run in runs if run is not None])
         return lambda: next(turn)()
 
-    kernel = available_kernels()[0]
+    kernel, weight = available_kernels()[0], values.float()
+    layer = PackedLinear.from_ternary(values, 0.5, kernel=kernel, threads=1)
     contenders: dict[str, Run | None] = {
-        "ternary": rotating([packed(v, x, kernel) for v in values]),
-        "onnxruntime 2-bit": rotating([peers.onnx_bits(v.float(), x, 2) for v in values]),
+        "ternary": rotating([functools.partial(copy.deepcopy(layer), x) for _ in range(copies)]),
+        "onnxruntime 2-bit": rotating([peers.onnx_bits(weight, x, 2) for _ in range(copies)]),
     }
-    # What reading as many bytes takes, the quickest of three readers, rotating likewise over ten buffers.
+    # What reading as many bytes takes, the quickest of three readers, rotating likewise over such buffers.
     buffers = [torch.ones(n * k // 16) for _ in range(copies)]
     contenders["read: sum"] = rotating([buffer.sum for buffer in buffers])
     contenders["read: max"] = rotating([buffer.view(torch.int64).max for buffer in buffers])

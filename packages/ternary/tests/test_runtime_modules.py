@@ -2,12 +2,14 @@
 
 import copy
 import io
+import itertools
 import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ternary.errors import KernelUnavailableError, LayerShapeError, TernaryError, TernaryValueError
 from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, available_kernels, doctor, native
@@ -141,6 +143,17 @@ class TestCompilers:
             torch.ops.ternary.conv2d.default,
             (torch.randn(2, 16, 5, 5), conv.weight, conv.scale, None, [3, 3], [1, 1], [1, 1], [1, 1], 16),
         )
+
+    @KERNELS
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_planned_strides_are_the_real_ones(self, kernel, dtype) -> None:
+        """Those of dimensions of size 1 too: a convolution after a layer of one channel goes by them."""
+        for batch, channels, out, size in itertools.product((0, 1, 2), (1, 4), (1, 3), (1, 5)):
+            layer = PackedConv2d.from_ternary(values(out, channels, 3, 3), 0.1, padding=1, kernel=kernel)
+            x = torch.randn(batch, channels, size, 1, dtype=dtype)
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                planned = layer(mode.from_tensor(x))
+            assert planned.stride() == layer(x).stride()
 
     def test_export(self) -> None:
         """torch.export takes the network with a dynamic batch, and the program gives the same floats."""

@@ -135,14 +135,24 @@ def _conv2d(
         )
     number = -1 if x.device.type != "cpu" else native.path_number(path)
     if number < 0:
-        y = fallback.conv2d(x.float(), weight, scale, bias, kernel_size, stride, padding, dilation, groups)
+        y = _strided(fallback.conv2d(x.float(), weight, scale, bias, kernel_size, stride, padding, dilation, groups))
     else:
         image = x.float().contiguous(memory_format=torch.channels_last)
         y = native.conv2d(
             *(image, weight, scale, bias, kernel_size, stride, padding, dilation, groups, out_size, number),
             threads or torch.get_num_threads(),
         )
-    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return y.to(x.dtype)
+
+
+def _strided(y: Tensor) -> Tensor:
+    """Channels last with one stride only for each dimension, those of size 1 too.
+
+    A memory format leaves these open, but convolutions go by them, and torch.compile plans with the fake kernel's.
+    """
+    channels, height, width = max(y.shape[1], 1), y.shape[2], y.shape[3]
+    strides = (height * width * channels, 1, width * channels, channels)
+    return y.contiguous(memory_format=torch.channels_last).as_strided(y.shape, strides)
 
 
 def _conv2d_shape(
@@ -159,8 +169,7 @@ def _conv2d_shape(
     threads: int = 0,
 ) -> Tensor:
     height, width = fallback.out_size(x.shape[2], x.shape[3], kernel_size, stride, padding, dilation)
-    y = x.new_empty((x.shape[0], scale.shape[0], height, width))
-    return y.contiguous(memory_format=torch.channels_last)
+    return x.new_empty((x.shape[0], height, width, scale.shape[0])).permute(0, 3, 1, 2)
 
 
 _library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
