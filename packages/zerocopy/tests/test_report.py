@@ -71,6 +71,28 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
 
 
 @linux
+def test_a_report_reads_as_text(publish: Publish, tmp_path: Path) -> None:
+    """Each model with its size and readers, each reader with its share and what it wrote, a delta with what it stores."""
+    assert str(zerocopy.report(directory=tmp_path)) == f"nothing is published in {tmp_path}"
+    big = nn.Sequential(*[nn.Linear(512, 512) for _ in range(7)])
+    ref = publish(big, name="big", directory=tmp_path)
+    with torch.no_grad():
+        big[0].bias.add_(1)
+    publish(big, name="delta", directory=tmp_path, base=ref)
+    model = ref.load(cached=False)
+    with torch.no_grad():
+        for layer in model:
+            layer.weight[256, 256] += 1  # far from the page that it shares with a bias
+    first, shared, reader, delta = str(zerocopy.report(directory=tmp_path, pids=[os.getpid()])).splitlines()
+    assert first == f"published in {tmp_path}:"
+    assert shared == "big version 1 (current): 7.0 MiB in 14 tensors, shared by 1 process"
+    assert reader.startswith(f"  {os.getpid()} ")
+    assert " in memory, its share " in reader
+    assert reader.endswith(f"; wrote {', '.join(f'{i}.weight (4.0 KiB)' for i in range(5))} and 2 more")
+    assert delta == "delta version 1 (current): 7.0 MiB in 14 tensors, 2.0 KiB stored here, shared by no processes"
+
+
+@linux
 def test_removed_but_still_read(simple_model: nn.Module, tmp_path: Path) -> None:
     """A segment whose file is gone shows as long as somebody has it mapped."""
     ref = zerocopy.publish(simple_model, name="old", directory=tmp_path)
