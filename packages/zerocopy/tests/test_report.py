@@ -72,7 +72,7 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
 
 @linux
 def test_a_report_reads_as_text(publish: Publish, tmp_path: Path) -> None:
-    """Each model with its size and readers, each reader with its share and what it wrote, a delta with what it stores."""
+    """Each model with its size and readers, a delta with what it stores, each reader with its share and its writes."""
     assert str(zerocopy.report(directory=tmp_path)) == f"nothing is published in {tmp_path}"
     big = nn.Sequential(*[nn.Linear(512, 512) for _ in range(7)])
     ref = publish(big, name="big", directory=tmp_path)
