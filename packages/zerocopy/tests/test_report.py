@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,6 +179,43 @@ def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert lines[0]["segments"] == []
+
+
+@pytest.mark.timeout(120)
+def test_watched_table_ends_with_ctrl_c(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+    """`report --watch` repeats the table; Ctrl-C ends it with the status that shells give an interrupted command."""
+    publish(simple_model, name="watched", directory=tmp_path)
+    command = [sys.executable, "-m", "zerocopy.cli", "report", "--watch", "0.05", "--directory", str(tmp_path)]
+    ours, theirs = os.openpty()  # a table that repeats is for a terminal
+    process = subprocess.Popen(
+        command,
+        stdout=theirs,
+        stderr=theirs,
+        # A shell's background jobs ignore Ctrl-C, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    os.close(theirs)
+    printed = b""
+    while printed.count(b"watched") < 2:
+        printed += os.read(ours, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # a terminal's other end says so when it has closed
+        while os.read(ours, 1 << 16):
+            pass
+    assert process.wait(60) == 130
+    os.close(ours)
+
+
+def test_verify_tells_what_is_missing(simple_model: nn.Module, publish: Publish, tmp_path: Path, capsys: Any) -> None:
+    """A file that is not there or no segment is said in words beside those that are fine."""
+    ref = publish(simple_model, directory=tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes(b"something else")
+    assert main(["verify", ref.path, str(tmp_path / "absent.zc"), str(other)]) == 1
+    fine, absent, no_segment = capsys.readouterr().out.splitlines()
+    assert fine == f"{ref.path}: ok"
+    assert f"{tmp_path / 'absent.zc'} is gone" in absent
+    assert f"{other} is not a segment" in no_segment
 
 
 def test_help_teaches(capsys: Any) -> None:
