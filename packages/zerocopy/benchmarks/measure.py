@@ -1,4 +1,4 @@
-"""Measure one variant in a process of its own, and print the figures as JSON; bench.py runs it once for each."""
+"""Measure one variant, or the race of two, in a process of its own, and print the figures as JSON for bench.py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import nn
 
 # Ray beside `uv run` would build each worker an environment of its own.
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+RACED = ("zerocopy", "Ray's flag")  # its environment suits both
 TOKENS = [[(7 * i) % 4000 for i in range(16)]]
 
 
@@ -71,6 +73,7 @@ class Worker:
 
     def load(self, handle: Any) -> dict[str, Any]:
         """Load the model and call it once."""
+        self.model = None  # letting go of the model before is no part of it
         start = time.perf_counter()
         if isinstance(handle, bytes):
             handle = pickle.loads(handle)
@@ -246,6 +249,57 @@ def measure(name: str, blocks: int, workers: list[int]) -> dict[str, Any]:
     return result
 
 
+def measure_race(blocks: int, count: int, rounds: int) -> dict[str, Any]:
+    """Let the ways that targets compare take turns, publish by publish and load by load, each round with another model.
+
+    Every handle is kept until the rounds are over, so that Ray's store, which never gives memory back, takes new memory
+    for each publish as a segment does; publishes with room of dropped models in the store come after. Loads of the
+    first round are apart: they are the first of their processes.
+    """
+    torch.manual_seed(0)
+    model = variants.build(blocks)
+    nbytes = sum(p.nbytes for p in model.parameters())
+    start_ray(variants.VARIANTS["Ray's flag"], nbytes * (rounds + 1) + (200 << 20))
+    pools = {name: Actors(count, name, blocks) for name in RACED}
+    torch.empty(nbytes * (rounds + 3), dtype=torch.uint8).fill_(1)  # what a virtual machine gets on first use, it has
+    names = ("publish_s", "again_s", "first_loads", "loads", "firsts")
+    samples: dict[str, dict[str, list[float]]] = {name: {key: [] for key in names} for name in RACED}
+    exact, kept = True, []
+
+    def published(name: str, number: int, key: str) -> Any:
+        with torch.no_grad():
+            model[0].weight[0, 0] = number
+        start = time.perf_counter()
+        handle = variants.VARIANTS[name].publish(model, Path())
+        samples[name][key].append(time.perf_counter() - start)
+        return handle
+
+    for turn in range(rounds):
+        handles = {name: published(name, turn, "publish_s") for name in _rotated(RACED, turn)}
+        with torch.no_grad():
+            expected = model(torch.tensor(TOKENS)).numpy().tobytes()
+        for index in range(count):
+            for name in _rotated(RACED, turn + index):
+                loaded = pools[name].ask(index, "load", handles[name])
+                samples[name]["loads" if turn else "first_loads"].append(loaded["load_ms"])
+                samples[name]["firsts"].append(loaded["first_ms"])
+                exact = exact and loaded["output"] == expected
+        kept.append(handles)
+    for pool in pools.values():
+        pool.close()
+    handles.clear()
+    kept.clear()
+    for turn in range(rounds):
+        for name in _rotated(RACED, turn):
+            published(name, rounds + turn, "again_s")  # and its handle is dropped
+    return {"variant": "race", "samples": samples, "exact": exact}
+
+
+def _rotated(names: Sequence[str], by: int) -> list[str]:
+    by %= len(names)
+    return [*names[by:], *names[:by]]
+
+
 def _pickled(handle: Any) -> bytes:
     import ray
 
@@ -329,12 +383,14 @@ def measure_far(blocks: int) -> dict[str, Any]:
 def main() -> None:
     """Measure what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("variant", choices=[*variants.VARIANTS, "tasks", "far"])
+    parser.add_argument("variant", choices=[*variants.VARIANTS, "race", "tasks", "far"])
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.variant == "tasks":
+    if args.variant == "race":
+        result = measure_race(args.blocks, min(4, max(args.workers)), 3 if args.blocks == 1 else 7)
+    elif args.variant == "tasks":
         result = measure_tasks(30)
     elif args.variant == "far":
         result = measure_far(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from zerocopy import ModelRef
-from zerocopy.errors import SegmentGoneError
+from zerocopy.errors import CorruptSegmentError, SegmentGoneError
 
 Publish = Callable[..., ModelRef]
 
@@ -96,6 +97,34 @@ def test_fetch_from_the_publishing_node(ray: Any, simple_model: nn.Module, publi
     missing = dataclasses.replace(ref, name="missing", path=f"{ref.path}-missing")
     with pytest.raises(SegmentGoneError, match="cannot be had from its node"), fetch(missing, here):
         pass
+
+
+def test_what_arrives_altered_is_refused(ray: Any, simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+    """Bytes that are not those published raise, name the tensor, and leave no segment for others to find."""
+    from zerocopy.on_ray import fetch
+
+    ref, here = publish(simple_model, name="altered"), "e" * 56
+    copy = tmp_path / "altered.zc"
+    shutil.copy(ref.path, copy)
+    copy.chmod(0o600)
+    with copy.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    with (
+        pytest.raises(CorruptSegmentError, match=r"3\.bias"),
+        fetch(dataclasses.replace(ref, path=str(copy)), here),
+    ):
+        pass
+    assert not list(Path(ref.path).parent.glob(f"*{here[:8]}*"))
+
+
+def test_a_node_that_has_left(ray: Any, simple_model: nn.Module, publish: Publish) -> None:
+    """A model of a node that is no more says so when it is loaded, and leaves nothing."""
+    ref = publish(simple_model, name="left")
+    lost = dataclasses.replace(ref, node="d" * 56)
+    with pytest.raises(SegmentGoneError, match="left version 1 cannot be had from its node"):
+        lost.load(cached=False)
+    assert [path for path in Path(ref.path).parent.glob("left@1*") if path != Path(ref.path)] == []
 
 
 def test_actor_and_replica_in_this_process(simple_model: nn.Module, publish: Publish) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +70,28 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
     (segment,) = what.segments
     assert (segment.name, segment.version, segment.readers, segment.current) == ("big", 1, 2, True)
     assert (segment.model_nbytes, segment.tensors) == (ref.nbytes, 8)
+
+
+@linux
+def test_a_report_reads_as_text(publish: Publish, tmp_path: Path) -> None:
+    """Each model with its size and readers, a delta with what it stores, each reader with its share and its writes."""
+    assert str(zerocopy.report(directory=tmp_path)) == f"nothing is published in {tmp_path}"
+    big = nn.Sequential(*[nn.Linear(512, 512) for _ in range(7)])
+    ref = publish(big, name="big", directory=tmp_path)
+    with torch.no_grad():
+        big[0].bias.add_(1)
+    publish(big, name="delta", directory=tmp_path, base=ref)
+    model = ref.load(cached=False)
+    with torch.no_grad():
+        for layer in model:
+            layer.weight[256, 256] += 1  # far from the page that it shares with a bias
+    first, shared, reader, delta = str(zerocopy.report(directory=tmp_path, pids=[os.getpid()])).splitlines()
+    assert first == f"published in {tmp_path}:"
+    assert shared == "big version 1 (current): 7.0 MiB in 14 tensors, shared by 1 process"
+    assert reader.startswith(f"  {os.getpid()} ")
+    assert " in memory, its share " in reader
+    assert reader.endswith(f"; wrote {', '.join(f'{i}.weight (4.0 KiB)' for i in range(5))} and 2 more")
+    assert delta == "delta version 1 (current): 7.0 MiB in 14 tensors, 2.0 KiB stored here, shared by no processes"
 
 
 @linux
@@ -155,6 +179,43 @@ def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert lines[0]["segments"] == []
+
+
+@pytest.mark.timeout(120)
+def test_watched_table_ends_with_ctrl_c(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+    """`report --watch` repeats the table; Ctrl-C ends it with the status that shells give an interrupted command."""
+    publish(simple_model, name="watched", directory=tmp_path)
+    command = [sys.executable, "-m", "zerocopy.cli", "report", "--watch", "0.05", "--directory", str(tmp_path)]
+    ours, theirs = os.openpty()  # a table that repeats is for a terminal
+    process = subprocess.Popen(
+        command,
+        stdout=theirs,
+        stderr=theirs,
+        # A shell's background jobs ignore Ctrl-C, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    os.close(theirs)
+    printed = b""
+    while printed.count(b"watched") < 2:
+        printed += os.read(ours, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # a terminal's other end says so when it has closed
+        while os.read(ours, 1 << 16):
+            pass
+    assert process.wait(60) == 130
+    os.close(ours)
+
+
+def test_verify_tells_what_is_missing(simple_model: nn.Module, publish: Publish, tmp_path: Path, capsys: Any) -> None:
+    """A file that is not there or no segment is said in words beside those that are fine."""
+    ref = publish(simple_model, directory=tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes(b"something else")
+    assert main(["verify", ref.path, str(tmp_path / "absent.zc"), str(other)]) == 1
+    fine, absent, no_segment = capsys.readouterr().out.splitlines()
+    assert fine == f"{ref.path}: ok"
+    assert f"{tmp_path / 'absent.zc'} is gone" in absent
+    assert f"{other} is not a segment" in no_segment
 
 
 def test_help_teaches(capsys: Any) -> None:

@@ -252,6 +252,17 @@ def test_somebody_elses_publication(simple_model: nn.Module, publish: Publish) -
     _published[ref.path] = held
 
 
+def test_a_superseded_version_needs_no_unpublishing(simple_model: nn.Module, publish: Publish) -> None:
+    """Its publisher is told that it has given it up already, whether a reader still has it or not."""
+    old = publish(simple_model, name="moving")
+    readers = [old.load()]
+    publish(simple_model, name="moving")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="moving version 1 was given up when version 2 was published"):
+            zerocopy.unpublish(old)
+        readers.clear()
+
+
 def test_bad_names_and_versions(simple_model: nn.Module, publish: Publish) -> None:
     """A name that is no file name, or a version that is not newer, is refused."""
     with pytest.raises(ValueError, match="no model name"):

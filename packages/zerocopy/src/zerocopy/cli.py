@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from zerocopy.directory import default_directory, sweep
 from zerocopy.errors import ZerocopyError
 from zerocopy.progress import bar
-from zerocopy.report import Report, report
+from zerocopy.report import Report, report, size
 from zerocopy.segment import Tick, no_tick, open_segment, verify_file
 
 if TYPE_CHECKING:
@@ -99,10 +99,6 @@ def _report(args: argparse.Namespace) -> int:
             live.update(_tables(look()), refresh=True)
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.1f} MiB" if nbytes >= 1 << 19 else f"{nbytes / 2**10:.1f} KiB"
-
-
 def _tables(what: Report) -> Group:
     from rich.console import Group
     from rich.table import Table
@@ -114,7 +110,7 @@ def _tables(what: Report) -> Group:
     for info in sorted(what.segments, key=lambda entry: (entry.name, entry.version)):
         state = "removed, still read" if info.gone else "current" if info.current else ""
         segments.add_row(
-            info.name, str(info.version), _size(info.model_nbytes), _size(info.stored_nbytes), str(info.tensors),
+            info.name, str(info.version), size(info.model_nbytes), size(info.stored_nbytes), str(info.tensors),
             str(info.readers), state,
         )  # fmt: skip
     views = Table(
@@ -130,12 +126,10 @@ def _tables(what: Report) -> Group:
     )
     names = {info.file: f"{info.name} {info.version}" for info in what.segments}
     for view in what.views:
-        wrote = ", ".join(f"{tensor.name} ({_size(tensor.private_bytes)})" for tensor in view.written[:5])
-        more = f" and {len(view.written) - 5} more" if len(view.written) > 5 else ""
         views.add_row(
-            f"{view.pid} {view.command[:30]}", names.get(view.segment, view.segment), _size(view.mapped),
-            _size(view.resident), _size(view.proportional), _size(view.private), wrote + more,
-            _size(view.private_elsewhere),
+            f"{view.pid} {view.command[:30]}", names.get(view.segment, view.segment), size(view.mapped),
+            size(view.resident), size(view.proportional), size(view.private), view.wrote(),
+            size(view.private_elsewhere),
         )  # fmt: skip
     return Group(segments, views)
 

@@ -26,8 +26,11 @@ from zerocopy.walk import tensor_names, walk
 ALIGNMENT = 64  # bytes; matrix products over weights at addresses shifted by 4 or 8 differ in the last bit
 _MASK = ~(ALIGNMENT - 1)
 
-# (block, dtype, offset in elements, size, stride, requires_grad, conj bit, neg bit, class or None for torch.Tensor)
-_Row = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...], bool, bool, bool, type[torch.Tensor] | None]
+Buffer = memoryview | bytearray  # bytes that a tensor may lie in
+
+# (block, dtype, offset in elements, size, stride, requires_grad, conj bit, neg bit, class or None for torch.Tensor,
+# whether it has the whole block to itself)
+_Row = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...], bool, bool, bool, type[torch.Tensor] | None, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class _Collector:
         self.storages: list[torch.UntypedStorage] = []
         self.spans: list[list[int]] = []  # per storage: first and last-plus-one used byte
         self.users: list[list[str]] = []
+        self.uses: list[int] = []  # per storage: how many tensors and storage objects of the model are over it
         self.rows: list[list[Any]] = []
         self._block_of: dict[int, int] = {}
         self._row_of: dict[int, int] = {}
@@ -90,7 +94,9 @@ class _Collector:
             self.storages.append(storage)
             self.spans.append([first, last])
             self.users.append([])
+            self.uses.append(0)
         index = self._block_of[key]
+        self.uses[index] += 1
         span = self.spans[index]
         if last > first:
             span[:] = [min(span[0], first), max(span[1], last)] if span[1] > span[0] else [first, last]
@@ -145,8 +151,10 @@ class _Collector:
     def table(self, blocks: Sequence[Block]) -> list[_Row]:
         rows: list[_Row] = []
         for block, dtype, offset, *rest in self.rows:
-            shift = blocks[block].start // dtype.itemsize if blocks[block].nbytes else offset
-            rows.append((block, dtype, offset - shift, *rest))
+            start, nbytes = blocks[block].start, blocks[block].nbytes
+            offset -= start // dtype.itemsize if nbytes else offset
+            alone = self.uses[block] == 1 and offset == 0 and nbytes > 0 and nbytes % dtype.itemsize == 0
+            rows.append((block, dtype, offset, *rest, alone))
         return rows
 
 
@@ -284,27 +292,35 @@ def _unpicklable(model: object) -> str:
 
 
 class _Rebuilder(pickle.Unpickler):
-    """Reads a skeleton, making each tensor when its number first comes up."""
+    """Reads a skeleton, with a tensor in the place of each number."""
 
-    def __init__(self, root: bytes, rows: list[_Row], storages: Sequence[torch.UntypedStorage]) -> None:
+    def __init__(self, skeleton: bytes, buffers: Sequence[Buffer]) -> None:
+        rows, root = pickle.loads(skeleton)
         super().__init__(io.BytesIO(root))
-        self._rows = rows
-        self._storages = storages
-        self._made: list[torch.Tensor | None] = [None] * len(rows)
+        self._buffers = buffers
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._tensors = [self._make(row) for row in rows]
 
     def persistent_load(self, pid: Any) -> Any:
-        if type(pid) is not int:
-            _, block, dtype = pid
-            raw = self._storages[block]
-            return raw if dtype is None else torch.storage.TypedStorage(wrap_storage=raw, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
-        tensor = self._made[pid]
-        if tensor is None:
-            tensor = self._made[pid] = self._make(self._rows[pid])
-        return tensor
+        if type(pid) is int:
+            return self._tensors[pid]
+        _, block, dtype = pid
+        raw = self._storage(block)
+        return raw if dtype is None else torch.storage.TypedStorage(wrap_storage=raw, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+
+    def _storage(self, block: int) -> torch.UntypedStorage:
+        if block not in self._storages:
+            buffer = self._buffers[block]
+            flat = torch.frombuffer(buffer, dtype=torch.uint8) if len(buffer) else torch.empty(0, dtype=torch.uint8)
+            self._storages[block] = flat.untyped_storage()
+        return self._storages[block]
 
     def _make(self, row: _Row) -> torch.Tensor:
-        block, dtype, offset, size, stride, requires_grad, conj, neg, cls = row
-        tensor = torch.empty((0,), dtype=dtype).set_(self._storages[block], offset, size, stride)
+        block, dtype, offset, size, stride, requires_grad, conj, neg, cls, alone = row
+        if alone:  # nearly all are, and this is half the work of the other way
+            tensor = torch.frombuffer(self._buffers[block], dtype=dtype).as_strided_(size, stride)
+        else:
+            tensor = torch.empty((0,), dtype=dtype).set_(self._storage(block), offset, size, stride)
         if conj:
             tensor = tensor.conj()
         if neg:
@@ -314,15 +330,15 @@ class _Rebuilder(pickle.Unpickler):
         return tensor.requires_grad_() if requires_grad else tensor
 
 
-def rebuild(skeleton: bytes, storages: Sequence[torch.UntypedStorage]) -> Any:
-    """Put a model together over storages that already hold its bytes; no byte of a weight is copied.
+def rebuild(skeleton: bytes, buffers: Sequence[Buffer]) -> Any:
+    """Put a model together over memory that already holds its bytes; no byte of a weight is copied.
 
     Args:
         skeleton: what ``flatten`` returned, from a source you trust: it is a pickle.
-        storages: one per block, in the order of ``flatten``; each starts with the block's first byte.
+        buffers: the bytes of each block, in the order of ``flatten``; writable, as torch has no read-only tensors.
 
     Returns:
-        The model, with the ties, strides, classes, flags and attributes of the original.
+        The model, with the ties, strides, classes, flags and attributes of the original. Each block becomes a storage
+        of its own, so that saving one tensor saves no other.
     """
-    rows, root = pickle.loads(skeleton)
-    return _Rebuilder(root, rows, storages).load()
+    return _Rebuilder(skeleton, buffers).load()

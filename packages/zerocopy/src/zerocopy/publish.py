@@ -45,6 +45,7 @@ class Shared:
 
 
 _published: dict[str, _Publication] = {}
+_superseded: dict[str, int] = {}  # by path: the version that made this process give up the one there
 
 
 def publish(
@@ -124,7 +125,8 @@ def publish_shared(
         older = _pointed_at(folder, name)
         places.point(folder, name, path)
         if older in _published:
-            _release(older)
+            _superseded[older] = number
+            _release(older, wait=False)
     return ModelRef(title, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
 
 
@@ -206,10 +208,19 @@ def unpublish(ref: ModelRef) -> None:
     Args:
         ref: what ``publish`` returned, in the process that published it; a model published with ``keep=True`` can be
             removed from any process.
+
+    Raises:
+        ValueError: another process holds it, or this one has given it up already by publishing a newer version.
+        SegmentGoneError: it is gone already.
     """
     if ref.path in _published:
         _release(ref.path)
         return
+    if ref.path in _superseded:
+        raise ValueError(
+            f"{ref.name} version {ref.version} was given up when version {_superseded[ref.path]} was published; "
+            f"there is nothing to do: it goes when the last process that has it loaded lets go of it"
+        )
     path = Path(ref.path)
     opened = open_segment(path)
     keep = opened.manifest.keep
@@ -222,14 +233,16 @@ def unpublish(ref: ModelRef) -> None:
     places.drop_pointer(path.parent, ref.name, path)
 
 
-def _release(path: str) -> None:
+def _release(path: str, *, wait: bool = True) -> None:
+    """Drop the publisher's leases; without readers the file goes now, or soon in the caretaker's time."""
     publication = _published.pop(path)
     for fd in publication.fds:
         os.close(fd)
     if publication.keep:
         Path(path).unlink(missing_ok=True)
     else:
-        remove_if_free(Path(path))
+        if wait:
+            remove_if_free(Path(path))
         caretaker.publisher_done(Path(path))
     if publication.named:
         places.drop_pointer(Path(path).parent, Path(path).name.rsplit("@", 1)[0], Path(path))

@@ -119,11 +119,12 @@ def _build(ref: ModelRef) -> Any:
     ]
     for base in bases:
         base.delta = mapping  # a model whose every block lies in bases still counts as a reader of its own segment
-    storages = [
-        (mapping if block.base is None else bases[block.base]).storage(block.offset, block.nbytes)
+    own, others = memoryview(mapping), [memoryview(base) for base in bases]
+    buffers = [
+        (own if block.base is None else others[block.base])[block.offset : block.offset + block.nbytes]
         for block in manifest.blocks
     ]
-    model = rebuild(mapping.skeleton, storages)
+    model = rebuild(mapping.skeleton, buffers)
     for each in (mapping, *bases):
         if each.path.parent == default_directory():  # memory; from a disk, only what is used should be read
             each.read_ahead()

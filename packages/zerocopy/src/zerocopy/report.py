@@ -17,6 +17,11 @@ from zerocopy.segment import Manifest, check
 _LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+\s+(.*)$")
 
 
+def size(nbytes: int) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{nbytes / 2**20:.1f} MiB" if nbytes >= 1 << 19 else f"{nbytes / 2**10:.1f} KiB"
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenTensor:
     """A tensor that lies on pages that a process has written.
@@ -55,6 +60,17 @@ class View:
     private: int
     private_elsewhere: int
     written: tuple[WrittenTensor, ...]
+
+    def __str__(self) -> str:
+        """Say in a line what of the segment is in memory for the process, and what it wrote."""
+        shares = f"{size(self.resident)} in memory, its share {size(self.proportional)}"
+        return f"{self.pid} {self.command}".strip() + f": {shares}; wrote {self.wrote() or 'nothing'}"
+
+    def wrote(self, most: int = 5) -> str:
+        """Name the tensors that it wrote, with the bytes of their pages; empty if there are none."""
+        named = ", ".join(f"{tensor.name} ({size(tensor.private_bytes)})" for tensor in self.written[:most])
+        left = len(self.written) - most
+        return f"{named} and {left} more" if left > 0 else named
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +111,21 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return plain dicts and lists, for JSON."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        """Say it in lines for a terminal: each model, by how many it is shared, and who wrote what."""
+        if not self.segments:
+            return f"nothing is published in {self.directory}"
+        lines = [f"published in {self.directory}:"]
+        for info in sorted(self.segments, key=lambda entry: (entry.name, entry.version)):
+            state = "removed, still read" if info.gone else "current" if info.current else ""
+            title = f"{info.name} version {info.version}" + (f" ({state})" if state else "")
+            stored = "" if info.stored_nbytes == info.model_nbytes else f", {size(info.stored_nbytes)} stored here"
+            readers = "1 process" if info.readers == 1 else f"{info.readers or 'no'} processes"
+            weights = f"{size(info.model_nbytes)} in {info.tensors} tensor{'s' * (info.tensors != 1)}"
+            lines.append(f"{title}: {weights}{stored}, shared by {readers}")
+            lines.extend(f"  {view}" for view in self.views if view.segment == info.file)
+        return "\n".join(lines)
 
 
 def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[int] | None = None) -> Report:

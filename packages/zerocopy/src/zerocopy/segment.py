@@ -25,9 +25,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -37,7 +37,7 @@ from zerocopy.flatten import ALIGNMENT, Flat
 from zerocopy.lease import share
 
 MAGIC = b"ZEROCOPY"
-FORMAT = 2
+FORMAT = 3
 _PAGE = 4096
 _PIECE = 1 << 20  # bytes copied and then hashed at a time, so that the hash finds them in the processor's cache
 _STEP = 64 << 20  # bytes hashed between two reports of progress
@@ -46,11 +46,11 @@ _FIXED = struct.Struct("<8sIIQQQQQq")
 _HEADER = 128
 _DIGEST_AT = 96
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap does not name it yet
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """Where one block lies.
+class Placed(NamedTuple):
+    """Where one block lies; an array in the manifest.
 
     Args:
         offset: bytes from the start of its segment file.
@@ -64,7 +64,7 @@ class Placed:
     nbytes: int
     digest: str
     base: int | None
-    names: tuple[str, ...]
+    names: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Manifest:
     keep: bool
     digest: str
     blocks: tuple[Placed, ...]
-    bases: tuple[dict[str, Any], ...]
+    bases: Sequence[dict[str, Any]]
 
     @property
     def model_nbytes(self) -> int:
@@ -94,14 +94,16 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the JSON form."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        return json.dumps(
+            {part.name: getattr(self, part.name) for part in fields(self)}, separators=(",", ":")
+        ).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
         """Read the JSON form."""
         raw = json.loads(data)
-        blocks = tuple(Placed(**{**block, "names": tuple(block["names"])}) for block in raw.pop("blocks"))
-        return cls(**{**raw, "blocks": blocks, "bases": tuple(raw["bases"])})
+        blocks = tuple(map(Placed._make, raw.pop("blocks")))
+        return cls(**raw, blocks=blocks)
 
 
 def _round_up(value: int, step: int) -> int:
@@ -254,22 +256,16 @@ class Mapping(mmap.mmap):
 
     def read_ahead(self) -> None:
         """Enter all pages in the page table from a thread: a quarter of a first call would go into page faults."""
-        if sys.platform == "linux":
+        if _libc is not None:
             # The thread gets numbers and no reference: it must not keep the lease alive. Whatever lies at the address
             # once this mapping has gone, reading it ahead does no harm.
             with suppress(RuntimeError):  # a process that is ending, or may have no more threads, does without
-                _thread.start_new_thread(_read_ahead, (self.address, len(self)))  # does not wait for it to run
-
-    def storage(self, offset: int, nbytes: int) -> torch.UntypedStorage:
-        """Return a storage over some of its bytes; a storage of its own, so that saving one tensor saves no other."""
-        if nbytes == 0:
-            return torch.empty(0, dtype=torch.uint8).untyped_storage()
-        return torch.frombuffer(self, dtype=torch.uint8, offset=offset, count=nbytes).untyped_storage()
+                _thread.start_new_thread(_read_ahead, (_libc, self.address, len(self)))  # does not wait for it to run
 
 
-def _read_ahead(address: int, nbytes: int) -> None:
+def _read_ahead(libc: ctypes.CDLL, address: int, nbytes: int) -> None:
     # By ctypes, which releases the interpreter lock; mmap.madvise holds it.
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), _MADV_POPULATE_READ)
+    libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), _MADV_POPULATE_READ)
 
 
 # Views that are alive in this process, for reports: whatever tensor a caller holds, its address leads to its segment.
