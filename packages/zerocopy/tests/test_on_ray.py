@@ -85,23 +85,24 @@ ray.shutdown()
 
 def test_fetch_from_the_publishing_node(ray: Any, simple_model: nn.Module, publish: Publish, eventually: Any) -> None:
     """What a far node does, done here under another node's name: the same bytes arrive once and go when unused."""
-    from zerocopy.on_ray import fetch
+    from zerocopy.journey import fetch
 
-    ref, here = publish(simple_model, name="fetched"), "f" * 56
-    with fetch(ref, here) as path, fetch(ref, here) as again:
+    ref = publish(simple_model, name="fetched")
+    way = "fetched@1", ref.path, ref.node, "f" * 56
+    with fetch(*way) as path, fetch(*way) as again:
         assert path == again != Path(ref.path)
         copy = dataclasses.replace(ref, path=str(path), node=None).load(cached=False)
         assert torch.equal(copy[0].weight, simple_model[0].weight)
         del copy
     assert eventually(lambda: not list(path.parent.glob(f"{path.name}*")))
-    missing = dataclasses.replace(ref, name="missing", path=f"{ref.path}-missing")
-    with pytest.raises(SegmentGoneError, match="cannot be had from its node"), fetch(missing, here):
+    missing = "missing@1", f"{ref.path}-missing", ref.node, "f" * 56
+    with pytest.raises(SegmentGoneError, match="missing@1 cannot be had from its node"), fetch(*missing):
         pass
 
 
 def test_what_arrives_altered_is_refused(ray: Any, simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """Bytes that are not those published raise, name the tensor, and leave no segment for others to find."""
-    from zerocopy.on_ray import fetch
+    from zerocopy.journey import fetch
 
     ref, here = publish(simple_model, name="altered"), "e" * 56
     copy = tmp_path / "altered.zc"
@@ -110,10 +111,7 @@ def test_what_arrives_altered_is_refused(ray: Any, simple_model: nn.Module, publ
     with copy.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
-    with (
-        pytest.raises(CorruptSegmentError, match=r"3\.bias"),
-        fetch(dataclasses.replace(ref, path=str(copy)), here),
-    ):
+    with pytest.raises(CorruptSegmentError, match=r"3\.bias"), fetch("altered@1", str(copy), ref.node, here):
         pass
     assert not list(Path(ref.path).parent.glob(f"*{here[:8]}*"))
 
@@ -122,7 +120,7 @@ def test_a_node_that_has_left(ray: Any, simple_model: nn.Module, publish: Publis
     """A model of a node that is no more says so when it is loaded, and leaves nothing."""
     ref = publish(simple_model, name="left")
     lost = dataclasses.replace(ref, node="d" * 56)
-    with pytest.raises(SegmentGoneError, match="left version 1 cannot be had from its node"):
+    with pytest.raises(SegmentGoneError, match="left@1-[0-9a-f]+ cannot be had from its node"):
         lost.load(cached=False)
     assert [path for path in Path(ref.path).parent.glob("left@1*") if path != Path(ref.path)] == []
 

@@ -1,35 +1,22 @@
-"""What runs on Ray: tasks and actors over shared weights, a model's one journey to another node, Ray Data and Serve.
-
-Weights do not live in Ray's object store, which every worker maps read-write: they pass through it, in pieces, on their
-way to another node, where the first worker that asks makes a segment for all.
-"""
+"""What runs on Ray: tasks and actors over shared weights, Ray Data and Serve."""
 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from zerocopy import directory as places
-from zerocopy.errors import MissingExtraError, SegmentGoneError
+from zerocopy.errors import MissingExtraError
 from zerocopy.invoke import call_model
 from zerocopy.isolation import written
-from zerocopy.lease import TEMPORARY, caretaker, gate, share
 from zerocopy.ref import ModelRef
-from zerocopy.segment import adopt, open_segment
 
 try:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise MissingExtraError('this needs Ray: pip install "pentad-zerocopy[ray]", or use mode="local"') from error
-
-PIECE = 16 << 20  # bytes of a model in the object store at a time, so that a store smaller than the model is enough
 
 
 def task_runner(options: Mapping[str, Any] | None = None) -> Callable[[ModelRef], Callable[..., Any]]:
@@ -159,68 +146,6 @@ class _Replica:
             self._model = self._ref.load()
 
 
-def _read_piece(path: str, offset: int, nbytes: int) -> Any:
-    with open(path, "rb") as file:
-        return np.fromfile(file, dtype=np.uint8, count=nbytes, offset=offset)
-
-
 # Made once: Ray exports a function or class to the cluster anew for every wrapper.
 _CALL = ray.remote(call_model)
-_READ = ray.remote(num_cpus=0, max_retries=0)(_read_piece)
 _ACTOR = ray.remote(ModelActor)
-
-
-@contextmanager
-def fetch(ref: ModelRef, here: str) -> Iterator[Path]:
-    """Give a segment of this node for a model that another node published; the first process to ask brings it.
-
-    Args:
-        ref: the model.
-        here: this node's id.
-
-    Raises:
-        SegmentGoneError: its node or its publisher has left.
-        CorruptSegmentError: what arrived is not what was published.
-    """
-    folder = places.prepare(None)
-    path = folder / f"{ref.name}@{ref.version}-{ref.digest[:12]}-{here[:8]}{places.SUFFIX}"
-    with gate(path.with_name(f"{path.name}.gate{TEMPORARY}")):
-        try:
-            lease, brought = open_segment(path).fd, False
-        except SegmentGoneError:
-            lease, brought = _bring(ref, path), True
-    try:
-        yield path
-    finally:
-        os.close(lease)
-        if brought:
-            caretaker.publisher_done(path)  # from here on it stays as long as somebody on this node reads it
-
-
-def _bring(ref: ModelRef, path: Path) -> int:
-    reader = _READ.options(scheduling_strategy=NodeAffinitySchedulingStrategy(ref.node, soft=False))
-    temporary = path.with_name(path.name + TEMPORARY)
-    caretaker.take(path)
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        share(fd, temporary)
-        offset, more = 0, True
-        ahead = reader.remote(ref.path, 0, PIECE)
-        while more:
-            piece = ray.get(ahead)
-            more = len(piece) == PIECE
-            if more:
-                ahead = reader.remote(ref.path, offset + PIECE, PIECE)
-            os.pwrite(fd, memoryview(piece), offset)
-            offset += len(piece)
-            del piece  # or the store keeps it until the next one has arrived
-        adopt(fd, temporary)
-        temporary.rename(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        os.close(fd)
-        caretaker.publisher_done(path)
-        if isinstance(error, ray.exceptions.RayError):
-            raise SegmentGoneError(f"{ref.name} version {ref.version} cannot be had from its node: {error}") from error
-        raise
-    return fd

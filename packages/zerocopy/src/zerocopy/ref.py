@@ -94,12 +94,12 @@ class ModelRef:
 def local_segment(ref: ModelRef) -> Iterator[Path]:
     """Give a segment file on this machine, sure to stay for the block; a far node's is fetched first, once per node."""
     here = current_node() if ref.node is not None else None
-    if here is None or here == ref.node:
+    if ref.node is None or here is None or here == ref.node:
         yield Path(ref.path)
         return
-    from zerocopy.on_ray import fetch  # only where Ray runs already
+    from zerocopy.journey import fetch  # only where Ray runs already
 
-    with fetch(ref, here) as path:
+    with fetch(f"{ref.name}@{ref.version}-{ref.digest[:12]}", ref.path, ref.node, here) as path:
         yield path
 
 
