@@ -120,7 +120,7 @@ def test_a_node_that_has_left(ray: Any, simple_model: nn.Module, publish: Publis
     """A model of a node that is no more says so when it is loaded, and leaves nothing."""
     ref = publish(simple_model, name="left")
     lost = dataclasses.replace(ref, node="d" * 56)
-    with pytest.raises(SegmentGoneError, match="left@1-[0-9a-f]+ cannot be had from its node"):
+    with pytest.raises(SegmentGoneError, match=r"left@1-[0-9a-f]+ cannot be had from its node"):
         lost.load(cached=False)
     assert [path for path in Path(ref.path).parent.glob("left@1*") if path != Path(ref.path)] == []
 
