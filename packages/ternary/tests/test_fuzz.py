@@ -18,7 +18,7 @@ from ternary.language.parser import parse
 
 # Written from the language guide, not from the parser. Line ends are made explicit by `tokens` below.
 GRAMMAR = r"""
-start: _nl* (definition _nl+)*
+start: _nl* (definition _nl*)*
 definition: ("model" | "layer") NAME params? (sequence | block)
 params: "(" (param ("," param)* ","?)? ")"
 param: NAME ":" TYPE ("=" expr)?
