@@ -6,43 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
-import numpy as np
 import psutil
 import pytest
 from ttt_test_backends import WorksApart
 
 import ttt
 from ttt.apart import apart
-
-
-def squares(n: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields arrays, made elsewhere."""
-    for i in range(n):
-        print("what a generator prints is no message")
-        yield os.getpid(), np.full(i + 1, i * i)
-
-
-def fails() -> Iterator[int]:
-    """Yields once, then raises."""
-    yield 1
-    raise ZeroDivisionError("by design")
-
-
-def exits() -> Iterator[int]:
-    """Yields once, then is gone."""
-    yield 1
-    os._exit(7)
-
-
-def burns(megabytes: int, seconds: float) -> Iterator[int]:
-    """Holds memory for a moment, then uses CPU."""
-    held = np.ones(megabytes * 1_000_000, np.uint8)
-    del held
-    while time.process_time() < seconds:
-        pass
-    yield 1
 
 
 def gone(pid: int) -> bool:
@@ -62,7 +32,7 @@ def ignore(cpu_seconds: float, resident: int, peak: int) -> None:
 
 def test_yields_what_the_generator_yields() -> None:
     """Values arrive in order, from another process, which is gone afterwards (the leak check looks)."""
-    seen = list(apart(f"{__name__}:squares", (4,), lambda: False, ignore))
+    seen = list(apart("ttt_test_backends:squares", (4,), lambda: False, ignore))
     assert [v.tolist() for _, v in seen] == [[0], [1, 1], [4, 4, 4], [9, 9, 9, 9]]
     assert len({pid for pid, _ in seen} - {os.getpid()}) == 1
 
@@ -70,15 +40,15 @@ def test_yields_what_the_generator_yields() -> None:
 def test_failures_are_told() -> None:
     """What the generator raises is raised here; a process that vanishes is an error with its status."""
     with pytest.raises(ZeroDivisionError, match="by design"):
-        list(apart(f"{__name__}:fails", (), lambda: False, ignore))
+        list(apart("ttt_test_backends:fails", (), lambda: False, ignore))
     with pytest.raises(ChildProcessError, match="status 7"):
-        list(apart(f"{__name__}:exits", (), lambda: False, ignore))
+        list(apart("ttt_test_backends:exits", (), lambda: False, ignore))
 
 
 def test_its_cost_is_counted() -> None:
     """CPU and the kernel's peak are those of the other process, and nothing is held once it has ended."""
     told: list[tuple[float, int, int]] = []
-    assert list(apart(f"{__name__}:burns", (200, 1.0), lambda: False, lambda *t: told.append(t))) == [1]
+    assert list(apart("ttt_test_backends:burns", (200, 1.0), lambda: False, lambda *t: told.append(t))) == [1]
     cpu, resident, peak = told[-1]
     assert 1.0 <= cpu < 3.0
     assert resident == 0

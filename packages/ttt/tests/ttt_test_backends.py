@@ -140,6 +140,34 @@ class StartsAChild:
             child.communicate(b"\n")
 
 
+def squares(n: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields arrays, made elsewhere."""
+    for i in range(n):
+        print("what a generator prints is no message")
+        yield os.getpid(), np.full(i + 1, i * i)
+
+
+def fails() -> Iterator[int]:
+    """Yields once, then raises."""
+    yield 1
+    raise ZeroDivisionError("by design")
+
+
+def exits() -> Iterator[int]:
+    """Yields once, then is gone."""
+    yield 1
+    os._exit(7)
+
+
+def burns(megabytes: int, seconds: float) -> Iterator[int]:
+    """Holds memory for a moment, then uses CPU."""
+    held = np.ones(megabytes * 1_000_000, np.uint8)
+    del held
+    while time.process_time() < seconds:
+        pass
+    yield 1
+
+
 def pids_then_work(megabytes: int) -> Iterator[int]:
     """Holds memory, uses a second of CPU, gives this process's id and keeps a core busy for a minute."""
     held = np.ones(megabytes * 1_000_000, np.uint8)
