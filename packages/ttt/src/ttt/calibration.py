@@ -13,6 +13,9 @@ import numpy as np
 
 from ttt.errors import UnreadableFileError
 
+BINS = 10
+"""Equal-width bins of confidence in which claims and truth are compared."""
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -51,7 +54,7 @@ def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.
     return Curve(tuple(round(x, 4) for _, x, _ in groups), tuple(round(float(y), 4) for y in monotone))
 
 
-def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 5) -> list[tuple[float, float, int]]:
+def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> list[tuple[float, float, int]]:
     """Mean confidence, share right and count of answers in equal-width bins of confidence; empty bins are left out."""
     c, r = np.asarray(confidence, float), np.asarray(right, float)
     which = np.minimum((c * bins).astype(int), bins - 1)
@@ -62,7 +65,7 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
     ]
 
 
-def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 5) -> float:
+def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> float:
     """Expected calibration error: mean gap between confidence and share right, weighted by the bins' counts."""
     return sum(n * abs(c - r) for c, r, n in reliability(confidence, right, bins)) / max(1, len(confidence))
 

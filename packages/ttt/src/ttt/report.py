@@ -105,7 +105,7 @@ def _head(run: SavedRun, finished: Sequence[Task], known: Sequence[Task]) -> str
     return f'<h1>ttt run</h1><div class="soft">{escape(line)}</div><div class="facts">{boxes}</div>'
 
 
-def reliability_svg(confidence: Sequence[float], right: Sequence[bool], bins: int = 5) -> str:
+def reliability_svg(confidence: Sequence[float], right: Sequence[bool]) -> str:
     """A reliability picture: for each bin of confidence the share that was right, its area the number of answers."""
     size, margin = 220, 34
     scale = size - margin - 10
@@ -115,7 +115,7 @@ def reliability_svg(confidence: Sequence[float], right: Sequence[bool], bins: in
 
     (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
     marks = []
-    for c, r, n in reliability(confidence, right, bins):
+    for c, r, n in reliability(confidence, right):
         x, y = at(c, r)
         radius = 3 + 16 * (n / max(1, len(confidence))) ** 0.5
         marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="#4f7cff" fill-opacity=".6"/>')
