@@ -17,6 +17,15 @@ DIRECTORY = "/dev/shm" if sys.platform == "linux" else "/tmp"
 _PATTERN = re.compile(r"xfer-(\d+)-(\d+)-([0-9a-f]+)\.(alive|seg)")
 
 
+def room() -> int:
+    """How many bytes of shared memory the system still has; 0 where it does not say."""
+    try:
+        space = os.statvfs(DIRECTORY)
+    except OSError:
+        return 0
+    return space.f_bavail * space.f_frsize
+
+
 class Owner:
     """One process's right to named segments: holds the lock that says it lives."""
 

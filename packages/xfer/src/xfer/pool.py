@@ -3,7 +3,6 @@
 A slot is reused only when the producer has released it and the kernel says that no reader holds a lease on it.
 """
 
-import contextlib
 import errno
 import os
 import secrets
@@ -379,7 +378,7 @@ class Pool:
             raise BudgetExceededError(
                 f"asked the system for {format_size(size * slots)}, which has no shared memory left ({error.strerror})",
                 asked=size * slots,
-                available=_system_room(),
+                available=names.room(),
             ) from error
         self._segments[segment.id] = segment
         self._reserved += size * slots
@@ -481,13 +480,6 @@ def _close_all(segments: dict[int, Segment], owner: "names.Owner | None", pid: i
     segments.clear()
     if owner is not None:
         owner.close()
-
-
-def _system_room() -> int:
-    with contextlib.suppress(OSError):
-        space = os.statvfs(names.DIRECTORY)
-        return space.f_bavail * space.f_frsize
-    return 0
 
 
 _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
