@@ -47,6 +47,15 @@ def _descriptors() -> set[tuple[str, str]]:
     return found
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_collections() -> Iterator[None]:
+    """What stands before a module's tests is not looked through again after each: with PyTorch loaded that is slow."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a child process, a lease or a named segment."""
