@@ -7,6 +7,7 @@ keeps what it holds: an array that has not changed since (see `watch`) is not co
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import itertools
 import math
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import Overloaded, UnsupportedType, WireError
-from .watch import SMALLEST, WATCH
+from .watch import SMALLEST, WATCH, ends
 
 SMALL = 32 << 10
 IDLE_BUDGET = 512 << 20
@@ -191,10 +192,9 @@ class Buffers:
                 segment, offset = shared
                 self._tell(segment)
                 return ["numpy", [segment.number, offset, False, segment.writable], text, list(value.shape)]
-            stamp = None
-            if value.nbytes >= SMALLEST and value.flags.c_contiguous:
-                stamp = WATCH.stamp(value, value.__array_interface__["data"][0], value.nbytes)
-            where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), stamp)
+            whole = value.nbytes >= SMALLEST and value.flags.c_contiguous
+            address = value.__array_interface__["data"][0] if whole else None
+            where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), value, address)
             return ["numpy", where, text, list(value.shape)]
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(value, torch.Tensor):
@@ -202,22 +202,25 @@ class Buffers:
             if name not in _TENSOR_TYPES or value.layout is not torch.strided:
                 raise UnsupportedType(f"a {value.layout} tensor of dtype {value.dtype} does not travel")
             nbytes = value.numel() * value.element_size()
-            stamp = None
-            if nbytes >= SMALLEST and value.device.type == "cpu" and value.is_contiguous():
-                stamp = WATCH.stamp(value, value.data_ptr(), nbytes)
-            where = self._store(nbytes, lambda target: _fill_torch(torch, target, value), stamp)
+            whole = nbytes >= SMALLEST and value.device.type == "cpu" and value.is_contiguous()
+            address = value.data_ptr() if whole else None
+            where = self._store(nbytes, lambda target: _fill_torch(torch, target, value), value, address)
             return ["torch", where, name, list(value.shape)]
         return None
 
-    def _store(self, nbytes: int, fill: Callable[[Any], None], stamp: int | None = None) -> Any:
+    def _store(self, nbytes: int, fill: Callable[[Any], None], owner: Any = None, address: int | None = None) -> Any:
         if nbytes <= SMALL or not hasattr(os, "memfd_create"):  # without it, large arrays travel in the frame
             data = bytearray(nbytes)
             if nbytes:
                 fill(data)
             return bytes(data)
+        stamp = None if address is None else WATCH.stamp(owner, address, nbytes)
         segment = self._take(size_class(nbytes), stamp)
         try:
-            if stamp is None or segment.stamp != stamp:
+            if address is not None and stamp is not None and segment.stamp == stamp:
+                for offset, count in ends(address, nbytes):
+                    segment.map[offset : offset + count] = ctypes.string_at(address + offset, count)
+            else:
                 segment.stamp = None
                 fill(segment.map)
                 segment.stamp = stamp

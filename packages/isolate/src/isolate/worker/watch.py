@@ -33,6 +33,15 @@ _DRIVERS = (b"libcuda.so.1", b"libamdhip64.so", b"libibverbs.so.1")
 _NOLOAD = os.RTLD_LAZY | getattr(os, "RTLD_NOLOAD", 4)
 
 
+def ends(address: int, length: int) -> list[tuple[int, int]]:
+    """The parts of some memory that lie in pages which its neighbours may write to, as (offset, bytes).
+
+    No stamp tells of them; they are less than a page each, so they are copied every time.
+    """
+    first, last = -address % mmap.PAGESIZE, (address + length) % mmap.PAGESIZE
+    return [(0, first), (length - last, last)]
+
+
 class _Range:
     """What is known of one object's memory."""
 
@@ -42,8 +51,9 @@ class _Range:
         self.owner = weakref.ref(owner, gone)
         self.address = address
         self.length = length
-        self.start = address // mmap.PAGESIZE * mmap.PAGESIZE
-        self.stop = -(-(address + length) // mmap.PAGESIZE) * mmap.PAGESIZE
+        (_, before), (after, _) = ends(address, length)
+        self.start = address + before
+        self.stop = address + after
         self.sample = _sample(address, length)
         self.state = "seen"  # seen, tracked, or restless: it changes too often to be worth the page faults
         self.stamp = 0
@@ -67,7 +77,7 @@ def _driver_loaded() -> bool:
 
 
 class Watch:
-    """Stamps for the memory of arrays: an equal stamp means that no byte was written in between.
+    """Stamps for the memory of arrays: an equal stamp means that no byte but of its `ends` was written in between.
 
     An object is tracked from the second time that it is asked about, if a sample of it has not changed by then. The
     first write to each page of a tracked object costs a page fault; one that was written to before its stamp
@@ -101,7 +111,7 @@ class Watch:
         return stamp in self._current
 
     def stamp(self, owner: Any, address: int, length: int) -> int | None:
-        """A number for the content of some memory as it is now; None where it cannot be told.
+        """A number for the content of some memory as it is now, without its `ends`; None where it cannot be told.
 
         Args:
             owner: The object whose memory it is; it must be weakly referable.
