@@ -1,15 +1,20 @@
 """Packed layers: built from values and scales, saved, compiled, exported, and refusing what does not fit."""
 
 import copy
+import gc
 import io
 import itertools
 import subprocess
 import sys
+import threading
+import weakref
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ternary.errors import KernelUnavailableError, LayerShapeError, TernaryError, TernaryValueError
 from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, available_kernels, doctor, native
@@ -103,6 +108,145 @@ class TestPackedLinear:
         buffer = io.BytesIO()
         torch.save(layer.state_dict(), buffer)
         assert buffer.tell() * 15 <= (1024 * 1024 + 1024) * 4
+
+
+@pytest.mark.skipif(available_kernels() == ("torch",), reason="no compiled core here")
+class TestShortcut:
+    """The dispatcher is left out only where nobody could tell; then the result is the operator's, bit for bit."""
+
+    def short(self, layer: PackedLinear, x: torch.Tensor) -> torch.Tensor | None:
+        """What the layer's shortcut gives."""
+        return layer._shortcut.linear(x, layer._buffers, layer.kernel, layer.threads)
+
+    def operator(self, layer: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+        """What the dispatcher gives."""
+        return torch.ops.ternary.linear(x, layer.weight, layer.scale, layer.bias, layer.kernel, layer.threads)
+
+    @pytest.mark.parametrize("shape", [(53,), (0, 53), (1, 53), (2, 0, 53), (2, 3, 4, 53)])
+    @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+    def test_usual_inputs_take_it(self, shape, mode) -> None:
+        """Tensors that hold plain numbers, whatever the gradient mode."""
+        with mode():
+            x, layer = torch.randn(shape), linear()
+            for _ in range(2):
+                taken = self.short(layer, x)
+                assert taken is not None
+                assert torch.equal(taken, self.operator(layer, x))
+            assert torch.equal(layer(x), taken)
+            assert taken.is_inference() == torch.is_inference_mode_enabled()
+
+    @pytest.mark.parametrize(
+        "x",
+        [
+            torch.randn(2, 53, requires_grad=True),
+            nn.Parameter(torch.randn(2, 53), requires_grad=False),
+            torch.randn(2, 53, dtype=torch.float64),
+            torch.randn(53, 2).T,
+            torch._neg_view(torch.randn(2, 53)),
+            torch.randn(2, 53).to_sparse(),
+            torch.empty(2, 53, device="meta"),
+            torch.tensor(1.0),
+            torch.randn(2, 52),
+        ],
+        ids=["gradient", "parameter", "double", "strided", "negated", "sparse", "meta", "scalar", "other width"],
+    )
+    def test_unusual_inputs_do_not(self, x) -> None:
+        """The dispatcher computes these, or refuses them."""
+        layer = linear()
+        assert layer(torch.zeros(1, 53)).shape == (1, 37)
+        assert self.short(layer, x) is None
+
+    def test_lazily_negated_numbers_are_negated(self) -> None:
+        """A view whose sign is not in its memory."""
+        layer, x = linear(), torch.randn(2, 53)
+        lazy = torch._neg_view(x)
+        assert lazy.is_neg()
+        assert torch.equal(layer(lazy), layer(-x))
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+    def test_whoever_watches_sees_the_operator(self) -> None:
+        """Profilers, modes, tracers and transforms."""
+        layer, x = linear(), torch.randn(2, 53)
+        plain = layer(x)
+        with torch.profiler.profile() as profile:
+            layer(x)
+        assert any(event.key == "ternary::linear" for event in profile.key_averages())
+        seen = []
+
+        class Watching(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                seen.append(str(function))
+                return function(*args, **(kwargs or {}))
+
+        with Watching():
+            layer(x)
+        assert "ternary.linear.default" in seen
+        assert "ternary::linear" in str(torch.jit.trace(layer, x).graph)
+        assert "ternary.linear" in make_fx(layer)(x).code
+        assert torch.equal(torch.func.vmap(layer)(x[:, None]), plain[:, None])
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            assert isinstance(layer(fake.from_tensor(x)), FakeTensor)
+
+    def test_other_buffers_are_checked_anew(self) -> None:
+        """Swapped, moved, loaded and copied layers give what their own buffers say, or refuse."""
+        layer, x = linear(), torch.randn(2, 53)
+        before = layer(x)
+        copied = copy.deepcopy(layer)
+        copied.scale.mul_(2)
+        copied.bias = None
+        assert torch.equal(copied(x), self.operator(copied, x))
+        layer.load_state_dict({name: part.clone() for name, part in layer.state_dict().items()}, assign=True)
+        assert torch.equal(layer(x), before)
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        assert torch.equal(torch.load(file, weights_only=False)(x), before)
+        layer.kernel = "torch"
+        assert self.short(layer, x) is None
+        layer.kernel = "auto"
+        layer.weight = layer.weight[:1].clone()
+        with pytest.raises(LayerShapeError, match="weights of shape"):
+            layer(x)
+
+    def test_buffers_of_a_dropped_device_are_not_kept(self) -> None:
+        """What is remembered of a buffer does not hold it."""
+        layer = linear()
+        layer(torch.randn(2, 53))
+        held = weakref.ref(layer.weight)
+        layer.to("meta")
+        gc.collect()
+        assert held() is None
+
+    def test_a_torch_without_its_private_names(self) -> None:
+        """Then the dispatcher is used, with the same results."""
+        code = (
+            "import torch; del torch._C._dispatch_keys; from ternary.runtime import PackedLinear as Layer\n"
+            "layer = Layer.from_ternary(torch.ones(3, 5, dtype=torch.int8), 1.0); x = torch.ones(5)\n"
+            "assert layer._shortcut.linear(x, layer._buffers, 'auto', 1) is None; print(layer(x).tolist())"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "[5.0, 5.0, 5.0]\n"
+
+    def test_two_threads_on_one_layer_whose_buffers_change(self) -> None:
+        """Each call computes with the buffers that it saw."""
+        layer = linear()
+        wide = PackedLinear.from_ternary(values(370, 53), 1.0)
+        small, large = dict(layer._buffers), dict(wide._buffers)
+        x = torch.randn(1, 53)
+        wrong = []
+
+        def compute(buffers: dict[str, torch.Tensor | None], columns: int) -> None:
+            for _ in range(3000):
+                y = layer._shortcut.linear(x, buffers, "auto", 1)
+                if y is None or y.shape != (1, columns):
+                    wrong.append(y)
+
+        threads = [threading.Thread(target=compute, args=args) for args in [(small, 37), (large, 370)]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
 
 
 class TestState:

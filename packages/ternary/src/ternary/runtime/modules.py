@@ -10,6 +10,7 @@ from ternary.errors import LayerShapeError
 from ternary.packing import pack_2bit, unpack_2bit
 from ternary.runtime import ops
 from ternary.runtime.layout import from_tiles, is_depthwise, pack_conv_weight, tile_shape, to_tiles, unpack_conv_weight
+from ternary.runtime.shortcut import Shortcut
 
 __all__ = ["PackedConv2d", "PackedEmbedding", "PackedLinear"]
 
@@ -37,6 +38,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.kernel, self.threads = _check_kernel(kernel), threads
+        self._shortcut = Shortcut()
         # Code 1 in all four fields: a new layer has zero weights.
         self.register_buffer("weight", torch.full(tile_shape(out_features, in_features), 0x55, dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(out_features))
@@ -73,6 +75,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Product of (..., K) in any floating dtype with the weights: (..., N) of the same dtype."""
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # type: ignore[attr-defined]
+            y = self._shortcut.linear(x, self._buffers, self.kernel, self.threads)
+            if y is not None:
+                return y
         return torch.ops.ternary.linear(x, self.weight, self.scale, self.bias, self.kernel, self.threads)  # type: ignore[no-any-return]
 
     @torch.jit.unused

@@ -22,6 +22,7 @@ __all__ = [
     "core",
     "find_core",
     "linear",
+    "multiply",
     "path_number",
 ]
 
@@ -109,6 +110,13 @@ def _run(problem: bytes) -> None:
         raise KernelUnavailableError(f"ternary's core refused the problem: {_FAILURES.get(failure, failure)}")
 
 
+def multiply(
+    path: int, threads: int, m: int, k: int, n: int, x: int, tiles: int, scale: int, bias: int, y: int, sums: int
+) -> None:
+    """The (m, n) product of a matrix and tiles at these addresses, to `y` as float32 or to `sums` as int32."""
+    _run(_PROBLEM.pack(path, threads, m, 1, 1, k, n, 1, *_ONE_BY_ONE, x, tiles, scale, bias, y, sums))
+
+
 def linear(
     x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, path: int, threads: int, *, integers: bool = False
 ) -> Tensor:
@@ -117,13 +125,9 @@ def linear(
     n = scale.shape[0]
     y = torch.empty((m, n), dtype=torch.int32 if integers else torch.float32)
     at = y.data_ptr()
-    _run(
-        _PROBLEM.pack(
-            *(path, threads, m, 1, 1, k, n, 1, *_ONE_BY_ONE),
-            *(x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()),
-            *(0 if integers else at, at if integers else 0),
-        )
-    )
+    outputs = (0, at) if integers else (at, 0)
+    added = 0 if bias is None else bias.data_ptr()
+    multiply(path, threads, m, k, n, x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), added, *outputs)
     return y
 
 

@@ -9,7 +9,7 @@ from ternary.errors import LayerShapeError
 from ternary.runtime import fallback, gpu, native
 from ternary.runtime.layout import is_depthwise, tile_shape
 
-__all__ = ["KERNELS"]
+__all__ = ["KERNELS", "check_linear"]
 
 KERNELS = ("auto", "torch", "portable", "avx2", "avx512vnni", "neon", "triton")
 """Every name that a `kernel` argument may have on some machine."""
@@ -28,7 +28,8 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 
 
-def _check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+def check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    """Raise LayerShapeError unless the parts are those of a packed linear layer and an input that fits it."""
     _check_parts(x, weight, scale, bias)
     if x.dim() == 0:
         raise LayerShapeError("got an input without dimensions, wanted (..., K)")
@@ -84,7 +85,7 @@ def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
 def _linear_cpu(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
 ) -> Tensor:
-    _check_linear(x, weight, scale, bias)
+    check_linear(x, weight, scale, bias)
     # The usual input goes straight through: at batch 1 every call here is a percent of the time.
     plain = x.dtype == torch.float32 and x.dim() == 2 and x.is_contiguous()
     rows = x if plain else x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
@@ -100,7 +101,7 @@ def _linear_cpu(
 def _linear_elsewhere(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
 ) -> Tensor:
-    _check_linear(x, weight, scale, bias)
+    check_linear(x, weight, scale, bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
     on_triton = path == "triton" or (path == "auto" and x.is_cuda and gpu.is_available())
     y = (gpu.linear if on_triton else fallback.linear)(rows, weight, scale, bias)
