@@ -118,7 +118,10 @@ def ray_cluster() -> Iterator[Any]:
             log_to_driver=False,
         )
     yield ray
-    ray.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older releases of Ray drop processes without waiting for them
+        ray.shutdown()
+        gc.collect()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ternary.errors import PackedDataError, TernaryValueError
@@ -32,7 +31,9 @@ def to_tiles(values: Tensor) -> Tensor:
         raise TernaryValueError(f"got values of shape {tuple(values.shape)}, wanted a matrix (N, K)")
     n, k = values.shape
     strips, tiles, _, _ = tile_shape(n, k)
-    packed = pack_2bit(F.pad(values, (0, tiles * SIDE - k, 0, strips * SIDE - n)))
+    whole = values.new_zeros(strips * SIDE, tiles * SIDE)
+    whole[:n, :k] = values
+    packed = pack_2bit(whole)
     return packed.reshape(strips, SIDE, tiles, SIDE // 4).transpose(1, 2).contiguous()
 
 
