@@ -27,6 +27,8 @@ model Simple(inputs: int = 16, classes: int = 4) {
 }
 """
 torch.set_num_threads(1)
+# torch 2.8 starts a pool of compilers at the first compilation, and it stays. Read when inductor is imported.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def beside(name: str) -> ModuleType:

@@ -123,7 +123,7 @@ def _write_whole(tensors: dict[str, Tensor], metadata: dict[str, str], path: Pat
         try:
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as e:
-            number = re.search(r"os error (\d+)", str(e))  # a full disk comes as text
+            number = re.search(r"(?:os error|code:) (\d+)", str(e))  # a full disk comes as text
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from e
