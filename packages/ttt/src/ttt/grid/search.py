@@ -13,6 +13,7 @@ from ttt.grid.answers import Candidate, Grid
 from ttt.grid.columns import cells_of
 from ttt.grid.images import Group, groups_of
 from ttt.grid.lenses import Restated, restated
+from ttt.grid.object_rules import object_programs
 from ttt.grid.rules import Program, Rules
 from ttt.grid.work import Work
 
@@ -65,6 +66,12 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         if work.over:
             return
         found.programs = found.programs + _programs(group, inputs, outputs, seed, work, bool(found.programs))
+        yield found
+    for base in (i for g in found.groups[:1] for i in g.images[:1] if not i.cost):
+        if work.over:
+            return
+        found.programs = found.programs + object_programs(base, outputs)
+        work.spend(3)
         yield found
     if found.programs:
         return
@@ -144,6 +151,6 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
 
 def belief(program: Program) -> float:
     """Chance that a program of this kind is right, from tasks that it was not written for."""
-    return {"view": 0.92, "table 1": 0.93, "choice 1": 0.75, "table 2": 0.75, "choice 2": 0.55, "table 3": 0.5}[
+    return {"view": 0.92, "table 1": 0.93, "choice 1": 0.75, "table 2": 0.75, "choice 2": 0.55, "table 3": 0.5, "things": 0.9, "things by property": 0.9}[
         program.kind
     ]
