@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from ttt.grid.answers import Grid
 from ttt.grid.ballot import Ballot, Opening, spare_grids
 from ttt.grid.columns import telling
