@@ -26,7 +26,7 @@ class Program:
     Args:
         why: The rule in words.
         cost: Length of its description.
-        kind: "view", "table 1", "table 2", "table 3", "choice 1" or "choice 2".
+        kind: "view", "table 1", "table 2", "table 3", "choice 1", "choice 2", "things" or "things by property".
         grids: Per test its output, None where the rule meets a case it has not seen.
     """
 

@@ -169,5 +169,5 @@ def belief(program: Program) -> float:
         "choice 2": 0.55,
         "table 3": 0.5,
         "things": 0.9,
-        "things by property": 0.9,
+        "things by property": 0.8,
     }[program.kind]
