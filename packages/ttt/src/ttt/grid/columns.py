@@ -95,6 +95,16 @@ def entropy(codes: Numbers, keys: int, target: npt.NDArray[np.uint8]) -> float:
     return float(-(table * logs).sum() / max(1, len(target)))
 
 
+def telling(group: Group, outputs: Sequence[Grid], most: int) -> list[Image]:
+    """The images of a group that leave the fewest bits about the outputs, each unlike the ones before."""
+    target = flat(outputs).astype(np.uint8)
+    bits = [
+        entropy(flat(image.grids)[: len(target)].astype(np.int64), 10, target) + 0.05 * image.cost
+        for image in group.images
+    ]
+    return [group.images[i] for i in sorted(range(len(bits)), key=lambda i: bits[i])[:most]]
+
+
 def cells_of(group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid], bases: int = 2) -> Cells:
     """Lay a group out as columns and paints.
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from ttt.grid.answers import Grid
 from ttt.grid.ballot import Ballot, Opening, spare_grids
-from ttt.grid.columns import entropy, flat
+from ttt.grid.columns import telling
 from ttt.grid.deck import Deck
 from ttt.grid.images import Group, groups_of
 from ttt.grid.search import Found, candidates, search
@@ -66,17 +64,7 @@ def inputs_for_net(inputs: Sequence[Grid], outputs: Sequence[Grid], group: Group
     """What the net sees per input, all of the output's size: the input, or else the views that say most."""
     if all(a.shape == b.shape for a, b in zip(inputs, outputs, strict=False)):
         return [inputs]
-    return best_views(group, outputs)
-
-
-def best_views(group: Group, outputs: Sequence[Grid], most: int = 4) -> list[Sequence[Grid]]:
-    """The views of a group that leave the fewest bits about the outputs, each unlike the ones before."""
-    target = flat(outputs).astype(np.uint8)
-    bits = {
-        i: entropy(flat(image.grids)[: len(target)].astype(np.int64), 10, target) + 0.05 * image.cost
-        for i, image in enumerate(group.images)
-    }
-    return [group.images[i].grids for i in sorted(bits, key=lambda i: bits[i])[:most]]
+    return [image.grids for image in telling(group, outputs, most=4)]
 
 
 def _sizes_only(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> Iterator[Found]:

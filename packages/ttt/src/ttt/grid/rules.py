@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ class Program:
     Args:
         why: The rule in words.
         cost: Length of its description.
-        kind: "view", "table 1", "table 2", "table 3", "choice 1" or "choice 2".
+        kind: "view", "table 1", "table 2", "table 3", "choice 1", "choice 2", "things" or "things by property".
         grids: Per test its output, None where the rule meets a case it has not seen.
     """
 
@@ -34,6 +34,17 @@ class Program:
     cost: float
     kind: str
     grids: tuple[Grid | None, ...]
+
+
+_Fitting = tuple[tuple[Column, ...], Numbers, int, npt.NDArray[np.float32]]
+"""Columns, their joint code per cell, the number of codes, and per code and paint the mistakes on some cells."""
+
+
+def _hopeless(mistakes: npt.NDArray[np.float32], codes: Numbers) -> npt.NDArray[np.bool_]:
+    """Codes that occur and that no paint gets right."""
+    present = np.bincount(codes, minlength=len(mistakes)) > 0
+    hopeless: npt.NDArray[np.bool_] = np.logical_and(present, mistakes.min(axis=1) > 0.5)
+    return hopeless
 
 
 class Rules:
@@ -138,32 +149,52 @@ class Rules:
         wrong = np.stack([p.colours[screen] != self.cells.target[screen] for p in paints]).astype(np.float32).T
         columns = [c for c in self.cells.columns if c.keys <= 12]
         if size == 1:
-            sets: list[tuple[tuple[Column, ...], Numbers, int]] = [((c,), c.codes, c.keys) for c in columns]
+            singles = ((c, self._mistakes(c.codes[screen], c.keys, wrong)) for c in columns)
+            fitting: Iterable[_Fitting] = [
+                ((c,), c.codes, c.keys, mistakes)
+                for c, mistakes in singles
+                if not _hopeless(mistakes, c.codes[screen]).any()
+            ]
         else:
             near = wrong.sum(axis=0).argsort(kind="stable")[:40]
             near = np.union1d(near, [i for i, p in enumerate(paints) if p.cost <= 0.7])
-            paints, wrong = [paints[i] for i in near], wrong[:, near]
+            paints, wrong = [paints[i] for i in near], np.ascontiguousarray(wrong[:, near])
             few = [c for c in columns if c.keys <= 6]
             scored = sorted((self._least(c.codes[screen], c.keys, wrong) + 2.0 * c.cost, i) for i, c in enumerate(few))
-            best = [few[i] for _, i in scored]
-            sets = [
-                ((a, b), a.codes * b.keys + b.codes, a.keys * b.keys)
-                for i, a in enumerate(best[:14])
-                for b in best[i + 1 : 160]
-            ]
+            fitting = self._fitting_pairs([few[i] for _, i in scored[:160]], screen, wrong)
         found: list[Program] = []
-        for chosen, codes, keys in sets:
-            sampled = codes[screen]
-            mistakes = self._mistakes(sampled, keys, wrong)
-            present = np.bincount(sampled, minlength=keys) > 0
-            if (mistakes.min(axis=1)[present] > 0.5).any():
-                continue
+        for chosen, codes, keys, mistakes in fitting:
             made = self._choice(chosen, codes, keys, paints, mistakes)
             if made:
                 found.append(made)
                 if len(found) >= MOST_VERIFIED:
                     break
         return found
+
+    def _fitting_pairs(
+        self, columns: list[Column], screen: Numbers, wrong: npt.NDArray[np.float32]
+    ) -> Iterator[_Fitting]:
+        """Pairs of columns for each joint code of which some paint makes no mistake on the screened cells."""
+        if not columns:
+            return
+        ends = np.cumsum([0, *(c.keys for c in columns)])
+        one_hot = np.zeros((int(ends[-1]), len(screen)), dtype=np.float32)
+        for c, start in zip(columns, ends, strict=False):
+            one_hot[start + c.codes[screen], np.arange(len(screen))] = 1.0
+        for i, a in enumerate(columns[:14]):
+            rest = one_hot[ends[i + 1] :]
+            if not len(rest):
+                return
+            cells = [np.flatnonzero(a.codes[screen] == k) for k in range(a.keys)]
+            parts = [rest[:, at] for at in cells]
+            mistakes = np.stack([part @ wrong[at] for part, at in zip(parts, cells, strict=True)])
+            present = np.stack([part.any(axis=1) for part in parts])
+            hopeless = ((mistakes.min(axis=2) > 0.5) & present).any(axis=0)
+            starts = ends[i + 1 : -1] - ends[i + 1]
+            for j in np.flatnonzero(~np.logical_or.reduceat(hopeless, starts)):
+                b, start = columns[i + 1 + j], int(starts[j])
+                joint = mistakes[:, start : start + b.keys].reshape(a.keys * b.keys, -1)
+                yield (a, b), a.codes * b.keys + b.codes, a.keys * b.keys, joint
 
     def _screen(self) -> Numbers:
         base = self.cells.paints[0].colours[: self.n]

@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 
 from ttt.grid.answers import Candidate, Grid
-from ttt.grid.columns import cells_of
-from ttt.grid.images import Group, groups_of
+from ttt.grid.columns import cells_of, telling
+from ttt.grid.images import Group, Image, groups_of
 from ttt.grid.lenses import Restated, restated
+from ttt.grid.object_rules import object_programs
 from ttt.grid.rules import Program, Rules
 from ttt.grid.work import Work
 
@@ -33,6 +34,8 @@ class Found:
     groups: list[Group] = field(default_factory=list)
 
 
+STAGES = 4
+"""Views of the input whose things are let act where nothing else fits."""
 LENS_BASES = 130
 """Views of a restated task that are looked at again; most of what restating adds is one view deep."""
 
@@ -66,6 +69,12 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
             return
         found.programs = found.programs + _programs(group, inputs, outputs, seed, work, bool(found.programs))
         yield found
+    for base in _stages(found.groups, outputs):
+        if work.over or (base.cost and found.programs):
+            return
+        found.programs = found.programs + object_programs(base, outputs)
+        work.spend(3)
+        yield found
     if found.programs:
         return
     for lens in restated(inputs, outputs):
@@ -76,6 +85,14 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
             made = _programs(groups[0], lens.inputs, lens.outputs, seed, work, False)
             found.programs = found.programs + [_seen_back(p, lens) for p in made]
             yield found
+
+
+def _stages(groups: Sequence[Group], outputs: Sequence[Grid]) -> Iterator[Image]:
+    """Where things are let act: the input if it has the outputs' sizes, then the views of it that tell most."""
+    for group in groups[:1]:
+        if not group.images[0].cost:
+            yield group.images[0]
+            yield from [i for i in telling(group, outputs, STAGES + 1) if i.cost][:STAGES]
 
 
 def _seen_back(program: Program, lens: Restated) -> Program:
@@ -144,6 +161,13 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
 
 def belief(program: Program) -> float:
     """Chance that a program of this kind is right, from tasks that it was not written for."""
-    return {"view": 0.92, "table 1": 0.93, "choice 1": 0.75, "table 2": 0.75, "choice 2": 0.55, "table 3": 0.5}[
-        program.kind
-    ]
+    return {
+        "view": 0.92,
+        "table 1": 0.93,
+        "choice 1": 0.75,
+        "table 2": 0.75,
+        "choice 2": 0.55,
+        "table 3": 0.5,
+        "things": 0.9,
+        "things by property": 0.8,
+    }[program.kind]

@@ -1,0 +1,142 @@
+"""Rules that build the output thing by thing: actions as pictures, and tasks that need them."""
+
+import numpy as np
+import pytest
+from test_grid_search import picture
+
+from ttt.grid.images import Image
+from ttt.grid.object_rules import object_programs, on_grid
+from ttt.grid.objects import ERASED, actions
+from ttt.grid.scene import Scene
+from ttt.grid.search import search, votes
+from ttt.grid.stage import Stage
+from ttt.grid.work import Work
+
+PICTURES = [
+    ("vanishes", "11. ..2", "... ..2"),
+    ("takes colour 7", "1...", "7..."),
+    ("takes the colour of the nearest other", "1.2", "2.2"),
+    ("takes the colour of the next one right", "1.2", "2.2"),
+    ("takes colour 7 in its lower half", "1. 1. 1.", "1. 1. 7."),
+    ("takes colour 7 in its corners", "111....... 111....... 111.......", "717....... 111....... 717......."),
+    ("is drawn 1 rows and 2 columns on", "1... ....", "1... ..1."),
+    ("is slid right", "1..2", "1.12"),
+    ("is slid towards the nearest other", "1..2", "1.12"),
+    ("is repeated right", "1....", "11111"),
+    ("is repeated with gaps right", "1....", "1.1.1"),
+    ("sends a line of its colour right", "1.2..", "11211"),
+    ("sends a line of colour 7 right until something is in the way", "1.2..", "172.."),
+    ("sends a line of colour 7 right to what is there", "1.2.. 1....", "172.. 1...."),
+    ("sends a line of colour 7 right, only its last cell", "1...", "1..7"),
+    ("sends a line of colour 7 right, every other cell in its own colour", "1....", "17171"),
+    ("sends a line of its colour away from the nearest other", "..1.2", "111.2"),
+    ("sends a line of its colour towards its weight", "1.. 111 1..", "1.. 111 1.."),
+    ("sends a line of colour 7 right from its middle", "1.. 1.. 1..", "1.. 177 1.."),
+    ("is joined by colour 7 to the nearest other", "1..2", "1772"),
+    ("fills its inside with colour 7", "111..... 1.1..... 111.....", "111..... 171..... 111....."),
+    ("fills its box with colour 7", "1... 11..", "17.. 11.."),
+    ("fills a frame around it with colour 7", "... .1. ...", "777 717 777"),
+    ("fills the cross through its middle with colour 7", "... .1. ...", ".7. 717 .7."),
+    ("is mirrored left-right", "12...", "21..."),
+    ("is reflected right", "12..", "1221"),
+    ("moves into the rows of the biggest other", "1... ..22", "1... 1.22"),
+    ("is mirrored left-right over the nearest other", "1.22..", "1.22.1"),
+    ("gets the biggest other drawn on its middle", ".1........ ...222....", "222....... ...222...."),
+    ("gets the biggest other drawn on its corner in its colour", "1.. ... .22", "11. ... .22"),
+    ("gets the one that holds its colour drawn around it, as it is", "1..... ...12.", "12.... ...12."),
+    ("repeats the nearest other in its colour over itself and on", "...1..22", "11.11.22"),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "after"), PICTURES)
+def test_action_paints_the_picture(name: str, before: str, after: str) -> None:
+    """The first thing of a grid does what the action's name says."""
+    scene = Scene(picture(before))
+    cast = {a.name: a for a in (ERASED, *actions([scene], [7], [(1, 2)]))}
+    made = on_grid(cast[name].paint(Stage(scene, "object" if "12" in before else "piece"), 0), scene.grid.shape)
+    grid = scene.grid.copy()
+    if made is not None:
+        grid[made[0], made[1]] = made[2]
+    assert picture(after).tolist() == grid.tolist()
+
+
+def test_actions_are_safe_on_odd_grids() -> None:
+    """No action fails, and strokes have equally many rows, columns and colours."""
+    rng = np.random.default_rng(0)
+    for shape in [(1, 1), (1, 9), (7, 1), (8, 8), (5, 12)]:
+        grid = np.where(rng.random(shape) < 0.3, rng.integers(1, 5, shape), 0).astype(np.uint8)
+        scene = Scene(grid)
+        cast = list(actions([scene], [3], [(0, 1)]))
+        assert len({a.name for a in cast}) == len(cast)
+        for kind in ("object", "piece", "joined"):
+            stage = Stage(scene, kind)
+            for action in cast:
+                for i in range(len(stage.things)):
+                    made = action.paint(stage, i)
+                    assert made is None or len({len(part) for part in made}) == 1, action.name
+
+
+def dots(seed: int, colours: tuple[int, ...], n: int = 5) -> list[np.ndarray]:
+    """Grids with single cells, no two in neighbouring rows or columns."""
+    rng = np.random.default_rng(seed)
+    grids = []
+    for _ in range(n):
+        g = np.zeros((13, 13), dtype=np.uint8)
+        rows, columns = rng.permutation([1, 4, 7, 10]), rng.permutation([2, 5, 8, 11])
+        for i, c in enumerate(colours):
+            g[rows[i], columns[i]] = c
+        grids.append(g)
+    return grids
+
+
+def reaching(g: np.ndarray) -> np.ndarray:
+    """Ones draw dotted lines to the right, twos vanish, threes are drawn again two rows below."""
+    out = g.copy()
+    for r, c in np.argwhere(g == 1):
+        out[r, c + 1 :: 2], out[r, c + 2 :: 2] = 6, 1
+    out[g == 2] = 0
+    for r, c in np.argwhere(g == 3):
+        out[r + 2, c] = 3
+    return out
+
+
+def flowers(g: np.ndarray) -> np.ndarray:
+    """Every cell gets petals in its colour and a stalk."""
+    out = g.copy()
+    for r, c in np.argwhere(g > 0):
+        out[r, c - 1], out[r, c + 1], out[r + 1, c] = g[r, c], g[r, c], 9
+    return out
+
+
+@pytest.mark.parametrize(("rule", "colours"), [(reaching, (1, 2, 3)), (flowers, (1, 2, 3, 4))])
+def test_search_finds_what_things_do(rule, colours: tuple[int, ...]) -> None:
+    """Rules that no table over cells expresses are found by looking at things, and said in words."""
+    inputs = dots(2, colours)
+    outputs = [rule(g) for g in inputs]
+    programs = object_programs(Image("as it is", 0.0, tuple(inputs)), outputs[:-1])
+    best = votes(programs, 1)[0][0]
+    assert outputs[-1].tolist() == best[2].tolist()
+    assert best[1].why.startswith("each ")
+    *_, found = search(inputs, outputs[:-1], 0, Work(lambda: False))
+    assert outputs[-1].tolist() in [g.tolist() for _, _, g in votes(found.programs, 1)[0][:2]]
+
+
+def test_unseen_property_is_not_guessed() -> None:
+    """A test with a thing of a colour that no training pair has gets no answer by colour."""
+    inputs = [*dots(2, (1, 2, 3)), *dots(3, (1, 2, 5), n=1)]
+    outputs = [reaching(g) for g in inputs[:4]]
+    for program in object_programs(Image("as it is", 0.0, tuple(inputs)), outputs):
+        if "by its colour " in program.why:
+            assert program.grids[-1] is None
+
+
+def test_object_programs_are_right_on_training_pairs_and_repeatable() -> None:
+    """With a training pair as the test each program gives that pair's output; twice the same programs come out."""
+    inputs = dots(4, (1, 2, 3))
+    outputs = [reaching(g) for g in inputs]
+    runs = [object_programs(Image("as it is", 0.0, (*inputs, inputs[0])), outputs) for _ in range(2)]
+    assert runs[0]
+    assert [(p.why, p.cost) for p in runs[0]] == [(p.why, p.cost) for p in runs[1]]
+    for program in runs[0]:
+        assert program.grids[0] is not None
+        assert outputs[0].tolist() == program.grids[0].tolist(), program.why
