@@ -214,4 +214,4 @@ def test_trees_say_how_held_out_pairs_fared() -> None:
         assert [f.held_out for f in forecasts] == [None, None, None, held_out]
         claims.append(candidates(forecasts[-1])[0][0].confidence)
     assert claims[0] > 0.7
-    assert claims[1] < 0.1
+    assert claims[1] < 0.25
