@@ -194,3 +194,24 @@ def test_net_is_shown_views_where_the_input_has_another_size() -> None:
     last = list(solve(train, [grids[3]], seed=0, stop=lambda: False, steps=110, stages=("net",)))[-1]
     assert last.answers[0][0].stage == "net"
     assert last.answers[0][0].grid.shape == (4, 4)
+
+
+def test_trees_say_how_held_out_pairs_fared() -> None:
+    """A rule of single cells is right on held-out pairs too, noise is not; the last forecast says so."""
+    from ttt.grid.images import groups_of
+    from ttt.grid.trees import candidates, trees
+    from ttt.grid.work import Work
+
+    rng = np.random.default_rng(3)
+    inputs = [rng.integers(0, 3, (6, 6)).astype(np.uint8) for _ in range(4)]
+    ruled = [np.where(g == 2, 5, g).astype(np.uint8) for g in inputs]
+    noise = [rng.integers(0, 3, (6, 6)).astype(np.uint8) for _ in range(4)]
+    claims = []
+    for outputs, held_out in ((ruled, 1.0), (noise, 0.0)):
+        work = Work(lambda: False)
+        groups = list(groups_of(inputs, outputs[:3], work))[-1]
+        forecasts = list(trees(groups[0], inputs, outputs[:3], 1, work, turned=False))
+        assert [f.held_out for f in forecasts] == [None, None, None, held_out]
+        claims.append(candidates(forecasts[-1])[0][0].confidence)
+    assert claims[0] > 0.7
+    assert claims[1] < 0.25
