@@ -4,12 +4,14 @@ import contextlib
 import gc
 import importlib
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -404,6 +406,14 @@ def test_the_cores_say_what_they_cannot_do(pool: xfer.Pool, compiled: bool) -> N
 
 
 @compiled_only
+def test_the_compiled_core_suits_every_python() -> None:
+    """No format has a "#": what that calls depends on the Python compiled against, and one file serves them all."""
+    sources = "".join(file.read_text() for file in (Path(xfer.__file__).parent / "csrc").glob("*.c"))
+    formats = re.findall(r'Py(?:Arg_|_Build)\w+\([^"]*"([^"]*)"', sources)
+    assert formats
+    assert not [text for text in formats if "#" in text]
+
+
 def test_the_compiled_core_refuses_wrong_arguments(pool: xfer.Pool) -> None:
     """Memory that does not fit, and calls with wrong arguments, raise and never touch memory."""
     core = native.module

@@ -91,11 +91,12 @@ static PyObject *receiver_use_slab(Receiver *self, PyObject *args)
 
 static PyObject *receiver_learn(Receiver *self, PyObject *args)
 {
-    const char *meta;
+    char *meta;
     Py_ssize_t length;
     unsigned int ndim;
-    PyObject *shape, *dtype;
-    if (!PyArg_ParseTuple(args, "y#IOO", &meta, &length, &ndim, &shape, &dtype))
+    PyObject *description, *shape, *dtype;
+    if (!PyArg_ParseTuple(args, "SIOO", &description, &ndim, &shape, &dtype) ||
+        PyBytes_AsStringAndSize(description, &meta, &length))
         return NULL;
     if (length > META) {
         PyErr_SetString(PyExc_ValueError, "the description is too long");

@@ -104,10 +104,11 @@ static PyObject *sender_use_slab(Sender *self, PyObject *args)
 
 static PyObject *sender_learn(Sender *self, PyObject *args)
 {
-    PyObject *dtype, *shape;
-    const char *meta;
+    PyObject *dtype, *shape, *description;
+    char *meta;
     Py_ssize_t length;
-    if (!PyArg_ParseTuple(args, "OO!y#", &dtype, &PyTuple_Type, &shape, &meta, &length))
+    if (!PyArg_ParseTuple(args, "OO!S", &dtype, &PyTuple_Type, &shape, &description) ||
+        PyBytes_AsStringAndSize(description, &meta, &length))
         return NULL;
     Py_ssize_t ndim = PyTuple_Size(shape);
     if (ndim > MAX_DIMS || length > META) {

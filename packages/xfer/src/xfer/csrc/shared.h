@@ -6,7 +6,7 @@
 #ifndef XFER_SHARED_H
 #define XFER_SHARED_H
 
-#define PY_SSIZE_T_CLEAN
+/* No format with a "#": compiled against Python 3.13 it would mean another function than 3.11 and 3.12 have. */
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
