@@ -60,7 +60,7 @@ HEADLINE_ROWS = {
     "xfer": ("64 MB, copy in and full read", "SharedMemory"),
     "zerocopy": ("total memory, 8 workers", "plain Ray"),
     "isolate": ("no-op call, awaited", "pyisolate"),
-    "ternary": ("linear 4096x4096 batch 1 (avx512vnni)", "onnxruntime 2-bit"),
+    "ternary": ("linear 4096x4096 batch 1 (amx)", "onnxruntime 2-bit"),
     "ttt": ("peak memory of a task's process", None),
 }
 

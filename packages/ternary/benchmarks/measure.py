@@ -93,7 +93,7 @@ def machine() -> dict[str, Any]:
 
     from ternary.runtime import doctor
 
-    wide = [name for name in ("avx2", "avx512f", "avx512_vnni") if name in flags.split()]
+    wide = [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in flags.split()]
     return {"cpu": model, "cores": os.cpu_count(), "instructions": wide, "kernel": doctor().active}
 
 

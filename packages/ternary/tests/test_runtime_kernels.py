@@ -16,7 +16,7 @@ ALL_NATIVE = pytest.mark.parametrize(
     "path",
     [
         pytest.param(p, marks=pytest.mark.skipif(p not in NATIVE, reason=f"no {p} kernel here"))
-        for p in ("portable", "avx2", "avx512vnni", "neon")
+        for p in ("portable", "avx2", "avx512vnni", "amx", "neon")
     ],
 )
 SIZES = st.integers(0, 30)

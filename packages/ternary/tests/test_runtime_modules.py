@@ -412,7 +412,7 @@ class TestDoctor:
         report = doctor()
         assert report.active == report.available[0]
         assert report.as_dict()["active"] in str(report)
-        assert set(report.available) | set(report.missing) >= {"avx512vnni", "avx2", "neon", "portable", "torch"}
+        assert set(report.available) | set(report.missing) >= {"amx", "avx512vnni", "avx2", "neon", "portable", "torch"}
 
     def test_without_a_core_it_says_so_once_and_works(self, tmp_path) -> None:
         """An installation without a compiler warns once, computes the same, and the doctor gives the reason."""

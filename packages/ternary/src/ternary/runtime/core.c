@@ -27,6 +27,14 @@
 #include <immintrin.h>
 #define TARGET_AVX2 __attribute__((target("avx2")))
 #define TARGET_VNNI __attribute__((target("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAVE_AMX 1
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TARGET_AMX                                                                                                     \
+    __attribute__((target("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8")))
+#endif
 #elif defined(__GNUC__) && defined(__aarch64__) && !defined(__ARM_BIG_ENDIAN)
 #define HAVE_NEON 1
 #include <arm_neon.h>
@@ -48,7 +56,7 @@
 #define UNROLL
 #endif
 
-enum { PORTABLE, AVX2, AVX512VNNI, NEON, PATHS };
+enum { PORTABLE, AVX2, AVX512VNNI, NEON, AMX, PATHS };
 enum { OK, NO_MEMORY, NO_PATH, BAD_ARGUMENT };
 
 /* One problem: an image batch times a kernel. A linear layer is a batch of 1 x 1 images. */
@@ -69,7 +77,9 @@ typedef struct {
 
 typedef struct {
     int rows, strips; /* the largest register tile: activation rows x strips of 16 outputs */
-    /* acc[rows][16 * strips] = panel x codes; panel is [k16][rows][16 bytes], strips lie `stride` bytes apart. */
+    int span;         /* tiles of 16 columns that lie together in a row of a panel */
+    /* acc[rows][16 * strips] = panel x codes; strips lie `stride` bytes apart. A panel is [k16 / span][rows][16 * span
+     * bytes], zero behind k16. */
     void (*multiply)(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16, const int8_t *panel,
                      int32_t *acc);
     float (*quantize)(const float *x, int64_t rows, int64_t row, int64_t padded, int permute, int8_t *q, int32_t *sums);
@@ -359,6 +369,114 @@ TARGET_VNNI static void multiply_vnni(int rows, int strips, const uint8_t *tiles
 PIECES(vnni, TARGET_VNNI)
 #endif
 
+/* ---- x86 with matrix registers ---- */
+
+#if HAVE_AMX
+/* A product of 16 rows x 64 columns with 64 columns x 16 outputs takes 16 cycles. A field of a packed tile, 4 columns of
+ * 16 outputs, is one row of the right operand, so 4 tiles give its 16 rows; the left operand is 64 bytes of each panel
+ * row. Registers 0 to 3: sums of up to 2 x 16 rows and 2 strips; 4 and 5: rows; 6 and 7: strips.
+ * Written out, since the compilers' own functions do not say that they read and write memory. */
+#define TILE_LOAD(number, from, stride)                                                                                \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #number : : "r"(from), "r"((int64_t)(stride)) : "memory")
+#define TILE_STORE(number, to, stride)                                                                                 \
+    __asm__ volatile("tilestored %%tmm" #number ", (%0,%1,1)" : : "r"(to), "r"((int64_t)(stride)) : "memory")
+#define TILE_ZERO(number) __asm__ volatile("tilezero %%tmm" #number : :)
+#define TILE_MULTIPLY(sum, row, strip)                                                                                 \
+    __asm__ volatile("tdpbsud %%tmm" #strip ", %%tmm" #row ", %%tmm" #sum : :)
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
+/* Rows of the right operand for up to 4 tiles of a strip; what stands behind them meets zeros. */
+TARGET_AMX INLINE void unpack_amx(const uint8_t *tiles, int64_t count, uint8_t *to) {
+    const __m512i three = _mm512_set1_epi8(3);
+    for (int64_t t = 0; t < count; t++) {
+        FETCH_AHEAD(tiles + t * 64);
+        const __m512i w = _mm512_loadu_si512(tiles + t * 64);
+        UNROLL for (int j = 0; j < 4; j++)
+            _mm512_store_si512(to + (t * 4 + j) * 64, _mm512_and_si512(_mm512_srli_epi32(w, 2 * j), three));
+    }
+}
+
+TARGET_AMX INLINE void multiply_amx_body(const int halves, const int strips, int rows, const uint8_t *tiles,
+                                         int64_t stride, int64_t k16, const int8_t *panel, int32_t *acc) {
+    uint8_t codes[2][2][1024] __attribute__((aligned(64)));
+    const int64_t steps = (k16 + 3) / 4;
+    memset(codes, 0, sizeof codes);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    for (int s = 0; s < strips; s++) unpack_amx(tiles + s * stride, k16 < 4 ? k16 : 4, codes[0][s]);
+    for (int64_t k = 0; k < steps; k++) {
+        /* The next step's codes are written while this one's are multiplied: what was just stored is slow to load. */
+        const int64_t next = 4 * (k + 1), left = k16 - next;
+        if (left >= 4)
+            for (int s = 0; s < strips; s++) unpack_amx(tiles + s * stride + next * 64, 4, codes[(k + 1) & 1][s]);
+        else if (left > 0)
+            for (int s = 0; s < strips; s++) unpack_amx(tiles + s * stride + next * 64, left, codes[(k + 1) & 1][s]);
+        const int8_t *from = panel + k * rows * 64;
+        TILE_LOAD(6, codes[k & 1][0], 64);
+        TILE_LOAD(4, from, 64);
+        TILE_MULTIPLY(0, 4, 6);
+        if (strips == 2) {
+            TILE_LOAD(7, codes[k & 1][1], 64);
+            TILE_MULTIPLY(1, 4, 7);
+        }
+        if (halves == 2) {
+            TILE_LOAD(5, from + 16 * 64, 64);
+            TILE_MULTIPLY(2, 5, 6);
+            if (strips == 2) TILE_MULTIPLY(3, 5, 7);
+        }
+    }
+    TILE_STORE(0, acc, 64 * strips);
+    if (strips == 2) TILE_STORE(1, acc + 16, 64 * strips);
+    if (halves == 2) {
+        TILE_STORE(2, acc + 16 * 16 * strips, 64 * strips);
+        if (strips == 2) TILE_STORE(3, acc + 16 * 16 * strips + 16, 64 * strips);
+    }
+}
+
+TARGET_AMX static void multiply_amx(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,
+                                    const int8_t *panel, int32_t *acc) {
+    if (rows == 1) { /* waits for memory alone */
+        for (int s = 0; s < strips; s++) multiply_vnni_one(tiles + s * stride, k16, panel, acc + 16 * s);
+        return;
+    }
+    tile_shapes shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shapes.bytes[i] = 64;
+        shapes.rows[i] = 16;
+    }
+    const int first = rows < 16 ? rows : 16, second = rows - first;
+    shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = (uint8_t)first;
+    if (second) shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = (uint8_t)second;
+    __asm__ volatile("ldtilecfg %0" : : "m"(shapes));
+    if (second && strips == 2) multiply_amx_body(2, 2, rows, tiles, stride, k16, panel, acc);
+    else if (second) multiply_amx_body(2, 1, rows, tiles, stride, k16, panel, acc);
+    else if (strips == 2) multiply_amx_body(1, 2, rows, tiles, stride, k16, panel, acc);
+    else multiply_amx_body(1, 1, rows, tiles, stride, k16, panel, acc);
+    __asm__ volatile("tilerelease" : :); /* else every switch to another thread saves 8 KiB */
+}
+
+/* The machine has the registers, and the kernel lets this process use them. */
+static int amx_allowed(void) {
+    static int known; /* 0 not asked yet, 1 no, 2 yes */
+    int state = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (!state) {
+        unsigned a, b, c, d;
+        const int has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && d >> 25 & 1;
+        /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): from Linux 5.16 on, for all threads to come. */
+        state = has && syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 2 : 1;
+        __atomic_store_n(&known, state, __ATOMIC_RELAXED);
+    }
+    return state == 2;
+}
+#endif
+
 /* ---- ARM ---- */
 
 #if HAVE_NEON
@@ -400,19 +518,23 @@ PIECES(neon, TARGET_NEON)
 #endif
 
 static const path_table *find_path(int64_t path) {
-    static const path_table portable = {4, 1, multiply_portable, quantize_portable, finish_portable, taps_portable};
+    static const path_table portable = {4, 1, 1, multiply_portable, quantize_portable, finish_portable, taps_portable};
     if (path == PORTABLE) return &portable;
 #if HAVE_X86
-    static const path_table avx2 = {6, 1, multiply_avx2, quantize_avx2, finish_avx2, taps_avx2};
-    static const path_table vnni = {12, 2, multiply_vnni, quantize_vnni, finish_vnni, taps_vnni};
+    static const path_table avx2 = {6, 1, 1, multiply_avx2, quantize_avx2, finish_avx2, taps_avx2};
+    static const path_table vnni = {12, 2, 1, multiply_vnni, quantize_vnni, finish_vnni, taps_vnni};
     if (path == AVX2 && __builtin_cpu_supports("avx2")) return &avx2;
-    if (path == AVX512VNNI && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni"))
-        return &vnni;
+    const int has_vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                         __builtin_cpu_supports("avx512vnni");
+    if (path == AVX512VNNI && has_vnni) return &vnni;
+#if HAVE_AMX
+    static const path_table amx = {32, 2, 4, multiply_amx, quantize_vnni, finish_vnni, taps_vnni};
+    if (path == AMX && has_vnni && amx_allowed()) return &amx;
+#endif
 #endif
 #if HAVE_NEON
-    static const path_table neon = {4, 1, multiply_neon, quantize_neon, finish_neon, taps_neon};
+    static const path_table neon = {4, 1, 1, multiply_neon, quantize_neon, finish_neon, taps_neon};
 #if defined(__APPLE__)
     if (path == NEON) return &neon; /* every ARM Mac has the dot product */
 #elif defined(__linux__)
@@ -569,13 +691,19 @@ static void quantize_chunk(void *context, int64_t image) {
                   : t->path->quantize(x, pixels, p->channels, p->channels, 0, t->q + image * t->image_in, NULL);
 }
 
+/* Where tile k of row m lies in a panel. */
+INLINE int8_t *place(int8_t *panel, int64_t k, int64_t m, int64_t rows, int64_t span) {
+    return panel + ((k / span * rows + m) * span + k % span) * 16;
+}
+
 /* The activations of one output pixel and group into row m of a panel; gives their sum. */
-static int32_t pack_row(const plan *t, int64_t pixel, int64_t group, int64_t rows, int64_t m, int8_t *panel,
-                        int8_t *scratch) {
+INLINE int32_t pack_row_body(const plan *t, int64_t pixel, int64_t group, int64_t rows, int64_t m, int8_t *panel,
+                             int8_t *scratch, const int64_t span) {
     const problem *p = t->p;
     const int64_t image = pixel / (t->out_h * t->out_w), at = pixel % (t->out_h * t->out_w);
     const int64_t top = at / t->out_w * p->stride_h - p->pad_h, left = at % t->out_w * p->stride_w - p->pad_w;
-    int8_t *to = panel + m * 16, *gathered = scratch;
+    int8_t *gathered = scratch;
+    int64_t k = 0;
     int32_t sum = 0;
     for (int64_t i = 0; i < p->kernel_h; i++)
         for (int64_t j = 0; j < p->kernel_w; j++) {
@@ -589,19 +717,28 @@ static int32_t pack_row(const plan *t, int64_t pixel, int64_t group, int64_t row
                 gathered += t->padded;
                 continue;
             }
-            for (int64_t c = 0; c < t->padded; c += 16, to += rows * 16) {
-                if (inside) memcpy(to, q + c, 16);
-                else memset(to, 0, 16);
+            for (int64_t c = 0; c < t->padded; c += 16, k++) {
+                if (inside) memcpy(place(panel, k, m, rows, span), q + c, 16);
+                else memset(place(panel, k, m, rows, span), 0, 16);
             }
             if (inside) sum += t->sums[from];
         }
     if (!t->direct) {
         memset(gathered, 0, (size_t)(t->k16 * 16 - t->k));
         for (int64_t c = 0; c < t->k; c++) sum += scratch[c];
-        for (int64_t c = 0; c < t->k16 * 16; c += 16, to += rows * 16)
-            for (int j = 0; j < 16; j++) to[j] = scratch[c + (j & 3) * 4 + (j >> 2)];
+        for (; k < t->k16; k++) {
+            int8_t *to = place(panel, k, m, rows, span);
+            for (int j = 0; j < 16; j++) to[j] = scratch[k * 16 + (j & 3) * 4 + (j >> 2)];
+        }
     }
+    for (; k % span; k++) memset(place(panel, k, m, rows, span), 0, 16);
     return sum;
+}
+
+static int32_t pack_row(const plan *t, int64_t pixel, int64_t group, int64_t rows, int64_t m, int8_t *panel,
+                        int8_t *scratch) {
+    return t->path->span == 1 ? pack_row_body(t, pixel, group, rows, m, panel, scratch, 1)
+                              : pack_row_body(t, pixel, group, rows, m, panel, scratch, 4);
 }
 
 static void emit(const plan *t, const int32_t *acc, int64_t pixel, int64_t channel, int64_t n, int32_t offset) {
@@ -614,7 +751,7 @@ static void emit(const plan *t, const int32_t *acc, int64_t pixel, int64_t chann
                         p->bias ? p->bias + channel : NULL, p->y + at);
 }
 
-#define MAX_ROWS 12
+#define MAX_ROWS 32
 #define MAX_STRIPS 2
 
 static void multiply_chunk(void *context, int64_t chunk) {
@@ -625,7 +762,7 @@ static void multiply_chunk(void *context, int64_t chunk) {
     const int64_t count = t->pixels - first < t->chunk_rows ? t->pixels - first : t->chunk_rows;
     const int64_t strips = ceil_div(t->group_out, 16), first_strip = rest % t->strip_chunks * t->chunk_strips;
     const int64_t last_strip = first_strip + t->chunk_strips < strips ? first_strip + t->chunk_strips : strips;
-    const int64_t stride = t->k16 * 64, bytes = t->k16 * 16;
+    const int64_t stride = t->k16 * 64, bytes = ceil_div(t->k16, path->span) * path->span * 16;
     const uint8_t *tiles = (t->tiles ? t->tiles : t->p->weight) + group * strips * stride;
 
     /* One row of a 1 x 1 kernel lies ready as it was quantized. */

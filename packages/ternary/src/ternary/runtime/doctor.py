@@ -16,6 +16,7 @@ from ternary.runtime import gpu, native
 __all__ = ["Report", "doctor"]
 
 _WHY_NOT = {
+    "amx": ("x86_64",),
     "avx512vnni": ("x86_64", "AMD64"),
     "avx2": ("x86_64", "AMD64"),
     "neon": ("aarch64", "arm64"),

@@ -30,9 +30,9 @@ CORE_FILE = Path(__file__).with_name("libternary_core.so")
 """Where the package's build puts the compiled core; the same name on every system."""
 
 # The order of the enumeration in core.c.
-_PATHS = ("portable", "avx2", "avx512vnni", "neon")
+_PATHS = ("portable", "avx2", "avx512vnni", "neon", "amx")
 # Fastest first.
-_PREFERENCE = ("avx512vnni", "neon", "avx2", "portable")
+_PREFERENCE = ("amx", "avx512vnni", "neon", "avx2", "portable")
 
 _PROBLEM = struct.Struct("=22q")
 _ONE_BY_ONE = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding, dilation of a matrix product

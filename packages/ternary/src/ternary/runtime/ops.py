@@ -11,7 +11,7 @@ from ternary.runtime.layout import is_depthwise, tile_shape
 
 __all__ = ["KERNELS", "check_linear"]
 
-KERNELS = ("auto", "torch", "portable", "avx2", "avx512vnni", "neon", "triton")
+KERNELS = ("auto", "torch", "portable", "avx2", "avx512vnni", "amx", "neon", "triton")
 """Every name that a `kernel` argument may have on some machine."""
 
 # The argument is called path: torch.compile keeps the name kernel for itself.
