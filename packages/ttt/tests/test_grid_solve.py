@@ -215,3 +215,16 @@ def test_trees_say_how_held_out_pairs_fared() -> None:
         claims.append(candidates(forecasts[-1])[0][0].confidence)
     assert claims[0] > 0.7
     assert claims[1] < 0.25
+
+
+def test_trees_that_see_one_kind_of_cell_predict_the_commonest_colour() -> None:
+    """Two pairs of one cell: without one of them no column tells anything apart."""
+    from ttt.grid.images import groups_of
+    from ttt.grid.trees import trees
+    from ttt.grid.work import Work
+
+    inputs = [np.full((1, 1), c, np.uint8) for c in (1, 2, 1)]
+    work = Work(lambda: False)
+    groups = list(groups_of(inputs, inputs[:2], work))[-1]
+    forecasts = list(trees(groups[0], inputs, inputs[:2], 1, work, turned=False))
+    assert forecasts[-1].held_out == 0.0

@@ -160,6 +160,7 @@ def trees(
 def _shares(x: Matrix, y: Grid, want: Matrix, setting: tuple[float | str, int], seed: int) -> npt.NDArray[np.float64]:
     """Per wanted row the share of each of the ten colours in a forest's vote."""
     varied = x.min(axis=0) != x.max(axis=0)
+    varied[0] |= not varied.any()  # a forest needs a column, and learns from this one how common each colour is
     share, offset = setting
     forest = ExtraTreesClassifier(TREES, max_features=share, random_state=seed % 2**31 + offset, n_jobs=1)
     forest.fit(x[:, varied].astype(np.float32), y)
