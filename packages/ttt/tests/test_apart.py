@@ -13,6 +13,7 @@ from ttt_test_backends import WorksApart
 
 import ttt
 from ttt.apart import apart
+from ttt.errors import WorkerDiedError
 
 
 def gone(pid: int) -> bool:
@@ -41,7 +42,7 @@ def test_failures_are_told() -> None:
     """What the generator raises is raised here; a process that vanishes is an error with its status."""
     with pytest.raises(ZeroDivisionError, match="by design"):
         list(apart("ttt_test_backends:fails", (), lambda: False, ignore))
-    with pytest.raises(ChildProcessError, match="status 7"):
+    with pytest.raises(WorkerDiedError, match="status 7"):
         list(apart("ttt_test_backends:exits", (), lambda: False, ignore))
 
 

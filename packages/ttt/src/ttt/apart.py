@@ -22,6 +22,7 @@ from typing import IO, Any
 import psutil
 
 from ttt.budget import peak_bytes
+from ttt.errors import WorkerDiedError
 
 Spent = Callable[[float, int, int], None]
 """Told of a process that works for this one: CPU seconds, resident bytes now (0 once it has ended), and at most."""
@@ -39,7 +40,7 @@ def apart(target: str, arguments: tuple[Any, ...], stop: Callable[[], bool], spe
         spent: Told what the process takes.
 
     Raises:
-        ChildProcessError: The process ended before its generator did.
+        WorkerDiedError: The process ended before its generator did.
         Exception: What the generator raised.
     """
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
@@ -78,7 +79,7 @@ def apart(target: str, arguments: tuple[Any, ...], stop: Callable[[], bool], spe
             elif kind == "error":
                 raise item
             else:
-                raise ChildProcessError(f"{target}: its process ended with status {process.wait()} and no result")
+                raise WorkerDiedError(f"{target}: its process ended with status {process.wait()} and no result")
     finally:
         process.kill()
         process.wait()
