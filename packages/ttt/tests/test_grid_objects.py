@@ -30,7 +30,7 @@ PICTURES = [
     ("sends a line of colour 7 right, only its last cell", "1...", "1..7"),
     ("sends a line of colour 7 right, every other cell in its own colour", "1....", "17171"),
     ("sends a line of its colour away from the nearest other", "..1.2", "111.2"),
-    ("sends a line of its colour towards its weight", "1.. 111 1..", "1.. 111 1.."),
+    ("sends a line of its colour towards its weight", "..1.. ..111 ..1..", "111.. 11111 111.."),
     ("sends a line of colour 7 right from its middle", "1.. 1.. 1..", "1.. 177 1.."),
     ("is joined by colour 7 to the nearest other", "1..2", "1772"),
     ("fills its inside with colour 7", "111..... 1.1..... 111.....", "111..... 171..... 111....."),
@@ -51,6 +51,7 @@ PICTURES = [
 @pytest.mark.parametrize(("name", "before", "after"), PICTURES)
 def test_action_paints_the_picture(name: str, before: str, after: str) -> None:
     """The first thing of a grid does what the action's name says."""
+    assert before != after
     scene = Scene(picture(before))
     cast = {a.name: a for a in (ERASED, *actions([scene], [7], [(1, 2)]))}
     made = on_grid(cast[name].paint(Stage(scene, "object" if "12" in before else "piece"), 0), scene.grid.shape)
