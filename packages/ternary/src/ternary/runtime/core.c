@@ -413,11 +413,8 @@ TARGET_AMX INLINE void multiply_amx_body(const int halves, const int strips, int
     for (int s = 0; s < strips; s++) unpack_amx(tiles + s * stride, k16 < 4 ? k16 : 4, codes[0][s]);
     for (int64_t k = 0; k < steps; k++) {
         /* The next step's codes are written while this one's are multiplied: what was just stored is slow to load. */
-        const int64_t next = 4 * (k + 1), left = k16 - next;
-        if (left >= 4)
-            for (int s = 0; s < strips; s++) unpack_amx(tiles + s * stride + next * 64, 4, codes[(k + 1) & 1][s]);
-        else if (left > 0)
-            for (int s = 0; s < strips; s++) unpack_amx(tiles + s * stride + next * 64, left, codes[(k + 1) & 1][s]);
+        const int64_t next = 4 * (k + 1), count = k16 - next < 4 ? k16 - next : 4;
+        for (int s = 0; s < strips; s++) unpack_amx(tiles + s * stride + next * 64, count, codes[(k + 1) & 1][s]);
         const int8_t *from = panel + k * rows * 64;
         TILE_LOAD(6, codes[k & 1][0], 64);
         TILE_LOAD(4, from, 64);
