@@ -151,7 +151,7 @@ for _what, _text in {
 
 
 def _of_thing(kind: str, name: str, how: str, s: Scene) -> Numbers | None:
-    values = s.measures(kind)[name]
+    values = s.measure(kind, name)
     if not len(values):
         return None
     if how == "value":

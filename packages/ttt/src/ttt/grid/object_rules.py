@@ -15,7 +15,7 @@ from ttt.grid.features import Numbers
 from ttt.grid.images import Image
 from ttt.grid.objects import ERASED, Action, actions
 from ttt.grid.rules import ENTRY, Program
-from ttt.grid.scene import KINDS, Scene
+from ttt.grid.scene import KINDS, PROPERTIES, REPEATS, Scene
 from ttt.grid.stage import Stage, Step, Strokes
 
 CUTS = ("object", "piece", "joined")
@@ -108,8 +108,7 @@ class Play:
     def splits(self) -> Iterator[Split]:
         """Properties by which things may be told apart, each partition once, plain ones first."""
         yield Split("", 0.0, np.zeros(len(self.owner), dtype=np.int64))
-        tables = [s.measures(self.kind) for s in self.scenes]
-        values = {name: [t[name] for t in tables] for name in tables[0]}
+        values = {name: [s.measure(self.kind, name) for s in self.scenes] for name in (*PROPERTIES, *REPEATS)}
         seen = set()
         for name, cost, numbers in _told(values, self.known):
             codes, keys = dense(numbers.astype(np.int64))

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from ttt.grid.answers import Grid
-from ttt.grid.scene import EIGHT, KINDS, Mask, Scene, Thing
+from ttt.grid.scene import EIGHT, KINDS, Mask, Scene, Thing, framed, turned
 from ttt.grid.shaping import pick
 from ttt.grid.views import add, view
 
@@ -20,9 +20,9 @@ DIAGONALS = {"up left": (-1, -1), "up right": (-1, 1), "down left": (1, -1), "do
 
 
 def _gravity(direction: str, s: Scene) -> Grid:
-    g = np.rot90(s.grid, TURNS[direction])
+    g = turned(s.grid, TURNS[direction])
     out = np.take_along_axis(g, np.argsort(g != s.background, axis=0, kind="stable"), axis=0)
-    return np.rot90(out, -TURNS[direction])
+    return turned(out, -TURNS[direction])
 
 
 def _drop(direction: str, kind: str, s: Scene) -> Grid | None:
@@ -30,8 +30,8 @@ def _drop(direction: str, kind: str, s: Scene) -> Grid | None:
     if not 1 <= len(things) <= 40:
         return None
     turn = TURNS[direction]
-    labels = np.rot90(s.labels(kind), turn)
-    g = np.rot90(s.grid, turn)
+    labels = turned(s.labels(kind), turn)
+    g = turned(s.grid, turn)
     height = g.shape[0]
     cells = [np.nonzero(labels == i + 1) for i in range(len(things))]
     out = np.full_like(g, s.background)
@@ -41,7 +41,7 @@ def _drop(direction: str, kind: str, s: Scene) -> Grid | None:
         while r.max() + fall + 1 < height and (out[r + fall + 1, c] == s.background).all():
             fall += 1
         out[r + fall, c] = g[r, c]
-    return np.rot90(out, -turn)
+    return turned(out, -turn)
 
 
 for _d in TURNS:
@@ -75,16 +75,15 @@ for _d, _step in STEPS.items():
     add(f"rolled {_d}", partial(_rolled, _step), keeps_size=True)
 
 
-def seen(s: Scene, step: tuple[int, int], block: bool = True) -> Grid:
+def seen(s: Scene, step: tuple[int, int]) -> Grid:
     """Per cell the first drawn colour found by walking from it in a direction, background if none."""
     key = ("seen", step)
     if key not in s.memo:
-        out = np.full_like(s.grid, s.background)
-        for _ in range(max(s.grid.shape)):
-            behind = shift(np.where(s.front, s.grid, out), -step[0], -step[1], s.background)
-            if np.array_equal(behind, out):
-                break
-            out = behind
+        out = shift(s.grid, -step[0], -step[1], s.background)
+        reach = 1
+        while reach < max(s.grid.shape):  # what is seen within 2n cells: within n from here, else within n from there
+            out = np.where(out != s.background, out, shift(out, -step[0] * reach, -step[1] * reach, s.background))
+            reach *= 2
         s.memo[key] = out
     found: Grid = s.memo[key]
     return found
@@ -135,7 +134,7 @@ def enclosed(s: Scene, sides_only: bool = True) -> Mask:
     """Background cells from which no path over background leads to the border."""
     key = ("enclosed", sides_only)
     if key not in s.memo:
-        outside = np.pad(~s.front, 1, constant_values=True)
+        outside = framed(~s.front, True)
         labels, _ = ndimage.label(outside, None if sides_only else EIGHT)
         s.memo[key] = (outside & (labels != labels[0, 0]))[1:-1, 1:-1]
     found: Mask = s.memo[key]
@@ -232,7 +231,7 @@ def _flip_things(pose: str, kind: str, s: Scene) -> Grid | None:
         elif pose == "up-down":
             new = t.alone[::-1]
         elif t.height == t.width:
-            new = np.rot90(t.alone, 2) if pose == "turned" else np.rot90(t.alone, 3)
+            new = turned(t.alone, 2 if pose == "turned" else 3)
         else:
             return None
         part = out[t.top : t.top + t.height, t.left : t.left + t.width]
@@ -348,20 +347,18 @@ def mended_by_tiling(grid: Grid, colour: int) -> Grid | None:
     hidden = grid == colour
     h, w = grid.shape
     rows, cols = np.indices(grid.shape)
+    known = ~hidden.ravel()
+    colours = grid.ravel()[known]
     periods = sorted(
         ((p, q) for p in range(1, h + 1) for q in range(1, w + 1) if p * q * 2 <= h * w), key=lambda x: x[0] * x[1]
     )
     for p, q in periods[:260]:
         for shear in (0,) if p > 6 or h <= p else (0, 1, q - 1):
             key = ((rows % p) * q + (cols + shear * (rows // p)) % q).ravel()
-            seen_min = np.full(p * q, 99)
-            seen_max = np.full(p * q, -1)
-            known = ~hidden.ravel()
-            np.minimum.at(seen_min, key[known], grid.ravel()[known])
-            np.maximum.at(seen_max, key[known], grid.ravel()[known])
-            if (seen_max < 0).any() or (seen_min != seen_max).any():
-                continue
-            return seen_max[key].reshape(h, w).astype(np.uint8)
+            tile = np.full(p * q, -1)
+            tile[key[known]] = colours
+            if (tile[key[known]] == colours).all() and (tile >= 0).all():
+                return tile[key].reshape(h, w).astype(np.uint8)
     return None
 
 
@@ -394,8 +391,8 @@ def _mirror_fill(axes: str, s: Scene) -> Grid | None:
         "lr": [g[:, ::-1]],
         "ud": [g[::-1]],
         "both": [g[:, ::-1], g[::-1], g[::-1, ::-1]],
-        "turns": [np.rot90(g, k) for k in (1, 2, 3)],
-        "all": [g[:, ::-1], g[::-1], *(np.rot90(g, k) for k in (1, 2, 3)), g.T],
+        "turns": [turned(g, k) for k in (1, 2, 3)],
+        "all": [g[:, ::-1], g[::-1], *(turned(g, k) for k in (1, 2, 3)), g.T],
     }[axes]
     out = g.copy()
     for image in images:

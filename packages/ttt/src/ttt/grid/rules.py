@@ -17,6 +17,8 @@ ENTRY = 0.15
 SCREEN = 2400
 """Cells, and pairs of cells, that rules are screened on before they are verified on all."""
 MOST_VERIFIED = 300
+TOGETHER = 64
+"""Columns whose mistakes are counted in one product: for one alone most of the time is reading the paints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,25 @@ def _hopeless(mistakes: npt.NDArray[np.float32], codes: Numbers) -> npt.NDArray[
     present = np.bincount(codes, minlength=len(mistakes)) > 0
     hopeless: npt.NDArray[np.bool_] = np.logical_and(present, mistakes.min(axis=1) > 0.5)
     return hopeless
+
+
+def _one_hot(columns: Sequence[Column], cells: Numbers) -> tuple[npt.NDArray[np.float32], Numbers]:
+    """A row for each code of each column, 1 in the cells that have it, and where each column's rows start and end."""
+    ends = np.cumsum([0, *(c.keys for c in columns)])
+    rows = np.zeros((int(ends[-1]), len(cells)), dtype=np.float32)
+    for c, start in zip(columns, ends, strict=False):
+        rows[start + c.codes[cells], np.arange(len(cells))] = 1.0
+    return rows, ends
+
+
+def _mistakes(
+    columns: Sequence[Column], cells: Numbers, wrong: npt.NDArray[np.float32]
+) -> Iterator[tuple[Column, npt.NDArray[np.float32]]]:
+    """Each column with the mistakes that each paint (the columns of `wrong`) makes on the cells of each code."""
+    for at in range(0, len(columns), TOGETHER):
+        some = columns[at : at + TOGETHER]
+        rows, ends = _one_hot(some, cells)
+        yield from zip(some, np.split(rows @ wrong, ends[1:-1]), strict=True)
 
 
 class Rules:
@@ -149,10 +170,9 @@ class Rules:
         wrong = np.stack([p.colours[screen] != self.cells.target[screen] for p in paints]).astype(np.float32).T
         columns = [c for c in self.cells.columns if c.keys <= 12]
         if size == 1:
-            singles = ((c, self._mistakes(c.codes[screen], c.keys, wrong)) for c in columns)
             fitting: Iterable[_Fitting] = [
                 ((c,), c.codes, c.keys, mistakes)
-                for c, mistakes in singles
+                for c, mistakes in _mistakes(columns, screen, wrong)
                 if not _hopeless(mistakes, c.codes[screen]).any()
             ]
         else:
@@ -160,7 +180,8 @@ class Rules:
             near = np.union1d(near, [i for i, p in enumerate(paints) if p.cost <= 0.7])
             paints, wrong = [paints[i] for i in near], np.ascontiguousarray(wrong[:, near])
             few = [c for c in columns if c.keys <= 6]
-            scored = sorted((self._least(c.codes[screen], c.keys, wrong) + 2.0 * c.cost, i) for i, c in enumerate(few))
+            least = [float(mistakes.min(axis=1).sum()) for _, mistakes in _mistakes(few, screen, wrong)]
+            scored = sorted((least[i] + 2.0 * c.cost, i) for i, c in enumerate(few))
             fitting = self._fitting_pairs([few[i] for _, i in scored[:160]], screen, wrong)
         found: list[Program] = []
         for chosen, codes, keys, mistakes in fitting:
@@ -177,10 +198,7 @@ class Rules:
         """Pairs of columns for each joint code of which some paint makes no mistake on the screened cells."""
         if not columns:
             return
-        ends = np.cumsum([0, *(c.keys for c in columns)])
-        one_hot = np.zeros((int(ends[-1]), len(screen)), dtype=np.float32)
-        for c, start in zip(columns, ends, strict=False):
-            one_hot[start + c.codes[screen], np.arange(len(screen))] = 1.0
+        one_hot, ends = _one_hot(columns, screen)
         for i, a in enumerate(columns[:14]):
             rest = one_hot[ends[i + 1] :]
             if not len(rest):
@@ -202,15 +220,6 @@ class Rules:
         half = SCREEN // 2
         parts = [p if len(p) <= half else self.rng.choice(p, half, replace=False) for p in (changed, kept)]
         return np.sort(np.concatenate(parts))
-
-    @staticmethod
-    def _mistakes(codes: Numbers, keys: int, wrong: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        one_hot = np.zeros((keys, len(codes)), dtype=np.float32)
-        one_hot[codes, np.arange(len(codes))] = 1.0
-        return one_hot @ wrong
-
-    def _least(self, codes: Numbers, keys: int, wrong: npt.NDArray[np.float32]) -> float:
-        return float(self._mistakes(codes, keys, wrong).min(axis=1).sum())
 
     def _choice(
         self,

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from ttt.grid.answers import Grid
-from ttt.grid.scene import KINDS, PROPERTIES, Scene
+from ttt.grid.scene import KINDS, PROPERTIES, REPEATS, Scene, turned
 from ttt.grid.views import add, view
 
 POSE_NAMES = (
@@ -24,7 +24,7 @@ POSE_NAMES = (
 
 def _pose(i: int, s: Scene) -> Grid:
     g = s.grid
-    return [g, np.rot90(g), np.rot90(g, 2), np.rot90(g, 3), g[:, ::-1], g.T, g[::-1], np.rot90(g, 2).T][i]
+    return [*(turned(g, k) for k in range(4)), g[:, ::-1], g.T, g[::-1], turned(g, 2).T][i]
 
 
 for _i, _name in enumerate(POSE_NAMES):
@@ -80,7 +80,7 @@ def pick(s: Scene, kind: str, name: str, how: str) -> int | None:
 
 
 def _pick(s: Scene, kind: str, name: str, how: str) -> int | None:
-    values = s.measures(kind)[name]
+    values = s.measure(kind, name)
     if not len(values):
         return None
     if how == "odd":
@@ -106,13 +106,7 @@ def _crop_pick(kind: str, name: str, how: str, alone: bool, s: Scene) -> Grid | 
     return thing.alone if alone else thing.patch
 
 
-SELECTORS = (
-    *PROPERTIES,
-    "repeats of its shape",
-    "repeats of its drawing",
-    "repeats of its colour",
-    "repeats of its shape in any pose",
-)
+SELECTORS = (*PROPERTIES, *REPEATS)
 for _kind, _word in KINDS.items():
     for _name in SELECTORS:
         for _how, _how_word in (("most", "most"), ("least", "least"), ("odd", "a unique")):
@@ -188,7 +182,7 @@ def _panel_summary(what: str, s: Scene) -> Grid | None:
             }.get(what, 0)
         )
     if what in ("fullest", "emptiest"):
-        totals = s.measures("panel")["number of cells"]
+        totals = s.measure("panel", "number of cells")
         target = totals.max() if what == "fullest" else totals.min()
         values = [int(v == target) for v in totals]
     return np.array(values, dtype=np.uint8).reshape(len(rows), len(cols))
@@ -304,7 +298,7 @@ def turns(s: Scene) -> Grid | None:
     g = s.grid
     if g.shape[0] != g.shape[1]:
         return None
-    return np.vstack([np.hstack([g, np.rot90(g, 3)]), np.hstack([np.rot90(g), np.rot90(g, 2)])])
+    return np.vstack([np.hstack([g, turned(g, 3)]), np.hstack([turned(g, 1), turned(g, 2)])])
 
 
 def _unique(axis: int, s: Scene) -> Grid:
