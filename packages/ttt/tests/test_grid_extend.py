@@ -76,7 +76,7 @@ def test_a_new_property_selects_things() -> None:
         return int(t.patch[t.mask].astype(int).sum())
 
     scene = Scene(np.array([[1, 1, 0, 5], [0, 0, 0, 5]], dtype=np.uint8))
-    assert scene.measures("piece")["sum of its colours"].tolist() == [2, 10]
+    assert scene.measure("piece", "sum of its colours").tolist() == [2, 10]
 
 
 def test_the_page_about_the_solver_shows_code_that_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from ttt.grid import solve
 from ttt.grid.features import FEATURES
 from ttt.grid.images import apply
-from ttt.grid.scene import PROPERTIES, Scene
+from ttt.grid.painting import DIAGONALS, STEPS, mended_by_tiling, seen
+from ttt.grid.scene import PROPERTIES, Scene, framed, turned
 from ttt.grid.search import search, votes
 from ttt.grid.views import VIEWS, add
 from ttt.grid.work import Work
@@ -207,3 +211,38 @@ def test_answer_says_why_in_words() -> None:
     last = list(solve(pairs, [grids[3]], seed=0, stop=lambda: False, steps=20, stages=("search",)))[-1]
     assert last.answers[0][0].why == "mirrored left-right"
     assert last.answers[0][0].confidence > 0.8
+
+
+GRIDS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 3, 5]))
+
+
+@given(GRIDS, st.sampled_from([*STEPS.values(), *DIAGONALS.values()]))
+def test_what_is_seen_is_the_first_colour_on_the_way(grid: np.ndarray, step: tuple[int, int]) -> None:
+    """Walking cell by cell, which the doubling of `seen` only stands for, comes to the same colours."""
+    scene = Scene(grid)
+    found = seen(scene, step)
+    for r, c in np.ndindex(grid.shape):
+        y, x = r + step[0], c + step[1]
+        while 0 <= y < grid.shape[0] and 0 <= x < grid.shape[1] and grid[y, x] == scene.background:
+            y, x = y + step[0], x + step[1]
+        inside = 0 <= y < grid.shape[0] and 0 <= x < grid.shape[1]
+        assert found[r, c] == (grid[y, x] if inside else scene.background)
+
+
+@given(GRIDS, st.integers(-5, 5), st.booleans())
+def test_turned_and_framed_are_those_of_numpy(grid: np.ndarray, quarters: int, fill: bool) -> None:
+    """The quick forms are right for every shape."""
+    assert np.array_equal(turned(grid, quarters), np.rot90(grid, quarters))
+    assert np.array_equal(framed(grid > 0, fill), np.pad(grid > 0, 1, constant_values=fill))
+
+
+@given(GRIDS, st.integers(2, 4), st.integers(2, 4))
+def test_a_hidden_part_of_a_tiling_is_mended(tile: np.ndarray, down: int, across: int) -> None:
+    """What is mended has no hidden cell left and agrees with every other one."""
+    grid = np.tile(tile[:4, :4], (down, across))
+    hidden = grid.copy()
+    hidden[: len(grid) // 3, : grid.shape[1] // 3] = 9
+    mended = mended_by_tiling(hidden, 9)
+    assert mended is not None
+    assert np.array_equal(mended[hidden != 9], hidden[hidden != 9])
+    assert not (mended == 9).any()
