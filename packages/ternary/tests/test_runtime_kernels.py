@@ -110,6 +110,17 @@ class TestLinearIntegers:
             assert torch.equal(native_sums(x, values, path, threads).long(), x.long() @ values.long().T)
 
     @ALL_NATIVE
+    @settings(max_examples=30, deadline=None)
+    @given(n=st.integers(1, 100), k=st.integers(1, 300), seed=st.integers(0, 9))
+    def test_the_same_weights_again(self, path, n, k, seed) -> None:
+        """Single rows, of which every second goes backwards through the weights, on memory that the test holds."""
+        values = ternary(n, k, seed=seed)
+        tiles, scale, number = to_tiles(values), torch.ones(n), native.path_number(path)
+        for row in integers(4, k, seed).split(1):
+            sums = native.linear(row, tiles, scale, None, number, 1, integers=True)
+            assert torch.equal(sums.long(), row.long() @ values.long().T)
+
+    @ALL_NATIVE
     def test_too_many_columns_are_refused(self, path) -> None:
         """Where 32 bits could overflow there is an error, not a number."""
         with pytest.raises(RuntimeError, match="500,000"):
