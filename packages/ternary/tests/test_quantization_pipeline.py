@@ -99,6 +99,28 @@ def test_rules_by_name(model: nn.Module) -> None:
         quantize(model, Recipe(rules=(("*", "int7"),)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("place", ["ends", "depthwise", "otherwise"])
+def test_unknown_precisions_are_refused_everywhere(model: nn.Module, place: str) -> None:
+    """A precision that does not exist is an error also where no rule names it, and never taken for ternary."""
+    with pytest.raises(UnknownQuantizerError, match="int4"):
+        quantize(model, Recipe(**{place: "int4"}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantizer", ["twn", "ttq"])
+def test_ternary_layers_back_to_float(quantizer: str) -> None:
+    """A rule makes torch's own layers of ternary ones, with the float weights behind them, and the report says so."""
+    layers = [nn.Embedding(9, 4), nn.Conv1d(4, 4, 3), nn.Conv2d(4, 5, 1), nn.Linear(4, 2, bias=False)]
+    made, _ = quantize(nn.ModuleList(layers), Recipe(quantizer=quantizer, rules=(("*", "ternary"),)))
+    back, report = quantize(made, Recipe(rules=(("*", "float"),)))
+    assert [type(m) for m in back] == [type(m) for m in layers]
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(back, layers, strict=True))
+    assert [(r.precision, r.error) for r in report.layers] == [("float", 0.0)] * 4
+    assert report.bytes_after == report.bytes_before
+    eight, report = quantize(made, Recipe(rules=(("*", "int8"),)))
+    assert [r.precision for r in report.layers] == ["ternary", "ternary", "int8", "int8"]  # two have no int8 form
+    assert [type(m).__name__ for m in eight] == ["TernaryEmbedding", "TernaryConv1d", "Int8Conv2d", "Int8Linear"]
+
+
 def test_mixed_precision_by_sensitivity(model: nn.Module) -> None:
     """The most sensitive layers keep 8 bits, and that lowers the error."""
     x = torch.randn(16, 3, 8, 8)

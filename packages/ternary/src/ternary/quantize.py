@@ -33,7 +33,8 @@ class Recipe:
         threshold: For 'twn' the factor of the mean magnitude, for 'fixed' the magnitude.
         sparsity: For 'sparse', the fraction of zeros.
         activations: 'int8' rounds the inputs of ternary layers to 8 bits.
-        rules: Pairs of a name pattern (`layer4.*`) and a precision; the first match decides.
+        rules: Pairs of a name pattern (`layer4.*`) and a precision ('ternary', 'int8' or 'float'); the first match
+            decides.
         ends: Precision of the first convolution or, without convolutions and embeddings, the first layer, and of the
             last layer.
         depthwise: Precision of depthwise convolutions.
@@ -109,7 +110,8 @@ def quantize(
 ) -> tuple[nn.Module, Report]:
     """Return a quantized copy of a model and a report; the model itself is left as it was.
 
-    Layers that are ternary already keep their own settings. The copy can be trained further (its ternary layers keep
+    Layers that are ternary already keep their own settings, unless a rule names them: as int8 or float layers they have
+    the float weight behind the ternary one. The copy can be trained further (its ternary layers keep
     float weights), saved packed, or exported. With calibration data the scales are fitted to the real inputs of each
     layer (least squares on the weights, weighted by the mean square of each input) and the running statistics of
     batch normalization are estimated anew.
@@ -125,6 +127,7 @@ def quantize(
         The quantized copy, in evaluation mode if the model was, and the report.
 
     Raises:
+        UnknownQuantizerError: The recipe names a quantizer or a precision that does not exist.
         NonFiniteWeightError: A weight is NaN or infinite.
         NonFiniteActivationError: Calibration met an activation that is NaN or infinite.
     """
@@ -164,7 +167,6 @@ def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
         matched = next((p for pattern, p in recipe.rules if fnmatch.fnmatchcase(name, pattern)), None)
         groups = getattr(module, "groups", 1)
         if matched is not None:
-            require_choice("precision", matched, PRECISIONS)
             plan[name] = matched
         elif isinstance(module, TernaryWeight):
             plan[name] = "ternary"
@@ -176,8 +178,9 @@ def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
             plan[name] = recipe.depthwise
         else:
             plan[name] = recipe.ends if name in ends else recipe.otherwise
-        if plan[name] == "int8" and isinstance(module, nn.Conv1d | nn.Embedding):
-            plan[name] = "float"  # the int8 forms are those of Linear and Conv2d
+        require_choice("precision", plan[name], PRECISIONS)
+        if plan[name] == "int8" and isinstance(module, nn.Conv1d | nn.Embedding):  # these have no int8 form
+            plan[name] = "ternary" if isinstance(module, TernaryWeight) else "float"
         by_weight.setdefault(id(module.weight), plan[name])
     return plan
 
@@ -208,46 +211,47 @@ def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tenso
     if precision == "int8":
         return Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)  # type: ignore[arg-type]
     if precision == "float":
-        return layer
-    made: TernaryWeight
-    if isinstance(layer, TernaryWeight):
-        made = layer
-    else:
-        options: dict[str, Any] = {
-            "quantizer": recipe.quantizer,
-            "per": recipe.per,
-            "threshold": recipe.threshold,
-            "sparsity": recipe.sparsity,
-            "activations": recipe.activations,
-            "device": layer.weight.device,
-            "dtype": layer.weight.dtype,
-        }
-        made = _build(layer, options)
-        made.load_state_dict(layer.state_dict())
+        return _build(layer, ternary=False) if isinstance(layer, TernaryWeight) else layer
+    options = {
+        "quantizer": recipe.quantizer,
+        "per": recipe.per,
+        "threshold": recipe.threshold,
+        "sparsity": recipe.sparsity,
+        "activations": recipe.activations,
+    }
+    made = layer if isinstance(layer, TernaryWeight) else _build(layer, ternary=True, **options)
+    assert isinstance(made, TernaryWeight)
     if power is not None and not made.empty and made.scale_positive is None and not isinstance(made, nn.Embedding):
         fit_to_inputs(made, power)
     return made
 
 
-def _build(layer: nn.Module, options: dict[str, Any]) -> TernaryWeight:
+def _build(layer: nn.Module, *, ternary: bool, **options: Any) -> nn.Module:
+    """Return a layer with the float weight of another one, as a ternary layer or as torch's own."""
+    plain = next(kind for kind in _TERNARY if isinstance(layer, kind))
+    kind = _TERNARY[plain] if ternary else plain
+    options |= {"device": _weight(layer).device, "dtype": _weight(layer).dtype}
+    made: nn.Module
     if isinstance(layer, nn.Linear):
-        return TernaryLinear(layer.in_features, layer.out_features, layer.bias is not None, **options)
-    if isinstance(layer, nn.Embedding):
-        return TernaryEmbedding(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, **options)
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    kind = TernaryConv1d if isinstance(layer, nn.Conv1d) else TernaryConv2d
-    return kind(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        layer.bias is not None,
-        layer.padding_mode,
-        **options,
-    )
+        made = kind(layer.in_features, layer.out_features, layer.bias is not None, **options)
+    elif isinstance(layer, nn.Embedding):
+        made = kind(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, **options)
+    else:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+        made = kind(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            **options,
+        )
+    made.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("scale_")})
+    return made
 
 
 @torch.no_grad()

@@ -6,8 +6,6 @@ Knows nothing of data sets or of the language.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ternary.errors import DivergedError, ModelFileError, NonFiniteActivationError, VanishingGradientError
+from ternary.wholefile import whole_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +177,8 @@ def _save(path: Path, epoch: int, step: int, model: nn.Module, optimizer: Any, h
         "history": asdict(history),
         "random": torch.get_rng_state(),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         torch.save(state, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _resume(path: Path, model: nn.Module, optimizer: Any, history: History) -> tuple[int, int]:

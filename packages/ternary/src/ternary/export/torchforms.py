@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ternary.errors import ExportError
-from ternary.export.files import as_inputs, packed_form, whole_file
+from ternary.export.files import as_inputs, packed_form
+from ternary.wholefile import whole_file
 
 __all__ = ["to_pt2", "to_torchscript"]
 
