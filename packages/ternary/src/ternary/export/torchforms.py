@@ -54,8 +54,8 @@ def to_torchscript(model: nn.Module, path: str | Path, example: Any = None, *, f
         form: 'trace' or 'script'.
 
     Raises:
-        ExportError: The model has no ternary layer, the form is unknown, tracing lacks an example, or torch cannot trace
-            or script the model.
+        ExportError: The model has no ternary layer, the form is unknown, tracing lacks an example, or torch cannot
+            trace or script the model.
     """
     if form not in ("trace", "script"):
         raise ExportError(f"got form={form!r}; TorchScript is made by 'trace' or 'script'")
