@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from ttt_test_backends import ColourTable, HoldsMemory, Misbehaving, StartsAChild, Wanderer
+from ttt_test_backends import ColourTable, Holding, HoldsMemory, Misbehaving, StartsAChild, Wanderer
 from ttt_test_commands import solve_command
 
 import ttt
@@ -212,13 +212,15 @@ def test_cache_answers_the_same_content_under_another_name(
 
 
 def test_refuses_what_cannot_work(sample_arc_tasks: list[ttt.Task]) -> None:
-    """Same ids, a backend without a home, unknown names and no workers are refused before anything starts."""
+    """Same ids, a backend without a home or that cannot travel, unknown names and no workers are refused at once."""
 
     class Local(ColourTable):
         pass
 
     with pytest.raises(InvalidBackendError, match="top level of a module"):
         ttt.run(sample_arc_tasks, backend=Local())
+    with pytest.raises(InvalidBackendError, match="cannot be pickled"):
+        ttt.run(sample_arc_tasks, backend=Holding(lambda: 0))
     with pytest.raises(InvalidBackendError, match="wanted one of grid, lm, vit"):
         ttt.run(sample_arc_tasks, backend="best")
     with pytest.raises(InvalidBackendError, match="wanted an object with 'name' and 'solve'"):
