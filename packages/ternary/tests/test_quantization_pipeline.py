@@ -191,9 +191,54 @@ def test_memory_comparison(model: nn.Module, temp_dir: Path) -> None:
 
 
 def test_int8_convolution_says_what_it_lacks() -> None:
-    """Reflecting convolutions have no int8 form."""
+    """Reflecting convolutions have no int8 form; in a model they stay float where int8 is asked for."""
+    reflecting = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
     with pytest.raises(ValueError, match="padding_mode"):
-        Int8Conv2d(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
+        Int8Conv2d(reflecting)
+    made, report = quantize(nn.Sequential(reflecting, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)))
+    assert [r.precision for r in report.layers] == ["float", "ternary", "int8"]
+    assert made(torch.randn(1, 3, 5, 5)).shape == (1, 4, 5, 5)
+
+
+def test_a_layer_used_twice_stays_one(temp_dir: Path) -> None:
+    """Both uses are quantized, packed, saved and exported, and the weight comes back as it was."""
+    twice = nn.Linear(8, 8)
+    model = nn.Sequential(twice, nn.ReLU(), twice, nn.Linear(8, 2)).eval()
+    made, report = quantize(model)
+    assert [r.name for r in report.layers] == ["0", "3"]
+    assert isinstance(made[0], Int8Linear)
+    assert made[0] is made[2]
+    made, _ = quantize(model, Recipe(ends="ternary"))
+    assert isinstance(made[0], TernaryLinear)
+    assert made[0] is made[2]
+    x = torch.randn(5, 8)
+    ternary.save(made, temp_dir / "m.safetensors")
+    again = ternary.load(temp_dir / "m.safetensors", quantize(model, Recipe(ends="ternary"))[0])
+    assert torch.equal(again(x), made(x))
+    packed = ternary.pack(made)
+    assert packed[0] is packed[2]
+    ternary.save(packed, temp_dir / "p.safetensors")
+    again = ternary.load(temp_dir / "p.safetensors", quantize(model, Recipe(ends="ternary"))[0], packed=True)
+    assert torch.equal(again(x), packed(x))
+    assert set(sensitivity(model, [x])) == {"0", "3"}
+
+
+@pytest.mark.parametrize("ends", ["ternary", "int8"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_torchs_encoder_calls_its_quantized_layers(ends: str, masked: bool) -> None:
+    """In evaluation without gradients torch's fused kernel would read the float weights behind ternary ones."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    made, _ = quantize(model, Recipe(ends=ends))  # type: ignore[arg-type]
+    x = torch.randn(2, 5, 32)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if masked else None
+    wanted, plain = made(x, src_key_padding_mask=mask), model(x, src_key_padding_mask=mask)
+    with torch.no_grad():
+        got, packed = (m(x, src_key_padding_mask=mask) for m in (made, ternary.pack(made)))
+    assert torch.allclose(got, wanted, atol=1e-5)
+    assert (packed - wanted).norm() / wanted.norm() < 0.02
+    assert (got - plain).norm() / plain.norm() > 0.02
+    assert max(sensitivity(model, [(x,)], Recipe(ends=ends)).values()) > 0.02  # type: ignore[arg-type]
 
 
 def language_model(kind: str) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ternary.calibration import fit_to_inputs, input_power, output_of, reestimate_batch_norm, run
 from ternary.errors import Fp16OverflowError
+from ternary.nn.fastpath import call_inner_layers
 from ternary.nn.int8 import Int8Conv2d, Int8Linear
 from ternary.nn.layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.nn.quantizers import require_choice, require_finite
@@ -118,8 +119,8 @@ def quantize(
 
     Args:
         model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered, and the transposed linear
-            layers of GPT-2 (Conv1D of transformers), which become Linear. Of layers that share one weight, the later
-            ones get the precision of the first, unless a rule names them.
+            layers of GPT-2 (Conv1D of transformers), which become Linear. A layer used in two places stays one layer.
+            Of layers that share one weight, the later ones get the precision of the first, unless a rule names them.
         recipe: How; by default TWN per channel, int8 at both ends and for depthwise convolutions.
         calibration: Batches: tensors, tuples of inputs, or mappings of named inputs.
 
@@ -133,9 +134,10 @@ def quantize(
     """
     recipe = recipe or Recipe()
     plan = plan_precisions(model, recipe)
-    made = _with_plain_linear(model)
+    made = _workable_copy(model)
     batches = list(calibration) if calibration is not None else []
     power = input_power(made, batches, plan) if batches else {}
+    names = _names(made)
     reports: list[LayerReport] = []
     counted: set[int] = set()
     for name, precision in plan.items():
@@ -146,7 +148,7 @@ def quantize(
         counted.add(id(layer.weight))
         reports.append(_report(name, layer, new, precision, shared))
         if new is not layer:
-            made = _replaced(made, name, new)
+            made = _replaced(made, names[layer], new)
     if batches:
         reestimate_batch_norm(made, batches)
     made.train(model.training)
@@ -179,7 +181,7 @@ def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
         else:
             plan[name] = recipe.ends if name in ends else recipe.otherwise
         require_choice("precision", plan[name], PRECISIONS)
-        if plan[name] == "int8" and isinstance(module, nn.Conv1d | nn.Embedding):  # these have no int8 form
+        if plan[name] == "int8" and not _has_int8_form(module):
             plan[name] = "ternary" if isinstance(module, TernaryWeight) else "float"
         by_weight.setdefault(id(module.weight), plan[name])
     return plan
@@ -191,10 +193,25 @@ def _transposed_linear() -> tuple[type[nn.Module], ...]:
     return () if library is None else (library.Conv1D,)
 
 
-def _with_plain_linear(model: nn.Module) -> nn.Module:
-    """Return a copy in which every transposed linear layer is a Linear."""
+def _has_int8_form(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding_mode == "zeros"
+    return not isinstance(layer, nn.Conv1d | nn.Embedding)
+
+
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return all names of each layer: one that is used in two places has two."""
+    found: dict[nn.Module, list[str]] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        found.setdefault(layer, []).append(name)
+    return found
+
+
+def _workable_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in which every transposed linear layer is a Linear, and every layer is called."""
     made = copy.deepcopy(model)
-    for name, layer in list(made.named_modules()):
+    call_inner_layers(made)
+    for layer, names in _names(made).items():
         if isinstance(layer, _transposed_linear()):
             weight, bias = _weight(layer), layer.bias
             assert isinstance(bias, nn.Parameter)
@@ -202,7 +219,7 @@ def _with_plain_linear(model: nn.Module) -> nn.Module:
             plain = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype).train(layer.training)
             plain.weight = nn.Parameter(weight.T.contiguous())
             plain.bias = bias
-            made = _replaced(made, name, plain)
+            made = _replaced(made, names, plain)
     return made
 
 
@@ -271,18 +288,19 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
     recipe = recipe or Recipe()
     given = list(batches)
     found: dict[str, float] = {}
-    plain = _with_plain_linear(model).eval()
+    plain = _workable_copy(model).eval()
+    names = _names(plain)
     wanted = [output_of(run(plain, b)) for b in given]
     size = sum(float(a.norm() ** 2) for a in wanted) ** 0.5
     for name, precision in plan_precisions(plain, recipe).items():
         layer = plain.get_submodule(name) if name else plain
         if isinstance(layer, TernaryWeight) or precision == "float":
             continue
-        alone = _replaced(plain, name, convert(layer, "ternary", recipe).eval())
+        alone = _replaced(plain, names[layer], convert(layer, "ternary", recipe).eval())
         try:
             got = [output_of(run(alone, b)) for b in given]
         finally:
-            _replaced(plain, name, layer)
+            _replaced(plain, names[layer], layer)
         error = sum(float((a - b).norm() ** 2) for a, b in zip(wanted, got, strict=True)) ** 0.5
         found[name] = error / max(1e-12, size)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -328,12 +346,13 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _replaced(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Put a layer in the place of another and return the model, which is the layer itself if that has no name."""
-    if not name:
-        return new
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, last, new)
+def _replaced(model: nn.Module, names: list[str], new: nn.Module) -> nn.Module:
+    """Put a layer in the place of the one of these names; return the model, which is the layer itself for no name."""
+    for name in names:
+        if not name:
+            return new
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, new)
     return model
 
 

@@ -246,5 +246,5 @@ class TernaryEmbedding(TernaryWeight, nn.Embedding):
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryWeight]:
-    """Return the ternary layers of a model by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, TernaryWeight)}
+    """Return the ternary layers of a model by name; one that is used in two places is there under both names."""
+    return {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryWeight)}
