@@ -128,6 +128,8 @@ def test_mixed_precision_by_sensitivity(model: nn.Module) -> None:
     assert list(measured.values()) == sorted(measured.values(), reverse=True)
     rules = rules_by_sensitivity(measured, keep=0.4)
     assert [name for name, _ in rules] == list(measured)[:2]
+    with pytest.raises(ValueError, match="fraction"):
+        rules_by_sensitivity(measured, keep=-0.5)
     everything = Recipe(ends="ternary", depthwise="ternary")
     plain, _ = quantize(model, everything)
     mixed, _ = quantize(model, Recipe(rules=rules, ends="ternary", depthwise="ternary"))

@@ -309,7 +309,9 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
 def rules_by_sensitivity(
     measured: dict[str, float], *, keep: float = 0.1, precision: Precision = "int8"
 ) -> tuple[tuple[str, Precision], ...]:
-    """Return rules that keep the given fraction of layers, the most sensitive ones, at a higher precision."""
+    """Return rules that keep a fraction (0 to 1) of the layers, the most sensitive ones, at a higher precision."""
+    if not 0.0 <= keep <= 1.0:
+        raise ValueError(f"keep is a fraction of layers in [0, 1], got {keep}")
     names = list(measured)
     return tuple((glob_escape(n), precision) for n in names[: round(keep * len(names))])
 
