@@ -212,7 +212,7 @@ def test_cache_answers_the_same_content_under_another_name(
 
 
 def test_refuses_what_cannot_work(sample_arc_tasks: list[ttt.Task]) -> None:
-    """Same ids, a backend without a home or that cannot travel, unknown names and no workers are refused at once."""
+    """Same ids, a backend without a home or that cannot travel, unknown names, no workers: refused before a start."""
 
     class Local(ColourTable):
         pass
@@ -227,6 +227,8 @@ def test_refuses_what_cannot_work(sample_arc_tasks: list[ttt.Task]) -> None:
         ttt.run(sample_arc_tasks, backend=object())  # type: ignore[arg-type]
     with pytest.raises(TTTError, match="same id"):
         ttt.run([sample_arc_tasks[0]] * 2, backend=ColourTable())
+    with pytest.raises(ValueError, match="one of local, ray"):
+        ttt.run(sample_arc_tasks, backend=ColourTable(), pool="rya")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wanted 1 or more"):
         ttt.run(sample_arc_tasks, backend=ColourTable(), workers=0)
     with pytest.raises(TTTError, match="resume needs the folder"):
