@@ -188,6 +188,13 @@ def test_vanishing_gradient() -> None:
         fit(nn.Linear(4, 2), lambda: [batch], TrainConfig(epochs=30), loss=lambda y, t: (y * 0.0).sum())
 
 
+@pytest.mark.parametrize("model", [nn.Identity(), nn.Linear(4, 2).requires_grad_(False)])
+def test_nothing_to_train(model: nn.Module) -> None:
+    """A model without parameters, or with frozen ones only, is refused before the first step."""
+    with pytest.raises(ValueError, match="no parameter that can be trained"):
+        fit(model, lambda: [(torch.ones(2, 4), torch.zeros(2, dtype=torch.long))])
+
+
 def test_nan_inputs() -> None:
     """NaN in the data is named as such."""
     batch = (torch.full((2, 4), math.nan), torch.zeros(2, dtype=torch.long))

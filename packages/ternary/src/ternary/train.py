@@ -116,9 +116,12 @@ def fit(
         VanishingGradientError: No weight got a gradient for `config.vanish` steps.
         NonFiniteActivationError: An input is NaN or infinite.
         ModelFileError: The checkpoint is damaged or of another model.
+        ValueError: The model has no parameter that can be trained.
     """
     config = config or TrainConfig()
     criterion = loss or (lambda y, t: functional.cross_entropy(y, t, label_smoothing=config.label_smoothing))
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameter that can be trained")
     optimizer = make_optimizer(model, config)
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp and device.type == "cuda")
