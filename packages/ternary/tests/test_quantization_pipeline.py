@@ -8,6 +8,7 @@ from torch import nn
 
 import ternary
 from ternary.errors import Fp16OverflowError, NonFiniteActivationError, NonFiniteWeightError, UnknownQuantizerError
+from ternary.export import put_into, read_gguf, to_gguf
 from ternary.nn import Int8Conv2d, Int8Linear, TernaryConv2d, TernaryLinear
 from ternary.quantize import Recipe, quantize, rules_by_sensitivity, sensitivity
 
@@ -222,6 +223,10 @@ def test_a_layer_used_twice_stays_one(temp_dir: Path) -> None:
     ternary.save(packed, temp_dir / "p.safetensors")
     again = ternary.load(temp_dir / "p.safetensors", quantize(model, Recipe(ends="ternary"))[0], packed=True)
     assert torch.equal(again(x), packed(x))
+    to_gguf(packed, temp_dir / "m.gguf")
+    found = read_gguf(temp_dir / "m.gguf")
+    assert torch.equal(found["2.weight"].values, packed[2].values())
+    assert torch.equal(put_into(model, found)(x), packed(x))
     assert set(sensitivity(model, [x])) == {"0", "3"}
 
 
