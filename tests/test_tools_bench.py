@@ -63,6 +63,21 @@ def test_a_missing_field_is_named(tool: Tool) -> None:
     assert tool("bench").violations(row) == ["field 'samples' is missing"]
 
 
+def test_what_breaks_the_contract_is_not_published(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A benchmark with a bad row is told about before the repository's documents are touched."""
+    bench = tool("bench")
+    published: list[object] = []
+    monkeypatch.setattr(bench, "publish", lambda results, folder: published.append(results))
+    monkeypatch.setattr(bench, "render", lambda: None)
+    for row, status in ((GOOD, 0), ({**GOOD, "holds": False}, 1), ({"metric": "nothing"}, 1)):
+        monkeypatch.setattr(bench, "run", lambda *_, row=row: {"rows": [row]})
+        assert bench.main(["xfer", "--publish"]) == status
+    assert len(published) == 1
+    assert "bench: xfer: 64 MB copy-in and full read: holds is False" in capsys.readouterr().err
+
+
 def test_page_shows_every_row(tool: Tool) -> None:
     """The rendered page has a table line per row and says when a peer was not measured."""
     absent = {**GOOD, "peer": "iceoryx2", "peer_value": None, "ratio": None, "holds": None}

@@ -16,26 +16,28 @@ ALL = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
 
 
 @pytest.mark.parametrize(
-    ("paths", "packages", "integration", "workflows"),
+    ("paths", "packages", "integration"),
     [
-        ([], (), False, False),
-        (["README.md", "CONTRIBUTING.md"], (), False, False),
-        (["packages/ternary/src/ternary/errors.py"], ("ternary",), True, False),
-        (["packages/xfer/README.md"], ("isolate", "xfer"), True, False),
-        (["packages/zerocopy/tests/test_x.py"], ("ttt", "zerocopy"), True, False),
-        (["packages/gone/src/gone/x.py"], (), True, False),
-        (["tests/conftest.py"], (), True, False),
-        ([".github/workflows/ci.yml"], (), False, True),
-        (["pyproject.toml"], ALL, True, False),
-        (["uv.lock"], ALL, True, False),
-        ([".ci/run"], ALL, True, False),
-        (["something/new.py"], ALL, True, False),
+        ([], (), False),
+        (["CONTRIBUTING.md", "LICENSE"], (), False),
+        (["README.md"], (), True),
+        (["packages/benchmarks.md"], (), True),
+        (["packages/ternary/src/ternary/errors.py"], ("ternary",), True),
+        (["packages/xfer/README.md"], ("isolate", "xfer"), True),
+        (["packages/zerocopy/tests/test_x.py"], ("ttt", "zerocopy"), True),
+        (["packages/gone/src/gone/x.py"], (), True),
+        (["tests/conftest.py"], (), True),
+        ([".github/workflows/ci.yml"], (), False),
+        (["pyproject.toml"], ALL, True),
+        (["uv.lock"], ALL, True),
+        ([".ci/run"], ALL, True),
+        (["something/new.py"], ALL, True),
     ],
 )
-def test_plan(tool: Tool, paths: list[str], packages: tuple[str, ...], integration: bool, workflows: bool) -> None:
+def test_plan(tool: Tool, paths: list[str], packages: tuple[str, ...], integration: bool) -> None:
     """Each kind of path, alone, plans what its place in the repository means."""
     chosen = tool("ci_plan").plan(paths)
-    assert (chosen.packages, chosen.integration, chosen.workflows) == (packages, integration, workflows)
+    assert (chosen.packages, chosen.integration) == (packages, integration)
 
 
 def test_packages_are_those_that_exist(tool: Tool, root: Path) -> None:

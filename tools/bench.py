@@ -4,7 +4,7 @@
     uv run tools/bench.py xfer --quick          one package, within a minute
     uv run tools/bench.py --peers               with each package's peers installed, in environments of their own
     uv run tools/bench.py --json rows.json      and keep what was measured
-    uv run tools/bench.py --publish             and put it into the repository, as what its documents say
+    uv run tools/bench.py --publish             and put it into the repository, unless a row breaks the contract
     uv run tools/bench.py --render              only write the documents again, from what was published
 
 A benchmark is packages/X/benchmarks/bench.py. It runs the library and its peers on the same work in the same run,
@@ -276,19 +276,20 @@ def main(argv: list[str] | None = None) -> int:
         render()
         return 0
 
-    broken = 0
     with tempfile.TemporaryDirectory() as folder:
         results = {name: run(name, args.quick, args.peers, Path(folder)) for name in args.packages or PACKAGES}
-        if args.publish:
+        broken = [
+            f"bench: {package}: {row.get('metric', row)}: {violation}"
+            for package, result in results.items()
+            for row in result["rows"]
+            for violation in violations(row)
+        ]
+        print("".join(f"{line}\n" for line in broken), end="", file=sys.stderr)
+        if args.publish and not broken:
             publish(results, Path(folder))
             render()
-    for package, result in results.items():
-        for row in result["rows"]:
-            for violation in violations(row):
-                print(f"bench: {package}: {row.get('metric', row)}: {violation}", file=sys.stderr)
-                broken += 1
     rows = [row for result in results.values() for row in result["rows"]]
-    judged = [row for row in rows if row["holds"] is not None]
+    judged = [row for row in rows if row.get("holds") is not None]
     print(f"{len(rows)} rows, {sum(row['holds'] for row in judged)} of {len(judged)} targets hold")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

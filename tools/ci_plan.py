@@ -4,7 +4,8 @@
     git diff --name-only origin/main... | uv run tools/ci_plan.py --github   the same as lines for $GITHUB_OUTPUT
 
 The plan is a pure function of the paths. A package's own files mean that package and those that offer it as an extra;
-a file outside packages/ that every package is built or tested with means all; prose at the top means none.
+what only the suite across packages reads means that suite; other prose at the top means none, and neither do the
+workflows, which the job `checks` looks at whatever changed; everything else means all.
 """
 
 from __future__ import annotations
@@ -22,39 +23,38 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 # Who offers whom as an extra: a change of the value's package can break the key.
 USERS = {"xfer": ("isolate",), "zerocopy": ("ttt",)}
-_PROSE = {"README.md", "CONTRIBUTING.md", "LICENSE", ".gitignore"}
+_PROSE = {"CONTRIBUTING.md", "LICENSE", ".gitignore"}
+# The suite across packages runs the examples of the one, and holds both to the published benchmarks.
+_READ_BY_TESTS = {"README.md", "packages/benchmarks.md"}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a change needs: package names for the matrix, and whether the suites across packages run."""
+    """What a change needs: package names for the matrix, and whether the suite across packages runs."""
 
     packages: tuple[str, ...]
     integration: bool
-    workflows: bool
 
 
 def plan(paths: Iterable[str]) -> Plan:
     """The plan for a change of these paths, each relative to the repository's root with forward slashes."""
     packages: set[str] = set()
-    integration = workflows = False
+    integration = False
     for path in paths:
         parts = PurePosixPath(path).parts
-        if not parts or path in _PROSE:
+        if not parts or path in _PROSE or parts[0] == ".github":
             continue
         if parts[0] == "packages" and len(parts) > 2:
             if parts[1] in PACKAGES:
                 packages |= {parts[1], *USERS.get(parts[1], ())}
             integration = True
-        elif parts[0] == "tests":
+        elif parts[0] == "tests" or path in _READ_BY_TESTS:
             integration = True
-        elif parts[0] == ".github":
-            workflows = True
         else:
             # pyproject.toml, uv.lock, tools/, .ci/ and whatever has no name here yet: all of it.
             packages |= set(PACKAGES)
             integration = True
-    return Plan(tuple(sorted(packages)), integration, workflows)
+    return Plan(tuple(sorted(packages)), integration)
 
 
 def matrix(chosen: Plan) -> list[dict[str, str]]:
@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     """Read paths from stdin, print the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--github", action="store_true", help="lines of NAME=JSON, for $GITHUB_OUTPUT")
-    parser.add_argument("--all", action="store_true", help="as if everything had changed (release, nightly)")
+    parser.add_argument("--all", action="store_true", help="as if everything had changed")
     args = parser.parse_args(argv)
-    paths = ["pyproject.toml", ".github/"] if args.all else [line.strip() for line in sys.stdin if line.strip()]
+    paths = ["pyproject.toml"] if args.all else [line.strip() for line in sys.stdin if line.strip()]
     chosen = plan(paths)
     fields = {**asdict(chosen), "matrix": matrix(chosen)}
     if args.github:

@@ -38,8 +38,6 @@ def main(argv: list[str] | None = None) -> int:
     subprocess.run(["uv", "venv", "--quiet", "--clear", *python, str(args.venv)], cwd=ROOT, check=True)
 
     export = ["uv", "export", "--quiet", "--no-hashes", "--prune", "torch", "--no-emit-workspace"]
-    with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
-        file.write(subprocess.run(export, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     environment = dict(os.environ)
     # uv separates the places by commas, pip by spaces.
     links = environment.get("UV_FIND_LINKS") or ",".join(environment.get("PIP_FIND_LINKS", "").split())
@@ -50,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         part for project in sorted(ROOT.glob("packages/*/pyproject.toml")) for part in ("-e", str(project.parent))
     ]
     pin = torch_pin((ROOT / "uv.lock").read_text())
-    command = ["uv", "pip", "install", "--python", str(args.venv), "-r", file.name, f"torch=={pin}", *members, *backend]
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment)
-    finally:
-        os.unlink(file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        pins = str(Path(folder) / "pins.txt")
+        subprocess.run([*export, "-o", pins], cwd=ROOT, check=True)
+        install = ["uv", "pip", "install", "--python", str(args.venv), "-r", pins, f"torch=={pin}", *members, *backend]
+        done = subprocess.run(install, cwd=ROOT, env=environment)
     if done.returncode == 0:
         print(f"{args.venv.name} stands, torch {pin} for CPU; run with `uv run --no-sync …`")
     return done.returncode

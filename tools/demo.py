@@ -74,7 +74,7 @@ def megabytes(count: float) -> str:
 
 def python(code: str, *arguments: str) -> dict[str, object]:
     """Run code in a fresh interpreter; the JSON object that it prints."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, object] = json.loads(done.stdout)
     return found
 

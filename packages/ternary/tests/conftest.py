@@ -1,5 +1,6 @@
 """Fixtures of the suite, and the checks that no test leaves something behind."""
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -29,6 +30,13 @@ model Simple(inputs: int = 16, classes: int = 4) {
 torch.set_num_threads(1)
 # torch 2.8 starts a pool of compilers at the first compilation, and it stays. Read when inductor is imported.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+with contextlib.suppress(ImportError):  # tools/gpu_check.py also runs where hypothesis is not installed
+    from hypothesis import HealthCheck, settings
+
+    # An example that takes long on a busy machine is no failure.
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
 
 
 def beside(name: str) -> ModuleType:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import ternary
 from ternary import data
 from ternary.cli import main
 
@@ -107,6 +108,10 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path / "none.safetensors")]) == 1
     assert main(["train", "mlp", "--data", "imagenet"]) == 1
     assert all(line.startswith("ternary: ") for line in capsys.readouterr().err.splitlines())
+    ternary.save(ternary.zoo.load("mlp")(width=8), tmp_path / "m.safetensors")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "m.safetensors"), "--picture", str(tmp_path / "p.xyz")]) == 1
+    assert "wanted an ending such as .png" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main(["nonsense"])
     assert caught.value.code == 2
@@ -185,6 +190,10 @@ def test_help_of_export_and_doctor(name: str, capsys: pytest.CaptureFixture[str]
         (["bench", "mlp", "--shape", "0,3"], "no shape"),
         (["bench", "mlp", "--shape", "2,64", "--repeat", "0"], "no whole number above 0"),
         (["train", "mlp", "--data", "digits", "--set", "width"], "lacks a name or a value"),
+        (["train", "mlp", "--data", "digits", "--threads", "0"], "no whole number above 0"),
+        (["train", "mlp", "--data", "digits", "--learning-rate", "-1"], "no number above 0"),
+        (["train", "mlp", "--data", "digits", "--learning-rate", "fast"], "no number above 0"),
+        (["export", "mlp", "--to", "pt2", "--out", "o", "--shape", "2,x"], "'2,x' is no shape"),
         (["quantize", "mlp", "--rule", "=int8"], "lacks a name or a value"),
     ],
 )
@@ -201,11 +210,25 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
         (["bench", "mlp", "--shape", "2,63"], "does not take one input of shape [2, 63]"),
         (["bench", "bitnet", "--shape", "2,8"], "does not take one input"),
         (["train", "mlp", "--data", "digits", "--set", "widht=8"], "did you mean 'width'?"),
+        (["bench", "mlp", "--shape", "99999999999999999999,64"], "does not take one input"),
+        (["train", "mlp", "--data", "digits", "--set", "width=wide"], "MLP cannot be made with {'width': 'wide'}"),
+        (["train", "mlp", "--data", "digits", "--set", "width=-3"], "cannot be made"),
+        (["train", "mlp", "--data", "digits", "--set", "classes=3"], "the data have 10 classes"),
+        (["train", "mlp", "--data", "mnist1d"], "MLP does not take samples of shape [40]"),
+        (["train", "resnet18", "--data", "digits"], "does not take samples of shape [64]"),
+        (["train", str(EXAMPLES / "mnist1d.tri"), "--data", "digits"], "shape [64], which cannot become [1, 40]"),
+        (["export", "mlp", "--to", "pt2", "--shape", "2,63", "--out", "o"], "torch cannot write MLP"),
+        (["export", "mlp", "--to", "torchscript", "--shape", "2,63", "--out", "o"], "inputs of shape [2, 63]"),
+        (["export", "bitnet", "--to", "pt2", "--shape", "2,8", "--out", "o"], "torch cannot write"),
         (["quantize", "mlp", "--rule", "*=int7"], "int7"),
     ],
 )
-def test_wrong_values(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of tracing, which one of them does
+def test_wrong_values(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A value that does not fit the network is an error of ours, never a traceback."""
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
     assert said in capsys.readouterr().err
 

@@ -74,6 +74,7 @@ PROGRAMS = {
         "let k = 4", "forward(x: float[N, 4]) -> float[N, 4] {\n§k = x\nreturn x + 2 * k\n}"
     ),
     "reserved member": wrap("§forward_hooks = ReLU()\n§train = ReLU()").replace("§forward_hooks", "forward_hooks"),
+    "a layer named like an imported one": "layer §TernaryLinear() {\na = ternary Linear(4, 4)\n" + BODY + "\n}\n",
     "Python keyword": wrap("§class = ReLU()"),
     "underscore": wrap("§_a = ReLU()"),
     "no forward": "model §M { a = ReLU() }\n",

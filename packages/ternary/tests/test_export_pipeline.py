@@ -1,6 +1,8 @@
 """Models out of the process and back: files, state dicts, torch's own forms, damage of every kind."""
 
 import json
+import os
+import re
 import signal
 import struct
 import subprocess
@@ -15,9 +17,10 @@ from torch import nn
 
 import ternary
 from ternary import modelfile
-from ternary.errors import ExportError, ManifestError, MissingExtraError, ModelFileError
+from ternary.errors import ExportError, ManifestError, MissingExtraError, ModelFileError, UnknownModelError
 from ternary.export import FORMATS, export, read_gguf, read_onnx, to_pt2, to_torchscript, verify
-from ternary.export.files import optional, whole_file
+from ternary.export.files import optional
+from ternary.wholefile import whole_file
 
 
 @pytest.fixture
@@ -104,7 +107,14 @@ def test_cut_files(saved: Path, keep: float) -> None:
         {"layers": {"hidden": {"shape": [32, 99], "encoding": "2bit", "zeros": 0}}},
         {"layers": {"hidden": {"shape": [32, 32], "encoding": "7bit", "zeros": 0}}},
         {"layers": {"gone": {"shape": [32, 32], "encoding": "2bit", "zeros": 0}}},
+        {"layers": {"hidden": {"shape": [], "encoding": "2bit", "zeros": 0}}},
+        {"layers": {"hidden": {"shape": [32, "32"], "encoding": "2bit", "zeros": 0}}},
+        {"layers": {"hidden": {"shape": [32, 32], "encoding": "2bit", "zeros": "many"}}},
         {"layers": 3},
+        {"arguments": "ab"},
+        {"arguments": {"depth": 3}},
+        {"arguments": {"inputs": "x"}},
+        {"arguments": {"inputs": -1}},
         {"model": "Other", "layers": {}},
     ],
 )
@@ -115,7 +125,7 @@ def test_wrong_headers(saved: Path, change: dict[str, object]) -> None:
     table = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
     header = {**json.loads(table["__metadata__"]["ternary"]), **change}
     save_file(tensors, saved, metadata={"ternary": json.dumps(header)})
-    with pytest.raises((ModelFileError, ternary.TernaryError)):
+    with pytest.raises((ModelFileError, UnknownModelError)):
         ternary.load(saved)
 
 
@@ -257,6 +267,30 @@ def test_a_failed_export_has_no_manifest(temp_dir: Path, compiled_simple_model: 
     assert read_gguf(temp_dir / "model.gguf")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions as POSIX has them")
+def test_files_are_readable_by_whom_the_umask_says(temp_dir: Path, compiled_simple_model: nn.Module) -> None:
+    """A server under another user can read what was saved, exported or written as a checkpoint."""
+    before = os.umask(0o027)
+    try:
+        ternary.save(compiled_simple_model, temp_dir / "m.safetensors")
+        export(compiled_simple_model, temp_dir, ["gguf", "pt2", "torchscript"], example=torch.randn(2, 16))
+        batch = (torch.randn(4, 16), torch.zeros(4, dtype=torch.long))
+        ternary.fit(compiled_simple_model, lambda: [batch], ternary.TrainConfig(epochs=1), checkpoint=temp_dir / "c.pt")
+    finally:
+        os.umask(before)
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in temp_dir.iterdir()}
+    assert modes == dict.fromkeys(
+        ("m.safetensors", "model.gguf", "model.pt2", "model.ts", "manifest.json", "c.pt"), oct(0o640)
+    )
+
+
+def test_a_file_that_cannot_be_written_is_named(temp_dir: Path, compiled_simple_model: nn.Module) -> None:
+    """The message is on the file that was asked for, not on a temporary one."""
+    path = temp_dir / "none" / "m.safetensors"
+    with pytest.raises(FileNotFoundError, match=re.escape(repr(str(path)))):
+        ternary.save(compiled_simple_model, path)
+
+
 def test_refused_exports(temp_dir: Path, compiled_simple_model: nn.Module) -> None:
     """Unknown formats, no formats, names that are paths, missing examples, models without ternary layers."""
     for formats in (["tflite"], []):
@@ -279,7 +313,7 @@ def test_refused_exports(temp_dir: Path, compiled_simple_model: nn.Module) -> No
 DYING = """
 import os, resource, signal, sys, torch, ternary
 from ternary.export import export
-from ternary.export.files import whole_file
+from ternary.wholefile import whole_file
 folder, phase = sys.argv[1:]
 torch.manual_seed(0)
 model = ternary.nn.TernaryLinear(256, 256)

@@ -8,6 +8,7 @@ from torch import nn
 
 import ternary
 from ternary.errors import Fp16OverflowError, NonFiniteActivationError, NonFiniteWeightError, UnknownQuantizerError
+from ternary.export import put_into, read_gguf, to_gguf
 from ternary.nn import Int8Conv2d, Int8Linear, TernaryConv2d, TernaryLinear
 from ternary.quantize import Recipe, quantize, rules_by_sensitivity, sensitivity
 
@@ -99,6 +100,28 @@ def test_rules_by_name(model: nn.Module) -> None:
         quantize(model, Recipe(rules=(("*", "int7"),)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("place", ["ends", "depthwise", "otherwise"])
+def test_unknown_precisions_are_refused_everywhere(model: nn.Module, place: str) -> None:
+    """A precision that does not exist is an error also where no rule names it, and never taken for ternary."""
+    with pytest.raises(UnknownQuantizerError, match="int4"):
+        quantize(model, Recipe(**{place: "int4"}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantizer", ["twn", "ttq"])
+def test_ternary_layers_back_to_float(quantizer: str) -> None:
+    """A rule makes torch's own layers of ternary ones, with the float weights behind them, and the report says so."""
+    layers = [nn.Embedding(9, 4), nn.Conv1d(4, 4, 3), nn.Conv2d(4, 5, 1), nn.Linear(4, 2, bias=False)]
+    made, _ = quantize(nn.ModuleList(layers), Recipe(quantizer=quantizer, rules=(("*", "ternary"),)))
+    back, report = quantize(made, Recipe(rules=(("*", "float"),)))
+    assert [type(m) for m in back] == [type(m) for m in layers]
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(back, layers, strict=True))
+    assert [(r.precision, r.error) for r in report.layers] == [("float", 0.0)] * 4
+    assert report.bytes_after == report.bytes_before
+    eight, report = quantize(made, Recipe(rules=(("*", "int8"),)))
+    assert [r.precision for r in report.layers] == ["ternary", "ternary", "int8", "int8"]  # two have no int8 form
+    assert [type(m).__name__ for m in eight] == ["TernaryEmbedding", "TernaryConv1d", "Int8Conv2d", "Int8Linear"]
+
+
 def test_mixed_precision_by_sensitivity(model: nn.Module) -> None:
     """The most sensitive layers keep 8 bits, and that lowers the error."""
     x = torch.randn(16, 3, 8, 8)
@@ -106,6 +129,8 @@ def test_mixed_precision_by_sensitivity(model: nn.Module) -> None:
     assert list(measured.values()) == sorted(measured.values(), reverse=True)
     rules = rules_by_sensitivity(measured, keep=0.4)
     assert [name for name, _ in rules] == list(measured)[:2]
+    with pytest.raises(ValueError, match="fraction"):
+        rules_by_sensitivity(measured, keep=-0.5)
     everything = Recipe(ends="ternary", depthwise="ternary")
     plain, _ = quantize(model, everything)
     mixed, _ = quantize(model, Recipe(rules=rules, ends="ternary", depthwise="ternary"))
@@ -169,9 +194,58 @@ def test_memory_comparison(model: nn.Module, temp_dir: Path) -> None:
 
 
 def test_int8_convolution_says_what_it_lacks() -> None:
-    """Reflecting convolutions have no int8 form."""
+    """Reflecting convolutions have no int8 form; in a model they stay float where int8 is asked for."""
+    reflecting = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
     with pytest.raises(ValueError, match="padding_mode"):
-        Int8Conv2d(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
+        Int8Conv2d(reflecting)
+    made, report = quantize(nn.Sequential(reflecting, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)))
+    assert [r.precision for r in report.layers] == ["float", "ternary", "int8"]
+    assert made(torch.randn(1, 3, 5, 5)).shape == (1, 4, 5, 5)
+
+
+def test_a_layer_used_twice_stays_one(temp_dir: Path) -> None:
+    """Both uses are quantized, packed, saved and exported, and the weight comes back as it was."""
+    twice = nn.Linear(8, 8)
+    model = nn.Sequential(twice, nn.ReLU(), twice, nn.Linear(8, 2)).eval()
+    made, report = quantize(model)
+    assert [r.name for r in report.layers] == ["0", "3"]
+    assert isinstance(made[0], Int8Linear)
+    assert made[0] is made[2]
+    made, _ = quantize(model, Recipe(ends="ternary"))
+    assert isinstance(made[0], TernaryLinear)
+    assert made[0] is made[2]
+    x = torch.randn(5, 8)
+    ternary.save(made, temp_dir / "m.safetensors")
+    again = ternary.load(temp_dir / "m.safetensors", quantize(model, Recipe(ends="ternary"))[0])
+    assert torch.equal(again(x), made(x))
+    packed = ternary.pack(made)
+    assert packed[0] is packed[2]
+    ternary.save(packed, temp_dir / "p.safetensors")
+    again = ternary.load(temp_dir / "p.safetensors", quantize(model, Recipe(ends="ternary"))[0], packed=True)
+    assert torch.equal(again(x), packed(x))
+    to_gguf(packed, temp_dir / "m.gguf")
+    found = read_gguf(temp_dir / "m.gguf")
+    assert torch.equal(found["2.weight"].values, packed[2].values())
+    assert torch.equal(put_into(model, found)(x), packed(x))
+    assert set(sensitivity(model, [x])) == {"0", "3"}
+
+
+@pytest.mark.parametrize("ends", ["ternary", "int8"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_torchs_encoder_calls_its_quantized_layers(ends: str, masked: bool) -> None:
+    """In evaluation without gradients torch's fused kernel would read the float weights behind ternary ones."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    made, _ = quantize(model, Recipe(ends=ends))  # type: ignore[arg-type]
+    x = torch.randn(2, 5, 32)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2]) if masked else None
+    wanted, plain = made(x, src_key_padding_mask=mask), model(x, src_key_padding_mask=mask)
+    with torch.no_grad():
+        got, packed = (m(x, src_key_padding_mask=mask) for m in (made, ternary.pack(made)))
+    assert torch.allclose(got, wanted, atol=1e-5)
+    assert (packed - wanted).norm() / wanted.norm() < 0.02
+    assert (got - plain).norm() / plain.norm() > 0.02
+    assert max(sensitivity(model, [(x,)], Recipe(ends=ends)).values()) > 0.02  # type: ignore[arg-type]
 
 
 def language_model(kind: str) -> nn.Module:

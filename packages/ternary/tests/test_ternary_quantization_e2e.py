@@ -176,7 +176,7 @@ class TestLayers:
         with pytest.raises(UnknownQuantizerError, match="it is one of"):
             TernaryLinear(2, 2, **options)
 
-    @pytest.mark.parametrize("options", [{"sparsity": 1.0}, {"threshold": -0.1}])
+    @pytest.mark.parametrize("options", [{"sparsity": 1.0}, {"threshold": -0.1}, {"threshold": float("nan")}])
     def test_bad_numbers(self, options: dict[str, float]) -> None:
         """Numbers out of range are refused."""
         with pytest.raises(ValueError, match=r"fraction|threshold"):

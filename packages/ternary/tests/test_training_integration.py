@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -79,13 +81,41 @@ def test_mixed_precision(compiled_simple_model: nn.Module, mock_dataloader: Data
 def test_clipping_bounds_the_step(mock_dataloader: DataLoader) -> None:
     """Clipped gradients have the wanted norm when the optimizer sees them; the record holds the true norm."""
     model = nn.Linear(16, 4)
-    seen = []
-    model.weight.register_post_accumulate_grad_hook(lambda p: None)
     config = TrainConfig(epochs=1, clip=1e-3, explode=math.inf)
     history = fit(model, lambda: list(mock_dataloader)[:1], config)
-    seen.append(math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters())))
-    assert seen[0] == pytest.approx(1e-3, rel=0.01)
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+    assert norm == pytest.approx(1e-3, rel=0.01)
     assert history.gradient_norm[0] > 0.01
+
+
+def test_unknown_schedule() -> None:
+    """A schedule that does not exist is an error, not a constant rate."""
+    with pytest.raises(ValueError, match="cosine, step, constant"):
+        TrainConfig(schedule="linear")  # type: ignore[arg-type]
+
+
+def test_a_loader_is_read_batch_by_batch(mock_dataloader: DataLoader) -> None:
+    """No epoch of a loader is held in memory; batches of a generator, whose number is not known, train just as well."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    class Loader:
+        def __len__(self) -> int:
+            return len(mock_dataloader)
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            nonlocal most
+            for x, y in mock_dataloader:
+                alive.append(weakref.ref(x))
+                most = max(most, sum(r() is not None for r in alive))
+                yield x, y
+
+    first, second = nn.Linear(16, 4), nn.Linear(16, 4)
+    second.load_state_dict(first.state_dict())
+    history = fit(first, Loader, TrainConfig(epochs=2))
+    assert most <= 3
+    assert fit(second, lambda: (batch for batch in mock_dataloader), TrainConfig(epochs=2)) == history
+    assert torch.equal(first.weight, second.weight)
 
 
 def test_resume_gives_what_an_unbroken_run_gives(temp_dir: Path) -> None:
@@ -156,6 +186,13 @@ def test_vanishing_gradient() -> None:
     batch = (torch.ones(2, 4), torch.zeros(2, 2))
     with pytest.raises(VanishingGradientError, match="20 steps"):
         fit(nn.Linear(4, 2), lambda: [batch], TrainConfig(epochs=30), loss=lambda y, t: (y * 0.0).sum())
+
+
+@pytest.mark.parametrize("model", [nn.Identity(), nn.Linear(4, 2).requires_grad_(False)])
+def test_nothing_to_train(model: nn.Module) -> None:
+    """A model without parameters, or with frozen ones only, is refused before the first step."""
+    with pytest.raises(ValueError, match="no parameter that can be trained"):
+        fit(model, lambda: [(torch.ones(2, 4), torch.zeros(2, dtype=torch.long))])
 
 
 def test_nan_inputs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -19,6 +20,13 @@ import ttt
 
 # Worker processes inherit the path, so they find the backends of the tests.
 sys.path.insert(0, str(Path(__file__).parent))
+
+with contextlib.suppress(ImportError):  # tools/gpu_check.py also runs where hypothesis is not installed
+    from hypothesis import HealthCheck, settings
+
+    # An example that takes long on a busy machine is no failure.
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ttt
-from ttt.augment import SYMMETRIES, colours_of
+from ttt.augment import SYMMETRIES
 from ttt.values import same
 
 grids = arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 9))
@@ -91,9 +91,3 @@ def test_an_order_for_another_number_of_pairs_is_refused(sample_arc_tasks: list[
     """A view with an order fits only tasks with that many pairs."""
     with pytest.raises(ValueError, match="order of 7 pairs"):
         ttt.View(order=tuple(range(7))).apply_task(sample_arc_tasks[0])
-
-
-def test_colours_of_a_task() -> None:
-    """The colours that a solver can see."""
-    task = ttt.Task("t", (ttt.Pair(ttt.as_grid([[1]]), ttt.as_grid([[2]])),), (ttt.Pair(ttt.as_grid([[5]])),))
-    assert colours_of(task) == {1, 2, 5}

@@ -28,6 +28,12 @@ def test_nonsense_is_refused(wrong: str) -> None:
         Budget.of(wrong)
 
 
+def test_an_infinite_limit_is_none() -> None:
+    """Infinity is no JSON, in which records keep the budget: no limit is written None."""
+    with pytest.raises(InvalidBudgetError, match="None for no limit"):
+        Budget(seconds=float("inf"))
+
+
 def test_negative_grace_is_refused() -> None:
     """A hard limit before the soft one makes no sense."""
     with pytest.raises(InvalidBudgetError, match="grace"):

@@ -72,6 +72,8 @@ class TestSaveLoad:
             store.save(STATE, score=float("nan"))
         with pytest.raises(ValueError, match="JSON"):
             store.save(STATE, {"x": float("inf")})
+        with pytest.raises(ValueError, match="JSON"):
+            store.save(STATE, {"x": {1, 2}})
         with pytest.raises(CheckpointNotFoundError, match="holds no checkpoint"):
             store.load()
 

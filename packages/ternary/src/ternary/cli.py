@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--seeds", type=_positive, default=1, help="trainings per quantizer (default %(default)s)")
     c.add_argument("--epochs", type=_positive, default=20, help="passes over the data (default %(default)s)")
     c.add_argument("--batch", type=_positive, default=64, help="samples per step (default %(default)s)")
-    c.add_argument("--learning-rate", type=float, default=2e-3, help="its peak (default %(default)s)")
+    c.add_argument("--learning-rate", type=_rate, default=2e-3, help="its peak (default %(default)s)")
     c.add_argument(
         "--set",
         action="append",
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an argument of the model, may be given again",
     )
-    c.add_argument("--threads", type=int, default=1, help="threads for torch (one is best for small networks)")
+    c.add_argument("--threads", type=_positive, default=1, help="threads for torch (one is best for small networks)")
     c.add_argument("--out", default="runs", help="directory for model files, table and pictures")
     c.add_argument("--json", action="store_true", help="print the table as JSON")
 
@@ -216,6 +216,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return rate
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -376,10 +386,10 @@ def _bench(a: argparse.Namespace) -> int:
     made = compile_source(source, name=name)
     compiled = time.perf_counter() - begin
     model = made().eval()
-    x = torch.randn(*a.shape)
     times = []
     with torch.inference_mode():
         try:
+            x = torch.randn(a.shape)
             model(x)
         except (RuntimeError, TypeError) as e:
             raise TernaryError(f"{name} does not take one input of shape {list(a.shape)}: {e}") from None
@@ -403,7 +413,9 @@ def _add_export(command: Any) -> None:
     c.add_argument("model", help="a .safetensors file of this library, a .tri file or a zoo name")
     c.add_argument("--to", action="append", required=True, metavar="FORMAT", help="a format, may be given again")
     c.add_argument("--out", required=True, help="directory for the files and manifest.json")
-    c.add_argument("--shape", default="", help="input shape such as 1,3,224,224, where the program leaves it open")
+    c.add_argument(
+        "--shape", type=_sizes, default=(), help="input shape such as 1,3,224,224, where the program leaves it open"
+    )
     c.add_argument("--name", default="", help="first part of the files' names (the model's by default)")
     c.add_argument("--json", action="store_true", help="print the manifest as JSON")
 
@@ -442,14 +454,14 @@ def _export(a: argparse.Namespace) -> int:
     return 0
 
 
-def _example(model: Any, shape: str) -> Any:
+def _example(model: Any, shape: tuple[int, ...]) -> Any:
     """Return an input of the shape that was given or that the program fixes (a batch of 2), or None."""
     import torch
 
     from ternary.language.compiler import parse_source
 
     if shape:
-        return torch.randn(*(int(s) for s in shape.split(",")))
+        return torch.randn(shape)
     source = getattr(model, "__source__", "")
     sample = _shape_of(parse_source(source)[0]) if source else ()
     return torch.randn(2, *sample) if sample else None

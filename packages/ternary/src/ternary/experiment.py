@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ternary import modelfile
+from ternary.calibration import mode
 from ternary.data import Split
-from ternary.errors import UnknownQuantizerError
+from ternary.errors import TernaryError, UnknownQuantizerError
 from ternary.language.compiler import compile as compile_source
 from ternary.nn.quantizers import QUANTIZERS
 from ternary.train import History, TrainConfig, accuracy, fit, shuffled
@@ -87,12 +90,16 @@ def run(
 
     Raises:
         UnknownQuantizerError: A method is neither 'float', 'as written' nor a quantizer.
+        TernaryError: The model cannot be made with the arguments, or does not take the data.
     """
     for method in plan.methods:
         if method not in (*QUANTIZERS, "float", "as written"):
             wanted = ", ".join(("float", *QUANTIZERS))
             raise UnknownQuantizerError(f"unknown method {method!r}; it is one of {wanted}")
     if plan.shape:
+        own = split.train_x.shape[1:]
+        if own.numel() != math.prod(plan.shape):
+            raise TernaryError(f"a sample has shape {list(own)}, which cannot become {list(plan.shape)}")
         shaped = (x.reshape(len(x), *plan.shape) for x in (split.train_x, split.test_x))
         train_x, test_x = shaped
         split = replace(split, train_x=train_x, test_x=test_x)
@@ -109,7 +116,7 @@ def _method(plan: Plan, split: Split, method: str, out: Path | None, progress: A
     history = History()
     for seed in range(plan.seeds):
         torch.manual_seed(seed)
-        model = factory(**arguments)
+        model = _made(factory, arguments, split)
         history = fit(
             model,
             shuffled(split.train_x, split.train_y, plan.batch, seed=seed),
@@ -125,6 +132,24 @@ def _method(plan: Plan, split: Split, method: str, out: Path | None, progress: A
                 measured = modelfile.load(file)
         found.append(accuracy(measured, split.test_x, split.test_y))
     return Result(method, tuple(found), history, file, 0 if file is None else file.stat().st_size)
+
+
+def _made(factory: type[nn.Module], arguments: dict[str, Any], split: Split) -> nn.Module:
+    """Make the model and try it on two samples, so that what does not fit is said before hours of training."""
+    name = factory.__name__
+    try:
+        model = factory(**arguments)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TernaryError(f"{name} cannot be made with {arguments}: {e}") from e
+    shape = list(split.train_x.shape[1:])
+    try:
+        with torch.no_grad(), mode(model, training=False):
+            y = model(split.train_x[:2])
+    except (TypeError, RuntimeError) as e:
+        raise TernaryError(f"{name} does not take samples of shape {shape}: {e}") from e
+    if y.dim() != 2 or y.shape[1] < split.classes:
+        raise TernaryError(f"{name} gives {list(y.shape)} for two samples; the data have {split.classes} classes")
+    return model
 
 
 def _tell(progress: Callable[[str, int, int, History], None], method: str, seed: int, epoch: int, h: History) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import struct
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ternary.errors import ModelFileError, PackedDataError
 from ternary.language.compiler import compile as compile_source
 from ternary.nn.layers import ternary_layers
 from ternary.runtime.pack import Parts, pack, packed_layers, parts
+from ternary.wholefile import whole_file
 
 FORMAT, VERSION = "pentad-ternary", 1
 ENCODINGS = ("2bit", "base3")
@@ -117,9 +117,7 @@ def _layers(model: nn.Module) -> dict[str, Parts]:
 
 
 def _write_whole(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as e:
@@ -127,10 +125,6 @@ def _write_whole(tensors: dict[str, Tensor], metadata: dict[str, str], path: Pat
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from e
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def info(path: str | Path) -> ModelInfo:
@@ -159,13 +153,17 @@ def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
         layers = {k: LayerEntry(tuple(v["shape"]), v["encoding"], v["zeros"]) for k, v in header["layers"].items()}
         if any(e.encoding not in ENCODINGS for e in layers.values()):
             raise ModelFileError(f"{path} has layers of an unknown encoding")
+        if any(not e.shape or not all(type(size) is int for size in (*e.shape, e.zeros)) for e in layers.values()):
+            raise ModelFileError(f"{path} has layers whose shape or number of zeros is none")
         spans = {k: v["data_offsets"] for k, v in table.items() if k != "__metadata__"}
         tensor_bytes = {k: end - start for k, (start, end) in spans.items()}
         arguments = dict(header["arguments"])
         found = ModelInfo(str(header["model"]), arguments, str(header["source"]), layers, size, tensor_bytes)
     except KeyError as e:
         raise ModelFileError(f"{path} is no ternary model file: its header lacks {e}") from None
-    except (SafetensorError, json.JSONDecodeError, struct.error, TypeError, AttributeError) as e:
+    except ModelFileError:
+        raise
+    except (SafetensorError, ValueError, struct.error, TypeError, AttributeError) as e:
         raise ModelFileError(f"{path} is damaged or no safetensors file: {e}") from None
     return found, header
 
@@ -241,7 +239,11 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
     if model is None:
         if not found.source:
             raise ModelFileError(f"{path} carries no program; pass the model to load into")
-        model = compile_source(found.source, found.model, name=str(path))(**found.arguments)
+        made = compile_source(found.source, found.model, name=str(path))
+        try:
+            model = made(**found.arguments)
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise ModelFileError(f"{path}: {found.model} cannot be made with {found.arguments}: {e}") from None
     state = read_state(path)
     _fit_scales(state, model)
     try:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ternary.errors import MissingExtraError
+from ternary.errors import MissingExtraError, TernaryError
 
 if TYPE_CHECKING:
     from ternary.modelfile import ModelInfo
@@ -22,6 +22,14 @@ def _figure(columns: int, height: float) -> tuple[Any, Any]:
     return figure, [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
 
 
+def _write(figure: Any, path: str | Path) -> None:
+    known = figure.canvas.get_supported_filetypes()
+    ending = Path(path).suffix.removeprefix(".").lower()
+    if ending not in known:
+        raise TernaryError(f"got {str(path)!r} as the file of a picture; wanted an ending such as .png, .svg or .pdf")
+    figure.savefig(path, dpi=110)
+
+
 def curves(histories: dict[str, History], path: str | Path, title: str = "") -> None:
     """Draw loss and held-out accuracy by epoch, one line per training, to a file (PNG, SVG or PDF)."""
     figure, (left, right) = _figure(2, 3.5)
@@ -33,7 +41,7 @@ def curves(histories: dict[str, History], path: str | Path, title: str = "") -> 
     right.set(xlabel="epoch", ylabel="held-out accuracy [%]")
     left.legend()
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
 
 
 def accuracies(table: dict[str, dict[str, list[float]]], path: str | Path) -> None:
@@ -48,7 +56,7 @@ def accuracies(table: dict[str, dict[str, list[float]]], path: str | Path) -> No
             axis.annotate(f"{mean:.2f}", (at + 0.05, mean), fontsize=8, va="bottom")
         axis.set_xticks(range(len(methods)), list(methods))
         axis.set(title=data, ylabel="held-out accuracy [%]")
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
 
 
 def model_picture(info: ModelInfo, path: str | Path) -> None:
@@ -64,4 +72,4 @@ def model_picture(info: ModelInfo, path: str | Path) -> None:
     left.invert_yaxis()
     right.invert_yaxis()
     figure.suptitle(f"{info.model}: {info.file_bytes:,} bytes in all")
-    figure.savefig(path, dpi=110)
+    _write(figure, path)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ternary.calibration import fit_to_inputs, input_power, output_of, reestimate_batch_norm, run
 from ternary.errors import Fp16OverflowError
+from ternary.nn.fastpath import call_inner_layers
 from ternary.nn.int8 import Int8Conv2d, Int8Linear
 from ternary.nn.layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.nn.quantizers import require_choice, require_finite
@@ -33,7 +34,8 @@ class Recipe:
         threshold: For 'twn' the factor of the mean magnitude, for 'fixed' the magnitude.
         sparsity: For 'sparse', the fraction of zeros.
         activations: 'int8' rounds the inputs of ternary layers to 8 bits.
-        rules: Pairs of a name pattern (`layer4.*`) and a precision; the first match decides.
+        rules: Pairs of a name pattern (`layer4.*`) and a precision ('ternary', 'int8' or 'float'); the first match
+            decides.
         ends: Precision of the first convolution or, without convolutions and embeddings, the first layer, and of the
             last layer.
         depthwise: Precision of depthwise convolutions.
@@ -109,15 +111,16 @@ def quantize(
 ) -> tuple[nn.Module, Report]:
     """Return a quantized copy of a model and a report; the model itself is left as it was.
 
-    Layers that are ternary already keep their own settings. The copy can be trained further (its ternary layers keep
+    Layers that are ternary already keep their own settings, unless a rule names them: as int8 or float layers they have
+    the float weight behind the ternary one. The copy can be trained further (its ternary layers keep
     float weights), saved packed, or exported. With calibration data the scales are fitted to the real inputs of each
     layer (least squares on the weights, weighted by the mean square of each input) and the running statistics of
     batch normalization are estimated anew.
 
     Args:
         model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered, and the transposed linear
-            layers of GPT-2 (Conv1D of transformers), which become Linear. Of layers that share one weight, the later
-            ones get the precision of the first, unless a rule names them.
+            layers of GPT-2 (Conv1D of transformers), which become Linear. A layer used in two places stays one layer.
+            Of layers that share one weight, the later ones get the precision of the first, unless a rule names them.
         recipe: How; by default TWN per channel, int8 at both ends and for depthwise convolutions.
         calibration: Batches: tensors, tuples of inputs, or mappings of named inputs.
 
@@ -125,14 +128,16 @@ def quantize(
         The quantized copy, in evaluation mode if the model was, and the report.
 
     Raises:
+        UnknownQuantizerError: The recipe names a quantizer or a precision that does not exist.
         NonFiniteWeightError: A weight is NaN or infinite.
         NonFiniteActivationError: Calibration met an activation that is NaN or infinite.
     """
     recipe = recipe or Recipe()
     plan = plan_precisions(model, recipe)
-    made = _with_plain_linear(model)
+    made = _workable_copy(model)
     batches = list(calibration) if calibration is not None else []
     power = input_power(made, batches, plan) if batches else {}
+    names = _names(made)
     reports: list[LayerReport] = []
     counted: set[int] = set()
     for name, precision in plan.items():
@@ -143,7 +148,7 @@ def quantize(
         counted.add(id(layer.weight))
         reports.append(_report(name, layer, new, precision, shared))
         if new is not layer:
-            made = _replaced(made, name, new)
+            made = _replaced(made, names[layer], new)
     if batches:
         reestimate_batch_norm(made, batches)
     made.train(model.training)
@@ -164,7 +169,6 @@ def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
         matched = next((p for pattern, p in recipe.rules if fnmatch.fnmatchcase(name, pattern)), None)
         groups = getattr(module, "groups", 1)
         if matched is not None:
-            require_choice("precision", matched, PRECISIONS)
             plan[name] = matched
         elif isinstance(module, TernaryWeight):
             plan[name] = "ternary"
@@ -176,8 +180,9 @@ def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
             plan[name] = recipe.depthwise
         else:
             plan[name] = recipe.ends if name in ends else recipe.otherwise
-        if plan[name] == "int8" and isinstance(module, nn.Conv1d | nn.Embedding):
-            plan[name] = "float"  # the int8 forms are those of Linear and Conv2d
+        require_choice("precision", plan[name], PRECISIONS)
+        if plan[name] == "int8" and not _has_int8_form(module):
+            plan[name] = "ternary" if isinstance(module, TernaryWeight) else "float"
         by_weight.setdefault(id(module.weight), plan[name])
     return plan
 
@@ -188,10 +193,25 @@ def _transposed_linear() -> tuple[type[nn.Module], ...]:
     return () if library is None else (library.Conv1D,)
 
 
-def _with_plain_linear(model: nn.Module) -> nn.Module:
-    """Return a copy in which every transposed linear layer is a Linear."""
+def _has_int8_form(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding_mode == "zeros"
+    return not isinstance(layer, nn.Conv1d | nn.Embedding)
+
+
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return all names of each layer: one that is used in two places has two."""
+    found: dict[nn.Module, list[str]] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        found.setdefault(layer, []).append(name)
+    return found
+
+
+def _workable_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in which every transposed linear layer is a Linear, and every layer is called."""
     made = copy.deepcopy(model)
-    for name, layer in list(made.named_modules()):
+    call_inner_layers(made)
+    for layer, names in _names(made).items():
         if isinstance(layer, _transposed_linear()):
             weight, bias = _weight(layer), layer.bias
             assert isinstance(bias, nn.Parameter)
@@ -199,7 +219,7 @@ def _with_plain_linear(model: nn.Module) -> nn.Module:
             plain = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype).train(layer.training)
             plain.weight = nn.Parameter(weight.T.contiguous())
             plain.bias = bias
-            made = _replaced(made, name, plain)
+            made = _replaced(made, names, plain)
     return made
 
 
@@ -208,46 +228,47 @@ def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tenso
     if precision == "int8":
         return Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)  # type: ignore[arg-type]
     if precision == "float":
-        return layer
-    made: TernaryWeight
-    if isinstance(layer, TernaryWeight):
-        made = layer
-    else:
-        options: dict[str, Any] = {
-            "quantizer": recipe.quantizer,
-            "per": recipe.per,
-            "threshold": recipe.threshold,
-            "sparsity": recipe.sparsity,
-            "activations": recipe.activations,
-            "device": layer.weight.device,
-            "dtype": layer.weight.dtype,
-        }
-        made = _build(layer, options)
-        made.load_state_dict(layer.state_dict())
+        return _build(layer, ternary=False) if isinstance(layer, TernaryWeight) else layer
+    options = {
+        "quantizer": recipe.quantizer,
+        "per": recipe.per,
+        "threshold": recipe.threshold,
+        "sparsity": recipe.sparsity,
+        "activations": recipe.activations,
+    }
+    made = layer if isinstance(layer, TernaryWeight) else _build(layer, ternary=True, **options)
+    assert isinstance(made, TernaryWeight)
     if power is not None and not made.empty and made.scale_positive is None and not isinstance(made, nn.Embedding):
         fit_to_inputs(made, power)
     return made
 
 
-def _build(layer: nn.Module, options: dict[str, Any]) -> TernaryWeight:
+def _build(layer: nn.Module, *, ternary: bool, **options: Any) -> nn.Module:
+    """Return a layer with the float weight of another one, as a ternary layer or as torch's own."""
+    plain = next(kind for kind in _TERNARY if isinstance(layer, kind))
+    kind = _TERNARY[plain] if ternary else plain
+    options |= {"device": _weight(layer).device, "dtype": _weight(layer).dtype}
+    made: nn.Module
     if isinstance(layer, nn.Linear):
-        return TernaryLinear(layer.in_features, layer.out_features, layer.bias is not None, **options)
-    if isinstance(layer, nn.Embedding):
-        return TernaryEmbedding(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, **options)
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    kind = TernaryConv1d if isinstance(layer, nn.Conv1d) else TernaryConv2d
-    return kind(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        layer.bias is not None,
-        layer.padding_mode,
-        **options,
-    )
+        made = kind(layer.in_features, layer.out_features, layer.bias is not None, **options)
+    elif isinstance(layer, nn.Embedding):
+        made = kind(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, **options)
+    else:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+        made = kind(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            **options,
+        )
+    made.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("scale_")})
+    return made
 
 
 @torch.no_grad()
@@ -267,18 +288,19 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
     recipe = recipe or Recipe()
     given = list(batches)
     found: dict[str, float] = {}
-    plain = _with_plain_linear(model).eval()
+    plain = _workable_copy(model).eval()
+    names = _names(plain)
     wanted = [output_of(run(plain, b)) for b in given]
     size = sum(float(a.norm() ** 2) for a in wanted) ** 0.5
     for name, precision in plan_precisions(plain, recipe).items():
         layer = plain.get_submodule(name) if name else plain
         if isinstance(layer, TernaryWeight) or precision == "float":
             continue
-        alone = _replaced(plain, name, convert(layer, "ternary", recipe).eval())
+        alone = _replaced(plain, names[layer], convert(layer, "ternary", recipe).eval())
         try:
             got = [output_of(run(alone, b)) for b in given]
         finally:
-            _replaced(plain, name, layer)
+            _replaced(plain, names[layer], layer)
         error = sum(float((a - b).norm() ** 2) for a, b in zip(wanted, got, strict=True)) ** 0.5
         found[name] = error / max(1e-12, size)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -287,7 +309,9 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
 def rules_by_sensitivity(
     measured: dict[str, float], *, keep: float = 0.1, precision: Precision = "int8"
 ) -> tuple[tuple[str, Precision], ...]:
-    """Return rules that keep the given fraction of layers, the most sensitive ones, at a higher precision."""
+    """Return rules that keep a fraction (0 to 1) of the layers, the most sensitive ones, at a higher precision."""
+    if not 0.0 <= keep <= 1.0:
+        raise ValueError(f"keep is a fraction of layers in [0, 1], got {keep}")
     names = list(measured)
     return tuple((glob_escape(n), precision) for n in names[: round(keep * len(names))])
 
@@ -324,12 +348,13 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight.detach()
 
 
-def _replaced(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """Put a layer in the place of another and return the model, which is the layer itself if that has no name."""
-    if not name:
-        return new
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, last, new)
+def _replaced(model: nn.Module, names: list[str], new: nn.Module) -> nn.Module:
+    """Put a layer in the place of the one of these names; return the model, which is the layer itself for no name."""
+    for name in names:
+        if not name:
+            return new
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, new)
     return model
 
 

@@ -6,9 +6,7 @@ Knows nothing of data sets or of the language.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ternary.errors import DivergedError, ModelFileError, NonFiniteActivationError, VanishingGradientError
+from ternary.wholefile import whole_file
+
+SCHEDULES = ("cosine", "step", "constant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class TrainConfig:
     label_smoothing: float = 0.0
     explode: float = 1e8
     vanish: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that does not exist."""
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"got schedule={self.schedule!r}; it is one of {', '.join(SCHEDULES)}")
 
 
 @dataclass(slots=True)
@@ -94,7 +100,8 @@ def fit(
 
     Args:
         model: The model, on the device of the batches.
-        batches: Called once per epoch; gives (inputs, targets).
+        batches: Called once per epoch; gives (inputs, targets). What has a length, as a DataLoader does, is read batch
+            by batch; of anything else a whole epoch is held in memory, since the schedule needs to know its length.
         config: How to train.
         evaluate: Called after each epoch; its result is recorded as accuracy.
         loss: Of (outputs, targets); cross entropy by default.
@@ -109,9 +116,12 @@ def fit(
         VanishingGradientError: No weight got a gradient for `config.vanish` steps.
         NonFiniteActivationError: An input is NaN or infinite.
         ModelFileError: The checkpoint is damaged or of another model.
+        ValueError: The model has no parameter that can be trained.
     """
     config = config or TrainConfig()
     criterion = loss or (lambda y, t: functional.cross_entropy(y, t, label_smoothing=config.label_smoothing))
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameter that can be trained")
     optimizer = make_optimizer(model, config)
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp and device.type == "cuda")
@@ -122,7 +132,9 @@ def fit(
     still = 0
     for epoch in range(first, config.epochs):
         model.train()
-        given = list(batches())
+        given = batches()
+        if not isinstance(given, Sized):
+            given = list(given)
         steps = config.epochs * len(given)
         total, seen, norms = 0.0, 0, 0.0
         for x, target in given:
@@ -178,19 +190,13 @@ def _save(path: Path, epoch: int, step: int, model: nn.Module, optimizer: Any, h
         "history": asdict(history),
         "random": torch.get_rng_state(),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         torch.save(state, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _resume(path: Path, model: nn.Module, optimizer: Any, history: History) -> tuple[int, int]:
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # written on a GPU, perhaps, that is not here
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
@@ -214,7 +220,11 @@ def accuracy(model: nn.Module, x: Tensor, target: Tensor, *, batch: int = 512) -
 
 
 def shuffled(x: Tensor, target: Tensor, batch: int, *, seed: int = 0) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    """Return batches over tensors in a new order each epoch; a last batch of one is left out (batch norm needs two)."""
+    """Return batches over tensors in a new order each epoch; a last batch of one is left out (batch norm needs two).
+
+    The orders begin anew with each call of this function, so a resumed training does not go on with those of the
+    interrupted one.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def epoch() -> Iterable[tuple[Tensor, Tensor]]:

@@ -34,9 +34,11 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Arguments that say how tasks are solved."""
     parser.add_argument("--budget", type=_seconds, metavar="TIME", help="wall time per task: 20s, 2min (default 60s)")
-    parser.add_argument("--steps", type=int, metavar="N", help="work units per task; the same answers on every machine")
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="work units per task; the same answers on every machine"
+    )
     parser.add_argument("--memory", type=_bytes, default="10GB", metavar="SIZE", help="per task (default 10GB)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="tasks at a time (default 1)")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
     parser.add_argument("--backend", default="grid", help="grid (default), lm, vit or package.module:Class")
     parser.add_argument(
@@ -50,6 +52,13 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="confidence curves of eval --calibrate (default: ttt's own)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

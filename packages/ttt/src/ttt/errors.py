@@ -37,10 +37,6 @@ class InvalidAnswerError(TTTError, ValueError):
     """A backend gave an answer that is no ARC grid or does not match the test inputs."""
 
 
-class BackendFailedError(TTTError, RuntimeError):
-    """A backend raised in its worker process; the message carries the last line of its traceback."""
-
-
 class WorkerDiedError(TTTError, RuntimeError):
     """A worker process ended without a result and without being told to."""
 

@@ -13,10 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ttt.arguments import Commands, add_tasks, warn_rejected
+from ttt.arguments import Commands, add_tasks, positive, warn_rejected
 from ttt.checkpoint import CheckpointStore
 from ttt.data import load
 from ttt.doctor import examine
+from ttt.errors import CheckpointNotFoundError
 from ttt.leak import find_leaks
 from ttt.picture import png, task_image, task_view
 from ttt.report import write_report
@@ -54,7 +55,7 @@ def add_commands(sub: Commands) -> None:
     p.add_argument("action", choices=["list", "verify", "prune"])
     p.add_argument("folder", type=Path)
     p.add_argument("--kind", help="what the states are of, such as lm or vit (default: whatever is there)")
-    p.add_argument("--keep", type=int, default=3, metavar="N", help="prune: newest versions to keep (default 3)")
+    p.add_argument("--keep", type=positive, default=3, metavar="N", help="prune: newest versions to keep (default 3)")
     p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     p.set_defaults(function=checkpoints)
 
@@ -121,6 +122,8 @@ def leaks(args: argparse.Namespace) -> int:
 
 def checkpoints(args: argparse.Namespace) -> int:
     """``ttt checkpoints``; status 1 when a version is not sound."""
+    if not args.folder.is_dir():
+        raise CheckpointNotFoundError(f"{args.folder}: no such folder")
     kind = args.kind
     if kind is None:
         manifest = next(args.folder.glob("v*/manifest.json"), None)

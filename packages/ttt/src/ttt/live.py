@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ttt.events import Event, Finished, Improved, Started, TaskResult
-from ttt.scoring import attempts_solve
 from ttt.values import Task
 
 
@@ -26,7 +25,6 @@ class Display:
         self._begun = time.monotonic()
         self._running: dict[str, tuple[float, Improved | None]] = {}
         self._done = 0
-        self._solved = 0
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> Display:
@@ -48,7 +46,6 @@ class Display:
             case Finished(task_id, result):
                 self._running.pop(task_id, None)
                 self._done += 1
-                self._solved += solved(self._tasks[task_id], result) is True
                 if not self._quiet:
                     self._console.print(result_line(self._tasks[task_id], result), highlight=False)
 
@@ -75,8 +72,7 @@ def solved(task: Task, result: TaskResult) -> bool | None:
     if not task.has_solutions:
         return None
     return all(
-        p.output is not None and attempts_solve((guess.first.grid, guess.second.grid), p.output)
-        for p, guess in zip(task.test, result.predictions, strict=True)
+        p.output is not None and guess.solves(p.output) for p, guess in zip(task.test, result.predictions, strict=True)
     )
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ttt.backend import Backend, check_portable, named_backend, sharing
 from ttt.budget import Budget
@@ -60,6 +60,8 @@ class Run:
             raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
         if workers < 1:
             raise ValueError(f"workers: got {workers}, wanted 1 or more")
+        if pool not in get_args(Pool):
+            raise ValueError(f"pool: got {pool!r}, wanted one of {', '.join(get_args(Pool))}")
         self._by_id = {t.id: t for t in self.tasks}
         self.budget = Budget.of(budget)
         self.workers = workers
@@ -266,6 +268,7 @@ def run(
     Raises:
         InvalidBackendError: the backend cannot be made, or cannot travel to a worker.
         InvalidBudgetError: the budget makes no sense.
+        ValueError: there are no workers, or the pool is neither of the two.
         UnreadableFileError: ``calibration`` holds no curves.
     """
     return Run(tasks, backend, budget, workers, seed, folder, resume, cache, pool, calibration)

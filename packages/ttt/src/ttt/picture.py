@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from ttt.values import Grid, Prediction, Task
+from ttt.values import Grid, Task
 
 PALETTE = (
     "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
@@ -36,10 +36,8 @@ def grid_text(grid: Grid) -> Text:
     return text
 
 
-def task_view(
-    task: Task, predictions: Sequence[Prediction] | None = None, *, width: int = 100, solutions: bool = True
-) -> RenderableType:
-    """A task for the terminal: its pairs side by side, and the attempts where given."""
+def task_view(task: Task, *, width: int = 100, solutions: bool = True) -> RenderableType:
+    """A task for the terminal: its pairs side by side."""
     parts: list[RenderableType] = [Text(f"task {task.id}", "bold")]
     boxes: list[tuple[str, Grid, Grid | None]] = [(f"train {i}", p.input, p.output) for i, p in enumerate(task.train)]
     boxes += [(f"test {i}", p.input, p.output if solutions else None) for i, p in enumerate(task.test)]
@@ -53,12 +51,6 @@ def task_view(
         row.append(Group(Text(title, "dim"), _pair(given, made)))
         used += cells
     parts.append(_side_by_side(row))
-    for i, p in enumerate(predictions or ()):
-        shown = [
-            Group(Text(f"test {i}, attempt {n}: {a.confidence:.0%} {a.stage}", "dim"), grid_text(a.grid))
-            for n, a in ((1, p.first), (2, p.second))
-        ]
-        parts.append(_side_by_side([*shown]))
     return Group(*parts)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ttt.arguments import Commands, add_running, add_tasks, make_run, warn_rejected
+from ttt.arguments import Commands, add_running, add_tasks, make_run, positive, warn_rejected
 from ttt.data import load
 from ttt.errors import TTTError
 from ttt.evaluate import Evaluation, calibration_text, evaluate
@@ -136,7 +136,7 @@ def _add_eval(sub: Commands) -> None:
     p.add_argument(
         "--split", default="arcagi1:training", metavar="TASKS", help="which tasks (default arcagi1:training)"
     )
-    p.add_argument("--sample", type=int, metavar="N", help="a random sample of N tasks, drawn by --seed")
+    p.add_argument("--sample", type=positive, metavar="N", help="a random sample of N tasks, drawn by --seed")
     p.add_argument("--out", type=Path, default=Path("eval.json"), help="figures (default eval.json)")
     p.add_argument("--calibrate", type=Path, metavar="FILE", help="also fit confidence curves and write them")
     add_running(p)
@@ -151,7 +151,9 @@ def eval_command(args: argparse.Namespace) -> int:
         tasks = tasks.sample(args.sample, args.seed)
     if not all(t.has_solutions for t in tasks):
         raise TTTError(f"{args.split}: some test outputs are not known, so it cannot be evaluated; use solve")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for wanted in (args.out, args.calibrate):
+        if wanted is not None:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
     folder = args.run or args.out.with_suffix(".run")
     work = make_run(args, tasks, folder)
     console = Console(stderr=True) if args.json else Console()

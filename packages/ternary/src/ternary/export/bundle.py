@@ -15,10 +15,11 @@ from torch import nn
 
 from ternary import modelfile
 from ternary.errors import ExportError, ManifestError
-from ternary.export.files import packed_form, whole_file
+from ternary.export.files import packed_form
 from ternary.export.gguffile import to_gguf
 from ternary.export.onnxfile import to_onnx
 from ternary.export.torchforms import to_pt2, to_torchscript
+from ternary.wholefile import whole_file
 
 __all__ = ["FORMATS", "MANIFEST", "Manifest", "ManifestFile", "export", "verify"]
 

@@ -1,13 +1,9 @@
-"""What formats share: files that appear whole or not at all, example inputs, optional libraries. Knows no format."""
+"""What formats share: example inputs, optional libraries, the packed form. Knows no format."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,22 +13,7 @@ from torch import Tensor, nn
 from ternary.errors import ExportError, MissingExtraError, NothingToPackError
 from ternary.runtime.pack import pack
 
-__all__ = ["as_inputs", "optional", "packed_form", "whole_file"]
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it there at the end, or remove it if anything goes wrong."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+__all__ = ["as_inputs", "optional", "packed_form"]
 
 
 def optional(name: str, extra: str) -> ModuleType:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ternary.errors import ExportError, ImportFormatError
-from ternary.export.files import optional, packed_form, whole_file
+from ternary.export.files import optional, packed_form
 from ternary.export.imported import TernaryTensor, split_rows
 from ternary.runtime.pack import packed_layers, parts
+from ternary.wholefile import whole_file
 
 __all__ = ["read_gguf", "to_gguf"]
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ternary.errors import ExportError
-from ternary.export.files import as_inputs, optional, packed_form, whole_file
+from ternary.export.files import as_inputs, optional, packed_form
 from ternary.export.onnxlayers import DOMAIN, FORMS, Layer, Writer
 from ternary.runtime.fallback import out_size
 from ternary.runtime.modules import PackedConv2d, PackedLinear
 from ternary.runtime.pack import parts
+from ternary.wholefile import whole_file
 
 __all__ = ["to_onnx"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 
-from ternary.language.library import FUNCTIONS
+from ternary.language.library import FUNCTIONS, LAYERS
 
 _GENERATED = frozenset(
     [
@@ -31,7 +31,7 @@ _GENERATED = frozenset(
         "list",
         "len",
     ]
-)
+) | {spec.ternary for spec in LAYERS.values() if spec.ternary}
 # Attributes of torch.nn.Module, fixed here so that checking needs no torch and gives the same answer everywhere.
 _MODULE_ATTRIBUTES = frozenset(
     [

@@ -36,7 +36,7 @@ class TernaryWeight(nn.Module):
         require_choice("activations", activations, ACTIVATIONS)
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity is a fraction of zeros in [0, 1), got {sparsity}")
-        if threshold < 0.0:
+        if not threshold >= 0.0:  # NaN too
             raise ValueError(f"a threshold is at least 0, got {threshold}")
         self.empty = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor
         self.quantizer = quantizer
@@ -246,5 +246,5 @@ class TernaryEmbedding(TernaryWeight, nn.Embedding):
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryWeight]:
-    """Return the ternary layers of a model by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, TernaryWeight)}
+    """Return the ternary layers of a model by name; one that is used in two places is there under both names."""
+    return {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryWeight)}

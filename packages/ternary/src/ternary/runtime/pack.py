@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ternary.errors import NothingToPackError
+from ternary.nn.fastpath import call_inner_layers
 from ternary.nn.layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.runtime.composed import PackedConv1d, PackedPadded, PackedPair
 from ternary.runtime.modules import PackedConv2d, PackedEmbedding, PackedLinear
@@ -63,6 +64,7 @@ def pack(model: nn.Module, *, kernel: str = "auto", threads: int = 0) -> nn.Modu
             "`ternary` in its source"
         )
     made = copy.deepcopy(model).eval()
+    call_inner_layers(made)
     done: dict[nn.Module, nn.Module] = {}  # a layer that has two names stays one layer
     for name, layer in [*made.named_modules(remove_duplicate=False)]:
         if not isinstance(layer, TernaryWeight) or (layer.empty and not isinstance(layer, TernaryLinear)):
@@ -120,9 +122,12 @@ def _build(
 
 
 def packed_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the packed layers of a model by name, the outermost where one is made of others."""
+    """Return the packed layers of a model by name, the outermost where one is made of others.
+
+    One that is used in two places is there under both names.
+    """
     found: dict[str, nn.Module] = {}
-    for name, layer in model.named_modules():
+    for name, layer in model.named_modules(remove_duplicate=False):
         inside = any(not outer or name.startswith(outer + ".") for outer in found)
         if isinstance(layer, PACKED) and not inside:
             found[name] = layer

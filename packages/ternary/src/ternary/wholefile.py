@@ -1,0 +1,35 @@
+"""Files that appear whole or not at all. Knows nothing of what is in them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["whole_file"]
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it there at the end, or remove it if anything goes wrong.
+
+    Raises:
+        OSError: There is no such folder, or it cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    # Not mkstemp, whose files only their owner can read: this one is for those whom the umask lets.
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None  # of the file that was asked for
+    try:
+        mode = temporary.stat().st_mode
+        yield temporary
+        os.chmod(temporary, mode)  # safetensors puts a file that only its owner can read in the place of ours
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
