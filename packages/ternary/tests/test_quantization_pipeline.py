@@ -203,6 +203,15 @@ def test_int8_convolution_says_what_it_lacks() -> None:
     assert made(torch.randn(1, 3, 5, 5)).shape == (1, 4, 5, 5)
 
 
+def test_an_embedding_that_shortens_its_rows_stays_float() -> None:
+    """Its norm is kept, whatever the recipe asks for."""
+    model = nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Linear(4, 4), nn.Linear(4, 2))
+    for recipe in (Recipe(embeddings="ternary"), Recipe(rules=(("0", "ternary"),)), Recipe(rules=(("0", "int8"),))):
+        made, report = quantize(model, recipe)
+        assert report.layers[0].precision == "float"
+        assert made[0](torch.arange(9)).norm(dim=1).max() < 0.501
+
+
 def test_a_layer_used_twice_stays_one(temp_dir: Path) -> None:
     """Both uses are quantized, packed, saved and exported, and the weight comes back as it was."""
     twice = nn.Linear(8, 8)

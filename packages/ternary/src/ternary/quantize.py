@@ -183,6 +183,8 @@ def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
         require_choice("precision", plan[name], PRECISIONS)
         if plan[name] == "int8" and not _has_int8_form(module):
             plan[name] = "ternary" if isinstance(module, TernaryWeight) else "float"
+        if getattr(module, "max_norm", None) is not None:
+            plan[name] = "float"  # such an embedding shortens the rows that it looks up, which are those of its weight
         by_weight.setdefault(id(module.weight), plan[name])
     return plan
 
