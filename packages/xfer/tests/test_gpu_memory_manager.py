@@ -58,6 +58,9 @@ def test_arrays_lie_over_blocks(manager: xfer.GpuMemoryManager) -> None:
     assert block.array().shape == (4096,)
     with pytest.raises(ValueError, match="the block has 4096"):
         block.array(5000)
+    for shape in (-1, (-2, -3)):
+        with pytest.raises(ValueError, match="want lengths"):
+            block.array(shape)
     block.release()
 
 

@@ -283,6 +283,8 @@ class GpuMemoryManager:
             if shape is None:
                 shape = (block.nbytes // dtype.itemsize,)
             wanted = (shape,) if isinstance(shape, int) else tuple(shape)
+            if any(length < 0 for length in wanted):
+                raise ValueError(f"got the shape {wanted}, want lengths of 0 and more")
             need = int(np.prod(wanted, dtype=np.int64)) * dtype.itemsize
             if need > block.nbytes:
                 raise ValueError(f"an array of {wanted} {dtype} has {need} bytes, the block has {block.nbytes}")
