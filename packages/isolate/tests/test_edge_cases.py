@@ -258,6 +258,36 @@ class TestExtensionErrors(IntegrationTestBase):
         assert dying.pid != first
         assert not alive(first)
 
+    def test_death_right_after_the_first_word(self) -> None:
+        """A worker whose first word and end are heard together was not loaded, and the caller learns how it ended."""
+        code = "import os, threading\nthreading.Timer(0.3, os._exit, (4,)).start()\ndef fine(): return 1"
+        folder = self.create_extension("brief", code)
+        host = self.make_host()
+
+        def workers() -> list[psutil.Process]:
+            return [child for child in psutil.Process().children() if "-I" in child.cmdline()]
+
+        def sleep_until_it_has_ended() -> None:
+            wait_for(lambda: all(worker.status() == psutil.STATUS_ZOMBIE for worker in found))
+
+        outcome: list[object] = []
+
+        def load() -> None:
+            try:
+                outcome.append(host.load(folder))
+            except WorkerDied as failure:
+                outcome.append(failure)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        wait_for(workers)
+        found = workers()
+        host._loop.call_soon_threadsafe(sleep_until_it_has_ended)  # type: ignore[union-attr]
+        thread.join()
+        assert isinstance(outcome[0], WorkerDied)
+        assert outcome[0].exit_code == 4
+        assert not host.extensions
+
     def test_memory_limit(self) -> None:
         """A worker that reaches its memory limit is ended, and says so."""
         self.create_extension("hungry", DYING, limits={"memory": "300MB"}, restart={"policy": "never"})
@@ -309,6 +339,44 @@ class TestExtensionErrors(IntegrationTestBase):
             ext.when(State.READY)
         ext.reload()
         assert ext.call.fine() == "fine"
+
+    @pytest.mark.parametrize("policy", ["on-failure", "never"])
+    def test_death_during_a_reload(self, policy: str) -> None:
+        """A worker that dies while its successor starts leaves one worker behind, whatever the restart policy is."""
+        code = DYING + "\ntime.sleep(0.5)\n"
+        self.create_extension("dying", code, restart={"policy": policy, "backoff": 0.01})
+        host, _ = self.load_extensions()
+        ext = host["dying"]
+        first = ext.pid or 0
+
+        def workers() -> set[int]:
+            return {child.pid for child in psutil.Process().children() if "-I" in child.cmdline()}
+
+        reload = threading.Thread(target=ext.reload)
+        reload.start()
+        wait_for(lambda: len(workers()) == 2)
+        os.kill(first, signal.SIGKILL)
+        reload.join()
+        assert ext.when(State.READY, timeout=20) is State.READY
+        assert ext.call.fine() == "fine"
+        time.sleep(1)  # what the restart policy had begun would have come to its end
+        assert ext.state is State.READY
+        assert workers() == {ext.pid}
+
+    def test_reloads_and_a_stop_at_once(self) -> None:
+        """Whatever is asked for at the same time is done in turn: the last word counts and no worker is forgotten."""
+        self.create_extension("dying", DYING)
+        host, _ = self.load_extensions()
+        ext = host["dying"]
+
+        async def all_at_once() -> None:
+            await asyncio.gather(ext.areload(), ext.astop(), ext.areload())
+
+        host._run(all_at_once())
+        assert ext.call.fine() == "fine"
+        host._run(all_at_once())
+        ext.stop()
+        assert ext.state is State.STOPPED
 
     def test_output_goes_to_logging(self, caplog: pytest.LogCaptureFixture) -> None:
         """Stdout and stderr come line by line under the extension's name, and disturb no call."""
@@ -742,6 +810,21 @@ class TestResourceManagement(IntegrationTestBase):
         )
         with Host("a-store") as host:
             assert host.load("relative").call.version() == "23.2"
+
+    def test_what_is_not_sent_is_given_back(self) -> None:
+        """Arrays and callables of a message that fails on a later part of it are not held for the other side."""
+        self.create_extension("echo", "def echo(*values): return len(values)")
+        host, _ = self.load_extensions()
+        ext = host["echo"]
+        link = ext._current.link  # type: ignore[union-attr]
+        for number in range(3):
+            with pytest.raises(TypeError, match="does not travel"):
+                ext.call.echo(np.full(100_000, number), lambda: None, bytes(100_000), object())
+            assert ext.stats()["lent"] == 0
+            assert not link._handles
+        assert ext.call.echo(bytes(100_000)) == 1
+        wait_for(lambda: ext.stats()["lent"] == 0)
+        assert ext.stats()["idle"] == 2
 
     def test_stop_is_idempotent_and_in_reverse_order(self) -> None:
         """Extensions stop last loaded first, their on_stop runs once, and stopping twice is nothing."""

@@ -73,7 +73,9 @@ class Exports:
                 raise TypeError(
                     f"{api.__name__} is a class; export an instance of it, or derive it from ProxiedSingleton"
                 )
-            instance = self._instances.get(api) or self._instances.setdefault(api, api())
+            if api not in self._instances:
+                self._instances[api] = api()
+            instance = self._instances[api]
         else:
             instance = api
         name = name or api_name(instance)

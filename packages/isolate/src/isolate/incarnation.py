@@ -58,6 +58,7 @@ class Incarnation:
         ready: Its description of itself, or why it cannot be had.
         link: The calls both ways.
         stopping: Whether its end is wanted.
+        died: How it ended; None as long as it runs.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Incarnation:
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.reason = ""
         self.stopping = False
+        self.died: WorkerDied | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
         self.prefix: list[str] = []
@@ -165,6 +167,7 @@ class Incarnation:
 
     def end(self, death: WorkerDied) -> None:
         """Fail what waits for this worker, and tell the owner."""
+        self.died = death
         self.link.channel.drain()
         self.link.close(death)
         if not self.ready.done():
