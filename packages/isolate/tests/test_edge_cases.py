@@ -243,6 +243,7 @@ class TestExtensionErrors(IntegrationTestBase):
         began = time.monotonic()
         with pytest.raises(WorkerDied) as caught:
             dying.call.leave(3) if method == "leave" else dying.call.crash()
+        assert dying._current is None or dying.pid != first  # who is told of the end finds no dead worker in its place
         for thread in threads:
             thread.join()
         # A second on a machine at rest; the bound is for one that is not.

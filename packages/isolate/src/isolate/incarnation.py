@@ -166,14 +166,14 @@ class Incarnation:
         return WorkerDied(self._name, code, signal_number, reason, tail)
 
     def end(self, death: WorkerDied) -> None:
-        """Fail what waits for this worker, and tell the owner."""
+        """Tell the owner, then fail what waits for this worker: who learns of the end finds the state that follows."""
         self.died = death
         self.link.channel.drain()
-        self.link.close(death)
         if not self.ready.done():
             self.ready.set_exception(death)
             self.ready.exception()
         self._ended(self, death)
+        self.link.close(death)
 
     async def stop(self, grace: float) -> None:
         """End it: asked first, then forced."""
