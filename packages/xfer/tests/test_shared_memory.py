@@ -358,6 +358,8 @@ def test_a_loan_that_fails_gives_its_slot_back(pool: xfer.Pool) -> None:
         array[0] = 1  # the slot may be another array's by now
     with pytest.raises(TypeError):
         pool.loan(3, object)
+    with pytest.raises(ValueError, match="want lengths"):
+        pool.loan((3, -1))
 
 
 def test_a_view_context_is_used_once(pool: xfer.Pool) -> None:
@@ -405,6 +407,12 @@ def test_retained_arrays_need_one_more_release(pool: xfer.Pool) -> None:
     pool.release(handle)
     with pytest.raises(errors.DoubleReleaseError):
         pool.retain(handle)
+    with xfer.Pool("1MiB") as other:
+        foreign = other.put(np.zeros(3))
+        with pytest.raises(errors.ForeignHandleError, match="another pool"):
+            pool.retain(foreign)
+    with pytest.raises(errors.PoolClosedError):
+        other.retain(foreign)
 
 
 def test_default_pool_puts_and_releases() -> None:
