@@ -583,8 +583,12 @@ def test_a_closed_store_says_so(pool: xfer.Pool) -> None:
     """After close each call says that the store is closed; closing twice, or after the pool, is nothing."""
     store, late = xfer.SharedArrayStore(pool), xfer.SharedArrayStore(pool)
     store.create("x", np.zeros(3))
+    attached = xfer.SharedArrayStore.attach(bytes(store))
     store.close()
     store.close()
+    with pytest.raises(errors.StaleHandleError, match="its process has closed it"):
+        attached.list()
+    attached.close()
     for call in (store.list, lambda: store.get("x"), lambda: store.create("y", np.zeros(1)), store.clear):
         with pytest.raises(errors.StaleHandleError, match="this store is closed"):
             call()

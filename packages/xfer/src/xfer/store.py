@@ -20,6 +20,7 @@ from xfer.errors import (
     NameTakenError,
     ReadOnlyStoreError,
     StaleHandleError,
+    XferError,
 )
 from xfer.pool import Pool
 from xfer.reader import get
@@ -209,7 +210,7 @@ class SharedArrayStore:
 
     def _read(self) -> dict[str, Handle]:
         self._check_open()
-        problem: Exception = StaleHandleError("the store has no register")
+        problem: XferError = StaleHandleError("nothing was tried")
         for _ in range(_TRIES):
             page = self._page.tobytes()
             try:
@@ -219,4 +220,6 @@ class SharedArrayStore:
                 time.sleep(0.0005)
                 continue
             return {name: Handle(bytes.fromhex(raw)) for name, raw in json.loads(snapshot.tobytes()).items()}
+        if type(problem) is StaleHandleError:
+            raise StaleHandleError("the store has no register any more: its process has closed it") from problem
         raise problem
