@@ -35,6 +35,7 @@ from isolate.errors import (
     NotReady,
     RemoteError,
     SandboxUnavailable,
+    UnknownMethod,
 )
 
 CYCLES = """
@@ -534,18 +535,29 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
             host.load(self.root / "good", contract=Unsendable)
 
     def test_needs_limit_what_is_seen(self) -> None:
-        """An extension that declares its needs sees no other API."""
-        self.create_extension(
-            "caller",
-            """
-            class Extension:
-                def __init__(self, host): self.apis = dict(host.apis)
-                def see(self): return self.apis
-            """,
-            needs={},
-        )
+        """An extension that declares its needs sees no other API and no other method, and can call none."""
+        code = """
+        class Extension:
+            def __init__(self, host): self.host = host
+            def see(self): return self.host.apis
+            def put(self): self.host.call.database.put("k", 1)
+            def put_past_the_list(self):
+                self.host.apis["database"]["put"] = "sync"
+                self.put()
+        """
+        self.create_extension("none", code, needs={})
+        self.create_extension("some", code, needs={"database": ["get"]})
+        self.create_extension("all", code)
         host = self.make_host(DatabaseSingleton)
-        assert host.load(self.root / "caller").call.see() == {}
+        none, some, everything = (host.load(self.root / name).call for name in ("none", "some", "all"))
+        assert none.see() == {}
+        assert some.see() == {"database": {"get": "sync"}}
+        assert set(everything.see()["database"]) == {"get", "keys", "put"}
+        with pytest.raises(UnknownMethod, match="declares no method 'put'"):
+            some.put()
+        with pytest.raises(UnknownMethod, match="was not declared"):
+            some.put_past_the_list()
+        everything.put()
 
     def test_lock_files(self, tmp_path: Path) -> None:
         """A lock file pins with hashes, rebuilds offline exactly, and is refused when the manifest has moved on."""

@@ -22,7 +22,6 @@ from isolate.manifest import Manifest
 from isolate.process import Guardian, WorkerProcess
 from isolate.requirements import Policy
 from isolate.worker import failures
-from isolate.worker.calls import Export
 from isolate.worker.inline import WorkerThread
 from isolate.worker.link import FAILED, LOAD, PROTOCOL, READY, STOP, Link
 from isolate.worker.threads import Threads
@@ -79,12 +78,12 @@ class Incarnation:
         self.prefix: list[str] = []
         self._name, self._loop, self._ended = manifest.name, around.loop, ended
         ours, theirs = socket.socketpair()
-        table: dict[str, Export] = around.exports.table(manifest.needs)
+        offered = around.exports.offered(manifest.needs)
         self.link = Link(
             ours,
             around.loop,
             around.threads,
-            table,
+            {f"{api}.{method}": export for api, table in offered.items() for method, export in table.items()},
             on_control=self._on_control,
             on_closed=self._on_closed,
             name=manifest.name,
@@ -111,13 +110,12 @@ class Incarnation:
             except BaseException:
                 self.link.close()
                 raise
-        apis = around.exports.names
         config = {
             "protocol": PROTOCOL,
             "name": manifest.name,
             "directory": str(manifest.directory),
             "entry": manifest.entry,
-            "apis": {name: table for name, table in apis.items() if manifest.needs is None or name in manifest.needs},
+            "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
             "sandbox": sandbox.worker_config(manifest, environment.path if environment else None, folders),
             "layer": layer,
         }
