@@ -29,12 +29,13 @@ def leftovers(before: set[Path]) -> list[str]:
 
 
 def _in_use_elsewhere(file: Path) -> bool:
+    names = {str(file), str(file.resolve())}  # a link is in use as long as what it leads to
     own = {process.pid for process in (psutil.Process(), *psutil.Process().children(recursive=True))}
     for process in psutil.process_iter():
         if process.pid in own:
             continue
         with suppress(psutil.Error, OSError):
             mapped = (Path("/proc") / str(process.pid) / "maps").read_text()
-            if str(file) in mapped or any(opened.path == str(file) for opened in process.open_files()):
+            if any(name in mapped for name in names) or any(opened.path in names for opened in process.open_files()):
                 return True
     return False

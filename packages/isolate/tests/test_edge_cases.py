@@ -35,6 +35,7 @@ from isolate.errors import (
     NotReady,
     RemoteError,
     SandboxUnavailable,
+    UnknownMethod,
 )
 
 CYCLES = """
@@ -243,6 +244,7 @@ class TestExtensionErrors(IntegrationTestBase):
         began = time.monotonic()
         with pytest.raises(WorkerDied) as caught:
             dying.call.leave(3) if method == "leave" else dying.call.crash()
+        assert dying._current is None or dying.pid != first  # who is told of the end finds no dead worker in its place
         for thread in threads:
             thread.join()
         # A second on a machine at rest; the bound is for one that is not.
@@ -257,6 +259,36 @@ class TestExtensionErrors(IntegrationTestBase):
         assert dying.call.fine() == "fine"
         assert dying.pid != first
         assert not alive(first)
+
+    def test_death_right_after_the_first_word(self) -> None:
+        """A worker whose first word and end are heard together was not loaded, and the caller learns how it ended."""
+        code = "import os, threading\nthreading.Timer(0.3, os._exit, (4,)).start()\ndef fine(): return 1"
+        folder = self.create_extension("brief", code)
+        host = self.make_host()
+
+        def workers() -> list[psutil.Process]:
+            return [child for child in psutil.Process().children() if "-I" in child.cmdline()]
+
+        def sleep_until_it_has_ended() -> None:
+            wait_for(lambda: all(worker.status() == psutil.STATUS_ZOMBIE for worker in found))
+
+        outcome: list[object] = []
+
+        def load() -> None:
+            try:
+                outcome.append(host.load(folder))
+            except WorkerDied as failure:
+                outcome.append(failure)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        wait_for(workers)
+        found = workers()
+        host._loop.call_soon_threadsafe(sleep_until_it_has_ended)  # type: ignore[union-attr]
+        thread.join()
+        assert isinstance(outcome[0], WorkerDied)
+        assert outcome[0].exit_code == 4
+        assert not host.extensions
 
     def test_memory_limit(self) -> None:
         """A worker that reaches its memory limit is ended, and says so."""
@@ -309,6 +341,44 @@ class TestExtensionErrors(IntegrationTestBase):
             ext.when(State.READY)
         ext.reload()
         assert ext.call.fine() == "fine"
+
+    @pytest.mark.parametrize("policy", ["on-failure", "never"])
+    def test_death_during_a_reload(self, policy: str) -> None:
+        """A worker that dies while its successor starts leaves one worker behind, whatever the restart policy is."""
+        code = DYING + "\ntime.sleep(0.5)\n"
+        self.create_extension("dying", code, restart={"policy": policy, "backoff": 0.01})
+        host, _ = self.load_extensions()
+        ext = host["dying"]
+        first = ext.pid or 0
+
+        def workers() -> set[int]:
+            return {child.pid for child in psutil.Process().children() if "-I" in child.cmdline()}
+
+        reload = threading.Thread(target=ext.reload)
+        reload.start()
+        wait_for(lambda: len(workers()) == 2)
+        os.kill(first, signal.SIGKILL)
+        reload.join()
+        assert ext.when(State.READY, timeout=20) is State.READY
+        assert ext.call.fine() == "fine"
+        time.sleep(1)  # what the restart policy had begun would have come to its end
+        assert ext.state is State.READY
+        assert workers() == {ext.pid}
+
+    def test_reloads_and_a_stop_at_once(self) -> None:
+        """Whatever is asked for at the same time is done in turn: the last word counts and no worker is forgotten."""
+        self.create_extension("dying", DYING)
+        host, _ = self.load_extensions()
+        ext = host["dying"]
+
+        async def all_at_once() -> None:
+            await asyncio.gather(ext.areload(), ext.astop(), ext.areload())
+
+        host._run(all_at_once())
+        assert ext.call.fine() == "fine"
+        host._run(all_at_once())
+        ext.stop()
+        assert ext.state is State.STOPPED
 
     def test_output_goes_to_logging(self, caplog: pytest.LogCaptureFixture) -> None:
         """Stdout and stderr come line by line under the extension's name, and disturb no call."""
@@ -465,18 +535,29 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
             host.load(self.root / "good", contract=Unsendable)
 
     def test_needs_limit_what_is_seen(self) -> None:
-        """An extension that declares its needs sees no other API."""
-        self.create_extension(
-            "caller",
-            """
-            class Extension:
-                def __init__(self, host): self.apis = dict(host.apis)
-                def see(self): return self.apis
-            """,
-            needs={},
-        )
+        """An extension that declares its needs sees no other API and no other method, and can call none."""
+        code = """
+        class Extension:
+            def __init__(self, host): self.host = host
+            def see(self): return self.host.apis
+            def put(self): self.host.call.database.put("k", 1)
+            def put_past_the_list(self):
+                self.host.apis["database"]["put"] = "sync"
+                self.put()
+        """
+        self.create_extension("none", code, needs={})
+        self.create_extension("some", code, needs={"database": ["get"]})
+        self.create_extension("all", code)
         host = self.make_host(DatabaseSingleton)
-        assert host.load(self.root / "caller").call.see() == {}
+        none, some, everything = (host.load(self.root / name).call for name in ("none", "some", "all"))
+        assert none.see() == {}
+        assert some.see() == {"database": {"get": "sync"}}
+        assert set(everything.see()["database"]) == {"get", "keys", "put"}
+        with pytest.raises(UnknownMethod, match="declares no method 'put'"):
+            some.put()
+        with pytest.raises(UnknownMethod, match="was not declared"):
+            some.put_past_the_list()
+        everything.put()
 
     def test_lock_files(self, tmp_path: Path) -> None:
         """A lock file pins with hashes, rebuilds offline exactly, and is refused when the manifest has moved on."""
@@ -742,6 +823,21 @@ class TestResourceManagement(IntegrationTestBase):
         )
         with Host("a-store") as host:
             assert host.load("relative").call.version() == "23.2"
+
+    def test_what_is_not_sent_is_given_back(self) -> None:
+        """Arrays and callables of a message that fails on a later part of it are not held for the other side."""
+        self.create_extension("echo", "def echo(*values): return len(values)")
+        host, _ = self.load_extensions()
+        ext = host["echo"]
+        link = ext._current.link  # type: ignore[union-attr]
+        for number in range(3):
+            with pytest.raises(TypeError, match="does not travel"):
+                ext.call.echo(np.full(100_000, number), lambda: None, bytes(100_000), object())
+            assert ext.stats()["lent"] == 0
+            assert not link._handles
+        assert ext.call.echo(bytes(100_000)) == 1
+        wait_for(lambda: ext.stats()["lent"] == 0)
+        assert ext.stats()["idle"] == 2
 
     def test_stop_is_idempotent_and_in_reverse_order(self) -> None:
         """Extensions stop last loaded first, their on_stop runs once, and stopping twice is nothing."""

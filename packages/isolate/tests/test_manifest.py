@@ -61,6 +61,7 @@ BAD = {
     "wrong type": ("name: a\nenabled: maybe\n", r"line 2: enabled: .*bool"),
     "list of wrong": ("name: a\ndependencies:\n  - x\n  - 3\n", r"dependencies.*str"),
     "python as number": ("name: a\npython: 3.12\n", r"line 2: python: .*quotes"),
+    "version as number": ("name: a\nversion: 1.0\n", r"line 2: version: .*quotes"),
     "old python": ("name: a\npython: '3.8'\n", "too old"),
     "python nonsense": ("name: a\npython: 'snake'\n", "not a version"),
     "alias bomb": ("a: &a [x]\nb: &b [*a, *a]\nname: q\n", "line 1: anchors and aliases"),
@@ -103,6 +104,8 @@ def test_not_utf8_and_too_large_and_missing(tmp_path: Path) -> None:
         read_manifest(tmp_path / "nowhere")
     with pytest.raises(InvalidManifest, match="not TOML"):
         read_manifest(write(tmp_path, b"name = ", "manifest.toml") / "manifest.toml")
+    with pytest.raises(InvalidManifest, match=r"manifest\.toml: its values are nested too deep"):
+        read_manifest(write(tmp_path, b"name = " + b"[" * 5000, "manifest.toml") / "manifest.toml")
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,15 @@ def refuse(code: int, payload: Any) -> Any:
     raise WireError(f"extension {code}")
 
 
+def forget(code: int, payload: bytes) -> None:
+    """Nothing was made that could be taken back."""
+
+
 def codecs() -> list[Codec]:
     """One that uses msgspec, and the one that a worker without msgspec has."""
-    slow = Codec(lambda value: None, refuse)
+    slow = Codec(lambda value: None, refuse, forget)
     slow._fast = None
-    return [Codec(lambda value: None, refuse), slow]
+    return [Codec(lambda value: None, refuse, forget), slow]
 
 
 def canonical(value: Any) -> str:

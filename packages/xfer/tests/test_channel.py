@@ -1,7 +1,9 @@
 """Channels: order, back-pressure, fan-out, closing, and the death of either side."""
 
+import contextlib
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -223,6 +225,27 @@ def test_capacity_has_a_least_value() -> None:
     """A channel for nothing is a ValueError."""
     with pytest.raises(ValueError, match="at least 1"):
         xfer.Channel(0)
+
+
+def test_a_channel_that_cannot_be_made_leaves_no_descriptor() -> None:
+    """Where descriptors run out in the middle, those that were opened are closed again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard))
+    filled: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                filled.append(os.open("/dev/null", os.O_RDONLY))
+        for spare in range(5):  # a channel takes five
+            for fd in filled[:spare]:
+                os.close(fd)
+            with pytest.raises(OSError, match="Too many open files"):
+                xfer.Channel()
+            filled[:spare] = [os.open("/dev/null", os.O_RDONLY) for _ in range(spare)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in filled:
+            os.close(fd)
 
 
 SCRIPT = """

@@ -32,6 +32,13 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[xfer.Gpu
         yield made
 
 
+def spilled_to(folder: Path) -> list[Path]:
+    """The descriptors of this process's files in a folder that have something in them."""
+    opened = [Path("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+    there = [path for path in opened if path.exists() and os.readlink(path).startswith(f"{folder}{os.sep}")]
+    return [path for path in there if path.stat().st_size]
+
+
 def test_blocks_are_allocated_tracked_and_released(manager: xfer.GpuMemoryManager) -> None:
     """The account of a device follows each block, and released memory is used again."""
     block = manager.allocate("1MiB")
@@ -58,6 +65,9 @@ def test_arrays_lie_over_blocks(manager: xfer.GpuMemoryManager) -> None:
     assert block.array().shape == (4096,)
     with pytest.raises(ValueError, match="the block has 4096"):
         block.array(5000)
+    for shape in (-1, (-2, -3)):
+        with pytest.raises(ValueError, match="want lengths"):
+            block.array(shape)
     block.release()
 
 
@@ -151,7 +161,8 @@ def test_blocks_are_spilled_to_host_then_disk_and_come_back(manager: xfer.GpuMem
     more = [manager.allocate(MIB, spillable=True) for _ in range(2)]
     assert [block.place for block in blocks] == ["host", "disk", "device", "device"]
     assert manager.spilled_bytes == MIB
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(spilled_to(tmp_path)) == 1
+    assert os.listdir(tmp_path) == []
     for number, block in enumerate(blocks):
         with block.use() as array:
             assert int(array.min()) == int(array.max()) == number
@@ -159,7 +170,7 @@ def test_blocks_are_spilled_to_host_then_disk_and_come_back(manager: xfer.GpuMem
         del array
     for block in (*blocks, *more):
         block.release()
-    assert os.listdir(tmp_path) == []
+    assert spilled_to(tmp_path) == []
     assert manager.spilled_bytes == 0
     assert manager.stats()["cuda:0"].in_use == 0
 
@@ -205,25 +216,88 @@ def test_a_spilled_file_that_was_cut_is_found(tmp_path: Path) -> None:
     with xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folder=tmp_path) as manager:
         block = manager.allocate(1000, spillable=True)
         manager.spill(block)
-        (path,) = tmp_path.iterdir()
-        path.write_bytes(path.read_bytes()[:10])
+        (path,) = spilled_to(tmp_path)
+        os.truncate(path, 10)
         with pytest.raises(OSError, match="was cut"), block.use():
             pass
 
 
-def test_lost_spilled_blocks_leave_no_file() -> None:
-    """A block that is dropped while on disk takes its file with it."""
-    with xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1) as manager:
+def test_a_full_disk_keeps_the_block(helper: Any, tmp_path: Path) -> None:
+    """A block that the disk has no room for stays whole on its device, and what was spilled before can be read."""
+    code = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+manager = xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folder=arg[0])
+blocks = [manager.allocate("2MiB", spillable=True) for _ in range(2)]
+for number, block in enumerate(blocks):
+    with block.use() as array: array[:] = number
+manager.spill(blocks[0])
+try: manager.spill(blocks[1])
+except xfer.errors.BudgetExceededError: say(blocks[1].place)
+for block in blocks:
+    with block.use() as array: say(int(array.min()), int(array.max()))
+manager.spill(blocks[1]); say(blocks[1].place)
+manager.close()
+"""
+    process = helper(code, str(tmp_path))
+    assert [process.line() for _ in range(4)] == ["device", "0 0", "1 1", "disk"]
+
+
+def test_a_killed_process_leaves_no_spilled_block(helper: Any, tmp_path: Path) -> None:
+    """What was spilled to disk has no name there, so it goes with its process."""
+    code = """
+manager = xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folder=arg[0])
+block = manager.allocate(1000, spillable=True); manager.spill(block); say(block.place); wait()
+"""
+    process = helper(code, str(tmp_path))
+    assert process.line() == "disk"
+    process.kill()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_forked_process_spills_for_itself(helper: Any, tmp_path: Path) -> None:
+    """After a fork neither side reads or overwrites what the other has on disk."""
+    code = """
+manager = xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folder=arg[0])
+def spilled(value):
+    block = manager.allocate(1000, spillable=True)
+    with block.use() as array: array[:] = value
+    manager.spill(block)
+    return block
+ours = spilled(1)
+child = os.fork()
+if not child:
+    theirs = spilled(2)
+    try:
+        with ours.use(): pass
+    except OSError as error: say(error)
+    with theirs.use() as array: say(set(array.tolist()))
+    manager.close(); sys.stdout.flush(); os._exit(0)
+os.waitpid(child, 0)
+with ours.use() as array: say(set(array.tolist()))
+manager.close()
+"""
+    process = helper(code, str(tmp_path))
+    assert "before this one was forked" in process.line()
+    assert [process.line(), process.line()] == ["{2}", "{1}"]
+
+
+def test_lost_spilled_blocks_give_the_disk_back(tmp_path: Path) -> None:
+    """A block that is dropped while on disk takes its bytes with it, and close takes the file."""
+    with xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folder=tmp_path) as manager:
         manager.spill(manager.allocate(1000, spillable=True))
         block = manager.allocate(1000, spillable=True)
         manager.spill(block)
-        assert manager._temporary is not None
-        folder = manager._temporary.name
+        assert len(spilled_to(tmp_path)) == 1
         del block
         gc.collect()
         assert {lost.place for lost in manager.collect()} == {"disk"}
-        assert os.listdir(folder) == []
-    assert not os.path.exists(folder)
+        assert spilled_to(tmp_path) == []
+        block = manager.allocate(1000, spillable=True)
+        manager.spill(block)
+        assert len(spilled_to(tmp_path)) == 1
+    assert spilled_to(tmp_path) == []
 
 
 def test_the_devices_own_limit_frees_idle_memory_first() -> None:

@@ -1,5 +1,6 @@
 """Arrays through shared memory: every data type, every layout, handles, the pool, and the store of names."""
 
+import contextlib
 import pickle
 import struct
 import threading
@@ -350,11 +351,15 @@ except xfer.errors.PoolClosedError: say("closed")
 def test_a_loan_that_fails_gives_its_slot_back(pool: xfer.Pool) -> None:
     """An exception in the block leaves no handle and no live array."""
     loan = pool.loan(10)
-    with pytest.raises(KeyError), loan:
+    with pytest.raises(KeyError), loan as array:
         raise KeyError
     assert pool.stats().live == 0
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1  # the slot may be another array's by now
     with pytest.raises(TypeError):
         pool.loan(3, object)
+    with pytest.raises(ValueError, match="want lengths"):
+        pool.loan((3, -1))
 
 
 def test_a_view_context_is_used_once(pool: xfer.Pool) -> None:
@@ -402,6 +407,12 @@ def test_retained_arrays_need_one_more_release(pool: xfer.Pool) -> None:
     pool.release(handle)
     with pytest.raises(errors.DoubleReleaseError):
         pool.retain(handle)
+    with xfer.Pool("1MiB") as other:
+        foreign = other.put(np.zeros(3))
+        with pytest.raises(errors.ForeignHandleError, match="another pool"):
+            pool.retain(foreign)
+    with pytest.raises(errors.PoolClosedError):
+        other.retain(foreign)
 
 
 def test_default_pool_puts_and_releases() -> None:
@@ -546,6 +557,45 @@ say("good")
         assert number > 0
 
 
+def test_store_gives_up_arrays_though_the_budget_is_spent() -> None:
+    """Removing, clearing and closing need no memory that is not there, and each array's memory comes back."""
+    with xfer.Pool("1MiB") as pool:
+        store = xfer.SharedArrayStore(pool)
+        with contextlib.suppress(errors.BudgetExceededError):
+            for number in range(1000):
+                store.create(f"a{number}", np.zeros(5000 * (1 + number % 7), np.uint8))
+        names = store.list()
+        assert pool.budget - pool.stats().reserved < 5000 * 7
+        assert len(names) > 10
+        other = xfer.SharedArrayStore.attach(bytes(store))
+        for count, name in enumerate(names[:-2], 1):
+            store.remove(name)
+            assert other.list() == names[count:]
+        assert pool.stats().live == 2 + 2  # the two that are left, the page and the register
+        store.clear()
+        assert other.list() == []
+        store.close()
+        assert pool.stats().live == 0
+        other.close()
+
+
+def test_a_closed_store_says_so(pool: xfer.Pool) -> None:
+    """After close each call says that the store is closed; closing twice, or after the pool, is nothing."""
+    store, late = xfer.SharedArrayStore(pool), xfer.SharedArrayStore(pool)
+    store.create("x", np.zeros(3))
+    attached = xfer.SharedArrayStore.attach(bytes(store))
+    store.close()
+    store.close()
+    with pytest.raises(errors.StaleHandleError, match="its process has closed it"):
+        attached.list()
+    attached.close()
+    for call in (store.list, lambda: store.get("x"), lambda: store.create("y", np.zeros(1)), store.clear):
+        with pytest.raises(errors.StaleHandleError, match="this store is closed"):
+            call()
+    pool.close()
+    late.close()
+
+
 def test_move_and_explain_on_the_host() -> None:
     """Ways between NumPy and torch say whether they copy, and do just that."""
     array = np.arange(6.0)
@@ -556,6 +606,10 @@ def test_move_and_explain_on_the_host() -> None:
     assert xfer.move(tensor, "numpy")[0] == 9
     assert xfer.explain(tensor, "cpu").steps == ()
     assert xfer.explain(array, "numpy").copies == 0
+    assert xfer.explain([1, 2], "numpy").copies == 1
+    for lazy in (torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2, dtype=torch.complex64).conj().imag):
+        assert xfer.explain(lazy, "numpy").copies == 1
+        assert not np.shares_memory(xfer.move(lazy, "numpy"), xfer.move(lazy.resolve_conj(), "numpy"))
     assert str(xfer.explain(array, "torch")) == "numpy on cpu -> torch: 0 copies\n  view: torch looks at NumPy's memory"
 
 

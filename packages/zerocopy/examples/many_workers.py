@@ -6,6 +6,7 @@ python packages/zerocopy/examples/many_workers.py [WORKERS]
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from typing import Any
 
@@ -14,13 +15,11 @@ from torch import nn
 
 import zerocopy
 
-NAME = "example"
 
-
-def work(answers: Any) -> None:
+def work(name: str, answers: Any) -> None:
     """Answer with whatever version is current, until that is the second, and then until the pipe closes."""
     torch.set_num_threads(1)
-    live = zerocopy.follow(NAME)
+    live = zerocopy.follow(name)
     seen: list[int] = []
     with torch.no_grad():
         while 2 not in seen:
@@ -35,19 +34,20 @@ def work(answers: Any) -> None:
 def main(workers: int = 4) -> None:
     """Publish, start workers, publish again once all have answered, and print what they share."""
     model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(8)])
-    zerocopy.publish(model, name=NAME)
+    name = f"example-{os.getpid()}"  # names are the machine's: two of these programs may run side by side
+    zerocopy.publish(model, name=name)
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for _ in range(workers):
         ours, theirs = context.Pipe()
         pipes.append(ours)
-        processes.append(context.Process(target=work, args=(theirs,)))
+        processes.append(context.Process(target=work, args=(name, theirs)))
         processes[-1].start()
     for pipe in pipes:
         pipe.recv()
     with torch.no_grad():
         model[0].bias.add_(1)
-    second = zerocopy.publish(model, name=NAME)
+    second = zerocopy.publish(model, name=name)
     for pipe in pipes:
         print("versions seen:", pipe.recv())
     for view in zerocopy.report(pids=[process.pid for process in processes]).views:

@@ -25,7 +25,8 @@ def main(actors: int = 3) -> None:
     ray.init(address="local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(8)]).eval()
     inputs = torch.ones(1, 1024)
-    ref = zerocopy.publish(model, name="example-ray")
+    name = f"example-{os.getpid()}"  # names are the machine's: two of these programs may run side by side
+    ref = zerocopy.publish(model, name=name)
     pool = [ray.remote(ModelActor).options(num_cpus=0.1).remote(ref) for _ in range(actors)]
     with torch.no_grad():
         expected = model(inputs)
@@ -35,7 +36,7 @@ def main(actors: int = 3) -> None:
 
     with torch.no_grad():
         model[7].bias.add_(1)
-    second = zerocopy.publish(model, name="example-ray")
+    second = zerocopy.publish(model, name=name)
     print("versions:", ray.get([actor.reload.remote(second) for actor in pool]))
     for view in zerocopy.report().views:
         if second.path.endswith(view.segment):

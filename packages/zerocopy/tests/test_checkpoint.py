@@ -221,6 +221,16 @@ def test_save_aligned_is_safetensors(dtype: torch.dtype, tmp_path: Path) -> None
         assert torch.equal(read[name].view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8))
 
 
+def test_save_aligned_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    """A tensor that cannot be written leaves the old file as it was, and no part of a new one."""
+    path = tmp_path / "m.safetensors"
+    zerocopy.save_aligned({"a": torch.ones(3)}, path)
+    with pytest.raises(NotImplementedError):
+        zerocopy.save_aligned({"a": torch.zeros(3), "b": torch.ones(3, device="meta")}, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(load_file(path)["a"], torch.ones(3))
+
+
 def test_progress_bar(simple_model: nn.Module, capsys: Any) -> None:
     """A bar is shown on standard error on request, and the model is published all the same."""
     pytest.importorskip("rich")

@@ -21,7 +21,7 @@ import zerocopy
 from zerocopy import ModelRef
 from zerocopy.directory import default_directory, segments
 from zerocopy.errors import CorruptSegmentError, NoSpaceError, OtherFormatError, SegmentGoneError
-from zerocopy.lease import gate
+from zerocopy.lease import Caretaker, gate, remove_if_free
 
 Publish = Callable[..., ModelRef]
 
@@ -204,6 +204,83 @@ def test_a_reader_keeps_an_unpublished_model(simple_model: nn.Module, eventually
     assert torch.equal(weight, simple_model[0].weight)
     del weight
     assert eventually(lambda: not Path(ref.path).exists())
+
+
+def test_a_sweep_meets_a_file_that_was_just_made(
+    simple_model: nn.Module, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process's sweep between making the file and leasing it takes the file, and the publish goes on."""
+    swept: list[Path] = []
+    real = os.open
+
+    def open_and_be_swept(path: Any, flags: int, *mode: int, **options: Any) -> int:
+        fd = real(path, flags, *mode, **options)
+        if flags & os.O_EXCL and not swept:
+            swept.extend(zerocopy.sweep(tmp_path))
+        return fd
+
+    monkeypatch.setattr(os, "open", open_and_be_swept)
+    ref = publish(simple_model, directory=tmp_path)
+    assert len(swept) == 1
+    assert torch.equal(ref.load()[0].weight, simple_model[0].weight)
+
+
+def test_a_sweep_leaves_what_took_a_files_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was replaced while the sweep waited for its lock is another file, and stays."""
+    path = tmp_path / "x.zc"
+    path.write_text("old")
+    real = os.open
+
+    def open_and_be_replaced(name: Any, flags: int, *mode: int, **options: Any) -> int:
+        fd = real(name, flags, *mode, **options)
+        (tmp_path / "new").write_text("new")
+        (tmp_path / "new").replace(path)
+        return fd
+
+    monkeypatch.setattr(os, "open", open_and_be_replaced)
+    remove_if_free(path)
+    assert path.read_text() == "new"
+
+
+def test_threads_share_a_caretaker(tmp_path: Path) -> None:
+    """However threads publish and unpublish at once, no line to it goes astray and it ends with the last file."""
+    failures: list[Exception] = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(40):
+            caretaker, together = Caretaker(), threading.Barrier(6)
+            paths = [tmp_path / f"{number}-{index}" for index in range(6)]
+
+            def go(path: Path, caretaker: Caretaker = caretaker, together: threading.Barrier = together) -> None:
+                together.wait()
+                try:
+                    caretaker.take(path)
+                    caretaker.publisher_done(path)
+                except Exception as failure:
+                    failures.append(failure)
+
+            threads = [threading.Thread(target=go, args=(path,)) for path in paths]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert caretaker._pipe is None
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
+def test_a_model_without_a_name_is_called_after_its_class(publish: Publish, tmp_path: Path) -> None:
+    """Whatever the class is called, its model can be published, and what is unfit for a file name is left out."""
+    for called, name in (("_Net", "Net"), ("Größe", "Gre"), ("__", "model"), ("A" * 200, "A" * 100)):
+        model = type(called, (nn.Linear,), {"__module__": "__main__"})(2, 2)
+        cls = type(model)
+        setattr(sys.modules["__main__"], called, cls)
+        try:
+            assert publish(model, directory=tmp_path).name == name
+        finally:
+            delattr(sys.modules["__main__"], called)
 
 
 def test_sweep_removes_what_nobody_holds(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:

@@ -103,9 +103,7 @@ class EnvironmentStore:
 
     def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """The inputs' hash and the environment's key for a manifest; runs nothing."""
-        requirements = parse(manifest.dependencies, self.policy, manifest.name)
-        constraints = parse(manifest.constraints, self.policy, manifest.name)
-        inputs = inputs_hash(requirements, constraints, manifest.python, self.policy, excluded or [])
+        inputs, _ = self.key_of_inputs(manifest, excluded)
         return inputs, environment_key(inputs, self._own_lock(manifest, inputs))
 
     def _own_lock(self, manifest: Manifest, inputs: str) -> str | None:

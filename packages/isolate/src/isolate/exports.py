@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from isolate.worker.calls import Export
@@ -73,7 +73,9 @@ class Exports:
                 raise TypeError(
                     f"{api.__name__} is a class; export an instance of it, or derive it from ProxiedSingleton"
                 )
-            instance = self._instances.get(api) or self._instances.setdefault(api, api())
+            if api not in self._instances:
+                self._instances[api] = api()
+            instance = self._instances[api]
         else:
             instance = api
         name = name or api_name(instance)
@@ -89,12 +91,10 @@ class Exports:
         """For each API its methods and how each is run."""
         return {api: {method: export.kind for method, export in table.items()} for api, table in self._apis.items()}
 
-    def table(self, apis: Iterable[str] | None) -> dict[str, Export]:
-        """What a link serves: `api.method` for the given APIs, None for all."""
-        wanted = self._apis.keys() if apis is None else set(apis)
+    def offered(self, needs: Mapping[str, Collection[str]] | None) -> dict[str, dict[str, Export]]:
+        """What an extension may call: the methods that it needs, by API; all of them if it does not say."""
         return {
-            f"{api}.{method}": export
+            api: {method: export for method, export in table.items() if needs is None or method in needs[api]}
             for api, table in self._apis.items()
-            if api in wanted
-            for method, export in table.items()
+            if needs is None or api in needs
         }

@@ -111,21 +111,22 @@ class Extension:
     async def start(self) -> None:
         """Build the environment if needed, start the worker, check the contracts."""
         async with self._busy:
-            self._become(State.BUILDING)
-            incarnation = None
-            try:
-                contracts.check_needs(self.manifest, self.surroundings.exports.names)
-                sandbox.check(self.manifest)
-                environment = await self._environment()
-                self._become(State.STARTING)
-                incarnation = await self._launch(environment)
-            except BaseException as failure:
-                self.failure = failure
-                self._release()
-                self._become(State.FAILED)
-                raise
-            self._current = incarnation
-            self._become(State.READY)
+            await self._start()
+
+    async def _start(self) -> None:
+        self._become(State.BUILDING)
+        try:
+            contracts.check_needs(self.manifest, self.surroundings.exports.names)
+            sandbox.check(self.manifest)
+            environment = await self._environment()
+            self._become(State.STARTING)
+            self._current = await self._launch(environment)
+        except BaseException as failure:
+            self.failure = failure
+            self._release()
+            self._become(State.FAILED)
+            raise
+        self._become(State.READY)
 
     async def _environment(self) -> Environment | None:
         if not self.manifest.isolated:
@@ -159,6 +160,8 @@ class Extension:
         try:
             async with asyncio.timeout(self.manifest.timeouts.start):
                 described = await incarnation.ready
+            if incarnation.died is not None:  # after its first word and before we have heard it
+                raise incarnation.died
             if described["protocol"] != PROTOCOL:
                 raise ExtensionStartError(
                     f"{self.name}: the worker speaks protocol {described['protocol']}, not {PROTOCOL}"
@@ -226,6 +229,11 @@ class Extension:
             else:
                 self._become(State.READY)
 
+    def _cancel_restart(self) -> None:
+        restart, self._restart = self._restart, None
+        if restart is not None and self.state is State.BACKOFF:
+            restart.cancel()
+
     # For users
 
     async def awhen(self, *states: State, timeout: float | None = None) -> State:
@@ -253,18 +261,21 @@ class Extension:
 
     async def areload(self) -> None:
         """Replace the worker by a fresh one: new calls go to it at once, calls that run may finish in the old one."""
-        if self.state is not State.READY:
-            if self.state in (State.CRASHED, State.BACKOFF):
-                await self.astop()
-            await self.start()
-            return
         async with self._busy:
-            environment = await self._environment()
-            fresh = await self._launch(environment)
-            old, self._current = self._current, fresh
-            if old is not None:
-                await self._drain(old)
-                await old.stop(self.manifest.timeouts.stop)
+            if self.state is State.READY:
+                fresh = await self._launch(await self._environment())
+                if self.state is State.READY:
+                    old, self._current = self._current, fresh
+                    if old is not None:
+                        await self._drain(old)
+                        await old.stop(self.manifest.timeouts.stop)
+                    return
+                # The old one has died meanwhile, and with it the state that a fresh one could take over.
+                await fresh.stop(self.manifest.timeouts.stop)
+            self._cancel_restart()
+            if self.state is State.BACKOFF:
+                self._become(State.STOPPED)
+            await self._start()
 
     def reload(self) -> None:
         """As `areload`, blocking."""
@@ -278,9 +289,7 @@ class Extension:
 
     async def astop(self, drain: bool = True) -> None:
         """Stop it: running calls may finish within the stop timeout, then it is asked, then forced; idempotent."""
-        restart, self._restart = self._restart, None
-        if restart is not None and self.state is State.BACKOFF:
-            restart.cancel()
+        self._cancel_restart()
         async with self._busy:
             current, self._current = self._current, None
             if current is not None:

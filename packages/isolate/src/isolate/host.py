@@ -228,7 +228,8 @@ class Host:
             del self._extensions[manifest.name]
         elif present is not None:
             raise InvalidManifest(
-                f"{manifest.directory}: the name {manifest.name!r} is taken by {present.manifest.directory}"
+                f"{manifest.directory}: the name {manifest.name!r} is taken by {present.manifest.directory}, "
+                f"which is {present.state.value}; stop that one first, or give this one another name"
             )
         assert self._loop is not None
         around = Surroundings(

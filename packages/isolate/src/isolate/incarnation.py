@@ -22,7 +22,6 @@ from isolate.manifest import Manifest
 from isolate.process import Guardian, WorkerProcess
 from isolate.requirements import Policy
 from isolate.worker import failures
-from isolate.worker.calls import Export
 from isolate.worker.inline import WorkerThread
 from isolate.worker.link import FAILED, LOAD, PROTOCOL, READY, STOP, Link
 from isolate.worker.threads import Threads
@@ -58,6 +57,7 @@ class Incarnation:
         ready: Its description of itself, or why it cannot be had.
         link: The calls both ways.
         stopping: Whether its end is wanted.
+        died: How it ended; None as long as it runs.
     """
 
     def __init__(
@@ -72,17 +72,18 @@ class Incarnation:
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.reason = ""
         self.stopping = False
+        self.died: WorkerDied | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
         self.prefix: list[str] = []
         self._name, self._loop, self._ended = manifest.name, around.loop, ended
         ours, theirs = socket.socketpair()
-        table: dict[str, Export] = around.exports.table(manifest.needs)
+        offered = around.exports.offered(manifest.needs)
         self.link = Link(
             ours,
             around.loop,
             around.threads,
-            table,
+            {f"{api}.{method}": export for api, table in offered.items() for method, export in table.items()},
             on_control=self._on_control,
             on_closed=self._on_closed,
             name=manifest.name,
@@ -109,13 +110,12 @@ class Incarnation:
             except BaseException:
                 self.link.close()
                 raise
-        apis = around.exports.names
         config = {
             "protocol": PROTOCOL,
             "name": manifest.name,
             "directory": str(manifest.directory),
             "entry": manifest.entry,
-            "apis": {name: table for name, table in apis.items() if manifest.needs is None or name in manifest.needs},
+            "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
             "sandbox": sandbox.worker_config(manifest, environment.path if environment else None, folders),
             "layer": layer,
         }
@@ -164,13 +164,14 @@ class Incarnation:
         return WorkerDied(self._name, code, signal_number, reason, tail)
 
     def end(self, death: WorkerDied) -> None:
-        """Fail what waits for this worker, and tell the owner."""
+        """Tell the owner, then fail what waits for this worker: who learns of the end finds the state that follows."""
+        self.died = death
         self.link.channel.drain()
-        self.link.close(death)
         if not self.ready.done():
             self.ready.set_exception(death)
             self.ready.exception()
         self._ended(self, death)
+        self.link.close(death)
 
     async def stop(self, grace: float) -> None:
         """End it: asked first, then forced."""

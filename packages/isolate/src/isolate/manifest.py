@@ -160,6 +160,8 @@ def read_manifest(path: str | Path) -> Manifest:
         raise InvalidManifest(f"{file}, line {failure.line}: {failure}") from None
     except tomllib.TOMLDecodeError as failure:
         raise InvalidManifest(f"{file}: not TOML: {failure}") from None
+    except RecursionError:  # tomllib has no limit of its own
+        raise InvalidManifest(f"{file}: its values are nested too deep") from None
 
     def problem(where: str, message: str) -> InvalidManifest:
         line = lines.get(where) or lines.get(re.sub(r"(\.[^.]*|\[\d+\])\Z", "", where))
@@ -191,7 +193,8 @@ def _check(values: Any, file: Path, problem: Any) -> Manifest:
     except msgspec.ValidationError as failure:
         message, _, where = str(failure).partition(" - at `$.")
         where = where.rstrip("`").replace("[...]", "[0]")
-        hint = "; put it in quotes" if "got `float`" in message and where == "python" else ""
+        is_number = message.startswith("Expected `str") and message.endswith(("got `float`", "got `int`"))
+        hint = "; put it in quotes" if is_number else ""
         raise problem(where, f"{where + ': ' if where else ''}{message}{hint}") from None
     _check_values(manifest, problem)
     return manifest

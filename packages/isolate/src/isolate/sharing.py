@@ -85,12 +85,11 @@ def check_after(manifest: Manifest, environment: Environment) -> None:
     """
     installed = dict(package.split("==", 1) for package in environment.packages)
     conflicts = [
-        f"{name} {installed[requirement_name]} is installed, the host's {name_of} needs {requirement}"
-        for name_of, distribution in _closure().items()
+        f"{name} {installed[name]} is installed, the host's {owner} needs {requirement}"
+        for owner, distribution in _closure().items()
         for requirement in _requirements(distribution)
-        if (requirement_name := canonicalize_name(requirement.name)) in installed
-        and not requirement.specifier.contains(installed[requirement_name], prereleases=True)
-        for name in [requirement_name]
+        if (name := canonicalize_name(requirement.name)) in installed
+        and not requirement.specifier.contains(installed[name], prereleases=True)
     ]
     if conflicts:
         raise ShareConflict(f"{manifest.name}: share_torch: " + "; ".join(conflicts))

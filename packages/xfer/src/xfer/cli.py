@@ -52,8 +52,10 @@ def _doctor(as_json: bool) -> int:
 
 
 def _ls(as_json: bool) -> int:
+    from xfer import posix
     from xfer.processes import held_segments
 
+    posix.require()
     held = held_segments()
     if as_json:
         print(json.dumps([asdict(one) for one in held]))

@@ -4,6 +4,7 @@ import os
 import threading
 from typing import Any
 
+from xfer import posix
 from xfer.descriptor import Handle
 from xfer.pool import Pool
 
@@ -12,8 +13,13 @@ _lock = threading.Lock()
 
 
 def default_pool() -> Pool:
-    """Return this process's own pool, made on first use with half of the machine's memory as its budget."""
+    """Return this process's own pool, made on first use with half of the machine's memory as its budget.
+
+    Raises:
+        UnsupportedPlatformError: The system has no POSIX file locks.
+    """
     global _pool
+    posix.require()
     with _lock:
         if _pool is None or _pool.closed:
             _pool = Pool(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

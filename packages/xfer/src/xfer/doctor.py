@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -69,16 +70,24 @@ def _named() -> Finding:
     )
 
 
+_READER = "import sys, xfer; print(int(xfer.get(bytes.fromhex(sys.argv[1])).sum()))"
+
+
 def _other_process() -> Finding:
+    from xfer.pool import Pool
+
     what = "handles as plain bytes between unrelated processes"
-    if sys.platform != "linux":
-        return Finding(what, True, "by named segments")
     try:
-        parent = os.getppid()
-        os.listdir(f"/proc/{parent}/fd")
-    except OSError as error:
-        return Finding(what, False, f"/proc of other processes is closed ({error.strerror}): use Pool(backend='named')")
-    return Finding(what, True, "/proc/PID/fd of this user's processes can be opened")
+        with Pool("1MiB") as pool:
+            handle = pool.put(np.arange(10))
+            command = [sys.executable, "-c", _READER, bytes(handle).hex()]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (XferError, OSError, subprocess.SubprocessError) as error:
+        return Finding(what, False, str(error))
+    if done.stdout.strip() != "45":
+        said = done.stderr.strip().splitlines()[-1:] or ["a wrong array"]
+        return Finding(what, False, f"another process got {said[0]}: use Pool(backend='named')")
+    return Finding(what, True, "a process that had nothing but a handle read its array")
 
 
 def _channel() -> Finding:
@@ -106,13 +115,17 @@ def _compiled() -> Finding:
 
 
 def _memory() -> Finding:
+    if not hasattr(os, "sysconf"):
+        return Finding("memory", False, f"{sys.platform} does not say how much there is")
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Finding("memory", True, f"{format_size(size)}; the default pool may take half of it")
 
 
 def _descriptors() -> Finding:
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return Finding("descriptors", False, f"{sys.platform} has none to hand to another process")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Finding(
         "descriptors", soft >= 64, f"{soft} (can be raised to {hard}); a pool takes one per 4 MiB of small arrays"

@@ -1,7 +1,6 @@
 """Device memory in blocks: accounts per device, budget, spilling, a report of what was lost; knows no processes."""
 
 import contextlib
-import itertools
 import os
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from xfer.errors import BudgetExceededError, DeviceUnavailableError, DoubleRelea
 from xfer.memory_pool import MemoryPool, MemoryPoolStats
 from xfer.sites import calling_line
 from xfer.sizes import parse_size
+from xfer.spill import SpillFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class MemoryBlock:
         self.since = time.monotonic()
         self._manager = manager
         self._owner: _Owner | None = None
-        self._state = _State()
+        self._state = _State(nbytes)
 
     @property
     def place(self) -> Literal["device", "host", "disk", "released"]:
@@ -106,14 +106,15 @@ class MemoryBlock:
 class _State:
     """What outlives a lost block: where its bytes are and how to give them back."""
 
-    __slots__ = ("buffer", "file", "host", "pins", "place", "size")
+    __slots__ = ("buffer", "host", "nbytes", "pins", "place", "size", "spilled")
 
-    def __init__(self) -> None:
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
         self.place: Literal["device", "host", "disk", "released"] = "device"
         self.buffer: Any = None
         self.size = 0
         self.host: np.ndarray[Any, Any] | None = None
-        self.file: str | None = None
+        self.spilled: tuple[SpillFile, int] | None = None  # which file, and where in it
         self.pins = 0
 
 
@@ -124,7 +125,8 @@ class GpuMemoryManager:
         allocator: Where memory comes from: CuPy by default, `HostAllocator()` without a GPU.
         budget: The most to reserve on each device, in bytes or as text.
         host_budget: How much of spilled blocks may stay in host memory before they go to disk.
-        spill_folder: Where spilled blocks go on disk; a temporary folder by default.
+        spill_folder: Where spilled blocks go on disk, in a file without a name that goes with this process; the
+            temporary folder by default.
 
     Raises:
         DeviceUnavailableError: There is no CUDA and no allocator was given.
@@ -142,9 +144,8 @@ class GpuMemoryManager:
         limit = None if budget is None else parse_size(budget)
         self._pools = {device: MemoryPool(self._allocator, device, limit) for device in self._allocator.devices()}
         self._host_budget, self._host_used = parse_size(host_budget), 0
-        self._folder = os.fspath(spill_folder) if spill_folder is not None else None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._numbers = itertools.count()
+        self._folder = spill_folder
+        self._file: SpillFile | None = None
         self._lock = threading.RLock()
         self._blocks: dict[int, weakref.ref[MemoryBlock]] = {}  # oldest use first
         self._gone: deque[tuple[int, str, int, float, str, _State]] = deque()
@@ -203,7 +204,7 @@ class GpuMemoryManager:
             self._check(block)
             if block._state.pins:
                 raise ValueError("the block is in use: leave its `with block.use()` first")
-            self._forget_spilled(block)
+            self._forget_spilled(block._state)
             self._blocks.pop(id(block._state), None)
             block._state.place = "released"
             block._owner = None  # the memory follows when no array holds the owner any more
@@ -267,9 +268,9 @@ class GpuMemoryManager:
                     block._state.pins = 0
                     self.release(block)
             self.trim()
-            if self._temporary is not None:
-                self._temporary.cleanup()
-                self._temporary = None
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     def __enter__(self) -> "GpuMemoryManager":
         return self
@@ -283,6 +284,8 @@ class GpuMemoryManager:
             if shape is None:
                 shape = (block.nbytes // dtype.itemsize,)
             wanted = (shape,) if isinstance(shape, int) else tuple(shape)
+            if any(length < 0 for length in wanted):
+                raise ValueError(f"got the shape {wanted}, want lengths of 0 and more")
             need = int(np.prod(wanted, dtype=np.int64)) * dtype.itemsize
             if need > block.nbytes:
                 raise ValueError(f"an array of {wanted} {dtype} has {need} bytes, the block has {block.nbytes}")
@@ -295,8 +298,8 @@ class GpuMemoryManager:
             self._blocks[key] = self._blocks.pop(key)
             if state.place != "device":
                 buffer, size = self._room(self._pools[block.device], block.nbytes, block)
-                self._allocator.from_host(buffer, self._read_spilled(block))
-                self._forget_spilled(block)
+                self._allocator.from_host(buffer, self._spilled(state))
+                self._forget_spilled(state)
                 state.buffer, state.size, state.place = buffer, size, "device"
             state.pins += 1
 
@@ -334,52 +337,38 @@ class GpuMemoryManager:
             state.host, state.place = data, "host"
             self._host_used += block.nbytes
         else:
-            state.file, state.place = self._write_file(data), "disk"
+            state.spilled, state.place = self._write(data), "disk"
         buffer, size, state.buffer = state.buffer, state.size, None
         self._pools[block.device].release(buffer, size)
 
-    def _write_file(self, data: np.ndarray[Any, Any]) -> str:
-        if self._folder is None:
-            if self._temporary is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="xfer-spill-")
-            folder = self._temporary.name
-        else:
-            folder = self._folder
-        path = os.path.join(folder, f"{os.getpid()}-{id(self):x}-{next(self._numbers)}.spill")
+    def _write(self, data: np.ndarray[Any, Any]) -> tuple[SpillFile, int]:
         try:
-            with open(path, "xb") as file:
-                file.write(data.data)
+            if self._file is None or self._file.inherited:
+                self._file = SpillFile(self._folder)
+            return self._file, self._file.write(data)
         except OSError as error:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            folder = self._folder or tempfile.gettempdir()
             raise BudgetExceededError(
-                f"a block of {data.nbytes} bytes cannot be spilled to {folder}: {error.strerror}; it stays there",
+                f"a block of {data.nbytes} bytes cannot be spilled to {folder}: {error.strerror}; it stays where it is",
                 data.nbytes,
                 0,
             ) from error
-        return path
 
-    def _read_spilled(self, block: MemoryBlock) -> np.ndarray[Any, Any]:
-        state = block._state
+    def _spilled(self, state: _State) -> np.ndarray[Any, Any]:
         if state.host is not None:
             return state.host
-        assert state.file is not None
-        data: np.ndarray[Any, Any] = np.fromfile(state.file, np.uint8)
-        if data.nbytes != block.nbytes:
-            raise OSError(f"the spilled block {state.file} has {data.nbytes} bytes not {block.nbytes}: it was cut")
-        return data
+        assert state.spilled is not None
+        file, offset = state.spilled
+        return file.read(offset, state.nbytes)
 
-    def _forget_spilled(self, block: MemoryBlock) -> None:
-        self._forget_state(block._state)
-
-    def _forget_state(self, state: _State) -> None:
+    def _forget_spilled(self, state: _State) -> None:
         if state.host is not None:
             self._host_used -= state.host.nbytes
             state.host = None
-        if state.file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(state.file)
-            state.file = None
+        if state.spilled is not None:
+            file, offset = state.spilled
+            file.release(offset, state.nbytes)
+            state.spilled = None
 
     def _settle(self) -> None:
         while self._gone:
@@ -387,7 +376,7 @@ class GpuMemoryManager:
             if state.place != "released":
                 self._lost.append(BlockReport(device, nbytes, time.monotonic() - since, site, state.place))
                 self._blocks.pop(key, None)
-                self._forget_state(state)
+                self._forget_spilled(state)
             if state.buffer is not None:
                 self._pools[device].release(state.buffer, state.size)
                 state.buffer = None

@@ -38,9 +38,10 @@ class Loan:
         return self._array
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._array is not None:
+            self._array.flags.writeable = False  # whatever comes next, the slot may soon be another array's
         if kind is not None or self._array is None:
             self._cancel()
             return
-        self._array.flags.writeable = False
         self._handle = self._publish()
         self._array = None

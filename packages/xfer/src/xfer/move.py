@@ -44,8 +44,7 @@ def move(array: Any, to: str) -> Any:
     Args:
         array: An array of NumPy, torch or CuPy, or anything with DLPack or the array interface.
         to: "numpy", "torch" or "cupy" (that library; same device where the library can), "cpu" (host memory, same
-        library if it
-            can), or "cuda", "cuda:1" ... (that device, same library if it can).
+            library if it can), or "cuda", "cuda:1" ... (that device, same library if it can).
 
     Raises:
         ValueError: `to` is none of these.
@@ -66,7 +65,7 @@ def explain(array: Any, to: str) -> Route:
     elif to == "torch":
         steps = _to_torch(array, library, device)
     elif kind in ("cupy", "cuda") and (index.isdigit() or not index):
-        steps = _to_cuda(library, device, kind, int(index or _index(device)))
+        steps = _to_cuda(array, library, device, kind, int(index or _index(device)))
     else:
         raise ValueError(f"got to={to!r}, want 'numpy', 'torch', 'cupy', 'cpu', 'cuda' or 'cuda:N'")
     return Route(f"{library} on {device}", to, tuple(steps))
@@ -80,8 +79,7 @@ def _to_host(array: Any, library: str, device: str, keep_library: bool) -> list[
     if device == "cpu":
         if library == "numpy" or (keep_library and library == "torch"):
             return []
-        copies = library == "torch" and not array.is_contiguous() and not _numpy_knows(array)
-        return [Step(f"NumPy looks at {library}'s memory", copies, host_array)]
+        return [_look(array, library)]
     if library == "torch":
         step = Step(f"device {device} to host by torch", True, lambda x: x.cpu())
         return [step] if keep_library else [step, Step("NumPy looks at torch's memory", False, host_array)]
@@ -90,9 +88,15 @@ def _to_host(array: Any, library: str, device: str, keep_library: bool) -> list[
     return [_borrow(device), Step(f"device {device} to host by CuPy", True, lambda x: x.get())]
 
 
-def _numpy_knows(tensor: Any) -> bool:
-    name = str(tensor.dtype)
-    return "bfloat16" not in name and "float8" not in name
+def _look(array: Any, library: str) -> Step:
+    if library == "torch":
+        name = str(array.dtype)
+        is_packed = not array.is_contiguous() and ("bfloat16" in name or "float8" in name)
+        copies = is_packed or array.is_conj() or array.is_neg()
+    else:
+        copies = isinstance(array, list | tuple)
+    what = f"NumPy packs what {library} has" if copies else f"NumPy looks at {library}'s memory"
+    return Step(what, copies, host_array)
 
 
 def _to_torch(array: Any, library: str, device: str) -> list[Step]:
@@ -122,7 +126,7 @@ def _borrow(device: str) -> Step:
     return Step(f"CuPy looks at the memory on {device} (DLPack)", False, lambda x: _cupy().from_dlpack(x))
 
 
-def _to_cuda(library: str, device: str, kind: str, index: int) -> list[Step]:
+def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> list[Step]:
     target = f"cuda:{index}"
     if library == "torch" and kind == "cuda":
         torch = sys.modules["torch"]
@@ -139,7 +143,7 @@ def _to_cuda(library: str, device: str, kind: str, index: int) -> list[Step]:
 
     steps = [] if library == "cupy" or device == "cpu" else [_borrow(device)]
     if device == "cpu" and library != "numpy":
-        steps.append(Step(f"NumPy looks at {library}'s memory", False, host_array))
+        steps.append(_look(array, library))
     return steps if device == target else [*steps, Step(f"{device} to {target} by CuPy", True, onto)]
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Iterator
 
 from xfer.errors import ProducerGoneError
 from xfer.posix import fcntl
@@ -32,9 +33,13 @@ class Owner:
     def __init__(self) -> None:
         reap()
         self.name = f"xfer-{os.getuid()}-{os.getpid()}-"
-        self.path = f"{DIRECTORY}/{self.name}{secrets.token_hex(8)}.alive"
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
+        while True:
+            self.path = f"{DIRECTORY}/{self.name}{secrets.token_hex(8)}.alive"
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            if os.fstat(self.fd).st_nlink:
+                break
+            os.close(self.fd)  # another process's `reap` met it before it was locked, and took it for a dead one's
 
     def close(self) -> None:
         """Remove the sign of life; segments must be gone before."""
@@ -81,10 +86,21 @@ def reap() -> list[str]:
     removed = []
     for _, path, alive in listing():
         if not alive:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), _unlocked(path):
                 os.unlink(path)
                 removed.append(path)
     return removed
+
+
+@contextlib.contextmanager
+def _unlocked(path: str) -> Iterator[None]:
+    """Hold a file's lock for a block, so that whoever made it just now notices its removal; raise if it is held."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _held(entry: str) -> bool:

@@ -149,10 +149,13 @@ class Pool:
         """Lend a slot to be filled in place: `with pool.loan(shape, dtype) as array: ...`, then `loan.handle`.
 
         Raises:
+            ValueError: A length is negative.
             UnsupportedDtypeError: The dtype holds Python objects.
             BudgetExceededError: No room, and nothing came free within `timeout`.
         """
         shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+        if any(length < 0 for length in shape):
+            raise ValueError(f"got the shape {shape}, want lengths of 0 and more")
         sig = signature(np.dtype(dtype), shape, False)
         segment, slot = self._take(sig.slot_bytes, timeout)
 
@@ -175,11 +178,7 @@ class Pool:
         fields = parse(bytes(handle))
         with self._lock:
             self._check_open()
-            if fields[6] != self.pid or fields[8] not in self._segments:
-                freed = fields[6] == self.pid and self._was_ours(fields[13])
-                raise (DoubleReleaseError if freed else ForeignHandleError)(
-                    "the array was released before" if freed else f"the handle is of another pool (process {fields[6]})"
-                )
+            self._check_live(fields)
             self._drop(fields[13])
 
     def _release_stamp(self, stamp: int) -> None:
@@ -192,12 +191,13 @@ class Pool:
 
         Raises:
             DoubleReleaseError: The array was released before.
+            ForeignHandleError: The array is in another pool.
         """
-        stamp = parse(bytes(handle))[13]
+        fields = parse(bytes(handle))
         with self._lock:
-            if stamp not in self._live:
-                raise DoubleReleaseError("the array was released before, or is in another pool")
-            self._refs[stamp] = self._refs.get(stamp, 1) + 1
+            self._check_open()
+            self._check_live(fields)
+            self._refs[fields[13]] = self._refs.get(fields[13], 1) + 1
 
     def _lend(self, nbytes: int) -> tuple[Segment, int, bytes]:
         """Set memory aside that is no array of the user's: its segment, its place there, and its handle."""
@@ -443,6 +443,14 @@ class Pool:
         # First make the handle stale, then (later) look for leases: a reader does it in the opposite order.
         live.segment.words[WORDS + 2 * live.slot] = 0
         self._retired.setdefault(live.segment.stride, []).append((live.segment, live.slot, live.keep))
+
+    def _check_live(self, fields: Sequence[Any]) -> None:
+        pid, segment, stamp = fields[6], fields[8], fields[13]
+        if stamp in self._live:
+            return
+        if pid == self.pid and (segment in self._segments or self._was_ours(stamp)):
+            raise DoubleReleaseError("the array was released before")
+        raise ForeignHandleError(f"the handle is of another pool (process {pid})")
 
     def _was_ours(self, stamp: int) -> bool:
         steps = (self._stamp - stamp) * pow(0x9E3779B97F4A7C15, -1, 1 << 64) & _MASK

@@ -5,6 +5,7 @@ module makes it; it is a cache, so two users in one process do not interfere.
 """
 
 import contextlib
+import errno
 import os
 import threading
 import weakref
@@ -112,7 +113,8 @@ class Reader:
         try:
             mapping = Mapping(pid, fd, segment, inode)
         except OSError as error:
-            if error.errno not in (12, 23, 24) or not self._evict(everything=True):  # out of memory or descriptors
+            spent = error.errno in (errno.ENOMEM, errno.ENFILE, errno.EMFILE)
+            if not spent or not self._evict(everything=True):
                 raise
             mapping = Mapping(pid, fd, segment, inode)
         self._mappings[segment] = mapping

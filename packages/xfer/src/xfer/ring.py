@@ -9,6 +9,7 @@ entries of 640 bytes. An entry is length, slot (or HANDLE), bytes of data, dimen
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import platform
@@ -65,12 +66,17 @@ class RingOwner:
         if not OFD:
             raise UnsupportedPlatformError("channels need Linux: memfd, pidfd and /proc")
         self.fds = [os.memfd_create("xfer-channel", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)]
-        size = _layout(capacity)[1] + _ENTRY * capacity
-        os.ftruncate(self.fds[0], size)
-        fcntl.fcntl(self.fds[0], 1033, 0x1 | 0x2 | 0x4)
-        with mmap.mmap(self.fds[0], size) as memory:
-            memory[8 * CAPACITY : 8 * CAPACITY + 8] = struct.pack("=Q", capacity)
-        self.fds += [*os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
+        try:
+            size = _layout(capacity)[1] + _ENTRY * capacity
+            os.ftruncate(self.fds[0], size)
+            fcntl.fcntl(self.fds[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            with mmap.mmap(self.fds[0], size) as memory:
+                memory[8 * CAPACITY : 8 * CAPACITY + 8] = struct.pack("=Q", capacity)
+            for _ in range(2):
+                self.fds += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except BaseException:
+            self.close()
+            raise
         body = _TOKEN.pack(_TOKEN_MAGIC, os.getpid(), *self.fds, os.fstat(self.fds[0]).st_ino)
         self.token = body + struct.pack("<I", crc32(body))
 
@@ -108,10 +114,10 @@ class Ring:
             fcntl.fcntl(self.memory_fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, 0 if sending else 1, 1, 0))
             self.bell = self._open(pid, to_sender if sending else to_receiver, os.O_RDONLY | os.O_NONBLOCK)
             self.peer_bell = self._open(pid, to_receiver_in if sending else to_sender_in, os.O_WRONLY | os.O_NONBLOCK)
+            self.map = mmap.mmap(self.memory_fd, status.st_size)
         except BaseException:
             self.close()
             raise
-        self.map = mmap.mmap(self.memory_fd, status.st_size)
         self.words = memoryview(self.map).cast("Q")
         self.capacity = self.words[CAPACITY]
         self.returns, self.start = _layout(self.capacity)
@@ -127,7 +133,7 @@ class Ring:
         try:
             own = os.open(f"/proc/{pid}/fd/{fd}", flags | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno in (23, 24):
+            if error.errno in (errno.ENFILE, errno.EMFILE):  # ours to handle, says nothing about the channel
                 raise
             raise ProducerGoneError(f"the channel made by process {pid} cannot be opened: {error.strerror}") from error
         self.fds.append(own)

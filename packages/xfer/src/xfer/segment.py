@@ -6,6 +6,7 @@ nobody can map it writable, truncate or grow it afterwards, so a reader cannot s
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import secrets
@@ -166,7 +167,7 @@ def _memfd(name: str) -> int:
     try:
         return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError as error:
-        if error.errno != 22:  # EINVAL: a kernel before 6.3
+        if error.errno != errno.EINVAL:  # that is a kernel before 6.3
             raise
         return os.memfd_create(name, flags)
 
@@ -174,8 +175,8 @@ def _memfd(name: str) -> int:
 def _open_foreign(pid: int, fd: int) -> int:
     try:
         return os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError, NotADirectoryError, OSError) as error:
-        if error.errno in (23, 24):  # ENFILE, EMFILE: ours to handle, says nothing about the producer
+    except OSError as error:
+        if error.errno in (errno.ENFILE, errno.EMFILE):  # ours to handle, says nothing about the producer
             raise
         raise ProducerGoneError(
             f"descriptor {fd} of process {pid} cannot be opened ({error.strerror}): the producer has exited, freed the "

@@ -13,12 +13,21 @@ import numpy as np
 
 from xfer.default import default_pool
 from xfer.descriptor import Handle
-from xfer.errors import HandleError, NameMissingError, NameTakenError, ReadOnlyStoreError, StaleHandleError
+from xfer.errors import (
+    BudgetExceededError,
+    HandleError,
+    NameMissingError,
+    NameTakenError,
+    ReadOnlyStoreError,
+    StaleHandleError,
+    XferError,
+)
 from xfer.pool import Pool
 from xfer.reader import get
 
 _PAGE = 1024
 _TRIES = 200
+_WAIT = 1.0  # seconds; a reader leases the register for as long as it takes to parse it
 
 
 class SharedArrayStore:
@@ -89,7 +98,7 @@ class SharedArrayStore:
                 array: np.ndarray[Any, Any] = get(self.handle(name))
                 return array
             except StaleHandleError:  # removed or replaced between the two steps
-                if attempt == _TRIES - 1:
+                if attempt == _TRIES - 1 or not self._page.size:
                     raise
                 time.sleep(0.0005)
         raise AssertionError
@@ -121,8 +130,10 @@ class SharedArrayStore:
             if name not in self._arrays:
                 raise NameMissingError(f"the store holds no {name!r}; it holds {sorted(self._arrays) or 'nothing'}")
             handle = self._arrays.pop(name)
-            self._write()
-            pool.release(handle)
+            try:
+                self._write()
+            finally:
+                pool.release(handle)
 
     def clear(self) -> None:
         """Forget all names and release their arrays.
@@ -133,20 +144,21 @@ class SharedArrayStore:
         with self._lock:
             pool = self._writable()
             handles, self._arrays = list(self._arrays.values()), {}
-            self._write()
-            for handle in handles:
-                pool.release(handle)
+            try:
+                self._write()
+            finally:
+                for handle in handles:
+                    pool.release(handle)
 
     def close(self) -> None:
         """Release everything, the register too; an attached store only lets go of its view."""
-        if self._pool is not None:
-            self.clear()
-            for handle in (self._root, self._snapshot):
-                if handle is not None:
-                    self._pool.release(handle)
-            self._pool = None
-            self._snapshot = None
-        self._page = np.zeros(0, np.uint8)
+        with self._lock:
+            pool, self._pool = self._pool, None
+            if pool is not None and not pool.closed:
+                for handle in (*self._arrays.values(), self._root, self._snapshot):
+                    if handle is not None:
+                        pool.release(handle)
+            self._page = np.zeros(0, np.uint8)
 
     def __contains__(self, name: str) -> bool:
         return name in self._read()
@@ -166,22 +178,39 @@ class SharedArrayStore:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if not self._page.size:
+            raise StaleHandleError("this store is closed")
+
     def _writable(self) -> Pool:
+        self._check_open()
         if self._pool is None:
             raise ReadOnlyStoreError("this store was attached from another process, which alone may change it")
         return self._pool
 
     def _write(self) -> None:
         pool = self._writable()
-        text = json.dumps({name: bytes(handle).hex() for name, handle in self._arrays.items()})
-        old, self._snapshot = self._snapshot, pool.put(np.frombuffer(text.encode(), np.uint8))
+        text = json.dumps({name: bytes(handle).hex() for name, handle in self._arrays.items()}).encode()
+        old = self._snapshot
+        try:
+            self._snapshot = pool.put(np.frombuffer(text, np.uint8))
+        except BudgetExceededError:
+            if old is None or len(text) > old.nbytes:
+                raise
+            # Giving up memory must not need more: in place of the last one and as long as it, so in the same slot.
+            # Readers find that one gone and look again.
+            self._snapshot = None
+            pool.release(old)
+            self._snapshot = pool.put(np.frombuffer(text.ljust(old.nbytes), np.uint8), timeout=_WAIT)
+            old = None
         raw = bytes(self._snapshot)
         self._page[: 2 + len(raw)] = np.frombuffer(len(raw).to_bytes(2, "little") + raw, np.uint8)
         if old is not None:
             pool.release(old)
 
     def _read(self) -> dict[str, Handle]:
-        problem: Exception | None = None
+        self._check_open()
+        problem: XferError = StaleHandleError("nothing was tried")
         for _ in range(_TRIES):
             page = self._page.tobytes()
             try:
@@ -191,4 +220,6 @@ class SharedArrayStore:
                 time.sleep(0.0005)
                 continue
             return {name: Handle(bytes.fromhex(raw)) for name, raw in json.loads(snapshot.tobytes()).items()}
-        raise problem or StaleHandleError("the store is closed")
+        if type(problem) is StaleHandleError:
+            raise StaleHandleError("the store has no register any more: its process has closed it") from problem
+        raise problem

@@ -110,13 +110,17 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: PathLike) -> None:
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     target = Path(path)
     temporary = target.with_name(f"{target.name}.part")
-    with temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            raw = tensor.detach().cpu().contiguous().flatten()
-            if raw.numel():
-                file.write(memoryview(raw.view(torch.uint8).numpy()))  # type: ignore[arg-type]  # an array is a buffer
-    temporary.replace(target)
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, tensor in ordered:
+                raw = tensor.detach().cpu().contiguous().flatten()
+                if raw.numel():
+                    file.write(memoryview(raw.view(torch.uint8).numpy()))  # type: ignore[arg-type]  # it is a buffer
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _header(file: IO[bytes]) -> tuple[int, dict[str, Any]]:

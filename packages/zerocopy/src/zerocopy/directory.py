@@ -52,6 +52,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def name_of_class(kind: type) -> str:
+    """Return a name for a model that was given none: its class's, without what is not fit for a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "", kind.__name__).lstrip("._-")[:100] or "model"
+
+
 def segment_path(directory: Path, name: str, version: int) -> Path:
     """Return a new path for a version; two publishers never get the same."""
     return directory / f"{name}@{version}-{secrets.token_hex(4)}{SUFFIX}"

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zerocopy import directory as places
 from zerocopy.errors import SegmentGoneError
-from zerocopy.lease import TEMPORARY, caretaker, gate, share
+from zerocopy.lease import TEMPORARY, caretaker, create, gate
 from zerocopy.segment import adopt, open_segment
 
 PIECE = 16 << 20  # bytes of a model in the object store at a time, so that a store smaller than the model is enough
@@ -65,9 +65,9 @@ def _bring(model: str, source: str, node: str, path: Path) -> int:
     reader = _READ.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
     temporary = path.with_name(path.name + TEMPORARY)
     caretaker.take(path)
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    temporary.unlink(missing_ok=True)  # of a process that was killed on the way
+    fd = create(temporary)
     try:
-        share(fd, temporary)
         offset, more = 0, True
         ahead = reader.remote(source, 0, PIECE)
         while more:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,7 @@ class Caretaker:
     """Starts the process that removes this process's segments once their last reader has left."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._owner = 0
         self._pipe: int | None = None
         self._charges: set[str] = set()
@@ -70,23 +72,29 @@ class Caretaker:
 
     def take(self, path: Path) -> None:
         """Put a file in its charge; call this before the file is made."""
-        if self._pipe is None or self._owner != os.getpid():  # a forked child starts its own
-            self._start()
-        self._charges.add(str(path))
-        self._tell(str(path))
+        with self._lock:
+            if self._pipe is None or self._owner != os.getpid():  # a forked child starts its own
+                self._start()
+            self._charges.add(str(path))
+            self._tell(str(path))
 
     def publisher_done(self, path: Path) -> None:
         """Say that the publisher has dropped its own lease on a file."""
-        if self._owner != os.getpid() or str(path) not in self._charges:
-            return
-        if self._starting is not None:
-            self._starting.wait()  # by now it has long forked, and this collects the half that ended
-            self._starting = None
-        self._charges.discard(str(path))
-        self._tell(f"!{path}")
-        if not self._charges and self._pipe is not None:
-            os.close(self._pipe)  # it ends when the last reader of the last file has left
-            self._pipe = None
+        with self._lock:
+            if self._owner != os.getpid() or str(path) not in self._charges:
+                return
+            if self._starting is not None:
+                self._starting.wait()  # by now it has long forked, and this collects the half that ended
+                self._starting = None
+            self._charges.discard(str(path))
+            self._tell(f"!{path}")
+            if not self._charges and self._pipe is not None:
+                os.close(self._pipe)  # it ends when the last reader of the last file has left
+                self._pipe = None
+
+    def after_fork_in_child(self) -> None:
+        """Take a new lock: one that another thread held at the fork stays locked for ever in the child."""
+        self._lock = threading.Lock()
 
     def _start(self) -> None:
         read, self._pipe = os.pipe()
@@ -112,6 +120,8 @@ class Caretaker:
 
 
 caretaker = Caretaker()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=caretaker.after_fork_in_child)
 
 
 def require_leases() -> None:
@@ -138,6 +148,16 @@ def share(fd: int, path: Path) -> None:
         raise SegmentGoneError(f"{path} was removed: its publisher and every reader have left; publish the model again")
 
 
+def create(path: Path) -> int:
+    """Make a file and take a lease on it; return the descriptor."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)  # a sweep met it before the lease and took it for a killed process's
+
+
 def remove_if_free(path: Path) -> bool:
     """Remove a file that nobody holds a lease on; return whether it is gone."""
     try:
@@ -146,7 +166,8 @@ def remove_if_free(path: Path) -> bool:
         return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if os.fstat(fd).st_nlink:  # else what is at the path now is another file
+            path.unlink(missing_ok=True)
     except OSError:
         return False
     finally:

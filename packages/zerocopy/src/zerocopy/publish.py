@@ -12,7 +12,7 @@ from typing import Any
 from zerocopy import directory as places
 from zerocopy.errors import SegmentGoneError, UnknownNameError
 from zerocopy.flatten import Flat, flatten
-from zerocopy.lease import TEMPORARY, caretaker, remove_if_free, share
+from zerocopy.lease import TEMPORARY, caretaker, create, remove_if_free
 from zerocopy.progress import bar
 from zerocopy.ref import ModelRef, current_node, local_segment
 from zerocopy.segment import Manifest, Tick, hash_blocks, model_digest, no_tick, open_segment, write_segment
@@ -103,7 +103,7 @@ def publish_shared(
 ) -> ModelRef:
     """Publish a model of which some blocks may lie elsewhere already; the arguments are those of ``publish``."""
     folder = places.prepare(directory)
-    title = places.check_name(name if name is not None else type(model).__name__)
+    title = places.check_name(name) if name is not None else places.name_of_class(type(model))
     number = _next_version(folder, name, version)
     flat = flatten(model)
     if directory is None:
@@ -136,9 +136,8 @@ def _write(path: Path, flat: Flat, manifest: Manifest, shared: Shared, tick: Tic
     if not manifest.keep:
         caretaker.take(temporary)
         caretaker.take(path)
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = create(temporary)
     try:
-        share(fd, temporary)
         done = write_segment(fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=tick)
         temporary.rename(path)
     except BaseException:
@@ -183,11 +182,11 @@ def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
         (block.digest, block.nbytes): (0 if block.base is None else block.base + 1, block.offset)
         for block in opened.manifest.blocks
     }
-    hashes = hash_blocks((block.bytes_view() for block in flat.blocks), tick)
-    found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
-    used = sorted({where[0] for where in found if where is not None})
     leases = [opened.fd]
     try:
+        hashes = hash_blocks((block.bytes_view() for block in flat.blocks), tick)
+        found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
+        used = sorted({where[0] for where in found if where is not None})
         leases.extend(_lease(sources[index]) for index in used if index != 0 and "file" not in sources[index])
     except BaseException:
         for fd in leases:

@@ -274,6 +274,11 @@ class Buffers:
                 trimmed.append(victim.number)
         return trimmed
 
+    def unsent(self, described: list[Any]) -> list[int]:
+        """Take back the segment of a wire form that will not be sent; gives the numbers of those that left the pool."""
+        where = described[1]
+        return self.returned(where[0]) if type(where) is list and where[2] and not self._closed else []
+
     # Receiving
 
     def arrived(self, number: int, fd: int) -> None:

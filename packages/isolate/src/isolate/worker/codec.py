@@ -42,11 +42,13 @@ class Codec:
     Args:
         special: Encodes arrays and callables; see `wire.pack`.
         hook: Decodes the extension types that `special` makes; called with code and payload.
+        undo: Told of each code and payload of a message that could not be encoded to its end.
     """
 
-    def __init__(self, special: Special, hook: Hook) -> None:
+    def __init__(self, special: Special, hook: Hook, undo: Callable[[int, bytes], None]) -> None:
         self._special = special
         self._special_hook = hook
+        self._undo = undo
         self._depth = threading.local()
         self._fast: tuple[Callable[[Any], bytes], Callable[[Any], Any], tuple[type[BaseException], ...]] | None = None
         try:
@@ -63,7 +65,7 @@ class Codec:
                 return self._fast[0](value)
             except (OverflowError, UnicodeEncodeError):  # an int of more than 64 bits, a lone surrogate
                 pass
-        return pack(value, self._special)
+        return self._pack(value)
 
     def encode_call(
         self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None, depth: int
@@ -74,7 +76,23 @@ class Codec:
                 return self._fast[0]((target, args, kwargs, deadline, depth))
             except (OverflowError, UnicodeEncodeError):
                 pass
-        return pack([target, list(args), kwargs, deadline, depth], self._special)
+        return self._pack([target, list(args), kwargs, deadline, depth])
+
+    def _pack(self, value: Any) -> bytes:
+        made: list[tuple[int, bytes]] = []
+
+        def special(part: Any) -> tuple[int, bytes] | None:
+            found = self._special(part)
+            if found is not None:
+                made.append(found)
+            return found
+
+        try:
+            return pack(value, special)
+        except BaseException:
+            for code, payload in made:
+                self._undo(code, payload)
+            raise
 
     def decode(self, payload: Any) -> Any:
         """Decode one value; raises `WireError` for anything outside the format."""

@@ -25,13 +25,8 @@ _TEXT_LIMIT = 200_000
 
 
 def _known_name(kind: type) -> str | None:
-    for base in (kind,):
-        name = base.__name__
-        if base.__module__ == "builtins" and name in _KNOWN:
-            return name
-        if issubclass(base, IsolateError) and name in _KNOWN:
-            return name
-    return None
+    is_shared = kind.__module__ == "builtins" or issubclass(kind, IsolateError)
+    return kind.__name__ if is_shared and kind.__name__ in _KNOWN else None
 
 
 def describe(failure: BaseException) -> list[Any]:

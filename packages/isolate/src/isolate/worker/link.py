@@ -97,7 +97,7 @@ class Link:
         self._housekeeping = False
         self._closing: BaseException | None = None
         self.buffers = Buffers(self._announce, self._housekeep_soon, import_torch)
-        self.codec = Codec(self._special, self._hook)
+        self.codec = Codec(self._special, self._hook, self._unsent)
         self.channel = Channel(sock, loop, self._on_frame, self._channel_closed, frame_limit)
         self.serving = Serving(loop, threads, self._answer)
 
@@ -215,14 +215,7 @@ class Link:
     ) -> int:
         if self._closing is not None:
             raise self._closing
-        depth = CURRENT.get().depth + 1
-        held = len(self._handles)
-        try:
-            payload = self.codec.encode_call(target, args, kwargs, deadline, depth)
-        except BaseException:
-            for handle in list(self._handles)[held:]:
-                self._handles.pop(handle, None)
-            raise
+        payload = self.codec.encode_call(target, args, kwargs, deadline, CURRENT.get().depth + 1)
         if number is None:
             number = next(self._numbers)
         self._pending[number] = reply
@@ -346,9 +339,7 @@ class Link:
                 self._handles.pop(handle, None)
         elif kind == FREE:
             for segment in self._number_list(payload):
-                trimmed = self.buffers.returned(segment)
-                if trimmed:
-                    self._control(DROP, 0, trimmed)
+                self._tell_dropped(self.buffers.returned(segment))
         elif kind == DROP:
             for segment in self._number_list(payload):
                 self.buffers.dropped(segment)
@@ -395,6 +386,13 @@ class Link:
             return HANDLE, self.codec.encode(number)
         return None
 
+    def _unsent(self, code: int, payload: bytes) -> None:
+        """Take back what a message would have given to the other side."""
+        if code == HANDLE:
+            self._handles.pop(self.codec.decode(payload), None)
+        elif code == BUFFER:
+            self._tell_dropped(self.buffers.unsent(self.codec.decode(payload)))
+
     def _hook(self, code: int, payload: bytes) -> Any:
         if code == XFER:
             return handles.from_bytes(payload)
@@ -416,6 +414,10 @@ class Link:
 
     def _announce(self, segment: Segment) -> None:
         self.channel.send(SEGMENT, segment.number, b"", segment.fd)
+
+    def _tell_dropped(self, segments: list[int]) -> None:
+        if segments:
+            self._control(DROP, 0, segments)
 
     def release_soon(self, number: int) -> None:
         """Give back a callable of the other side; called by finalizers."""
