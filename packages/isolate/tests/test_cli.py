@@ -23,7 +23,7 @@ class TestCommandLine(IntegrationTestBase):
 
     def run(self, capsys: pytest.CaptureFixture[str], *arguments: str, as_json: bool = True) -> tuple[int, Any, str]:
         """Exit code, parsed output and stderr."""
-        code = main(["--store", str(self.store), *(["--json"] if as_json else []), *arguments])
+        code = main(["--store", str(self.store), *arguments, *(["--json"] if as_json else [])])
         out, err = capsys.readouterr()
         return code, json.loads(out) if as_json else out, err
 
@@ -77,6 +77,8 @@ class TestCommandLine(IntegrationTestBase):
         doctor = self.run(capsys, "doctor")[1]
         assert doctor["uv"]["ok"]
         assert "sandbox bwrap" in doctor
+        main(["--json", "doctor"])
+        assert json.loads(capsys.readouterr().out).keys() == doctor.keys()
 
 
 def test_help_teaches() -> None:

@@ -143,7 +143,7 @@ def test_verify(simple_model: nn.Module, publish: Publish, tmp_path: Path, capsy
     with broken.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
-    assert main(["verify", "--json", ref.path, str(broken)]) == 1
+    assert main(["--json", "verify", ref.path, str(broken)]) == 1
     assert "3.bias" in json.loads(capsys.readouterr().out)[str(broken)]
 
 

@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("folders", type=Path, nargs="*", help="extensions, or folders of extensions, whose needs stay")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     gc.set_defaults(do=_gc)
+    for command in commands.choices.values():  # before the command or after it
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 

@@ -38,12 +38,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--directory", type=Path, default=None, help=f"segment directory (default: {default_directory()})"
     )
-    common.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, for scripts")
     show = commands.add_parser("report", parents=[common], help="what is shared, and what is private and why")
     show.add_argument(
         "--watch", type=float, nargs="?", const=2.0, default=None, metavar="SECONDS", help="repeat (every 2 s)"
