@@ -381,7 +381,7 @@ TestBlocks.settings = settings(max_examples=40, stateful_step_count=30, deadline
 @pytest.mark.cuda
 @pytest.mark.parametrize("library", ["cupy", "torch"])
 def test_cuda_arrays_go_to_another_process(library: str, helper: Any, pool: xfer.Pool) -> None:
-    """Two arrays of one allocation arrive each with its own values, by CUDA IPC with offsets."""
+    """Two arrays of one allocation arrive each with its own values, by CUDA IPC with offsets; so does an empty one."""
     import importlib
 
     module = importlib.import_module(library)
@@ -390,10 +390,11 @@ def test_cuda_arrays_go_to_another_process(library: str, helper: Any, pool: xfer
         if library == "cupy"
         else (lambda n: module.arange(n, n + 100, device="cuda"))
     )
-    arrays = [make(0), make(1000)]
+    arrays = [make(0), make(1000), make(0)[:0]]
     handles = [pool.put(array) for array in arrays]
     code = "for raw in arg: say(int(xfer.get(bytes.fromhex(raw)).sum()))"
     other = helper(code, *(bytes(handle).hex() for handle in handles))
     assert [other.line(), other.line()] == ["4950", "104950"]
+    assert other.line() == "0"
     here = xfer.get(handles[1])
     assert int(here[0]) == 1000

@@ -39,17 +39,12 @@ def describe(array: Any) -> tuple[bytes, np.dtype[Any], tuple[int, ...], object]
     device_array = cupy.ascontiguousarray(cupy.from_dlpack(array) if library_of(array) != "cupy" else array)
     with device_array.device:
         cupy.cuda.get_current_stream().synchronize()
-        base, length = _range_of(device_array.data.ptr)
+        kept = device_array if device_array.size else cupy.zeros(1, np.uint8)  # no elements have no address
+        pointer = kept.data.ptr
+        base, length = _range_of(pointer)
         handle = cupy.cuda.runtime.ipcGetMemHandle(base)
-        record = RECORD.pack(
-            handle,
-            _uuid(device_array.device.id),
-            device_array.data.ptr - base,
-            length,
-            os.getpid(),
-            device_array.data.ptr,
-        )
-    return record, dtype or device_array.dtype, device_array.shape, device_array
+        record = RECORD.pack(handle, _uuid(kept.device.id), pointer - base, length, os.getpid(), pointer)
+    return record, dtype or device_array.dtype, device_array.shape, kept
 
 
 def open_record(record: np.ndarray[Any, Any], raw: bytes) -> Any:
