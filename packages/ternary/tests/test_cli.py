@@ -40,9 +40,26 @@ def test_fmt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fmt", str(path)]) == 0
     assert path.read_text(encoding="utf-8").startswith("model M {\n  forward(x: float[N]) -> float[N] {\n")
     assert main(["fmt", "--check", str(path)]) == 0
-    path.write_text("model", encoding="utf-8")
-    assert main(["fmt", str(path)]) == 1
-    assert "error" in capsys.readouterr().err
+
+
+def test_fmt_goes_on_behind_errors_and_keeps_files_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A source with errors is said and left; the next one is formatted, under its own name, link and permissions."""
+    broken, good, link = tmp_path / "broken.tri", tmp_path / "good.tri", tmp_path / "link.tri"
+    broken.write_text("model", encoding="utf-8")
+    good.write_text("model M{forward(x:float[N])->float[N]{return x}}", encoding="utf-8")
+    good.chmod(0o640)
+    link.symlink_to(good)
+    assert main(["fmt", str(broken), str(link)]) == 1
+    said = capsys.readouterr()
+    assert "error" in said.err
+    assert "reformatted" in said.out
+    assert good.read_text(encoding="utf-8").startswith("model M {\n")
+    assert link.is_symlink()
+    assert good.stat().st_mode & 0o777 == 0o640
+    assert broken.read_text(encoding="utf-8") == "model"
+    assert sorted(tmp_path.iterdir()) == [broken, good, link]
 
 
 def test_standard_input() -> None:

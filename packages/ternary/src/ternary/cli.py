@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ternary.errors import CompileError, TernaryError, UnknownModelError
+from ternary.wholefile import whole_file
 
 _EXAMPLES = """examples:
   ternary check net.tri                 show every error, with carets
@@ -178,19 +179,24 @@ def _check(a: argparse.Namespace) -> int:
 def _fmt(a: argparse.Namespace) -> int:
     from ternary.language.formatter import format_source
 
-    changed = 0
+    changed = broken = False
     for name in a.sources:
-        if name == "-":
-            sys.stdout.write(format_source(sys.stdin.read(), name="<stdin>"))
+        path = Path(name).resolve()  # a link stays one
+        try:
+            text = format_source(sys.stdin.read(), name="<stdin>") if name == "-" else format_source(path)
+        except CompileError as e:
+            print(e, file=sys.stderr)
+            broken = True
             continue
-        path = Path(name)
-        text = format_source(path)
-        if text != path.read_text(encoding="utf-8"):
-            changed += 1
+        if name == "-":
+            sys.stdout.write(text)
+        elif text != path.read_text(encoding="utf-8"):
+            changed = True
             print(f"{'would reformat' if a.check else 'reformatted'} {name}")
             if not a.check:
-                path.write_text(text, encoding="utf-8")
-    return int(bool(a.check and changed))
+                with whole_file(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+    return int(broken or (a.check and changed))
 
 
 def _compile(a: argparse.Namespace) -> int:
@@ -199,7 +205,8 @@ def _compile(a: argparse.Namespace) -> int:
     source, name = _read(a.source)
     code = generate(source, name=name, quantized=not a.as_float)
     if a.output:
-        Path(a.output).write_text(code, encoding="utf-8")
+        with whole_file(a.output) as temporary:
+            temporary.write_text(code, encoding="utf-8")
     else:
         sys.stdout.write(code)
     return 0

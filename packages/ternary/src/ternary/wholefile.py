@@ -20,13 +20,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
-    # Not mkstemp, whose files only their owner can read: this one is for those whom the umask lets.
+    # Not mkstemp, whose files only their owner can read: this one is for those who could read the one before, or whom
+    # the umask lets.
     try:
         temporary.touch(exist_ok=False)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from None  # of the file that was asked for
     try:
-        mode = temporary.stat().st_mode
+        mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
         os.chmod(temporary, mode)  # safetensors puts a file that only its owner can read in the place of ours
         os.replace(temporary, path)
