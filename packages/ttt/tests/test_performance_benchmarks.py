@@ -65,11 +65,12 @@ class TestTrainingTimeConstraints:
     @pytest.mark.slow
     @pytest.mark.timeout(90)
     def test_a_budget_in_seconds_is_kept_on_large_grids(self, real_tasks: ttt.TaskSet) -> None:
-        """All stages on a task of 30 x 30 grids with 20 s: stopped by time, two attempts, and back within 22 s."""
+        """All stages on a task of 30 x 30 grids with 20 s: the time is used, two attempts, and back within 22 s."""
         result = finish(ttt.run([real_tasks["264363fd"]], budget="20s"))["264363fd"]
-        assert (result.error, result.reason) == (None, "time")
+        assert result.error is None
+        assert result.reason in ("time", None)  # the net plans its last vote for the end: either may come first
         assert len(result.predictions) == 1
-        assert result.seconds <= 22
+        assert 10 <= result.seconds <= 22
 
 
 class TestFailureScenarios:
