@@ -169,6 +169,20 @@ def test_an_equal_model_stores_nothing(large_model: nn.Module, publish: Publish)
     assert torch.equal(loaded[0].weight, large_model[0].weight)
 
 
+def test_a_base_of_which_nothing_is_used_may_go(simple_model: nn.Module, publish: Publish) -> None:
+    """A model that shares no tensor with its base does not keep it."""
+    base = publish(simple_model, name="base")
+    other = copy.deepcopy(simple_model)
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.add_(3)
+    ref = publish(other, name="other", base=base)
+    zerocopy.unpublish(base)
+    assert not os.path.exists(base.path)
+    loaded = ref.load(cached=False)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), other.parameters(), strict=True))
+
+
 class LoRA(nn.Module):
     """A frozen layer and a low-rank update."""
 

@@ -187,6 +187,8 @@ def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
         hashes = hash_blocks((block.bytes_view() for block in flat.blocks), tick)
         found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
         used = sorted({where[0] for where in found if where is not None})
+        if 0 not in used:
+            os.close(leases.pop())  # nothing of the base itself is used: it may go
         leases.extend(_lease(sources[index]) for index in used if index != 0 and "file" not in sources[index])
     except BaseException:
         for fd in leases:
