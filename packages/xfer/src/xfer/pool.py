@@ -448,13 +448,10 @@ class Pool:
         pid, segment, stamp = fields[6], fields[8], fields[13]
         if stamp in self._live:
             return
-        if pid == self.pid and (segment in self._segments or self._was_ours(stamp)):
+        arrays_ago = (self._stamp - stamp) * pow(0x9E3779B97F4A7C15, -1, 1 << 64) & _MASK  # if the stamp is ours
+        if pid == self.pid and (segment in self._segments or arrays_ago < 1 << 48):
             raise DoubleReleaseError("the array was released before")
         raise ForeignHandleError(f"the handle is of another pool (process {pid})")
-
-    def _was_ours(self, stamp: int) -> bool:
-        steps = (self._stamp - stamp) * pow(0x9E3779B97F4A7C15, -1, 1 << 64) & _MASK
-        return steps < 1 << 48
 
     def _untake(self, segment: Segment, slot: int) -> None:
         with self._lock:
