@@ -1,4 +1,4 @@
-"""call_model: run a method of a published model in whatever process this is, rebuilding the model once per process."""
+"""call_model: run a method of a published model in the calling process, which builds the model once and keeps it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from zerocopy.isolation import strict
-from zerocopy.ref import ModelRef
+from zerocopy._ref import ModelRef
+from zerocopy._writes import strict
 
-# Models that this process called last. Strong references, or a worker would rebuild its model for every task; few, or a
-# worker that is reused for many models would keep all of them mapped. Only one version of a name is kept.
+# The models that this process called last. These are strong references, because a worker would otherwise build its
+# model again for every task. Their number is limited, because a worker that is used for many models would otherwise
+# keep all of them mapped. Only one version of a name is kept.
 _KEPT = 8
 _recent: OrderedDict[str, tuple[ModelRef, Any]] = OrderedDict()
 _lock = threading.Lock()
@@ -30,7 +31,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def kept_model(ref: ModelRef) -> Any:
-    """Return the loaded model of a reference, and keep it for the next call in this process."""
+    """Return the loaded model of a reference and keep it for the next call in this process."""
     with _lock:
         known = _recent.get(ref.digest)
         if known is not None:
@@ -48,10 +49,17 @@ def kept_model(ref: ModelRef) -> Any:
 
 
 def forget(ref: ModelRef | None = None) -> None:
-    """Let go of models that ``call_model`` keeps in this process.
+    """Release models that `call_model` keeps in this process.
 
     Args:
-        ref: which one; all of them if None.
+        ref: The model to release; all of them if None.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> _ = zerocopy.call_model(ref, args=(torch.ones(1, 4),))
+        >>> zerocopy.forget(ref)
+        >>> zerocopy.unpublish(ref)
     """
     with _lock:
         if ref is None:
@@ -68,19 +76,27 @@ def call_model(
     *,
     refuse_writes: bool = False,
 ) -> Any:
-    """Call a method of a published model, which is loaded the first time that this process needs it.
+    """Call a method of a published model. The first call in a process loads the model.
 
-    Runs without gradients, because its result is usually sent elsewhere; ``ref.load()`` gives the model itself.
+    Runs without gradients, because the result is usually sent elsewhere. `ref.load()` returns the model itself.
 
     Args:
-        ref: the model.
-        method: the method's name.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        refuse_writes: run in strict mode: a write to a weight raises WriteRefusedError.
+        ref: The model.
+        method: The method's name.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        refuse_writes: Run in strict mode, in which a write to a weight raises WriteRefusedError.
 
     Returns:
-        What the method returns.
+        The method's result.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> zerocopy.call_model(ref, "forward", (torch.ones(1, 4),)).shape
+        torch.Size([1, 2])
+        >>> zerocopy.forget(ref)
+        >>> zerocopy.unpublish(ref)
     """
     model = kept_model(ref)
     function = model if method == "__call__" else getattr(model, method)

@@ -1,4 +1,4 @@
-"""report: which models are published on this machine, who maps them, and which bytes each process has to itself."""
+"""report: which models are published on this machine, which processes map them, and which bytes are private."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zerocopy import directory as places
+from zerocopy import _directory as places
+from zerocopy._segment.format import Manifest, check
+from zerocopy._writes import PAGE, private_pages
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError
-from zerocopy.isolation import PAGE, private_pages
-from zerocopy.segment import Manifest, check
 
 _LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+\s+(.*)$")
 
 
 def size(nbytes: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a number of bytes in MiB or KiB."""
     return f"{nbytes / 2**20:.1f} MiB" if nbytes >= 1 << 19 else f"{nbytes / 2**10:.1f} KiB"
 
 
@@ -27,8 +27,8 @@ class WrittenTensor:
     """A tensor that lies on pages that a process has written.
 
     Args:
-        name: dotted name.
-        private_bytes: size of those pages within the tensor, an upper bound on what was written.
+        name: Dotted name.
+        private_bytes: Size of those pages within the tensor, an upper bound on what was written.
     """
 
     name: str
@@ -40,15 +40,15 @@ class View:
     """One process's view of one segment, in bytes.
 
     Args:
-        pid: the process.
-        command: its command line, shortened.
-        segment: file name of the segment.
-        mapped: size of the mapping.
-        resident: pages of it in memory (Rss).
-        proportional: its share of them (Pss): resident pages divided among all that map them.
-        private: pages that only this process has because it wrote to them.
-        private_elsewhere: what it would free by ending, segments apart (Uss): its heap, its libraries' own pages.
-        written: the tensors on those pages.
+        pid: The process.
+        command: Its command line, shortened.
+        segment: File name of the segment.
+        mapped: Size of the mapping.
+        resident: Pages of it in memory (Rss).
+        proportional: Its share of them (Pss): resident pages divided among all processes that map them.
+        private: Pages that only this process has because it wrote to them.
+        private_elsewhere: Memory outside segments that its end would free (Uss): its heap, its libraries' own pages.
+        written: The tensors on the private pages.
     """
 
     pid: int
@@ -62,12 +62,12 @@ class View:
     written: tuple[WrittenTensor, ...]
 
     def __str__(self) -> str:
-        """Say in a line what of the segment is in memory for the process, and what it wrote."""
+        """Return one line with the process's memory in the segment and the tensors that it wrote."""
         shares = f"{size(self.resident)} in memory, its share {size(self.proportional)}"
         return f"{self.pid} {self.command}".strip() + f": {shares}; wrote {self.wrote() or 'nothing'}"
 
     def wrote(self, most: int = 5) -> str:
-        """Name the tensors that it wrote, with the bytes of their pages; empty if there are none."""
+        """Return the names of the tensors that it wrote, with the bytes of their pages; empty if there are none."""
         named = ", ".join(f"{tensor.name} ({size(tensor.private_bytes)})" for tensor in self.written[:most])
         left = len(self.written) - most
         return f"{named} and {left} more" if left > 0 else named
@@ -78,15 +78,15 @@ class SegmentInfo:
     """One published segment.
 
     Args:
-        file: its file name.
-        name: the model's name.
-        version: the model's version.
-        model_nbytes: bytes of weights of the model.
-        stored_nbytes: bytes that this file takes; the rest lies in base segments.
-        tensors: number of named tensors.
-        readers: processes that have it mapped.
-        current: whether its name stands for this version.
-        gone: whether the file has been removed, and only its readers still have it.
+        file: Its file name.
+        name: The model's name.
+        version: The model's version.
+        model_nbytes: Bytes of weights of the model.
+        stored_nbytes: Bytes that this file takes; the rest lies in base segments.
+        tensors: Number of named tensors.
+        readers: Processes that have it mapped.
+        current: Whether it is the current version of its name.
+        gone: Whether the file was removed, so that only its readers still have it.
     """
 
     file: str
@@ -102,18 +102,29 @@ class SegmentInfo:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is shared on this machine: segments and the processes that map them."""
+    """What is shared on this machine: segments and the processes that map them.
+
+    Args:
+        directory: The segment directory.
+        segments: The published segments, and removed ones that are still mapped.
+        views: One entry per process and segment that it maps.
+
+    Example:
+        >>> import zerocopy
+        >>> print(zerocopy.Report("/tmp/models", (), ()))
+        nothing is published in /tmp/models
+    """
 
     directory: str
     segments: tuple[SegmentInfo, ...]
     views: tuple[View, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain dicts and lists, for JSON."""
+        """Return the report as plain dicts and lists, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Say it in lines for a terminal: each model, by how many it is shared, and who wrote what."""
+        """Return lines for a terminal: each model, the number of its readers, and what each process wrote."""
         if not self.segments:
             return f"nothing is published in {self.directory}"
         lines = [f"published in {self.directory}:"]
@@ -129,14 +140,21 @@ class Report:
 
 
 def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[int] | None = None) -> Report:
-    """Tell what is shared and what is private, segment by segment and process by process.
+    """Report what is shared and what is private, segment by segment and process by process.
 
     Args:
-        directory: the segment directory; the default one if None.
-        pids: processes to look at; every process that this user may look at if None.
+        directory: The segment directory; the default one if None.
+        pids: Processes to inspect; every process that this user may inspect if None.
 
     Returns:
         The report. On systems without /proc it lists segments and no processes.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2), name="doc-report")
+        >>> [info.version for info in zerocopy.report().segments if info.name == "doc-report"]
+        [1]
+        >>> zerocopy.unpublish(ref)
     """
     folder = places.default_directory() if directory is None else Path(directory).absolute()
     manifests: dict[str, Manifest | None] = {path.name: _manifest(path) for path in places.segments(folder)}
@@ -183,7 +201,7 @@ def _manifest(path: Path) -> Manifest | None:
 
 
 def _removed_manifest(pid: int, path: Path) -> Manifest | None:
-    """Read a removed segment through a descriptor that its reader still has."""
+    """Read the manifest of a removed segment through a reader's descriptor."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             if os.readlink(entry) == f"{path} (deleted)":

@@ -1,4 +1,4 @@
-"""publish and unpublish: from a model to a segment that other processes can load, and back to nothing."""
+"""publish and unpublish: make a model a segment that other processes can load, and give it up again."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zerocopy import directory as places
+from zerocopy import _directory as places
+from zerocopy._caretaker import caretaker
+from zerocopy._flatten import Flat, flatten
+from zerocopy._lease import TEMPORARY, create, remove_if_free
+from zerocopy._progress import Tick, bar, no_tick
+from zerocopy._ref import ModelRef, current_node, local_segment
+from zerocopy._segment.checking import hash_blocks, open_segment
+from zerocopy._segment.format import Manifest, model_digest
+from zerocopy._segment.writing import write_segment
 from zerocopy.errors import SegmentGoneError, UnknownNameError
-from zerocopy.flatten import Flat, flatten
-from zerocopy.lease import TEMPORARY, caretaker, create, remove_if_free
-from zerocopy.progress import bar
-from zerocopy.ref import ModelRef, current_node, local_segment
-from zerocopy.segment import Manifest, Tick, hash_blocks, model_digest, no_tick, open_segment, write_segment
 
 
 @dataclass(frozen=True, slots=True)
 class _Publication:
-    """What keeps a published segment there: the publisher's leases on it and on its bases."""
+    """The publisher's leases on a segment and on its bases, which keep the files there."""
 
     fds: tuple[int, ...]
     keep: bool
@@ -29,13 +32,13 @@ class _Publication:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Which blocks of a model need not be stored again.
+    """The blocks of a model that are stored elsewhere already.
 
     Args:
-        known: for each block where it lies, as (index in bases, offset), or None.
-        hashes: the blocks' digests, where they had to be known.
-        bases: as in the manifest.
-        leases: descriptors that keep those bases there.
+        known: For each block where it lies, as (index in bases, offset), or None.
+        hashes: The blocks' digests, where they had to be computed.
+        bases: As in the manifest.
+        leases: Descriptors that keep those bases there.
     """
 
     known: tuple[tuple[int, int] | None, ...]
@@ -64,21 +67,30 @@ def publish(
     Publishing a newer version under the same name gives up the older one, which goes when its last reader leaves.
 
     Args:
-        model: an nn.Module, or any picklable object with tensors in it.
-        name: what ``current`` and ``follow`` find it by; without one it is found by the returned reference alone.
-        version: a number greater than the current one's; the next one if None.
-        base: a published model; weights that it holds already, byte for byte, are not stored again.
-        directory: where to put the segment, shared memory by default; a folder on disk works as well.
-        keep: leave the segment there when all processes have ended, until ``unpublish``.
-        progress: show a bar on standard error (needs the extra ``cli``).
+        model: A module, or any picklable object with tensors in it.
+        name: The name under which `current` and `follow` find it. Without one, only the returned reference leads to it.
+        version: A number greater than the current version's; the next one if None.
+        base: A published model. Weights that it holds already, byte for byte, are not stored again.
+        directory: Where to put the segment: shared memory by default, or any folder.
+        keep: Leave the segment there when all processes have ended, until `unpublish`.
+        progress: Show a bar on standard error (needs the extra `cli`).
 
     Returns:
-        The reference to hand to other processes.
+        The reference to pass to other processes.
 
     Raises:
-        UnshareableError: the model holds something that has no bytes to share.
-        NoSpaceError: the directory cannot hold it; nothing was published.
-        ValueError: the name is no file name, or the version is not newer than the current one.
+        UnshareableError: The model holds something that has no bytes to share.
+        NoSpaceError: The directory cannot hold it. Nothing was published.
+        ValueError: The name cannot be part of a file name, or the version is not newer than the current one.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2), name="doc-publish")
+        >>> ref.version, ref.nbytes
+        (1, 40)
+        >>> ref.load()(torch.ones(1, 4)).shape
+        torch.Size([1, 2])
+        >>> zerocopy.unpublish(ref)
     """
     return publish_shared(
         model,
@@ -101,7 +113,7 @@ def publish_shared(
     keep: bool,
     progress: bool,
 ) -> ModelRef:
-    """Publish a model of which some blocks may lie elsewhere already; the arguments are those of ``publish``."""
+    """Publish a model of which some blocks may lie elsewhere already. The other arguments are those of `publish`."""
     folder = places.prepare(directory)
     title = places.check_name(name) if name is not None else places.name_of_class(type(model))
     number = _next_version(folder, name, version)
@@ -111,7 +123,7 @@ def publish_shared(
     path = places.segment_path(folder, title, number)
     total = sum(block.nbytes for block in flat.blocks)
     with bar(f"publishing {title}", total) if progress else nullcontext(no_tick) as tick:
-        # Finding shared blocks means hashing all; without any to find, hashing and copying are one.
+        # Finding shared blocks needs all digests first; without any to find, one pass both hashes and copies.
         shared = share_blocks(flat, tick)
         manifest = Manifest(title, number, keep, "", (), shared.bases)
         try:
@@ -126,12 +138,12 @@ def publish_shared(
         places.point(folder, name, path)
         if older in _published:
             _superseded[older] = number
-            _release(older, wait=False)
+            release(older, remove_now=False)
     return ModelRef(title, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
 
 
 def _write(path: Path, flat: Flat, manifest: Manifest, shared: Shared, tick: Tick) -> tuple[int, Manifest]:
-    """Write, seal and show a segment; a failure or a killed process leaves nothing of it."""
+    """Write and seal a segment, then make it visible. A failure or a killed process leaves nothing of it."""
     temporary = path.with_name(path.name + TEMPORARY)
     if not manifest.keep:
         caretaker.take(temporary)
@@ -188,7 +200,7 @@ def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
         found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
         used = sorted({where[0] for where in found if where is not None})
         if 0 not in used:
-            os.close(leases.pop())  # nothing of the base itself is used: it may go
+            os.close(leases.pop())  # nothing of the base itself is used: it may be removed
         leases.extend(_lease(sources[index]) for index in used if index != 0 and "file" not in sources[index])
     except BaseException:
         for fd in leases:
@@ -204,23 +216,28 @@ def _lease(fields: dict[str, Any]) -> int:
 
 
 def unpublish(ref: ModelRef) -> None:
-    """Give up a published model: its segment goes now, or when the last process that has it loaded lets go of it.
+    """Give up a published model. Its file is removed now, or when the last process that has it loaded releases it.
 
     Args:
-        ref: what ``publish`` returned, in the process that published it; a model published with ``keep=True`` can be
+        ref: What `publish` returned, in the process that published it. A model published with `keep=True` can be
             removed from any process.
 
     Raises:
-        ValueError: another process holds it, or this one has given it up already by publishing a newer version.
-        SegmentGoneError: it is gone already.
+        ValueError: Another process holds it, or this one has given it up already by publishing a newer version.
+        SegmentGoneError: It is gone already.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> zerocopy.unpublish(ref)
     """
     if ref.path in _published:
-        _release(ref.path)
+        release(ref.path)
         return
     if ref.path in _superseded:
         raise ValueError(
             f"{ref.name} version {ref.version} was given up when version {_superseded[ref.path]} was published; "
-            f"there is nothing to do: it goes when the last process that has it loaded lets go of it"
+            f"there is nothing to do: it is removed when the last process that has it loaded releases it"
         )
     path = Path(ref.path)
     opened = open_segment(path)
@@ -234,15 +251,20 @@ def unpublish(ref: ModelRef) -> None:
     places.drop_pointer(path.parent, ref.name, path)
 
 
-def _release(path: str, *, wait: bool = True) -> None:
-    """Drop the publisher's leases; without readers the file goes now, or soon in the caretaker's time."""
+def release(path: str, *, remove_now: bool = True) -> None:
+    """Drop the publisher's leases.
+
+    Args:
+        path: The segment.
+        remove_now: Try to remove the file at once. Otherwise the caretaker removes it.
+    """
     publication = _published.pop(path)
     for fd in publication.fds:
         os.close(fd)
     if publication.keep:
         Path(path).unlink(missing_ok=True)
     else:
-        if wait:
+        if remove_now:
             remove_if_free(Path(path))
         caretaker.publisher_done(Path(path))
     if publication.named:
@@ -253,12 +275,22 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
     """Return the reference to the current version of a name.
 
     Args:
-        name: as it was published.
-        directory: where it was published; the default directory if None.
+        name: The name it was published under.
+        directory: Where it was published; the default directory if None.
+
+    Returns:
+        The reference.
 
     Raises:
-        UnknownNameError: nothing is published under it.
-        SegmentGoneError: its publisher and readers have all left.
+        UnknownNameError: Nothing is published under the name.
+        SegmentGoneError: Its publisher and readers have all left.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2), name="doc-current")
+        >>> zerocopy.current("doc-current") == ref
+        True
+        >>> zerocopy.unpublish(ref)
     """
     folder = places.default_directory() if directory is None else Path(directory).absolute()
     while True:
@@ -275,10 +307,6 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
 
 
 def digest(model: Any) -> str:
-    """Return the digest that a model would be published with.
-
-    Args:
-        model: as for ``publish``.
-    """
+    """Return the digest that a model would be published with."""
     flat = flatten(model)
     return model_digest(flat.skeleton, hash_blocks(block.bytes_view() for block in flat.blocks))

@@ -1,7 +1,7 @@
-"""Writes to published weights: which ones happened in this process, and a mode that refuses them beforehand.
+"""Writes to published weights: which ones happened in this process, and a mode that refuses them.
 
-A write never reaches another process: every process maps weights copy-on-write. What it costs is memory of its own, and
-a model that is no longer the published one; both are worth knowing.
+A write never reaches another process, because every process maps weights copy-on-write. It costs the process memory of
+its own, and its model is no longer the published one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from zerocopy._segment.mapping import Mapping, mapping_at
+from zerocopy._torch_private import TorchDispatchMode, schema_of
+from zerocopy._walk import walk
 from zerocopy.errors import WriteRefusedError
-from zerocopy.segment import Mapping, mapping_at
-from zerocopy.walk import walk
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _PRESENT = np.uint64(1 << 63)
@@ -37,9 +37,14 @@ class Written:
     """A weight that is no longer the published one in this process.
 
     Args:
-        name: dotted name of the tensor.
-        nbytes: how many of its bytes differ from the published ones.
-        replaced: whether the tensor no longer lies in the segment at all.
+        name: Dotted name of the tensor.
+        nbytes: Number of its bytes that differ from the published ones.
+        replaced: Whether the tensor no longer lies in the segment at all.
+
+    Example:
+        >>> import zerocopy
+        >>> zerocopy.Written("0.bias", 4).replaced
+        False
     """
 
     name: str
@@ -48,15 +53,15 @@ class Written:
 
 
 def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """Tell which pages of an address range a process has to itself.
+    """Return which pages of an address range are private to a process.
 
     Args:
-        pid: process id, or "self".
-        start: page-aligned address.
-        nbytes: length of the range.
+        pid: Process id, or "self".
+        start: Page-aligned address.
+        nbytes: Length of the range.
 
     Returns:
-        One bool per page, or None where the system does not tell (it is Linux's pagemap).
+        One bool per page, or None where the system has no readable pagemap (Linux has).
     """
     count = -(-nbytes // PAGE)
     try:
@@ -76,14 +81,23 @@ def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np
 def written(model: Any) -> tuple[Written, ...]:
     """Return the published weights that this process has written to since it loaded the model, by any means.
 
-    Pages that were never written are told by the kernel; the others are compared byte by byte with the segment, so that
-    a write through ``.data``, numpy or a raw pointer is found and a write of the same value is not.
+    The kernel tells which pages were written. Those are compared byte by byte with the segment, so that a write through
+    `.data`, numpy or a raw pointer is found, and a write of the same value does not count.
 
     Args:
-        model: what ``ModelRef.load`` returned.
+        model: What `ModelRef.load` returned.
 
     Returns:
-        The written tensors in the order of the model; empty if it is still what was published.
+        The written tensors in the order of the model. It is empty if the model is still the published one.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> model = ref.load(cached=False)
+        >>> model.bias.data[0] += 1
+        >>> [entry.name for entry in zerocopy.written(model)]
+        ['bias']
+        >>> zerocopy.unpublish(ref)
     """
     found = []
     pages: dict[Mapping, np.ndarray[Any, np.dtype[np.bool_]] | None] = {}
@@ -144,18 +158,30 @@ def _differing(home: Mapping, first: int, nbytes: int) -> int:
 
 
 class strict:  # a context manager that reads as a word: with strict(model)
-    """Refuse, inside a with block, every operation that would write to a published weight, before it happens.
+    """Refuse every operation inside a `with` block that would write to a published weight, before it happens.
 
-    Covers every torch operator (in-place, ``out=``, foreach and fused ones, batch norm's statistics) and arrays that
-    numpy makes from weights, which come out read-only. Applies to the calling thread.
+    Covers every torch operator (in-place, `out=`, foreach and fused ones, batch norm's statistics). Arrays that numpy
+    makes from weights inside the block are read-only. Applies to the calling thread.
 
     Args:
-        model: what ``ModelRef.load`` returned.
+        model: What `ModelRef.load` returned.
 
     Raises:
-        WriteRefusedError: in place of the write, naming the weight. Inside the block, a write through numpy is numpy's
-            own ValueError, as numpy knows no names; the block turns it into this one, with the weights of which numpy
-            has arrays.
+        WriteRefusedError: Raised instead of the write, with the weight's name. A write through numpy first raises
+            numpy's ValueError, which has no names. The block turns it into this error, with the names of the weights
+            that numpy has arrays of.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> model = ref.load(cached=False)
+        >>> try:
+        ...     with zerocopy.strict(model):
+        ...         model.bias.data.zero_()
+        ... except zerocopy.errors.WriteRefusedError as error:
+        ...     print(str(error).split(";")[0])
+        aten.zero_.default would write to the published weight bias
+        >>> zerocopy.unpublish(ref)
     """
 
     def __init__(self, model: Any) -> None:
@@ -190,7 +216,7 @@ class strict:  # a context manager that reads as a word: with strict(model)
 
 
 class _Guard:
-    """Knows the address ranges of the weights that must not be written."""
+    """The address ranges of the weights that must not be written, with their names."""
 
     def __init__(self, spans: dict[int, tuple[int, str]]) -> None:
         self.starts = sorted(spans)
@@ -222,7 +248,7 @@ _Mutable = tuple[tuple[int, str], ...]
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Looks at the arguments that an operator's schema declares mutable."""
+    """Checks the arguments that an operator's schema declares mutable."""
 
     def __init__(self, guard: _Guard) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -231,7 +257,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _check_and_run(
-    mode: _Dispatch, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    mode: _Dispatch, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> Any:
     kwargs = kwargs or {}
     positions = mode.mutable.get(func)
@@ -239,31 +265,31 @@ def _check_and_run(
         positions = mode.mutable[func] = _mutable(func)
     for index, name in positions:
         mode.guard.check(args[index] if index < len(args) else kwargs.get(name), str(func))
-    if func._schema.name in _BATCH_NORMS and (args[5] if len(args) > 5 else kwargs["training"]):
+    if schema_of(func).name in _BATCH_NORMS and (args[5] if len(args) > 5 else kwargs["training"]):
         mode.guard.check(args[3:5], str(func))
     return func(*args, **kwargs)
 
 
-# Set afterwards, because torch wraps a method that is there when the class is made in a way that imports torch._dynamo
-# at its first call: 3 seconds and 60 MiB in every worker.
+# Set after the class is made: torch wraps a method that the class has from the start, and the wrapper imports
+# torch._dynamo at its first call, which costs 3 seconds and 60 MiB in every worker.
 _Dispatch.__torch_dispatch__ = _check_and_run  # type: ignore[method-assign, assignment]
 
 
 def _mutable(func: Any) -> _Mutable:
     return tuple(
         (index, argument.name)
-        for index, argument in enumerate(func._schema.arguments)
+        for index, argument in enumerate(schema_of(func).arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
 
 
 class _Function(TorchFunctionMode):
-    """Makes the arrays that numpy gets from weights read-only."""
+    """Makes arrays that numpy creates from weights read-only."""
 
     def __init__(self, guard: _Guard) -> None:
         super().__init__()
         self.guard = guard
-        self.arrays: set[str] = set()  # the weights that numpy has arrays of
+        self.arrays: set[str] = set()  # names of the weights that numpy has arrays of
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Where segments lie and what they are called, and the link from a name to its current version."""
+"""Where segments lie, how their files are called, and the link from a name to its current version."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import secrets
 import tempfile
 from pathlib import Path
 
+from zerocopy._lease import TEMPORARY, exclusive, remove_if_free, require_leases
+from zerocopy._segment.checking import kept
 from zerocopy.errors import UnknownNameError, ZerocopyError
-from zerocopy.lease import TEMPORARY, exclusive, remove_if_free, require_leases
 
 SUFFIX = ".zc"
 _POINTER = "@current"
@@ -28,7 +29,7 @@ def _user() -> int:
 
 
 def prepare(directory: str | os.PathLike[str] | None) -> Path:
-    """Return the directory to publish in, made if need be; the default one is closed to other users."""
+    """Return the directory to publish in and make it if it does not exist. The default one is closed to other users."""
     require_leases()
     if directory is not None:
         path = Path(directory).absolute()
@@ -42,33 +43,33 @@ def prepare(directory: str | os.PathLike[str] | None) -> Path:
 
 
 def check_name(name: str) -> str:
-    """Return a model name that is fit for a file name.
+    """Return a model name if it can be part of a file name.
 
     Raises:
-        ValueError: it is not.
+        ValueError: It cannot.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no model name: use letters, digits, dot, dash and underscore, up to 100 of them")
+        raise ValueError(f"{name!r} is not a model name: use up to 100 letters, digits, dots, dashes and underscores")
     return name
 
 
 def name_of_class(kind: type) -> str:
-    """Return a name for a model that was given none: its class's, without what is not fit for a file name."""
+    """Return the default name of a model: its class's, without the characters that model names must not have."""
     return re.sub(r"[^A-Za-z0-9._-]", "", kind.__name__).lstrip("._-")[:100] or "model"
 
 
 def segment_path(directory: Path, name: str, version: int) -> Path:
-    """Return a new path for a version; two publishers never get the same."""
+    """Return a new path for a version. Two publishers never get the same path."""
     return directory / f"{name}@{version}-{secrets.token_hex(4)}{SUFFIX}"
 
 
 def pointer(directory: Path, name: str) -> Path:
-    """Return the path of the link that says which version of a name is current."""
+    """Return the path of the link to the current version of a name."""
     return directory / f"{name}{_POINTER}"
 
 
 def point(directory: Path, name: str, segment: Path) -> None:
-    """Make a segment the current version of a name, in one step: a reader sees the old one or the new one."""
+    """Make a segment the current version of a name, in one step: a reader sees the old version or the new one."""
     temporary = directory / f".{name}-{secrets.token_hex(4)}{TEMPORARY}"
     with exclusive(directory):
         temporary.symlink_to(segment.name)
@@ -76,7 +77,7 @@ def point(directory: Path, name: str, segment: Path) -> None:
 
 
 def drop_pointer(directory: Path, name: str, segment: Path) -> None:
-    """Take a name away, if it still stands for this segment."""
+    """Remove a name's link if it still points to this segment."""
     with exclusive(directory):
         link = pointer(directory, name)
         if link.is_symlink() and os.readlink(link) == segment.name:
@@ -84,10 +85,10 @@ def drop_pointer(directory: Path, name: str, segment: Path) -> None:
 
 
 def current_path(directory: Path, name: str) -> Path:
-    """Return the segment that a name stands for.
+    """Return the current segment of a name.
 
     Raises:
-        UnknownNameError: nothing is published under the name.
+        UnknownNameError: Nothing is published under the name.
     """
     try:
         return directory / os.readlink(pointer(directory, name))
@@ -104,18 +105,22 @@ def segments(directory: Path) -> list[Path]:
 
 
 def sweep(directory: Path | None = None) -> list[Path]:
-    """Remove what killed processes left: files without a lease, half-written ones, links that lead nowhere.
+    """Remove what killed processes left: files without a lease, unfinished files, dangling links.
 
-    Segments published with ``keep=True`` stay.
+    Segments published with `keep=True` stay.
 
     Args:
-        directory: where to look; the default directory if None.
+        directory: Where to look; the default directory if None.
 
     Returns:
         The paths that were removed.
-    """
-    from zerocopy.segment import kept  # only for this, and it needs torch
 
+    Example:
+        >>> import tempfile, pathlib, zerocopy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     zerocopy.sweep(pathlib.Path(folder))
+        []
+    """
     folder = directory or default_directory()
     files = [*segments(folder), *(folder.glob(f"*{TEMPORARY}") if folder.is_dir() else ())]
     removed = [path for path in files if not path.is_symlink() and not kept(path) and remove_if_free(path)]

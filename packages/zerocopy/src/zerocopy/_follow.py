@@ -1,4 +1,4 @@
-"""Following a name: a model that is always the current version, and every answer wholly of one version."""
+"""Follow a name: a model that is always the current version, with every answer wholly from one version."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from zerocopy import directory as places
+from zerocopy import _directory as places
+from zerocopy._publish import current
+from zerocopy._ref import ModelRef
 from zerocopy.errors import SegmentGoneError
-from zerocopy.publish import current
-from zerocopy.ref import ModelRef
 
 
 class Live:
-    """The current version of a published name, looked up between calls (a microsecond when nothing has changed).
+    """The current version of a published name, looked up before each call.
 
     Args:
-        name: as it was published.
-        directory: where; the default directory if None.
+        name: The name it was published under.
+        directory: Where it was published; the default directory if None.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2), name="doc-live")
+        >>> live = zerocopy.Live("doc-live")
+        >>> live.ref == ref
+        True
+        >>> zerocopy.unpublish(ref)
     """
 
     def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
@@ -28,7 +36,7 @@ class Live:
         self._ref, self._model = self._load()
 
     def get(self) -> tuple[ModelRef, Any]:
-        """Return the current reference and its model; hold on to the pair for as long as one answer takes."""
+        """Return the current reference and its model. Use the same pair for all of one answer."""
         pointed = places.current_path(self._folder, self._name)
         if str(pointed) != self._ref.path:
             with self._lock:
@@ -61,19 +69,31 @@ class Live:
         return self.get()[1](*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as the name alone; the receiving process looks it up."""
+        """Pickle the name alone. The receiving process looks it up."""
         return _follow, (self._name, str(self._folder))
 
 
 def follow(name: str, *, directory: str | os.PathLike[str] | None = None) -> Live:
-    """Follow a published name: call the result as the model, and it is the current version each time.
+    """Return a callable that runs the current version of a published name at each call.
 
     Args:
-        name: as it was published.
-        directory: where; the default directory if None.
+        name: The name it was published under.
+        directory: Where it was published; the default directory if None.
+
+    Returns:
+        The follower. Call it like the model.
 
     Raises:
-        UnknownNameError: nothing is published under it.
+        UnknownNameError: Nothing is published under the name.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> first = zerocopy.publish(torch.nn.Linear(4, 2), name="doc-follow")
+        >>> live = zerocopy.follow("doc-follow")
+        >>> second = zerocopy.publish(torch.nn.Linear(4, 3), name="doc-follow")
+        >>> live(torch.ones(1, 4)).shape
+        torch.Size([1, 3])
+        >>> zerocopy.unpublish(second)
     """
     return Live(name, directory=directory)
 

@@ -1,4 +1,4 @@
-"""ModelRef, the small value that stands for a published model in any process, and how it becomes a model there."""
+"""ModelRef: the small value that identifies a published model in any process, and how it is loaded there."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from zerocopy.directory import default_directory
+from zerocopy._directory import default_directory
+from zerocopy._flatten import rebuild
+from zerocopy._segment.mapping import Mapping, map_file, map_segment
 from zerocopy.errors import CorruptSegmentError
-from zerocopy.flatten import rebuild
-from zerocopy.segment import Mapping, map_file, map_segment
 
 _lock = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
 
 
 def _after_fork() -> None:
-    global _lock  # a lock that another thread held at the fork stays locked for ever in the child
+    global _lock  # a lock that another thread held at the fork stays locked in the child
     _lock = threading.RLock()
 
 
@@ -43,15 +43,22 @@ def current_node() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A published model: a few hundred bytes that any process can turn into the model.
+    """A reference to a published model: a few hundred bytes that any process can load the model from.
 
     Args:
-        name: the model's name.
-        version: its version.
-        digest: hex SHA-256 of its skeleton and its weights' digests.
-        nbytes: bytes of weights, those in base segments included.
-        path: its segment file on the machine that published it.
-        node: the Ray node that published it, or None.
+        name: The model's name.
+        version: Its version.
+        digest: Hex SHA-256 of its skeleton and its weights' digests.
+        nbytes: Bytes of weights, those in base segments included.
+        path: Its segment file on the machine that published it.
+        node: The Ray node that published it, or None.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> torch.equal(ref.load().weight, ref.load(cached=False).weight)
+        True
+        >>> zerocopy.unpublish(ref)
     """
 
     name: str
@@ -62,21 +69,21 @@ class ModelRef:
     node: str | None = None
 
     def load(self, *, device: str | torch.device = "cpu", cached: bool = True) -> Any:
-        """Return the model, its weights mapped from the segment: milliseconds, and no copy.
+        """Return the model with its weights mapped from the segment, without copying them.
 
-        A write to a weight stays in this process; ``zerocopy.written`` tells of it.
+        A write to a weight stays in this process, and `zerocopy.written` lists it.
 
         Args:
-            device: where the weights should be; anything but "cpu" copies them there.
-            cached: return the model that this process already loaded, as long as somebody holds it. False makes another
-                one, over a mapping of its own.
+            device: Where the weights should be. Any device but "cpu" gets a copy.
+            cached: Return the model that this process loaded before, if it still exists. False makes another one, over
+                a mapping of its own.
 
         Returns:
             The model, as it was published.
 
         Raises:
-            SegmentGoneError: its publisher and every reader have left.
-            CorruptSegmentError: its file was truncated or altered.
+            SegmentGoneError: Its publisher and every reader have left.
+            CorruptSegmentError: Its file was truncated or altered.
         """
         key = self.digest, str(device)
         with _lock:
@@ -89,15 +96,31 @@ class ModelRef:
                     _loaded[key] = model
         return model
 
+    @contextmanager
+    def on_this_node(self) -> Iterator[ModelRef]:
+        """Yield a reference for processes of this node that do not run Ray, valid during the block.
+
+        The segment of another Ray node is fetched first, once per node.
+
+        Yields:
+            The same model, with a path on this node and no node id.
+        """
+        with local_segment(self) as path:
+            yield replace(self, path=str(path), node=None)
+
 
 @contextmanager
 def local_segment(ref: ModelRef) -> Iterator[Path]:
-    """Give a segment file on this machine, sure to stay for the block; a far node's is fetched first, once per node."""
+    """Yield a segment file on this machine that stays during the block. Another node's is fetched first, once per node.
+
+    Yields:
+        The path.
+    """
     here = current_node() if ref.node is not None else None
     if ref.node is None or here is None or here == ref.node:
         yield Path(ref.path)
         return
-    from zerocopy.journey import fetch  # only where Ray runs already
+    from zerocopy._fetch import fetch  # imports Ray, which runs in this process already
 
     with fetch(f"{ref.name}@{ref.version}-{ref.digest[:12]}", ref.path, ref.node, here) as path:
         yield path
@@ -118,7 +141,7 @@ def _build(ref: ModelRef) -> Any:
         for index, fields in enumerate(manifest.bases)
     ]
     for base in bases:
-        base.delta = mapping  # a model whose every block lies in bases still counts as a reader of its own segment
+        base.delta = mapping  # keeps the lease on a segment all of whose blocks lie in bases
     own, others = memoryview(mapping), [memoryview(base) for base in bases]
     buffers = [
         (own if block.base is None else others[block.base])[block.offset : block.offset + block.nbytes]
@@ -126,6 +149,6 @@ def _build(ref: ModelRef) -> Any:
     ]
     model = rebuild(mapping.skeleton, buffers)
     for each in (mapping, *bases):
-        if each.path.parent == default_directory():  # memory; from a disk, only what is used should be read
+        if each.path.parent == default_directory():  # memory; from a disk, only the used pages should be read
             each.read_ahead()
     return model

@@ -1,4 +1,4 @@
-"""extract_tensors and replace_tensors: take a module's tensors out and put them in, without copying."""
+"""extract_tensors and replace_tensors: take the tensors out of a module and put them in again, without copying."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from zerocopy._torch_private import MODULE_PRIVATE, buffers_of, parameters_of
 from zerocopy.errors import CheckpointMismatchError
-from zerocopy.walk import MODULE_PRIVATE
 
 
 def extract_tensors(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Split a module into a skeleton without weights and its tensors.
 
     Args:
-        model: any module; it is left as it is.
+        model: Any module. It is not changed.
 
     Returns:
         The skeleton, a deep copy in which every parameter, buffer and tensor attribute is None, and the tensors
         themselves (the model's own, not copies) by dotted name. A tensor under two names is the same object under both.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> skeleton, tensors = zerocopy.extract_tensors(torch.nn.Linear(4, 2))
+        >>> skeleton.weight is None, sorted(tensors)
+        (True, ['bias', 'weight'])
     """
     tensors: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -31,18 +37,25 @@ def extract_tensors(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor
 
 
 def replace_tensors(skeleton: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Put tensors into a module, in place of what it has under those names.
+    """Put tensors into a module under their names.
 
     Args:
-        skeleton: a module, with or without weights; changed in place.
-        tensors: by dotted name, as ``extract_tensors`` returned them. A plain tensor in the place of a parameter
+        skeleton: A module, with or without weights. It is changed in place.
+        tensors: Tensors by dotted name, as `extract_tensors` returns them. A plain tensor in the place of a parameter
             becomes a frozen parameter over the same memory.
 
     Returns:
         The same module.
 
     Raises:
-        CheckpointMismatchError: a name leads nowhere.
+        CheckpointMismatchError: The module has no tensor of a given name.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> model = torch.nn.Linear(4, 2)
+        >>> skeleton, tensors = zerocopy.extract_tensors(model)
+        >>> zerocopy.replace_tensors(skeleton, tensors).weight is model.weight
+        True
     """
     wrapped: dict[int, nn.Parameter] = {}
     for path, tensor in tensors.items():
@@ -51,12 +64,12 @@ def replace_tensors(skeleton: nn.Module, tensors: Mapping[str, torch.Tensor]) ->
             module = skeleton.get_submodule(parent)
         except AttributeError as error:
             raise CheckpointMismatchError(f"{path}: the module has no part {parent!r}") from error
-        if name in module._parameters:
+        if name in parameters_of(module):
             if not isinstance(tensor, nn.Parameter):
                 tensor = wrapped.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
-            module._parameters[name] = tensor
-        elif name in module._buffers:
-            module._buffers[name] = tensor
+            parameters_of(module)[name] = tensor
+        elif name in buffers_of(module):
+            buffers_of(module)[name] = tensor
         elif name in module.__dict__:
             module.__dict__[name] = tensor
         else:
@@ -66,5 +79,5 @@ def replace_tensors(skeleton: nn.Module, tensors: Mapping[str, torch.Tensor]) ->
 
 def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     own = {name: value for name, value in module.__dict__.items() if name not in MODULE_PRIVATE}
-    entries = {**module._parameters, **module._buffers, **own}
+    entries = {**parameters_of(module), **buffers_of(module), **own}
     return {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}

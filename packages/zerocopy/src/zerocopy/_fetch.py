@@ -1,6 +1,6 @@
-"""A model's one journey to another node of a Ray cluster: the first worker that asks there makes a segment for all.
+"""Fetch a model to another node of a Ray cluster, once per node: the first worker there makes a segment for all.
 
-Weights do not live in Ray's object store, which every worker maps read-write: they pass through it, in pieces.
+Weights pass through Ray's object store in pieces. They do not stay there, because every worker maps it read-write.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from zerocopy import directory as places
+from zerocopy import _directory as places
+from zerocopy._caretaker import caretaker
+from zerocopy._lease import TEMPORARY, create, gate
+from zerocopy._segment.checking import adopt, open_segment
 from zerocopy.errors import SegmentGoneError
-from zerocopy.lease import TEMPORARY, caretaker, create, gate
-from zerocopy.segment import adopt, open_segment
 
 PIECE = 16 << 20  # bytes of a model in the object store at a time, so that a store smaller than the model is enough
 
@@ -28,23 +29,26 @@ def _read_piece(path: str, offset: int, nbytes: int) -> Any:
         return np.fromfile(file, dtype=np.uint8, count=nbytes, offset=offset)
 
 
-# Made once: Ray exports a function to the cluster anew for every wrapper.
+# Made once, because Ray exports a function to the cluster again for every wrapper.
 _READ = ray.remote(num_cpus=0, max_retries=0)(_read_piece)
 
 
 @contextmanager
 def fetch(model: str, source: str, node: str, here: str) -> Iterator[Path]:
-    """Give a segment of this node for a model that another node published; the first process to ask brings it.
+    """Yield a segment of this node for a model that another node published. The first process that asks copies it.
 
     Args:
-        model: its name, version and content in one word, for the file's name.
-        source: its segment file over there.
-        node: that node's id.
-        here: this node's id.
+        model: Its name, version and digest in one word, for the file's name.
+        source: Its segment file on the other node.
+        node: The other node's id.
+        here: This node's id.
+
+    Yields:
+        The path of the segment.
 
     Raises:
-        SegmentGoneError: its node or its publisher has left.
-        CorruptSegmentError: what arrived is not what was published.
+        SegmentGoneError: Its node or its publisher has left.
+        CorruptSegmentError: The bytes that arrived are not those that were published.
     """
     folder = places.prepare(None)
     path = folder / f"{model}-{here[:8]}{places.SUFFIX}"
@@ -58,14 +62,14 @@ def fetch(model: str, source: str, node: str, here: str) -> Iterator[Path]:
     finally:
         os.close(lease)
         if brought:
-            caretaker.publisher_done(path)  # from here on it stays as long as somebody on this node reads it
+            caretaker.publisher_done(path)  # from here on it stays as long as a process of this node reads it
 
 
 def _bring(model: str, source: str, node: str, path: Path) -> int:
     reader = _READ.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
     temporary = path.with_name(path.name + TEMPORARY)
     caretaker.take(path)
-    temporary.unlink(missing_ok=True)  # of a process that was killed on the way
+    temporary.unlink(missing_ok=True)  # left by a process that was killed while fetching
     fd = create(temporary)
     try:
         offset, more = 0, True
@@ -77,7 +81,7 @@ def _bring(model: str, source: str, node: str, path: Path) -> int:
                 ahead = reader.remote(source, offset + PIECE, PIECE)
             os.pwrite(fd, memoryview(piece), offset)
             offset += len(piece)
-            del piece  # or the store keeps it until the next one has arrived
+            del piece  # else the store keeps it until the next one has arrived
         adopt(fd, temporary)
         temporary.rename(path)
     except BaseException as error:
@@ -85,6 +89,6 @@ def _bring(model: str, source: str, node: str, path: Path) -> int:
         os.close(fd)
         caretaker.publisher_done(path)
         if isinstance(error, ray.exceptions.RayError):
-            raise SegmentGoneError(f"{model} cannot be had from its node: {error}") from error
+            raise SegmentGoneError(f"{model} cannot be fetched from its node: {error}") from error
         raise
     return fd

@@ -1,4 +1,4 @@
-"""The objects inside a model or pipeline, by dotted path; knows nothing of bytes, segments or processes."""
+"""Find the objects inside a model or pipeline, by dotted path."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-# What an nn.Module keeps for itself; its tensors and children are listed without these prefixes.
-_MODULE_TABLES = ("_parameters", "_buffers", "_modules")
-MODULE_PRIVATE = frozenset(nn.Module().__dict__) - {"training"}
+from zerocopy._torch_private import MODULE_PRIVATE, buffers_of, children_of, parameters_of
+
 _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, torch.Tensor)
 _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
 
 def children(obj: object) -> Iterator[tuple[str, object]]:
-    """Yield (name, value) of everything that an object holds directly."""
+    """Yield (name, value) for everything that an object holds directly."""
     if isinstance(obj, _ATOMS + _OPAQUE):
         return
     if isinstance(obj, dict):
@@ -27,8 +26,9 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
         return
     attributes = getattr(obj, "__dict__", {})
     if isinstance(obj, nn.Module):
-        for table in _MODULE_TABLES:
-            yield from attributes.get(table, {}).items()
+        if "_parameters" in attributes:  # else its __init__ has not run yet
+            for table in (parameters_of(obj), buffers_of(obj), children_of(obj)):
+                yield from table.items()
         yield from ((name, value) for name, value in list(attributes.items()) if name not in MODULE_PRIVATE)
         return
     yield from list(attributes.items())
@@ -39,26 +39,25 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
                 yield name, getattr(obj, name)
 
 
-def walk(root: object, *, enter_modules: bool = True) -> Iterator[tuple[str, object]]:
+def walk(root: object) -> Iterator[tuple[str, object]]:
     """Yield (dotted path, object) for everything reachable from an object.
 
-    A container is entered once, however often it is met; what is not a container is yielded every time it is met, so
-    that a tensor tied under two names comes up under both.
+    A container is entered once, however often it is met. Anything else is yielded every time, so a tensor that is tied
+    under two names is yielded under both.
 
     Args:
-        root: a module, a pipeline or any nesting of lists, dicts, tuples and objects.
-        enter_modules: whether to look inside nn.Modules, or to treat each as one thing.
+        root: A module, a pipeline or any nesting of lists, dicts, tuples and objects.
 
-    Returns:
-        An iterator over paths and objects, the root (path "") first.
+    Yields:
+        Paths and objects, the root (path "") first.
     """
     stack: list[tuple[str, object]] = [("", root)]
     entered: set[int] = set()
-    alive: list[object] = []  # ids stay unique only while the objects live
+    alive: list[object] = []  # ids are unique only while the objects live
     while stack:
         path, obj = stack.pop()
         yield path, obj
-        if id(obj) in entered or (isinstance(obj, nn.Module) and not enter_modules):
+        if id(obj) in entered:
             continue
         inside = list(children(obj))
         if inside:

@@ -1,4 +1,4 @@
-"""rewrite_pipeline: replace the models inside any object by stand-ins that run from shared weights, here or in Ray."""
+"""rewrite_pipeline: replace the models inside an object by stand-ins that run from shared weights, here or in Ray."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
+from zerocopy._invoke import call_model
+from zerocopy._publish import publish
+from zerocopy._ref import ModelRef
+from zerocopy._walk import children
 from zerocopy.errors import MethodNotAllowedError
-from zerocopy.invoke import call_model
-from zerocopy.publish import publish
-from zerocopy.ref import ModelRef
-from zerocopy.walk import children
 
 T = TypeVar("T")
 Mode = Literal["task", "actor", "local"]
 
 
 class ModelProxy:
-    """Stands where a model stood in a pipeline; its allowed methods run the published model.
+    """A stand-in for a model in a pipeline. Its allowed methods run the published model.
 
     Args:
-        ref: the model.
-        methods: names of the methods that may be called.
-        run: takes (ref, method, args, kwargs) and returns the result.
+        ref: The model.
+        methods: Names of the methods that may be called.
+        run: Takes (ref, method, args, kwargs) and returns the result.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2), name="doc-proxy")
+        >>> zerocopy.ModelProxy(ref, ["__call__"])(torch.ones(1, 4)).shape
+        torch.Size([1, 2])
+        >>> zerocopy.forget(ref)
+        >>> zerocopy.unpublish(ref)
     """
 
     def __init__(self, ref: ModelRef, methods: Sequence[str], run: Callable[..., Any] = call_model) -> None:
@@ -50,7 +58,7 @@ class ModelProxy:
     def _allowed(self, method: str) -> Callable[..., Any]:
         if method not in self._methods:
             raise MethodNotAllowedError(
-                f"{method!r} of {self._ref.name} was not asked for: the pipeline was rewritten with "
+                f"{method!r} of {self._ref.name} is not allowed: the pipeline was rewritten with "
                 f"methods={tuple(sorted(self._methods))}; add it there"
             )
 
@@ -73,32 +81,34 @@ def rewrite_pipeline(
 ) -> T:
     """Publish every model inside an object and return the object with stand-ins in their places.
 
-    Models are found in attributes, slots, lists, tuples, dicts and objects nested in those; one that is met twice is
-    published once and has one stand-in. What leads to a model is copied, everything else is shared with the original,
-    which stays as it is.
+    Models are found in attributes, slots, lists, tuples, dicts and objects nested in those. A model that occurs twice
+    is published once and has one stand-in. Objects on the way to a model are copied; everything else is shared with the
+    original, which is not changed.
 
     Args:
-        pipeline: any object; if it is itself a module, the result is its stand-in.
-        methods: the methods of the models that the stand-ins offer.
-        mode: where calls run: "task" in Ray tasks (a worker rebuilds the model once and keeps it), "actor" in Ray
-            actors that have it loaded, "local" in the process that calls, which may be one that the pipeline was sent
-            to.
-        workers: actors per model, used in turn; only for "actor".
-        options: Ray options for the tasks or actors, such as ``num_cpus``.
+        pipeline: Any object. If it is itself a module, the result is its stand-in.
+        methods: The methods of the models that the stand-ins offer.
+        mode: Where calls run: "task" in Ray tasks (a worker rebuilds the model once and keeps it), "actor" in Ray
+            actors that have it loaded, "local" in the process that calls, which may be one that received the pipeline.
+        workers: Actors per model, used in turn; only for "actor".
+        options: Ray options for the tasks or actors, such as `num_cpus`.
 
     Returns:
-        The rewritten pipeline; it is small to pickle.
+        The rewritten pipeline. Its pickle is small.
 
     Raises:
-        UnshareableError: a model cannot be published.
+        UnshareableError: A model cannot be published.
         MissingExtraError: Ray is needed and not installed.
-    """
-    if mode == "local":
-        make_run: Callable[[ModelRef], Callable[..., Any]] = lambda ref: call_model  # noqa: E731  # beside its twins
-    else:
-        from zerocopy import on_ray  # needs the extra
 
-        make_run = on_ray.task_runner(options) if mode == "task" else on_ray.actor_runner(workers, options)
+    Example:
+        >>> import torch, zerocopy
+        >>> small = zerocopy.rewrite_pipeline({"net": torch.nn.Linear(4, 2)}, mode="local")
+        >>> small["net"](torch.ones(1, 4)).shape
+        torch.Size([1, 2])
+        >>> zerocopy.forget(small["net"].ref)
+        >>> zerocopy.unpublish(small["net"].ref)
+    """
+    make_run = _runner(mode, workers, options)
     stand_ins: dict[int, ModelProxy] = {}
 
     def stand_in(model: nn.Module) -> ModelProxy:
@@ -110,8 +120,17 @@ def rewrite_pipeline(
     return _replaced(pipeline, stand_in)  # type: ignore[no-any-return]  # a T, but for the models in it
 
 
+def _runner(mode: Mode, workers: int, options: Mapping[str, Any] | None) -> Callable[[ModelRef], Callable[..., Any]]:
+    """Return a function that makes, per model, what runs its calls."""
+    if mode == "local":
+        return lambda _ref: call_model
+    from zerocopy import on_ray  # needs the extra
+
+    return on_ray.task_runner(options) if mode == "task" else on_ray.actor_runner(workers, options)
+
+
 def _replaced(root: Any, stand_in: Callable[[nn.Module], Any]) -> Any:
-    """Return an object with its modules replaced, copying only what leads to one."""
+    """Return an object with its modules replaced. Only the objects on the way to a module are copied."""
     leads = _leading_to_modules(root)
     done: dict[int, Any] = {}
 

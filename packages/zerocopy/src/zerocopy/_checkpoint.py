@@ -1,4 +1,4 @@
-"""publish_file: from a checkpoint on disk to a segment, without the weights ever lying on the heap."""
+"""publish_file: publish a checkpoint from disk without putting its weights on the heap."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import IO, Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from zerocopy._flatten import ALIGNMENT, Flat
+from zerocopy._progress import Tick
+from zerocopy._publish import Shared, publish, publish_shared
+from zerocopy._ref import ModelRef
+from zerocopy._segment.checking import hash_blocks, stamp
+from zerocopy._torch_private import TorchDispatchMode, schema_of
 from zerocopy.errors import CheckpointMismatchError, MissingExtraError
-from zerocopy.flatten import ALIGNMENT, Flat
-from zerocopy.publish import Shared, publish, publish_shared
-from zerocopy.ref import ModelRef
-from zerocopy.segment import Tick, hash_blocks, stamp
 
 PathLike = str | os.PathLike[str]
 
-# Random fills of tensors of at least so many bytes are left out while the model is built: untouched pages take no
-# memory, and the checkpoint overwrites them anyway. What it does not overwrite is an error.
+# Random fills of tensors of at least this many bytes are skipped while the model is built: untouched pages take no
+# memory, and the checkpoint overwrites the tensors anyway. A skipped tensor that it does not overwrite is an error.
 _LARGE = 1 << 16
 _FILLS = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_", "geometric_")
 
@@ -42,25 +43,33 @@ def publish_file(
     """Publish a model whose weights lie in a checkpoint, mapping the file instead of reading it.
 
     Args:
-        path: a safetensors file, a file written by ``torch.save`` of a state_dict, or several of them (shards).
-        build: returns the model; its initial weights do not matter, and large random ones are not even made.
-        name: see ``publish``, as for the rest.
-        version: see ``publish``.
-        base: see ``publish``.
-        directory: see ``publish``.
-        keep: see ``publish``.
-        progress: see ``publish``.
-        in_place: map safetensors files where they lie instead of copying them into the segment. Tensors at multiples of
-            64 bytes stay in the file (``save_aligned`` writes such files), others are copied. The files must stay as
-            they are, on every node at the same path.
+        path: A safetensors file, a file that `torch.save` wrote of a state_dict, or several of them (shards).
+        build: Returns the model. Its initial weights do not matter, and large random ones are not generated.
+        name: See `publish`.
+        version: See `publish`.
+        base: See `publish`.
+        directory: See `publish`.
+        keep: See `publish`.
+        progress: See `publish`.
+        in_place: Map safetensors files where they lie instead of copying them into the segment. Tensors at multiples of
+            64 bytes stay in the file (`save_aligned` writes such files), others are copied. The files must stay
+            unchanged, on every node at the same path.
 
     Returns:
-        The reference to hand to other processes.
+        The reference to pass to other processes.
 
     Raises:
-        CheckpointMismatchError: tensors are missing, left over, or of another shape; all are listed.
-        MissingExtraError: the file is a safetensors file and safetensors is not installed.
-        ValueError: in_place together with a base, or with files that are not safetensors.
+        CheckpointMismatchError: Tensors are missing, left over, or of another shape. All are listed.
+        MissingExtraError: The file is a safetensors file and safetensors is not installed.
+        ValueError: `in_place` was given together with a base, or with files that are not safetensors.
+
+    Example:
+        >>> import os, tempfile, torch, zerocopy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.pt")
+        ...     torch.save(torch.nn.Linear(4, 2).state_dict(), path)
+        ...     ref = zerocopy.publish_file(path, lambda: torch.nn.Linear(4, 2))
+        >>> zerocopy.unpublish(ref)
     """
     paths = [Path(p).absolute() for p in ([path] if isinstance(path, str | os.PathLike) else path)]
     if in_place and (base is not None or any(path.suffix != ".safetensors" for path in paths)):
@@ -75,25 +84,29 @@ def publish_file(
     return publish_shared(
         model,
         lambda flat, tick: _in_files(flat, tick, known_at, paths),
-        name=name,
-        version=version,
-        directory=directory,
-        keep=keep,
-        progress=progress,
-    )
+        name=name, version=version,
+        directory=directory, keep=keep, progress=progress,
+    )  # fmt: skip
 
 
 def save_aligned(tensors: Mapping[str, torch.Tensor], path: PathLike) -> None:
     """Write a safetensors file in which every tensor of a multiple of 64 bytes lies at a multiple of 64 bytes.
 
-    That is what ``publish_file(..., in_place=True)`` can map. Any reader of safetensors reads it.
+    `publish_file(..., in_place=True)` can map such a file. Any reader of safetensors reads it.
 
     Args:
-        tensors: a state_dict.
-        path: the file to write; it appears when it is complete.
+        tensors: A state_dict.
+        path: The file to write. It appears when it is complete.
 
     Raises:
-        MissingExtraError: safetensors is not installed.
+        MissingExtraError: The library safetensors is not installed.
+
+    Example:
+        >>> import os, tempfile, torch, zerocopy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     zerocopy.save_aligned(torch.nn.Linear(4, 2).state_dict(), os.path.join(folder, "model.safetensors"))
+        ...     os.listdir(folder)
+        ['model.safetensors']
     """
     try:
         from safetensors.torch import save
@@ -150,17 +163,17 @@ def _in_files(flat: Flat, tick: Tick, known_at: Mapping[str, tuple[int, int, int
 
 
 class _SkipLargeFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Leaves large tensors unfilled where they would be filled at random, and remembers which."""
+    """Skips random fills of large tensors and records which tensors those are."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.storages: dict[int, torch.UntypedStorage] = {}  # kept, so that an address is not used twice
+        self.storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is reused
 
 
 def _skip_or_run(
-    mode: _SkipLargeFills, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    mode: _SkipLargeFills, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> Any:
-    name = func._schema.name.removeprefix("aten::")
+    name = schema_of(func).name.removeprefix("aten::")
     if name in _FILLS and args[0].device.type == "cpu" and args[0].nbytes >= _LARGE:
         storage = args[0].untyped_storage()
         mode.storages[storage.data_ptr()] = storage
@@ -168,12 +181,12 @@ def _skip_or_run(
     return func(*args, **(kwargs or {}))
 
 
-# Set afterwards for the reason given in isolation.py: it keeps torch._dynamo out.
+# Set after the class is made for the reason given in _writes.py: it keeps torch._dynamo out.
 _SkipLargeFills.__torch_dispatch__ = _skip_or_run  # type: ignore[method-assign, assignment]
 
 
 def _tensors(paths: Iterable[Path]) -> Iterable[tuple[str, torch.Tensor]]:
-    """Yield names and tensors that are mapped from files."""
+    """Yield (name, tensor) of every tensor in some files, mapped."""
     for path in paths:
         if path.suffix == ".safetensors":
             try:
@@ -189,7 +202,7 @@ def _tensors(paths: Iterable[Path]) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def _assign(model: nn.Module, found: dict[str, torch.Tensor], skipped: _SkipLargeFills) -> list[str]:
-    """Point the model's parameters and buffers at checkpoint tensors; tied names share whichever one is there.
+    """Point the model's parameters and buffers at checkpoint tensors. Tied names share the one that the file has.
 
     Returns:
         The names of the tensors that are in the model as they are in the file.

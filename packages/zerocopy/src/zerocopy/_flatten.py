@@ -1,4 +1,4 @@
-"""Split a model into a small skeleton and its storages, and put it together again; knows nothing of where bytes live.
+"""Split a model into a small skeleton and blocks of bytes, and put it together again over memory that holds them.
 
 The skeleton is a pickle in which every tensor is a number: a row of a table of (block, dtype, offset, size, stride, …).
 A block is the part of one storage that tensors use, so tied tensors and overlapping views share a block, and nothing is
@@ -16,12 +16,20 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from zerocopy._torch_private import (
+    UninitializedTensorMixin,
+    inject_parametrizations,
+    is_traceable_wrapper_subclass,
+    neg_view,
+    storage_key,
+    tensor_subclass,
+    typed_storage,
+    untyped_storage,
+)
+from zerocopy._walk import tensor_names, walk
 from zerocopy.errors import UnshareableError
-from zerocopy.walk import tensor_names, walk
 
 ALIGNMENT = 64  # bytes; matrix products over weights at addresses shifted by 4 or 8 differ in the last bit
 _MASK = ~(ALIGNMENT - 1)
@@ -38,10 +46,10 @@ class Block:
     """The used bytes of one storage.
 
     Args:
-        storage: the storage, on any device.
-        start: first used byte, a multiple of 64.
-        nbytes: how many bytes from there.
-        names: dotted names of the tensors that lie in it.
+        storage: The storage, on any device.
+        start: First used byte, a multiple of 64.
+        nbytes: Number of bytes from there.
+        names: Dotted names of the tensors that lie in it.
     """
 
     storage: torch.UntypedStorage
@@ -60,7 +68,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A model as bytes: the skeleton and the blocks that its tensors lie in."""
+    """A model as bytes: the skeleton and the blocks that its tensors lie in.
+
+    Args:
+        skeleton: A pickle of everything but the tensors' bytes.
+        blocks: The used parts of the tensors' storages.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> type(zerocopy.flatten(torch.nn.Linear(2, 2))).__name__
+        'Flat'
+    """
 
     skeleton: bytes
     blocks: tuple[Block, ...]
@@ -88,7 +106,7 @@ class _Collector:
         self._alive: list[torch.Tensor] = []
 
     def block(self, storage: torch.UntypedStorage, first: int, last: int, names: tuple[str, ...] = ()) -> int:
-        key = storage._cdata
+        key = storage_key(storage)
         if key not in self._block_of:
             self._block_of[key] = len(self.storages)
             self.storages.append(storage)
@@ -159,7 +177,7 @@ class _Collector:
 
 
 class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
-    """Writes numbers in place of tensors, and what cloudpickle cannot take as calls that make it again."""
+    """Writes row numbers in place of tensors, and constructor calls for what cloudpickle cannot pickle."""
 
     def __init__(self, file: io.BytesIO, collector: _Collector) -> None:
         super().__init__(file, protocol=5)
@@ -173,12 +191,12 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
         if isinstance(obj, torch.UntypedStorage):
             return "storage", self._collector.block(obj, 0, obj.nbytes()), None
         if isinstance(obj, torch.storage.TypedStorage):
-            raw = obj._untyped_storage
+            raw = untyped_storage(obj)
             return "storage", self._collector.block(raw, 0, raw.nbytes()), obj.dtype
         return obj.row if type(obj) is _Bare else None
 
     def reducer_override(self, obj: object) -> object:
-        """Return how to make again what does not pickle by itself."""
+        """Return how to make an object again that does not pickle by itself."""
         if isinstance(obj, torch.Tensor):
             if is_traceable_wrapper_subclass(obj):
                 return _reduce_wrapper(obj)
@@ -194,7 +212,7 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a class, a dtype and strides over one storage, and no more."""
+    """Return whether a tensor is fully described by a class, a dtype and strides over one storage."""
     own_pickling = type(tensor).__reduce_ex__ not in (torch.Tensor.__reduce_ex__, nn.Parameter.__reduce_ex__)
     return not (own_pickling or tensor.is_quantized or is_traceable_wrapper_subclass(tensor))
 
@@ -235,12 +253,9 @@ def _bare_instance(cls: type[nn.Module]) -> nn.Module:
 
 
 def _set_parametrized(module: nn.Module, state: dict[str, Any]) -> None:
-    # torch refuses to pickle parametrized modules because their class is made on the fly; making it again is what its
-    # own register_parametrization does.
+    # torch refuses to pickle parametrized modules because their class is made at run time. This makes it again.
     module.__dict__.update(state)
-    parametrize._inject_new_class(module)
-    for name in module.parametrizations:  # type: ignore[union-attr]  # a ModuleDict once state is set
-        parametrize._inject_property(module, name)
+    inject_parametrizations(module)
 
 
 def flatten(model: Any) -> Flat:
@@ -249,13 +264,19 @@ def flatten(model: Any) -> Flat:
     Nothing is copied: the blocks point at the model's own storages.
 
     Args:
-        model: an nn.Module, a pipeline, a dict of tensors.
+        model: A module, a pipeline or a dict of tensors.
 
     Returns:
         The skeleton (bytes, a few hundred per module) and the blocks.
 
     Raises:
-        UnshareableError: something in it cannot be shared; the message gives its dotted path and a remedy.
+        UnshareableError: Something in it cannot be shared. The message gives its dotted path and a remedy.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> flat = zerocopy.flatten({"weight": torch.ones(3)})
+        >>> [block.nbytes for block in flat.blocks]
+        [12]
     """
     collector = _Collector(tensor_names(model) | _script_names(model))
     file = io.BytesIO()
@@ -285,7 +306,7 @@ def _unpicklable(model: object) -> str:
             continue
         try:
             _Flattener(io.BytesIO(), _Collector({})).dump(obj)
-        except Exception:  # whatever it is, the caller reports it
+        except Exception:  # of any type: the caller reports it
             if path.startswith(worst):
                 worst = path
     return worst or "the model itself"
@@ -306,7 +327,7 @@ class _Rebuilder(pickle.Unpickler):
             return self._tensors[pid]
         _, block, dtype = pid
         raw = self._storage(block)
-        return raw if dtype is None else torch.storage.TypedStorage(wrap_storage=raw, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+        return raw if dtype is None else typed_storage(raw, dtype)
 
     def _storage(self, block: int) -> torch.UntypedStorage:
         if block not in self._storages:
@@ -317,28 +338,34 @@ class _Rebuilder(pickle.Unpickler):
 
     def _make(self, row: _Row) -> torch.Tensor:
         block, dtype, offset, size, stride, requires_grad, conj, neg, cls, alone = row
-        if alone:  # nearly all are, and this is half the work of the other way
+        if alone:  # true of nearly all tensors, and twice as fast as the other branch
             tensor = torch.frombuffer(self._buffers[block], dtype=dtype).as_strided_(size, stride)
         else:
             tensor = torch.empty((0,), dtype=dtype).set_(self._storage(block), offset, size, stride)
         if conj:
             tensor = tensor.conj()
         if neg:
-            tensor = torch._neg_view(tensor)
+            tensor = neg_view(tensor)
         if cls is not None:
-            return torch.Tensor._make_subclass(cls, tensor, requires_grad)
+            return tensor_subclass(cls, tensor, requires_grad)
         return tensor.requires_grad_() if requires_grad else tensor
 
 
 def rebuild(skeleton: bytes, buffers: Sequence[Buffer]) -> Any:
-    """Put a model together over memory that already holds its bytes; no byte of a weight is copied.
+    """Put a model together over memory that already holds its bytes. No byte of a weight is copied.
 
     Args:
-        skeleton: what ``flatten`` returned, from a source you trust: it is a pickle.
-        buffers: the bytes of each block, in the order of ``flatten``; writable, as torch has no read-only tensors.
+        skeleton: What `flatten` returned, from a source you trust: it is a pickle.
+        buffers: The bytes of each block, in the order of `flatten`; writable, as torch has no read-only tensors.
 
     Returns:
         The model, with the ties, strides, classes, flags and attributes of the original. Each block becomes a storage
         of its own, so that saving one tensor saves no other.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> flat = zerocopy.flatten({"weight": torch.ones(3)})
+        >>> zerocopy.rebuild(flat.skeleton, [bytearray(block.bytes_view()) for block in flat.blocks])
+        {'weight': tensor([1., 1., 1.])}
     """
     return _Rebuilder(skeleton, buffers).load()

@@ -185,7 +185,7 @@ def test_without_pagemap_every_byte_is_compared(
     simple_model: nn.Module, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the system does not tell which pages were written, the answer is the same."""
-    monkeypatch.setattr("zerocopy.isolation.private_pages", lambda *_: None)
+    monkeypatch.setattr("zerocopy._writes.private_pages", lambda *_: None)
     model = publish(simple_model).load(cached=False)
     assert zerocopy.written(model) == ()
     write_data(model)
