@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from isolate import Policy, read_manifest
-from isolate.errors import InvalidManifest, InvalidRequirement
-from isolate.requirements import parse
+from isolate._requirements import parse
+from isolate.errors import InvalidManifestError, InvalidRequirementError
 
 GOOD = """\
 name: stats
@@ -89,22 +89,22 @@ BAD = {
 def test_bad_manifests(tmp_path: Path, case: str) -> None:
     """Each mistake is named, with its line."""
     text, message = BAD[case]
-    with pytest.raises(InvalidManifest, match=message) as caught:
+    with pytest.raises(InvalidManifestError, match=message) as caught:
         read_manifest(write(tmp_path, text))
     assert "manifest.yaml" in str(caught.value)
 
 
 def test_not_utf8_and_too_large_and_missing(tmp_path: Path) -> None:
     """Bytes that are no text, a file that is no manifest, no file."""
-    with pytest.raises(InvalidManifest, match=r"line 2: byte 0xff is not UTF-8"):
+    with pytest.raises(InvalidManifestError, match=r"line 2: byte 0xff is not UTF-8"):
         read_manifest(write(tmp_path, b"name: a\ndescription: \xff\n"))
-    with pytest.raises(InvalidManifest, match="too many"):
+    with pytest.raises(InvalidManifestError, match="too many"):
         read_manifest(write(tmp_path, b"#" * (300 << 10)))
-    with pytest.raises(InvalidManifest, match=r"there is no manifest\.yaml"):
+    with pytest.raises(InvalidManifestError, match=r"there is no manifest\.yaml"):
         read_manifest(tmp_path / "nowhere")
-    with pytest.raises(InvalidManifest, match="not TOML"):
+    with pytest.raises(InvalidManifestError, match="not TOML"):
         read_manifest(write(tmp_path, b"name = ", "manifest.toml") / "manifest.toml")
-    with pytest.raises(InvalidManifest, match=r"manifest\.toml: its values are nested too deep"):
+    with pytest.raises(InvalidManifestError, match=r"manifest\.toml: its values are nested too deep"):
         read_manifest(write(tmp_path, b"name = " + b"[" * 5000, "manifest.toml") / "manifest.toml")
 
 
@@ -124,7 +124,7 @@ def test_not_utf8_and_too_large_and_missing(tmp_path: Path) -> None:
 )
 def test_bad_requirements(line: str, message: str) -> None:
     """Each kind of line that is not a plain requirement is refused with what it is."""
-    with pytest.raises(InvalidRequirement, match=message):
+    with pytest.raises(InvalidRequirementError, match=message):
         parse((line,), Policy(), "ext")
 
 
