@@ -699,13 +699,13 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
             ({"api": dict, "methods": ["get"]}, "export an instance"),
             ({"api": {}, "methods": ["fetch"], "name": "d"}, "no method 'fetch'"),
             ({"api": {}, "methods": ["__len__"], "name": "d"}, "underscore"),
-            ({"api": {}, "methods": ["get"], "name": "a.b"}, "no name for an API"),
+            ({"api": {}, "methods": ["get"], "name": "a.b"}, "not a name for an API"),
         ):
             with pytest.raises((TypeError, AttributeError, ValueError), match=message):
                 host.export(**arguments)  # type: ignore[arg-type]
         first = host.export(DatabaseSingleton)
         assert isinstance(first, DatabaseSingleton)
-        with pytest.raises(ValueError, match="exported already"):
+        with pytest.raises(ValueError, match="already exported"):
             host.export(DatabaseSingleton)
 
 

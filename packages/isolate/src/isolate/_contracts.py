@@ -1,4 +1,4 @@
-"""Compares what an extension provides with what was promised and what a Protocol asks for; runs nothing."""
+"""Compares the methods of an extension with its promises and with the host's Protocol."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ARRAYS = {("numpy", "ndarray"), ("torch", "Tensor"), ("xfer.descriptor", "Handl
 
 
 def travels(annotation: Any) -> bool:
-    """Whether values of an annotated type can cross the wire."""
+    """Return whether values of an annotated type can cross the wire."""
     if annotation in (Any, inspect.Parameter.empty, None) or isinstance(annotation, (str, typing.TypeVar)):
         return True
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -84,12 +84,12 @@ def check_needs(manifest: Manifest, apis: Mapping[str, Mapping[str, str]]) -> No
 
 
 def check_provides(manifest: Manifest, methods: dict[str, dict[str, Any]], contract: type | None) -> None:
-    """Refuse an extension that lacks what its manifest promises or what the host's Protocol asks for.
+    """Refuse an extension that lacks methods of its manifest's promises or of the host's Protocol.
 
     Args:
         manifest: Its `provides` are the promised methods.
-        methods: What the worker found; see `worker.loading.describe_methods`.
-        contract: A Protocol or class whose public methods are wanted.
+        methods: The methods that the worker found; see `worker.loading.describe_methods`.
+        contract: A Protocol or class whose public methods it must have.
 
     Raises:
         ContractMismatchError: With every difference.
@@ -179,7 +179,7 @@ def _compare(wanted: inspect.Signature, found: dict[str, Any]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """An annotation without quotes, spaces and module paths, so that two spellings of one type agree."""
+    """Return an annotation without quotes, spaces and module paths, so that two spellings of one type are equal."""
     words = text.replace("'", "").replace('"', "").replace(" ", "")
     out = ""
     for part in words.replace("[", " [ ").replace("]", " ] ").replace(",", " , ").replace("|", " | ").split():

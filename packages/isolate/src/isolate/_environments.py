@@ -106,7 +106,7 @@ class EnvironmentStore:
         offline: bool = False,
         progress: Progress = _quiet,
     ) -> None:
-        # Builds run in other folders than the host's, so a relative path must not reach them.
+        # Builds run in another working folder, so the path must be absolute.
         self.root = (Path(root) if root is not None else default_store()).absolute()
         self.policy = policy or Policy()
         self._offline = offline
@@ -126,7 +126,7 @@ class EnvironmentStore:
         if first != _HEADER + inputs:
             raise LockOutOfDateError(
                 f"{manifest.name}: {LOCK_FILE} was made for other requirements, another Python or another platform; "
-                "make it anew with: isolate lock"
+                "renew it with: isolate lock"
             )
         return rest
 
@@ -198,7 +198,7 @@ class EnvironmentStore:
         environment = {
             name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
         }
-        # A neutral folder: the uv.toml or pyproject.toml of wherever the host was started must not matter.
+        # A neutral folder, so that no uv.toml or pyproject.toml of the host's working folder is used.
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=self.root, env=environment)
         if done.returncode != 0:
             said = done.stderr.strip() or f"exit code {done.returncode}"
@@ -226,7 +226,7 @@ class EnvironmentStore:
                 (folder / "constraints.txt").write_text("\n".join(map(str, constraints)), "utf-8")
                 extra += ["--constraints", str(folder / "constraints.txt")]
             if excluded:
-                # The way to tell uv that a package is provided: override it with a requirement that never applies.
+                # uv leaves a package out if it is overridden with a requirement that never applies.
                 lines = [f'{name} ; python_version < "0"' for name in excluded]
                 (folder / "overrides.txt").write_text("\n".join(lines), "utf-8")
                 extra += ["--overrides", str(folder / "overrides.txt")]
@@ -273,7 +273,7 @@ class EnvironmentStore:
                 options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments()]
                 install = ("pip", "install", *options, "-r", str(kept))
                 try:
-                    # The versions are chosen, so what uv has in its cache is right without asking the index about it.
+                    # The versions are chosen, so the cache is enough if it has them.
                     self._uv(manifest, *install, offline=True)
                 except EnvironmentBuildError:
                     if self._offline:
@@ -323,7 +323,7 @@ class EnvironmentStore:
                 path = self.root / "envs" / key
                 size = sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())
                 if not dry_run:
-                    # The marker goes first: a removal that is cut short leaves no environment that looks complete.
+                    # The marker goes first, so that an interrupted removal leaves no environment that looks complete.
                     (path / _MARKER).unlink(missing_ok=True)
                     shutil.rmtree(path, ignore_errors=True)
                     (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)

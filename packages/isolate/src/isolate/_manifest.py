@@ -24,7 +24,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Resource limits of a worker; None means no limit.
 
     Attributes:
-        memory: Bytes of private memory, a number, or a text with a unit (`512MB`, `2GiB`). A worker that exceeds it ends.
+        memory: Bytes of private memory: a number, or a text with a unit (`2GiB`). A worker that exceeds it ends.
         cpu_seconds: Processor time of the worker process.
         processes: Processes of the same user, above which the worker can start no more.
         open_files: Open descriptors.

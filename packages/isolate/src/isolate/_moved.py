@@ -20,7 +20,6 @@ MODULES = {
     "isolate.requirements": "isolate._requirements",
     "isolate.sandbox": "isolate._sandbox",
     "isolate.states": "isolate._states",
-    "isolate.worker": "isolate._worker",
     "isolate.worker.buffers": "isolate._worker.outgoing",
     "isolate.worker.errors": "isolate._worker.errors",
 }
@@ -69,7 +68,7 @@ class _Loader:
 
 
 class _Finder:
-    """Finds the old paths; the last finder that is asked, so that it costs other imports nothing."""
+    """Finds the old paths. It comes last in `sys.meta_path`, so that other imports do not pay for it."""
 
     def find_spec(
         self,
@@ -77,10 +76,12 @@ class _Finder:
         _path: Sequence[str] | None = None,
         _target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
+        if name == "isolate.worker":  # an empty package: its path would load its modules a second time
+            return importlib.machinery.ModuleSpec(name, None, is_package=True)
         if name not in MODULES:
             return None
         loader: Any = _Loader()
-        return importlib.machinery.ModuleSpec(name, loader, is_package=name == "isolate.worker")
+        return importlib.machinery.ModuleSpec(name, loader)
 
 
 def install() -> None:

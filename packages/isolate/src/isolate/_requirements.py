@@ -18,13 +18,13 @@ from isolate.errors import InvalidRequirementError
 FORMAT = 1
 
 # sysconfig fills its table on first use, and before Python 3.12 without a lock: a second thread then sees it half
-# filled. Environments are built side by side in threads, so it is filled here, under the lock of the import.
+# filled. Environments are built concurrently in threads, so it is filled here, under the import lock.
 sysconfig.get_config_vars()
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the host allows extensions to ask for.
+    """What a host allows its extensions.
 
     Attributes:
         allow_sdists: Whether packages may be built from source, which runs their code while installing.

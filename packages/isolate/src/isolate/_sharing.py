@@ -1,4 +1,4 @@
-"""The host's torch as a lower layer of an extension: what belongs to it, and whether the versions agree."""
+"""The host's torch as a lower layer of an extension: which packages belong to it, and whether versions agree."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _top_names(distribution: metadata.Distribution) -> set[str]:
 
 
 def check_before(manifest: Manifest, requirements: list[Requirement]) -> None:
-    """Refuse an extension that asks for another torch than the host has, or runs another Python.
+    """Refuse an extension that needs another version of torch or of Python than the host has.
 
     Raises:
         ShareConflictError: They do not agree, or the host has no torch.
@@ -96,7 +96,7 @@ def check_after(manifest: Manifest, environment: Environment) -> None:
 
 
 def layer_config() -> dict[str, Any]:
-    """What the worker needs to see the host's torch and what torch needs, and nothing else of the host."""
+    """Return what lets the worker import the host's torch and its dependencies, and nothing else of the host."""
     names: set[str] = set()
     folders: list[str] = []
     closure = _closure()

@@ -1,4 +1,4 @@
-"""Reads the harmless part of YAML, with the line of every key; no tags, anchors or duplicates."""
+"""Reads YAML without tags, anchors or duplicates, and records the line of every key."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def _build(node: Any, path: str, lines: dict[str, int], constructor: Any) -> Any
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise YamlError("a key is not a plain word", line)
+            raise YamlError("a key is not a plain text", line)
         key = key_node.value
         if key in built:
-            raise YamlError(f"the key {key!r} is there twice", line)
+            raise YamlError(f"the key {key!r} appears twice", line)
         where = f"{path}.{key}" if path else key
         lines[where] = line
         built[key] = _build(value_node, where, lines, constructor)

@@ -1,4 +1,4 @@
-"""What travels with a call, and the ways to wait for its answer; knows neither sockets nor encodings."""
+"""What travels with a call, and the ways to wait for its answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Export(NamedTuple):
 
 
 def kind_of(function: Callable[..., Any]) -> str:
-    """How a callable is run: `sync` on a thread, `async` on the loop, `stream` and `astream` item by item."""
+    """Return how a callable runs: `sync` on a thread, `async` on the loop, `stream` and `astream` item by item."""
     while hasattr(function, "func"):  # functools.partial
         function = function.func
     for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004 - instances of classes with an async __call__
@@ -45,7 +45,7 @@ def kind_of(function: Callable[..., Any]) -> str:
 
 
 def deadline_after(timeout: float | None) -> float | None:
-    """The earlier of the running call's deadline and `timeout` seconds from now."""
+    """Return the earlier of the running call's deadline and `timeout` seconds from now."""
     inherited = CURRENT.get().deadline
     if timeout is None:
         return inherited
@@ -85,13 +85,13 @@ class ThreadReply:
         self._lock.release()
 
     def wait(self, deadline: float | None) -> bool:
-        """Whether the answer came before the deadline."""
+        """Wait; return whether the answer came before the deadline."""
         if deadline is None:
             return self._lock.acquire()
         return self._lock.acquire(timeout=max(0.0, min(deadline - time.monotonic(), 4e6)))
 
     def take(self) -> Any:
-        """The answer, or raise the failure."""
+        """Return the answer or raise the failure."""
         if self.failure is not None:
             raise self.failure
         return self.value
@@ -115,5 +115,5 @@ class ForeignReply:
         self._post(lambda: settle(self._future, None, failure))
 
     def _post(self, action: Callable[[], Any]) -> None:
-        with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # that loop is closed, so nothing waits
             self._loop.call_soon_threadsafe(action)

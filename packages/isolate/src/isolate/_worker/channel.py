@@ -66,11 +66,11 @@ class Channel:
         return threading.get_ident() == self._thread
 
     def send(self, kind: int, number: int, payload: bytes, descriptor: int | None = None) -> None:
-        """Send a frame: at once, but on the loop's thread the later ones of a turn together at its end.
+        """Send a frame. On the loop's thread, later frames of an iteration are batched and written at its end.
 
         Raises:
             LinkClosedError: The other side is gone.
-            OverloadedError: The payload passes the frame limit, or the other side has not read for too long.
+            OverloadedError: The payload exceeds the frame limit, or too much is waiting for the other side to read.
         """
         if self.closed:
             raise LinkClosedError("the other side is gone")
@@ -88,7 +88,7 @@ class Channel:
         self._write(data, descriptor)
 
     def flush(self) -> None:
-        """Write what this turn of the loop has gathered."""
+        """Write the batch of this iteration of the loop."""
         self._turn = False
         batch, self._batch = self._batch, []
         if batch and not self.closed:
@@ -123,7 +123,7 @@ class Channel:
         except BlockingIOError:
             return 0
         except OSError as failure:
-            # The reader sees the end of the stream and reports it; what was sent before it must still be read.
+            # The reader reports the end of the stream, after it has read what was sent before.
             if failure.errno in (errno.EPIPE, errno.ECONNRESET):
                 return len(data)
             raise
@@ -182,7 +182,7 @@ class Channel:
         return not self.closed
 
     def drain(self) -> None:
-        """Deliver what has arrived and was not read yet; for a peer that has ended."""
+        """Deliver what has arrived and was not read yet; for a peer that has exited."""
         while not self.closed:
             before = self._reader.partial
             self._on_readable()

@@ -1,4 +1,4 @@
-"""Values to bytes and back for one link; uses msgspec for plain data where it is installed, knows no sockets."""
+"""Values to bytes and back for one link; uses msgspec for plain data where it is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGE = 65536
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value is made only of types whose native MessagePack form comes back as itself."""
+    """Return whether native MessagePack restores a value exactly, with all its types."""
     kind = type(value)
     if kind in _SCALARS:
         return kind is not bytes or len(value) < _LARGE
@@ -42,7 +42,7 @@ class Codec:
     Args:
         special: Encodes arrays and callables; see `wire.pack`.
         hook: Decodes the extension types that `special` makes; called with code and payload.
-        undo: Told of each code and payload of a message that could not be encoded to its end.
+        undo: Called with each code and payload of a message whose encoding failed.
     """
 
     def __init__(self, special: Special, hook: Hook, undo: Callable[[int, bytes], None]) -> None:
@@ -70,7 +70,7 @@ class Codec:
     def encode_call(
         self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None, depth: int
     ) -> bytes:
-        """Encode a call, looking only at what its user has given."""
+        """Encode a call; only the user's arguments are examined."""
         if self._fast is not None and (not args or is_plain(list(args))) and (not kwargs or is_plain(kwargs)):
             try:
                 return self._fast[0]((target, args, kwargs, deadline, depth))
@@ -103,7 +103,7 @@ class Codec:
         except WireError:
             raise
         except self._fast[2]:
-            # msgspec is stricter than the format about surrogates; the slow reader has the last word.
+            # msgspec is stricter than the format about surrogates; the slow reader decides.
             return unpack(bytes(payload), self._hook)
 
     def _hook(self, code: int, payload: Any) -> Any:

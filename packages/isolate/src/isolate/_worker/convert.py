@@ -1,4 +1,4 @@
-"""Rebuilds dataclasses and enums where the receiver's own annotations ask for them; imports nothing by name."""
+"""Rebuilds dataclasses and enums according to the receiver's own annotations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _wrong(path: str, value: object, wanted: str) -> TypeError:
 
 
 def converter(annotation: Any) -> Convert | None:
-    """What turns a wire value into the annotated type; None where the value is right as it is."""
+    """Return what turns a wire value into the annotated type; None where nothing is to be done."""
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return _enum(annotation)
     if isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
@@ -166,7 +166,7 @@ def _mapping(keys: Convert | None, values: Convert | None) -> Convert | None:
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The function's annotations, evaluated where that is possible."""
+    """Return the function's annotations, evaluated where that is possible."""
     try:
         return typing.get_type_hints(function)
     except Exception:  # a name that exists only for type checkers
@@ -174,7 +174,7 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def arguments(function: Callable[..., Any]) -> Callable[[list[Any], dict[str, Any]], Any] | None:
-    """What rebuilds the arguments of a call to this function; None where nothing is to be rebuilt."""
+    """Return what rebuilds the arguments of a call to this function; None where nothing is to be rebuilt."""
     if "typing" not in sys.modules:
         return None
     if not getattr(function, "__annotations__", None):

@@ -1,8 +1,8 @@
-"""Tells whether memory has changed since it was last asked about; knows addresses, not arrays, links or segments.
+"""Detects whether memory has changed since the last question.
 
 The kernel tracks writes to a range (`userfaultfd` with asynchronous write protection, and the `PAGEMAP_SCAN` ioctl,
-Linux 6.7 and later; see the kernel's documentation of pagemap), so that asking about 64 MB takes microseconds where a
-hash takes longer than a copy. Where it cannot be told for sure there is no stamp, and the caller copies.
+Linux 6.7 and later; see the kernel's documentation of pagemap), so that a question about 64 MB takes microseconds. A
+hash would take longer than a copy. Where writes cannot be tracked there is no version, and the caller copies.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _NOLOAD = os.RTLD_LAZY | getattr(os, "RTLD_NOLOAD", 4)
 
 
 def partial_pages(address: int, length: int) -> list[tuple[int, int]]:
-    """The parts of some memory that lie in pages which its neighbours may write to, as (offset, bytes).
+    """Return the parts of a memory range that share a page with other memory, as (offset, bytes).
 
-    No stamp tells of them; they are less than a page each, so they are copied every time.
+    Versions do not cover them. Each is less than a page, so they are copied every time.
     """
     first, last = -address % mmap.PAGESIZE, (address + length) % mmap.PAGESIZE
     return [(0, first), (length - last, last)]
 
 
 class _Range:
-    """What is known of one object's memory."""
+    """The tracking state of one object's memory."""
 
     __slots__ = ("address", "length", "owner", "sample", "served", "stamp", "start", "state", "stop")
 
@@ -55,13 +55,13 @@ class _Range:
         self.start = address + before
         self.stop = address + after
         self.sample = _sample(address, length)
-        self.state = "seen"  # seen, tracked, or volatile: it changes too often to be worth the page faults
+        self.state = "seen"  # seen, tracked, or volatile: changes too often to be worth the page faults
         self.stamp = 0
         self.served = False
 
 
 def _sample(address: int, length: int) -> bytes:
-    # A few hundred bytes all over, at an odd distance: a buffer that is filled anew is known without page faults.
+    # A few hundred bytes at an odd distance: most rewritten buffers are detected without page faults.
     return bytes((ctypes.c_ubyte * length).from_address(address)[:: length // 256 | 1])
 
 
@@ -79,9 +79,9 @@ def _driver_loaded() -> bool:
 class DirtyTracker:
     """Version numbers for the memory of arrays: equal ones mean no write between, `partial_pages` aside.
 
-    An object is tracked from the second time that it is asked about, if a sample of it has not changed by then. The
-    first write to each page of a tracked object costs a page fault; one that was written to before its stamp
-    served once is not tracked again.
+    An object is tracked from the second question on, if a sample of it has not changed by then. The first write to each
+    page of a tracked object costs a page fault. An object that was written before its version was used is not tracked
+    again.
     """
 
     def __init__(self) -> None:
@@ -95,33 +95,33 @@ class DirtyTracker:
         self._pid = 0
 
     def retain(self) -> None:
-        """Count a user; the descriptors are closed with the last one."""
+        """Count a user; the last one closes the descriptors."""
         with self._lock:
             self._users += 1
 
     def release(self) -> None:
-        """Count a user less."""
+        """Count one user less."""
         with self._lock:
             self._users -= 1
             if not self._users:
                 self._reset()
 
     def is_current(self, stamp: int) -> bool:
-        """Whether a stamp may be given again."""
+        """Return whether a version may be returned again."""
         return stamp in self._current
 
     def stamp(self, owner: Any, address: int, length: int) -> int | None:
         """Return a version number for a memory range, its partial pages excluded; None where writes cannot be tracked.
 
         Args:
-            owner: The object whose memory it is; it must be weakly referable.
-            address: Where it begins.
+            owner: The object that owns the memory; it must be weakly referable.
+            address: The first address.
             length: Bytes.
         """
         if length < SMALLEST or sys.platform != "linux" or _driver_loaded():
             return None
         with self._lock:
-            if self._pid != os.getpid():  # after a fork the descriptors tell of the parent's memory
+            if self._pid != os.getpid():  # after a fork the descriptors belong to the parent's memory
                 self._reset()
                 self._open()
             self._forget_dead()
@@ -135,7 +135,7 @@ class DirtyTracker:
                 return None
             try:
                 return self._decide(known)
-            except OSError:  # mapped anew, or memory that cannot be tracked
+            except OSError:  # mapped again, or memory that cannot be tracked
                 self._current.discard(known.stamp)
                 known.state = "volatile"
                 return None

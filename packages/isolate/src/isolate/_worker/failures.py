@@ -9,7 +9,7 @@ from typing import Any
 from . import errors
 from .errors import IsolateError, RemoteError, RemoteTracebackError
 
-# StopIteration and its kin have a meaning to the interpreter and cannot be raised through a future or a generator.
+# These have a meaning to the interpreter and cannot be raised through a future or a generator.
 _EXCLUDED = {"StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "KeyboardInterrupt"}
 _KNOWN: dict[str, type[Exception]] = {
     name: value
@@ -30,7 +30,7 @@ def _known_name(kind: type) -> str | None:
 
 
 def describe(failure: BaseException) -> list[Any]:
-    """The wire form of an exception: known name or None, dotted name, message, arguments, formatted traceback."""
+    """Return the wire form of an exception: known name or None, dotted name, message, arguments, traceback."""
     try:
         message = str(failure)
     except Exception as broken:
@@ -47,7 +47,7 @@ def describe(failure: BaseException) -> list[Any]:
 
 
 def revive(parts: Any) -> Exception:
-    """The exception for a wire form; never constructs a class that is not in the closed set."""
+    """Return the exception for a wire form; only classes of the closed set are constructed."""
     if type(parts) is not list or len(parts) != 5:
         raise errors.WireError("a failure is not a list of five parts")
     name, dotted, message, args, text = parts

@@ -1,4 +1,4 @@
-"""Handles of pentad-xfer as values on the wire; knows their bytes, and neither pools nor what they refer to."""
+"""Handles of pentad-xfer as values on the wire."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .errors import UnsupportedTypeError, WireError
 
 
 def to_bytes(value: Any) -> bytes | None:
-    """A handle as bytes; None for anything else, which costs no import."""
+    """Return a handle as bytes; None for anything else, without importing xfer."""
     kind = getattr(sys.modules.get("xfer"), "Handle", None)
     if not isinstance(kind, type) or not isinstance(value, kind):
         return None
@@ -18,7 +18,7 @@ def to_bytes(value: Any) -> bytes | None:
 
 
 def from_bytes(raw: bytes) -> Any:
-    """The handle, its checksum verified; what it refers to is looked at only by who opens it.
+    """Return the handle after its checksum is verified. Nothing is opened.
 
     Raises:
         UnsupportedTypeError: pentad-xfer is not installed on this side.

@@ -26,6 +26,6 @@ class WorkerThread:
         asyncio.run(serve(self._sock, in_process=True))
 
     def join(self, timeout: float) -> bool:
-        """Whether the thread has ended within so many seconds."""
+        """Wait for the thread; return whether it ended in time."""
         self._thread.join(timeout)
         return not self._thread.is_alive()

@@ -1,4 +1,4 @@
-"""Serves named top-level packages of the host below the extension's own; the rest of the host stays out of sight."""
+"""Finds named top-level packages of the host below the extension's own packages, and no others."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class HostLayer:
-    """A finder at the end of `sys.meta_path` that knows only the given names.
+    """A finder at the end of `sys.meta_path` for the given names only.
 
     Args:
         names: Importable top-level names, torch and what it needs.
-        folders: Where the host's packages lie.
-        distributions: Distribution names whose metadata may be seen.
+        folders: The folders of the host's packages.
+        distributions: Distribution names whose metadata can be found.
     """
 
     def __init__(self, names: Iterable[str], folders: list[str], distributions: Iterable[str]) -> None:

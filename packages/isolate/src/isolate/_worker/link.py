@@ -1,4 +1,4 @@
-"""Calls over one socket, the same on both ends: numbers, answers, callbacks, streams; decides nothing about processes.
+"""Calls over one socket, the same on both ends: numbers, answers, callbacks and streams.
 
 Nothing that arrives is looked up by attribute: a call names an entry of `exports`, or the number of a callable that
 this side has sent.
@@ -179,7 +179,7 @@ class Link:
         try:
             self.channel.send(CALL, number, payload)
         except LinkClosedError:
-            # `close` may still be telling why; it fails every pending reply, this one included.
+            # `close` fails every pending reply, this one included, and knows the reason.
             if self._pending.pop(number, None) is not None:
                 raise self._closing or LinkClosedError(f"{self.name} is gone") from None
         except BaseException:
@@ -207,7 +207,7 @@ class Link:
 
     def _on_frame(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
         if kind == RESULT:
-            # Decoded first: a reply that is taken off the list and not resolved would wait for ever.
+            # Decode first: a reply removed from the list and not resolved would wait for ever.
             try:
                 value, failure = None if payload == _NONE else self.values.decode(payload), None
             except UnsupportedTypeError as caught:
@@ -218,7 +218,7 @@ class Link:
         elif kind == CALL:
             self._on_call(number, payload)
         elif kind == ERROR:
-            # Decoded first: a reply that is taken off the list and not resolved would wait for ever.
+            # Decode first: a reply removed from the list and not resolved would wait for ever.
             revived = failures.revive(self.values.decode(payload))
             reply = self._pending.pop(number, None)
             if reply is not None:
@@ -238,7 +238,7 @@ class Link:
             reply.set_exception(failure)
 
     def _discard(self, payload: bytes) -> None:
-        # The caller has given up; what the answer carries (arrays, callables) must still be given back.
+        # The caller has given up; arrays and callables in the answer must still be given back.
         with contextlib.suppress(UnsupportedTypeError):
             self.values.decode(payload)
 
@@ -312,7 +312,7 @@ class Link:
             self._housekeep()
         self.channel.send(_ANSWERS[kind], number, payload)
 
-    # Housekeeping: finalizers note what ended, the loop tells the other side
+    # Housekeeping: finalizers note what ended, the loop reports it to the other side
 
     def _announce(self, segment: Segment) -> None:
         self.channel.send(SEGMENT, segment.number, b"", segment.fd)

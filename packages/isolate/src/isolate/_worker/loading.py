@@ -1,4 +1,4 @@
-"""Finds what an extension provides: the public methods of its entry, with signatures; knows no sockets."""
+"""Finds what an extension provides: the public methods of its entry, with signatures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOOKS = frozenset({"on_stop"})
 
 
 def import_entry(directory: str, entry: str, private_name: str | None = None) -> tuple[ModuleType, str]:
-    """The entry's module and the name after the colon; with `private_name`, `sys.path` is left alone."""
+    """Return the entry's module and the name after the colon; with `private_name`, `sys.path` stays unchanged."""
     module_name, _, attribute = entry.partition(":")
     if private_name is None:
         if directory not in sys.path:
@@ -43,7 +43,7 @@ def import_entry(directory: str, entry: str, private_name: str | None = None) ->
 
 
 def make_instance(module: ModuleType, attribute: str, host: object) -> Any:
-    """The object whose methods are called: the named class, a class `Extension`, or the module itself."""
+    """Return the object whose methods are called: of the named class, of a class `Extension`, or the module itself."""
     name = attribute or ("Extension" if inspect.isclass(getattr(module, "Extension", None)) else "")
     if not name:
         return module
@@ -65,7 +65,7 @@ def make_instance(module: ModuleType, attribute: str, host: object) -> Any:
 
 
 def public_methods(instance: Any) -> dict[str, Callable[..., Any]]:
-    """The declared methods of an object: public functions of its class, or the module's own public functions."""
+    """Return the methods of an object: public functions of its class, or the module's own public functions."""
     if inspect.ismodule(instance):
         return {
             name: value
@@ -90,12 +90,12 @@ _FUNCTIONS = (type(import_entry), type(len))
 
 
 def exports_of(methods: dict[str, Callable[..., Any]]) -> dict[str, Export]:
-    """The table that a link serves."""
+    """Return the table that a link serves."""
     return {name: Export(method, kind_of(method), arguments(method)) for name, method in methods.items()}
 
 
 def annotation_text(annotation: Any) -> str:
-    """An annotation as its author would write it."""
+    """Return an annotation as its author would write it."""
     if annotation is inspect.Parameter.empty:
         return ""
     if isinstance(annotation, str):
@@ -106,7 +106,7 @@ def annotation_text(annotation: Any) -> str:
 
 
 def describe_methods(methods: dict[str, Callable[..., Any]]) -> dict[str, dict[str, Any]]:
-    """For each method its kind, parameters (name, kind, has a default, annotation) and return annotation."""
+    """Return for each method its kind, parameters (name, kind, has a default, annotation) and return annotation."""
     described: dict[str, dict[str, Any]] = {}
     for name, method in methods.items():
         entry: dict[str, Any] = {"kind": kind_of(method), "params": None, "returns": ""}

@@ -32,13 +32,13 @@ class Message(IntEnum):
     END = 10
     """The stream of call `number` is complete. Payload: nil."""
     RELEASE = 11
-    """Callables that this side received are no longer referenced. Payload: a list of their numbers."""
+    """The sender no longer references these callables of the receiver. Payload: a list of their numbers."""
     SEGMENT = 12
     """Shared memory segment `number` comes as the frame's descriptor. Payload: empty."""
     FREE = 13
-    """Lent segments that this side no longer views. Payload: a list of their numbers."""
+    """Lent segments that the sender no longer views. Payload: a list of their numbers."""
     DROP = 14
-    """Segments that this side gives up and will not refer to again. Payload: a list of their numbers."""
+    """Segments that the sender has closed. Payload: a list of their numbers."""
     STOP = 15
     """Host to worker, last: run `on_stop` and exit. Payload: nil."""
 
@@ -48,4 +48,4 @@ LOAD, READY, FAILED, CALL, RESULT, ERROR, CANCEL, ITEM, CREDIT, END, RELEASE, SE
 )  # plain numbers: comparing with a member of an enum is slower, and every frame is compared
 
 WINDOW = 16
-"""Items of a stream that may be under way before the receiver grants more."""
+"""Items of a stream that may be in flight before the receiver grants more."""

@@ -1,4 +1,4 @@
-"""The objects that users call methods on; they look up the link at each call, since it can change."""
+"""The objects whose methods users call. They look up the link at each call, since a restart changes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Lookup = Callable[[str], "tuple[Link, str]"]
 
 
 class Methods:
-    """Attribute access gives callables; calling the object itself sets options: `methods(timeout=0.5).name(...)`."""
+    """Methods as attributes. Calling the object sets options: `methods(timeout=0.5).name(...)`."""
 
     def __init__(self, lookup: Lookup, prefix: str = "", timeout: float | None = None) -> None:
         self._lookup = lookup
@@ -38,7 +38,7 @@ class Methods:
 
 
 class BlockingMethods(Methods):
-    """Methods that block until the answer is there, and streams as iterators."""
+    """Methods that block until the answer comes, and streams as iterators."""
 
     def _method(self, target: str) -> Callable[..., Any]:
         lookup, timeout = self._lookup, self._timeout
@@ -53,7 +53,7 @@ class BlockingMethods(Methods):
 
 
 class AwaitableMethods(Methods):
-    """Methods that give awaitables, and streams as async iterators."""
+    """Methods that return awaitables, and streams as async iterators."""
 
     def _method(self, target: str) -> Callable[..., Any]:
         lookup, timeout = self._lookup, self._timeout
@@ -83,9 +83,9 @@ class _Apis:
 
 
 class HostProxy:
-    """What an extension sees of its host: `host.call.API.method(...)`, or `await host.aio.API.method(...)`.
+    """An extension's view of its host: `host.call.API.method(...)`, or `await host.aio.API.method(...)`.
 
-    `host.share(array)` puts an array where results travel from without a copy.
+    `host.share(array)` returns a copy of an array that travels without another copy.
 
     Attributes:
         name: The extension's own name.

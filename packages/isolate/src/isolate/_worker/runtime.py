@@ -123,7 +123,7 @@ class Worker:
     def _memory_guard(self, answer: Any) -> Any:
         def guarded(kind: str, number: int, value: Any) -> None:
             if kind == "ERROR" and isinstance(value, MemoryError):
-                # What a MemoryError leaves behind is unknown: end, and let the host decide on a restart.
+                # The state after a MemoryError is unknown: exit, so that the host can restart the worker.
                 sys.stderr.write("isolate: the memory limit was reached\n")
                 sys.stderr.flush()
                 os._exit(MEMORY_EXIT)

@@ -1,4 +1,4 @@
-"""Runs the calls that come in: each its own task or thread, cancellable; knows links only as callables."""
+"""Runs incoming calls, each in its own task or thread, and cancels them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INFLIGHT_LIMIT = 20_000
 
 
 class _ThreadCall:
-    """A synchronous call; cancelling raises `CallCancelledError` in its thread at the next bytecode."""
+    """A synchronous call. Cancelling raises `CallCancelledError` in its thread at the next bytecode."""
 
     def __init__(
         self, serving: Serving, number: int, export: Export, args: list[Any], kwargs: dict[str, Any], context: Context
@@ -78,7 +78,7 @@ class _ThreadCall:
             self._thread = None
             raised = self._raised
         if raised:
-            # The exception is on its way to this thread: let it arrive here and not in the next call's code.
+            # The exception is pending for this thread: let it arrive here and not in the next call.
             try:
                 for _ in range(100):
                     time.sleep(0)
@@ -124,7 +124,6 @@ class Serving:
         loop: Where async methods run.
         threads: Where sync methods run.
         answer: Sends an answer; raises what the encoding raises.
-        max_depth: Calls nested deeper than this are refused.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, answer: Answer) -> None:
@@ -170,7 +169,7 @@ class Serving:
             call.cancel()
 
     def credit(self, number: int, count: Any) -> None:
-        """Let a stream send more items."""
+        """Allow a stream to send more items."""
         if type(count) is not int or not 0 < count <= WINDOW:
             raise WireError(f"a credit of {count!r:.40} is outside 1 to {WINDOW}")
         call = self._running.get(number)
@@ -194,7 +193,7 @@ class Serving:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def answer(self, kind: str, number: int, value: Any) -> None:
-        """Send an answer; a value that does not travel becomes an error, a link that is gone is nobody's concern."""
+        """Send an answer. A value that does not travel becomes an error; a closed link is ignored."""
         try:
             self._answer(kind, number, value)
         except ConnectionError:

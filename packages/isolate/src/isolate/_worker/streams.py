@@ -15,7 +15,7 @@ from .protocol import CREDIT, WINDOW
 
 
 class StreamReply:
-    """The receiving end of a stream: at most `WINDOW` items are under way; the rest waits in the callee."""
+    """The receiving end of a stream. At most `WINDOW` items are in flight; the callee pauses until more are granted."""
 
     def __init__(self, credit: Callable[[int], None], wake: Callable[[], None] | None) -> None:
         self._items: deque[Any] = deque()
@@ -28,7 +28,7 @@ class StreamReply:
         self.failure: BaseException | None = None
 
     def item(self, value: Any) -> None:
-        """Take one item from the socket."""
+        """Queue one item."""
         with self._changed:
             self._granted -= 1
             if self._granted < 0:
@@ -39,7 +39,7 @@ class StreamReply:
             self._wake()
 
     def set_result(self, _value: Any) -> None:
-        """Take the answer."""
+        """End the stream."""
         with self._changed:
             self._done = True
             self._changed.notify_all()
@@ -47,7 +47,7 @@ class StreamReply:
             self._wake()
 
     def set_exception(self, failure: BaseException) -> None:
-        """Take the failure."""
+        """End the stream with a failure."""
         self.failure = failure
         self.set_result(None)
 

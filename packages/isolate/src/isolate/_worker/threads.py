@@ -1,4 +1,4 @@
-"""Threads for synchronous methods: nested calls never wait behind the calls that wait for them."""
+"""Threads for synchronous methods; a nested call never waits behind the calls that wait for it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Threads:
     """Runs jobs on daemon threads, newest idle thread first.
 
     Args:
-        limit: Threads for outermost calls. Nested calls (`urgent`) may pass it: the depth limit bounds them,
-            and making them wait for outer calls would be a deadlock.
+        limit: Threads for outermost calls. Nested calls (`urgent`) may exceed it: if they waited for outer calls, both
+            would wait for ever.
         name: Prefix of the threads' names.
     """
 
@@ -59,7 +59,7 @@ class Threads:
         worker.wake.release()
 
     def close(self) -> None:
-        """Let idle threads end now and busy ones after their job; jobs not begun are dropped."""
+        """End idle threads now and busy ones after their job; drop jobs that have not begun."""
         with self._lock:
             self._closed = True
             self._backlog.clear()

@@ -1,6 +1,6 @@
-"""The wire format: MessagePack with a closed set of extension types; constructs nothing by a name from the wire.
+"""The wire format: MessagePack with a closed set of extension types.
 
-Every type has one form and comes back as itself:
+Nothing is constructed by a name from the wire. Every type has one form and comes back as itself:
 
 | Python | on the wire |
 |---|---|
@@ -37,10 +37,10 @@ def pack(value: object, special: Special) -> bytes:
 
     Args:
         value: Anything of the closed set of types.
-        special: Gives `(extension code, payload)` for arrays and callables, None for what it does not know.
+        special: Returns `(extension code, payload)` for arrays and callables, None for anything else.
 
     Raises:
-        UnsupportedTypeError: A part of the value has a type that does not travel; the message gives its path.
+        UnsupportedTypeError: A part of the value has a type that does not travel; the message has its path.
     """
     out = bytearray()
     try:
@@ -56,7 +56,7 @@ def pack(value: object, special: Special) -> bytes:
 
 
 class _UnsupportedError(Exception):
-    """Internal: carries the offending part up to `pack`, which knows the path."""
+    """Carries the offending part up to `pack`, which finds its path."""
 
 
 def _header(out: bytearray, size: int, fix: int, fix_limit: int, wide: tuple[int, int, int]) -> None:
@@ -308,7 +308,7 @@ def _extension(data: bytes, at: int, size: int, hook: Hook) -> tuple[Any, int]:
 
 
 def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
-    """Build the value of an extension type of this module; arrays and callables are the caller's."""
+    """Build the value of an extension type of this module; the caller handles arrays and callables."""
     if code == BIG_INT:
         return int.from_bytes(payload, "little", signed=True)
     try:
