@@ -1,5 +1,7 @@
 """Shared fixtures: a pool per test, helper processes, and the check that no test leaves anything behind."""
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import os
@@ -13,7 +15,7 @@ import psutil
 import pytest
 
 import xfer
-from xfer.reader import READER
+from xfer._shared.reader import READER
 
 REQUIRE_CUDA = os.environ.get("REQUIRE_CUDA") == "1"
 

@@ -1,5 +1,7 @@
 """Arrays through shared memory: every data type, every layout, handles, the pool, and the store of names."""
 
+from __future__ import annotations
+
 import contextlib
 import pickle
 import struct
@@ -20,9 +22,9 @@ from hypothesis.extra import numpy as hnp
 
 import xfer
 from xfer import errors
-from xfer.descriptor import HEADER, Handle, signature
-from xfer.reader import READER
-from xfer.sizes import format_size, parse_size, slot_size
+from xfer._shared.handle import HEADER, Handle, signature
+from xfer._shared.reader import READER
+from xfer._sizes import format_size, parse_size, slot_size
 
 RECORD = np.dtype([("time", "<M8[us]"), ("pair", [("a", "<i2"), ("b", ">f8", (2, 3))]), ("name", "<U5")], align=True)
 ARRAYS = {

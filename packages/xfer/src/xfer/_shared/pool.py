@@ -1,0 +1,457 @@
+"""The producer's side: a budgeted pool of sealed segments whose slots are filled, handed out, and used again.
+
+A slot is reused only when the producer has released it and the kernel reports that no reader holds a lease on it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from xfer import _compiled
+from xfer._callsite import calling_line
+from xfer._convert.interchange import device_of, host_array
+from xfer._deferred import Deferred
+from xfer._forks import on_fork
+from xfer._shared import names
+from xfer._shared.handle import CUDA, HEADER, TAIL, TOKEN_IN_SLOT, Fields, Handle, Signature, parse, signature
+from xfer._shared.lease import require_locks
+from xfer._shared.loan import Loan
+from xfer._shared.slots import Place, Slots
+from xfer._sizes import format_size, parse_size, slot_size
+from xfer.errors import (
+    BudgetExceededError,
+    DoubleReleaseError,
+    ForeignHandleError,
+    PoolClosedError,
+    UnsupportedDtypeError,
+)
+
+Backend = Literal["auto", "nameless", "named"]
+_LARGE = 1 << 20
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What a pool holds; sizes in bytes.
+
+    Example:
+        >>> pool = xfer.Pool("1MiB")
+        >>> handle = pool.put(np.zeros(100))
+        >>> stats = pool.stats()
+        >>> stats.live, stats.live_bytes
+        (1, 800)
+    """
+
+    budget: int
+    reserved: int
+    segments: int
+    live: int
+    live_bytes: int
+    waiting_for_readers: int
+    free_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """An array that was put and not released.
+
+    Example:
+        >>> pool = xfer.Pool("1MiB", trace=True)
+        >>> handle = pool.put(np.zeros(100))
+        >>> [(leak.nbytes, leak.leased) for leak in pool.leaks()]
+        [(800, False)]
+    """
+
+    nbytes: int
+    age: float
+    leased: bool
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Memory of a pool that is lent to another part of the program: not an array, so not in `leaks()`.
+
+    Its bytes start at `offset` of `memory`; a reader opens them by `handle`.
+
+    Example:
+        >>> pool = xfer.Pool("1MiB")
+        >>> lent = pool.lend(4096)
+        >>> lent.nbytes, len(xfer.get(lent.handle))
+        (4096, 4096)
+        >>> lent.give_back()
+    """
+
+    memory: Any
+    offset: int
+    nbytes: int
+    handle: Handle
+    give_back: Callable[[], None]
+
+
+class _Live(NamedTuple):
+    """A filled slot, and what has to stay alive with it."""
+
+    place: Place
+    nbytes: int
+    keep: object
+    site: str
+    since: float
+
+
+class Pool:  # long because the argument texts of twelve public methods are in it
+    """Shared memory of this process, under a budget.
+
+    Args:
+        budget: The most that the pool may reserve, in bytes or as text ("2GiB").
+        backend: "nameless" (sealed memfd, Linux), "named" (files in /dev/shm or /tmp, for macOS and systems with a
+            closed /proc), or "auto".
+        trace: Record where each array was put, for `leaks()`; costs about a microsecond per array.
+
+    Raises:
+        UnsupportedPlatformError: The system has no POSIX file locks.
+
+    Example:
+        >>> pool = xfer.Pool("64MiB")
+        >>> handle = pool.put(np.arange(3))
+        >>> xfer.get(handle)
+        array([0, 1, 2])
+        >>> pool.release(handle)
+        >>> pool.close()
+    """
+
+    def __init__(self, budget: int | str = "2GiB", *, backend: Backend = "auto", trace: bool = False) -> None:
+        require_locks()
+        if backend not in ("auto", "nameless", "named"):
+            raise ValueError(f"got backend {backend!r}, want 'auto', 'nameless' or 'named'")
+        self.budget = parse_size(budget)
+        self.pid = os.getpid()
+        self._trace = trace
+        self._owner = names.Owner() if backend == "named" or (backend == "auto" and sys.platform != "linux") else None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._slots = Slots(self.budget, self._owner.name if self._owner else None)
+        self._live: dict[int, _Live] = {}
+        self._lent: dict[int, Place] = {}
+        self._refs: dict[int, int] = {}
+        self._given_back = Deferred(self._lock, self._take_back)
+        self._under_pressure: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._stamp = secrets.randbits(64)
+        self._filled = 0
+        self._finalizer = weakref.finalize(self, _close_all, self._slots, self._owner, self.pid)
+        on_fork(child=self._after_fork_in_child)
+
+    def put(self, array: Any, *, timeout: float = 0.0) -> Handle:
+        """Copy an array into shared memory and return its handle.
+
+        Args:
+            array: A NumPy array, anything with DLPack or the array interface on the host, or a CuPy or torch array on a
+                CUDA device, which is not copied but shared by CUDA IPC.
+            timeout: Seconds to wait for readers to finish if the budget is spent.
+
+        Returns:
+            The handle; the array stays until `release(handle)`.
+
+        Raises:
+            UnsupportedDtypeError: The array holds Python objects.
+            BudgetExceededError: No room, and nothing came free within `timeout`.
+        """
+        if type(array) is not np.ndarray:
+            device = device_of(array)
+            if device != "cpu":
+                return self._put_cuda(array)
+            array = host_array(array)
+        flags = array.flags
+        sig = signature(array.dtype, array.shape, flags.f_contiguous and not flags.c_contiguous)
+        place = self._take(sig.slot_bytes, timeout)
+        try:
+            if _compiled.module is not None and sig.nbytes >= _LARGE and flags.forc:
+                _compiled.module.copy(place.segment.map, place.offset, array)
+            else:
+                target = np.ndarray(sig.shape, sig.dtype, place.segment.map, place.offset, None, sig.order)
+                target[...] = array
+            return self._publish(place, sig, sig.nbytes)
+        except BaseException:
+            self._untake(place)
+            raise
+
+    def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float = 0.0) -> Loan:
+        """Lend a slot to be filled in place: `with pool.loan(shape, dtype) as array: ...`, then `loan.handle`.
+
+        Args:
+            shape: The array's shape.
+            dtype: Its data type.
+            timeout: Seconds to wait for readers to finish if the budget is spent.
+
+        Raises:
+            ValueError: A length is negative.
+            UnsupportedDtypeError: The dtype holds Python objects.
+            BudgetExceededError: No room, and nothing came free within `timeout`.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+        if any(length < 0 for length in shape):
+            raise ValueError(f"got the shape {shape}, want lengths of 0 and more")
+        sig = signature(np.dtype(dtype), shape, False)
+        place = self._take(sig.slot_bytes, timeout)
+
+        def begin() -> np.ndarray[Any, Any]:
+            self._check_open()
+            return np.ndarray(sig.shape, sig.dtype, place.segment.map, place.offset)
+
+        return Loan(begin, partial(self._publish, place, sig, sig.nbytes), partial(self._untake, place))
+
+    def release(self, handle: Handle | bytes) -> None:
+        """Release an array: its handle is stale from now on, and the slot is reused once no reader leases it.
+
+        Args:
+            handle: The array's handle, or its bytes.
+
+        Raises:
+            DoubleReleaseError: It was released before.
+            ForeignHandleError: The array is in another pool.
+        """
+        fields = parse(bytes(handle))
+        with self._lock:
+            self._check_open()
+            self._check_live(fields)
+            self._drop(fields.stamp)
+
+    def retain(self, handle: Handle | bytes) -> None:
+        """Require one more release of an array, as a channel does while the array is in flight.
+
+        Args:
+            handle: The array's handle, or its bytes.
+
+        Raises:
+            DoubleReleaseError: The array was released before.
+            ForeignHandleError: The array is in another pool.
+        """
+        fields = parse(bytes(handle))
+        with self._lock:
+            self._check_open()
+            self._check_live(fields)
+            self._refs[fields.stamp] = self._refs.get(fields.stamp, 1) + 1
+
+    def lend(self, nbytes: int) -> Lent:
+        """Lend memory that is not an array of the user's; it stays until `Lent.give_back()`.
+
+        Args:
+            nbytes: How much.
+
+        Raises:
+            BudgetExceededError: No room.
+        """
+        sig = signature(np.dtype(np.uint8), (nbytes,), False)
+        place = self._take(sig.slot_bytes, 0.0)
+        handle = self._publish(place, sig, nbytes)
+        stamp = parse(bytes(handle)).stamp
+        with self._lock:
+            del self._live[stamp]
+            self._lent[stamp] = place
+        return Lent(place.segment.map, place.offset, nbytes, handle, partial(self._given_back.note, stamp))
+
+    def on_pressure(self, callback: Callable[[], None]) -> None:
+        """Call a bound method before the pool reserves more memory, for as long as the method's object lives.
+
+        Args:
+            callback: Releases what its object no longer needs, without waiting.
+        """
+        self._under_pressure.append(weakref.WeakMethod(callback, self._under_pressure.remove))
+
+    def stats(self) -> PoolStats:
+        """Return what the pool holds now."""
+        with self._lock:
+            self._given_back.drain()
+            slots = self._slots
+            slots.reclaim()
+            return PoolStats(
+                budget=self.budget,
+                reserved=slots.reserved,
+                segments=len(slots.segments),
+                live=len(self._live),
+                live_bytes=sum(live.nbytes for live in self._live.values()),
+                waiting_for_readers=slots.waiting,
+                free_slots=slots.free,
+            )
+
+    def leaks(self, older_than: float = 0.0) -> list[Leak]:
+        """List arrays that were put and not released, oldest first; `site` needs a pool with `trace`.
+
+        Args:
+            older_than: Seconds; younger arrays are left out.
+        """
+        now = time.monotonic()
+        with self._lock:
+            return [
+                Leak(live.nbytes, now - live.since, self._slots.leased(live.place), live.site)
+                for live in sorted(self._live.values(), key=lambda live: live.since)
+                if now - live.since >= older_than
+            ]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed, or belongs to the process that this one was forked from."""
+        return self._closed
+
+    def trim(self) -> int:
+        """Give unused memory back to the system; return the bytes."""
+        with self._lock:
+            self._check_open()
+            self._given_back.drain()
+            return self._slots.trim()
+
+    def close(self) -> None:
+        """Make every handle stale and give the memory back. Arrays that readers hold stay valid for them."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for place in (*(live.place for live in self._live.values()), *self._lent.values()):
+                place.clear()
+            self._live.clear()
+            self._finalizer()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        used = f"{format_size(self._slots.reserved)} of {format_size(self.budget)}"
+        return f"<xfer.Pool {'closed' if self._closed else used}, {len(self._live)} arrays>"
+
+    def _put_cuda(self, array: Any) -> Handle:
+        from xfer._shared.cuda_ipc import describe
+
+        record, dtype, shape, keep = describe(array)
+        sig = signature(dtype, shape, False)
+        if sig.flags & TOKEN_IN_SLOT:
+            raise UnsupportedDtypeError(f"{dtype} is too long to describe in a handle of a device array")
+        place = self._take(len(record), 0.0)
+        place.segment.map[place.offset : place.offset + len(record)] = record
+        return self._publish(place, sig, len(record), CUDA, keep)
+
+    def _publish(self, place: Place, sig: Signature, nbytes: int, flags: int = 0, keep: object = None) -> Handle:
+        segment = place.segment
+        if sig.flags & TOKEN_IN_SLOT:
+            offset = place.offset + nbytes
+            segment.map[offset : offset + len(sig.token)] = sig.token
+        with self._lock:
+            self._check_open()
+            stamp = self._stamp = (self._stamp + 1) & _MASK or 1
+            self._filled += 1
+            fields = Fields(
+                flags=sig.flags | flags, ndim=sig.ndim, token_length=len(sig.token), pid=self.pid, fd=segment.handle_fd,
+                segment=segment.id, inode=segment.inode, slot=place.slot, nbytes=nbytes, stamp=stamp,
+            )  # fmt: skip
+            body = HEADER.pack(*fields) + sig.meta
+            check = crc32(body)
+            place.mark(stamp, check)
+            self._live[stamp] = _Live(place, nbytes, keep, calling_line() if self._trace else "", time.monotonic())
+        return Handle(body + TAIL.pack(check))
+
+    def _take(self, nbytes: int, timeout: float) -> Place:
+        size = slot_size(nbytes)
+        with self._lock:
+            place = None if self._closed else self._slots.take_ready(size)
+            if place is not None:
+                return place
+            self._check_open()
+        for reference in tuple(self._under_pressure):
+            callback = reference()
+            if callback is not None:
+                callback()  # before more memory is taken: arrays in flight may have arrived
+        deadline, pause = time.monotonic() + timeout, 0.0001
+        while True:
+            with self._lock:
+                self._check_open()
+                self._given_back.drain()
+                place = self._slots.take(size)
+            if place is not None:
+                return place
+            if time.monotonic() >= deadline:
+                raise self._no_room(size)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.005)
+
+    def _no_room(self, size: int) -> BudgetExceededError:
+        available = self.budget - self._slots.reserved
+        return BudgetExceededError(
+            f"asked for {format_size(size)}, but {format_size(available)} of the {format_size(self.budget)} budget are "
+            f"left; {len(self._live)} arrays are not released and {self._slots.waiting} wait for readers: release "
+            "some, raise the budget, or give a timeout",
+            asked=size,
+            available=available,
+        )
+
+    def _drop(self, stamp: int) -> None:
+        refs = self._refs.get(stamp, 1) - 1
+        if refs > 0:
+            self._refs[stamp] = refs
+            return
+        live = self._live.pop(stamp, None)
+        if live is None:
+            raise DoubleReleaseError("the array was released before")
+        self._refs.pop(stamp, None)
+        self._slots.retire(live.place, live.keep)
+
+    def _take_back(self, stamp: int) -> None:
+        place = self._lent.pop(stamp, None)
+        if place is not None and not self._closed:
+            self._slots.retire(place, None)
+
+    def _untake(self, place: Place) -> None:
+        with self._lock:
+            if not self._closed:
+                self._slots.put_back(place)
+
+    def _check_live(self, fields: Fields) -> None:
+        if fields.stamp in self._live:
+            return
+        was_ours = (self._stamp - fields.stamp) & _MASK < self._filled
+        if fields.pid == self.pid and (was_ours or fields.segment in self._slots.segments):
+            raise DoubleReleaseError("the array was released before")
+        raise ForeignHandleError(f"the handle belongs to another pool (process {fields.pid})")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            here = os.getpid()
+            why = (
+                "the pool is closed" if here == self.pid else f"the pool belongs to process {self.pid}, this is {here}"
+            )
+            raise PoolClosedError(f"{why}: make a new one")
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._given_back = Deferred(self._lock, self._take_back)
+        if not self._closed:
+            self._closed = True
+            self._finalizer.detach()
+            for segment in self._slots.segments.values():
+                segment.disown()
+            if self._owner is not None:
+                os.close(self._owner.fd)
+
+
+def _close_all(slots: Slots, owner: names.Owner | None, pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    for segment in slots.segments.values():
+        segment.close()
+    slots.segments.clear()
+    if owner is not None:
+        owner.close()
