@@ -1,5 +1,7 @@
 """The Hugging Face Hub and GitHub Releases, through their own clients, against a server on this machine."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

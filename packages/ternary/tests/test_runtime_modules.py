@@ -1,5 +1,7 @@
 """Packed layers: built from values and scales, saved, compiled, exported, and refusing what does not fit."""
 
+from __future__ import annotations
+
 import copy
 import gc
 import io
@@ -17,7 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ternary.errors import KernelUnavailableError, LayerShapeError, TernaryError, TernaryValueError
-from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, available_kernels, doctor, native
+from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, available_kernels, doctor
+from ternary.runtime import _native as native
 
 KERNELS = pytest.mark.parametrize("kernel", available_kernels())
 
@@ -419,7 +422,8 @@ class TestDoctor:
         code = """
 import warnings, torch
 from pathlib import Path
-from ternary.runtime import native, doctor, PackedLinear, PackedConv2d
+from ternary.runtime import doctor, PackedLinear, PackedConv2d
+from ternary.runtime import _native as native
 native.CORE_FILE = Path({0!r})
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

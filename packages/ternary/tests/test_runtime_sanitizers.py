@@ -1,5 +1,7 @@
 """The C core under the address, undefined-behaviour and thread sanitizers, on a driver of its own without Python."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess

@@ -5,7 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ternary.language.diagnostics import Diagnostic, SourceText
+    from ternary._language.diagnostics import Diagnostic, SourceText
+
+__all__ = [
+    "CompileError",
+    "DivergedError",
+    "ExportError",
+    "Fp16OverflowError",
+    "ImportFormatError",
+    "KernelUnavailableError",
+    "LayerShapeError",
+    "ManifestError",
+    "MissingExtraError",
+    "ModelFileError",
+    "NonFiniteActivationError",
+    "NonFiniteWeightError",
+    "NothingToPackError",
+    "PackedDataError",
+    "TernaryError",
+    "TernaryValueError",
+    "UnknownModelError",
+    "UnknownQuantizerError",
+    "VanishingGradientError",
+]
 
 
 class TernaryError(Exception):

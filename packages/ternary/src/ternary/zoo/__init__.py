@@ -1,16 +1,18 @@
-"""Networks that ship as sources in the ternary language. Knows nothing of what they are used for."""
+"""Networks that ship as sources in the ternary language."""
 
 from __future__ import annotations
 
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from ternary._language.compiler import compile as compile_source
+from ternary._language.diagnostics import did_you_mean
 from ternary.errors import UnknownModelError
-from ternary.language.compiler import compile as compile_source
-from ternary.language.diagnostics import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
+
+__all__ = ["load", "names", "source"]
 
 
 def names() -> tuple[str, ...]:

@@ -105,6 +105,7 @@ const path_table *ternary_find_path(int64_t path);
 EXPORT int32_t ternary_run(const problem *p);
 EXPORT int32_t ternary_has_path(int64_t path);
 EXPORT int64_t ternary_problem_size(void);
+EXPORT const char *ternary_path_name(int64_t path);
 
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -315,3 +315,10 @@ EXPORT int32_t ternary_has_path(int64_t path) { return ternary_find_path(path) !
 
 /* Size of `problem`: the caller's layout of it is checked against this. */
 EXPORT int64_t ternary_problem_size(void) { return (int64_t)sizeof(problem); }
+
+/* The name of a path, or NULL for a number that none has. */
+EXPORT const char *ternary_path_name(int64_t path) {
+    static const char *const names[PATHS] = {
+        [PORTABLE] = "portable", [AVX2] = "avx2", [AVX512VNNI] = "avx512vnni", [NEON] = "neon", [AMX] = "amx"};
+    return path >= 0 && path < PATHS ? names[path] : NULL;
+}
