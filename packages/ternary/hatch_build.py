@@ -66,7 +66,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Adds the compiled core to wheels and editable installs where it can be compiled."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; a failure is said and leaves a pure wheel."""
+        """Compile the core; after a failure print the reason and build a pure wheel."""
         if self.target_name != "wheel":
             return
         why = compile_core(Path(self.root))

@@ -1,6 +1,6 @@
 """Models in one safetensors file: packed ternary weights, the rest as it is, and the program they belong to.
 
-The layout is specified in docs/model-file.md. Knows nothing of training.
+docs/model-file.md specifies the layout.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LayerEntry:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model file says about itself."""
+    """The header of a model file."""
 
     model: str
     arguments: dict[str, Any]
@@ -62,17 +62,25 @@ def save(
     Args:
         model: Any module, also what `ternary.pack` made (the same values and scales); one compiled from a program
             carries that program into the file.
-        path: Where to, by custom ending in `.safetensors`.
+        path: The file to write, usually ending in `.safetensors`.
         arguments: The arguments that the model was made with, so that `load` can make it again.
         encoding: '2bit' (4 weights a byte) or 'base3' (5 weights a byte, for storage).
 
     Returns:
-        What the file says about itself.
+        The header of the file.
 
     Raises:
         NonFiniteWeightError: A ternary layer's weight is NaN or infinite.
         ModelFileError: The encoding is unknown.
         OSError: The file cannot be written, as on a full disk.
+
+    Example:
+        >>> import tempfile, ternary
+        >>> model = ternary.zoo.load("mlp")(width=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     info = ternary.save(model, f"{folder}/mlp.safetensors", arguments={"width": 8})
+        >>> info.model, info.arguments
+        ('MLP', {'width': 8})
     """
     if encoding not in ENCODINGS:
         raise ModelFileError(f"unknown encoding {encoding!r}; it is one of {', '.join(ENCODINGS)}")
@@ -154,7 +162,7 @@ def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
         if any(e.encoding not in ENCODINGS for e in layers.values()):
             raise ModelFileError(f"{path} has layers of an unknown encoding")
         if any(not e.shape or not all(type(size) is int for size in (*e.shape, e.zeros)) for e in layers.values()):
-            raise ModelFileError(f"{path} has layers whose shape or number of zeros is none")
+            raise ModelFileError(f"{path} has a layer without a valid shape or number of zeros")
         spans = {k: v["data_offsets"] for k, v in table.items() if k != "__metadata__"}
         tensor_bytes = {k: end - start for k, (start, end) in spans.items()}
         arguments = dict(header["arguments"])
@@ -227,13 +235,22 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
         path: A file written by `save`.
         model: Where to load to; by default the model is compiled from the program in the file. The ternary layers
             then get their stored values and scales exactly (quantizer 'exact', TTQ kept).
-        packed: Give back the packed form for inference, as `ternary.pack` makes it.
+        packed: Return the packed form for inference, as `ternary.pack` makes it.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
         ModelFileError: The file is damaged, has no program, or does not fit the model.
+
+    Example:
+        >>> import tempfile, ternary
+        >>> model = ternary.zoo.load("mlp")(width=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = ternary.save(model, f"{folder}/mlp.safetensors", arguments={"width": 8})
+        ...     again = ternary.load(f"{folder}/mlp.safetensors")
+        >>> type(again).__name__
+        'MLP'
     """
     found, _ = _info(Path(path))
     if model is None:

@@ -61,4 +61,5 @@ class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.modules[module.__name__] = importlib.import_module(new)
 
 
-sys.meta_path.append(_OldPaths())
+# First: where an old folder's name leads to the new folder, the path finder would load its files a second time.
+sys.meta_path.insert(0, _OldPaths())

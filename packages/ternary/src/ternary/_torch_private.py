@@ -17,7 +17,7 @@ else:
 
 
 def _situation(x: Tensor) -> tuple[int, int]:
-    """Return what the dispatcher goes by: the keys of the tensor and those that the thread adds."""
+    """Return what the dispatcher decides by: the keys of the tensor and those that the thread adds."""
     return _dispatch_keys(x).raw_repr(), _dispatch_tls_local_include_set().raw_repr()
 
 

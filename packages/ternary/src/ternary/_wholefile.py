@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all. Knows nothing of what is in them."""
+"""Write files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ __all__ = ["whole_file"]
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it there at the end, or remove it if anything goes wrong.
+    """Yield a temporary path beside `path`; move it there at the end, or remove it after an exception.
 
     Raises:
         OSError: There is no such folder, or it cannot be written to.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
-    # Not mkstemp, whose files only their owner can read: this one is for those who could read the one before, or whom
-    # the umask lets.
+    # Not mkstemp, whose files only their owner can read: keep the mode of the earlier file, or follow the umask.
     try:
         temporary.touch(exist_ok=False)
     except OSError as e:
-        raise OSError(e.errno, e.strerror, str(path)) from None  # of the file that was asked for
+        raise OSError(e.errno, e.strerror, str(path)) from None  # name the requested file, not the temporary one
     try:
         mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary

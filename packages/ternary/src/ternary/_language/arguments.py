@@ -1,4 +1,4 @@
-"""Matches the arguments of a call with declared ones. Knows nothing of their types and values."""
+"""Match the arguments of a call with the declared ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def bind(args: tuple[Arg, ...], given: tuple[s.Argument, ...]) -> tuple[dict[str
         name = argument.name
         if not name:
             if keyword_seen:
-                problems.append(("a positional argument after a named one", argument.span, "give this one a name too"))
+                problems.append(("a positional argument after a named one", argument.span, "name this one too"))
                 continue
             if at >= len(names):
                 problems.append((f"argument {at + 1} is one too many", argument.span, f"there are {len(names)}"))

@@ -1,4 +1,4 @@
-"""A checked program to PyTorch source, through Python's own syntax tree. Knows nothing of files or execution."""
+"""Generate PyTorch source from a checked program, through Python's own syntax tree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COMPARISONS: dict[str, ast.cmpop] = {
 
 
 class PyTorchCodeGenerator:
-    """Generates one Python class per definition; the same program always gives the same bytes."""
+    """Generates one Python class per definition, the same bytes for the same program."""
 
     def __init__(self, program: s.Program, *, quantized: bool = True):
         """Take a program without errors; with `quantized=False` its ternary layers become plain float layers."""
@@ -225,7 +225,7 @@ class PyTorchCodeGenerator:
                     ast.keyword("start_dim" if name == "flatten" else arg.torch or arg.name, self.tensor(value, owned))
                 )
         for k in named:
-            if k.arg == "kernel":  # the window of a pooling function goes by position
+            if k.arg == "kernel":  # torch calls it so
                 k.arg = "kernel_size"
         if spec.torch.startswith("."):
             return ast.Call(ast.Attribute(positional[0], spec.torch[1:], ast.Load()), positional[1:], named)

@@ -75,7 +75,13 @@ def check(source: str | Path, *, name: str = "") -> tuple[Diagnostic, ...]:
         name: What messages call the source.
 
     Returns:
-        The errors; `SourceText(source).position(d.span.start)` gives line and column of one.
+        The errors; `d.render(SourceText(source))` shows one with its line and a caret.
+
+    Example:
+        >>> import ternary
+        >>> source = "model M { a = Linaer(8, 4); forward(x: float[N, 8]) -> float[N, 4] { return a(x) } }"
+        >>> [problem.hint for problem in ternary.check(source)]
+        ["did you mean 'Linear'?"]
     """
     try:
         text = read_source(source, name)
@@ -94,18 +100,24 @@ def parse_source(source: str | Path, *, name: str = "") -> tuple[s.Program, Sour
 
 
 def generate(source: str | Path, *, name: str = "", quantized: bool = True) -> str:
-    """Return the PyTorch source that a program stands for, the same bytes for the same program.
+    """Return the PyTorch source of a program, the same bytes for the same program.
 
     Args:
         source: Text in the ternary language, or a `Path` to a file.
         name: What messages call the source.
-        quantized: Whether layers marked `ternary` are ternary; False gives the float network.
+        quantized: Whether layers marked `ternary` are ternary; False returns the float network.
 
     Returns:
         Python that imports only torch and ternary.
 
     Raises:
         CompileError: The program has errors; it holds all of them.
+
+    Example:
+        >>> import ternary
+        >>> source = "model M { a = ternary Linear(8, 4); forward(x: float[N, 8]) -> float[N, 4] { return a(x) } }"
+        >>> "TernaryLinear(8, 4)" in ternary.generate(source)
+        True
     """
     program, _ = parse_source(source, name=name)
     with _collector_paused():
@@ -119,7 +131,7 @@ def compile(source: str | Path, model: str = "", *, name: str = "", quantized: b
         source: Text in the ternary language, or a `Path` to a file.
         model: Which definition to return; needed only if there is more than one model.
         name: What messages call the source.
-        quantized: Whether layers marked `ternary` are ternary; False gives the float network with the same weights.
+        quantized: Whether layers marked `ternary` are ternary; False returns the float network with the same weights.
 
     Returns:
         A subclass of `torch.nn.Module`; its arguments are the model's parameters. `__source__` is the program,
@@ -128,6 +140,13 @@ def compile(source: str | Path, model: str = "", *, name: str = "", quantized: b
     Raises:
         CompileError: The program has errors; it holds all of them.
         UnknownModelError: There is no such model, or several and none was named.
+
+    Example:
+        >>> import ternary, torch
+        >>> source = "model M { a = ternary Linear(8, 4); forward(x: float[N, 8]) -> float[N, 4] { return a(x) } }"
+        >>> model = ternary.compile(source)()
+        >>> model(torch.zeros(2, 8)).shape
+        torch.Size([2, 4])
     """
     program, text = parse_source(source, name=name)
     chosen = _choose(program, model)

@@ -1,4 +1,4 @@
-"""Values of constant expressions, of which some may be symbolic sizes or unknown. Knows nothing of layers."""
+"""Evaluate constant expressions; some values may be symbolic sizes or unknown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Unknown:
 
 
 UNKNOWN = _Unknown()
-_VALUES = (int, float, str, Dim)  # a name that is declared twice may stand for a layer or a tensor instead
+_VALUES = (int, float, str, Dim)  # a name that is declared twice may be a layer or a tensor instead
 
 
 def evaluate(expr: s.Expr, env: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""A place in the tokens: looking ahead, open brackets, errors and where to go on after one. Knows no grammar."""
+"""A position in the tokens: look ahead, track open brackets, report errors and resume after one."""
 
 from __future__ import annotations
 

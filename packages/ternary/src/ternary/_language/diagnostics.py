@@ -1,4 +1,4 @@
-"""Where an error is in a source and how it is shown. Knows nothing of what the errors mean."""
+"""Diagnostics: where an error is in a source, and how it is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Symbolic sizes: integer polynomials with floor division, in one canonical form. Knows nothing of tensors."""
+"""Symbolic sizes: integer polynomials with floor division, in one canonical form."""
 
 from __future__ import annotations
 

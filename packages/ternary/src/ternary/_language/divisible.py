@@ -12,6 +12,11 @@ def make_divisible(value: float, by: int) -> int:
 
     Returns:
         The rounded count.
+
+    Example:
+        >>> from ternary.nn import make_divisible
+        >>> make_divisible(32 * 0.75, 8)
+        24
     """
     rounded = max(by, int(value + by / 2) // by * by)
     return rounded + by if rounded < 0.9 * value else rounded

@@ -65,7 +65,7 @@ class ExpressionParser(Cursor):
 
     def too_deep(self, span: Span) -> None:
         at = Span(span.start, min(span.end, span.start + 1))
-        hint = "give parts of it a name with 'let' or a layer of its own"
+        hint = "name parts of it with 'let', or move them into a layer of their own"
         self.diagnostics.add("too-deep", f"more than {MAX_DEPTH} levels in one expression", at, hint=hint)
         raise AbandonError
 

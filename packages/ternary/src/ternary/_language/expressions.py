@@ -1,4 +1,4 @@
-"""Gives every expression its type, taken or not: names, calls, arguments, operators. Knows nothing of sizes."""
+"""Check the type of every expression: names, calls, arguments, operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to write a program: two-space indents, comments kept, long lists broken. Knows nothing of meaning."""
+"""Rewrite a program in its one canonical form: two-space indents, comments kept, long lists broken."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def format_source(source: str | Path, *, name: str = "") -> str:
 
     Raises:
         CompileError: The program has syntax errors.
+
+    Example:
+        >>> import ternary
+        >>> print(ternary.format_source("model M{forward(x:float[N])->float[N]{return x}}"), end="")
+        model M {
+          forward(x: float[N]) -> float[N] {
+            return x
+          }
+        }
     """
     text = read_source(source, name)
     diagnostics = Diagnostics()

@@ -1,4 +1,4 @@
-"""Builds the layers that a program describes, one instance per set of arguments. Knows nothing of data."""
+"""Build the layers that a program describes, one instance per set of arguments."""
 
 from __future__ import annotations
 

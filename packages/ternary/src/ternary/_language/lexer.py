@@ -1,4 +1,4 @@
-"""Source text to tokens with exact offsets. Knows nothing of grammar."""
+"""Split source text into tokens with exact offsets."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def tokenize(text: str, diagnostics: Diagnostics) -> tuple[Tokens, list[Comment]
         at = _BLANK.match(text, at).end()  # type: ignore[union-attr] # it matches the empty string too
         if at < size:
             start, at = at, _skip_bad(text, at, diagnostics)
-            if text[start] == '"':  # stands for the string
+            if text[start] == '"':  # the place of the string
                 add("string", '""', start, at)
             else:
                 add("bad", text[start:at], start, at)
@@ -162,7 +162,7 @@ def _skip_bad(text: str, at: int, diagnostics: Diagnostics) -> int:
 
 
 def string_value(literal: str) -> str:
-    """Return the text that a string literal stands for."""
+    """Return the value of a string literal."""
     return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m.group(1), m.group(1)), literal[1:-1])
 
 

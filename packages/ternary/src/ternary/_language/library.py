@@ -21,7 +21,7 @@ class ShapeError(Exception):
 
 
 class UndecidedError(Exception):
-    """A shape cannot be told because something in it is not known; nothing is wrong with it."""
+    """A shape depends on something unknown, which is not an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +237,7 @@ _CONV = (
 _FEATURES = Arg("features", "int", positive=True)
 _POOL = (
     Arg("kernel", "int", torch="kernel_size", positive=True),
-    Arg("stride", "int", 0, positive=True),  # 0 stands for the window's own size
+    Arg("stride", "int", 0, positive=True),  # 0 means the window's own size
     Arg("padding", "int", 0),
 )
 _EPS = Arg("eps", "float", 1e-5)

@@ -1,4 +1,4 @@
-"""Checks the names and statements of a program: definitions, recursion, members, signatures. Knows nothing of sizes."""
+"""Check the names and statements of a program: definitions, recursion, members, signatures."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def parse(source: SourceText, diagnostics: Diagnostics) -> tuple[s.Program, list
 
 
 class _Parser(ExpressionParser):
-    """Recursive descent; an error gives up one statement and goes on with the next."""
+    """Recursive descent; after an error the parser skips to the next statement."""
 
     # --- blocks -------------------------------------------------------------------------------------------------
 

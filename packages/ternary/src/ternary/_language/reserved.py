@@ -1,4 +1,4 @@
-"""Names that a program may not use, because generated code or torch's modules use them. Knows nothing of programs."""
+"""Names that a program may not use, because generated code or torch's modules use them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GENERATED = frozenset(
         "len",
     ]
 ) | {spec.ternary for spec in LAYERS.values() if spec.ternary}
-# Attributes of torch.nn.Module, fixed here so that checking needs no torch and gives the same answer everywhere.
+# Attributes of torch.nn.Module, listed here so that checking needs no torch and has the same result everywhere.
 _MODULE_ATTRIBUTES = frozenset(
     [
         "T_destination",

@@ -1,4 +1,4 @@
-"""Passes symbolic shapes through the layers and expressions of a program. Knows nothing of PyTorch."""
+"""Infer symbolic shapes through the layers and expressions of a program."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ShapeChecker:
         self.error, self.constant, self.size = self.instances.error, self.instances.constant, self.instances.size
 
     def run(self) -> None:
-        """Evaluate models with their defaults first, then what none of them used, with symbols for parameters."""
+        """Evaluate models with their defaults first, then the unused ones, with symbols for parameters."""
         complete = [d for d in self.instances.definitions.values() if all(p.default is not None for p in d.parameters)]
         ordered = sorted(complete, key=lambda d: d.kind != "model")
         rest = [d for d in self.instances.definitions.values() if any(p.default is None for p in d.parameters)]
@@ -63,7 +63,7 @@ class ShapeChecker:
     # --- tensors ------------------------------------------------------------------------------------------------
 
     def apply(self, layer: Any, inputs: tuple[Tensor, ...], span: Span) -> Tensor | None:
-        """Return the shape that a layer gives, None if not known; raises ShapeError."""
+        """Return the output of a layer, None if unknown; raises ShapeError."""
         match layer:
             case Builtin(spec, values):
                 if len(inputs) != 1:
@@ -178,7 +178,7 @@ class ShapeChecker:
         return value if isinstance(value, Tensor) else None
 
     def tensor(self, expr: s.Expr, scope: dict[str, Any]) -> Any:
-        """Return the Tensor (or number) that an expression of forward stands for, UNKNOWN after an error."""
+        """Return the Tensor or number of an expression in forward, UNKNOWN after an error."""
         try:
             return self.infer(expr, scope)
         except ShapeError as e:

@@ -1,4 +1,4 @@
-"""The syntax tree: frozen values with source spans. Equality ignores spans. Knows nothing of meaning."""
+"""The syntax tree: frozen values with source spans. Equality ignores spans."""
 
 from __future__ import annotations
 

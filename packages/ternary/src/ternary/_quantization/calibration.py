@@ -1,4 +1,4 @@
-"""Real inputs through a model: what its layers see, scales fitted to that, running statistics. Knows no recipes."""
+"""Calibration: run real inputs through a model, fit scales to what its layers see, estimate running statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(model: nn.Module, batch: Any) -> Any:
 
 
 def output_of(result: Any) -> Tensor:
-    """Return the tensor that a model's result stands for: itself, its `logits`, or the first tensor in it.
+    """Return the main tensor of a model's result: the result itself, its `logits`, or the first tensor in it.
 
     Raises:
         TypeError: There is no tensor in it.
@@ -42,7 +42,7 @@ def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
     """Replace a layer's weight by the ternary one that is nearest on its real inputs.
 
     Among thresholds of 0.3 to 1.2 times the mean magnitude, takes per channel the one with the least weighted squared
-    error, with the scale that least squares gives. The weight then holds those ternary values, quantizer 'exact'.
+    error, with the least-squares scale. The weight then holds these ternary values and the quantizer is 'exact'.
     """
     weight = layer.weight.detach()
     rows = weight.flatten(1).double()

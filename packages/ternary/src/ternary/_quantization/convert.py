@@ -43,6 +43,13 @@ def quantize(
         UnknownQuantizerError: The recipe names a quantizer or a precision that does not exist.
         NonFiniteWeightError: A weight is NaN or infinite.
         NonFiniteActivationError: Calibration met an activation that is NaN or infinite.
+
+    Example:
+        >>> import torch, ternary
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10))
+        >>> small, report = ternary.quantize(net, calibration=[torch.randn(8, 64)])
+        >>> [layer.precision for layer in report.layers]
+        ['int8', 'ternary', 'int8']
     """
     recipe = recipe or Recipe()
     plan = plan_precisions(model, recipe)
@@ -110,5 +117,12 @@ def _rebuilt(layer: nn.Module, *, ternary: bool, options: QuantizerOptions | Non
 
 
 def to_int8(model: nn.Module) -> tuple[nn.Module, Report]:
-    """Return a copy with int8 weights in every Linear and Conv2d, inputs of Linear rounded on the fly, and a report."""
+    """Return a copy with int8 weights in every Linear and Conv2d, inputs of Linear rounded on the fly, and a report.
+
+    Example:
+        >>> import torch, ternary
+        >>> small, report = ternary.to_int8(torch.nn.Linear(64, 10))
+        >>> report.layers[0].precision
+        'int8'
+    """
     return quantize(model, Recipe(rules=(("*", "int8"),)))

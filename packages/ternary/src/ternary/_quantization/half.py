@@ -18,6 +18,11 @@ def to_fp16(model: nn.Module) -> nn.Module:
     Raises:
         Fp16OverflowError: A value is finite but larger than 65504.
         NonFiniteWeightError: A value is NaN or infinite.
+
+    Example:
+        >>> import torch, ternary
+        >>> ternary.to_fp16(torch.nn.Linear(2, 2)).weight.dtype
+        torch.float16
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and tensor.numel():

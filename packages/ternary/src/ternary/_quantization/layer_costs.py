@@ -28,6 +28,12 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
 
     Returns:
         The relative error (L2) by layer name, the most sensitive first.
+
+    Example:
+        >>> import torch, ternary
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 10))
+        >>> sorted(ternary.sensitivity(net, [torch.randn(8, 64)]))
+        ['0', '1']
     """
     recipe = recipe or Recipe()
     given = list(batches)
@@ -53,7 +59,13 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
 def rules_by_sensitivity(
     measured: dict[str, float], *, keep: float = 0.1, precision: Precision = "int8"
 ) -> tuple[tuple[str, Precision], ...]:
-    """Return rules that keep a fraction (0 to 1) of the layers, the most sensitive ones, at a higher precision."""
+    """Return rules that keep a fraction (0 to 1) of the layers, the most sensitive ones, at a higher precision.
+
+    Example:
+        >>> import ternary
+        >>> ternary.rules_by_sensitivity({"head": 0.5, "body": 0.1}, keep=0.5)
+        (('head', 'int8'),)
+    """
     if not 0.0 <= keep <= 1.0:
         raise ValueError(f"keep is a fraction of layers in [0, 1], got {keep}")
     names = list(measured)

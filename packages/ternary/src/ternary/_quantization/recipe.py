@@ -33,6 +33,11 @@ class Recipe(QuantizerOptions):
         depthwise: Precision of depthwise convolutions.
         embeddings: Precision of embeddings.
         otherwise: Precision of all other layers.
+
+    Example:
+        >>> import ternary
+        >>> ternary.Recipe(quantizer="absmean", rules=(("head", "float"),)).ends
+        'int8'
     """
 
     rules: tuple[tuple[str, Precision], ...] = ()
@@ -47,7 +52,7 @@ class Recipe(QuantizerOptions):
 
 
 def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
-    """Return the precision that a recipe gives each layer, by name, in order."""
+    """Return the precision of each layer under a recipe, by name, in the order of the model."""
     kinds = (*TERNARY_FORMS, *transposed_linear())
     layers = {name: m for name, m in model.named_modules() if type(m) in kinds or isinstance(m, TernaryWeight)}
     plain = {n: m for n, m in layers.items() if not isinstance(m, nn.Embedding)}

@@ -1,4 +1,4 @@
-"""What quantization did to each layer and to the whole model."""
+"""The report: what quantization did to each layer and to the whole model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened to a model, layer by layer."""
+    """What happened to a model, layer by layer.
+
+    Example:
+        >>> import torch, ternary
+        >>> _, report = ternary.quantize(torch.nn.Linear(64, 64))
+        >>> report.bytes_before, report.bytes_after
+        (16384, 1280)
+    """
 
     layers: tuple[LayerReport, ...]
 

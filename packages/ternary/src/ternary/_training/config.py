@@ -24,6 +24,11 @@ class TrainConfig:
         label_smoothing: Of the cross entropy.
         explode: A gradient norm above this ends the training with `DivergedError`.
         vanish: So many steps with a zero gradient in every weight end it with `VanishingGradientError`.
+
+    Example:
+        >>> import ternary
+        >>> ternary.TrainConfig(epochs=3, schedule="constant").clip
+        1.0
     """
 
     epochs: int = 20

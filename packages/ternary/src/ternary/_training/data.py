@@ -1,4 +1,4 @@
-"""Small real data sets that packages ship, and arrays from a file, as float tensors. Knows nothing of models."""
+"""Small real data sets that packages ship, and arrays from a file, as float tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a source and data to trained, packed models and a table: what `ternary train` does. Knows nothing of shells."""
+"""Train a source on data with several quantizers and seeds, pack the results and measure them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(
     *,
     progress: Callable[[str, int, int, History], None] | None = None,
 ) -> list[Result]:
-    """Train every method with every seed and measure the held-out accuracy of what a file gives back.
+    """Train every method with every seed and measure the held-out accuracy of the model read from its file.
 
     The accuracy of a ternary method is that of its packed file, read again, not that of the model in training.
 
@@ -135,7 +135,7 @@ def _method(plan: Plan, split: Split, method: str, out: Path | None, progress: A
 
 
 def _made(factory: type[nn.Module], arguments: dict[str, Any], split: Split) -> nn.Module:
-    """Make the model and try it on two samples, so that what does not fit is said before hours of training."""
+    """Make the model and try it on two samples, so that a mismatch is an error before hours of training."""
     name = factory.__name__
     try:
         model = factory(**arguments)
@@ -148,7 +148,7 @@ def _made(factory: type[nn.Module], arguments: dict[str, Any], split: Split) -> 
     except (TypeError, RuntimeError) as e:
         raise TernaryError(f"{name} does not take samples of shape {shape}: {e}") from e
     if y.dim() != 2 or y.shape[1] < split.classes:
-        raise TernaryError(f"{name} gives {list(y.shape)} for two samples; the data have {split.classes} classes")
+        raise TernaryError(f"{name} returns {list(y.shape)} for two samples; the data have {split.classes} classes")
     return model
 
 

@@ -1,4 +1,4 @@
-"""A compact training loop with schedules, mixed precision, clipping, resume, and errors that say what went wrong."""
+"""A compact training loop with schedules, mixed precision, clipping, resume, and errors that name the cause."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def fit(
 
     Args:
         model: The model, on the device of the batches.
-        batches: Called once per epoch; gives (inputs, targets). What has a length, as a DataLoader does, is read batch
-            by batch; of anything else a whole epoch is held in memory, since the schedule needs to know its length.
+        batches: Called once per epoch; returns pairs (inputs, targets). A result with a length, as a DataLoader, is
+            read batch by batch; any other is first read into a list, since the schedule needs the length.
         config: How to train.
         evaluate: Called after each epoch; its result is recorded as accuracy.
         loss: Of (outputs, targets); cross entropy by default.
@@ -54,6 +54,14 @@ def fit(
         NonFiniteActivationError: An input is NaN or infinite.
         ModelFileError: The checkpoint is damaged or of another model.
         ValueError: The model has no parameter that can be trained.
+
+    Example:
+        >>> import torch, ternary
+        >>> x, y = torch.randn(32, 4), torch.zeros(32, dtype=torch.int64)
+        >>> config = ternary.TrainConfig(epochs=5, learning_rate=0.1)
+        >>> history = ternary.fit(torch.nn.Linear(4, 2), lambda: [(x, y)], config)
+        >>> history.loss[-1] < history.loss[0]
+        True
     """
     config = config or TrainConfig()
     criterion = loss or (lambda y, t: functional.cross_entropy(y, t, label_smoothing=config.label_smoothing))

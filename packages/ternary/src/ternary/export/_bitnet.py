@@ -21,19 +21,30 @@ def read_bitnet(path: str | Path, *, inverse_scale: bool | None = None) -> dict[
     """Read a BitNet checkpoint as Hugging Face's transformers writes it.
 
     A packed weight of M x K bytes holds 4 M x K values: rows i, i + M, i + 2 M, i + 3 M in the bits of byte row i from
-    the lowest up, each as value + 1. `weight_scale` multiplies the weight in checkpoints whose configuration says
+    the lowest up, each as value + 1. `weight_scale` multiplies the weight in checkpoints with
     `linear_class: autobitlinear`, and divides it in others (`bitlinear`).
 
     Args:
         path: A `.safetensors` file, or a folder with one or several and a `config.json`.
-        inverse_scale: Whether the weight is divided by `weight_scale`; by default as `config.json` says.
+        inverse_scale: Whether the weight is divided by `weight_scale`; by default read from `config.json`.
 
     Returns:
         Every tensor by name, packed ones as `TernaryTensor`, without their scales. `put_into` packs them into a model.
 
     Raises:
-        ImportFormatError: A file is damaged, a code stands for no value, a scale does not fit, or it is not known
-            which way the scale goes.
+        ImportFormatError: A file is damaged, a code has no value, a scale does not fit, or nothing tells whether the
+            scale multiplies or divides.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> from ternary.export import read_bitnet
+        >>> codes = torch.full((1, 2), 0b10_01_00_10, dtype=torch.uint8)
+        >>> packed = {"proj.weight": codes, "proj.weight_scale": torch.ones(1)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(packed, f"{folder}/model.safetensors")
+        ...     read_bitnet(f"{folder}/model.safetensors", inverse_scale=False)["proj.weight"].values[:, 0].tolist()
+        [1, -1, 0, 1]
     """
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -66,7 +77,8 @@ def _inverse(folder: Path) -> bool:
         kind = str(config["quantization_config"].get("linear_class", "bitlinear"))
     except (OSError, json.JSONDecodeError, KeyError, AttributeError) as e:
         raise ImportFormatError(
-            f"{folder / 'config.json'} does not say how weight_scale is meant ({e}); pass inverse_scale"
+            f"{folder / 'config.json'} does not tell whether weight_scale multiplies or divides ({e}); "
+            "pass inverse_scale"
         ) from None
     return kind != "autobitlinear"
 

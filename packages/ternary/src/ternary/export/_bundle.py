@@ -1,4 +1,4 @@
-"""Several formats in one call, and the manifest that says what was written: sizes, digests, versions."""
+"""Export to several formats in one call, with a manifest of sizes, digests and versions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,13 @@ FORMATS = tuple(_WRITERS)
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """One file of an export."""
+    """One file of an export.
+
+    Example:
+        >>> from ternary.export import ManifestFile
+        >>> ManifestFile("net.onnx", "onnx", 1024, "0" * 64).format
+        'onnx'
+    """
 
     name: str
     format: str
@@ -55,7 +61,13 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an export wrote: the model, its files, and the versions of the libraries that wrote them."""
+    """What an export wrote: the model, its files, and the versions of the libraries that wrote them.
+
+    Example:
+        >>> from ternary.export import Manifest
+        >>> Manifest("MLP", (), {"torch": "2.8.0"}).as_dict()["format"]
+        'pentad-ternary-export'
+    """
 
     model: str
     files: tuple[ManifestFile, ...]
@@ -96,6 +108,14 @@ def export(
     Raises:
         ExportError: A format is unknown, or cannot hold the model.
         MissingExtraError: A format's library is not installed.
+
+    Example:
+        >>> import tempfile, ternary
+        >>> from ternary.export import export
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     manifest = export(ternary.zoo.load("mlp")(width=8), folder, ["safetensors", "base3"])
+        >>> [file.name for file in manifest.files]
+        ['model.safetensors', 'model.base3.safetensors']
     """
     unknown = [f for f in formats if f not in _WRITERS]
     if unknown or not formats:
@@ -131,6 +151,14 @@ def verify(directory: str | Path) -> Manifest:
 
     Raises:
         ManifestError: There is no manifest, it is damaged, or a file is missing or differs.
+
+    Example:
+        >>> import tempfile, ternary
+        >>> from ternary.export import export, verify
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     manifest = export(ternary.zoo.load("mlp")(width=8), folder, ["safetensors"])
+        ...     verify(folder) == manifest
+        True
     """
     directory = Path(directory)
     try:

@@ -1,4 +1,4 @@
-"""What formats share: example inputs, optional libraries, the packed form. Knows no format."""
+"""What all formats share: example inputs, optional libraries, the packed form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["as_inputs", "optional", "packed_form"]
 
 
 def optional(name: str, extra: str) -> ModuleType:
-    """Import an optional library, or say which extra brings it.
+    """Import an optional library; the error names the extra that installs it.
 
     Raises:
         MissingExtraError: It is not installed.

@@ -28,18 +28,26 @@ def to_gguf(model: nn.Module, path: str | Path) -> None:
     """Write every tensor of a model as GGUF, ternary weights as TQ2_0 (2.06 bits a weight).
 
     A TQ2_0 block holds 256 weights of a row and their scale in half precision. Rows are filled up with zeros to whole
-    blocks; a key of the file says each weight's own shape. The full scales stand beside as `NAME.weight_scale`
+    blocks; a key of the file holds each weight's own shape. The full scales are stored as `NAME.weight_scale`
     (float32), so that `read_gguf` loses nothing. Other tensors are float32 (integers as they are).
 
     The architecture is named `ternary`: llama.cpp reads the tensors, but has no graph for arbitrary networks.
 
     Args:
         model: With ternary or packed layers.
-        path: Where to, by custom ending in `.gguf`.
+        path: The file to write, usually ending in `.gguf`.
 
     Raises:
         ExportError: There is no ternary layer, it has two scales a row (TTQ), or a scale does not fit half precision.
         MissingExtraError: gguf is not installed.
+
+    Example:
+        >>> import tempfile, ternary
+        >>> from ternary.export import read_gguf, to_gguf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_gguf(ternary.nn.TernaryLinear(256, 4), f"{folder}/layer.gguf")
+        ...     sorted(read_gguf(f"{folder}/layer.gguf"))
+        ['bias', 'weight']
     """
     gguf = optional("gguf", "gguf")
     packed = packed_form(model)
@@ -94,6 +102,16 @@ def read_gguf(path: str | Path) -> dict[str, TernaryTensor | Tensor]:
     Raises:
         ImportFormatError: The file is damaged, or the blocks of a row have different scales.
         MissingExtraError: gguf is not installed.
+
+    Example:
+        >>> import tempfile, ternary
+        >>> from ternary.export import read_gguf, to_gguf
+        >>> layer = ternary.nn.TernaryLinear(256, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_gguf(layer, f"{folder}/layer.gguf")
+        ...     weight = read_gguf(f"{folder}/layer.gguf")["weight"]
+        >>> bool((weight.values == layer.ternary_values()[0]).all())
+        True
     """
     gguf = optional("gguf", "gguf")
     path = Path(path)

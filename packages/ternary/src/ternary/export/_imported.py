@@ -1,4 +1,4 @@
-"""Ternary weights from elsewhere, taken without loss, and how to put them into a model. Knows no file format."""
+"""Imported ternary weights, and how to put them into a model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ class TernaryTensor:
     """A weight that is exactly ternary.
 
     Attributes:
-        values: int8 of -1, 0, +1, in the shape of the weight, outputs first.
-        scale: float32 of shape (outputs,), what +1 stands for in each output.
+        values: Int8 tensor of -1, 0, +1 in the shape of the weight, outputs first.
+        scale: Float32 tensor of shape (outputs,), the magnitude of +1 in each output.
+
+    Example:
+        >>> import torch
+        >>> from ternary.export import TernaryTensor
+        >>> TernaryTensor(torch.tensor([[1, -1]]), torch.tensor([0.5])).dense().tolist()
+        [[0.5, -0.5]]
     """
 
     values: Tensor
@@ -62,6 +68,13 @@ def put_into(
 
     Raises:
         ImportFormatError: A name or shape does not fit the model.
+
+    Example:
+        >>> import torch
+        >>> from ternary.export import TernaryTensor, put_into
+        >>> weight = TernaryTensor(torch.ones(2, 4, dtype=torch.int8), torch.ones(2))
+        >>> put_into(torch.nn.Linear(4, 2, bias=False), {"weight": weight})(torch.ones(1, 4)).tolist()
+        [[4.0, 4.0]]
     """
     made = copy.deepcopy(model).eval()
     state = {k: t.dense() if isinstance(t, TernaryTensor) else t for k, t in tensors.items()}

@@ -39,7 +39,7 @@ def to_onnx(
 
     Args:
         model: With ternary or packed layers.
-        path: Where to, by custom ending in `.onnx`.
+        path: The file to write, usually ending in `.onnx`.
         example: An input of the model, or a tuple of them.
         form: 'standard' uses standard operators only, with INT2 weights (opset 25). 'matmulnbits' writes linear layers
             as onnxruntime's own MatMulNBits. 'compatible' (opset 18) unpacks the 2 bits with arithmetic, for runtimes
@@ -49,9 +49,17 @@ def to_onnx(
         block: Weights per scale of MatMulNBits: 32, 64 or 128.
 
     Raises:
-        ExportError: The model has no ternary layer, an argument is unknown, the form cannot do what is asked, or torch
+        ExportError: The model has no ternary layer, an argument is unknown, the form does not support it, or torch
             cannot write the rest of the model.
         MissingExtraError: onnx or onnxscript is not installed.
+
+    Example:
+        >>> import tempfile, torch, ternary
+        >>> from ternary.export import read_onnx, to_onnx
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_onnx(ternary.nn.TernaryLinear(16, 4), f"{folder}/layer.onnx", torch.randn(2, 16))
+        ...     sorted(read_onnx(f"{folder}/layer.onnx"))
+        ['model.weight']
     """
     if form not in FORMS or activations not in ACTIVATIONS or block not in (32, 64, 128):
         raise ExportError(
@@ -77,7 +85,7 @@ def to_onnx(
 
 
 class _Mark(nn.Module):
-    """Stands for a packed layer while torch writes the graph: one node that names the layer."""
+    """The place of a packed layer while torch writes the graph: one node with the layer's name."""
 
     def __init__(self, name: str, layer: PackedLinear | PackedConv2d) -> None:
         super().__init__()

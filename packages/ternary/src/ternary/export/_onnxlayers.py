@@ -1,7 +1,4 @@
-"""How one packed layer is written as ONNX nodes: INT2, MatMulNBits, or 2 bits unpacked by arithmetic.
-
-Knows nothing of how the rest of the graph was made; replaces the marked nodes in it.
-"""
+"""Write packed layers as ONNX nodes: INT2, MatMulNBits, or 2 bits unpacked by arithmetic."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class Writer:
         self.count = 0
 
     def rewrite(self) -> None:
-        """Do it."""
+        """Replace every marked node."""
         graph = self.model.graph
         for node in graph.node:
             if node.domain != DOMAIN:
@@ -70,7 +67,7 @@ class Writer:
             self.model.opset_import.append(self.helper.make_opsetid("com.microsoft", 1))
 
     def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; give the name of its result."""
+        """Add a node and return the name of its result."""
         self.count += 1
         result = f"ternary_{self.count}"
         self.nodes.append(self.helper.make_node(kind, list(inputs), [result], **attributes))

@@ -31,6 +31,16 @@ def read_onnx(path: str | Path) -> dict[str, TernaryTensor]:
     Raises:
         ImportFormatError: The file is damaged, or a weight is not exactly ternary.
         MissingExtraError: onnx is not installed.
+
+    Example:
+        >>> import tempfile, torch, ternary
+        >>> from ternary.export import read_onnx, to_onnx
+        >>> layer = ternary.nn.TernaryLinear(16, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_onnx(layer, f"{folder}/layer.onnx", torch.randn(2, 16))
+        ...     weight = read_onnx(f"{folder}/layer.onnx")["model.weight"]
+        >>> bool((weight.values == layer.ternary_values()[0]).all())
+        True
     """
     onnx = optional("onnx", "onnx")
     try:
@@ -68,7 +78,7 @@ def _base(name: str, ending: str, instead: str = ".weight") -> str:
 
 
 def _weight(name: str, values: torch.Tensor, scale: Any, tensors: dict[str, Any]) -> TernaryTensor:
-    """Values rows first; `to_onnx` fills the rows of products up to fours and says how many there are."""
+    """Return values rows first; `to_onnx` pads the rows of products to a multiple of four and stores their number."""
     onnx = optional("onnx", "onnx")
     base = _base(name, ".weight", "")
     if values.numel() and int(values.min()) < -1:

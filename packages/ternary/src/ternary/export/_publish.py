@@ -36,6 +36,14 @@ def to_hub(
     Raises:
         ManifestError: The files are not those that the manifest names.
         MissingExtraError: huggingface-hub is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from ternary.export import to_hub
+        >>> with tempfile.TemporaryDirectory() as empty:
+        ...     to_hub(empty, "owner/name")  # refused: there is no complete export in the folder
+        Traceback (most recent call last):
+        ternary.errors.ManifestError: ...
     """
     manifest = verify(directory)
     hub = optional("huggingface_hub", "publish")
@@ -62,7 +70,7 @@ def to_github(
 ) -> str:
     """Make a GitHub release of an exported folder, a file an asset.
 
-    The release is a draft until every file is there, so nobody sees a part of it.
+    The release is a draft until every file is there, so no incomplete release is visible.
 
     Args:
         directory: What `export` wrote.
@@ -80,6 +88,14 @@ def to_github(
         ManifestError: The files are not those that the manifest names.
         ExportError: GitHub refused.
         MissingExtraError: PyGithub is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from ternary.export import to_github
+        >>> with tempfile.TemporaryDirectory() as empty:
+        ...     to_github(empty, "owner/name", "v1", token="...")  # refused: there is no complete export in the folder
+        Traceback (most recent call last):
+        ternary.errors.ManifestError: ...
     """
     manifest = verify(directory)
     github = optional("github", "publish")

@@ -24,11 +24,19 @@ def to_pt2(model: nn.Module, path: str | Path, example: Any) -> None:
 
     Args:
         model: With ternary or packed layers.
-        path: Where to, by custom ending in `.pt2`.
+        path: The file to write, usually ending in `.pt2`.
         example: An input of the model, or a tuple of them.
 
     Raises:
         ExportError: The model has no ternary layer, there is no example, or torch cannot trace the model with it.
+
+    Example:
+        >>> import tempfile, torch, ternary
+        >>> from ternary.export import to_pt2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_pt2(ternary.nn.TernaryLinear(16, 4), f"{folder}/layer.pt2", torch.randn(2, 16))
+        ...     torch.export.load(f"{folder}/layer.pt2").module()(torch.zeros(3, 16)).shape
+        torch.Size([3, 4])
     """
     packed, inputs = packed_form(model), as_inputs(example)
     free = tuple({0: torch.export.Dim.AUTO} if t.dim() else None for t in inputs)
@@ -49,13 +57,21 @@ def to_torchscript(model: nn.Module, path: str | Path, example: Any = None, *, f
 
     Args:
         model: With ternary or packed layers.
-        path: Where to, by custom ending in `.ts`.
+        path: The file to write, usually ending in `.ts`.
         example: An input of the model, or a tuple of them; only tracing needs it.
         form: 'trace' or 'script'.
 
     Raises:
         ExportError: The model has no ternary layer, the form is unknown, tracing lacks an example, or torch cannot
             trace or script the model.
+
+    Example:
+        >>> import tempfile, torch, ternary
+        >>> from ternary.export import to_torchscript
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_torchscript(ternary.nn.TernaryLinear(16, 4), f"{folder}/layer.ts", torch.randn(2, 16))
+        ...     torch.jit.load(f"{folder}/layer.ts")(torch.zeros(3, 16)).shape
+        torch.Size([3, 4])
     """
     if form not in ("trace", "script"):
         raise ExportError(f"got form={form!r}; TorchScript is made by 'trace' or 'script'")

@@ -1,4 +1,4 @@
-"""Torch's encoder layers made to call the layers inside them. Knows nothing of quantization."""
+"""Make torch's encoder layers call the layers inside them."""
 
 from __future__ import annotations
 

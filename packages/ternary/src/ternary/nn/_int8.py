@@ -27,6 +27,12 @@ class Int8Linear(nn.Module):
 
     Args:
         linear: The float layer to convert.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import Int8Linear
+        >>> Int8Linear(torch.nn.Linear(16, 4))(torch.zeros(2, 16)).shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, linear: nn.Linear):
@@ -60,6 +66,12 @@ class Int8Conv2d(nn.Module):
 
     Args:
         conv: The float layer to convert.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import Int8Conv2d
+        >>> Int8Conv2d(torch.nn.Conv2d(3, 4, 3))(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 4, 6, 6])
     """
 
     def __init__(self, conv: nn.Conv2d):

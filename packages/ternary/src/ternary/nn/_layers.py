@@ -1,4 +1,4 @@
-"""Layers with float weights that act ternary, with the state dict of torch's own. Knows nothing of packing."""
+"""Layers with float weights that act ternary; their state dicts equal those of torch's own layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from ternary.nn._quantizers import (
 
 
 class TernaryWeight(nn.Module):
-    """What the ternary layers share: a float `weight`, how to quantize it, and for TTQ two learned scales."""
+    """What the ternary layers share: a float `weight`, how to quantize it, and for TTQ two learned scales.
+
+    Example:
+        >>> from ternary.nn import TernaryLinear, TernaryWeight
+        >>> isinstance(TernaryLinear(4, 4), TernaryWeight)
+        True
+    """
 
     if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
         weight: Any
@@ -120,6 +126,13 @@ class TernaryLinear(TernaryWeight, nn.Linear):
         device: As for torch.
         dtype: As for torch.
         options: How to quantize: `quantizer`, `per`, `threshold`, `sparsity`, `activations`, as in `Recipe`.
+
+    Example:
+        >>> from ternary.nn import TernaryLinear
+        >>> layer = TernaryLinear(64, 8, quantizer="absmean")
+        >>> values, scale, _ = layer.ternary_values()
+        >>> values.shape, scale.shape
+        (torch.Size([8, 64]), torch.Size([8]))
     """
 
     def __init__(
@@ -177,7 +190,14 @@ class _TernaryConv(TernaryWeight):
 
 
 class TernaryConv1d(_TernaryConv, nn.Conv1d):
-    """`torch.nn.Conv1d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear."""
+    """`torch.nn.Conv1d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryConv1d
+        >>> TernaryConv1d(4, 8, 3)(torch.zeros(2, 4, 10)).shape
+        torch.Size([2, 8, 8])
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, L)."""
@@ -187,7 +207,14 @@ class TernaryConv1d(_TernaryConv, nn.Conv1d):
 
 
 class TernaryConv2d(_TernaryConv, nn.Conv2d):
-    """`torch.nn.Conv2d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear."""
+    """`torch.nn.Conv2d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryConv2d
+        >>> TernaryConv2d(4, 8, 3, padding=1)(torch.zeros(2, 4, 6, 6)).shape
+        torch.Size([2, 8, 6, 6])
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, of shape (N, C, H, W)."""
@@ -197,7 +224,14 @@ class TernaryConv2d(_TernaryConv, nn.Conv2d):
 
 
 class TernaryEmbedding(TernaryWeight, nn.Embedding):
-    """`torch.nn.Embedding` whose rows act as -1, 0, +1 times a scale per row; see TernaryLinear."""
+    """`torch.nn.Embedding` whose rows act as -1, 0, +1 times a scale per row; see TernaryLinear.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryEmbedding
+        >>> TernaryEmbedding(100, 16)(torch.tensor([3, 7])).shape
+        torch.Size([2, 16])
+    """
 
     def __init__(
         self,
@@ -218,5 +252,12 @@ class TernaryEmbedding(TernaryWeight, nn.Embedding):
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryWeight]:
-    """Return the ternary layers of a model by name; one that is used in two places is there under both names."""
+    """Return the ternary layers of a model by name; one that is used in two places is there under both names.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryLinear, ternary_layers
+        >>> list(ternary_layers(torch.nn.Sequential(TernaryLinear(4, 4), torch.nn.ReLU())))
+        ['0']
+    """
     return {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryWeight)}

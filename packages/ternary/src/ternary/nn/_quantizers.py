@@ -1,4 +1,4 @@
-"""Weights to -1, 0, +1 and a scale: the published recipes as plain functions. Knows nothing of layers or training.
+"""The published recipes for rounding weights to -1, 0, +1 and a scale, as plain functions.
 
 Every function takes a float tensor of shape (outputs, ...) and returns values in {-1, 0, +1} of the same shape and
 dtype, with scales that broadcast against them: shape (outputs, 1, ...) per channel, (1, 1, ...) per tensor. A channel
@@ -49,12 +49,26 @@ def twn(weight: Tensor, per_channel: bool = True, threshold: float = 0.7) -> tup
 
     Returns:
         Values in {-1, 0, +1} and scales.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import twn
+        >>> values, scale = twn(torch.tensor([[0.9, -1.1, 0.1]]))
+        >>> values.tolist(), scale.tolist()
+        ([[1.0, -1.0, 0.0]], [[1.0]])
     """
     return thresholded(weight, threshold * rows_of(weight, per_channel).abs().mean(1), per_channel)
 
 
 def fixed(weight: Tensor, per_channel: bool = True, threshold: float = 0.7) -> tuple[Tensor, Tensor]:
-    """Keep weights whose magnitude is strictly above a given absolute threshold."""
+    """Keep weights whose magnitude is strictly above a given absolute threshold.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import fixed
+        >>> fixed(torch.tensor([[0.9, -0.3]]), threshold=0.5)[0].tolist()
+        [[1.0, -0.0]]
+    """
     rows = rows_of(weight, per_channel)
     return thresholded(weight, torch.full_like(rows[:, 0], threshold), per_channel)
 
@@ -67,7 +81,14 @@ def ttq_values(weight: Tensor, per_channel: bool = True, threshold: float = 0.05
 
 
 def absmean(weight: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor]:
-    """BitNet b1.58: divide by the mean magnitude, round half to even, clip to -1 ... 1 (Ma et al., 2024)."""
+    """BitNet b1.58: divide by the mean magnitude, round half to even, clip to -1 ... 1 (Ma et al., 2024).
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import absmean
+        >>> absmean(torch.tensor([[2.0, -1.0, 0.0]]))[0].tolist()
+        [[1.0, -1.0, 0.0]]
+    """
     rows = rows_of(weight, per_channel)
     scale = rows.abs().mean(1)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
@@ -75,7 +96,14 @@ def absmean(weight: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor]:
 
 
 def stochastic(weight: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor]:
-    """Round to a neighbour with probability by distance: right on average. Uses torch's default generator."""
+    """Round to a neighbour with probability by distance: right on average. Uses torch's default generator.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import stochastic
+        >>> set(stochastic(torch.randn(8, 8))[0].abs().flatten().tolist()) <= {0.0, 1.0}
+        True
+    """
     rows = rows_of(weight, per_channel)
     scale = rows.abs().mean(1)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
@@ -85,7 +113,14 @@ def stochastic(weight: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor
 
 
 def sparse(weight: Tensor, per_channel: bool = True, sparsity: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Set the given fraction of each row, its smallest magnitudes, to zero (more where magnitudes are equal)."""
+    """Set the given fraction of each row, its smallest magnitudes, to zero (more where magnitudes are equal).
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import sparse
+        >>> sparse(torch.tensor([[4.0, -3.0, 2.0, 1.0]]), sparsity=0.5)[0].tolist()
+        [[1.0, -1.0, 0.0, 0.0]]
+    """
     rows = rows_of(weight, per_channel)
     zeros = int(sparsity * rows.shape[1])
     if zeros == 0:
@@ -105,13 +140,20 @@ def ternarize(
 
     Args:
         weight: Float tensor of shape (outputs, ...), not empty.
-        quantizer: One of `QUANTIZERS`; 'ttq' gives its starting point, values with symmetric scales.
+        quantizer: One of `QUANTIZERS`; 'ttq' returns its starting point, values with symmetric scales.
         per_channel: One scale per output channel instead of one per tensor.
         threshold: For 'twn' the factor of the mean magnitude, for 'fixed' the magnitude itself.
         sparsity: For 'sparse', the fraction of zeros.
 
     Returns:
         Values in {-1, 0, +1} and scales.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import ternarize
+        >>> values, scale = ternarize(torch.randn(8, 16), "absmean", per_channel=False)
+        >>> scale.shape
+        torch.Size([1, 1])
     """
     if quantizer == "twn":
         return twn(weight, per_channel, threshold)
@@ -147,6 +189,12 @@ def fake_int8(x: Tensor, per_sample: bool = False) -> Tensor:
 
     Returns:
         The rounded activations in the dtype of `x`.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import fake_int8
+        >>> fake_int8(torch.tensor([127.0, 0.4])).tolist()
+        [127.0, 0.0]
     """
     dims = list(range(1, x.dim())) if per_sample else [-1]
     scale = x.detach().abs().amax(dims, keepdim=True).clamp(min=1e-8) / 127.0
@@ -160,4 +208,4 @@ def require_finite(weight: Tensor, name: str = "weight") -> None:
     if bool(bad.any()):
         place = tuple(int(i) for i in bad.nonzero()[0])
         message = f"{name} holds {int(bad.sum())} values that are NaN or infinite, the first at {place}"
-        raise NonFiniteWeightError(f"{message}; a ternary value cannot stand for them")
+        raise NonFiniteWeightError(f"{message}; they have no ternary value")

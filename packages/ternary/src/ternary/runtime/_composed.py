@@ -1,4 +1,4 @@
-"""What a packed layer alone cannot do, made of packed layers: one dimension, other paddings, two scales."""
+"""Layers composed of packed ones: one-dimensional convolutions, other paddings, two scales."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ class PackedConv1d(nn.Module):
     """A convolution over (B, C, L), computed as one of height 1.
 
     Args:
-        conv: the packed convolution, its kernel of height 1.
+        conv: The packed convolution, its kernel of height 1.
+
+    Example:
+        >>> import torch, ternary
+        >>> packed = ternary.pack(ternary.nn.TernaryConv1d(4, 8, 3))
+        >>> type(packed).__name__, packed(torch.zeros(2, 4, 10)).shape
+        ('PackedConv1d', torch.Size([2, 8, 8]))
     """
 
     def __init__(self, conv: PackedConv2d) -> None:
@@ -35,9 +41,15 @@ class PackedPadded(nn.Module):
     """A packed convolution whose padding is not the same number of zeros on both sides.
 
     Args:
-        layer: the packed convolution, without padding of its own.
-        edges: how much to add, last dimension first, as `torch.nn.functional.pad` takes it.
+        layer: The packed convolution, without padding of its own.
+        edges: How much to add, last dimension first, as `torch.nn.functional.pad` takes it.
         mode: 'constant' for zeros, 'reflect', 'replicate' or 'circular'.
+
+    Example:
+        >>> import torch, ternary
+        >>> packed = ternary.pack(ternary.nn.TernaryConv2d(4, 8, 3, padding=1, padding_mode="reflect"))
+        >>> type(packed).__name__, packed(torch.zeros(2, 4, 6, 6)).shape
+        ('PackedPadded', torch.Size([2, 8, 6, 6]))
     """
 
     def __init__(self, layer: PackedConv2d | PackedConv1d, edges: list[int], mode: str) -> None:
@@ -55,11 +67,16 @@ class PackedPadded(nn.Module):
 
 
 class PackedPair(nn.Module):
-    """A layer whose +1 and -1 stand for different magnitudes (TTQ): the sum of a layer for each.
+    """A layer with one scale for +1 and another for -1 (TTQ): the sum of two packed layers.
 
     Args:
-        plus: the packed layer with the values 0 and +1, and the bias.
-        minus: the packed layer with the values 0 and -1.
+        plus: The packed layer with the values 0 and +1, and the bias.
+        minus: The packed layer with the values 0 and -1.
+
+    Example:
+        >>> import ternary
+        >>> type(ternary.pack(ternary.nn.TernaryLinear(16, 4, quantizer="ttq"))).__name__
+        'PackedLinear'
     """
 
     def __init__(self, plus: nn.Module, minus: nn.Module) -> None:
@@ -67,7 +84,7 @@ class PackedPair(nn.Module):
         self.plus, self.minus = plus, minus
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what both layers give."""
+        """Return the sum of the outputs of both layers."""
         return self.plus(x) + self.minus(x)  # type: ignore[no-any-return]
 
     @torch.jit.unused

@@ -1,4 +1,4 @@
-"""What runs packed layers on this machine, and why. Only asks; changes nothing."""
+"""Report which kernel runs packed layers on this machine, and why."""
 
 from __future__ import annotations
 
@@ -39,17 +39,22 @@ class Report:
     """Kernels that work here, the one that "auto" takes on a CPU, and a reason for each one that does not work.
 
     Attributes:
-        active: kernel that `kernel="auto"` takes on the CPU.
-        available: every kernel name that works here, fastest first.
-        missing: reason for each known kernel that does not.
-        core: where the compiled core comes from, or why there is none.
-        threads: threads that packed layers use unless told otherwise.
-        machine: processor architecture.
-        torch: version of torch.
-        cuda: name of the CUDA device, or None.
-        triton: whether Triton is installed.
-        compiler: the C compiler that a new installation of this package would find, or None.
-        packages: version of each optional package, None where it is absent.
+        active: Kernel that `kernel="auto"` takes on the CPU.
+        available: Every kernel name that works here, fastest first.
+        missing: Reason for each known kernel that does not.
+        core: Where the compiled core comes from, or why there is none.
+        threads: Threads that packed layers use by default.
+        machine: Processor architecture.
+        torch: Version of torch.
+        cuda: Name of the CUDA device, or None.
+        triton: Whether Triton is installed.
+        compiler: The C compiler that a new installation of this package would find, or None.
+        packages: Version of each optional package, None where it is absent.
+
+    Example:
+        >>> from ternary.runtime import doctor
+        >>> sorted(doctor().as_dict())[:3]
+        ['active', 'available', 'compiler']
     """
 
     active: str
@@ -84,7 +89,14 @@ class Report:
 
 
 def doctor() -> Report:
-    """Say which kernel is active and why the others are not."""
+    """Report which kernel is active and why the others are not.
+
+    Example:
+        >>> from ternary.runtime import doctor
+        >>> report = doctor()
+        >>> report.active in report.available
+        True
+    """
     core = native.core()
     machine = platform.machine()
     missing = {}

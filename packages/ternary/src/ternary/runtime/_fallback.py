@@ -1,4 +1,4 @@
-"""The kernels in plain torch, for any device and without a compiler: the same integers as the native core, slower.
+"""The kernels in plain torch, for any device and without a compiler: the same integers as the native core.
 
 A float32 product of integer-valued matrices is exact while every partial sum stays below 2^24.
 """

@@ -1,6 +1,6 @@
 """The packed matrix product as a Triton kernel, for CUDA and for Triton's interpreter on a CPU.
 
-Not yet run on a GPU: the tests run it through the interpreter.
+The tests run it through the interpreter; it has not run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def to_tiles(values: Tensor) -> Tensor:
         uint8 of shape (ceil(N / 16), ceil(K / 16), 16, 4), contiguous.
 
     Raises:
-        TernaryValueError: not a matrix, or a value outside {-1, 0, +1}.
+        TernaryValueError: Not a matrix, or a value outside {-1, 0, +1}.
     """
     if values.dim() != 2:
         raise TernaryValueError(f"got values of shape {tuple(values.shape)}, wanted a matrix (N, K)")
@@ -50,10 +50,10 @@ def to_tiles(values: Tensor) -> Tensor:
 
 
 def from_tiles(tiles: Tensor, n: int, k: int) -> Tensor:
-    """Give back the int8 (n, k) matrix that `to_tiles` packed.
+    """Unpack what `to_tiles` packed: the int8 (n, k) matrix.
 
     Raises:
-        PackedDataError: wrong shape for n and k, a code 3, or filling other than zeros.
+        PackedDataError: Wrong shape for n and k, a code 3, or filling other than zeros.
     """
     if tuple(tiles.shape) != tile_shape(n, k):
         raise PackedDataError(f"got tiles of shape {tuple(tiles.shape)}; a {n} x {k} matrix takes {tile_shape(n, k)}")
@@ -133,7 +133,7 @@ def pack_conv_weight(values: Tensor, groups: int) -> Tensor:
 
 
 def unpack_conv_weight(packed: Tensor, shape: tuple[int, int, int, int], groups: int) -> Tensor:
-    """Give back the int8 weight of `shape` (C_out, C_in / groups, KH, KW) that `pack_conv_weight` packed."""
+    """Unpack what `pack_conv_weight` packed: int8 of `shape` (C_out, C_in / groups, KH, KW)."""
     out_channels, group_in, height, width = shape
     if is_depthwise(group_in * groups, out_channels, groups):
         return unpack_2bit(packed, out_channels).T.reshape(shape)

@@ -1,4 +1,4 @@
-"""Layers with packed ternary weights, for inference. They know how to be built from values, scales and biases only."""
+"""Layers with packed ternary weights, for inference."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ class PackedLinear(nn.Module):
     The state dict holds `weight` (uint8 tiles, 1/16 of float32), `scale` and `bias` (float32). Gradients do not flow.
 
     Args:
-        in_features: columns K of the weight.
-        out_features: rows N of the weight.
-        bias: whether a bias is added.
+        in_features: Columns K of the weight.
+        out_features: Rows N of the weight.
+        bias: Whether a bias is added.
         kernel: "auto" for the fastest on the input's device, or one of `available_kernels()`, or "triton".
-        threads: native threads to use, 0 for torch.get_num_threads().
+        threads: Native threads to use, 0 for torch.get_num_threads().
+
+    Example:
+        >>> import torch
+        >>> from ternary.runtime import PackedLinear
+        >>> layer = PackedLinear.from_ternary(torch.tensor([[1, 0, -1]]), 0.5)
+        >>> layer(torch.tensor([[127.0, 5.0, 7.0]])).tolist()
+        [[60.0]]
     """
 
     if TYPE_CHECKING:  # TorchScript cannot read annotations that are text
@@ -59,15 +66,15 @@ class PackedLinear(nn.Module):
         """Build the layer from ternary weights.
 
         Args:
-            values: -1, 0, +1 of shape (N, K), int8 as a rule.
-            scale: what a value of +1 is worth: one number, or one per output, shape (N,) or (N, 1).
-            bias: float of shape (N,), or None.
-            kernel: as for the constructor.
-            threads: as for the constructor.
+            values: Tensor of -1, 0, +1 of shape (N, K), int8 as a rule.
+            scale: Magnitude of +1: one number, or one per output, of shape (N,) or (N, 1).
+            bias: Float tensor of shape (N,), or None.
+            kernel: As for the constructor.
+            threads: As for the constructor.
 
         Raises:
-            TernaryValueError: a value outside the set.
-            LayerShapeError: scale or bias do not fit the values.
+            TernaryValueError: A value outside the set.
+            LayerShapeError: Scale or bias do not fit the values.
         """
         tiles = to_tiles(values)
         n, k = values.shape
@@ -100,16 +107,23 @@ class PackedConv2d(nn.Module):
     it is, other input is rearranged first. The state dict holds `weight` (uint8), `scale` and `bias` (float32).
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: one number or (height, width); likewise stride, padding and dilation.
-        stride: step of the kernel.
-        padding: zeros around the input.
-        dilation: distance of the kernel's taps.
-        groups: groups of channels that do not mix.
-        bias: whether a bias is added.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: One number or (height, width); likewise stride, padding and dilation.
+        stride: Step of the kernel.
+        padding: Zeros around the input.
+        dilation: Distance of the kernel's taps.
+        groups: Groups of channels that do not mix.
+        bias: Whether a bias is added.
         kernel: "auto" or one of `available_kernels()`.
-        threads: native threads to use, 0 for torch.get_num_threads().
+        threads: Native threads to use, 0 for torch.get_num_threads().
+
+    Example:
+        >>> import torch
+        >>> from ternary.runtime import PackedConv2d
+        >>> layer = PackedConv2d.from_ternary(torch.ones(4, 1, 3, 3), 1.0, padding=1)
+        >>> layer(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     if TYPE_CHECKING:  # TorchScript cannot read annotations that are text
@@ -161,19 +175,19 @@ class PackedConv2d(nn.Module):
         """Build the layer from ternary weights.
 
         Args:
-            values: -1, 0, +1 of shape (C_out, C_in / groups, KH, KW), int8 as a rule.
-            scale: what a value of +1 is worth: one number, or one per output channel.
-            bias: float of shape (C_out,), or None.
-            stride: as for the constructor, likewise the other arguments.
-            padding: zeros around the input.
-            dilation: distance of the kernel's taps.
-            groups: groups of channels that do not mix.
-            kernel: as for the constructor.
-            threads: as for the constructor.
+            values: Tensor of -1, 0, +1 of shape (C_out, C_in / groups, KH, KW), int8 as a rule.
+            scale: Magnitude of +1: one number, or one per output channel.
+            bias: Float tensor of shape (C_out,), or None.
+            stride: As for the constructor, likewise the other arguments.
+            padding: Zeros around the input.
+            dilation: Distance of the kernel's taps.
+            groups: Groups of channels that do not mix.
+            kernel: As for the constructor.
+            threads: As for the constructor.
 
         Raises:
-            TernaryValueError: a value outside the set, or not four dimensions.
-            LayerShapeError: scale or bias do not fit the values.
+            TernaryValueError: A value outside the set, or not four dimensions.
+            LayerShapeError: Scale or bias do not fit the values.
         """
         weight = pack_conv_weight(values, groups)
         n, group_in, height, width = values.shape
@@ -226,9 +240,16 @@ class PackedEmbedding(nn.Module):
     """A table of V ternary vectors of D values in 2 bits each, with one scale a row; looked up in plain torch.
 
     Args:
-        num_embeddings: rows V.
-        embedding_dim: values D of a row.
-        dtype: of what is looked up.
+        num_embeddings: Rows V.
+        embedding_dim: Values D of a row.
+        dtype: Dtype of the result.
+
+    Example:
+        >>> import torch
+        >>> from ternary.runtime import PackedEmbedding
+        >>> table = PackedEmbedding.from_ternary(torch.tensor([[1, 0], [-1, 1]]), 0.5)
+        >>> table(torch.tensor([1])).tolist()
+        [[-0.5, 0.5]]
     """
 
     if TYPE_CHECKING:  # TorchScript cannot read annotations that are text

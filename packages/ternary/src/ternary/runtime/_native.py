@@ -1,4 +1,4 @@
-"""The compiled core through ctypes: finding it, asking what it can do, calling it. Knows nothing of torch.library."""
+"""The compiled core through ctypes: find it, list its kernels, call them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CORE_FILE = Path(__file__).with_name("libternary_core.so")
 """Where the package's build puts the compiled core; the same name on every system."""
 
 PATHS = ("amx", "avx512vnni", "neon", "avx2", "portable")
-"""Names of the native kernels, fastest first; the core says which number each has."""
+"""Names of the native kernels, fastest first; their numbers come from the core."""
 
 _PROBLEM = struct.Struct("=22q")
 _ONE_BY_ONE = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding, dilation of a matrix product
@@ -49,7 +49,7 @@ class Core:
 
 
 def find_core(file: Path) -> Core:
-    """Load the compiled core from `file` and ask which paths it has; says why where it cannot be used."""
+    """Load the compiled core from `file` and list its paths; `reason` explains why it cannot be used."""
     try:
         library = ctypes.CDLL(str(file))
     except OSError as error:
@@ -70,7 +70,7 @@ def find_core(file: Path) -> Core:
 
 @functools.cache
 def core() -> Core:
-    """The core of this installation, loaded at the first use; its absence is said once."""
+    """Return the core of this installation, loaded at the first use; warn once if there is none."""
     found = find_core(CORE_FILE)
     if found.library is None:
         warnings.warn(
@@ -83,7 +83,13 @@ def core() -> Core:
 
 
 def available_kernels() -> tuple[str, ...]:
-    """Names that the `kernel` argument of packed layers takes on this machine, fastest first, plain torch last."""
+    """Names that the `kernel` argument of packed layers takes on this machine, fastest first, plain torch last.
+
+    Example:
+        >>> from ternary.runtime import available_kernels
+        >>> available_kernels()[-1]
+        'torch'
+    """
     return (*core().paths, "torch")
 
 
@@ -92,7 +98,7 @@ def path_number(kernel: str) -> int:
     """The number of a named native path, for "auto" the fastest; -1 if that is plain torch.
 
     Raises:
-        KernelUnavailableError: this machine or this build does not have it.
+        KernelUnavailableError: This machine or this build does not have it.
     """
     if kernel == "torch":
         return -1

@@ -1,4 +1,4 @@
-"""From a model with ternary layers to the same model with packed ones. Knows nothing of files."""
+"""Turn a model with ternary layers into the same model with packed ones."""
 
 from __future__ import annotations
 
@@ -26,10 +26,16 @@ class Parts:
     """What a packed layer holds: int8 values in the shape of the float weight, scales of shape (rows,), and a bias.
 
     Attributes:
-        values: -1, 0, +1.
-        positive: what +1 stands for, per row.
-        negative: what -1 stands for (its magnitude), per row; the same tensor unless the layer has two scales.
-        bias: float of shape (rows,), or None.
+        values: Int8 tensor of -1, 0, +1.
+        positive: Magnitude of +1, per row.
+        negative: Magnitude of -1, per row; the same tensor unless the layer has two scales.
+        bias: Float tensor of shape (rows,), or None.
+
+    Example:
+        >>> import torch
+        >>> from ternary.runtime import PackedLinear, parts
+        >>> parts(PackedLinear.from_ternary(torch.tensor([[1, -1]]), 0.5)).positive.tolist()
+        [0.5]
     """
 
     values: Tensor
@@ -57,6 +63,13 @@ def pack(model: nn.Module, *, kernel: str = "auto", threads: int = 0) -> nn.Modu
     Raises:
         NonFiniteWeightError: A ternary layer's weight is NaN or infinite.
         NothingToPackError: There is no ternary layer in the model.
+
+    Example:
+        >>> import torch, ternary
+        >>> model = ternary.nn.TernaryLinear(64, 8)
+        >>> packed = ternary.pack(model)
+        >>> packed(torch.zeros(2, 64)).shape
+        torch.Size([2, 8])
     """
     if not any(isinstance(m, (TernaryWeight, *PACKED)) for m in model.modules()):
         raise NothingToPackError(
@@ -127,6 +140,11 @@ def packed_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the packed layers of a model by name, the outermost where one is made of others.
 
     One that is used in two places is there under both names.
+
+    Example:
+        >>> import ternary
+        >>> list(ternary.runtime.packed_layers(ternary.pack(ternary.zoo.load("mlp")(width=8))))
+        ['hidden.0.0', 'hidden.1.0']
     """
     found: dict[str, nn.Module] = {}
     for name, layer in model.named_modules(remove_duplicate=False):
@@ -144,6 +162,12 @@ def parts(layer: nn.Module) -> Parts:
 
     Returns:
         Its values, scales and bias.
+
+    Example:
+        >>> import torch
+        >>> from ternary.runtime import PackedLinear, parts
+        >>> parts(PackedLinear.from_ternary(torch.tensor([[1, -1]]), 0.5)).values.tolist()
+        [[1, -1]]
     """
     if isinstance(layer, PackedPair):
         plus, minus = parts(layer.plus), parts(layer.minus)

@@ -1,4 +1,4 @@
-"""A packed linear layer without torch's dispatcher, where that would do nothing but call our kernel.
+"""Call the linear kernel without torch's dispatcher, where the dispatcher would do nothing but call it.
 
 A matrix of a few megabytes sweeps the second-level cache, so at batch 1 the code between one product and the next is
 fetched from further away: the way through the dispatcher takes some 25 of 225 us there.

@@ -1,4 +1,4 @@
-"""Write the PyTorch source that a program stands for."""
+"""Write the PyTorch source of a program."""
 
 from __future__ import annotations
 

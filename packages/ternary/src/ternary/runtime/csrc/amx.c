@@ -9,7 +9,7 @@
 /* A product of 16 rows x 64 columns with 64 columns x 16 outputs takes 16 cycles. A field of a packed tile, 4 columns of
  * 16 outputs, is one row of the right operand, so 4 tiles give its 16 rows; the left operand is 64 bytes of each panel
  * row. Registers 0 to 3: sums of up to 2 x 16 rows and 2 strips; 4 and 5: rows; 6 and 7: strips.
- * Written out, since the compilers' own functions do not say that they read and write memory. */
+ * Written out, since the compilers' own functions are not declared to read and write memory. */
 #define TILE_LOAD(number, from, stride)                                                                                \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #number : : "r"(from), "r"((int64_t)(stride)) : "memory")
 #define TILE_STORE(number, to, stride)                                                                                 \
@@ -91,7 +91,7 @@ TARGET_AMX static void multiply_amx(int rows, int strips, const uint8_t *tiles, 
 
 /* The machine has the registers, and the kernel lets this process use them. */
 int ternary_amx_allowed(void) {
-    static int known; /* 0 not asked yet, 1 no, 2 yes */
+    static int known; /* 0 not looked up yet, 1 no, 2 yes */
     int state = __atomic_load_n(&known, __ATOMIC_RELAXED);
     if (!state) {
         unsigned a, b, c, d;

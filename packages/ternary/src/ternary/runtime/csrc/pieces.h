@@ -98,7 +98,7 @@ INLINE void taps_body(const int8_t *const *q, const int8_t *const *w, int64_t co
     }
 
 #if HAVE_X86 || HAVE_NEON
-/* Weights lie in the order in which they are read: ask for them this many bytes ahead, into the second-level cache. A
+/* Weights lie in the order in which they are read: prefetch this many bytes ahead, into the second-level cache. A
  * core's own prefetcher stops at the end of a page, and sums leave loads little room to run ahead in the reorder buffer.
  * An address past the end is harmless: a prefetch never faults. */
 #define BYTES_AHEAD 8192

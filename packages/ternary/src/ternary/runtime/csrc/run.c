@@ -61,7 +61,7 @@ INLINE int8_t *place(int8_t *panel, int64_t k, int64_t m, int64_t rows, int64_t 
     return panel + ((k / span * rows + m) * span + k % span) * 16;
 }
 
-/* The activations of one output pixel and group into row m of a panel; gives their sum. */
+/* The activations of one output pixel and group into row m of a panel; returns their sum. */
 INLINE int32_t pack_row_body(const plan *t, int64_t pixel, int64_t group, int64_t rows, int64_t m, int8_t *panel,
                              int8_t *scratch, const int64_t span) {
     const problem *p = t->p;
@@ -263,7 +263,7 @@ static int from_other_end(const uint8_t *weight) {
 #endif
 }
 
-/* Solve one problem; OK or a reason. The caller has checked that the buffers have the sizes that the shapes ask for. */
+/* Solve one problem; return OK or a reason. The caller has checked that each buffer has the size its shape requires. */
 EXPORT int32_t ternary_run(const problem *p) {
     plan t = {.p = p, .path = ternary_find_path(p->path)};
     if (!t.path) return NO_PATH;
