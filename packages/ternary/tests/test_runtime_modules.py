@@ -115,7 +115,7 @@ class TestPackedLinear:
 
 @pytest.mark.skipif(available_kernels() == ("torch",), reason="no compiled core here")
 class TestShortcut:
-    """The dispatcher is left out only where nobody could tell; then the result is the operator's, bit for bit."""
+    """The dispatcher is skipped only where it would change nothing; the result is the operator's, bit for bit."""
 
     def short(self, layer: PackedLinear, x: torch.Tensor) -> torch.Tensor | None:
         """What the layer's shortcut gives."""
@@ -167,7 +167,7 @@ class TestShortcut:
         assert torch.equal(layer(lazy), layer(-x))
 
     @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
-    def test_whoever_watches_sees_the_operator(self) -> None:
+    def test_modes_and_profilers_see_the_operator(self) -> None:
         """Profilers, modes, tracers and transforms."""
         layer, x = linear(), torch.randn(2, 53)
         plain = layer(x)
