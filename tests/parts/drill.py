@@ -61,7 +61,7 @@ FAIR_GAME = ("drill-reader", "drill-server", "ttt.worker", "isolate.worker", "is
 TASKS = "arcagi1:training/67a3c6ac,74dd1130,a416b8f3,3c9b0459,68b16354,6150a2bd"
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """A process of the drill's own was killed before it answered."""
 
 
@@ -76,7 +76,7 @@ class Line:
         """The answer to one line.
 
         Raises:
-            Gone: the child was killed.
+            GoneError: the child was killed.
         """
         if self._process is None or self._process.poll() is not None:
             self.close()
@@ -93,7 +93,7 @@ class Line:
             answer = ""
         if not answer:
             self.close()
-            raise Gone("a child of the drill was killed")
+            raise GoneError("a child of the drill was killed")
         return answer.strip()
 
     def close(self) -> None:
@@ -208,7 +208,7 @@ def work(
             else:
                 check(task_id in run.score().solved, f"{task_id} is not solved")
         if any(result.status == "failed" for result in run.results.values()):
-            raise Gone("a task's process was killed")
+            raise GoneError("a task's process was killed")
 
     steps = {"read": read, "serve": serve, "plug in": plug_in, "solve": solve}
     if use_ray:
@@ -249,7 +249,7 @@ def with_ray(
 def typed(error: Exception) -> bool:
     """Whether it is an error that the libraries document, or that a child of the drill's own was killed."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"XferError", "ZerocopyError", "IsolateError", "TTTError", "RayActorError", "Gone"})
+    return bool(names & {"XferError", "ZerocopyError", "IsolateError", "TTTError", "RayActorError", "GoneError"})
 
 
 def descriptors() -> int:

@@ -1,5 +1,7 @@
 """An extension that exchanges arrays with its host by xfer's handles, with a numpy of its own."""
 
+from __future__ import annotations
+
 import os
 
 import numpy
