@@ -14,6 +14,7 @@ import argparse
 import ast
 import functools
 import http.server
+import itertools
 import os
 import re
 import shutil
@@ -76,6 +77,30 @@ def relink(text: str, source: Path, places: dict[Path, Path], page: Path) -> str
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
 
 
+def draw(text: str, page: Path, docs: Path) -> str:
+    """Replace a page's mermaid blocks by pictures, so that readers need no script and no network.
+
+    Args:
+        text: The page's Markdown.
+        page: Where on the site the page stands; its pictures go beside it.
+        docs: The folder of the site's pages.
+    """
+    import mermaidx
+
+    count = itertools.count(1)
+
+    def picture(match: re.Match[str]) -> str:
+        stem = f"{page.stem}-{next(count)}"
+        links = []
+        for theme, shade in (("neutral", "light"), ("dark", "dark")):
+            drawing = mermaidx.render(match[1], theme=theme).svg()
+            (docs / page).with_name(f"{stem}-{shade}.svg").write_text(drawing)
+            links.append(f"![Diagram]({stem}-{shade}.svg#only-{shade})")
+        return "\n".join(links)
+
+    return re.sub(r"^```mermaid\n(.*?)^```$", picture, text, flags=re.MULTILINE | re.DOTALL)
+
+
 def write_pages(docs: Path) -> list[dict[str, Any]]:
     """Write every page under `docs`; the navigation."""
     sources = {Path("index.md"): ROOT / "README.md"}
@@ -87,7 +112,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
     places = {file: page for page, file in sources.items()}
     for page, file in sources.items():
         (docs / page).parent.mkdir(parents=True, exist_ok=True)
-        (docs / page).write_text(relink(file.read_text(), file, places, page))
+        (docs / page).write_text(draw(relink(file.read_text(), file, places, page), page, docs))
     for package in PACKAGES:
         (docs / package / "reference.md").write_text(reference(package))
         for picture in (ROOT / "packages" / package / "benchmarks").glob("*.png"):
