@@ -1,4 +1,4 @@
-"""The README's and the tutorials' examples run, as they stand and from top to bottom."""
+"""The examples of the README and the tutorials run as printed, from top to bottom."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DOCUMENTS = {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_its_examples_run(document: str, root: Path, tmp_path: Path) -> None:
-    """All Python blocks, in order, in one fresh process and an empty folder, and no warning is given."""
+    """All Python blocks run in order in one new process and an empty folder, without a warning."""
     blocks = re.findall(r"^```python\n(.*?)^```", (root / document).read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == DOCUMENTS[document]
     program = tmp_path / "document.py"
     program.write_text("\n".join(blocks))
-    # Worker processes may import the main module again, so that one does nothing by itself.
+    # Worker processes may import the main module again, so it does nothing when imported.
     main = tmp_path / "main.py"
     main.write_text(
         f'if __name__ == "__main__":\n    exec(compile(open({str(program)!r}).read(), "document", "exec"))\n'

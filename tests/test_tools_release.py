@@ -1,4 +1,4 @@
-"""A tag may be published only if pyproject and CHANGELOG say the same version."""
+"""A tag may be published only if pyproject and CHANGELOG state its version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tool = Callable[[str], ModuleType]
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with one package, alpha 1.2.3, released on a date."""
+    """A repository with one package, alpha 1.2.3, that was released."""
     package = tmp_path / "packages" / "alpha"
     package.mkdir(parents=True)
     (package / "pyproject.toml").write_text('[project]\nname = "pentad-alpha"\nversion = "1.2.3"\n')
@@ -22,7 +22,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_agreement(tool: Tool, repository: Path) -> None:
-    """Tag, pyproject and heading agree: nothing to say."""
+    """If tag, pyproject and heading agree, nothing is reported."""
     assert tool("release").disagreements("alpha-v1.2.3", repository) == []
 
 
@@ -36,7 +36,7 @@ def test_agreement(tool: Tool, repository: Path) -> None:
     ],
 )
 def test_a_tag_that_disagrees(tool: Tool, repository: Path, tag: str, words: str) -> None:
-    """Each wrong tag is refused with what disagrees."""
+    """Each wrong tag is refused, and the message says what disagrees."""
     found = tool("release").disagreements(tag, repository)
     assert any(words in line for line in found), found
 
@@ -57,7 +57,7 @@ def test_a_changelog_that_disagrees(tool: Tool, repository: Path, changelog: str
 
 
 def test_every_package_has_the_two_places(tool: Tool, root: Path) -> None:
-    """In this repository each package's pyproject version heads its CHANGELOG."""
+    """In this repository each CHANGELOG starts with the version of its pyproject."""
     release = tool("release")
     for project in root.glob("packages/*/pyproject.toml"):
         package = project.parent.name
