@@ -162,3 +162,16 @@ def test_the_words_are_plain(package: str) -> None:
         if (match := re.search(idioms, line))
     ]
     assert found == []
+
+
+def test_the_twins_exist() -> None:
+    """Every file in CONTRIBUTING's table of twins exists."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().split("\n## Twins\n")[1].split("\n## ")[0]
+    named = [
+        path for line in text.splitlines() if line.startswith("| ") for path in re.findall(r"`([\w./]+/[\w./]*)`", line)
+    ]
+    assert len(named) > 10
+    places = [
+        ROOT / path if path.startswith("packages/") else source(path.split("/")[0]).parent / path for path in named
+    ]
+    assert [str(place) for place in places if not place.exists()] == []
