@@ -1,4 +1,4 @@
-"""What every test across packages may use: the tools as modules, and the promise that nothing is left behind."""
+"""Fixtures of the tests across packages, and the check that a test leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER_NUMPY = "numpy<2" if sys.version_info < (3, 13) else "numpy==2.1.*"
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
-    """Where the arrays and models of a scenario live; its body is the same for each."""
+    """The device that holds a scenario's arrays and models; the test body is the same for each."""
     name: str = request.param
     if name == "cuda" and not importlib.import_module("torch").cuda.is_available():
         if os.environ.get("REQUIRE_CUDA") == "1":
@@ -37,13 +37,13 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The extensions' environments, each built once a session."""
+    """The folder of the extensions' environments, each built once per session."""
     return tmp_path_factory.mktemp("environments")
 
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with our packages as wheels, as an index would offer them to an extension's environment."""
+    """A folder with wheels of our packages, from which an extension's environment installs them."""
     folder = tmp_path_factory.mktemp("wheels")
     for package in ("xfer",):
         command = ["uv", "build", "--quiet", "--wheel", "-o", str(folder), str(ROOT / "packages" / package)]
@@ -53,7 +53,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def extension(tmp_path: Path) -> Callable[..., Path]:
-    """`extension("life")` is the folder of that extension, with a numpy of its own and what else is asked."""
+    """`extension("life")` makes the folder of that extension, with its own numpy and further dependencies."""
 
     def make(name: str, *dependencies: str) -> Path:
         folder = tmp_path / "extensions" / name
@@ -70,20 +70,20 @@ def extension(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository's root."""
+    """The root folder of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def tool() -> Callable[[str], ModuleType]:
-    """`tool("lock")` is tools/lock.py as a module."""
+    """`tool("lock")` returns tools/lock.py as a module."""
 
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        # Dataclasses look their module up by name while it is being executed.
+        # Dataclasses look up their module by name while it is executed.
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
@@ -108,7 +108,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     left = {child for child in psutil.Process().children(recursive=True) if child not in children}
     if "cluster" in request.fixturenames:
-        # Ray starts and ends workers of its own as long as the cluster stands, which is until the module's end.
+        # Ray starts and ends workers as long as its cluster runs, which is until the end of the module.
         left = {child for child in left if not of_ray(child)}
     assert not left, f"child processes left: {left}"
     files = leftovers(before)
@@ -116,7 +116,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def of_ray(process: psutil.Process) -> bool:
-    """Whether it is one of Ray's, or has ended and waits for Ray to notice."""
+    """Whether the process belongs to Ray, or is a zombie that Ray has not reaped yet."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE or any("ray" in part for part in process.cmdline())
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""One array through everything: numpy, an isolated extension, a Ray worker, a device, and back, by handles."""
+"""One array passes by handle through numpy, an isolated extension, a Ray worker and a device, and back."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ray = pytest.importorskip("ray")
 
 
 class Worker:
-    """A Ray actor that reads an array of another process and puts one of its own."""
+    """A Ray actor that reads an array of another process and puts a new one."""
 
     def __init__(self) -> None:
         self.pool = xfer.Pool("64MiB")
 
     def negative(self, handle: bytes) -> bytes:
-        """A handle of the negative of an array."""
+        """Return a handle of the negated array."""
         return bytes(self.pool.put(-xfer.get(handle)))
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("cluster")
 def test_any_to_any(environments: Path, wheels: Path, extension: Callable[..., Path], device: str) -> None:
-    """Each hop has the right values, handles of at most 256 bytes travel, and `explain` told of every copy."""
+    """Each hop has the right values, handles have at most 256 bytes, and `explain` announced every copy."""
     start = np.random.default_rng(0).random((512, 2048), np.float32)
     with (
         isolate.Host(environments, policy=isolate.Policy(find_links=(str(wheels),))) as host,
@@ -47,14 +47,14 @@ def test_any_to_any(environments: Path, wheels: Path, extension: Callable[..., P
         assert not result.flags.writeable
         onto, back = on_device(result, device)
         assert np.array_equal(back, result)
-        # One copy down to a device; on the host, torch asks for one because the array is read-only.
+        # One copy to a device; on the host, torch needs a copy because the array is read-only.
         assert [route.copies for route in onto] == [1, 0 if device == "cpu" else 1]
         del result
         ray.kill(actor)
 
 
 def on_device(array: np.ndarray, device: str) -> tuple[list[xfer.Route], np.ndarray]:
-    """The array as a torch tensor on the device, and back; the routes it took."""
+    """Move the array to a torch tensor on the device and back; return the two routes and the result."""
     target = "torch" if device == "cpu" else f"{device}:0"
     down = xfer.explain(array, target)
     there = xfer.move(array, target)
@@ -62,7 +62,7 @@ def on_device(array: np.ndarray, device: str) -> tuple[list[xfer.Route], np.ndar
 
 
 def test_through_a_device_of_host_memory() -> None:
-    """The same on the host-memory device: an allocation, a copy in, a spill to the host, and the same bits back."""
+    """The same with a device in host memory: allocate, copy in, spill to the host, and read the same bits back."""
     start = np.random.default_rng(1).random(1 << 16)
     with xfer.GpuMemoryManager(xfer.HostAllocator(), budget="4MiB") as manager, xfer.Pool("4MiB") as pool:
         handle = pool.put(start)

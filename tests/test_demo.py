@@ -14,7 +14,7 @@ import pytest
 
 @pytest.mark.timeout(120)
 def test_the_demo_writes_its_page(root: Path, tmp_path: Path) -> None:
-    """Two of the five, in a moment: the table is printed, and the page has the same figures and needs no other file."""
+    """A quick demo of two libraries prints its table and writes a page that needs no other file."""
     report = tmp_path / "report.html"
     command = [sys.executable, "tools/demo.py", "xfer", "ternary", "--report", str(report)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
@@ -28,14 +28,14 @@ def test_the_demo_writes_its_page(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 def test_an_interrupted_demo_leaves_nothing(root: Path, tmp_path: Path) -> None:
-    """Ctrl-C while tasks are being solved: its status says so, and its processes are gone within five seconds."""
+    """After Ctrl-C during solving, the exit status is 130 and all child processes end within five seconds."""
     command = [sys.executable, "tools/demo.py", "ttt", "--report", str(tmp_path / "report.html")]
     process = subprocess.Popen(
         command,
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # A shell's background jobs ignore Ctrl-C, and hand that down.
+        # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     demo = psutil.Process(process.pid)

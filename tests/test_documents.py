@@ -1,13 +1,15 @@
-"""The README's and the tutorials' examples run, as they stand and from top to bottom."""
+"""The examples of the README and the tutorials run as printed, and the pages show what they print."""
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+Tool = Callable[[str], ModuleType]
 
 DOCUMENTS = {
     "README.md": 5,
@@ -18,19 +20,84 @@ DOCUMENTS = {
     "packages/ttt/docs/tutorial.md": 4,
 }
 
+PAGE = """# Page
+
+```python
+import os
+print("one", os.getpid())
+```
+
+```text
+one ...
+```
+
+Between.
+
+```python
+x = 1
+```
+
+```python
+print(x + 1)
+```
+
+Not an output:
+
+```text
+3
+```
+"""
+
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_its_examples_run(document: str, root: Path, tmp_path: Path) -> None:
-    """All Python blocks, in order, in one fresh process and an empty folder, and no warning is given."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (root / document).read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == DOCUMENTS[document]
-    program = tmp_path / "document.py"
-    program.write_text("\n".join(blocks))
-    # Worker processes may import the main module again, so that one does nothing by itself.
-    main = tmp_path / "main.py"
-    main.write_text(
-        f'if __name__ == "__main__":\n    exec(compile(open({str(program)!r}).read(), "document", "exec"))\n'
-    )
-    done = subprocess.run([sys.executable, "-W", "error", main], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_its_examples_run(tool: Tool, document: str, root: Path) -> None:
+    """All Python blocks run in order in one new process and an empty folder, without a warning."""
+    documents = tool("documents")
+    blocks = documents.blocks((root / document).read_text())
+    assert len(blocks) >= DOCUMENTS[document]
+    printed, failure = documents.outputs(blocks, document, sys.executable)
+    assert failure == ""
+    assert len(printed) == len(blocks)
+
+
+def test_a_page_without_an_output_is_refused_and_filled(tool: Tool) -> None:
+    """A block that prints must show it; `--write` puts it there and keeps an output whose `...` still fits."""
+    documents = tool("documents")
+    (problem,) = documents.problems(PAGE, "page.md")
+    assert problem == "page.md:19: prints '2', and the page shows no output"
+    printed, _ = documents.outputs(documents.blocks(PAGE), "page.md", sys.executable)
+    filled = documents.filled(PAGE, printed)
+    assert "```text\none ...\n```" in filled
+    assert "print(x + 1)\n```\n\n```text\n2\n```\n\nNot an output" in filled
+    assert documents.problems(filled, "page.md") == []
+    assert documents.filled(filled, printed) == filled
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("one ...", "two ...", "expected output\ntwo ...\n\nbut it prints\none "),
+        ("x = 1", "x = 1 / 0", "line 15, in <module>"),
+        ("x = 1", ">>> x = 1\n>>> x\n2", "DocTestFailure"),
+        ("x = 1", "import warnings; x = 1; warnings.warn('old', DeprecationWarning)", "DeprecationWarning: old"),
+    ],
+)
+def test_a_wrong_page_is_refused(tool: Tool, before: str, after: str, words: str) -> None:
+    """Another output, an exception, a failing doctest and a warning are each reported with their place."""
+    found = tool("documents").problems(PAGE.replace(before, after, 1), "page.md")
+    assert any(words in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("`pip install pentad-xfer`; more", "pip install pentad-xfer"),
+        ('    pip install "pentad-xfer[cli]" psutil  # with tables', 'pip install "pentad-xfer[cli]" psutil'),
+        ('pip install "pentad-xfer @ git+https://host/x"\n\npip install pentad-xfer\n', "pip install pentad-xfer"),
+        ("pip install pentad-zerocopy", None),
+    ],
+)
+def test_the_install_line_of_a_page(tool: Tool, text: str, line: str | None) -> None:
+    """The first command that installs the distribution from an index is the printed install line."""
+    assert tool("documents").install_line(text, "pentad-xfer") == line

@@ -1,4 +1,4 @@
-"""Random `kill -9` of workers, extensions and readers: every answer is right or a typed error, and nothing is left."""
+"""Workers, extensions and readers are killed at random: each answer is right or a typed error, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
     ],
 )
 def test_the_drill(seconds: int, root: Path, tmp_path: Path, extension: Callable[..., Path], wheels: Path) -> None:
-    """The five work while their processes are killed; no answer is wrong and the machine is as before."""
+    """All five libraries work while their processes are killed; no answer is wrong and nothing is left behind."""
     command = [sys.executable, "tests/parts/drill.py", str(extension("arrays", "pentad-xfer")), str(wheels)]
     report = tmp_path / "drill.json"
     command += ["--seconds", str(seconds), "--json", str(report)]

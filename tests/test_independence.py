@@ -1,4 +1,4 @@
-"""No library needs another: each imports with the others out of reach, and its wheel holds nothing but it."""
+"""No library needs another: each imports while the others cannot be imported, and its wheel contains only itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ print(len([name for name in sys.modules if name.startswith(own)]))
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_module_imports_without_the_siblings(package: str) -> None:
-    """Not one module of a package needs another package to be imported."""
+    """Every module of a package imports while the other packages cannot be imported."""
     others = [name for name in PACKAGES if name != package]
     command = [sys.executable, "-c", IMPORT_ALL, package, *others]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -49,7 +49,7 @@ def test_every_module_imports_without_the_siblings(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_sibling_is_an_extra_with_a_bounded_range(package: str) -> None:
-    """No hard dependency on a sibling; where one is offered, the range ends before the next breaking version."""
+    """A sibling is never a hard dependency; as an extra it has a range that ends before the next breaking version."""
     project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())["project"]
     assert not [line for line in project.get("dependencies", []) if line.startswith("pentad-")]
     extras = project["optional-dependencies"]
@@ -60,7 +60,7 @@ def test_a_sibling_is_an_extra_with_a_bounded_range(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_wheel_holds_one_package(package: str, tmp_path: Path) -> None:
-    """The wheel has the package with its typed marker and licence, and neither tests nor a sibling."""
+    """The wheel contains the package with its typed marker and licence, and neither tests nor a sibling."""
     command = ["uv", "build", "--quiet", "--wheel", "-o", str(tmp_path), str(ROOT / "packages" / package)]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,4 +1,4 @@
-"""A network compiled and packed by ternary, published by zerocopy: N workers answer from one copy of 2-bit weights."""
+"""ternary packs a network and zerocopy publishes it: several workers answer from one copy of the 2-bit weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ sys.stdin.readline()
 
 @pytest.mark.timeout(300)
 def test_workers_serve_from_one_packed_copy(device: str, tmp_path: Path) -> None:
-    """Four workers answer as the unshared model does, bit for bit; their shares of the weights add up to one copy."""
+    """Four workers answer exactly as the unshared model; their shares of the weights add up to one copy."""
     torch.manual_seed(0)
     packed = ternary.pack(ternary.compile(SOURCE)())
     size = sum(t.nbytes for t in (*packed.parameters(), *packed.buffers()))

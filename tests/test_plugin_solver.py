@@ -1,4 +1,4 @@
-"""A solver that lives in an isolated extension, with dependencies of its own: its candidates join the vote."""
+"""A solver runs in an isolated extension with its own dependencies, and its candidates join the vote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ttt
 
 
 def life(grid: np.ndarray) -> np.ndarray:
-    """The next generation, written without a window: shifts of a padded grid."""
+    """Return the next generation of Life, computed by shifts of a padded grid."""
     padded = np.pad(grid > 0, 1).astype(int)
     height, width = grid.shape
     shifts = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
@@ -24,7 +24,7 @@ def life(grid: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> ttt.TaskSet:
-    """One task whose rule is Life, and one that the search knows."""
+    """One task whose rule is Life, and one that the search solves."""
     rng = np.random.default_rng(4)
     grids = [(rng.random((9, 11)) < 0.4) * 3 for _ in range(5)]
     rules = {"life": life, "turn": lambda grid: np.rot90(grid, 2)}
@@ -36,7 +36,7 @@ def tasks(tmp_path: Path) -> ttt.TaskSet:
 
 @pytest.mark.timeout(300)
 def test_a_plugins_candidates_join_the_vote(tasks: ttt.TaskSet, extension, environments: Path) -> None:
-    """The plugin's task is solved by it and not without it; the other task's answers stay as they were."""
+    """The plugin's task is solved only with the plugin; the answers of the other task do not change."""
     plugin = extension("life")
     with isolate.Host(environments) as host:
         libraries = host.load(plugin).call.libraries()

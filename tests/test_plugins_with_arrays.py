@@ -1,4 +1,4 @@
-"""An extension with another numpy exchanges arrays with its host by handles, and nothing is left of the dead."""
+"""An extension with another numpy exchanges arrays with its host by handle; a killed process leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def host(environments: Path, wheels: Path) -> Iterator[isolate.Host]:
 
 @pytest.mark.timeout(300)
 def test_arrays_go_both_ways_without_a_copy(host: isolate.Host, extension: Callable[..., Path], device: str) -> None:
-    """64 MiB by handle to an extension with another numpy and back; neither side's own memory grows by a tenth."""
+    """64 MiB go by handle to an extension and back; the private memory of neither side grows by a tenth of that."""
     import torch
 
     arrays = host.load(extension("arrays", "pentad-xfer"))
@@ -62,7 +62,7 @@ def test_arrays_go_both_ways_without_a_copy(host: isolate.Host, extension: Calla
 
 @pytest.mark.timeout(300)
 def test_a_killed_extension_gives_back_what_it_held(host: isolate.Host, extension: Callable[..., Path]) -> None:
-    """Its lease of the host's array ends with it; an array of its own that the host holds stays whole."""
+    """A killed extension's lease of the host's array ends; its own array stays valid while the host holds it."""
     arrays = host.load(extension("arrays", "pentad-xfer"))
     pid = arrays.call.versions()["pid"]
     with xfer.Pool("64MiB") as pool:
@@ -103,7 +103,7 @@ arrays.call.spin()
 
 @pytest.mark.timeout(300)
 def test_a_killed_host_leaves_nothing(environments: Path, wheels: Path, extension: Callable[..., Path]) -> None:
-    """A host is killed while its extension spins with an array open: within two seconds nothing of either lives."""
+    """A host is killed while its extension spins with an array open: within two seconds nothing of either is left."""
     plugin = extension("arrays", "pentad-xfer")
     command = [sys.executable, "-c", HOST, str(environments), str(plugin), str(wheels)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""Real ARC tasks adapted on Ray workers that share the base weights: one copy, and a single process's answers."""
+"""Ray workers adapt to real ARC tasks and share one copy of the base weights; answers equal a single process's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASKS = "arcagi1:training/a416b8f3,67a3c6ac"
 
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random causal language model of sixteen symbols, saved as its makers save one."""
+    """A random causal language model with sixteen symbols, saved by transformers."""
     folder = tmp_path_factory.mktemp("base")
     size = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.LlamaConfig(
@@ -33,7 +33,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("cluster")
 def test_ray_workers_adapt_over_one_copy(base_model: Path, device: str, tmp_path: Path) -> None:
-    """The submission is the single process's, byte for byte; each worker mapped the one file and wrote no page."""
+    """The submission equals a single process's byte for byte; each worker mapped the same file and wrote no page."""
     tasks = ttt.load(TASKS)
 
     def submission(share: bool, **where: object) -> tuple[str, ttt.Run]:

@@ -52,13 +52,13 @@ def test_rows_that_keep_the_contract(tool: Tool, change: dict[str, Any]) -> None
     ],
 )
 def test_rows_that_break_the_contract(tool: Tool, change: dict[str, Any], words: str) -> None:
-    """Each breach is named."""
+    """Each violation is described."""
     found = tool("bench").violations({**GOOD, **change})
     assert any(words in line for line in found), found
 
 
 def test_a_missing_field_is_named(tool: Tool) -> None:
-    """A row without one of the fields is refused with the field's name."""
+    """A row that lacks a field is refused, and the message names the field."""
     row = {key: value for key, value in GOOD.items() if key != "samples"}
     assert tool("bench").violations(row) == ["field 'samples' is missing"]
 
@@ -66,7 +66,7 @@ def test_a_missing_field_is_named(tool: Tool) -> None:
 def test_what_breaks_the_contract_is_not_published(
     tool: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A benchmark with a bad row is told about before the repository's documents are touched."""
+    """A benchmark with an invalid row is reported, and the documents are not changed."""
     bench = tool("bench")
     published: list[object] = []
     monkeypatch.setattr(bench, "publish", lambda results, folder: published.append(results))
@@ -79,7 +79,7 @@ def test_what_breaks_the_contract_is_not_published(
 
 
 def test_page_shows_every_row(tool: Tool) -> None:
-    """The rendered page has a table line per row and says when a peer was not measured."""
+    """The rendered page has one table line per row and says if a peer was not measured."""
     absent = {**GOOD, "peer": "iceoryx2", "peer_value": None, "ratio": None, "holds": None}
     text = tool("bench").page({"xfer": {"machine": {"cores": 2}, "versions": {}, "rows": [GOOD, absent]}})
     assert "| 64 MB copy-in and full read | 9 ms | SharedMemory | 60 | 0.15 | <= 0.2 | yes |" in text
@@ -87,7 +87,7 @@ def test_page_shows_every_row(tool: Tool) -> None:
 
 
 def test_the_documents_show_what_was_published(tool: Tool, root: Path) -> None:
-    """The page and the README's headlines are what the published runs render to: nobody typed them."""
+    """The page and the tables of the READMEs equal what the published runs render to."""
     bench = tool("bench")
     results = bench.published()
     assert (root / "packages" / "benchmarks.md").read_text() == bench.page(results)
@@ -102,7 +102,7 @@ def test_the_documents_show_what_was_published(tool: Tool, root: Path) -> None:
 
 
 def test_published_runs_keep_the_contract(tool: Tool) -> None:
-    """No published row breaks the contract."""
+    """Every published row is valid."""
     bench = tool("bench")
     rows = [row for result in bench.published().values() for row in result["rows"]]
     assert [violation for row in rows for violation in bench.violations(row)] == []

@@ -1,4 +1,4 @@
-"""The CI plan: which changed paths run which packages' tests."""
+"""The CI plan: changed paths decide which packages' tests run."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ ALL = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
     ],
 )
 def test_plan(tool: Tool, paths: list[str], packages: tuple[str, ...], integration: bool) -> None:
-    """Each kind of path, alone, plans what its place in the repository means."""
+    """Each kind of path, changed alone, plans the packages that it affects."""
     chosen = tool("ci_plan").plan(paths)
     assert (chosen.packages, chosen.integration) == (packages, integration)
 
 
 def test_packages_are_those_that_exist(tool: Tool, root: Path) -> None:
-    """The tool's list is the folder's."""
+    """The tool lists every package in packages/."""
     assert list(tool("ci_plan").PACKAGES) == sorted(p.parent.name for p in root.glob("packages/*/pyproject.toml"))
 
 
 def test_users_are_those_that_declare_the_extra(tool: Tool, root: Path) -> None:
-    """Every sibling named in a package's extras is in the table of users, and nobody else is."""
+    """The table of users lists exactly the siblings that packages name in their extras."""
     declared: dict[str, set[str]] = {}
     for package in ALL:
         text = (root / "packages" / package / "pyproject.toml").read_text()
@@ -57,7 +57,7 @@ def test_users_are_those_that_declare_the_extra(tool: Tool, root: Path) -> None:
 
 
 def test_command_line_reads_paths_and_writes_github_output(root: Path) -> None:
-    """The tool as the workflow calls it: paths on stdin, NAME=JSON lines on stdout."""
+    """As the workflow calls it, the tool reads paths on stdin and writes NAME=JSON lines on stdout."""
     out = subprocess.run(
         [sys.executable, "tools/ci_plan.py", "--github"],
         cwd=root,

@@ -1,4 +1,4 @@
-"""The committed lock names no download place and pins what `uv lock` pins."""
+"""The committed lock contains no download address and pins what `uv lock` pins."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ wheels = [
 
 
 def test_sealing_keeps_pins_and_drops_places(tool: Tool) -> None:
-    """Versions, dependencies and markers stay; addresses and the requirements' copy go; the result is TOML."""
+    """Versions, dependencies and markers stay; addresses and the copy of the requirements go; the result is TOML."""
     lock = tool("lock")
     sealed = lock.seal(FULL)
     assert "://" not in sealed
@@ -64,7 +64,7 @@ def test_sealing_keeps_pins_and_drops_places(tool: Tool) -> None:
 
 
 def test_sealing_twice_changes_nothing(tool: Tool) -> None:
-    """Sealing is idempotent, and line ends do not matter."""
+    """Sealing is idempotent and independent of line endings."""
     lock = tool("lock")
     sealed = lock.seal(FULL)
     assert lock.seal(sealed) == sealed
@@ -72,7 +72,7 @@ def test_sealing_twice_changes_nothing(tool: Tool) -> None:
 
 
 def test_an_address_is_a_problem(tool: Tool) -> None:
-    """A lock with an address in it is refused, and the message says what to run."""
+    """A lock that contains an address is refused, and the message says which command to run."""
     lock = tool("lock")
     found = lock.problems(FULL, FULL)
     assert len(found) == 1
@@ -81,7 +81,7 @@ def test_an_address_is_a_problem(tool: Tool) -> None:
 
 
 def test_a_stale_pin_is_a_problem(tool: Tool) -> None:
-    """A lock that pins another version than `uv lock` would is refused, and both versions are named."""
+    """A lock that pins another version than `uv lock` is refused, and the message names both versions."""
     lock = tool("lock")
     sealed = lock.seal(FULL)
     found = lock.problems(sealed, FULL.replace("1.2.3", "1.2.4"))
@@ -91,7 +91,7 @@ def test_a_stale_pin_is_a_problem(tool: Tool) -> None:
 
 
 def test_the_committed_lock_is_sealed(tool: Tool, root: Path) -> None:
-    """The blob in git, not the file in the work tree, is in the sealed form."""
+    """The committed file, not the one in the work tree, is in the sealed form."""
     lock = tool("lock")
     blob = subprocess.run(["git", "show", "HEAD:uv.lock"], cwd=root, capture_output=True, text=True, check=True).stdout
     assert lock.problems(blob, blob) == []

@@ -1,4 +1,4 @@
-"""The workspace's own promises: layout, names, licences, and nothing that ties it to one machine."""
+"""The workspace's layout, names and licences, and its independence of any one machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
 
 
 def tracked() -> list[str]:
-    """Every file that git tracks."""
+    """Return every file that git tracks."""
     out = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return out.splitlines()
 
 
 def test_the_top_level_holds_only_what_it_should() -> None:
-    """A newcomer sees the folders, two documents, the licence and the project's own files."""
+    """The top level holds these folders and files and no others."""
     top = {path.split("/")[0] for path in tracked()}
     assert top == {
         ".ci",
@@ -39,7 +39,7 @@ def test_the_top_level_holds_only_what_it_should() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_has_its_parts(package: str) -> None:
-    """Each package stands alone: project file, documents, typed marker, tests; static version, our licence."""
+    """Each package has a project file, documents, typed marker and tests, a static version and our licence."""
     folder = ROOT / "packages" / package
     for part in ("pyproject.toml", "README.md", "CHANGELOG.md", "tests", f"src/{package}/py.typed"):
         assert (folder / part).exists(), part
@@ -61,12 +61,12 @@ def test_the_init_is_a_contents_page(package: str) -> None:
 
 
 def test_no_init_in_a_tests_folder() -> None:
-    """Two of them would break pytest's collection."""
+    """No tests folder has an `__init__.py`: two of them would break pytest's collection."""
     assert [path for path in tracked() if re.search(r"(^|/)tests?/(.*/)?__init__\.py$", path)] == []
 
 
 def test_no_package_index_is_named() -> None:
-    """No file names an index host: which one is used is the machine's business."""
+    """No file names the host of a package index; each machine configures its own."""
     pattern = r"https?://[^ \"'>)]*/simple\b|files\.[a-z]+hosted\."
     found = subprocess.run(["git", "grep", "-nIE", pattern, "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout == ""

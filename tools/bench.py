@@ -1,22 +1,22 @@
-"""Run the packages' benchmarks, check their rows against the contract, and render one page.
+"""Run the packages' benchmarks, check their rows, and render one page.
 
-    uv run tools/bench.py                       every package, the full comparison
+    uv run tools/bench.py                       all packages, the full comparison
     uv run tools/bench.py xfer --quick          one package, within a minute
-    uv run tools/bench.py --peers               with each package's peers installed, in environments of their own
-    uv run tools/bench.py --json rows.json      and keep what was measured
-    uv run tools/bench.py --publish             and put it into the repository, unless a row breaks the contract
-    uv run tools/bench.py --render              only write the documents again, from what was published
+    uv run tools/bench.py --peers               install each package's peers in a separate environment
+    uv run tools/bench.py --json rows.json      also write the rows as JSON
+    uv run tools/bench.py --publish             also make it the published run, unless a row is invalid
+    uv run tools/bench.py --render              measure nothing; write the documents from the published runs
 
 A benchmark is packages/X/benchmarks/bench.py. It runs the library and its peers on the same work in the same run,
 interleaved, and writes JSON: {"machine": {…}, "versions": {…}, "rows": […]}. One row:
 
     {"package", "metric", "unit", "value", "peer", "peer_value", "ratio", "target", "better", "holds", "samples"}
 
-`ratio` is value / peer_value of that run, `target` bounds the ratio where there is a peer and the value where there is
-none, `better` says which side of it is good. A peer that is not installed leaves peer_value, ratio and holds null.
+`ratio` is value / peer_value of that run. `target` bounds the ratio, or the value if the row has no peer. `better` is
+"lower" or "higher". If a peer is not installed, peer_value, ratio and holds are null.
 
-Published is a package's last run, packages/X/benchmarks/results.json and results.png; packages/benchmarks.md, the
-headlines in the README and the tables in the packages' READMEs are rendered from these and never typed.
+The published run of a package is packages/X/benchmarks/results.json and results.png. packages/benchmarks.md, the
+headlines in the README and the tables in the packages' READMEs are rendered from it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ HEADLINES = re.compile(BLOCK.format("headlines"), re.DOTALL)
 GROWTH = re.compile(BLOCK.format("growth"), re.DOTALL)
 MEASURED = re.compile(BLOCK.format("measured"), re.DOTALL)
 
-# One row for each package: its metric and its peer, as its benchmark calls them.
+# One row for each package: the metric and the peer, as named in its benchmark.
 HEADLINE_ROWS = {
     "xfer": ("64 MB, copy in and full read", "SharedMemory"),
     "zerocopy": ("total memory, 8 workers", "plain Ray"),
@@ -64,7 +64,7 @@ HEADLINE_ROWS = {
     "ttt": ("peak memory of a task's process", None),
 }
 
-# What grows with what: the rows of one package that say it, and which of their fields.
+# How measurements grow: the cause, what is shown, and the package, metric, peer and field of the rows.
 GROWTH_ROWS = (
     (
         "workers of a node",
@@ -95,7 +95,7 @@ GROWTH_ROWS = (
 
 
 def violations(row: Row) -> list[str]:
-    """What in a row breaks the contract, in words; empty when nothing does."""
+    """Describe everything that is invalid in a row; empty if the row is valid."""
     found = [f"field {name!r} is missing" for name in FIELDS.keys() - row.keys()]
     found += [f"field {name!r} is not in the contract" for name in row.keys() - FIELDS.keys()]
     if found:
@@ -124,7 +124,7 @@ def violations(row: Row) -> list[str]:
 
 
 def run(package: str, quick: bool, peers: bool, folder: Path) -> dict[str, Any]:
-    """Run one package's benchmark; its JSON. Progress and tables of the benchmark go straight to the terminal."""
+    """Run one package's benchmark and return its JSON. Its progress and tables go straight to the terminal."""
     out = folder / f"{package}.json"
     interpreter = [sys.executable]
     if peers:
@@ -139,18 +139,18 @@ def run(package: str, quick: bool, peers: bool, folder: Path) -> dict[str, Any]:
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """By package, the run that stands in the repository."""
+    """Return each package's published run."""
     files = {package: results_file(package) for package in PACKAGES}
     return {package: json.loads(file.read_text()) for package, file in files.items() if file.exists()}
 
 
 def results_file(package: str) -> Path:
-    """Where the published run of a package stands; its picture stands beside it."""
+    """Return the path of a package's published run; its picture is beside it."""
     return ROOT / "packages" / package / "benchmarks" / "results.json"
 
 
 def publish(results: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Make these runs, with the pictures that lie in `folder`, the published ones."""
+    """Publish these runs and their pictures, which are in `folder`."""
     for package, result in results.items():
         file = results_file(package)
         file.write_text(json.dumps(_rounded(result), indent=1) + "\n")
@@ -160,7 +160,7 @@ def publish(results: dict[str, dict[str, Any]], folder: Path) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    # Five digits: more are noise, and samples are many.
+    # Five digits: further ones are noise, and there are many samples.
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
@@ -169,7 +169,7 @@ def _rounded(value: Any) -> Any:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Lines of a Markdown table with these rows."""
+    """Return the lines of a Markdown table of these rows."""
     lines = ["| metric | value | peer | peer's value | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         bound = {"lower": "<=", "higher": ">="}[row["better"]]
@@ -187,12 +187,12 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def measured(result: dict[str, Any]) -> str:
-    """The rows of a package that have a target, as its own README shows them."""
+    """Render the rows of a package that have a target, for its README."""
     return "\n".join(table([row for row in result["rows"] if row["target"] is not None])) + "\n"
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """The benchmarks page, in Markdown: a table and a picture per package."""
+    """Render the benchmarks page in Markdown: a table and a picture per package."""
     lines = ["# Benchmarks", ""]
     lines += ["Rendered by `uv run tools/bench.py` from the last published run of each package. Medians; a ratio is"]
     lines += ["value / peer of the same run, which took turns. Targets bound the ratio, or the value without a peer."]
@@ -206,7 +206,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 
 
 def headlines(results: dict[str, dict[str, Any]]) -> str:
-    """One row for each package, in Markdown, as the README shows them."""
+    """Render one row for each package in Markdown, for the README."""
     lines = ["| | measured | value | beside | its value | ratio |", "|---|---|---|---|---|---|"]
     for package, (metric, peer) in HEADLINE_ROWS.items():
         for row in results.get(package, {"rows": []})["rows"]:
@@ -218,7 +218,7 @@ def headlines(results: dict[str, dict[str, Any]]) -> str:
 
 
 def growth(results: dict[str, dict[str, Any]]) -> str:
-    """What was measured to grow with workers, nodes, readers and calls, in Markdown."""
+    """Render in Markdown how measurements grow with workers, nodes, readers and calls."""
     lines = ["| with more | what | measured |", "|---|---|---|"]
     for cause, what, package, metric, peer, field in GROWTH_ROWS:
         pattern = re.compile(re.escape(metric).replace(r"\{\}", "([a-z0-9]+)"))
@@ -230,13 +230,13 @@ def growth(results: dict[str, dict[str, Any]]) -> str:
         if found and "{}" in what:
             lines += [f"| {cause} | {what.format(count)} | {_number(value)} |" for count, value in found]
         elif found:
-            told = ", ".join(f"{count}: {value:.3f}" for count, value in found)
-            lines.append(f"| {cause} | {what} | {told} |")
+            values = ", ".join(f"{count}: {value:.3f}" for count, value in found)
+            lines.append(f"| {cause} | {what} | {values} |")
     return "\n".join(lines) + "\n"
 
 
 def render() -> None:
-    """Write the page and the tables of the READMEs from what is published."""
+    """Write the page and the tables of the READMEs from the published runs."""
     results = published()
     PAGE.write_text(page(results))
     _fill(README, HEADLINES, headlines(results))
@@ -250,23 +250,23 @@ def _fill(file: Path, block: re.Pattern[str], text: str) -> None:
 
 
 def _number(value: float | None) -> str:
-    """Three digits that matter, without an exponent where people count."""
+    """Format with three significant digits; large numbers as integers with separators."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what was asked for; 0 when every row keeps the contract (targets missed are reported, not an error)."""
+    """Run the chosen benchmarks; return 0 if every row is valid. A missed target is reported and is no error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="*", metavar="PACKAGE", help=f"which: {', '.join(PACKAGES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="within 60 s per package")
-    parser.add_argument(
-        "--peers", action="store_true", help="install each package's peers, in an environment of its own"
-    )
+    parser.add_argument("--peers", action="store_true", help="install each package's peers in a separate environment")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows")
-    parser.add_argument("--publish", action="store_true", help="make it the run that the documents show")
-    parser.add_argument("--render", action="store_true", help="measure nothing; write the documents again")
+    parser.add_argument("--publish", action="store_true", help="make this the run that the documents show")
+    parser.add_argument(
+        "--render", action="store_true", help="measure nothing; write the documents from the published runs"
+    )
     args = parser.parse_args(argv)
     unknown = set(args.packages) - set(PACKAGES)
     if unknown:

@@ -48,6 +48,8 @@ class Outcome:
 def run(name: str, *commands: list[str], cwd: Path = ROOT, env: dict[str, str] | None = None) -> Outcome:
     """Run commands one after the other; the first that fails ends the check with its output."""
     start = time.perf_counter()
+    env = dict(env or os.environ)
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     failure = None
     for command in commands:
         done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)

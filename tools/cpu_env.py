@@ -4,9 +4,9 @@
     python tools/cpu_env.py --python 3.12   with that interpreter
 
 On Linux the index's default torch is a CUDA build, which also runs without a GPU but takes about 5 GB of disk. This
-makes the same environment with a CPU build of the locked torch version: from the folders in UV_FIND_LINKS or
-PIP_FIND_LINKS where one is set, else from PyTorch's own index. Use it with `uv run --no-sync` afterwards: a plain
-`uv run` syncs the CUDA build back in.
+program makes the same environment with a CPU build of the locked torch version. It takes that build from the folders
+in UV_FIND_LINKS or PIP_FIND_LINKS if one is set, else from PyTorch's own index. Use `uv run --no-sync` afterwards: a
+plain `uv run` syncs the CUDA build back in.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def torch_pin(lock: str) -> str:
-    """The torch version that a uv.lock pins."""
+    """Return the torch version that a uv.lock pins."""
     return str(next(p["version"] for p in tomllib.loads(lock)["package"] if p["name"] == "torch"))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the environment; 0 when it stands."""
+    """Build the environment; return 0 if it is complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=None, help="interpreter or version, as uv understands it")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where (default: .venv)")
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         install = ["uv", "pip", "install", "--python", str(args.venv), "-r", pins, f"torch=={pin}", *members, *backend]
         done = subprocess.run(install, cwd=ROOT, env=environment)
     if done.returncode == 0:
-        print(f"{args.venv.name} stands, torch {pin} for CPU; run with `uv run --no-sync …`")
+        print(f"{args.venv.name} is ready, with torch {pin} for CPU; use `uv run --no-sync …`")
     return done.returncode
 
 

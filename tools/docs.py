@@ -1,11 +1,11 @@
-"""Build the documentation site from what the packages say of themselves; a warning is an error.
+"""Build the documentation site from the packages' own documents; a warning is an error.
 
     uv run tools/docs.py               into site/
     uv run tools/docs.py --out FOLDER
-    uv run tools/docs.py --serve       and look at it on this machine
+    uv run tools/docs.py --serve       also serve it on this machine
 
-No page is written for the site alone: the README of a package is its front page, `docs/*.md` are its other pages, the
-reference comes from its docstrings and the history from its CHANGELOG. What mkdocs needs besides stands in here.
+No page is written for the site alone. A package's README is its front page, `docs/*.md` are its other pages, its
+docstrings make the reference, and its CHANGELOG is the history. This file holds the settings of mkdocs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import ast
 import functools
 import http.server
+import itertools
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ PACKAGES = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
 
 
 def pages(package: str) -> dict[str, Path]:
-    """The pages of one package that exist as files: page name to file, in the order of the navigation."""
+    """Map page names of one package to their files, in the order of the navigation."""
     folder = ROOT / "packages" / package
     tutorial = folder / "docs" / "tutorial.md"
     others = sorted(path for path in folder.glob("docs/*.md") if path != tutorial)
@@ -39,7 +40,7 @@ def pages(package: str) -> dict[str, Path]:
 
 
 def reference(package: str) -> str:
-    """The page of a package's public names, each documented where it is defined."""
+    """Return the reference page: every public name, documented where it is defined."""
     source = (ROOT / "packages" / package / "src" / package / "__init__.py").read_text()
     names = next(
         ast.literal_eval(node.value)
@@ -53,13 +54,13 @@ def reference(package: str) -> str:
 
 
 def relink(text: str, source: Path, places: dict[Path, Path], page: Path) -> str:
-    """Links of a Markdown text, from the repository's paths to the site's.
+    """Rewrite the links of a Markdown text from repository paths to site paths.
 
     Args:
-        text: what stands in `source`.
-        source: the file in the repository.
-        places: where on the site each file of the repository that is a page stands.
-        page: where on the site this text will stand.
+        text: The content of `source`.
+        source: The file in the repository.
+        places: The site path of each repository file that is a page.
+        page: The site path of this text.
     """
 
     def link(match: re.Match[str]) -> str:
@@ -68,7 +69,7 @@ def relink(text: str, source: Path, places: dict[Path, Path], page: Path) -> str
             return match[0]
         file = (source.parent / target).resolve()
         if file not in places:
-            # What is no page (a folder, a program) is named without a link.
+            # A folder or program is no page: keep its name without the link.
             return match[1]
         address = os.path.relpath(places[file], page.parent)
         return f"[{match[1]}]({address}{'#' + anchor if anchor else ''})"
@@ -76,8 +77,32 @@ def relink(text: str, source: Path, places: dict[Path, Path], page: Path) -> str
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
 
 
+def draw(text: str, page: Path, docs: Path) -> str:
+    """Replace a page's mermaid blocks by pictures, so that readers need no script and no network.
+
+    Args:
+        text: The page's Markdown.
+        page: Where on the site the page stands; its pictures go beside it.
+        docs: The folder of the site's pages.
+    """
+    import mermaidx
+
+    count = itertools.count(1)
+
+    def picture(match: re.Match[str]) -> str:
+        stem = f"{page.stem}-{next(count)}"
+        links = []
+        for theme, shade in (("neutral", "light"), ("dark", "dark")):
+            drawing = mermaidx.render(match[1], theme=theme).svg()
+            (docs / page).with_name(f"{stem}-{shade}.svg").write_text(drawing)
+            links.append(f"![Diagram]({stem}-{shade}.svg#only-{shade})")
+        return "\n".join(links)
+
+    return re.sub(r"^```mermaid\n(.*?)^```$", picture, text, flags=re.MULTILINE | re.DOTALL)
+
+
 def write_pages(docs: Path) -> list[dict[str, Any]]:
-    """Write every page under `docs`; the navigation."""
+    """Write every page under `docs` and return the navigation."""
     sources = {Path("index.md"): ROOT / "README.md"}
     sources |= {Path(p) / f"{name}.md": file for p in PACKAGES for name, file in pages(p).items()}
     sources |= {
@@ -87,7 +112,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
     places = {file: page for page, file in sources.items()}
     for page, file in sources.items():
         (docs / page).parent.mkdir(parents=True, exist_ok=True)
-        (docs / page).write_text(relink(file.read_text(), file, places, page))
+        (docs / page).write_text(draw(relink(file.read_text(), file, places, page), page, docs))
     for package in PACKAGES:
         (docs / package / "reference.md").write_text(reference(package))
         for picture in (ROOT / "packages" / package / "benchmarks").glob("*.png"):
@@ -109,7 +134,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
 
 
 def settings(navigation: list[dict[str, Any]], docs: Path, out: Path) -> dict[str, Any]:
-    """What mkdocs is told."""
+    """Return the settings of mkdocs."""
     options = {
         "docstring_style": "google",
         "show_root_heading": True,
@@ -128,11 +153,11 @@ def settings(navigation: list[dict[str, Any]], docs: Path, out: Path) -> dict[st
         "site_dir": str(out),
         "nav": navigation,
         "strict": True,
-        # Without directories in addresses, the site also opens from the file system.
+        # Addresses without directories: the site also opens from the file system.
         "use_directory_urls": False,
         "theme": {
             "name": "material",
-            # Nothing is fetched from elsewhere when a page is read.
+            # Readers' browsers fetch nothing from other hosts.
             "font": False,
             "features": ["navigation.tabs", "navigation.top", "content.code.copy", "toc.follow"],
             "palette": [
@@ -147,19 +172,19 @@ def settings(navigation: list[dict[str, Any]], docs: Path, out: Path) -> dict[st
 
 
 def build(out: Path) -> int:
-    """Build the site into `out`; mkdocs's exit status."""
+    """Build the site into `out` and return mkdocs's exit status."""
     with tempfile.TemporaryDirectory() as folder:
         docs = Path(folder) / "docs"
         docs.mkdir()
         config = Path(folder) / "mkdocs.yml"
         config.write_text(yaml.safe_dump(settings(write_pages(docs), docs, out.resolve())))
         command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(config)]
-        # The theme would print an advertisement for its successor on every run.
+        # Keep the theme from printing an advertisement for its successor.
         return subprocess.run(command, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}).returncode
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build, and serve where asked to; 0 when there was no warning."""
+    """Build the site and serve it if asked; return 0 if there was no warning."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "site", metavar="FOLDER", help="where (default: site/)")
     parser.add_argument("--serve", type=int, nargs="?", const=8000, metavar="PORT", help="serve it on 127.0.0.1")

@@ -1,12 +1,12 @@
-"""Run every test that has a CUDA form, with the Python at hand and nothing installed.
+"""Run every CUDA test with the running Python, installing nothing.
 
-    python tools/gpu_check.py                 on a machine with a GPU: a skip for want of one is a failure
-    python tools/gpu_check.py --rehearse      on one without: what would be run, and what is missing for it
-    python tools/gpu_check.py --json FILE     and keep the outcome
+    python tools/gpu_check.py                 with a GPU: a test that skips for lack of one fails
+    python tools/gpu_check.py --rehearse      without a GPU: show what would run and which modules are missing
+    python tools/gpu_check.py --json FILE     also write the outcome as JSON
 
-A machine with a GPU often holds a Python of its own, with torch and CuPy, and no network. So this needs the standard
-library and pytest; packages are imported from their sources. A test file whose imports are not to be had there is
-reported as not run, with what it lacks.
+A machine with a GPU often has its own Python with torch and CuPy, and no network. This program therefore needs only the
+standard library and pytest, and imports the packages from their sources. A test file whose imports are missing is
+reported as not run, with the missing module.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SUITES = ("packages/xfer", "packages/zerocopy", "packages/isolate", "packages/te
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one suite's CUDA tests.
+    """The outcome of one suite's CUDA tests.
 
     Attributes:
-        suite: its folder.
-        passed: how many passed.
-        failed: names and first lines of those that failed.
-        skipped: names and reasons.
-        lacking: test files that were not run, and the module that each lacks.
+        suite: The suite's folder.
+        passed: Number of tests that passed.
+        failed: Names of tests that failed, each with the end of its output.
+        skipped: Names of tests that were skipped, each with the reason.
+        lacking: Test files that could not be imported, each with the missing module.
     """
 
     suite: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def check(suite: str, rehearse: bool) -> Outcome:
-    """Run one suite's CUDA tests in a process of their own."""
+    """Run one suite's CUDA tests in a new process."""
     sources = [str(ROOT / "packages" / name / "src") for name in ("xfer", "zerocopy", "isolate", "ternary", "ttt")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "REQUIRE_CUDA": "0" if rehearse else "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def check(suite: str, rehearse: bool) -> Outcome:
 
 
 def read(suite: str, report: Path) -> Outcome:
-    """The outcome that a JUnit report tells of."""
+    """Read the outcome from a JUnit report."""
     passed, failed, skipped, lacking = 0, {}, {}, {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname') or ''}.{case.get('name')}".lstrip(".")
@@ -80,7 +80,7 @@ def read(suite: str, report: Path) -> Outcome:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run all suites and print what came of them; 0 when nothing failed."""
+    """Run the suites and print their outcomes; return 0 if nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"which: {', '.join(SUITES)} (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: skip instead of failing")

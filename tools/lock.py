@@ -1,9 +1,9 @@
-"""Keep the committed uv.lock free of download places: `seal` writes that form, `check` proves it.
+"""Keep the committed uv.lock free of download addresses: `seal` removes them, `check` tests that none is left.
 
-uv writes the address of every file into its lock and has no switch against it, so a lock made behind one package index
-is wrong behind another. The sealed form keeps every package, version, dependency and marker; the files' addresses, the
-index's name and the requirements' copy go. uv fills them in again at the next sync, from the index that the machine
-is set up for, and keeps every pinned version.
+uv writes the address of every file into its lock and has no option to leave them out, so a lock made with one package
+index is wrong with another. The sealed form keeps every package, version, dependency and marker. It drops the files'
+addresses, the index's name and the copy of the requirements. At the next sync uv fills them in again from the index
+that the machine uses, and keeps every pinned version.
 
     uv run tools/lock.py seal       rewrite uv.lock in the sealed form
     uv run tools/lock.py check      the committed blob is sealed and pins what `uv lock` pins
@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 _SDIST = re.compile(r"^sdist = \{.*\}\n", re.MULTILINE)
 _WHEELS = re.compile(r"^wheels = \[\n(?:    .*\n)*\]\n", re.MULTILINE)
 _REGISTRY = re.compile(r'source = \{ registry = "[^"]*" \}')
-# Without these tables uv takes the lock for one whose requirements changed and refreshes it: that refills the rest.
+# Without these tables uv assumes that the requirements changed, and refreshes the lock: that fills in the rest.
 _METADATA = re.compile(r"^\[package\.metadata[^\n]*\n(?:(?!\[\[package\]\]).*\n)*", re.MULTILINE)
 
 
 def seal(lock: str) -> str:
-    """The same lock without download places. Sealing a sealed lock changes nothing."""
+    """Return the same lock without download addresses. Sealing a sealed lock changes nothing."""
     text = lock.replace("\r\n", "\n")
     for pattern in (_METADATA, _SDIST, _WHEELS):
         text = pattern.sub("", text)
@@ -39,23 +39,23 @@ def seal(lock: str) -> str:
 
 
 def pins(lock: str) -> set[tuple[str, str]]:
-    """Every (package, version) that a lock pins; a workspace member's version is its pyproject's business."""
+    """Return every (package, version) that a lock pins, without the workspace's own packages."""
     packages = tomllib.loads(lock)["package"]
     return {(p["name"], p["version"]) for p in packages if "registry" in p["source"]}
 
 
 def problems(committed: str, resolved: str) -> list[str]:
-    """What is wrong with a committed lock, in words; empty when nothing is.
+    """Describe everything that is wrong with a committed lock; empty if nothing is.
 
     Args:
-        committed: the text of the committed uv.lock.
-        resolved: the text that `uv lock` makes of it.
+        committed: The text of the committed uv.lock.
+        resolved: The text that `uv lock` makes of it.
     """
     found = []
     addresses = [line for line in committed.splitlines() if "://" in line]
     if addresses:
         found.append(
-            f"uv.lock names {len(addresses)} addresses, the first in {addresses[0].strip()[:60]!r}; wanted none: "
+            f"uv.lock names {len(addresses)} addresses, the first in {addresses[0].strip()[:60]!r}; expected none: "
             "run `uv run tools/lock.py seal` and commit"
         )
     elif seal(committed) != committed:
@@ -76,7 +76,7 @@ def _committed() -> str:
 
 
 def _resolved(committed: str) -> str:
-    """What `uv lock` makes of the committed lock, beside a copy of every pyproject; the work tree stays as it is."""
+    """Return what `uv lock` makes of the committed lock, in a copy that leaves the work tree unchanged."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for project in [ROOT / "pyproject.toml", *sorted(ROOT.glob("packages/*/pyproject.toml"))]:
@@ -89,7 +89,7 @@ def _resolved(committed: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one of the two commands; 0 when all is well, 1 with the reasons on stderr when not."""
+    """Run a command; return 0 if the lock is in order, else 1 with the reasons on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["seal", "check"])
     command = parser.parse_args(argv).command

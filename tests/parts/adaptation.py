@@ -1,4 +1,4 @@
-"""The lm backend, which also tells how its process holds the base weights."""
+"""The lm backend, which also reports how its process holds the base weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ttt.backends.lm import LmBackend
 
 
 def mapped(ending: str = ".zc") -> dict[str, int]:
-    """By file with this ending, how many of its mapped bytes this process has written, and so has for itself."""
+    """Map each mapped file with this ending to the number of its bytes that this process has written."""
     written: dict[str, int] = {}
     file = ""
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -28,10 +28,10 @@ def mapped(ending: str = ".zc") -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TellsMemory(LmBackend):
-    """Answers as `LmBackend` does; the reason of each answer is what `mapped` found."""
+    """Answers as `LmBackend` does, with the result of `mapped` as the reason of each answer."""
 
     def solve(self, task: ttt.Task, clock: ttt.Clock, workdir: Path | None) -> Iterator[ttt.Progress]:
-        """Yield the same answers with other reasons."""
+        """Yield the same answers with the result of `mapped` as their reason."""
         for progress in super().solve(task, clock, workdir):
             told = json.dumps(mapped())
             yield replace(progress, answers=tuple(tuple(replace(c, why=told) for c in row) for row in progress.answers))

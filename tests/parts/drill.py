@@ -2,7 +2,8 @@
 
     python tests/parts/drill.py --seconds 60 --seed 1
 
-Every answer must be right or a typed error; a JSON object says what was done, killed and answered, and what was left.
+Every answer must be right or a typed error. The program prints a JSON object with the work done, the processes killed,
+the answers and errors, and what was left behind.
 """
 
 from __future__ import annotations
@@ -61,22 +62,22 @@ FAIR_GAME = ("drill-reader", "drill-server", "ttt.worker", "isolate._worker", "i
 TASKS = "arcagi1:training/67a3c6ac,74dd1130,a416b8f3,3c9b0459,68b16354,6150a2bd"
 
 
-class Gone(Exception):
-    """A process of the drill's own was killed before it answered."""
+class GoneError(Exception):
+    """A child process of the drill was killed before it answered."""
 
 
 class Line:
-    """A child that answers each line with a line, and is started again when it was killed."""
+    """A child process that answers each line with a line and is restarted after it was killed."""
 
     def __init__(self, code: str, *arguments: str) -> None:
         self._command = [sys.executable, "-c", code, *arguments]
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, line: str) -> str:
-        """The answer to one line.
+        """Return the answer to one line.
 
         Raises:
-            Gone: the child was killed.
+            GoneError: the child was killed.
         """
         if self._process is None or self._process.poll() is not None:
             self.close()
@@ -93,7 +94,7 @@ class Line:
             answer = ""
         if not answer:
             self.close()
-            raise Gone("a child of the drill was killed")
+            raise GoneError("a child of the drill was killed")
         return answer.strip()
 
     def close(self) -> None:
@@ -106,7 +107,7 @@ class Line:
 
 
 class Killer(threading.Thread):
-    """Kills one process, at random, a while after something went right: on a slow machine things go right too."""
+    """Kills a random process some time after a right answer, so that slow machines get right answers too."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(daemon=True)
@@ -117,7 +118,7 @@ class Killer(threading.Thread):
         self._random = random.Random(seed)
 
     def run(self) -> None:
-        """Kill, until told to stop."""
+        """Kill processes until `stop` is called."""
         while True:
             self.went_right.wait()
             self.went_right.clear()
@@ -150,7 +151,7 @@ class Killer(threading.Thread):
 
 
 def check(condition: bool, what: str) -> None:
-    """A wrong answer ends the drill; asserts could be switched off."""
+    """End the drill at a wrong answer; `assert` could be switched off."""
     if not condition:
         raise RuntimeError(f"wrong answer: {what}")
 
@@ -158,7 +159,7 @@ def check(condition: bool, what: str) -> None:
 def work(
     killer: Killer, stack: ExitStack, folder: Path, plugin: Path, wheels: Path, use_ray: bool
 ) -> dict[str, Callable[[random.Random], None]]:
-    """The things that are done at random, by name; what they need is entered into the stack."""
+    """Return the jobs to choose from, by name; their resources are entered into the stack."""
     torch.set_num_threads(1)
     pool = stack.enter_context(xfer.Pool("256MiB"))
     readers = [Line(READER, "drill-reader") for _ in range(2)]
@@ -208,7 +209,7 @@ def work(
             else:
                 check(task_id in run.score().solved, f"{task_id} is not solved")
         if any(result.status == "failed" for result in run.results.values()):
-            raise Gone("a task's process was killed")
+            raise GoneError("a task's process was killed")
 
     steps = {"read": read, "serve": serve, "plug in": plug_in, "solve": solve}
     if use_ray:
@@ -219,7 +220,7 @@ def work(
 def with_ray(
     killer: Killer, stack: ExitStack, ref: zerocopy.ModelRef, model: torch.nn.Module
 ) -> Callable[[random.Random], None]:
-    """A Ray actor that shares the model, and is made again when it was killed."""
+    """A Ray actor that shares the model and is restarted after it was killed."""
     # Under `uv run`, Ray would start its workers by the same `uv run`. It reads this when it is imported.
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
@@ -247,18 +248,18 @@ def with_ray(
 
 
 def typed(error: Exception) -> bool:
-    """Whether it is an error that the libraries document, or that a child of the drill's own was killed."""
+    """Whether the error is one that the libraries document, or the death of a child of the drill."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"XferError", "ZerocopyError", "IsolateError", "TTTError", "RayActorError", "Gone"})
+    return bool(names & {"XferError", "ZerocopyError", "IsolateError", "TTTError", "RayActorError", "GoneError"})
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def drill(seconds: float, seed: int, plugin: Path, wheels: Path, use_ray: bool) -> dict[str, Any]:
-    """Run it; what happened, and what was left."""
+    """Run the drill; return what happened and what was left behind."""
     rng = random.Random(seed)
     before = shared_files()
     killer = Killer(seed)
@@ -266,12 +267,12 @@ def drill(seconds: float, seed: int, plugin: Path, wheels: Path, use_ray: bool) 
     errors: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="pentad-drill-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        # What the five leave in temporary places is looked for here.
+        # Leftovers of the five libraries in temporary folders are found here.
         tempfile.tempdir = str(folder / "tmp")
         (folder / "tmp").mkdir()
         steps = work(killer, stack, folder, plugin, wheels, use_ray)
         killer.start()
-        # One of each first, so that what is opened once and kept is open.
+        # Run each job once first, so that descriptors that stay open are open before the count.
         names = list(steps)
         opened = 0
         end = time.monotonic() + seconds
@@ -306,7 +307,7 @@ def drill(seconds: float, seed: int, plugin: Path, wheels: Path, use_ray: bool) 
 
 
 def main() -> int:
-    """Run the drill and print what it found."""
+    """Run the drill and print its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plugin", type=Path, help="the folder of the extension `arrays`")
     parser.add_argument("wheels", type=Path, help="a folder with the wheel of pentad-xfer")

@@ -1,4 +1,4 @@
-"""What lies in shared memory under our libraries' names, and whether it is a leftover or somebody's at work."""
+"""Finds files of our libraries in shared memory that no running program uses any more."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NAMES = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
 
 
 def shared_files() -> set[Path]:
-    """Files in shared memory under names that our libraries give."""
+    """Return the files in shared memory whose names start with one of our libraries' names."""
     places = [place for place in Path("/dev/shm").glob("*") if place.name.startswith(NAMES)]
     return {file for place in places for file in (place, *place.rglob("*")) if file.is_file()}
 
 
 def leftovers(before: set[Path]) -> list[str]:
-    """New files in shared memory that stay for two seconds, without those of other programs on this machine."""
+    """Return new files in shared memory that stay for two seconds and that no other program uses."""
     end = time.monotonic() + 2
     while True:
         new = shared_files() - before
@@ -29,7 +29,7 @@ def leftovers(before: set[Path]) -> list[str]:
 
 
 def _in_use_elsewhere(file: Path) -> bool:
-    names = {str(file), str(file.resolve())}  # a link is in use as long as what it leads to
+    names = {str(file), str(file.resolve())}  # a link is in use as long as its target is
     own = {process.pid for process in (psutil.Process(), *psutil.Process().children(recursive=True))}
     for process in psutil.process_iter():
         if process.pid in own:

@@ -1,4 +1,4 @@
-"""A ttt backend that asks an isolated extension, and lets its candidates join those of the grid backend."""
+"""A ttt backend that adds the candidates of an isolated extension to those of the grid backend."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ttt.backends.grid import GridBackend
 
 @dataclass(frozen=True)
 class WithPlugin:
-    """The grid backend's search, with the candidates of a plugin beside its own.
+    """The grid backend's search together with the candidates of a plugin.
 
     Attributes:
-        plugin: the extension's folder.
-        store: the folder of environments.
+        plugin: The extension's folder.
+        store: The folder of environments.
     """
 
     plugin: str
@@ -25,7 +25,7 @@ class WithPlugin:
     name: str = "with-plugin"
 
     def solve(self, task: ttt.Task, clock: ttt.Clock, workdir: Path | None) -> Iterator[ttt.Progress]:
-        """Yield what the search finds, the plugin's candidates among it by their confidence."""
+        """Yield the search's candidates and the plugin's, ordered by confidence."""
         with isolate.Host(self.store) as host:
             train = [(pair.input.tolist(), pair.output.tolist()) for pair in task.train if pair.output is not None]
             found = host.load(self.plugin).call(timeout=30).propose(train, [p.input.tolist() for p in task.test])

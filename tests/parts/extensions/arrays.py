@@ -1,4 +1,6 @@
-"""An extension that exchanges arrays with its host by xfer's handles, with a numpy of its own."""
+"""An extension with its own numpy that exchanges arrays with its host by xfer handles."""
+
+from __future__ import annotations
 
 import os
 
@@ -8,33 +10,33 @@ import xfer
 
 
 class Extension:
-    """Reads arrays behind handles, and makes some; a handle is bytes here."""
+    """Reads arrays by handle and makes new ones; handles travel as bytes."""
 
     def __init__(self):
-        """Make room for what this side puts."""
+        """Make a pool for the arrays of this side."""
         self.pool = xfer.Pool("256MiB")
         self.held = None
 
     def versions(self):
-        """Where this process takes numpy from, and which it is."""
+        """Return where this process imports numpy from, and its version."""
         return {"numpy": numpy.__version__, "pid": os.getpid()}
 
     def total(self, handle):
-        """Sum of an array of the host's, and how much memory reading it added to this process, bytes."""
+        """Return the sum of the host's array and the bytes of memory that reading it added to this process."""
         before = _own_memory()
         array = xfer.get(handle)
         total = float(array.sum(dtype=numpy.float64))
         return {"total": total, "writeable": bool(array.flags.writeable), "own": _own_memory() - before}
 
     def make(self, count):
-        """A handle of 0, 1, 2 … count - 1 as float32, filled in place."""
+        """Return a handle of 0, 1, 2 … count - 1 as float32, filled in place."""
         loan = self.pool.loan((count,), numpy.float32)
         with loan as array:
             array[:] = numpy.arange(count, dtype=numpy.float32)
         return bytes(loan.handle)
 
     def double(self, handle):
-        """A handle of this side's of twice the host's array."""
+        """Return a handle of a new array with twice the values of the host's."""
         array = xfer.get(handle)
         loan = self.pool.loan(array.shape, array.dtype)
         with loan as out:
@@ -42,11 +44,11 @@ class Extension:
         return bytes(loan.handle)
 
     def release(self, handle):
-        """Give up what `make` or `double` put."""
+        """Release what `make` or `double` put."""
         self.pool.release(handle)
 
     def hold(self, handle):
-        """Keep an array of the host's open, until this process ends."""
+        """Keep the host's array open until this process ends."""
         self.held = xfer.get(handle)
 
     def spin(self):
@@ -56,6 +58,6 @@ class Extension:
 
 
 def _own_memory():
-    """Bytes of this process that no other shares."""
+    """Return the bytes of this process that no other process shares."""
     with open("/proc/self/smaps_rollup") as lines:
         return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) * 1024

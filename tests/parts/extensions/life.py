@@ -1,4 +1,6 @@
-"""A solver that knows one thing: tasks whose rule is a step of Conway's Game of Life. It needs numpy and no torch."""
+"""A solver for tasks whose rule is a step of Conway's Game of Life. It needs numpy and no torch."""
+
+from __future__ import annotations
 
 import sys
 
@@ -6,7 +8,7 @@ import numpy
 
 
 def step(grid):
-    """The next generation; colour 0 is dead, any other is alive."""
+    """Return the next generation; colour 0 is dead, every other colour is alive."""
     alive = numpy.pad((grid > 0).astype(int), 1)
     windows = numpy.lib.stride_tricks.sliding_window_view(alive, (3, 3))
     around = windows.sum((2, 3)) - alive[1:-1, 1:-1]
@@ -18,7 +20,7 @@ class Extension:
     """Proposes answers for a task."""
 
     def propose(self, train, tests):
-        """Answers for the tests, or none where the rule does not explain every training pair.
+        """Return answers for the tests, or none if the rule does not explain every training pair.
 
         Args:
             train: pairs of grids, as lists of rows.
@@ -28,5 +30,5 @@ class Extension:
         return [step(numpy.array(given)).tolist() for given in tests] if fits else []
 
     def libraries(self):
-        """What this process has loaded."""
+        """Return the names of the modules that this process has loaded."""
         return {"numpy": numpy.__version__, "torch": "torch" in sys.modules}

@@ -1,0 +1,179 @@
+"""Run the Python blocks of Markdown documents, and compare what they print with the output that the page shows.
+
+    uv run tools/documents.py                        the README and every tutorial
+    uv run tools/documents.py packages/xfer/README.md
+    uv run tools/documents.py --write FILE           put the outputs into the page
+
+All ```python blocks of a document run in one process, in order, in an empty folder, with warnings as errors. A ```text
+block directly after a Python block is its expected output. `...` in it stands for any text, for figures that change
+from run to run. A block that prints must show its output; one that prints nothing must not have any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+_INSTALL = re.compile(r"(?:\A|(?<=[`\s]))pip install (?:[^`#\n]*)")
+
+# Worker processes may import the main module again, so it does nothing when imported.
+_MAIN = """\
+if __name__ == "__main__":
+    import doctest as _doctest, json as _json, os as _os, pathlib as _pathlib, sys as _sys
+
+    for _line, _code in _json.loads(_pathlib.Path(_sys.argv[1]).read_text(encoding="utf-8")):
+        if _code.lstrip().startswith(">>>"):
+            _test = _doctest.DocTestParser().get_doctest(_code, globals(), _sys.argv[2], _sys.argv[2], _line - 1)
+            try:
+                _doctest.DebugRunner(optionflags=_doctest.ELLIPSIS).run(_test, clear_globs=False)
+            except _doctest.UnexpectedException as _error:
+                raise _error.exc_info[1]
+        else:
+            exec(compile("\\n" * (_line - 1) + _code, _sys.argv[2], "exec"), globals())
+        _sys.stdout.flush()
+        _os.write(1, _sys.argv[3].encode() + b"\\n")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One Python block.
+
+    Attributes:
+        line: Line of the document on which the code starts.
+        code: The code.
+        expected: The output that the page shows, or None if it shows none.
+        span: Where block and output are in the text.
+    """
+
+    line: int
+    code: str
+    expected: str | None
+    span: tuple[int, int]
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the Python blocks of a Markdown text."""
+    found = []
+    for match in _BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("code")) + 1
+        found.append(Block(line, match["code"], match["output"], match.span()))
+    return found
+
+
+def install_line(text: str, distribution: str) -> str | None:
+    """Return the first command of a Markdown text that installs a distribution from an index, or None."""
+    for match in _INSTALL.finditer(text):
+        line = match[0].strip()
+        if re.search(rf"\b{re.escape(distribution)}\b", line) and "git+" not in line and " -e " not in line:
+            return line
+    return None
+
+
+def same(expected: str, output: str) -> bool:
+    """Whether an output is the expected one, where `...` stands for any text."""
+    pattern = ".*?".join(re.escape(part) for part in expected.rstrip().split("..."))
+    return re.fullmatch(pattern, output.rstrip(), re.DOTALL) is not None
+
+
+def outputs(found: list[Block], document: str, python: str, timeout: float = 600) -> tuple[list[str], str]:
+    """Run blocks in a new process and an empty folder.
+
+    Args:
+        found: The blocks.
+        document: The document's name, for tracebacks.
+        python: The interpreter.
+        timeout: Seconds for all of them.
+
+    Returns:
+        What each block printed, as far as they ran, and what the process wrote to stderr if it failed.
+    """
+    mark = "--- end of block of the document ---"
+    with tempfile.TemporaryDirectory(prefix="pentad-document-") as folder:
+        base, work = Path(folder), Path(folder) / "work"
+        work.mkdir()
+        (base / "main.py").write_text(_MAIN)
+        (base / "blocks.json").write_text(json.dumps([(block.line, block.code) for block in found]))
+        command = [python, "-W", "error", str(base / "main.py"), str(base / "blocks.json"), document, mark]
+        done = subprocess.run(
+            command, cwd=work, capture_output=True, encoding="utf-8", timeout=timeout, stdin=subprocess.DEVNULL
+        )
+    printed = done.stdout.split(mark + "\n")
+    return printed[:-1], done.stderr if done.returncode else ""
+
+
+def problems(text: str, document: str, python: str = sys.executable, complete: bool = True) -> list[str]:
+    """Run a document; describe each block that fails or prints something else than the page shows.
+
+    Args:
+        text: The Markdown text.
+        document: The document's name, for the descriptions.
+        python: The interpreter.
+        complete: Whether a block that prints must show its output.
+    """
+    found = blocks(text)
+    printed, failure = outputs(found, document, python)
+    wrong = []
+    for block, output in zip(found, printed, strict=False):
+        place = f"{document}:{block.line}"
+        if complete and block.expected is None and output.strip():
+            wrong.append(f"{place}: prints {output.strip()!r}, and the page shows no output")
+        if block.expected is not None and not same(block.expected, output):
+            wrong.append(f"{place}: expected output\n{block.expected}\nbut it prints\n{output}")
+    if failure:
+        wrong.append(f"{document}: {failure[-4000:]}")
+    return wrong
+
+
+def filled(text: str, printed: list[str]) -> str:
+    """Return the text with the outputs of its blocks. An output that still fits its `...` stays as it is."""
+    for block, output in reversed(list(zip(blocks(text), printed, strict=False))):
+        if block.expected is not None and same(block.expected, output):
+            continue
+        shown = f"\n```text\n{output.rstrip()}\n```\n" if output.strip() else ""
+        start, end = block.span
+        text = f"{text[:start]}```python\n{block.code}```\n{shown}{text[end:]}"
+    return text
+
+
+def documents() -> list[Path]:
+    """Return the documents that run by themselves: the README, and each package's README and tutorial."""
+    packages = [*ROOT.glob("packages/*/README.md"), *ROOT.glob("packages/*/docs/tutorial.md")]
+    return [ROOT / "README.md", *sorted(packages)]
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Run the documents; return 0 if every block runs and prints what its page shows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("documents", nargs="*", type=Path, metavar="FILE", help="which (default: all)")
+    parser.add_argument("--write", action="store_true", help="put the outputs into the pages")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="interpreter (default: this one)")
+    args = parser.parse_args(list(argv) if argv is not None else None)
+    status = 0
+    for document in args.documents or documents():
+        text = document.read_text(encoding="utf-8")
+        if args.write:
+            printed, failure = outputs(blocks(text), str(document), args.python)
+            wrong = [failure] if failure else []
+            document.write_text(filled(text, printed), encoding="utf-8")
+        else:
+            wrong = problems(text, str(document), args.python)
+        print(f"{document}: {len(blocks(text))} blocks, {'failed' if wrong else 'ok'}")
+        for line in wrong:
+            print(line, file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
