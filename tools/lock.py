@@ -1,8 +1,8 @@
 """Keep download addresses out of the committed uv.lock, and prove that what is installed is what was tested.
 
     uv run tools/lock.py seal       rewrite uv.lock in the committed form, without addresses
-    uv run tools/lock.py check      the committed lock is sealed, pins what `uv lock` pins, and its hashes are the index's
-    python3 tools/lock.py open      make uv.lock complete, for `uv sync --locked`, `--frozen`, `--offline` and containers
+    uv run tools/lock.py check      test that the committed lock is sealed, up to date and has the index's hashes
+    python3 tools/lock.py open      complete uv.lock, for `uv sync --locked`, `--frozen`, `--offline` and containers
 
 uv writes the address of every file into its lock and has no option to leave them out, so a lock made with one package
 index is wrong with another. The sealed form keeps every package, version, dependency, marker, file name and hash. It
