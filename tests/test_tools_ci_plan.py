@@ -56,6 +56,37 @@ def test_users_are_those_that_declare_the_extra(tool: Tool, root: Path) -> None:
     assert {name: set(users) for name, users in tool("ci_plan").USERS.items()} == declared
 
 
+def test_no_job_contradicts_a_promise(tool: Tool) -> None:
+    """Each promised system has its jobs, an import-only system runs no package tests, and others have no job."""
+    plan = tool("ci_plan")
+    promised = {"xfer": {"linux": "full", "macos": "partial", "windows": "import"}, "ternary": {"linux": "full"}}
+    rows = plan.matrix(plan.Plan(("ternary", "xfer"), True), promised, "integration")
+    jobs = {(row["package"], row["os"], row["tests"]) for row in rows}
+    assert jobs == {
+        ("ternary", "ubuntu-latest", "packages/ternary"),
+        ("xfer", "ubuntu-latest", "packages/xfer"),
+        ("xfer", "macos-latest", "packages/xfer"),
+        ("xfer", "windows-latest", "tests/test_systems.py -k xfer"),
+    }
+    assert len(rows) == 4 * len(plan.PYTHONS)
+    quick = plan.matrix(plan.Plan(("ternary", "xfer"), True), promised, "quick")
+    assert {(row["os"], row["python"]) for row in quick} == {("ubuntu-latest", "3.11")}
+
+
+def test_promises_are_complete_and_agree_with_the_metadata(tool: Tool, root: Path) -> None:
+    """Each package promises a known level on each system, and its classifiers name the systems on which it works."""
+    plan = tool("ci_plan")
+    names = {"linux": ("POSIX :: Linux",), "macos": ("MacOS",), "windows": ("Microsoft :: Windows",)}
+    for package, promised in plan.promises().items():
+        assert set(promised) == set(plan.RUNNERS), package
+        assert set(promised.values()) <= set(plan.LEVELS), package
+        text = (root / "packages" / package / "pyproject.toml").read_text()
+        everywhere = "Operating System :: OS Independent" in text
+        for system, level in promised.items():
+            named = everywhere or any(f"Operating System :: {name}" in text for name in names[system])
+            assert named is (level != "import"), (package, system)
+
+
 def test_command_line_reads_paths_and_writes_github_output(root: Path) -> None:
     """As the workflow calls it, the tool reads paths on stdin and writes NAME=JSON lines on stdout."""
     out = subprocess.run(
@@ -70,4 +101,5 @@ def test_command_line_reads_paths_and_writes_github_output(root: Path) -> None:
     assert json.loads(fields["packages"]) == ["ternary"]
     rows = json.loads(fields["matrix"])
     assert len(rows) == 9
-    assert {"package": "ternary", "os": "windows-latest", "python": "3.13"} in rows
+    row = {"package": "ternary", "level": "full", "os": "windows-latest", "python": "3.13", "tests": "packages/ternary"}
+    assert row in rows

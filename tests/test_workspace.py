@@ -24,6 +24,7 @@ def test_the_top_level_holds_only_what_it_should() -> None:
     top = {path.split("/")[0] for path in tracked()}
     assert top == {
         ".ci",
+        ".gitattributes",
         ".github",
         ".gitignore",
         "CONTRIBUTING.md",

@@ -1,18 +1,20 @@
-"""Every check but the workspace's own tests, with one table at the end.
+"""Run all checks except the workspace's own tests, and print a table of the results.
 
     uv run tools/check.py                   style, types, imports, workflows, the site, and every package alone
     uv run tools/check.py style types       only these
     uv run tools/check.py alone --package ttt
+    uv run tools/check.py coverage          not part of the default: the tests run once more
 
 style      ruff: lint and format
-types      mypy --strict, each package's src by itself, and the tools
-imports    import-linter: no package imports a sibling
+types      mypy --strict, each package's src on its own, and the tools
+imports    import-linter: what a package and its rooms must not import
 workflows  .github/workflows against GitHub's schema, and zizmor's security audit, both offline
-site       the documentation, whose warnings are errors
-alone      each package as a wheel in an empty environment outside the workspace: first with nothing but its own hard
-           dependencies (it imports), then with its dev extra (its tests pass)
+site       the documentation builds without a warning
+alone      each package as a wheel in an empty environment outside the workspace: it imports with nothing but its own
+           dependencies, and its tests pass with its dev extra
+coverage   each package's tests cover the percentage of lines that its pyproject demands; writes coverage.xml
 
-Versions are those of uv.lock. A CPU build of torch is taken where UV_FIND_LINKS or PIP_FIND_LINKS offers one.
+Versions are those of uv.lock. torch is a CPU build: from UV_FIND_LINKS or PIP_FIND_LINKS if one offers it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +41,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One check that ran: what it is called, how long it took in seconds, and what it printed if it failed."""
+    """One check that ran: its name, its seconds, and its output if it failed."""
 
     name: str
     seconds: float
@@ -77,12 +80,12 @@ def types(packages: list[str]) -> Iterator[Outcome]:
 
 
 def imports(_: list[str]) -> Iterator[Outcome]:
-    """No package imports a sibling."""
+    """The contracts of import-linter hold."""
     yield run("import-linter", ["lint-imports"])
 
 
 def workflows(_: list[str]) -> Iterator[Outcome]:
-    """GitHub's schema and a security audit, neither of which needs a network."""
+    """The workflows fit GitHub's schema and pass a security audit; neither needs a network."""
     files = [str(path) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))]
     yield run("workflow schema", ["check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files])
     yield run("zizmor", ["zizmor", "--offline", "--no-progress", ".github/workflows"])
@@ -95,14 +98,14 @@ def site(_: list[str]) -> Iterator[Outcome]:
 
 
 def alone(packages: list[str]) -> Iterator[Outcome]:
-    """Each package's wheel, outside the workspace, with only what it asks for."""
+    """Each package works as a wheel outside the workspace, with its own dependencies only."""
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT")}
     # Under `uv run`, Ray would start its workers by the same `uv run`, in this environment instead of the wheel's.
     env["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     with tempfile.TemporaryDirectory(prefix="pentad-check-") as folder:
         base = Path(folder)
         wheels = base / "wheels"
-        # A sibling wanted by an extra is found here, as an index would offer it.
+        # An extra finds a sibling here, as it would on an index.
         offered = env.get("UV_FIND_LINKS", "").split(",") + env.get("PIP_FIND_LINKS", "").split()
         env["UV_FIND_LINKS"] = ",".join([str(wheels), *filter(None, offered)])
         builds = [
@@ -116,16 +119,18 @@ def alone(packages: list[str]) -> Iterator[Outcome]:
 
 
 def _wheel_tests(package: str, base: Path, wheels: Path, pins: Path, env: dict[str, str]) -> Outcome:
-    # As deep as in the repository: pytest names test modules by their path, and a folder with the package's name at the
-    # root of that path would shadow the package.
+    # As deep as in the repository: pytest names test modules by their path, and a folder with the package's name at its
+    # root would shadow the package.
     place = base / "packages" / package
-    # The package's folder without its src: nothing but the wheel can satisfy the imports.
+    # Without src, imports can only find the wheel.
     shutil.copytree(ROOT / "packages" / package, place, ignore=shutil.ignore_patterns("src", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", base / "pyproject.toml")
     venv = place / ".venv"
     python = str(venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     wheel = next(wheels.glob(f"pentad_{package}-*.whl"))
     install = ["uv", "pip", "install", "--quiet", "--python", python, "--constraints", str(pins)]
+    if not (os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")):
+        install += ["--torch-backend", "cpu"]
     outcome = run(
         f"{package} alone",
         ["uv", "venv", "--quiet", "--python", sys.executable, str(venv)],
@@ -150,6 +155,20 @@ def _wheel_tests(package: str, base: Path, wheels: Path, pins: Path, env: dict[s
     return outcome
 
 
+def coverage(packages: list[str]) -> Iterator[Outcome]:
+    """Each package's tests cover enough lines of it, and of the parts that its pyproject names."""
+    for package in packages:
+        project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+        floors: dict[str, int] = project["tool"]["pentad"]["coverage"]
+        with tempfile.TemporaryDirectory(prefix="pentad-coverage-") as folder:
+            data = os.environ | {"COVERAGE_FILE": str(Path(folder) / "data")}
+            tests = ["pytest", "-q", f"--cov={package}", "--cov-report=xml", f"packages/{package}"]
+            yield run(f"coverage of {package}", [sys.executable, "-m", *tests], env=data)
+            for part, floor in floors.items():
+                report = ["coverage", "report", f"--include=*/src/{part}/*", f"--fail-under={floor}"]
+                yield run(f"{part} >= {floor} %", [sys.executable, "-m", *report], env=data)
+
+
 CHECKS: dict[str, Callable[[list[str]], Iterator[Outcome]]] = {
     "style": style,
     "types": types,
@@ -157,20 +176,22 @@ CHECKS: dict[str, Callable[[list[str]], Iterator[Outcome]]] = {
     "workflows": workflows,
     "site": site,
     "alone": alone,
+    "coverage": coverage,
 }
+DEFAULT = [name for name in CHECKS if name != "coverage"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the checks asked for; 0 when all pass."""
+    """Run the chosen checks; return 0 if all pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"which: {', '.join(CHECKS)} (default: all)")
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"which: {', '.join(CHECKS)}")
     parser.add_argument("--package", action="append", choices=PACKAGES, help="only this package (repeatable)")
     args = parser.parse_args(argv)
     unknown = set(args.checks) - CHECKS.keys()
     if unknown:
         parser.error(f"no check is called {sorted(unknown)}; there are {', '.join(CHECKS)}")
 
-    outcomes = [outcome for name in (args.checks or CHECKS) for outcome in CHECKS[name](args.package or PACKAGES)]
+    outcomes = [outcome for name in (args.checks or DEFAULT) for outcome in CHECKS[name](args.package or PACKAGES)]
     table = Table("check", "seconds", "result", title="checks")
     for outcome in outcomes:
         table.add_row(outcome.name, f"{outcome.seconds:.1f}", "[red]failed[/]" if outcome.failure else "[green]ok[/]")

@@ -1,11 +1,16 @@
-"""From the paths that a change touches to the packages whose tests must run.
+"""Plan which tests a change needs, and on which systems.
 
-    git diff --name-only origin/main... | uv run tools/ci_plan.py            a JSON object on stdout
-    git diff --name-only origin/main... | uv run tools/ci_plan.py --github   the same as lines for $GITHUB_OUTPUT
+    git diff --name-only origin/main... | python3 tools/ci_plan.py            print a JSON object
+    git diff --name-only origin/main... | python3 tools/ci_plan.py --github   print lines for $GITHUB_OUTPUT
+    python3 tools/ci_plan.py --all --tier integration                         as if everything had changed
 
-The plan is a pure function of the paths. A package's own files mean that package and those that offer it as an extra;
-what only the suite across packages reads means that suite; other prose at the top means none, and neither do the
-workflows, which the job `checks` looks at whatever changed; everything else means all.
+The plan depends on the changed paths and on what each package's pyproject.toml promises per system (table
+`tool.pentad.systems`). A package's own files select that package and the packages that offer it as an extra. Files that
+only the tests across packages read select those tests. Other prose and the workflows select nothing; the job `checks`
+runs for every change. All other files select everything.
+
+The tiers: `quick` runs on every commit, on Linux with the oldest Python; `integration` runs on pull requests, on every
+promised system and Python. A package that only imports on a system runs nothing there but tests/test_systems.py.
 """
 
 from __future__ import annotations
@@ -13,31 +18,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
-SYSTEMS = ("ubuntu-latest", "macos-latest", "windows-latest")
+RUNNERS = {"linux": "ubuntu-latest", "macos": "macos-latest", "windows": "windows-latest"}
 PYTHONS = ("3.11", "3.12", "3.13")
+TIERS = ("quick", "integration")
+LEVELS = ("full", "partial", "import")
 
-# Who offers whom as an extra: a change of the value's package can break the key.
+# Which packages offer a package as an extra: a change of the key can break the values.
 USERS = {"xfer": ("isolate",), "zerocopy": ("ttt",)}
 _PROSE = {"CONTRIBUTING.md", "LICENSE", ".gitignore"}
-# The suite across packages runs the examples of the one, and holds both to the published benchmarks.
+# The tests across packages run the examples of the first, and compare both with the published benchmarks.
 _READ_BY_TESTS = {"README.md", "packages/benchmarks.md"}
+
+Promises = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a change needs: package names for the matrix, and whether the suite across packages runs."""
+    """The packages whose tests run, and whether the tests across packages run."""
 
     packages: tuple[str, ...]
     integration: bool
 
 
 def plan(paths: Iterable[str]) -> Plan:
-    """The plan for a change of these paths, each relative to the repository's root with forward slashes."""
+    """Return the plan for a change of these paths, each relative to the repository with forward slashes."""
     packages: set[str] = set()
     integration = False
     for path in paths:
@@ -51,31 +62,57 @@ def plan(paths: Iterable[str]) -> Plan:
         elif parts[0] == "tests" or path in _READ_BY_TESTS:
             integration = True
         else:
-            # pyproject.toml, uv.lock, tools/, .ci/ and whatever has no name here yet: all of it.
+            # pyproject.toml, uv.lock, tools/, .ci/ and every unknown path.
             packages |= set(PACKAGES)
             integration = True
     return Plan(tuple(sorted(packages)), integration)
 
 
-def matrix(chosen: Plan) -> list[dict[str, str]]:
-    """One row per job of the test matrix."""
+def promises(root: Path = ROOT) -> dict[str, dict[str, str]]:
+    """Return what each package promises on each system: "full", "partial" or "import"."""
+    found = {}
+    for package in PACKAGES:
+        project = tomllib.loads((root / "packages" / package / "pyproject.toml").read_text(encoding="utf-8"))
+        found[package] = dict(project["tool"]["pentad"]["systems"])
+    return found
+
+
+def matrix(chosen: Plan, promised: Promises, tier: str) -> list[dict[str, str]]:
+    """Return one row per job: package, promised level, runner, Python and the tests to run.
+
+    Args:
+        chosen: The plan.
+        promised: What each package promises on each system.
+        tier: "quick" or "integration".
+    """
     return [
-        {"package": package, "os": system, "python": python}
+        {
+            "package": package,
+            "level": promised[package][system],
+            "os": RUNNERS[system],
+            "python": python,
+            "tests": f"tests/test_systems.py -k {package}"
+            if promised[package][system] == "import"
+            else f"packages/{package}",
+        }
         for package in chosen.packages
-        for system in SYSTEMS
-        for python in PYTHONS
+        for system in (RUNNERS if tier == "integration" else ("linux",))
+        for python in (PYTHONS if tier == "integration" else PYTHONS[:1])
+        if system in promised[package]
     ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read paths from stdin, print the plan."""
+    """Read paths from stdin and print the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--github", action="store_true", help="lines of NAME=JSON, for $GITHUB_OUTPUT")
-    parser.add_argument("--all", action="store_true", help="as if everything had changed")
+    parser.add_argument("--github", action="store_true", help="print lines of NAME=JSON, for $GITHUB_OUTPUT")
+    parser.add_argument("--all", action="store_true", help="plan as if everything had changed")
+    parser.add_argument("--tier", choices=TIERS, default="integration", help="(default: integration)")
     args = parser.parse_args(argv)
     paths = ["pyproject.toml"] if args.all else [line.strip() for line in sys.stdin if line.strip()]
     chosen = plan(paths)
-    fields = {**asdict(chosen), "matrix": matrix(chosen)}
+    rows = matrix(chosen, promises(), args.tier)
+    fields = {**asdict(chosen), "integration": chosen.integration and args.tier == "integration", "matrix": rows}
     if args.github:
         for name, value in fields.items():
             print(f"{name}={json.dumps(value)}")

@@ -276,7 +276,7 @@ def lacks(wheel: Path) -> list[str]:
 def index(files: list[Path]) -> Iterator[str]:
     """Serve files as a package index on 127.0.0.1; yields its address."""
     with tempfile.TemporaryDirectory(prefix="pentad-index-") as name:
-        base = Path(name) / "simple"
+        base = Path(name) / "packages"
         for file in files:
             project = base / re.split(r"-\d", file.name)[0].replace("_", "-")
             project.mkdir(parents=True, exist_ok=True)
@@ -293,7 +293,7 @@ def index(files: list[Path]) -> Iterator[str]:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             try:
-                yield f"http://127.0.0.1:{server.server_port}/simple/"
+                yield f"http://127.0.0.1:{server.server_port}/packages/"
             finally:
                 server.shutdown()
                 thread.join()

@@ -1,0 +1,73 @@
+"""Each package imports on every system; where a system lacks something, its use is a typed error.
+
+On Linux the other systems are simulated, as far as that goes: modules, functions and /proc are taken away from the
+package in a new process. On macOS and Windows the same programs run with nothing taken away.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
+HERE = {"linux": "linux", "darwin": "macos", "win32": "windows"}[sys.platform]
+
+# How each package is used first: what must work where it works, and raise the typed error where it does not.
+USE = {
+    "isolate": ("isolate.Host('store').close()", "IsolateError"),
+    "ternary": (
+        "ternary.compile('model M() { forward(x: float[N, 8]) -> float[N, 8] { return relu(x) } }')()",
+        "TernaryError",
+    ),
+    "ttt": ("ttt.score({}, [])", "TTTError"),
+    "xfer": ("xfer.get(xfer.put(__import__('numpy').ones(3)))", "XferError"),
+    "zerocopy": (
+        "zerocopy.unpublish(zerocopy.publish(__import__('torch').nn.Linear(2, 2), name='s'))",
+        "ZerocopyError",
+    ),
+}
+
+WORKS = """
+{take}
+import {package}, {package}.errors
+{use}
+"""
+
+RAISES = """
+{take}
+import {package}, {package}.errors
+try:
+    {use}
+except {package}.errors.{error} as error:
+    assert str(error), "an empty message"
+else:
+    raise SystemExit("no error")
+"""
+
+
+def promise(package: str, system: str) -> str:
+    """Return what a package's pyproject promises on a system."""
+    project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+    found: str = project["tool"]["pentad"]["systems"][system]
+    return found
+
+
+@pytest.mark.parametrize("system", ["macos", "windows"])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_it_imports_and_works_or_raises_the_typed_error(package: str, system: str, tmp_path: Path) -> None:
+    """It imports everywhere. Its first use works, or raises the typed error where only the import is promised."""
+    if HERE not in ("linux", system):
+        pytest.skip(f"{system} is simulated on Linux only")
+    use, error = USE[package]
+    take = "" if system == HERE else f"import without; without.take({package!r}, {system!r})"
+    code = RAISES if promise(package, system) == "import" else WORKS
+    command = [sys.executable, "-c", code.format(take=take, package=package, use=use, error=error)]
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "parts")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
