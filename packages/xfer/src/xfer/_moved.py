@@ -13,7 +13,7 @@ from types import ModuleType
 # `xfer.move` is not here: that name is the function.
 MOVED = {
     "xfer.allocators": "xfer._device.allocators",
-    "xfer.channel": "xfer._channel.endpoints",
+    "xfer.channel": "xfer._channel.channel",
     "xfer.cli": "xfer._cli",
     "xfer.default": "xfer._shared.default",
     "xfer.descriptor": "xfer._shared.handle",
