@@ -1,4 +1,4 @@
-"""A day's service: second threads, restarts, dropped ends, mixed sizes, and wrong numbers; real processes throughout."""
+"""A day's service: second threads, restarts, dropped ends, mixed sizes, wrong numbers; real processes throughout."""
 
 from __future__ import annotations
 
@@ -151,9 +151,7 @@ def test_async_iteration_and_back_pressure(channel: xfer.Channel) -> None:
     assert asyncio.run(run()) == list(range(40))
 
 
-def test_fileno_is_readable_exactly_while_something_waits(
-    channel: xfer.Channel, helper: Callable[..., Any]
-) -> None:
+def test_fileno_is_readable_exactly_while_something_waits(channel: xfer.Channel, helper: Callable[..., Any]) -> None:
     """`select` sees arrays, their absence, the close and the death of the other end."""
     fd = channel.receiver.fileno()
     with contextlib.suppress(errors.WaitTimeoutError):
@@ -167,8 +165,10 @@ def test_fileno_is_readable_exactly_while_something_waits(
             channel.receiver.recv(timeout=0)
         assert not select.select([fd], [], [], 0.02)[0]
     with xfer.Channel() as other:
-        source = helper("tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0])); tx.attach(); say('in'); wait()",
-                        bytes(other.sender).hex())
+        source = helper(
+            "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0])); tx.attach(); say('in'); wait()",
+            bytes(other.sender).hex(),
+        )
         assert source.line() == "in"
         with pytest.raises(errors.WaitTimeoutError):
             other.receiver.recv(timeout=0.01)
@@ -210,8 +210,8 @@ def test_a_receiver_is_restarted(pool: xfer.Pool, helper: Callable[..., Any], si
             value = 10 * round_number
             assert [reader.line() for _ in range(8)] == [f"{value + n} {value + n}" for n in range(8)]
             reader.process.send_signal(signal.SIGSTOP)
-            with pytest.raises(errors.WaitTimeoutError):
-                for number in range(4):
+            with contextlib.suppress(errors.WaitTimeoutError):
+                while True:
                     channel.sender.send(np.full(size, -1), timeout=0.1)
             start = time.monotonic()
             thread, said = in_thread(lambda: channel.sender.send(np.full(size, -1)))
@@ -225,7 +225,9 @@ def test_a_receiver_is_restarted(pool: xfer.Pool, helper: Callable[..., Any], si
 def test_a_sender_is_restarted(helper: Callable[..., Any]) -> None:
     """A sender that is killed while its receiver waits is noticed, and the next one is heard."""
     with xfer.Channel(4) as channel:
-        code = "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0]))\ntx.send(np.full(9, int(arg[1])))\nsay('sent'); wait()"
+        code = (
+            "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0]))\ntx.send(np.full(9, int(arg[1])))\nsay('sent'); wait()"
+        )
         for number in range(3):
             source = helper(code, bytes(channel.sender).hex(), str(number))
             assert source.line() == "sent"
@@ -321,7 +323,7 @@ def test_a_dropped_loan_gives_its_slot_back_when_no_view_is_left(pool: xfer.Pool
 
 
 def test_a_dead_producer_has_one_meaning(helper: Callable[..., Any]) -> None:
-    """What a reader holds stays valid; anything new from a dead producer is ProducerGoneError at once, mapped or not."""
+    """What a reader holds stays valid; anything new from a dead producer is ProducerGoneError at once."""
     code = "pool = xfer.Pool('1MiB'); say(*(bytes(pool.put(np.full(9, n))).hex() for n in range(3))); wait()"
     producer = helper(code)
     first, second, third = producer.line().split()
@@ -462,3 +464,75 @@ def test_descriptors_that_run_out_are_taken_from_free_memory() -> None:
                 pool.release(pool.put(np.zeros((300 + 40 * number) << 10, np.uint8)))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_workers_fill_parts_of_one_writable_array(helper: Callable[..., Any]) -> None:
+    """Each of three processes fills its part; damaged bytes and a closed array are typed errors."""
+    result = xfer.WritableArray((3, 1000), np.int64)
+    code = (
+        "part = xfer.WritableArray.from_bytes(bytes.fromhex(arg[0])); part.array[int(arg[1])] = int(arg[1]) + 1; say()"
+    )
+    for number in range(3):
+        assert helper(code, bytes(result).hex(), str(number)).line() == ""
+    assert result.array.sum(axis=1).tolist() == [1000, 2000, 3000]
+    with pytest.raises(errors.HandleError):
+        xfer.WritableArray.from_bytes(bytes(result)[:-1] + b"x")
+    held, token = result.array[0], bytes(result)
+    result.close()
+    result.close()
+    assert held.sum() == 1000
+    with pytest.raises(errors.StaleHandleError):
+        _ = result.array
+    with pytest.raises(errors.ProducerGoneError):
+        xfer.WritableArray.from_bytes(token)
+    with pytest.raises(errors.UnsupportedDtypeError):
+        xfer.WritableArray(3, object)
+    with pytest.raises(ValueError, match="0 and more"):
+        xfer.WritableArray((2, -1))
+
+
+def test_a_store_of_many_names(pool: xfer.Pool, helper: Callable[..., Any]) -> None:
+    """Thousands of names, replaced and removed while another process reads: each is found, and never torn."""
+    with xfer.SharedArrayStore(pool) as store:
+        reader = helper(
+            "store = xfer.SharedArrayStore.attach(bytes.fromhex(arg[0])); say('in')\n"
+            "seen = set()\n"
+            "while 399 not in seen:\n"
+            "    array = store.get('hot'); assert (array == array[0]).all(); seen.add(int(array[0]))\n"
+            "say(len(store), 'name 7' in store, 'name 8' in store, store.get('x' * 500).tolist(), len(seen) > 1)",
+            bytes(store).hex(),
+        )
+        store.create("hot", np.zeros(50))
+        assert reader.line() == "in"
+        for number in range(3000):
+            store.create(f"name {number}", np.full(2, number))
+        store.create("x" * 500, np.arange(2))
+        for number in range(0, 3000, 2):
+            store.remove(f"name {number}")
+        for number in range(0, 1000, 2):
+            store.create(f"again {number}", np.zeros(1))
+        for number in range(400):
+            store.replace("hot", np.full(50, number))
+            time.sleep(0.0005)
+        assert reader.line() == f"{2 + 1500 + 500} True False [0, 1] True"
+        used = pool.stats().live
+        store.replace("x" * 500, np.arange(3))
+        assert pool.stats().live == used
+        store.clear()
+        assert store.list() == []
+    assert pool.stats().live == 0
+
+
+def test_a_store_of_a_dead_process_says_so(helper: Callable[..., Any]) -> None:
+    """Arrays that were got stay; everything else is ProducerGoneError within 100 ms."""
+    owner = helper("store = xfer.SharedArrayStore(); store.create('a', np.arange(3)); say(bytes(store).hex()); wait()")
+    store = xfer.SharedArrayStore.attach(bytes.fromhex(owner.line()))
+    held = store.get("a")
+    owner.kill()
+    start = time.monotonic()
+    for call in (lambda: store.get("a"), lambda: store.get("b"), store.list, lambda: len(store), lambda: "a" in store):
+        with pytest.raises(errors.ProducerGoneError):
+            call()
+    assert time.monotonic() - start < 0.3
+    assert held.tolist() == [0, 1, 2]
+    store.close()

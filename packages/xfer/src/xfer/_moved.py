@@ -18,7 +18,7 @@ MOVED = {
     "xfer.default": "xfer._shared.default",
     "xfer.descriptor": "xfer._shared.handle",
     "xfer.gpu": "xfer._device.manager",
-    "xfer.holdings": "xfer._shared.pool",
+    "xfer.holdings": "xfer._shared.holdings",
     "xfer.loan": "xfer._shared.loan",
     "xfer.memory_pool": "xfer._device.pool",
     "xfer.pool": "xfer._shared.pool",

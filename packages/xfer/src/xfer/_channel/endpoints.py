@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing.context
 import os
+import sys
 import threading
 import time
 import weakref
@@ -56,7 +56,8 @@ class Endpoint:
 
     def __reduce__(self) -> tuple[Any, tuple[bytes, float, bool]]:
         # This end is on its way to a process that multiprocessing is about to start.
-        popen = multiprocessing.context.get_spawning_popen()
+        context = sys.modules.get("multiprocessing.context")
+        popen = context.get_spawning_popen() if context is not None else None
         other = self._other() if self._other is not None else None
         if popen is not None and other is not None:
             other.expect(popen)

@@ -13,7 +13,6 @@ The holder of an end is known by a lock that the kernel drops with its process, 
 from __future__ import annotations
 
 import contextlib
-import fcntl as _fcntl
 import mmap
 import os
 import platform
@@ -192,7 +191,7 @@ class Ring:
         end = time.monotonic() + _TAKEN_OVER
         while True:
             try:
-                self._lock(_fcntl.F_WRLCK, mine=True)
+                self._lock(fcntl.F_WRLCK, mine=True)
                 return
             except BlockingIOError:
                 if time.monotonic() > end or self._holder_lives():
@@ -341,9 +340,9 @@ class Ring:
 
     def peer_held(self) -> bool:
         """Return whether a living holder has the other end."""
-        question = FLOCK.pack(_fcntl.F_WRLCK, 0, 1 if self.sending else 0, 1, 0)
+        question = FLOCK.pack(fcntl.F_WRLCK, 0, 1 if self.sending else 0, 1, 0)
         kind: int = FLOCK.unpack(fcntl.fcntl(self.memory_fd, fcntl.F_OFD_GETLK, question))[0]
-        return kind != _fcntl.F_UNLCK
+        return kind != int(fcntl.F_UNLCK)
 
     def peer_dead(self) -> bool:
         """Return whether the other end's holder, or the process that was expected, has ended without closing."""
@@ -357,13 +356,13 @@ class Ring:
     def empty_for_next(self) -> bool:
         """Drop the messages that a dead receiver has not taken; return False if a new receiver has come meanwhile."""
         try:
-            self._lock(_fcntl.F_WRLCK, mine=False)
+            self._lock(fcntl.F_WRLCK, mine=False)
         except BlockingIOError:
             return False
         try:
             self.words[TAIL] = self.words[HEAD]
         finally:
-            self._lock(_fcntl.F_UNLCK, mine=False)
+            self._lock(fcntl.F_UNLCK, mine=False)
         return True
 
     def watch_peer(self) -> None:

@@ -94,7 +94,7 @@ def _abandon(outgoing: Outgoing, pool: weakref.ref[Pool] | None) -> None:
     Abandoned(outgoing, pool() if pool is not None else None).settle()
 
 
-class Sender(Endpoint):
+class Sender(Endpoint):  # long because the argument texts of its public methods are in it
     """The end that sends; `bytes(sender)` or pickling takes it to another process before its first use.
 
     Any of its waits ends when another thread calls `close`. When the receiver's process dies, `send` raises
@@ -257,8 +257,8 @@ class Sender(Endpoint):
             self._drop_slab()
             pool.on_pressure(self.settle)
             self._joined = pool
-            if self._finalizer is not None:
-                self._finalizer.detach()
+            assert self._outgoing is not None
+            self._finalizer.detach()
             self._finalizer = weakref.finalize(self, _abandon, self._outgoing, weakref.ref(pool))
             self._finalizer.atexit = False
         return pool

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 _stops: list[weakref.WeakMethod[Callable[[], None]]] = []
 
@@ -55,6 +57,8 @@ class Sleepers:
             fd: The descriptor.
             seconds: How long at most; None for ever.
         """
+        import asyncio  # here, since only coroutines need it
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         own = os.dup(fd)  # an event loop watches a descriptor once, and several coroutines may wait for this one

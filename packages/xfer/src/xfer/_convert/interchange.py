@@ -41,6 +41,8 @@ def device_of(array: Any) -> str:
     """Return "cpu" or "cuda:N"."""
     if isinstance(array, np.ndarray | np.generic) or not hasattr(array, "__dlpack_device__"):
         return "cpu"
+    if library_of(array) == "torch" and array.device.type == "meta":
+        raise UnsupportedDtypeError("a meta tensor has no data: put a tensor on the host or on a device")
     kind, index = array.__dlpack_device__()
     if int(kind) in _DLPACK_CPU:
         return "cpu"
@@ -94,8 +96,6 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
     except (TypeError, RuntimeError, NotImplementedError) as error:
         reason = error
     name = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_meta:
-        raise UnsupportedDtypeError("a meta tensor has no data: put a tensor on the host or on a device")
     if tensor.is_quantized:
         raise UnsupportedDtypeError("a quantized tensor is integers with scales: put `int_repr()` and the scales")
     if tensor.layout is not torch.strided or getattr(tensor, "is_nested", False):

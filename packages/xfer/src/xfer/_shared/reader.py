@@ -100,6 +100,20 @@ class Reader:
         self._dropped.catch_up()
         return array, fields
 
+    def check(self, raw: bytes) -> None:
+        """Check that the array behind a handle, which this process leases, is still its producer's.
+
+        Raises:
+            StaleHandleError: It was released.
+            ProducerGoneError: The producer has ended.
+        """
+        fields = parse(raw)
+        with self._lock:
+            mapping = self._mappings.get(fields.segment)
+            if mapping is None:
+                raise StaleHandleError("this process holds no array of that handle")
+            _check_current(mapping, fields, raw, True)
+
     def leases(self, segment: int, slot: int) -> int:
         """How many arrays of this process look at a slot."""
         with self._lock:
@@ -122,7 +136,7 @@ class Reader:
         """Unmap segments without leases; return their bytes."""
         with self._lock:
             self._dropped.drain()
-            return self._evict(lambda mapping: True)
+            return self._evict(_any)
 
     def _attach(self, fields: Fields) -> Mapping:
         self._evict(Mapping.abandoned)
@@ -132,7 +146,7 @@ class Reader:
             mapping = Mapping(fields)
         except OSError as error:
             spent = error.errno in (errno.ENOMEM, errno.ENFILE, errno.EMFILE)
-            if not spent or not self._evict(lambda mapping: True):
+            if not spent or not self._evict(_any):
                 raise
             mapping = Mapping(fields)
         self._mappings[fields.segment] = mapping
@@ -215,6 +229,11 @@ class Reader:
             del self._mappings[mapping.id]
             mapping.close()
         self._lock.release()
+
+
+def _any(mapping: Mapping) -> bool:
+    del mapping
+    return True
 
 
 def _outdated(mapping: Mapping) -> bool:

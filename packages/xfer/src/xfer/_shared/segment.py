@@ -61,7 +61,7 @@ class Segment:
         self.size = self.start + align(stride * slots, PAGE)
         self.path: str | None = None
         if named_owner is None:
-            self.fd = _memfd(f"xfer:{os.getpid()}")
+            self.fd = new_memory(f"xfer:{os.getpid()}")
         else:
             self.path = names.segment_path(named_owner, self.id)
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -164,9 +164,7 @@ class Mapping:
         """Map a part once more, writable and private: what is written stays in this process."""
         first = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         length = offset + nbytes - first
-        memory = mmap.mmap(
-            self.fd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=first
-        )
+        memory = mmap.mmap(self.fd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=first)
         if sys.platform == "linux" and length >= POPULATE_FROM:
             with contextlib.suppress(OSError, ValueError):  # a kernel before 5.14 faults page by page
                 memory.madvise(_MADV_POPULATE_READ)
@@ -179,7 +177,8 @@ class Mapping:
         os.close(self.fd)
 
 
-def _memfd(name: str) -> int:
+def new_memory(name: str) -> int:
+    """Return the descriptor of new memory without a name, which may be sealed."""
     if sys.platform != "linux":
         raise UnsupportedPlatformError(f"nameless shared memory needs Linux, this is {sys.platform}")
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
@@ -196,7 +195,7 @@ def nameless_works() -> bool:
     if sys.platform != "linux" or not os.path.isdir("/proc/self/fd"):
         return False
     try:
-        fd = _memfd("xfer:probe")
+        fd = new_memory("xfer:probe")
     except OSError:
         return False
     os.close(fd)
@@ -235,7 +234,7 @@ def open_by_number(pid: int, fd: int, inode: int, flags: int, is_kind: Callable[
             f"descriptor {fd} of process {pid} cannot be opened ({error.strerror}): the producer has exited, freed the "
             "segment, runs as another user, or lives in another process namespace; `xfer doctor` shows which"
         ) from error
-    raise ProducerGoneError(f"descriptor {fd} of process {pid} is another file now: the memory was freed")
+    raise ProducerGoneError(f"descriptor {fd} of process {pid} is something else now: the memory was freed")
 
 
 def _open_foreign(pid: int, fd: int, inode: int) -> int:

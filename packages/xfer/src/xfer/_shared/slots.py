@@ -166,6 +166,13 @@ class Slots:
         """Return the released slots that readers lease and that keep something else alive."""
         return [entry for entries in self._retired.values() for entry in entries if entry.keep is not None]
 
+    def forget(self) -> None:
+        """Forget every segment and slot; the caller has closed the segments."""
+        self.segments.clear()
+        self._free.clear()
+        self._retired.clear()
+        self.used = self.reserved = 0
+
     def _grow(self, size: int, nbytes: int) -> None:
         """Add a segment of this slot size.
 

@@ -14,7 +14,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Packed:
             if _compiled.module is not None and leaf.flags.forc:
                 _compiled.module.copy(memory, start + place, leaf, self._nbytes)
             else:
-                order = "F" if leaf.flags.f_contiguous and not leaf.flags.c_contiguous else "C"
+                order: Literal["C", "F"] = "F" if leaf.flags.f_contiguous and not leaf.flags.c_contiguous else "C"
                 np.ndarray(leaf.shape, leaf.dtype, memory, start + place, None, order)[...] = leaf
 
 
@@ -197,7 +197,7 @@ def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
         HandleError: The bytes are not a tree.
     """
     try:
-        text, values = _LENGTHS.unpack_from(block, 0)
+        text, values = _LENGTHS.unpack_from(block.data, 0)
         start = _LENGTHS.size + text
         build, leaves = _read_plan(block[_LENGTHS.size : start].tobytes())
         plain = [_decode(value) for value in json.loads(block[start : start + values].tobytes())] if values else []
@@ -231,16 +231,14 @@ def _read_plan(text: bytes) -> tuple[Builder, tuple[tuple[Leaf, int], ...]]:
 def _builder(node: Any) -> Builder:
     """Return a function that makes the tree from its arrays and values in order."""
     if node == "a":
-        return lambda arrays, values: next(arrays)
+        return lambda arrays, _: next(arrays)
     if node == "v":
-        return lambda arrays, values: next(values)
+        return lambda _, values: next(values)
     letter, children = node[0], [_builder(child) for child in node[-1]]
     if letter in "do":
         keys = [key for _, key in node[1]]
         make: Any = OrderedDict if letter == "o" else dict
-        return lambda arrays, values: make(
-            zip(keys, [child(arrays, values) for child in children], strict=True)
-        )
+        return lambda arrays, values: make(zip(keys, [child(arrays, values) for child in children], strict=True))
     if letter in "lt":
         kind: Any = list if letter == "l" else tuple
         return lambda arrays, values: kind([child(arrays, values) for child in children])
