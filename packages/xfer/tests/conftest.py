@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ import pytest
 import xfer
 from xfer._shared.reader import READER
 
+if sys.platform == "linux":
+    resource_tracker.ensure_running()  # its pipe stays open for the whole run
 REQUIRE_CUDA = os.environ.get("REQUIRE_CUDA") == "1"
 
 

@@ -20,7 +20,7 @@ import pytest
 
 import xfer
 from xfer import errors
-from xfer._channel.endpoints import Receiver, Sender
+from xfer._channel.channel import Receiver, Sender
 from xfer._channel.ring import Ring
 
 ECHO = """

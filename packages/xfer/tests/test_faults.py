@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import resource
@@ -19,9 +18,10 @@ import pytest
 import xfer
 from xfer import errors
 from xfer._shared import names
-from xfer._shared.lease import PosixLeases
+from xfer._shared.lease import Leases, PosixLeases
 from xfer._shared.listing import held_segments
 from xfer._shared.reader import READER
+from xfer._shared.segment import LIFE
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and memfd")
 HOLD = "view = xfer.get(bytes.fromhex(arg[0])); say('held'); wait(); say(int(view[0]), int(view[-1]))"
@@ -385,12 +385,13 @@ print(cli.main(["ls"]), cli.main(["reap"]), cli.main(["doctor", "--json"]))
 
 @linux_only
 def test_segments_are_locked_while_the_producer_lives(pool: xfer.Pool) -> None:
-    """The sign of life of a segment is a lock that nobody else can take."""
+    """The producer holds a lock on each segment that every other opening can see, until it ends."""
     handle = pool.put(np.zeros(1))
     fd = os.open(f"/proc/{handle.pid}/fd/{handle.fields.fd}", os.O_RDONLY)
     try:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert Leases.held(fd, LIFE, 1)
+        pool.close()
+        assert not Leases.held(fd, LIFE, 1)
     finally:
         os.close(fd)
 

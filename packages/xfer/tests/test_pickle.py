@@ -7,7 +7,6 @@ import multiprocessing
 import pickle
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from xfer import errors
 WORKERS = Path(__file__).parent / "workers"
 sys.path.insert(0, str(WORKERS))  # spawned processes get this path as well
 workers = importlib.import_module("xfer_workers")
-resource_tracker.ensure_running()  # its pipe stays open for the whole run
 
 
 def same(left: Any, right: Any) -> None:

@@ -450,7 +450,7 @@ def test_reader_statistics_and_trim(pool: xfer.Pool) -> None:
     assert READER.trim() == 0
     del view
     assert READER.stats()["leases"] == 0
-    assert READER.trim() == 1
+    assert xfer.trim() > 0
     assert READER.stats()["mapped_bytes"] == 0
 
 
@@ -612,7 +612,7 @@ def test_move_and_explain_on_the_host() -> None:
     for lazy in (torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2, dtype=torch.complex64).conj().imag):
         assert xfer.explain(lazy, "numpy").copies == 1
         assert not np.shares_memory(xfer.move(lazy, "numpy"), xfer.move(lazy.resolve_conj(), "numpy"))
-    assert str(xfer.explain(array, "torch")) == "numpy on cpu -> torch: 0 copies\n  view: torch looks at NumPy's memory"
+    assert str(xfer.explain(array, "torch")) == "numpy on cpu -> torch: 0 copies\n  view: torch views NumPy's memory"
 
 
 @pytest.mark.parametrize(

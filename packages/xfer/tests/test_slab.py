@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import xfer
 from xfer import _compiled, errors
-from xfer._channel.endpoints import Receiver
+from xfer._channel.channel import Receiver
 from xfer._channel.layout import CANNOT, FULL, RETURN_HEAD, SENT, UNKNOWN
 from xfer._channel.ring import Ring
 from xfer._channel.slab import RETURNS, slab_shape
@@ -286,7 +286,7 @@ def test_a_forgotten_sender_gives_its_slab_back(pool: xfer.Pool) -> None:
     channel.receiver.recv(timeout=5)
     channel.receiver.close()
     with pool._lock:
-        channel.sender._end_of_slab()  # as when it is collected while the pool's lock is held
+        channel.sender._outgoing.drop_slab()  # as when it is collected while the pool's lock is held
     channel.close()
     assert pool.stats().waiting_for_readers == 0
     pool.trim()
@@ -403,7 +403,7 @@ def test_the_cores_say_what_they_cannot_do(pool: xfer.Pool, compiled: bool) -> N
             core.learn(array.dtype, (number,), b"other")
         core.drop_slab()
         assert core.send(array, 0) == CANNOT
-        assert channel.sender._end_of_slab is None
+        assert channel.sender._outgoing.give_back_slab is None
         ring.took(0)
         ring.took(1)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from xfer import _moved, errors, ops
-from xfer._channel.channel import Channel
-from xfer._channel.endpoints import Receiver, Sender
+from xfer._channel.channel import Channel, Receiver, Sender
+from xfer._channel.select import wait
+from xfer._channel.topic import Subscription, Topic
 from xfer._convert.move import Route, Step, explain, move
 from xfer._device.allocators import Allocator, CupyAllocator, HostAllocator
 from xfer._device.block import BlockReport, MemoryBlock
 from xfer._device.manager import GpuMemoryManager
 from xfer._device.pool import MemoryPool, MemoryPoolStats
-from xfer._shared.default import default_pool, put, release
+from xfer._shared.default import default_pool, put, release, set_default_pool
 from xfer._shared.handle import Handle
+from xfer._shared.holdings import Leak, Lent, PoolStats
 from xfer._shared.loan import Loan
-from xfer._shared.pool import Leak, Lent, Pool, PoolStats
+from xfer._shared.pool import Pool
 from xfer._shared.reader import get, open, trim
 from xfer._shared.store import SharedArrayStore
+from xfer._shared.writable import WritableArray
 from xfer.errors import XferError
 
 __all__ = [
@@ -39,6 +42,9 @@ __all__ = [
     "Sender",
     "SharedArrayStore",
     "Step",
+    "Subscription",
+    "Topic",
+    "WritableArray",
     "XferError",
     "default_pool",
     "errors",
@@ -49,7 +55,9 @@ __all__ = [
     "ops",
     "put",
     "release",
+    "set_default_pool",
     "trim",
+    "wait",
 ]
 
 _moved.install()

@@ -13,12 +13,12 @@ from types import ModuleType
 # `xfer.move` is not here: that name is the function.
 MOVED = {
     "xfer.allocators": "xfer._device.allocators",
-    "xfer.channel": "xfer._channel.endpoints",
+    "xfer.channel": "xfer._channel.channel",
     "xfer.cli": "xfer._cli",
     "xfer.default": "xfer._shared.default",
     "xfer.descriptor": "xfer._shared.handle",
     "xfer.gpu": "xfer._device.manager",
-    "xfer.holdings": "xfer._shared.pool",
+    "xfer.holdings": "xfer._shared.holdings",
     "xfer.loan": "xfer._shared.loan",
     "xfer.memory_pool": "xfer._device.pool",
     "xfer.pool": "xfer._shared.pool",

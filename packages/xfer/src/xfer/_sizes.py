@@ -8,6 +8,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 SMALL = 256 << 10
 SLAB = 4 << 20
+FIRST_SLAB = 64 << 10
 
 
 def parse_size(size: int | str) -> int:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from xfer._channel.endpoints import SPIN, Receiver, Sender
+from xfer._channel.endpoints import SPIN
+from xfer._channel.receiver import Receiver
 from xfer._channel.ring import RingOwner
+from xfer._channel.sender import Sender
 from xfer._shared.pool import Pool
+
+__all__ = ["Channel", "Receiver", "Sender"]
 
 
 class Channel:
     """A bounded channel between two processes: give `sender` to one and `receiver` to the other.
+
+    Either end may be restarted: a process that attaches by the same bytes takes over.
 
     Args:
         capacity: How many arrays may be under way.
@@ -38,9 +44,11 @@ class Channel:
         self._finalizer = weakref.finalize(self, self._owner.close)
         self.sender = Sender(self._owner.token, spin, compiled, pool)
         self.receiver = Receiver(self._owner.token, spin, compiled)
+        self.sender.pair(self.receiver)
+        self.receiver.pair(self.sender)
 
     def close(self) -> None:
-        """Close both ends where they are held by this process, and let nobody attach any more."""
+        """Close both ends where they are held by this process, and let no process attach any more."""
         self.receiver.close()
         if self.sender.attached:
             self.sender.close(timeout=0)

@@ -1,49 +1,38 @@
-"""The two ends of a bounded stream of arrays from one process to another, with back-pressure.
-
-A small array travels in a slot of the channel's own slab (see `slab.py`). For any other a handle travels, and the
-sender keeps the array until the receiver has leased it. Either way an array is never lost in between, and its memory
-comes back when the last view of it is gone, or when the receiver's process ends.
-"""
+"""What both ends of a channel share: attaching, waiting that can be ended from any thread, and closing."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-
-from xfer._channel.layout import HEAD, RECEIVER_PID, SENDER_PID, SENT, SLAB_SPENT, TAIL
-from xfer._channel.ring import HANDLE, MESSAGE_ROOM, Message, Ring
-from xfer._channel.slab import LARGEST, Receiving, Sending, receiving_core, sending_core, slab_shape
+from xfer._channel.layout import WAKE_AT_ONCE
+from xfer._channel.ring import Ring
+from xfer._channel.waiting import Sleepers, on_exit
 from xfer._forks import on_fork
-from xfer._shared import dtypes
-from xfer._shared.default import default_pool
-from xfer._shared.handle import CUDA, TOKEN_IN_SLOT, Handle, read_meta, signature
-from xfer._shared.pool import Pool
-from xfer._shared.reader import READER
-from xfer.errors import (
-    BudgetExceededError,
-    ChannelClosedError,
-    EndpointTakenError,
-    HandleError,
-    PeerDiedError,
-    PoolClosedError,
-    ProducerGoneError,
-    StaleHandleError,
-    WaitTimeoutError,
-)
+from xfer.errors import ChannelClosedError, EndpointTakenError, WaitTimeoutError
 
 SPIN = 200e-6
 
 
-class _Endpoint:
-    """What both ends share: they are tokens until first used, and then belong to the process that used them."""
+def deadline(timeout: float | None) -> float | None:
+    """Return when a timeout is up."""
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def left(end: float | None) -> float | None:
+    """Return how many seconds are left, at least 0; None for ever."""
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
+class Endpoint:
+    """One end of a channel: a token until its first use, then held by the process that used it.
+
+    `_lock` guards the state and is held for short; `_turn` is held by the one thread that sleeps.
+    """
 
     _sending: bool
 
@@ -53,35 +42,105 @@ class _Endpoint:
         self._nanoseconds = int(self._spin * 1e9)
         self._compiled = compiled
         self._ring: Ring | None = None
-        self._lock = threading.Lock()
-        self._closed = False
+        self._lock, self._turn = threading.RLock(), threading.RLock()
+        self._closed = self._exiting = self._armed = False
+        self._sleepers = Sleepers()
+        self._finalizer: Any = None
+        self._other: weakref.ref[Endpoint] | None = None
+        self._expected: Any = None
         on_fork(before=self._before_fork, child=self._after_fork_in_child)
+        on_exit(self._stop)
 
     def __bytes__(self) -> bytes:
         return self._token
 
     def __reduce__(self) -> tuple[Any, tuple[bytes, float, bool]]:
+        # This end is on its way to a process that multiprocessing is about to start.
+        context = sys.modules.get("multiprocessing.context")
+        popen = context.get_spawning_popen() if context is not None else None
+        other = self._other() if self._other is not None else None
+        if popen is not None and other is not None:
+            other.expect(popen)
         return type(self), (self._token, self._spin, self._compiled)
 
     @classmethod
-    def from_bytes(cls, token: bytes) -> Any:
-        """Return this end from its bytes, as made by `bytes(endpoint)`."""
+    def from_bytes(cls, token: bytes) -> Self:
+        """Return this end from its bytes.
+
+        Args:
+            token: What `bytes(endpoint)` returned.
+        """
         return cls(bytes(token))
+
+    def pair(self, other: Endpoint) -> None:
+        """Remember the other end of the same channel, if this process made both.
+
+        Args:
+            other: The other end.
+        """
+        self._other = weakref.ref(other)
+
+    def expect(self, process: Any) -> None:
+        """Name the process that is to attach the other end; its death before that counts as the end's.
+
+        An end that is an argument of `multiprocessing.Process` with the spawn method does this by itself.
+
+        Args:
+            process: A process number, or an object with a `pid`, such as `subprocess.Popen`.
+        """
+        self._expected = process
 
     @property
     def attached(self) -> bool:
         """Whether this process holds this end."""
         return self._ring is not None
 
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed here."""
+        return self._closed
+
     def attach(self) -> None:
-        """Take this end for this process; done by the first use anyway.
+        """Take this end for this process; the first use does so as well.
 
         Raises:
+            ChannelClosedError: This end is closed.
             EndpointTakenError: Another process holds it.
             ProducerGoneError: The channel is gone.
         """
+        with self._lock:
+            self._open()
+
+    def ready(self) -> bool:
+        """Return whether this end would not wait: it can go on, or the other end has closed or died."""
+        with self._lock:
+            ring = self._open()
+            if ring.can_go_on() or ring.peer_closed() or ring.peer_dead():
+                return True
+            if self._armed:
+                ring.quiet()
+            return False
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when this end can go on, for `select` and event loops.
+
+        A receiver's is readable while an array waits, and after the other end has closed or died.
+        """
+        with self._lock:
+            ring = self._open()
+            self._armed = True
+            return ring.arm()
+
+    def close(self) -> None:
+        """Close this end."""
+        raise NotImplementedError
+
+    def _open(self) -> Ring:
+        """Return the ring; the caller holds the lock."""
         if self._closed:
             raise ChannelClosedError("this end is closed")
+        if self._exiting:
+            raise ChannelClosedError("the interpreter is exiting")
         if self._ring is None:
             try:
                 ring = Ring(self._token, self._sending)
@@ -90,374 +149,72 @@ class _Endpoint:
                 raise EndpointTakenError(f"the {name} end is held already: make one channel for each pair") from error
             self._make_core(ring)
             self._ring = ring
+        return self._ring
+
+    def _wait(self, ring: Ring, word: int, value: int, end: float | None, how: int = WAKE_AT_ONCE) -> bool:
+        """Sleep without the lock; return False when the time is up. It may return too early."""
+        seconds = left(end)
+        if seconds == 0 or not self._turn.acquire(timeout=-1 if seconds is None else seconds):
+            return False
+        try:
+            if ring is self._ring and not self._closed and not self._exiting:
+                pid = getattr(self._expected, "pid", self._expected)
+                if isinstance(pid, int):
+                    ring.expect(pid)
+                ring.wait(word, value, left(end), how)
+        finally:
+            self._turn.release()
+        return True
+
+    async def _sleep(self, end: float | None, at_most: float | None = None) -> None:
+        """Wait in a coroutine until this end may go on.
+
+        Raises:
+            WaitTimeoutError: The time is up.
+        """
+        seconds = left(end)
+        if seconds == 0:
+            raise WaitTimeoutError("the time for waiting is up")
+        if at_most is not None:
+            seconds = at_most if seconds is None else min(seconds, at_most)
+        await self._sleepers.readable(self.fileno(), seconds)
+
+    def _wake(self) -> None:
+        """End every wait of this end, in threads and coroutines."""
+        ring = self._ring
+        if ring is not None:
+            ring.ring_own()
+        self._sleepers.wake()
+
+    def _stop(self) -> None:
+        self._exiting = True
+        self._wake()
 
     def _before_fork(self) -> None:
         pass
 
     def _after_fork_in_child(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.RLock(), threading.RLock()
+        self._sleepers = Sleepers()
         if self._ring is not None:
             self._let_go(self._ring)
             self._closed = True
 
     def _let_go(self, ring: Ring) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
         self._drop_core()
         ring.close()
         self._ring = None
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        raise NotImplementedError
-
     def _make_core(self, ring: Ring) -> None:
         raise NotImplementedError
 
     def _drop_core(self) -> None:
         raise NotImplementedError
-
-
-class Sender(_Endpoint):
-    """The end that sends; `bytes(sender)` or pickling takes it to another process before its first use.
-
-    Example:
-        >>> with xfer.Channel(capacity=4) as channel:
-        ...     with xfer.Sender.from_bytes(bytes(channel.sender)) as sender:  # as another process would
-        ...         sender.send(np.zeros(3), timeout=5)
-        ...         channel.receiver.recv(timeout=5).shape
-        (3,)
-    """
-
-    _sending = True
-    _pool: Pool | None = None
-
-    def __init__(self, token: bytes, spin: float = SPIN, compiled: bool = True, pool: Pool | None = None) -> None:
-        super().__init__(token, spin, compiled)
-        self._pool = pool
-        self._flying: deque[tuple[int, Pool, Handle]] = deque()  # number of the message, and what to release
-        self._joined: Pool | None = None
-        self._core: Sending | None = None
-        self._end_of_slab: Any = None
-        self._lost = False
-
-    def send(self, array: Any, *, timeout: float | None = None) -> None:
-        """Send an array, waiting while the channel is full or the pool's budget is spent.
-
-        Args:
-            array: Whatever `Pool.put` takes, or a `Handle` of this end's pool (not copied again: that is how to
-                send one array to many).
-            timeout: Seconds to wait for room; None waits for ever.
-
-        Raises:
-            WaitTimeoutError: No room in time.
-            PeerDiedError: The receiver's process has ended.
-            ChannelClosedError: The receiver, or this end, has closed.
-        """
-        with self._lock:
-            core, pool = self._core, self._joined
-            if core is None or pool is None or pool.closed or core.send(array, self._nanoseconds) != SENT:
-                self._send(array, None if timeout is None else time.monotonic() + timeout)
-            elif self._flying:
-                self._settle()
-
-    def _send(self, array: Any, end: float | None) -> None:
-        if self._ring is None:
-            self.attach()
-        ring = self._ring
-        assert ring is not None
-        if self._lost:
-            self._gone(ring)
-        while ring.words[HEAD] - (tail := ring.words[TAIL]) >= ring.capacity:
-            self._wait(ring, tail, end)
-        pool = self._pool
-        if pool is None or pool.closed:
-            pool = self._pool = default_pool()
-        if self._joined is not pool:
-            self._drop_slab()
-            pool.on_pressure(self.settle)
-            self._joined = pool
-        if ring.peer_closed():
-            self._gone(ring)
-        if type(array) is np.ndarray and 0 < array.nbytes <= LARGEST and self._send_in_slot(pool, ring, array):
-            return
-        if isinstance(array, Handle):
-            pool.retain(array)
-            handle = array
-        else:
-            handle = self._put(pool, ring, array, end)
-        self._flying.append((ring.words[HEAD], pool, handle))
-        ring.write(bytes(handle))
-        self._settle()  # last, while the receiver is at work already
-
-    def _send_in_slot(self, pool: Pool, ring: Ring, array: np.ndarray[Any, Any]) -> bool:
-        """Try to send in a slot an array whose kind the core does not know yet, or that needs a new slab."""
-        core = self._core
-        sig = signature(array.dtype, array.shape, False)
-        # The names of a structured dtype can be changed in place, so the core could not tell it by its identity.
-        if core is None or sig.flags & TOKEN_IN_SLOT or len(sig.meta) > MESSAGE_ROOM or array.dtype.names:
-            return False
-        if (core.stride < array.nbytes or ring.words[SLAB_SPENT] == core.epoch) and not self._new_slab(
-            core, pool, ring, array.nbytes
-        ):
-            return False
-        core.learn(array.dtype, array.shape, sig.meta)
-        return core.send(array, 0) == SENT
-
-    def _new_slab(self, core: Sending, pool: Pool, ring: Ring, nbytes: int) -> bool:
-        if ring.words[TAIL] < core.last:
-            return False  # somebody still has to find the slab there is
-        stride, slots = slab_shape(nbytes, ring.capacity, pool.budget)
-        if not slots:
-            return False
-        self._drop_slab()
-        try:
-            lent = pool.lend(stride * slots)
-        except BudgetExceededError:
-            return False
-        self._end_of_slab = weakref.finalize(self, lent.give_back)
-        epoch = (ring.slab()[2] + 1) & 0xFFFFFFFF or 1
-        core.use_slab(lent.memory, lent.offset, stride, slots, epoch)
-        ring.note_slab(stride, slots, epoch, bytes(lent.handle))
-        return True
-
-    def settle(self) -> None:
-        """Release arrays that the receiver has taken; every `send` does so anyway."""
-        if self._flying and self._lock.acquire(blocking=False):
-            try:
-                self._settle()
-            finally:
-                self._lock.release()
-
-    def flush(self, timeout: float | None = None) -> None:
-        """Wait until the receiver has taken everything.
-
-        Raises:
-            WaitTimeoutError: It did not in time.
-            PeerDiedError: The receiver's process has ended.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        with self._lock:
-            ring = self._ring
-            if ring is not None and not self._lost:
-                while ring.words[HEAD] != (tail := ring.words[TAIL]):
-                    self._wait(ring, tail, end)
-                self._settle()
-
-    def close(self, timeout: float | None = None) -> None:
-        """Wait until the receiver has taken everything, then tell it that no more comes.
-
-        Raises:
-            WaitTimeoutError: The receiver did not take it in time; the channel is closed all the same.
-        """
-        if self._closed:
-            return
-        try:
-            self.attach()
-            self.flush(timeout)
-        except (ChannelClosedError, ProducerGoneError):
-            pass  # nobody is left to take it
-        finally:
-            self._closed = True
-            with self._lock:
-                self._drop_flying()
-                if self._ring is not None:
-                    self._ring.say_closed()
-                    self._let_go(self._ring)
-
-    def _put(self, pool: Pool, ring: Ring, array: Any, end: float | None) -> Handle:
-        while True:
-            tail = ring.words[TAIL]
-            self._settle()  # first, to fill again memory that is mapped and in the cache
-            try:
-                return pool.put(array)
-            except BudgetExceededError as error:
-                if error.asked > pool.budget:
-                    raise
-                if ring.words[HEAD] != tail:
-                    self._wait(ring, tail, end)
-                    continue
-                # Everything is taken, but views of it are still alive over there: nothing will ring, so look often.
-                if end is not None and time.monotonic() >= end:
-                    raise WaitTimeoutError("the receiver still looks at all that the budget holds") from error
-                if ring.peer_closed() or ring.peer_dead():
-                    self._gone(ring)
-                time.sleep(0.001)
-
-    def _wait(self, ring: Ring, tail: int, end: float | None) -> None:
-        """Wait until the receiver has taken more than `tail` messages; may return too early."""
-        if not ring.spin(TAIL, tail, self._spin):
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                waiting = ring.words[HEAD] - ring.words[TAIL]
-                raise WaitTimeoutError(f"the receiver took nothing in time; {waiting} arrays are waiting")
-            ring.wait(TAIL, tail, left)
-            if ring.words[TAIL] == tail and (ring.peer_closed() or ring.peer_dead()):
-                self._gone(ring)
-        self._settle()
-
-    def _gone(self, ring: Ring) -> None:
-        self._lost = True
-        self._drop_flying()
-        self._drop_slab()
-        if ring.peer_closed():
-            raise ChannelClosedError("the receiver has closed the channel")
-        raise PeerDiedError(
-            f"the receiver's process {ring.words[RECEIVER_PID]} has ended; arrays in flight are released"
-        )
-
-    def _settle(self) -> None:
-        ring = self._ring
-        while ring is not None and self._flying and self._flying[0][0] < ring.words[TAIL]:
-            self._release_oldest()
-
-    def _drop_flying(self) -> None:
-        while self._flying:
-            self._release_oldest()
-
-    def _release_oldest(self) -> None:
-        _, pool, handle = self._flying.popleft()
-        with contextlib.suppress(PoolClosedError):
-            pool.release(handle)
-
-    def _drop_slab(self) -> None:
-        if self._core is not None and self._end_of_slab is not None:
-            self._core.drop_slab()
-            self._end_of_slab()
-            self._end_of_slab = None
-
-    def _make_core(self, ring: Ring) -> None:
-        self._core = sending_core(ring, self._compiled)
-
-    def _drop_core(self) -> None:
-        self._drop_slab()
-        if self._core is not None:
-            self._core.detach()
-            self._core = None
-
-
-class Receiver(_Endpoint):
-    """The end that receives; iterate over it, or call `recv`.
-
-    Example:
-        >>> with xfer.Channel(capacity=4) as channel:
-        ...     with xfer.Receiver.from_bytes(bytes(channel.receiver)) as receiver:  # as another process would
-        ...         for number in range(3):
-        ...             channel.sender.send(np.full(2, number), timeout=5)
-        ...         [int(receiver.recv(timeout=5)[0]) for _ in range(3)]
-        [0, 1, 2]
-    """
-
-    _sending = False
-    _core: Receiving | None = None
-
-    def recv(self, *, timeout: float | None = None) -> Any:
-        """Return the next array: no copy, read-only, its slot taken until the last view of it is gone.
-
-        Args:
-            timeout: Seconds to wait; None waits for ever.
-
-        Raises:
-            WaitTimeoutError: Nothing came in time.
-            ChannelClosedError: The sender has closed and everything was taken.
-            PeerDiedError: The sender's process has ended.
-        """
-        with self._lock:
-            if self._core is not None:
-                array = self._core.recv(self._nanoseconds)
-                if array is not None:
-                    return array
-            return self._recv(None if timeout is None else time.monotonic() + timeout)
-
-    def _recv(self, end: float | None) -> Any:
-        if self._ring is None:
-            self.attach()
-        ring, core = self._ring, self._core
-        assert ring is not None
-        assert core is not None
-        tail = ring.words[TAIL]
-        if ring.words[HEAD] == tail and not ring.spin(HEAD, tail, self._spin):
-            self._wait(ring, tail, end)
-        message = ring.peek()
-        try:
-            if message.slot != HANDLE:
-                return self._from_slot(ring, core, message)
-            array, flags = READER.array(message.meta)
-        except ProducerGoneError as error:
-            raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error
-        except StaleHandleError as error:
-            if ring.peer_closed():
-                raise ChannelClosedError("the sender gave up waiting and took its arrays back") from error
-            raise
-        finally:
-            if ring.words[TAIL] == tail:
-                ring.took(tail)
-        if flags & CUDA:
-            from xfer._shared.cuda_ipc import open_record
-
-            return open_record(array, message.meta)
-        return array
-
-    @staticmethod
-    def _from_slot(ring: Ring, core: Receiving, message: Message) -> Any:
-        """Take an array of a slab or of a kind that the core does not know yet."""
-        if message.epoch != core.epoch:
-            stride, slots, epoch, handle = ring.slab()
-            if epoch != message.epoch:
-                raise StaleHandleError("the sender of this array has ended, and another one took its place")
-            core.use_slab(READER.array(handle)[0], stride, slots, epoch)
-        shape, token = read_meta(message.meta, message.ndim)
-        core.learn(message.meta, message.ndim, shape, dtypes.decode(token))
-        array = core.recv(0)
-        if array is None:
-            raise HandleError("the channel's memory is damaged: a message does not fit its slab")
-        return array
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            try:
-                array = self.recv()
-            except PeerDiedError:
-                raise
-            except ChannelClosedError:
-                return
-            yield array
-            del array
-
-    def close(self) -> None:
-        """Tell the sender that nothing more is wanted. Arrays received stay valid."""
-        if self._closed:
-            return
-        self._closed = True
-        with self._lock:
-            if self._ring is not None:
-                self._ring.say_closed()
-                self._let_go(self._ring)
-
-    def _before_fork(self) -> None:
-        # The child will look at the arrays in use as well, so their slots are not ours alone to give back.
-        if self._core is not None and self._ring is not None and self._core.pin():
-            self._ring.words[SLAB_SPENT] = self._core.epoch
-
-    def _make_core(self, ring: Ring) -> None:
-        self._core = receiving_core(ring, self._compiled)
-
-    def _drop_core(self) -> None:
-        if self._core is not None:
-            self._core.detach()
-            self._core = None
-
-    @staticmethod
-    def _wait(ring: Ring, tail: int, end: float | None) -> None:
-        while ring.words[HEAD] == tail:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                raise WaitTimeoutError("nothing was sent in time")
-            ring.wait(HEAD, tail, left)
-            if ring.words[HEAD] == tail and ring.peer_closed():
-                raise ChannelClosedError("the sender has closed the channel and everything was taken")
-            if ring.words[HEAD] == tail and ring.peer_dead():
-                raise PeerDiedError(f"the sender's process {ring.words[SENDER_PID]} has ended")

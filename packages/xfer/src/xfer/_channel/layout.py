@@ -20,6 +20,7 @@ ENTRY = 640  # a handle has at most 64 dimensions: 60 + 512 + 4 bytes, and the e
 MESSAGE = "<IIQII"
 DRAIN_EACH = 8
 SENT, CANNOT, UNKNOWN, FULL = range(4)
+WAKE_AT_ONCE, WAKE_AT_HALF = 1, 2  # what an end that waits asks of the other
 
 LAYOUT = {
     "counters": len(COUNTERS), "counter_bytes": 64, "returns_at": RETURNS_AT, "entry": ENTRY, "message": 24,

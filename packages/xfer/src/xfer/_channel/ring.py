@@ -1,25 +1,27 @@
-"""The shared memory behind a channel: a ring of messages with counters and two bells; knows no arrays and no policy.
+"""The shared memory behind a channel: a ring of messages with counters, and a wake-up pipe for each end.
 
-One writer, one taker. `head` counts messages written, `tail` messages taken; each is stored by one side only. A second
-small ring goes the other way and gives back slots (see `slab.py`). On x86 stores are seen in the order they were
-made, so a side may look at the counters without asking the kernel; elsewhere this Python side rings for each message.
+One end writes, the other takes. `head` counts messages written, `tail` messages taken; each is stored by one side only.
+A second small ring goes the other way and returns slots (see `slab.py`). On x86 stores are seen in the order they were
+made, so a side may read the counters without a system call; elsewhere this side wakes the other for each message.
 
-Layout, little-endian: counters 64 bytes apart, at 1024 the note about the slab, at 1536 the slots given back, then the
-entries of 640 bytes. An entry is length, slot (or HANDLE), bytes of data, dimensions, number of the slab, description.
+Layout, little-endian: the counters of `layout.py`, the note about the slab, the slots returned, then the entries. An
+entry is length, slot (or HANDLE), bytes of data, dimensions, number of the slab, description.
+
+The holder of an end is known by a lock that the kernel drops with its process, so a new holder takes over at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import platform
 import select
+import stat
 import struct
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from xfer._channel.layout import (
@@ -36,8 +38,10 @@ from xfer._channel.layout import (
     SENDER_PID,
     SENDER_WAITS,
     TAIL,
+    WAKE_AT_ONCE,
 )
 from xfer._shared.lease import FLOCK, OFD, fcntl
+from xfer._shared.segment import open_by_number
 from xfer.errors import HandleError, ProducerGoneError, UnsupportedPlatformError
 
 ORDERED_STORES = platform.machine() in {"x86_64", "AMD64", "i686"}
@@ -45,20 +49,53 @@ HANDLE = 0xFFFFFFFF
 _NOTE = struct.Struct("<IIQI")
 _MESSAGE = struct.Struct(MESSAGE)
 MESSAGE_ROOM = ENTRY - _MESSAGE.size
-_TOKEN = struct.Struct("<4sIIIIIIQ")
-_TOKEN_MAGIC = b"XFC2"
-# A wake-up can be missed only if a store is delayed past a system call; looking again this often makes that harmless.
-_LOOK_AGAIN_MS = 50
+_TOKEN = struct.Struct("<4sIIIIIIQQQ")
+_TOKEN_MAGIC = b"XFC3"
+# Where stores may be delayed past a system call a wake-up can be missed; looking again this often makes it harmless.
+_LOOK_AGAIN = None if ORDERED_STORES else 0.05
+_TAKEN_OVER = 0.1  # seconds to wait for a lock that the other end holds for a moment
 
 
 class Message(NamedTuple):
-    """What an entry says: a whole handle, or how the array in a slot is to be read."""
+    """What an entry holds: a whole handle, or how the array in a slot is to be read."""
 
     slot: int
     nbytes: int
     ndim: int
     epoch: int
     meta: bytes
+
+
+class Token(NamedTuple):
+    """The bytes of an end: where the channel's descriptors are."""
+
+    pid: int
+    memory: int
+    to_receiver: int
+    to_receiver_in: int
+    to_sender: int
+    to_sender_in: int
+    inode: int
+    receiver_inode: int
+    sender_inode: int
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Token:
+        """Read a token.
+
+        Raises:
+            HandleError: The bytes are damaged.
+        """
+        if len(raw) != _TOKEN.size + 4 or struct.unpack("<I", raw[-4:])[0] != crc32(raw[:-4]):
+            raise HandleError("these bytes are not an intact end of a channel")
+        magic, *rest = _TOKEN.unpack(raw[:-4])
+        if magic != _TOKEN_MAGIC:
+            raise HandleError(f"the channel token is of version {magic!r}, this xfer reads {_TOKEN_MAGIC!r}")
+        return cls(*rest)
+
+    def __bytes__(self) -> bytes:
+        body = _TOKEN.pack(_TOKEN_MAGIC, *self)
+        return body + struct.pack("<I", crc32(body))
 
 
 def _layout(capacity: int) -> tuple[int, int]:
@@ -68,7 +105,7 @@ def _layout(capacity: int) -> tuple[int, int]:
 
 
 class RingOwner:
-    """The descriptors of a channel in the process that made it; anyone with the token opens them from there."""
+    """The descriptors of a channel in the process that made it; a process with the token opens them from there."""
 
     def __init__(self, capacity: int) -> None:
         if not OFD:
@@ -85,8 +122,8 @@ class RingOwner:
         except BaseException:
             self.close()
             raise
-        body = _TOKEN.pack(_TOKEN_MAGIC, os.getpid(), *self.fds, os.fstat(self.fds[0]).st_ino)
-        self.token = body + struct.pack("<I", crc32(body))
+        inodes = [os.fstat(self.fds[index]).st_ino for index in (0, 1, 3)]
+        self.token = bytes(Token(os.getpid(), *self.fds, *inodes))
 
     def close(self) -> None:
         """Close the descriptors; ends that are attached have their own."""
@@ -97,32 +134,32 @@ class RingOwner:
 
 
 class Ring:
-    """One end's own opening of a channel's memory and bells."""
+    """One end's own opening of a channel's memory and wake-up pipes."""
 
-    def __init__(self, token: bytes, sending: bool) -> None:
-        """Open the channel that a token names and say that this process holds this end.
+    def __init__(self, raw: bytes, sending: bool) -> None:
+        """Open the channel that a token names, as the holder of this end.
 
         Raises:
             HandleError: The token is damaged.
             ProducerGoneError: The process that made the channel has ended or closed it.
             BlockingIOError: Another opening holds this end.
         """
-        if len(token) != _TOKEN.size + 4 or struct.unpack("<I", token[-4:])[0] != crc32(token[:-4]):
-            raise HandleError("these bytes are no intact end of a channel")
-        magic, pid, memory, to_receiver, to_receiver_in, to_sender, to_sender_in, inode = _TOKEN.unpack(token[:-4])
-        if magic != _TOKEN_MAGIC:
-            raise HandleError(f"the channel token is of version {magic!r}, this xfer reads {_TOKEN_MAGIC!r}")
+        token = self._token = Token.parse(raw)
         self.sending = sending
         self.fds: list[int] = []
+        mine = (token.to_sender, token.to_sender_in, token.sender_inode)
+        theirs = (token.to_receiver, token.to_receiver_in, token.receiver_inode)
+        if not sending:
+            mine, theirs = theirs, mine
         try:
-            self.memory_fd = self._open(pid, memory, os.O_RDWR)
-            status = os.fstat(self.memory_fd)
-            if status.st_ino != inode:
-                raise ProducerGoneError(f"the channel made by process {pid} is closed")
-            fcntl.fcntl(self.memory_fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, 0, 0 if sending else 1, 1, 0))
-            self.bell = self._open(pid, to_sender if sending else to_receiver, os.O_RDONLY | os.O_NONBLOCK)
-            self.peer_bell = self._open(pid, to_receiver_in if sending else to_sender_in, os.O_WRONLY | os.O_NONBLOCK)
-            self.map = mmap.mmap(self.memory_fd, status.st_size)
+            self.memory_fd = self._open(token.memory, token.inode, os.O_RDWR, stat.S_ISREG)
+            self._hold()
+            self.bell = self._open(mine[0], mine[2], os.O_RDONLY, stat.S_ISFIFO)
+            self._own_bell = self._open(mine[1], mine[2], os.O_WRONLY, stat.S_ISFIFO)
+            self.peer_bell = self._open(theirs[1], theirs[2], os.O_WRONLY, stat.S_ISFIFO)
+            self.map = mmap.mmap(self.memory_fd, os.fstat(self.memory_fd).st_size)
+            self.poll = select.epoll()
+            self.poll.register(self.bell, select.EPOLLIN)
         except BaseException:
             self.close()
             raise
@@ -130,22 +167,53 @@ class Ring:
         self.capacity = self.words[CAPACITY]
         self.returns, self.start = _layout(self.capacity)
         self._barrier = threading.Lock(), threading.Lock()
-        self.peer_fd = -1
-        self.poll = select.poll()
-        self.poll.register(self.bell, select.POLLIN)
+        self._watched, self._pidfd, self._ended = 0, -1, False
+        self._expected, self._expected_ended = -1, False
+        self._armed = False
         self._mine, self._theirs = (SENDER_WAITS, RECEIVER_WAITS) if sending else (RECEIVER_WAITS, SENDER_WAITS)
-        self.words[SENDER_PID if sending else RECEIVER_PID] = os.getpid()
+        self._peer_pid = RECEIVER_PID if sending else SENDER_PID
+        own = SENDER_PID if sending else RECEIVER_PID
+        self.successor = bool(self.words[own])  # whether another holder was here before
+        self.words[own] = os.getpid()
+        self.words[SENDER_CLOSED if sending else RECEIVER_CLOSED] = 0
         self.ring()
 
-    def _open(self, pid: int, fd: int, flags: int) -> int:
+    def _open(self, fd: int, inode: int, flags: int, is_kind: Any) -> int:
         try:
-            own = os.open(f"/proc/{pid}/fd/{fd}", flags | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (errno.ENFILE, errno.EMFILE):  # ours to handle, says nothing about the channel
-                raise
-            raise ProducerGoneError(f"the channel made by process {pid} cannot be opened: {error.strerror}") from error
+            own = open_by_number(self._token.pid, fd, inode, flags, is_kind)
+        except ProducerGoneError as error:
+            raise ProducerGoneError(f"the channel made by process {self._token.pid} is closed: {error}") from error
         self.fds.append(own)
         return own
+
+    def _hold(self) -> None:
+        """Take the lock of this end; wait a moment for the other end, which takes it to empty the ring."""
+        end = time.monotonic() + _TAKEN_OVER
+        while True:
+            try:
+                self._lock(fcntl.F_WRLCK, mine=True)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end or self._holder_lives():
+                    raise
+                time.sleep(0.001)
+
+    def _lock(self, kind: int, mine: bool) -> None:
+        byte = 0 if self.sending == mine else 1
+        fcntl.fcntl(self.memory_fd, fcntl.F_OFD_SETLK, FLOCK.pack(kind, 0, byte, 1, 0))
+
+    def _holder_lives(self) -> bool:
+        # The process number of this end's last holder; the ring is not mapped yet.
+        word = 8 * (SENDER_PID if self.sending else RECEIVER_PID)
+        pid = int.from_bytes(os.pread(self.memory_fd, 8, word), "little")
+        return bool(pid) and os.path.isdir(f"/proc/{pid}")
+
+    def reachable(self) -> bool:
+        """Return whether an end can still be attached by its token."""
+        try:
+            return os.stat(f"/proc/{self._token.pid}/fd/{self._token.memory}").st_ino == self._token.inode
+        except OSError:
+            return False
 
     def write(self, meta: bytes, slot: int = HANDLE, nbytes: int = 0, ndim: int = 0, epoch: int = 0) -> None:
         """Add a message, of a handle or of an array in a slot; there must be room."""
@@ -167,15 +235,18 @@ class Ring:
         return Message(slot, nbytes, ndim, epoch, self.map[start : start + min(length, MESSAGE_ROOM)])
 
     def took(self, tail: int) -> None:
-        """Say that the message number `tail` is taken."""
+        """Publish that the message number `tail` is taken."""
         words = self.words
         words[TAIL] = tail + 1
-        # A sender that sleeps before a full ring is woken at half of it, not once for each message.
-        if not ORDERED_STORES or (words[SENDER_WAITS] and 2 * (words[HEAD] - tail - 1) <= self.capacity):
+        self.fence()
+        # A sender that waits for room is woken at half of the ring, not once for each message, unless it asks for more.
+        waits = words[SENDER_WAITS]
+        half = 2 * (words[HEAD] - tail - 1) <= self.capacity
+        if not ORDERED_STORES or waits == WAKE_AT_ONCE or (waits and half):
             self.ring()
 
     def note_slab(self, stride: int, slots: int, epoch: int, handle: bytes) -> None:
-        """Leave word where the slots lie; every message of the slab before must have been taken."""
+        """Write where the slots lie; every message of the slab before must have been taken."""
         note = _NOTE.pack(stride, slots, epoch, len(handle)) + handle
         self.map[NOTE_AT : NOTE_AT + len(note)] = note
 
@@ -186,39 +257,74 @@ class Ring:
         return stride, slots, epoch, self.map[start : start + min(length, 256)]
 
     def fence(self) -> None:
-        """Let the stores before be seen before those after: a lock is an atomic operation."""
+        """Order the stores before against those after: a lock is an atomic operation."""
         for lock in self._barrier:
             with lock:
                 pass
 
     def ring(self) -> None:
         """Wake the other end."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a full pipe wakes it just as well
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a full pipe wakes it as well
             os.write(self.peer_bell, b"\0")
 
     def ring_if_waiting(self) -> None:
-        """Wake the other end if it sleeps, or always where memory order needs it."""
+        """Wake the other end if it waits, or always where memory order needs it."""
         if not ORDERED_STORES or self.words[self._theirs]:
             self.ring()
 
-    def wait(self, word: int, value: int, seconds: float | None) -> None:
-        """Sleep until a counter differs from `value`, the other end's process ends or closes, or the time is up."""
+    def ring_own(self) -> None:
+        """Wake this end."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._own_bell, b"\0")
+
+    def arm(self) -> int:
+        """Let the other end wake this one for each message from now on; return a descriptor to select on."""
+        if not self._armed:
+            self._armed = True
+            self.words[self._mine] = WAKE_AT_ONCE
+            self.fence()
+            self.watch_peer()
+        self.ring_own()
+        return self.poll.fileno()
+
+    def can_go_on(self) -> bool:
+        """Return whether there is a message to take, or room for one."""
+        waiting: int = self.words[HEAD] - self.words[TAIL]
+        return waiting < self.capacity if self.sending else waiting != 0
+
+    def quiet(self) -> None:
+        """Make an armed descriptor readable exactly if this end can go on."""
+        if self._armed:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.bell, 4096)
+            self.fence()
+            if self.can_go_on():
+                self.ring_own()
+
+    def wait(self, word: int, value: int, seconds: float | None, how: int = WAKE_AT_ONCE) -> None:
+        """Sleep until a counter differs from `value`, the other end ends or closes, `ring_own` runs, or time is up."""
         words = self.words
-        words[self._mine] = 1
+        words[self._mine] = WAKE_AT_ONCE if self._armed else how
         try:
+            self.fence()
             if words[word] != value or self.peer_closed():
                 return
-            self._watch_peer()
-            limit = _LOOK_AGAIN_MS if seconds is None else max(0, min(_LOOK_AGAIN_MS, int(seconds * 1000) + 1))
-            for fd, _ in self.poll.poll(limit):
-                if fd == self.bell:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self.bell, 4096)
+            self.watch_peer()
+            if self._ended or (self._expected_ended and not self._watched):
+                return
+            if _LOOK_AGAIN is not None:
+                seconds = _LOOK_AGAIN if seconds is None else min(seconds, _LOOK_AGAIN)
+            for fd, _ in self.poll.poll(seconds):
+                self._ended |= fd == self._pidfd
+                self._expected_ended |= fd == self._expected
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.bell, 4096)
         finally:
-            words[self._mine] = 0
+            if not self._armed:
+                words[self._mine] = 0
 
     def spin(self, word: int, value: int, seconds: float) -> bool:
-        """Look at a counter for a short while without sleeping; tell whether it changed."""
+        """Read a counter for a short while without sleeping; return whether it changed."""
         if not ORDERED_STORES:
             return False
         words, clock = self.words, time.perf_counter
@@ -229,37 +335,68 @@ class Ring:
         return True
 
     def peer_closed(self) -> bool:
-        """Tell whether the other end said good-bye."""
+        """Return whether the other end has closed."""
         return bool(self.words[RECEIVER_CLOSED if self.sending else SENDER_CLOSED])
 
-    def peer_dead(self) -> bool:
-        """Tell whether the other end was there and its process has ended."""
-        if not self._watch_peer():
-            return False
-        if self.peer_fd == -2:
-            return True
-        probe = select.poll()
-        probe.register(self.peer_fd, select.POLLIN)
-        return bool(probe.poll(0))
+    def peer_held(self) -> bool:
+        """Return whether a living holder has the other end."""
+        question = FLOCK.pack(fcntl.F_WRLCK, 0, 1 if self.sending else 0, 1, 0)
+        kind: int = FLOCK.unpack(fcntl.fcntl(self.memory_fd, fcntl.F_OFD_GETLK, question))[0]
+        return kind != int(fcntl.F_UNLCK)
 
-    def _watch_peer(self) -> bool:
-        if self.peer_fd == -1:
-            pid = self.words[RECEIVER_PID if self.sending else SENDER_PID]
-            if not pid:
-                return False
-            try:
-                self.peer_fd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                self.peer_fd = -2
-                return True
-            self.fds.append(self.peer_fd)
-            # The number could have been given to a new process meanwhile; the peer's lock tells.
-            question = FLOCK.pack(fcntl.F_WRLCK, 0, 1 if self.sending else 0, 1, 0)
-            if FLOCK.unpack(fcntl.fcntl(self.memory_fd, fcntl.F_OFD_GETLK, question))[0] == fcntl.F_UNLCK:
-                self.peer_fd = -2
-                return True
-            self.poll.register(self.peer_fd, select.POLLIN)
+    def peer_dead(self) -> bool:
+        """Return whether the other end's holder, or the process that was expected, has ended without closing."""
+        pid = self.words[self._peer_pid]
+        if not pid:
+            return self._expected_ended and not self.words[self._peer_pid]
+        if self._ended and pid == self._watched:
+            return True
+        return not self.peer_held() and pid == self.words[self._peer_pid]
+
+    def empty_for_next(self) -> bool:
+        """Drop the messages that a dead receiver has not taken; return False if a new receiver has come meanwhile."""
+        try:
+            self._lock(fcntl.F_WRLCK, mine=False)
+        except BlockingIOError:
+            return False
+        try:
+            self.words[TAIL] = self.words[HEAD]
+        finally:
+            self._lock(fcntl.F_UNLCK, mine=False)
         return True
+
+    def watch_peer(self) -> None:
+        """Have the end of the other end's present holder wake this one."""
+        pid = self.words[self._peer_pid]
+        if pid == self._watched:
+            return
+        self._forget(self._expected)
+        self._expected = -1
+        self._forget(self._pidfd)
+        self._watched, self._pidfd, self._ended = pid, -1, False
+        self._pidfd = self._watch(pid)
+        self._ended = self._pidfd < 0
+
+    def expect(self, pid: int) -> None:
+        """Have the end of the process that is to attach the other end wake this one, until it has attached."""
+        if self._expected < 0 and not self.words[self._peer_pid]:
+            self._expected = self._watch(pid)
+            self._expected_ended = self._expected < 0
+
+    def _watch(self, pid: int) -> int:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return -1
+        self.fds.append(fd)
+        self.poll.register(fd, select.EPOLLIN)
+        return fd
+
+    def _forget(self, fd: int) -> None:
+        if fd >= 0:
+            self.poll.unregister(fd)
+            self.fds.remove(fd)
+            os.close(fd)
 
     def say_closed(self) -> None:
         """Tell the other end that this one is done."""
@@ -271,6 +408,9 @@ class Ring:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+        if hasattr(self, "poll"):
+            self.poll.close()
         if hasattr(self, "words"):
             self.words.release()
-            self.map.close()
+            with contextlib.suppress(BufferError):  # a core of this process still has it, until it is collected
+                self.map.close()

@@ -6,7 +6,7 @@ A library is found in `sys.modules`: a caller that passes its arrays has importe
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,16 @@ from xfer.errors import UnsupportedDtypeError
 
 _DLPACK_CPU = {1, 3, 11, 13}  # host, CUDA pinned host, ROCm pinned host, CUDA managed
 _DLPACK_CUDA = 2
+
+
+Library = Literal["numpy", "torch"]
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array of some library."""
+    if isinstance(value, np.ndarray | np.generic):
+        return True
+    return any(hasattr(value, name) for name in ("__dlpack__", "__array_interface__", "__array__"))
 
 
 def library_of(array: Any) -> str:
@@ -31,12 +41,22 @@ def device_of(array: Any) -> str:
     """Return "cpu" or "cuda:N"."""
     if isinstance(array, np.ndarray | np.generic) or not hasattr(array, "__dlpack_device__"):
         return "cpu"
+    if library_of(array) == "torch" and array.device.type == "meta":
+        raise UnsupportedDtypeError("a meta tensor has no data: put a tensor on the host or on a device")
     kind, index = array.__dlpack_device__()
     if int(kind) in _DLPACK_CPU:
         return "cpu"
     if int(kind) == _DLPACK_CUDA:
         return f"cuda:{index}"
     raise UnsupportedDtypeError(f"arrays on DLPack device type {int(kind)} cannot be shared; move it to the host first")
+
+
+def on_host(value: Any) -> Any:
+    """Return NumPy's array over a torch tensor on the host, and any other value as it is."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and value.is_cpu:
+        return _from_torch(value)
+    return value
 
 
 def host_array(array: Any) -> np.ndarray[Any, Any]:
@@ -63,23 +83,32 @@ def host_array(array: Any) -> np.ndarray[Any, Any]:
     return np.asarray(array)
 
 
+_BITS = {"bfloat16": "int16", "float8": "uint8"}  # torch types that NumPy has only with ml_dtypes, by their carrier
+
+
 def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
     torch = sys.modules["torch"]
-    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+    try:
+        plain: np.ndarray[Any, Any] = tensor.numpy()
+        return plain
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        reason = error
     name = str(tensor.dtype).removeprefix("torch.")
-    if name == "bfloat16" or name.startswith("float8_"):
-        from xfer._shared import dtypes
+    if tensor.is_quantized:
+        raise UnsupportedDtypeError("a quantized tensor is integers with scales: put `int_repr()` and the scales")
+    if tensor.layout is not torch.strided or getattr(tensor, "is_nested", False):
+        what = "nested" if getattr(tensor, "is_nested", False) else f"layout {tensor.layout}"
+        raise UnsupportedDtypeError(f"a tensor of {what} is several arrays: put its parts or to_dense()")
+    carrier = next((bits for start, bits in _BITS.items() if name.startswith(start)), None)
+    if carrier is None:
+        raise UnsupportedDtypeError(f"NumPy has no {name}: {reason}") from reason
+    from xfer._shared import dtypes
 
-        carrier = torch.int16 if name == "bfloat16" else torch.uint8
-        dtype = dtypes.decode(f"{dtypes.ML_PREFIX}{name}".encode())
-        view: np.ndarray[Any, Any] = tensor.contiguous().view(carrier).numpy().view(dtype)
-        return view
-    if tensor.layout is not torch.strided:
-        raise UnsupportedDtypeError(
-            f"a tensor of layout {tensor.layout} is several arrays: put its parts or to_dense()"
-        )
-    plain: np.ndarray[Any, Any] = tensor.numpy()
-    return plain
+    dtype = dtypes.decode(f"{dtypes.ML_PREFIX}{name}".encode())
+    view: np.ndarray[Any, Any] = tensor.contiguous().view(getattr(torch, carrier)).numpy().view(dtype)
+    return view
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:

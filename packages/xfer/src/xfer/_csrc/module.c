@@ -32,12 +32,14 @@ static void stream(char *to, const char *from, size_t count)
 #define stream memcpy
 #endif
 
+enum { PART = 1 << 14 }; /* a part of a large copy that is worth streaming by itself */
+
 static PyObject *copy(PyObject *module, PyObject *args)
 {
     PyObject *target, *source;
-    unsigned long long offset;
+    unsigned long long offset, total = 0; /* of how many bytes in all this copy is a part */
     Py_buffer to, from;
-    if (!PyArg_ParseTuple(args, "OKO", &target, &offset, &source)
+    if (!PyArg_ParseTuple(args, "OKO|K", &target, &offset, &source, &total)
         || PyObject_GetBuffer(source, &from, PyBUF_ANY_CONTIGUOUS) < 0)
         return NULL;
     if (PyObject_GetBuffer(target, &to, PyBUF_WRITABLE) < 0) {
@@ -47,7 +49,7 @@ static PyObject *copy(PyObject *module, PyObject *args)
     int fits = offset <= (unsigned long long)to.len && (unsigned long long)from.len <= to.len - offset;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        if ((size_t)from.len >= stream_from)
+        if ((size_t)from.len >= stream_from || (from.len >= PART && total >= stream_from))
             stream((char *)to.buf + offset, from.buf, from.len);
         else
             memcpy((char *)to.buf + offset, from.buf, from.len);

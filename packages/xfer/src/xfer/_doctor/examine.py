@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from xfer import _compiled
+from xfer._limits import memory_limit
 from xfer._shared import names
-from xfer._sizes import format_size
+from xfer._shared.default import default_budget
+from xfer._sizes import format_size, parse_size
 from xfer.errors import XferError
 
 
@@ -51,7 +53,7 @@ def _nameless() -> Finding:
         READER.trim()
     except (XferError, OSError) as error:
         return Finding(
-            what, False, f"{error}; named segments are used instead, which a reaper has to clean after kill -9"
+            what, False, f"{error}; Pool(backend='auto') uses named segments, which `xfer reap` removes after kill -9"
         )
     return Finding(
         what, good, f"memfd with seals on {platform.system()} {platform.release()}: nothing to clean up after a crash"
@@ -117,10 +119,16 @@ def _core() -> Finding:
 
 
 def _memory() -> Finding:
-    if not hasattr(os, "sysconf"):
-        return Finding("memory", False, f"{sys.platform} does not report it")
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Finding("memory", True, f"{format_size(size)}; the default pool may take half of it")
+    limit = memory_limit()
+    budget = format_size(parse_size(default_budget()))
+    if limit is None:
+        return Finding("memory", False, f"{sys.platform} does not report it; the default pool may take {budget}")
+    return Finding(
+        "memory",
+        True,
+        f"{format_size(limit.nbytes)} by {limit.source}; the default pool may take {budget} "
+        "(set XFER_BUDGET or call xfer.set_default_pool to change that)",
+    )
 
 
 def _descriptors() -> Finding:

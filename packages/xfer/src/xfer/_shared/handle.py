@@ -32,6 +32,8 @@ MAX_DIMS = 64
 FORTRAN = 1
 TOKEN_IN_SLOT = 2
 CUDA = 4
+TREE = 8  # the slot holds a packed tree of arrays
+CONSUME = 16  # the first reader takes the array over
 HEADER = struct.Struct("<2sBBBBHIIQQIIQQ")
 TAIL = struct.Struct("<I")
 # Header, eight dimensions and the CRC leave this much of 256 bytes for the dtype.

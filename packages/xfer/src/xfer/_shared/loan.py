@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,12 @@ from xfer._shared.handle import Handle
 class Loan:
     """A slot lent for filling; `handle` is available after the `with` block has ended without an exception.
 
+    A loan that is dropped gives its slot back. The slot is not reused while an array over it is alive.
+
     Args:
         begin: Returns the slot as an array.
         publish: Makes the filled slot readable and returns its handle.
-        cancel: Returns the slot unused.
+        cancel: Returns the slot unused; does nothing after `publish`. It may run at any moment.
 
     Example:
         >>> pool = xfer.Pool("1MiB")
@@ -33,6 +36,7 @@ class Loan:
         self._begin, self._publish, self._cancel = begin, publish, cancel
         self._array: np.ndarray[Any, Any] | None = None
         self._handle: Handle | None = None
+        weakref.finalize(self, cancel).atexit = False
 
     @property
     def handle(self) -> Handle:
@@ -48,10 +52,14 @@ class Loan:
         return self._array
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._array is not None:
-            self._array.flags.writeable = False  # the slot may soon hold another array
-        if kind is not None or self._array is None:
+        array = self._array
+        if array is not None:
+            array.flags.writeable = False  # the slot is no longer this block's to fill
+        if kind is not None or array is None:
             self._cancel()
             return
         self._handle = self._publish()
         self._array = None
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle a Loan: fill it, and pass its `handle` on")

@@ -56,7 +56,7 @@ def segment_path(owner: str, segment: int) -> str:
 
 
 def open_segment(pid: int, segment: int) -> tuple[int, str]:
-    """Open a segment of a live or dead process for reading; return the descriptor and the prefix of its owner's lock file.
+    """Open a segment of a live or dead process for reading; return the descriptor and its owner's prefix.
 
     Raises:
         ProducerGoneError: There is no such segment.
@@ -96,7 +96,7 @@ def reap() -> list[str]:
 
 @contextlib.contextmanager
 def _unlocked(path: str) -> Iterator[None]:
-    """Hold a file's lock for a block, so that a process that has just made the file notices its removal; raise if held."""
+    """Hold a file's lock for a block, so that a process that has just made the file notices; raise if held."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,30 +1,40 @@
-"""Reading side: turn a handle into a read-only array that holds a lease for as long as anyone looks at it.
+"""The reader's side: turns a handle into a read-only array that holds a lease until its last view is gone.
 
-Mappings are kept, because mapping and faulting anew costs more than reading. One `Reader` per process is enough and the
-module makes it; it is a cache, so two users in one process do not interfere.
+Mappings are kept for a while, because mapping anew costs more than reading. A mapping without views is dropped half a
+second after its producer has ended or freed it, and after ten seconds in any case. What a handle means never depends
+on a kept mapping: each `get` asks the kernel whether the producer lives.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import os
 import threading
+import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from xfer._convert.interchange import Library, to_torch
+from xfer._convert.move import move
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
-from xfer._shared import dtypes
-from xfer._shared.handle import CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, Fields, Handle, parse, read_meta
+from xfer._shared import dtypes, tree
+from xfer._shared.consumed import take_over
+from xfer._shared.handle import CONSUME, CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, TREE, Fields, Handle, parse, read_meta
 from xfer._shared.lease import OFD, Leases
 from xfer._shared.segment import WORDS, Mapping
-from xfer.errors import HandleError, StaleHandleError
+from xfer.errors import HandleError, ProducerGoneError, StaleHandleError
 
 KEPT_MAPPINGS = 256
+CHECK_AFTER = 0.5  # seconds between looks at mappings without views
+KEEP_IDLE = 10.0
+COPY_UP_TO = 64 << 10  # a private array of at most so many bytes is copied, which is cheaper than mapping it
 
 
 class _Watch(weakref.ref):  # type: ignore[type-arg]  # the referent is any array
@@ -44,47 +54,65 @@ class Reader:
         self._watches: dict[int, _Watch] = {}  # by id: a weak reference hashes like its array, so not at all
         self._dropped = Deferred(self._lock, self._end)
         self._for_child: list[tuple[Mapping, int]] = []
+        self._caretaker = False  # whether a thread looks after mappings without views
 
-    def array(self, raw: bytes) -> tuple[np.ndarray[Any, Any], int]:
-        """Lease the slot of a handle and return the read-only array over it, with the handle's flags.
+    def array(self, raw: bytes, *, private: bool = False) -> tuple[np.ndarray[Any, Any], Fields]:
+        """Lease the slot of a handle and return the array over it, with the handle's fields.
+
+        Args:
+            raw: The handle's bytes.
+            private: Return a writable array; what is written to it stays in this process.
 
         Raises:
             HandleError: The bytes are damaged or do not fit the segment.
             StaleHandleError: The array was released, or its producer is gone.
         """
         fields = parse(raw)
-        flags, slot, nbytes = fields.flags, fields.slot, fields.nbytes
+        slot = fields.slot
         with self._lock:
             self._dropped.drain()
             mapping = self._mappings.get(fields.segment)
+            kept = mapping is not None
             if mapping is None:
                 mapping = self._attach(fields)
-            if slot >= mapping.slots or nbytes + (fields.token_length if flags & TOKEN_IN_SLOT else 0) > mapping.stride:
-                raise HandleError(f"the handle points outside its segment (slot {slot}, {nbytes} bytes)")
-            counts = mapping.counts
-            users = counts.get(slot, 0)
+            spilled = fields.token_length if fields.flags & TOKEN_IN_SLOT else 0
+            if slot >= mapping.slots or fields.nbytes + spilled > mapping.stride:
+                raise HandleError(f"the handle points outside its segment (slot {slot}, {fields.nbytes} bytes)")
+            users = mapping.counts.get(slot, 0)
             if not users:
                 Leases.acquire(mapping.fd, slot)
-            # Only now, behind the lock: from here on the producer cannot reuse the slot without seeing the lease.
-            words, index = mapping.words, WORDS + 2 * slot
-            if words[index] != fields.stamp or words[index + 1] != int.from_bytes(raw[-4:], "little"):
-                if not users:
-                    Leases.release(mapping.fd, slot)
-                raise StaleHandleError(
-                    f"the array behind this handle is gone: slot {slot} of process {fields.pid} was released or "
-                    "filled again"
-                )
-            counts[slot] = users + 1
+            mapping.counts[slot] = users + 1
             try:
-                array = _view(mapping, raw, fields)
-                watch = _Watch(array, self._dropped.note)
+                # Only now, behind the lock: from here on the producer cannot reuse the slot without seeing the lease.
+                _check_current(mapping, fields, raw, kept)
+                root, array = _view(mapping, raw, fields, private)
+                if fields.flags & CONSUME:
+                    take_over(mapping, fields.pid, fields.stamp)
+                if private and 0 < fields.nbytes <= COPY_UP_TO:
+                    self._give_back(mapping, slot)  # it was copied
+                    return array, fields
+                watch = _Watch(root, self._dropped.note)
             except BaseException:
-                _give_back(mapping, slot)
+                self._give_back(mapping, slot)
                 raise
             watch.mapping, watch.slot = mapping, slot
             self._watches[id(watch)] = watch
         self._dropped.catch_up()
-        return array, flags
+        return array, fields
+
+    def check(self, raw: bytes) -> None:
+        """Check that the array behind a handle, which this process leases, is still its producer's.
+
+        Raises:
+            StaleHandleError: It was released.
+            ProducerGoneError: The producer has ended.
+        """
+        fields = parse(raw)
+        with self._lock:
+            mapping = self._mappings.get(fields.segment)
+            if mapping is None:
+                raise StaleHandleError("this process holds no array of that handle")
+            _check_current(mapping, fields, raw, True)
 
     def leases(self, segment: int, slot: int) -> int:
         """How many arrays of this process look at a slot."""
@@ -104,32 +132,32 @@ class Reader:
                 "leases": sum(sum(mapping.counts.values()) for mapping in mappings),
             }
 
-    def trim(self, everything: bool = True) -> int:
-        """Unmap segments without leases (all, or only those whose producer let go of them); return how many."""
+    def trim(self) -> int:
+        """Unmap segments without leases; return their bytes."""
         with self._lock:
             self._dropped.drain()
-            return self._evict(everything)
+            return self._evict(_any)
 
     def _attach(self, fields: Fields) -> Mapping:
-        self._evict(everything=False)
+        self._evict(Mapping.abandoned)
         while len(self._mappings) >= KEPT_MAPPINGS and self._evict_oldest():
             pass
         try:
             mapping = Mapping(fields)
         except OSError as error:
             spent = error.errno in (errno.ENOMEM, errno.ENFILE, errno.EMFILE)
-            if not spent or not self._evict(everything=True):
+            if not spent or not self._evict(_any):
                 raise
             mapping = Mapping(fields)
         self._mappings[fields.segment] = mapping
         return mapping
 
-    def _evict(self, everything: bool) -> int:
-        gone = [m for m in self._mappings.values() if not m.counts and (everything or m.abandoned())]
+    def _evict(self, wanted: Callable[[Mapping], bool]) -> int:
+        gone = [mapping for mapping in self._mappings.values() if not mapping.counts and wanted(mapping)]
         for mapping in gone:
             del self._mappings[mapping.id]
             mapping.close()
-        return len(gone)
+        return sum(mapping.size for mapping in gone)
 
     def _evict_oldest(self) -> bool:
         for mapping in self._mappings.values():
@@ -141,7 +169,32 @@ class Reader:
 
     def _end(self, watch: _Watch) -> None:
         del self._watches[id(watch)]
-        _give_back(watch.mapping, watch.slot)
+        self._give_back(watch.mapping, watch.slot)
+
+    def _give_back(self, mapping: Mapping, slot: int) -> None:
+        left = mapping.counts[slot] - 1
+        if left:
+            mapping.counts[slot] = left
+            return
+        del mapping.counts[slot]
+        Leases.release(mapping.fd, slot)
+        if not mapping.counts:
+            mapping.idle_since = time.monotonic()
+            if not self._caretaker:
+                with contextlib.suppress(RuntimeError):  # no new thread while the interpreter exits
+                    _thread.start_new_thread(self._look_after, ())
+                    self._caretaker = True
+
+    def _look_after(self) -> None:
+        """Drop mappings without views until there are none; runs in a thread of its own."""
+        while True:
+            time.sleep(CHECK_AFTER)
+            with self._lock:
+                self._dropped.drain()
+                self._evict(_outdated)
+                if all(mapping.counts for mapping in self._mappings.values()):
+                    self._caretaker = False
+                    return
 
     def before_fork(self) -> None:
         """Open every leased segment once more for the child, so that neither side's release ends the other's lease."""
@@ -166,45 +219,64 @@ class Reader:
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Take over the openings made for us, and drop mappings that nobody here looks at."""
+        """Take over the openings made for us, and drop mappings without views."""
         for mapping, fd in self._for_child:
             os.dup2(fd, mapping.fd, inheritable=False)
             os.close(fd)
         self._for_child = []
+        self._caretaker = False
         for mapping in [m for m in self._mappings.values() if not m.counts]:
             del self._mappings[mapping.id]
             mapping.close()
         self._lock.release()
 
 
-def _give_back(mapping: Mapping, slot: int) -> None:
-    left = mapping.counts[slot] - 1
-    if left:
-        mapping.counts[slot] = left
-    else:
-        del mapping.counts[slot]
-        Leases.release(mapping.fd, slot)
+def _any(mapping: Mapping) -> bool:
+    del mapping
+    return True
 
 
-def _view(mapping: Mapping, raw: bytes, fields: Fields) -> np.ndarray[Any, Any]:
+def _outdated(mapping: Mapping) -> bool:
+    return mapping.idle_since < time.monotonic() - KEEP_IDLE or mapping.abandoned()
+
+
+def _check_current(mapping: Mapping, fields: Fields, raw: bytes, kept: bool) -> None:
+    words, index = mapping.words, WORDS + 2 * fields.slot
+    if words[index] != fields.stamp or words[index + 1] != int.from_bytes(raw[-4:], "little"):
+        raise StaleHandleError(
+            f"the array behind this handle is gone: slot {fields.slot} of process {fields.pid} was released or "
+            "filled again"
+        )
+    if kept and mapping.abandoned():
+        raise ProducerGoneError(f"process {fields.pid}, which made this handle, has ended")
+
+
+def _view(
+    mapping: Mapping, raw: bytes, fields: Fields, private: bool
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the bytes of a slot, which are the base of every view of them, and the array over them."""
     offset, flags, nbytes = mapping.start + fields.slot * mapping.stride, fields.flags, fields.nbytes
-    if flags & CUDA:
-        return np.ndarray((nbytes,), np.uint8, mapping.map, offset)
+    plain: np.ndarray[Any, Any] = np.ndarray((nbytes,), np.uint8, mapping.map, offset)
+    base = plain
+    if private and nbytes:
+        base = mapping.private(offset, nbytes) if nbytes > COPY_UP_TO else plain.copy()
+    if flags & (CUDA | TREE):
+        return base, base
     shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
     if flags & TOKEN_IN_SLOT:
         token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
-    return np.ndarray(shape, dtypes.decode(token), mapping.map, offset, None, "F" if flags & FORTRAN else "C")
+    return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
 
 
 class View:
-    """A context manager over a leased array: `with open(handle) as array`."""
+    """A context manager over a leased array or tree."""
 
     __slots__ = ("_array",)
 
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self._array: np.ndarray[Any, Any] | None = array
+    def __init__(self, array: Any) -> None:
+        self._array: Any = array
 
-    def __enter__(self) -> np.ndarray[Any, Any]:
+    def __enter__(self) -> Any:
         if self._array is None:
             raise StaleHandleError("this view was used before: open the handle again")
         return self._array
@@ -217,39 +289,64 @@ READER = Reader()
 on_fork(before=READER.before_fork, parent=READER.after_fork_in_parent, child=READER.after_fork_in_child)
 
 
-def get(handle: Handle | bytes) -> Any:
-    """Return the array behind a handle: no copy, read-only by the kernel, leased until the last view of it is gone.
+def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
+    """Return the array or the tree behind a handle: no copy, read-only by the kernel, leased until its last view ends.
 
     Args:
         handle: A `Handle`, or its bytes.
+        as_: "numpy", or "torch" for tensors. Those are writable: they lie over a private mapping of the same memory, so
+            that an in-place operation copies the pages that it touches, and stays in this process.
 
     Returns:
-        A NumPy array, or a CuPy array where the producer put one of a CUDA device.
+        A NumPy array or a torch tensor, a tree of them, or a CuPy array where the producer put one of a CUDA device.
 
     Raises:
         HandleError: The bytes are damaged.
-        StaleHandleError: The array was released, or its producer is gone.
+        StaleHandleError: The array was released.
+        ProducerGoneError: The process that put it has ended.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
         >>> array = xfer.get(bytes(handle))
         >>> int(array.sum()), array.flags.writeable
         (3, False)
+        >>> xfer.get(handle, as_="torch").add_(1)
+        tensor([1, 2, 3])
         >>> xfer.release(handle)
     """
-    array, flags = READER.array(bytes(handle))
-    if flags & CUDA:
+    raw = bytes(handle)
+    check_library(as_)
+    array, fields = READER.array(raw, private=as_ == "torch")
+    return present(array, fields, raw, as_)
+
+
+def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
+    """Return what a leased array stands for: a tree, a device array, or itself, in the library that was asked for."""
+    if fields.flags & CUDA:
         from xfer._shared.cuda_ipc import open_record
 
-        return open_record(array, bytes(handle))
-    return array
+        device_array = open_record(array, raw)
+        return device_array if as_ == "numpy" else move(device_array, as_)
+    if fields.flags & TREE:
+        return tree.unpack(array, as_)
+    return array if as_ == "numpy" else to_torch(array)[0]
 
 
-def open(handle: Handle | bytes) -> View:
+def check_library(as_: str) -> None:
+    """Refuse the name of a library that arrays cannot be received in."""
+    if as_ not in ("numpy", "torch"):
+        raise ValueError(f"got as_={as_!r}, want 'numpy' or 'torch'")
+
+
+def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
     """Like `get`, as a context: `with xfer.open(handle) as array: ...`.
 
     The lease ends when the block has ended and no view of the array is left, whichever is later: an array that is still
-    in use never shows somebody else's data.
+    in use never shows other data.
+
+    Args:
+        handle: A `Handle`, or its bytes.
+        as_: "numpy" or "torch", as in `get`.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -259,7 +356,7 @@ def open(handle: Handle | bytes) -> View:
         >>> del array
         >>> xfer.release(handle)
     """
-    return View(get(handle))
+    return View(get(handle, as_=as_))
 
 
 def trim() -> int:
@@ -273,6 +370,4 @@ def trim() -> int:
         True
         >>> xfer.release(handle)
     """
-    before = READER.stats()["mapped_bytes"]
-    READER.trim()
-    return before - READER.stats()["mapped_bytes"]
+    return READER.trim()

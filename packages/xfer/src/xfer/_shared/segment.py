@@ -1,8 +1,9 @@
-"""Pieces of shared memory cut into equal slots: made and sealed here, mapped read-only there; knows no arrays.
+"""Shared memory cut into equal slots: the producer makes and seals it, readers map it read-only.
 
-A segment starts with eight 64-bit words (magic, id, stride, slots, start of the data, retired flag), then two words
-per slot (stamp and check, zero when empty), then the slots. Nameless memory (memfd) is sealed once it is mapped:
-nobody can map it writable, truncate or grow it afterwards, so a reader cannot spoil it and nobody meets SIGBUS.
+A segment starts with eight 64-bit words (magic, id, stride, slots, start of the data, retired flag, and descriptor and
+inode of the pipe for consumed arrays), then two words per slot (stamp and check, zero when empty), then the slots.
+Nameless memory (memfd) is sealed once it is mapped: no process can map it writable, truncate or grow it afterwards, so
+a reader can neither change it nor cause SIGBUS.
 """
 
 from __future__ import annotations
@@ -12,20 +13,26 @@ import errno
 import mmap
 import os
 import secrets
+import stat
 import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from xfer._shared import names
 from xfer._shared.handle import NAMED, Fields
-from xfer._shared.lease import fcntl
+from xfer._shared.lease import Leases, fcntl
 from xfer.errors import HandleError, ProducerGoneError, UnsupportedPlatformError
 
 PAGE = mmap.PAGESIZE
 WORDS = 8
-MAGIC, ID, STRIDE, SLOTS, START, RETIRED = range(6)
+MAGIC, ID, STRIDE, SLOTS, START, RETIRED, CONSUMED_FD, CONSUMED_INODE = range(8)
+LIFE = 1 << 40  # the producer locks this byte of its segments for as long as it lives
 MAGIC_VALUE = 0x31524546_58535347
 POPULATE_FROM = 1 << 20
 _F_ADD_SEALS, _SEALS = 1033, 0x2 | 0x4 | 0x10 | 0x1  # shrink, grow, future write, and no more seals
-_MADV_POPULATE_WRITE = 23
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
 _MFD_NOEXEC_SEAL = 0x8
 
 
@@ -54,7 +61,7 @@ class Segment:
         self.size = self.start + align(stride * slots, PAGE)
         self.path: str | None = None
         if named_owner is None:
-            self.fd = _memfd(f"xfer:{os.getpid()}")
+            self.fd = new_memory(f"xfer:{os.getpid()}")
         else:
             self.path = names.segment_path(named_owner, self.id)
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -66,7 +73,7 @@ class Segment:
             self.map = mmap.mmap(self.fd, self.size)
             if self.path is None:
                 fcntl.fcntl(self.fd, _F_ADD_SEALS, _SEALS)
-                fcntl.flock(self.fd, fcntl.LOCK_EX)
+                Leases.acquire(self.fd, LIFE)
         except BaseException:
             self._close_fd()
             raise
@@ -83,13 +90,13 @@ class Segment:
                 self.map.madvise(_MADV_POPULATE_WRITE, 0, min(align(self.start + length, PAGE), self.size))
 
     def close(self) -> None:
-        """Let go of the memory; readers that have it mapped keep it until they are done."""
+        """Release the memory; readers that have it mapped keep it until they are done."""
         if self.words is None:
             return
         self.words[RETIRED] = 1
         self.words.release()
         self.words = None  # type: ignore[assignment]  # marks the closed state; nothing reads words after close
-        # Not closed but dropped: an array of a loan that somebody still has keeps it mapped, and would crash without.
+        # Dropped, not closed: an array of a loan that is still alive keeps the mapping, and would crash without it.
         self.map = None  # type: ignore[assignment]  # likewise
         self._close_fd()
 
@@ -107,9 +114,9 @@ class Segment:
 
 
 class Mapping:
-    """A reader's view of somebody's segment: own opening (so own leases), read-only mapping, kept between uses."""
+    """A reader's own opening and read-only mapping of a segment, kept between uses."""
 
-    __slots__ = ("alive_path", "counts", "fd", "id", "map", "size", "slots", "start", "stride", "words")
+    __slots__ = ("alive_path", "counts", "fd", "id", "idle_since", "map", "size", "slots", "start", "stride", "words")
 
     def __init__(self, fields: Fields) -> None:
         """Open and map the segment that a handle names.
@@ -123,7 +130,7 @@ class Mapping:
         if fd == NAMED:
             self.fd, self.alive_path = names.open_segment(pid, segment)
         else:
-            self.fd = _open_foreign(pid, fd)
+            self.fd = _open_foreign(pid, fd, fields.inode)
         try:
             status = os.fstat(self.fd)
             if status.st_ino != fields.inode or status.st_size < PAGE:
@@ -143,18 +150,25 @@ class Mapping:
         self.words = self.words[: self.start // 8]
         self.size = status.st_size
         self.counts: dict[int, int] = {}
+        self.idle_since = 0.0
 
     def abandoned(self) -> bool:
-        """Tell whether the producer has freed the segment or ended."""
+        """Return whether the producer has freed the segment or ended."""
         if self.words[RETIRED]:
             return True
         if self.alive_path is not None:
             return not names.is_locked(self.alive_path)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return not Leases.held(self.fd, LIFE, 1)
+
+    def private(self, offset: int, nbytes: int) -> np.ndarray[Any, Any]:
+        """Map a part once more, writable and private: what is written stays in this process."""
+        first = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        length = offset + nbytes - first
+        memory = mmap.mmap(self.fd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=first)
+        if sys.platform == "linux" and length >= POPULATE_FROM:
+            with contextlib.suppress(OSError, ValueError):  # a kernel before 5.14 faults page by page
+                memory.madvise(_MADV_POPULATE_READ)
+        return np.ndarray((nbytes,), np.uint8, memory, offset - first)
 
     def close(self) -> None:
         """Unmap as soon as no array looks at it, and close now."""
@@ -163,7 +177,8 @@ class Mapping:
         os.close(self.fd)
 
 
-def _memfd(name: str) -> int:
+def new_memory(name: str) -> int:
+    """Return the descriptor of new memory without a name, which may be sealed."""
     if sys.platform != "linux":
         raise UnsupportedPlatformError(f"nameless shared memory needs Linux, this is {sys.platform}")
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
@@ -175,13 +190,52 @@ def _memfd(name: str) -> int:
         return os.memfd_create(name, flags)
 
 
-def _open_foreign(pid: int, fd: int) -> int:
+def nameless_works() -> bool:
+    """Return whether nameless segments can be made here and opened again by their number."""
+    if sys.platform != "linux" or not os.path.isdir("/proc/self/fd"):
+        return False
     try:
-        return os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = new_memory("xfer:probe")
+    except OSError:
+        return False
+    os.close(fd)
+    return True
+
+
+def open_by_number(pid: int, fd: int, inode: int, flags: int, is_kind: Callable[[int], bool]) -> int:
+    """Open a descriptor of another process; never wait, and open nothing but the file that is meant.
+
+    Args:
+        pid: The process.
+        fd: The descriptor's number there.
+        inode: The file's inode.
+        flags: How to open it.
+        is_kind: Says of a file's mode whether it is of the right kind.
+
+    Raises:
+        ProducerGoneError: The process or the file is not there any more.
+        UnsupportedPlatformError: /proc is closed.
+        OSError: This process has no descriptor left.
+    """
+    path = f"/proc/{pid}/fd/{fd}"
+    try:
+        found = os.stat(path)  # looks at the file without opening it: opening a FIFO would wait
+        if found.st_ino == inode and is_kind(found.st_mode):
+            own = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+            if os.fstat(own).st_ino == inode:
+                return own
+            os.close(own)
     except OSError as error:
-        if error.errno in (errno.ENFILE, errno.EMFILE):  # ours to handle, says nothing about the producer
+        if error.errno in (errno.ENFILE, errno.EMFILE):  # this process's own limit
             raise
+        if not os.path.isdir("/proc/self/fd"):
+            raise UnsupportedPlatformError("/proc is closed here: use Pool(backend='named')") from error
         raise ProducerGoneError(
             f"descriptor {fd} of process {pid} cannot be opened ({error.strerror}): the producer has exited, freed the "
-            "segment, runs as another user, or lives in another process namespace; `xfer doctor` tells which holds here"
+            "segment, runs as another user, or lives in another process namespace; `xfer doctor` shows which"
         ) from error
+    raise ProducerGoneError(f"descriptor {fd} of process {pid} is something else now: the memory was freed")
+
+
+def _open_foreign(pid: int, fd: int, inode: int) -> int:
+    return open_by_number(pid, fd, inode, os.O_RDONLY, stat.S_ISREG)

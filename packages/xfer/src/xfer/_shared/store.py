@@ -1,42 +1,49 @@
-"""Arrays by name: one process writes the register, any other looks names up in it; built on pool handles alone.
+"""Arrays by name: one process changes the store, any other looks names up in it.
 
-The register is an immutable snapshot in the pool; one small page, rewritten in place, holds the handle of the newest.
-A reader that meets the page half-written fails the handle's checksum and looks again.
+One small page holds the handle of the table of names, which grows by being written anew; everything else is written in
+place, so that a change costs the same whatever the store holds.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xfer._shared.default import default_pool
 from xfer._shared.handle import Handle
 from xfer._shared.pool import Pool
-from xfer._shared.reader import get
+from xfer._shared.reader import READER, get
+from xfer._shared.register import ELSEWHERE, LEAST, REMOVED, ROOM, ROW, USED, Row, Table, digest_of
 from xfer.errors import (
-    BudgetExceededError,
     HandleError,
     NameMissingError,
     NameTakenError,
+    ProducerGoneError,
     ReadOnlyStoreError,
     StaleHandleError,
-    XferError,
 )
 
 _PAGE = 1024
-_TRIES = 200
-_WAIT = 1.0  # seconds; a reader leases the register for as long as it takes to parse it
+_TRY_FOR = 0.1  # seconds; a change by the owner is seen half done for microseconds
 
 
-class SharedArrayStore:
+class _Entry(NamedTuple):
+    """What the owner knows of a name."""
+
+    handle: Handle
+    row: int
+    extra: Handle | None  # the array that holds name and handle, where a row has no room for them
+
+
+class SharedArrayStore:  # long because the argument texts of its public methods are in it
     """A register of named arrays inside one pool.
 
     The process that makes the store changes it. Others get it by pickling or with
-    `SharedArrayStore.attach(bytes(store))`, and read.
+    `SharedArrayStore.attach(bytes(store))`, and read. An array that a reader has got stays valid; a store whose process
+    has ended raises ProducerGoneError.
 
     Args:
         pool: Where the arrays lie; the process's own pool by default.
@@ -45,14 +52,17 @@ class SharedArrayStore:
     Example:
         >>> with xfer.SharedArrayStore() as store:
         ...     handle = store.create("weights", np.eye(2))
+        ...     handle = store.replace("weights", np.ones((2, 2)))
         ...     store.list(), float(store.get("weights").sum())
-        (['weights'], 2.0)
+        (['weights'], 4.0)
     """
 
     def __init__(self, pool: Pool | None = None, *, token: bytes | None = None) -> None:
-        self._lock = threading.Lock()
-        self._arrays: dict[str, Handle] = {}
-        self._snapshot: Handle | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+        self._entries: dict[str, _Entry] = {}
+        self._taken = 0  # rows that hold a name or held one
+        self._table_handle = b""
         if token is not None:
             self._pool: Pool | None = None
             self._root = Handle.from_bytes(token)
@@ -62,9 +72,10 @@ class SharedArrayStore:
         loan = self._pool.loan(_PAGE, np.uint8)
         with loan as page:
             page[:] = 0
-            self._page = page[:]  # stays writable: this page is the one thing that is rewritten in place
+            self._page = page[:]  # stays writable: this page is rewritten in place
         self._root = loan.handle
-        self._write()
+        del page
+        self._table = self._new_table(LEAST)
 
     @classmethod
     def attach(cls, token: bytes) -> SharedArrayStore:
@@ -80,103 +91,132 @@ class SharedArrayStore:
         return cls(token=token)
 
     def create(self, name: str, array: Any) -> Handle:
-        """Put an array under a name.
+        """Put an array under a new name.
+
+        Args:
+            name: The name.
+            array: What `Pool.put` takes.
 
         Raises:
-            NameTakenError: There is one of that name.
+            NameTakenError: The name is used.
             ReadOnlyStoreError: This process did not make the store.
+            BudgetExceededError: No room; the store is as it was.
         """
         with self._lock:
             pool = self._writable()
-            if name in self._arrays:
-                raise NameTakenError(f"the store holds {name!r} already: remove it first")
-            handle = self._arrays[name] = pool.put(array)
-            try:
-                self._write()
-            except BaseException:
-                pool.release(self._arrays.pop(name))
-                raise
-            return handle
+            if name in self._entries:
+                raise NameTakenError(f"the store holds {name!r} already: remove it first, or use `replace`")
+            return self._set(pool, name, array)
 
-    def get(self, name: str) -> np.ndarray[Any, Any]:
-        """Return the array of that name: no copy, read-only, leased while anyone looks at it.
+    def replace(self, name: str, array: Any) -> Handle:
+        """Put an array under a name, new or used; a reader sees the old array or the new one, never neither.
+
+        Args:
+            name: The name.
+            array: What `Pool.put` takes.
 
         Raises:
-            NameMissingError: There is none.
+            ReadOnlyStoreError: This process did not make the store.
+            BudgetExceededError: No room; the store is as it was.
+        """
+        with self._lock:
+            return self._set(self._writable(), name, array)
+
+    def get(self, name: str) -> Any:
+        """Return the array of that name: no copy, read-only, leased until its last view is gone.
+
+        Args:
+            name: The name.
+
+        Raises:
+            NameMissingError: The store holds no such name.
             ProducerGoneError: The store's process has ended.
         """
-        for attempt in range(_TRIES):
+        end = 0.0
+        while True:
             try:
-                array: np.ndarray[Any, Any] = get(self.handle(name))
-                return array
+                found = self._find(name)
+                return get(self.handle(name) if found is None else found)
+            except ProducerGoneError:
+                raise
             except StaleHandleError:  # removed or replaced between the two steps
-                if attempt == _TRIES - 1 or not self._page.size:
+                end = end or time.monotonic() + _TRY_FOR
+                if self._closed or time.monotonic() > end:
                     raise
-                time.sleep(0.0005)
-        raise AssertionError
 
     def handle(self, name: str) -> Handle:
         """Return the handle of that name.
 
+        Args:
+            name: The name.
+
         Raises:
-            NameMissingError: There is none.
+            NameMissingError: The store holds no such name.
+            ProducerGoneError: The store's process has ended.
         """
-        arrays = self._read()
-        if name not in arrays:
-            raise NameMissingError(f"the store holds no {name!r}; it holds {sorted(arrays) or 'nothing'}")
-        return arrays[name]
+        found = self._find(name)
+        self._check_lives()
+        if found is None:
+            names = self.list()
+            some = f"{names[:20]}{' and more' if len(names) > 20 else ''}" if names else "nothing"
+            raise NameMissingError(f"the store holds no {name!r}; it holds {some}")
+        return found
 
     def list(self) -> list[str]:
         """Return the names, sorted."""
-        return sorted(self._read())
+        self._check_lives()
+        return sorted(self._read()) if self._pool is None else sorted(self._owned())
 
     def remove(self, name: str) -> None:
-        """Forget a name and release its array; who reads it now keeps it until done.
+        """Remove a name and release its array, which stays valid for those that read it now.
+
+        Args:
+            name: The name.
 
         Raises:
-            NameMissingError: There is none.
+            NameMissingError: The store holds no such name.
             ReadOnlyStoreError: This process did not make the store.
         """
         with self._lock:
             pool = self._writable()
-            if name not in self._arrays:
-                raise NameMissingError(f"the store holds no {name!r}; it holds {sorted(self._arrays) or 'nothing'}")
-            handle = self._arrays.pop(name)
-            try:
-                self._write()
-            finally:
-                pool.release(handle)
+            if name not in self._entries:
+                self.handle(name)
+            self._forget(pool, name)
 
     def clear(self) -> None:
-        """Forget all names and release their arrays.
+        """Remove all names and release their arrays.
 
         Raises:
             ReadOnlyStoreError: This process did not make the store.
         """
         with self._lock:
             pool = self._writable()
-            handles, self._arrays = list(self._arrays.values()), {}
-            try:
-                self._write()
-            finally:
-                for handle in handles:
-                    pool.release(handle)
+            for name in list(self._entries):
+                self._forget(pool, name)
 
     def close(self) -> None:
-        """Release everything, the register too; an attached store only lets go of its view."""
+        """Release everything, the register too; an attached store only releases its view."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            if self._closed:
+                return
+            pool = self._pool
             if pool is not None and not pool.closed:
-                for handle in (*self._arrays.values(), self._root, self._snapshot):
-                    if handle is not None:
-                        pool.release(handle)
+                for name in list(self._entries):
+                    self._forget(pool, name)
+                pool.release(self._root)
+                pool.release(self._table_handle)
+            self._closed = True
             self._page = np.zeros(0, np.uint8)
+            self._table = Table(self._page)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._read()
+        found = self._find(name)
+        self._check_lives()
+        return found is not None
 
     def __len__(self) -> int:
-        return len(self._read())
+        self._check_lives()
+        return len(self._read()) if self._pool is None else len(self._owned())
 
     def __bytes__(self) -> bytes:
         return bytes(self._root)
@@ -191,8 +231,19 @@ class SharedArrayStore:
         self.close()
 
     def _check_open(self) -> None:
-        if not self._page.size:
+        if self._closed:
             raise StaleHandleError("this store is closed")
+
+    def _check_lives(self) -> None:
+        """Check that the process which made the store has neither closed it nor ended."""
+        self._check_open()
+        if self._pool is None:
+            try:
+                READER.check(bytes(self._root))
+            except ProducerGoneError:
+                raise
+            except StaleHandleError as error:
+                raise StaleHandleError("the store has no register any more: its process has closed it") from error
 
     def _writable(self) -> Pool:
         self._check_open()
@@ -200,38 +251,158 @@ class SharedArrayStore:
             raise ReadOnlyStoreError("this store was attached from another process, which alone may change it")
         return self._pool
 
-    def _write(self) -> None:
-        pool = self._writable()
-        text = json.dumps({name: bytes(handle).hex() for name, handle in self._arrays.items()}).encode()
-        old = self._snapshot
+    def _owned(self) -> dict[str, _Entry]:
+        self._check_open()
+        return self._entries
+
+    def _set(self, pool: Pool, name: str, array: Any) -> Handle:
+        old = self._entries.get(name)
+        if old is None and 4 * (self._taken + 1) > 3 * self._table.rows:
+            self._grow(pool)
+        handle = pool.put(array)
+        extra: Handle | None = None
         try:
-            self._snapshot = pool.put(np.frombuffer(text, np.uint8))
-        except BudgetExceededError:
-            if old is None or len(text) > old.nbytes:
-                raise
-            # Giving up memory must not need more: in place of the last one and as long as it, so in the same slot.
-            # Readers find that one gone and look again.
-            self._snapshot = None
-            pool.release(old)
-            self._snapshot = pool.put(np.frombuffer(text.ljust(old.nbytes), np.uint8), timeout=_WAIT)
-            old = None
-        raw = bytes(self._snapshot)
-        self._page[: 2 + len(raw)] = np.frombuffer(len(raw).to_bytes(2, "little") + raw, np.uint8)
+            row, extra = self._row(pool, name, handle)
+        except BaseException:
+            pool.release(handle)
+            raise
+        index = self._free_row(row.digest) if old is None else old.row
+        self._table.write(index, row)
+        self._entries[name] = _Entry(handle, index, extra)
         if old is not None:
-            pool.release(old)
+            self._release(pool, old)
+        return handle
+
+    @staticmethod
+    def _row(pool: Pool, name: str, handle: Handle) -> tuple[Row, Handle | None]:
+        text, raw = name.encode("utf-8", "surrogatepass"), bytes(handle)
+        if len(text) + len(raw) <= ROOM:
+            return Row(USED, digest_of(name), text, raw), None
+        extra = pool.put(np.frombuffer(len(text).to_bytes(4, "little") + text + raw, np.uint8))
+        return Row(ELSEWHERE, digest_of(name), b"", bytes(extra)), extra
+
+    def _free_row(self, digest: int) -> int:
+        for index, row in self._table.probe(digest):
+            if row is None:
+                self._taken += 1
+                return index
+            if row.state == REMOVED:
+                return index
+        raise AssertionError("the table is never full")
+
+    def _grow(self, pool: Pool) -> None:
+        """Write the table anew, with room for twice the names."""
+        rows = LEAST
+        while 2 * rows < 4 * (len(self._entries) + 1):
+            rows *= 2
+        old, old_handle = self._table, self._table_handle
+        entries = self._entries
+        rows_of = [(name, old.read(entry.row)) for name, entry in entries.items()]
+        self._table = self._new_table(rows, publish=False)
+        moved = {}
+        for name, row in rows_of:
+            assert row is not None
+            index = self._free_row(row.digest)
+            self._table.write(index, row)
+            moved[name] = entries[name]._replace(row=index)
+        self._entries = moved
+        self._publish()
+        pool.release(old_handle)
+
+    def _new_table(self, rows: int, publish: bool = True) -> Table:
+        pool = self._writable()
+        loan = pool.loan(rows * ROW, np.uint8)
+        with loan as memory:
+            memory[:] = 0
+            table = Table(memory[:])
+        self._table_handle, self._taken = bytes(loan.handle), 0
+        if publish:
+            self._publish()
+        return table
+
+    def _publish(self) -> None:
+        raw = self._table_handle
+        self._page[: 2 + len(raw)] = np.frombuffer(len(raw).to_bytes(2, "little") + raw, np.uint8)
+
+    def _forget(self, pool: Pool, name: str) -> None:
+        entry = self._entries.pop(name)
+        self._table.write(entry.row, Row(REMOVED, digest_of(name), b"", b""))
+        self._release(pool, entry)
+
+    @staticmethod
+    def _release(pool: Pool, entry: _Entry) -> None:
+        pool.release(entry.handle)
+        if entry.extra is not None:
+            pool.release(entry.extra)
+
+    def _find(self, name: str) -> Handle | None:
+        if self._pool is not None:
+            entry = self._owned().get(name)
+            return entry.handle if entry is not None else None
+        text, digest = name.encode("utf-8", "surrogatepass"), digest_of(name)
+        end = 0.0
+        while True:
+            try:
+                for row in self._current().find(digest):
+                    if row.state == USED and row.name == text:
+                        return Handle(row.handle)
+                    if row.state == ELSEWHERE:
+                        found, handle = _elsewhere(row)
+                        if found == text:
+                            return handle
+            except ProducerGoneError:
+                raise
+            except StaleHandleError:  # the owner replaced what a row names
+                end = end or time.monotonic() + _TRY_FOR
+                if time.monotonic() > end:
+                    raise
+                continue
+            return None
 
     def _read(self) -> dict[str, Handle]:
-        self._check_open()
-        problem: XferError = StaleHandleError("nothing was tried")
-        for _ in range(_TRIES):
-            page = self._page.tobytes()
-            try:
-                snapshot = get(Handle.from_bytes(page[2 : 2 + int.from_bytes(page[:2], "little")]))
-            except (HandleError, StaleHandleError) as error:
-                problem = error
-                time.sleep(0.0005)
+        """Return all names and handles, as another process's store shows them."""
+        found = {}
+        for row in self._current().used():
+            if row.state == USED:
+                found[row.name.decode("utf-8", "surrogatepass")] = Handle(row.handle)
                 continue
-            return {name: Handle(bytes.fromhex(raw)) for name, raw in json.loads(snapshot.tobytes()).items()}
-        if type(problem) is StaleHandleError:
-            raise StaleHandleError("the store has no register any more: its process has closed it") from problem
-        raise problem
+            try:
+                text, handle = _elsewhere(row)
+                found[text.decode("utf-8", "surrogatepass")] = handle
+            except ProducerGoneError:
+                raise
+            except StaleHandleError:
+                continue  # removed meanwhile
+        return found
+
+    def _current(self) -> Table:
+        """Return the table of another process's store.
+
+        Raises:
+            StaleHandleError: The store is closed.
+            ProducerGoneError: Its process has ended.
+        """
+        self._check_open()
+        end = 0.0
+        while True:
+            known = self._table_handle
+            if known and self._page[2 : 2 + len(known)].tobytes() == known:
+                return self._table
+            page = self._page.tobytes()
+            raw = page[2 : 2 + int.from_bytes(page[:2], "little")]
+            try:
+                self._table, self._table_handle = Table(get(Handle.from_bytes(raw))), raw
+                return self._table
+            except ProducerGoneError:
+                raise
+            except (HandleError, StaleHandleError):  # the page is half written, or the table has moved on
+                self._check_lives()
+                end = end or time.monotonic() + _TRY_FOR
+                if time.monotonic() > end:
+                    raise
+
+
+def _elsewhere(row: Row) -> tuple[bytes, Handle]:
+    raw = get(Handle(row.handle)).tobytes()
+    end = 4 + int.from_bytes(raw[:4], "little")
+    return raw[4:end], Handle(raw[end:])
