@@ -113,6 +113,10 @@ class Place(NamedTuple):
     r: Numbers
     c: Numbers
 
+    def inside(self) -> Numbers:
+        """Return 1 in the whole box."""
+        return np.ones_like(self.r)
+
     def ring(self) -> Numbers:
         """Return 1 on the edge of the box, 2 one cell further inside, and so on."""
         r, c, t = self.r, self.c, self.t
@@ -127,7 +131,7 @@ class Place(NamedTuple):
         return 1 + (2 * self.r + 1 == self.t.height) + 2 * (2 * self.c + 1 == self.t.width)
 
 
-def _in_box(kind: str, value: Callable[[Place], Numbers | int], s: Scene) -> Numbers | None:
+def _in_box(kind: str, value: Callable[[Place], Numbers], s: Scene) -> Numbers | None:
     """Measure the place of each cell in the box of a thing, small boxes over large ones; 0 outside all boxes."""
     things = s.things(kind)
     if not things:
@@ -140,7 +144,7 @@ def _in_box(kind: str, value: Callable[[Place], Numbers | int], s: Scene) -> Num
 
 
 BOXES: Table = {
-    "lies in the box of a one-colour piece": Feature(partial(_in_box, "piece", lambda p: 1), cost=1.2),
+    "lies in the box of a one-colour piece": Feature(partial(_in_box, "piece", Place.inside), cost=1.2),
     "ring in the box of a one-colour piece": Feature(partial(_in_box, "piece", Place.ring), cost=1.2),
     "row in the box of a one-colour piece": Feature(partial(_in_box, "piece", lambda p: p.r + 1), cost=1.2),
     "column in the box of a one-colour piece": Feature(partial(_in_box, "piece", lambda p: p.c + 1), cost=1.2),
@@ -155,7 +159,7 @@ BOXES: Table = {
     "lies in the middle row or column of the box of a one-colour piece": Feature(
         partial(_in_box, "piece", Place.middle), cost=1.2
     ),
-    "lies in the box of an object": Feature(partial(_in_box, "object", lambda p: 1), cost=1.2),
+    "lies in the box of an object": Feature(partial(_in_box, "object", Place.inside), cost=1.2),
     "ring in the box of an object": Feature(partial(_in_box, "object", Place.ring), cost=1.2),
     "row in the box of an object": Feature(partial(_in_box, "object", lambda p: p.r + 1), cost=1.2),
     "column in the box of an object": Feature(partial(_in_box, "object", lambda p: p.c + 1), cost=1.2),
@@ -169,6 +173,6 @@ BOXES: Table = {
         partial(_in_box, "object", Place.middle), cost=1.2
     ),
     "colour of the object whose box it lies in": Feature(
-        partial(_in_box, "object", lambda p: p.t.colour), is_colour=True, cost=1.2
+        partial(_in_box, "object", lambda p: np.full_like(p.r, p.t.colour)), is_colour=True, cost=1.2
     ),
 }
