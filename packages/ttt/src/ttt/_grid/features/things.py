@@ -1,5 +1,6 @@
 """Cell features of the thing that a cell belongs to, or of the box of a thing that it lies in."""
 
+# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -138,8 +139,8 @@ def _in_box(kind: str, value: Callable[[Place], Numbers], s: Scene) -> Numbers |
         return None
     out = np.zeros(s.grid.shape, dtype=np.int64)
     for t in sorted(things, key=lambda t: -t.mask.size):
-        r, c = np.indices(t.mask.shape)
-        out[t.box] = value(Place(t, r, c))
+        at = np.indices(t.mask.shape)
+        out[t.box] = value(Place(t, at[0], at[1]))
     return out
 
 
