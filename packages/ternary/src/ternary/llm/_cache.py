@@ -32,6 +32,7 @@ class Cache:
 
     def __init__(self, file: ModelFile, capacity: int, bits: int):
         config = file.config
+        self.limit = capacity
         self.capacity = -(-capacity // LANES) * LANES
         kind = np.int8 if bits == 8 else np.int16
         pairs = config.layers * config.kv_heads

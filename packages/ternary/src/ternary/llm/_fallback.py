@@ -30,7 +30,8 @@ def add_in_turn(x: Floats, axis: int) -> Floats:
     """Sum along an axis from its first element to its last, starting at 0."""
     if not x.shape[axis]:
         return np.zeros(np.delete(x.shape, axis), np.float32)
-    return np.take(np.add.accumulate(x, axis=axis, dtype=np.float32), -1, axis=axis)
+    sums: Floats = np.add.accumulate(x, axis=axis, dtype=np.float32)
+    return np.take(sums, -1, axis=axis)
 
 
 def add_lanes(x: Floats) -> Floats:
@@ -61,7 +62,8 @@ def norm(x: Floats, weight: Floats, epsilon: float) -> Floats:
     """Root mean square norm of the last dimension."""
     mean = add_lanes(x * x) / np.float32(x.shape[-1])
     inverse = np.float32(1) / np.sqrt(mean + np.float32(epsilon))
-    return weight * (x * inverse[..., None])
+    normed: Floats = weight * (x * inverse[..., None])
+    return normed
 
 
 def _inverse(most: Floats, limit: np.float32) -> Floats:
@@ -107,7 +109,7 @@ class FallbackModel:
         matrix: TernaryMatrix = self._file.matrix(name)
         q, scale = fallback.quantize(torch.from_numpy(np.ascontiguousarray(x)))
         sums = fallback.linear_sums(q, torch.from_numpy(matrix.values())).numpy()
-        y = sums.astype(np.float32) * scale.numpy()[:, None] * matrix.scale
+        y: Floats = sums.astype(np.float32) * scale.numpy()[:, None] * matrix.scale
         return y if matrix.bias is None else y + matrix.bias
 
     def _gate(self, gate: Floats) -> Floats:

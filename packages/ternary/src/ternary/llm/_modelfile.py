@@ -99,7 +99,7 @@ class Writer:
         if data.dtype != _TYPES[dtype] or at + data.nbytes > size:
             raise ImportFormatError(f"{name}: got {data.nbytes} bytes of {data.dtype}, wanted {size} of {dtype}")
         self._file.seek(self._start + offset + at)
-        self._file.write(memoryview(np.ascontiguousarray(data)).cast("B"))
+        self._file.write(np.ascontiguousarray(data).data)
         if at == 0 and data.nbytes == size:
             self.finish_tensor(name)
 
