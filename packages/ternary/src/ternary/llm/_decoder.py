@@ -57,7 +57,8 @@ class Layer(nn.Module):
         normed = self.feed_norm(x)
         gate = self.gate(normed)
         active = F.relu(gate).square() if self.config.activation == "relu2" else F.silu(gate)
-        return x + self.down(self.feed_sub_norm(active * self.up(normed)))
+        fed: Tensor = self.down(self.feed_sub_norm(active * self.up(normed)))
+        return x + fed
 
     def _attention(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         batch, length, _ = x.shape

@@ -31,7 +31,8 @@ def add_in_turn(x: Floats, axis: int) -> Floats:
     if not x.shape[axis]:
         return np.zeros(np.delete(x.shape, axis), np.float32)
     sums: Floats = np.add.accumulate(x, axis=axis, dtype=np.float32)
-    return np.take(sums, -1, axis=axis)
+    last: Floats = np.take(sums, -1, axis=axis)
+    return last
 
 
 def add_lanes(x: Floats) -> Floats:

@@ -183,7 +183,8 @@ class Generation:
         self.prompt_tokens = self._running.prompt_tokens
         self.finish: Finish | None = None
         self._open = True
-        self._pieces = self._text(StopFinder(sampling.stop))
+        self._stop = sampling.stop
+        self._pieces: PyGenerator[str, None, None] | None = None  # made at the first use: it refers to this object
 
     @property
     def tokens(self) -> list[int]:
@@ -194,6 +195,8 @@ class Generation:
         return self
 
     def __next__(self) -> str:
+        if self._pieces is None:
+            self._pieces = self._text(StopFinder(self._stop))
         return next(self._pieces)
 
     def __enter__(self) -> Generation:
@@ -204,7 +207,8 @@ class Generation:
 
     def close(self) -> None:
         """End early; nothing happens if it has ended."""
-        self._pieces.close()
+        if self._pieces is not None:
+            self._pieces.close()
         self._end("cancelled")
 
     def text(self) -> str:
@@ -226,21 +230,26 @@ class Generation:
                 if found:
                     self._end("stop")
                     return
-            rest = stops.rest()
-            if rest:
-                yield rest
+            last, found = stops.add(stream.rest())
+            last += "" if found else stops.rest()
+            if last:
+                yield last
         finally:
             self._end("cancelled")
 
     def iterate_tokens(self) -> Iterator[int]:
         """Generate tokens instead of text, for a model without a tokenizer."""
         running = self._running
-        while running.finish is None:
+        while running.finish is None and self._open:
             rows = running.rows(BATCH)
-            logits = self._model.engine.run(rows)
+            try:
+                logits = self._model.engine.run(rows)
+            except BaseException:
+                running.forget()
+                raise
             running.ran(rows)
             if rows[-1].logits:
                 token = running.accept(logits[0])
                 if token is not None:
                     yield token
-        self._end(running.finish)
+        self._end(running.finish or "cancelled")

@@ -52,6 +52,10 @@ class Sampling:
             "min_p": (self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
             "repetition_penalty": (self.repetition_penalty, 0 < self.repetition_penalty < 1e6, "above 0"),
         }
+        whole = {"max_tokens": self.max_tokens, "top_k": self.top_k, "seed": self.seed or 0}
+        for name, number in whole.items():
+            if type(number) is not int or number < 0:
+                raise ValueError(f"got {name}={number!r}; wanted a whole number, 0 or more")
         for name, (value, legal, wanted) in ranges.items():
             if not legal:
                 raise ValueError(f"got {name}={value}; wanted a number {wanted}")

@@ -73,6 +73,10 @@ class Sequence:
         """Note that these rows have run: their keys and values are in the cache."""
         self._done += len(rows)
 
+    def forget(self) -> None:
+        """Note that a step failed: nothing in the cache can be relied on."""
+        self._done = 0
+
     def accept(self, logits: np.ndarray[tuple[int], np.dtype[np.float32]]) -> int | None:
         """Choose the token that follows; None if it ends the text. `finish` says why, once it has ended.
 

@@ -94,10 +94,18 @@ class TextStream:
     def __init__(self, inner: Any):
         self._inner = inner
         self._stream = _optional("tokenizers.decoders").DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []
 
     def add(self, token: int) -> str:
         """Return the text that this token completes, perhaps none."""
-        return self._stream.step(self._inner, token) or ""
+        text: str | None = self._stream.step(self._inner, token)
+        self._pending = [] if text is not None else [*self._pending, token]
+        return text or ""
+
+    def rest(self) -> str:
+        """Return what the last tokens leave, when no more come: the mark of a character that is not whole."""
+        pending, self._pending = self._pending, []
+        return str(self._inner.decode(pending, skip_special_tokens=True)) if pending else ""
 
 
 class StopFinder:
