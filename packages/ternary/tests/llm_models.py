@@ -116,7 +116,7 @@ def integers_in(model):
     """The same model with the package's packed layers in it: exact integer products of 8-bit activations."""
     import copy
 
-    from ternary.runtime.modules import PackedLinear
+    from ternary.runtime._modules import PackedLinear
 
     made = copy.deepcopy(model)
     for name, module in list(made.named_modules()):

@@ -243,7 +243,7 @@ def test_the_command(path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    run = [sys.executable, "-m", "ternary.cli", "serve", str(path), "--port", str(port), "--threads", "1"]
+    run = [sys.executable, "-m", "ternary", "serve", str(path), "--port", str(port), "--threads", "1"]
     with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
             for _ in range(300):

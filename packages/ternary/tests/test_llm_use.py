@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ternary.cli import main
+from ternary._cli.entry import main
 from ternary.errors import ChatTemplateError, ContextLengthError, KernelUnavailableError, NonFiniteActivationError
 from ternary.llm import Sampling, convert, load
 from ternary.llm._sampling import Sampler
@@ -283,7 +283,7 @@ class TestCommands:
     def test_convert_and_a_pipe(self, path, tmp_path) -> None:
         """A process of its own: convert, then the text from standard input."""
         folder, _ = models.folder_of(tmp_path)
-        run = [sys.executable, "-m", "ternary.cli"]
+        run = [sys.executable, "-m", "ternary"]
         subprocess.run([*run, "convert", folder, tmp_path / "m.ternary"], check=True, capture_output=True)
         done = subprocess.run(
             [*run, "generate", tmp_path / "m.ternary", "-", "--max-tokens", "3", "--json"],

@@ -40,6 +40,11 @@ class ModelConfig:
         rope: Kind of rotary positions and its parameters, as `rope_parameters` of Hugging Face.
         eos: Tokens that end a text.
         bos: Token that starts a text, or None.
+
+    Example:
+        >>> from ternary.llm import ModelConfig
+        >>> ModelConfig(64, hidden=32, inner=64, layers=1, heads=2, kv_heads=1, head_size=16, context=32).activation
+        'silu'
     """
 
     vocabulary: int

@@ -31,6 +31,12 @@ def convert(source: str | Path, path: str | Path, *, weights: Weights | None = N
     Raises:
         ImportFormatError: The checkpoint is damaged, of another architecture, or not ternary; names the tensor.
         OSError: A file cannot be read or written.
+
+    Example:
+        >>> from ternary import llm
+        >>> llm.convert("no-such-folder", "model.ternary")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'no-such-folder'
     """
     if weights not in (None, "exact", "absmean"):
         raise ValueError(f"got weights={weights!r}; wanted 'exact' or 'absmean'")
@@ -67,6 +73,14 @@ def load(path: str | Path, *, kernel: str = "auto", threads: int = 0, cache_bits
         ModelFileError: A model file is damaged.
         ImportFormatError: A foreign checkpoint cannot be read.
         KernelUnavailableError: This machine does not have the kernel.
+
+    Example:
+        >>> import tempfile
+        >>> from ternary import llm
+        >>> config = llm.ModelConfig(64, hidden=32, inner=64, layers=1, heads=2, kv_heads=1, head_size=16, context=32)
+        >>> llm.save(llm.Decoder(config, ternary=True), path := tempfile.mkdtemp() + "/m.ternary")
+        >>> llm.load(path, threads=1).logits([1, 2, 3]).shape
+        (3, 64)
     """
     path = Path(path)
     if path.is_dir() or read_header(path) is None:

@@ -81,6 +81,7 @@ class Decoder(nn.Module):
         ternary: Projections as `TernaryLinear` with absmean and 8-bit activations, for training; else float ones.
 
     Example:
+        >>> import torch
         >>> from ternary.llm import Decoder, ModelConfig
         >>> config = ModelConfig(64, hidden=32, inner=64, layers=1, heads=2, kv_heads=1, head_size=16, context=32)
         >>> Decoder(config)(torch.tensor([[1, 2, 3]])).shape

@@ -16,7 +16,7 @@ from ternary.llm._cache import LANES, Cache, Row
 from ternary.llm._config import rotary_tables
 from ternary.llm._matrices import TernaryMatrix
 from ternary.llm._modelfile import ModelFile
-from ternary.runtime import fallback
+from ternary.runtime import _fallback as fallback
 
 __all__ = ["FallbackModel"]
 

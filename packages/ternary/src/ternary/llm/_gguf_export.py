@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._wholefile import whole_file
 from ternary.errors import ExportError, MissingExtraError
 from ternary.llm._config import ModelConfig
 from ternary.llm._matrices import TernaryMatrix
 from ternary.llm._modelfile import MATRICES, ModelFile, open_file
-from ternary.wholefile import whole_file
 
 __all__ = ["to_gguf"]
 
@@ -52,6 +52,14 @@ def to_gguf(source: str | Path, path: str | Path) -> None:
         ExportError: A matrix has rows of other than 256 n columns, a scale does not fit half precision, or the rotary
             positions have no form in GGUF.
         MissingExtraError: gguf is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from ternary import llm
+        >>> sizes = {"hidden": 256, "inner": 256, "heads": 16, "kv_heads": 1, "head_size": 16}
+        >>> config = llm.ModelConfig(64, layers=1, context=32, **sizes)
+        >>> llm.save(llm.Decoder(config, ternary=True), path := tempfile.mkdtemp() + "/m.ternary")
+        >>> llm.to_gguf(path, path.replace(".ternary", ".gguf"))
     """
     try:
         gguf: Any = importlib.import_module("gguf")

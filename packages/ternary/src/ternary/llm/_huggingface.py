@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ternary.errors import ImportFormatError
@@ -131,6 +130,8 @@ class HuggingFaceFolder:
 
 def _absmean(rows: Floats, name: str) -> TernaryMatrix:
     """Quantize master weights as BitNet b1.58 does: round(w / mean|w|), one scale a matrix."""
+    import torch  # whose mean transformers takes, bit for bit
+
     weight = torch.from_numpy(np.ascontiguousarray(rows))
     inverse = 1.0 / weight.abs().mean().clamp_(min=1e-5)
     if not bool(torch.isfinite(inverse)):

@@ -39,6 +39,15 @@ class Model:
         threads: Threads of a step, 0 for one per processor.
         cache_bits: Bits of the keys and values that are kept, 8 or 16.
         context: Longest sequence in tokens, prompt included; the memory for it is used as it fills.
+
+    Example:
+        >>> import tempfile
+        >>> from ternary import llm
+        >>> config = llm.ModelConfig(64, hidden=32, inner=64, layers=1, heads=2, kv_heads=1, head_size=16, context=32)
+        >>> llm.save(llm.Decoder(config, ternary=True), path := tempfile.mkdtemp() + "/m.ternary")
+        >>> model = llm.load(path)
+        >>> model.context, model.config.layers
+        (32, 1)
     """
 
     def __init__(
@@ -170,6 +179,15 @@ class Generation:
         tokens: The generated tokens up to now.
         prompt_tokens: How many tokens the prompt has.
         finish: None while it goes on; then "stop" (an end token or a stop text), "length", or "cancelled" (`close`).
+
+    Example:
+        >>> import tempfile
+        >>> from ternary import llm
+        >>> config = llm.ModelConfig(64, hidden=32, inner=64, layers=1, heads=2, kv_heads=1, head_size=16, context=32)
+        >>> llm.save(llm.Decoder(config, ternary=True), path := tempfile.mkdtemp() + "/m.ternary")
+        >>> generation = llm.load(path).generate([1, 2, 3], max_tokens=4)
+        >>> len(list(generation.iterate_tokens())), generation.finish
+        (4, 'length')
     """
 
     def __init__(self, model: Model, prompt: Sequence[int], sampling: Sampling):

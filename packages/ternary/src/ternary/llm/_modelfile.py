@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._wholefile import whole_file
 from ternary.errors import ImportFormatError, ModelFileError
 from ternary.llm._config import ModelConfig
 from ternary.llm._matrices import TernaryMatrix
-from ternary.wholefile import whole_file
 
 __all__ = ["MATRICES", "ModelFile", "Writer", "matrix_shapes", "open_file", "read_header", "writing"]
 

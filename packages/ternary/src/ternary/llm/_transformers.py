@@ -32,6 +32,16 @@ class TernaryForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
 
     Args:
         model: A model that `ternary.llm.load` opened.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from ternary import llm
+        >>> config = llm.ModelConfig(64, hidden=32, inner=64, layers=1, heads=2, kv_heads=1, head_size=16, context=32)
+        >>> llm.save(llm.Decoder(config, ternary=True), path := tempfile.mkdtemp() + "/m.ternary")
+        >>> wrapped = llm.TernaryForCausalLM(llm.load(path))
+        >>> wrapped.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape
+        torch.Size([1, 7])
     """
 
     config_class = TernaryConfig
