@@ -19,17 +19,20 @@ class RandomSource:
         }
 
     def vector(self, name):
+        """Random norms near 1, and biases."""
         if name.endswith(".bias"):
             return self._random.standard_normal(matrix_shapes(self.config)[name.split(".")[2]][0], np.float32)
         size = self._sizes.get(name.split(".")[-1], self.config.hidden)
         return (1 + 0.1 * self._random.standard_normal(size)).astype(np.float32)
 
     def matrix(self, name):
+        """Random codes with one scale."""
         outputs, inputs = matrix_shapes(self.config)[name.split(".")[-1]]
         codes = self._random.integers(0, 3, (outputs, inputs), np.uint8)
         return TernaryMatrix(from_codes(codes), np.full(outputs, 1 / np.sqrt(inputs), np.float32))
 
     def rows(self, name):
+        """Normal numbers, in blocks; every block of the embedding and of the head differs."""
         for first in range(0, self.config.vocabulary, 4096):
             count = min(4096, self.config.vocabulary - first)
             yield self._random.standard_normal((count, self.config.hidden), np.float32)

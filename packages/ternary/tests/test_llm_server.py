@@ -67,7 +67,7 @@ def serving(path, parallel=4, queue=4):
         thread.join()
         scheduler.close()
         listening.close()
-        del model, scheduler, server, config
+        del model, scheduler
         gc.collect()
 
 

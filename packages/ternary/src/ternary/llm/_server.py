@@ -29,7 +29,7 @@ _OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "see
 _UNSUPPORTED = {"n": 1, "best_of": 1, "logprobs": None, "tools": None, "suffix": None, "echo": False}
 
 
-class _BadRequest(Exception):  # noqa: N818 - never leaves this file
+class _BadRequestError(Exception):
     def __init__(self, message: str, parameter: str | None = None):
         super().__init__(message)
         self.parameter = parameter
@@ -110,7 +110,7 @@ class _Server:
             body = await _body(http)
             prompt = await asyncio.to_thread(self._prompt, body, chat)
             sampling = self._sampling(body)
-        except _BadRequest as e:
+        except _BadRequestError as e:
             return _error(400, str(e), "invalid_request_error", e.parameter)
         except (ChatTemplateError, ContextLengthError, ValueError) as e:
             return _error(400, str(e), "invalid_request_error")
@@ -139,7 +139,7 @@ class _Server:
         given = body.get("messages" if chat else "prompt")
         if chat:
             if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
-                raise _BadRequest("'messages' is a list of objects with role and content", "messages")
+                raise _BadRequestError("'messages' is a list of objects with role and content", "messages")
             return self._model.encode([{**m, "content": _text_of(m.get("content"))} for m in given])
         if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
             given = given[0]
@@ -147,23 +147,23 @@ class _Server:
             return self._model.encode(given)
         if isinstance(given, list) and given and all(type(t) is int for t in given):
             return self._model.encode(given)
-        raise _BadRequest("'prompt' is one text that is not empty, or a list of tokens", "prompt")
+        raise _BadRequestError("'prompt' is one text that is not empty, or a list of tokens", "prompt")
 
     def _sampling(self, body: dict[str, Any]) -> Sampling:
         for name, only in _UNSUPPORTED.items():
             if body.get(name) not in (None, only, False, []):
-                raise _BadRequest(f"{name!r} is not supported", name)
+                raise _BadRequestError(f"{name!r} is not supported", name)
         options = {name: body.get(name) for name in _OPTIONS}
         for name, value in options.items():
             if name != "stop" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise _BadRequest(f"got {name}={value!r}; wanted a number", name)
+                raise _BadRequestError(f"got {name}={value!r}; wanted a number", name)
         tokens = body.get("max_completion_tokens", body.get("max_tokens"))
         if tokens is not None and (type(tokens) is not int or tokens < 0):
-            raise _BadRequest(f"got max_tokens={tokens!r}; wanted a whole number", "max_tokens")
+            raise _BadRequestError(f"got max_tokens={tokens!r}; wanted a whole number", "max_tokens")
         try:
             return self._model.sampling(max_tokens=tokens, **options)
         except TypeError as e:
-            raise _BadRequest(f"got an option of a wrong type: {e}") from None
+            raise _BadRequestError(f"got an option of a wrong type: {e}") from None
 
 
 async def _body(http: HttpRequest) -> dict[str, Any]:
@@ -171,13 +171,13 @@ async def _body(http: HttpRequest) -> dict[str, Any]:
     async for part in http.stream():
         data += part
         if len(data) > MOST_BYTES:
-            raise _BadRequest(f"the request has more than {MOST_BYTES} bytes")
+            raise _BadRequestError(f"the request has more than {MOST_BYTES} bytes")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as e:
-        raise _BadRequest(f"the request is no JSON: {e}") from None
+        raise _BadRequestError(f"the request is no JSON: {e}") from None
     if not isinstance(found, dict):
-        raise _BadRequest("the request is no JSON object")
+        raise _BadRequestError("the request is no JSON object")
     return found
 
 
@@ -189,7 +189,7 @@ def _text_of(content: Any) -> str:
         return ""
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         return "".join(part["text"] for part in content)
-    raise _BadRequest("a message's content is a text, or a list of parts of type text", "messages")
+    raise _BadRequestError("a message's content is a text, or a list of parts of type text", "messages")
 
 
 class _Answer:
