@@ -423,8 +423,8 @@ class TestDoctor:
 import warnings, torch
 from pathlib import Path
 from ternary.runtime import doctor, PackedLinear, PackedConv2d
-from ternary.runtime import _native as native
-native.CORE_FILE = Path({0!r})
+from ternary import _core
+_core.CORE_FILE = Path({0!r})
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     y = PackedLinear.from_ternary(torch.eye(4), 2.0)(127 * torch.arange(2.0).repeat(2))

@@ -13,7 +13,7 @@ from ternary._lazy import importer
 from ternary.errors import CompileError, TernaryError
 
 if TYPE_CHECKING:
-    from ternary import export, nn, packing, runtime, zoo
+    from ternary import export, llm, nn, packing, runtime, zoo
     from ternary._language.compiler import check, compile, generate
     from ternary._language.formatter import format_source
     from ternary._modelfile import load, save
@@ -33,6 +33,7 @@ __all__ = [
     "fit",
     "format_source",
     "generate",
+    "llm",
     "load",
     "nn",
     "pack",
@@ -57,6 +58,6 @@ __getattr__ = importer(
         ),
         "_training": ("TrainConfig", "fit"),
         "runtime": ("pack",),
-        "": ("export", "nn", "packing", "runtime", "zoo"),
+        "": ("export", "llm", "nn", "packing", "runtime", "zoo"),
     }
 )

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from ternary._language.diagnostics import Diagnostic, SourceText
 
 __all__ = [
+    "ChatTemplateError",
     "CompileError",
+    "ContextLengthError",
     "DivergedError",
     "ExportError",
     "Fp16OverflowError",
@@ -22,6 +24,7 @@ __all__ = [
     "NonFiniteWeightError",
     "NothingToPackError",
     "PackedDataError",
+    "ServerBusyError",
     "TernaryError",
     "TernaryValueError",
     "UnknownModelError",
@@ -132,3 +135,15 @@ class ImportFormatError(TernaryError, ValueError):
 
 class ManifestError(TernaryError, ValueError):
     """Exported files are missing, or differ from their manifest."""
+
+
+class ContextLengthError(TernaryError, ValueError):
+    """A prompt does not fit the context that a language model was opened with."""
+
+
+class ChatTemplateError(TernaryError, ValueError):
+    """Messages cannot become a prompt: the model has no tokenizer or chat template, or the template fails."""
+
+
+class ServerBusyError(TernaryError, RuntimeError):
+    """A server's queue of requests is full, or the server is closing."""

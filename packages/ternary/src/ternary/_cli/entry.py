@@ -18,6 +18,8 @@ _EXAMPLES = """examples:
   ternary quantize resnet18 --rule 'layer4.*=int8'    error, zeros and bytes of every layer
   ternary inspect runs/net-twn.safetensors --picture net.png
   ternary export runs/net-twn.safetensors --to onnx --to gguf --out release
+  ternary generate MODEL "Once upon a time"   text from a ternary language model
+  ternary chat MODEL                    a conversation; ternary serve MODEL answers over HTTP
   ternary doctor                        which kernel runs packed layers here, and why
 """
 

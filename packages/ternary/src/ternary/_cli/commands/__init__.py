@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from ternary._cli.commands import bench, check, compile, doctor, export, fmt, inspect, pack, quantize, train
+from ternary._cli.commands import (
+    bench,
+    chat,
+    check,
+    compile,
+    convert,
+    doctor,
+    export,
+    fmt,
+    generate,
+    inspect,
+    pack,
+    quantize,
+    serve,
+    train,
+)
 
 __all__ = ["COMMANDS"]
 
@@ -16,6 +31,10 @@ COMMANDS = {
     "inspect": inspect,
     "bench": bench,
     "export": export,
+    "convert": convert,
+    "generate": generate,
+    "chat": chat,
+    "serve": serve,
     "doctor": doctor,
 }
 """Every command, in the order of the help."""
