@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isolate._manifest import Manifest
-from isolate._requirements import Policy, environment_key, inputs_hash, parse
+from isolate._policy import Policy
+from isolate._requirements import environment_key, inputs_hash, parse
 from isolate.errors import EnvironmentBuildError, LockOutOfDateError
 
 LOCK_FILE = "isolate.lock"

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from isolate._canaries import Canaries
 from isolate._environments import EnvironmentStore, Progress
 from isolate._exports import Exports
 from isolate._extension import Extension
 from isolate._guardian import Guardian
 from isolate._manifest import FILES, Manifest, read_manifest
-from isolate._requirements import Policy
+from isolate._policy import Policy
 from isolate._states import State
 from isolate._worker.threads import Threads
 from isolate._worker_handle import HostContext
@@ -79,6 +80,7 @@ class Host:
         self._exports = Exports()
         self._extensions: dict[str, Extension] = {}
         self._guardian = Guardian()
+        self._canaries = Canaries()
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -181,6 +183,7 @@ class Host:
         self._closed = True
         self._threads.close()
         self._guardian.close()
+        self._canaries.close()
 
     async def _stop_all(self) -> None:
         for extension in reversed(list(self._extensions.values())):
@@ -250,6 +253,7 @@ class Host:
             self._exports,
             self.store,
             self._guardian,
+            self._canaries,
             self._max_depth,
             self._run,
         )

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from isolate import _sandbox, _sharing
+from isolate._canaries import Canaries
+from isolate._cgroup import Group
 from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import Exports
 from isolate._guardian import Guardian
 from isolate._manifest import Manifest
 from isolate._process import WorkerProcess
-from isolate._requirements import Policy
 from isolate._worker import failures
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
@@ -41,6 +42,7 @@ class HostContext:
     exports: Exports
     store: EnvironmentStore
     guardian: Guardian
+    canaries: Canaries
     max_depth: int
     run: Callable[[Any], Any]
 
@@ -100,13 +102,14 @@ class WorkerHandle:
             self.prefix = _sandbox.command_prefix(manifest, environment.path, folders)
             try:
                 self.process = WorkerProcess(
-                    [*self.prefix, str(environment.python), "-I", str(_MAIN)],
+                    [*self.prefix, str(environment.python), "-I", "-S", str(_MAIN)],
                     theirs,
-                    _variables(manifest, context.store.policy),
+                    _variables(manifest),
                     manifest.directory,
                     context.guardian,
                     logger,
                     self._on_exit,
+                    group=Group(manifest.limits.as_numbers().get("memory")),
                     hidden_parent=bool(self.prefix),
                 )
             except BaseException:
@@ -118,7 +121,12 @@ class WorkerHandle:
             "directory": str(manifest.directory),
             "entry": manifest.entry,
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
-            "sandbox": _sandbox.worker_config(manifest, environment.path if environment else None, folders),
+            "sandbox": _sandbox.worker_config(
+                manifest,
+                environment.path if environment else None,
+                folders,
+                context.canaries.targets() if manifest.sandbox.level in ("landlock", "bwrap") else None,
+            ),
             "layer": layer,
         }
         self.link.control(LOAD, config)
@@ -192,20 +200,26 @@ class WorkerHandle:
         self.link.close(self.death())
 
 
-def _variables(manifest: Manifest, policy: Policy) -> dict[str, str]:
-    """The variables that a worker sees: a short list, and what the manifest names and the policy allows."""
-    allowed = policy.allow_env
-    own = [name for name in manifest.env if allowed is None or any(fnmatch.fnmatch(name, p) for p in allowed)]
+def _variables(manifest: Manifest) -> dict[str, str]:
+    """Return the variables that a worker sees: a short list, and those of the manifest that the policy grants."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name in own or any(fnmatch.fnmatch(name, pattern) for pattern in _BASE_ENVIRONMENT)
+        if name in manifest.env or any(fnmatch.fnmatch(name, pattern) for pattern in _BASE_ENVIRONMENT)
     }
 
 
 def _checked_ready(value: Any) -> dict[str, Any]:
     """A worker's description of itself, checked: it comes from the extension's process."""
-    shape = {"protocol": int, "python": str, "executable": str, "methods": dict, "enforced": list, "missing": list}
+    shape = {
+        "protocol": int,
+        "python": str,
+        "executable": str,
+        "methods": dict,
+        "enforced": list,
+        "missing": list,
+        "tried": dict,
+    }
     if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
         raise ValueError("the handshake is malformed")
     for name, method in value["methods"].items():
@@ -216,6 +230,8 @@ def _checked_ready(value: Any) -> dict[str, Any]:
             good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
         if not good or not name.isidentifier():
             raise ValueError(f"the handshake describes {name!r:.80} in an unknown way")
-    if not all(type(line) is str for line in (*value["enforced"], *value["missing"])):
+    tried = value["tried"]
+    lines = (*value["enforced"], *value["missing"], *tried)
+    if not all(type(line) is str for line in lines) or not all(type(item) is bool for item in tried.values()):
         raise ValueError("the handshake's sandbox report is malformed")
     return value
