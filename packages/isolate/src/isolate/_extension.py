@@ -114,8 +114,7 @@ class Extension:
     @property
     def pid(self) -> int | None:
         """The worker's process id; None if it has no process."""
-        process = self._current.process if self._current else None
-        return process.pid if process else None
+        return self._current.pid if self._current else None
 
     def stats(self) -> dict[str, int]:
         """Return the calls in flight both ways, and the shared memory held for them."""

@@ -79,7 +79,6 @@ class WorkerHandle:
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
-        self.prefix: list[str] = []
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
         ours, theirs = socket.socketpair()
         offered = context.exports.offered(manifest.needs)
@@ -99,37 +98,51 @@ class WorkerHandle:
         if environment is None:
             self.thread = WorkerThread(theirs, manifest.name)
         else:
-            self.prefix = _sandbox.command_prefix(manifest, environment.path, folders)
-            try:
-                self.process = WorkerProcess(
-                    [*self.prefix, str(environment.python), "-I", "-S", str(_MAIN)],
-                    theirs,
-                    _variables(manifest),
-                    manifest.directory,
-                    context.guardian,
-                    logger,
-                    self._on_exit,
-                    group=Group(manifest.limits.as_numbers().get("memory")),
-                    hidden_parent=bool(self.prefix),
-                )
-            except BaseException:
-                self.link.close()
-                raise
+            self.process = self._start(theirs, manifest, context, environment, folders, logger)
+        confinement = _sandbox.worker_config(
+            manifest,
+            environment.path if environment else None,
+            folders,
+            context.canaries.targets() if manifest.sandbox.level in ("landlock", "bwrap") else None,
+        )
         config = {
             "protocol": PROTOCOL,
             "name": manifest.name,
             "directory": str(manifest.directory),
             "entry": manifest.entry,
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
-            "sandbox": _sandbox.worker_config(
-                manifest,
-                environment.path if environment else None,
-                folders,
-                context.canaries.targets() if manifest.sandbox.level in ("landlock", "bwrap") else None,
-            ),
+            "sandbox": confinement,
             "layer": layer,
         }
+        # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
+        self._supervisors = 0 if confinement["contained"] else 1 + confinement["namespaces"]
         self.link.control(LOAD, config)
+
+    def _start(
+        self,
+        theirs: socket.socket,
+        manifest: Manifest,
+        context: HostContext,
+        environment: Environment,
+        folders: list[str],
+        logger: logging.Logger,
+    ) -> WorkerProcess:
+        prefix = _sandbox.command_prefix(manifest, environment.path, folders)
+        try:
+            return WorkerProcess(
+                [*prefix, str(environment.python), "-I", "-S", str(_MAIN)],
+                theirs,
+                _variables(manifest),
+                manifest.directory,
+                context.guardian,
+                logger,
+                self._on_exit,
+                group=Group(manifest.limits.as_numbers().get("memory")),
+                hidden_parent=bool(prefix),
+            )
+        except BaseException:
+            self.link.close()
+            raise
 
     def _on_control(self, kind: int, value: Any) -> None:
         if self.ready.done() or kind not in (READY, FAILED):
@@ -159,6 +172,19 @@ class WorkerHandle:
 
     def _on_exit(self) -> None:
         self.end(self.death())
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the worker proper, as the host sees it; that of its sandbox where it cannot be found."""
+        if self.process is None:
+            return None
+        found = self.process.pid
+        for _ in range(self._supervisors):
+            try:
+                found = int(Path(f"/proc/{found}/task/{found}/children").read_text().split()[0])
+            except (OSError, IndexError):
+                break
+        return found
 
     def death(self) -> WorkerDiedError:
         """Why this worker ended."""
