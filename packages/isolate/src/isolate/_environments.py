@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -280,6 +283,7 @@ class EnvironmentStore:
                     if self._offline:
                         raise
                     self._uv(manifest, *install)
+            own_files(building)
             packages = _installed(building)
             _write(building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name}))
             target = self.root / "envs" / key
@@ -330,6 +334,47 @@ class EnvironmentStore:
                     (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
                 removed.append((key, size))
         return removed
+
+
+def own_files(folder: Path) -> None:
+    """Replace every hard link below a folder by a copy.
+
+    uv links installed files to its cache. A write into such a file would change it for every other environment, for
+    later builds and for the user's own projects. On file systems with shared extents the kernel copies nothing.
+    """
+    linked = [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if (status := os.lstat(os.path.join(place, name))).st_nlink > 1 and stat.S_ISREG(status.st_mode)
+    ]
+    with ThreadPoolExecutor(4, "isolate-copy") as threads:
+        for _ in threads.map(_own_file, linked):
+            pass
+
+
+def _own_file(path: Path) -> None:
+    copy = path.with_name(f"{path.name}.isolate-copy")
+    with open(path, "rb", buffering=0) as source, open(copy, "xb", buffering=0) as target:
+        status = os.fstat(source.fileno())
+        left = status.st_size
+        while left:
+            left -= _copy_some(source.fileno(), target.fileno(), left)
+        os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode))
+        os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(copy, path)
+
+
+def _copy_some(source: int, target: int, count: int) -> int:
+    try:
+        done = os.copy_file_range(source, target, count)
+    except OSError as failure:
+        if failure.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        done = os.sendfile(target, source, None, count)
+    if not done:
+        raise EnvironmentBuildError("a file of the environment became shorter while it was copied")
+    return done
 
 
 def _installed(environment: Path) -> list[str]:

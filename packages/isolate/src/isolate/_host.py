@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -83,6 +84,8 @@ class Host:
         self._canaries = Canaries()
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth
+        # One thread for all: more would only take turns with the loop more often.
+        self._decoder = ThreadPoolExecutor(1, "isolate-decode")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -184,6 +187,7 @@ class Host:
         self._threads.close()
         self._guardian.close()
         self._canaries.close()
+        self._decoder.shutdown(cancel_futures=True)
 
     async def _stop_all(self) -> None:
         for extension in reversed(list(self._extensions.values())):
@@ -255,6 +259,7 @@ class Host:
             self._guardian,
             self._canaries,
             self._max_depth,
+            self._decoder.submit,
             self._run,
         )
         extension = Extension(manifest, context, contract)

@@ -43,7 +43,7 @@ class Quotas:
     log_bytes: int = 1 << 20
     open_calls: int = 2000
     threads: int = 8
-    nested_threads: int = 64
+    nested_threads: int = 300
     callables: int = 10_000
 
 
@@ -66,6 +66,7 @@ class Policy:
         max_start: Largest `timeouts.start` in seconds.
         max_stop: Largest `timeouts.stop` in seconds.
         build_seconds: How long building an environment may take.
+        wedged_seconds: A worker that handles no message for so long after a call was given up is replaced.
         quotas: What one extension may make the host hold or do.
         index_url: The package index, None for uv's own configuration.
         find_links: Further folders or pages with wheels.
@@ -90,6 +91,7 @@ class Policy:
     max_start: float = 600.0
     max_stop: float = 30.0
     build_seconds: float = 1800.0
+    wedged_seconds: float = 10.0
     quotas: Quotas = field(default_factory=Quotas)
     index_url: str | None = None
     find_links: tuple[str, ...] = ()

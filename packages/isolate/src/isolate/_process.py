@@ -11,63 +11,12 @@ import socket
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from isolate._cgroup import Group
 from isolate._guardian import MARKER, Guardian, kill_family
-
-TAIL_LINES = 20
-_LINE_LIMIT = 8192
-
-
-class _Lines:
-    """Turns what comes out of a pipe into log records, a line each; keeps the last ones."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, log: Callable[[str], None]) -> None:
-        self._loop = loop
-        self._fd = fd
-        self._log = log
-        self._rest = b""
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        os.set_blocking(fd, False)
-        loop.add_reader(fd, self.read)
-
-    def read(self, limit: int = 65536) -> bool:
-        """Take what is there; False at the end or when there is nothing."""
-        if self._fd < 0:
-            return False
-        try:
-            data = os.read(self._fd, limit)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return False
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LINE_LIMIT:
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            self._emit(line)
-        return True
-
-    def _emit(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").rstrip("\r")[:_LINE_LIMIT]
-        self.tail.append(text)
-        self._log(text)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            if self._rest:
-                self._emit(self._rest)
-                self._rest = b""
+from isolate._output import OutputLines
 
 
 class WorkerProcess:
@@ -82,6 +31,7 @@ class WorkerProcess:
         logger: Gets each line of stdout (info) and stderr (warning).
         on_exit: Called once on the loop when the process has ended and its output is read.
         group: The control group for it and its descendants.
+        log_bytes: Bytes of each of its output streams that are logged in a second.
         hidden_parent: Whether the child is in another pid namespace, where our process id means nothing.
     """
 
@@ -96,6 +46,7 @@ class WorkerProcess:
         on_exit: Callable[[], None],
         *,
         group: Group,
+        log_bytes: int,
         hidden_parent: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -122,8 +73,8 @@ class WorkerProcess:
         guardian.note("+", self.pid)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._stdout = _Lines(self._loop, os.dup(self._process.stdout.fileno()), logger.info)
-        self._stderr = _Lines(self._loop, os.dup(self._process.stderr.fileno()), logger.warning)
+        self._stdout = OutputLines(self._loop, os.dup(self._process.stdout.fileno()), logger.info, log_bytes)
+        self._stderr = OutputLines(self._loop, os.dup(self._process.stderr.fileno()), logger.warning, log_bytes)
         self._process.stdout.close()
         self._process.stderr.close()
         self._pidfd = -1

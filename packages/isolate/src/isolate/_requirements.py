@@ -16,6 +16,9 @@ from isolate._policy import Policy
 from isolate.errors import InvalidRequirementError
 
 FORMAT = 1
+"""Changes what a lock file is made for."""
+ENVIRONMENT_FORMAT = 2
+"""Changes how environments are built from the same inputs; 2: no hard links."""
 
 # sysconfig fills its table on first use, and before Python 3.12 without a lock: a second thread then sees it half
 # filled. Environments are built concurrently in threads, so it is filled here, under the import lock.
@@ -90,4 +93,4 @@ def inputs_hash(
 
 def environment_key(inputs: str, lock: str | None) -> str:
     """Return the key of an environment: a hash of its inputs and of the extension's own lock file."""
-    return hashlib.sha256(f"{inputs}\n{lock or ''}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{ENVIRONMENT_FORMAT}\n{inputs}\n{lock or ''}".encode()).hexdigest()[:32]

@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import Exports
 from isolate._guardian import Guardian
 from isolate._manifest import Manifest
+from isolate._policy import Quotas
 from isolate._process import WorkerProcess
 from isolate._worker import failures
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
-from isolate._worker.protocol import FAILED, LOAD, PROTOCOL, READY, STOP
+from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
+from isolate._worker.quotas import LinkLimits
 from isolate._worker.threads import Threads
-from isolate.errors import ExtensionStartError, WorkerDiedError
+from isolate.errors import ExtensionStartError, OverloadedError, WireError, WorkerDiedError
 
 _BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
 _MAIN = Path(__file__).parent / "_worker" / "__main__.py"
@@ -44,6 +47,7 @@ class HostContext:
     guardian: Guardian
     canaries: Canaries
     max_depth: int
+    decode: Callable[..., Future[Any]]
     run: Callable[[Any], Any]
 
 
@@ -79,6 +83,8 @@ class WorkerHandle:
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
+        self._asking = False
+        self._wedged_seconds = context.store.policy.wedged_seconds
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
         ours, theirs = socket.socketpair()
         offered = context.exports.offered(manifest.needs)
@@ -92,6 +98,9 @@ class WorkerHandle:
             name=manifest.name,
             max_depth=context.max_depth,
             import_torch=manifest.share_torch,
+            limits=_link_limits(context.store.policy.quotas),
+            offload=context.decode,
+            on_abandoned=self._on_abandoned,
         )
         layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
         folders = layer["folders"] if layer else []
@@ -138,6 +147,7 @@ class WorkerHandle:
                 logger,
                 self._on_exit,
                 group=Group(manifest.limits.as_numbers().get("memory")),
+                log_bytes=context.store.policy.quotas.log_bytes,
                 hidden_parent=bool(prefix),
             )
         except BaseException:
@@ -160,7 +170,9 @@ class WorkerHandle:
 
     def _on_closed(self, failure: BaseException | None) -> None:
         if failure is not None:
-            self.reason = self.reason or f"it broke the protocol: {failure}"
+            guilty = isinstance(failure, (WireError, ValueError, OverloadedError))
+            what = "it broke the protocol" if guilty else "the host failed while it read from it"
+            self.reason = self.reason or f"{what}: {failure}"
         if self.process is None:
             self.end(self.death())
         elif failure is not None:
@@ -169,6 +181,23 @@ class WorkerHandle:
             # The end of the stream is the first sign of an exit; a worker that only closed its socket is useless too.
             process = self.process
             self._loop.call_later(0.3, process.kill)
+
+    def _on_abandoned(self) -> None:
+        """After a call that was given up: find out whether the worker still handles messages at all."""
+        if self.process is not None and not self._asking:
+            self._asking = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._ask)
+
+    def _ask(self) -> None:
+        self.link.tell(PING, 0, None)
+        self._loop.call_later(self._wedged_seconds, self._check_answer, self.link.frames_received)
+
+    def _check_answer(self, before: int) -> None:
+        self._asking = False
+        if self.link.frames_received == before and self.process is not None and self.died is None:
+            self.reason = self.reason or f"it handled no message for {self._wedged_seconds:g} s"
+            self.process.kill()
 
     def _on_exit(self) -> None:
         self.end(self.death())
@@ -224,6 +253,11 @@ class WorkerHandle:
             assert self.thread is not None
             await asyncio.get_running_loop().run_in_executor(None, self.thread.join, grace)
         self.link.close(self.death())
+
+
+def _link_limits(quotas: Quotas) -> LinkLimits:
+    names = set(LinkLimits._fields)
+    return LinkLimits(**{name: value for name, value in asdict(quotas).items() if name in names})
 
 
 def _variables(manifest: Manifest) -> dict[str, str]:

@@ -21,11 +21,15 @@ class Incoming:
     Args:
         freed_soon: Asks for `take_freed` to be called soon; callable from a finalizer.
         import_torch: Whether a tensor from the peer may make this process import torch.
+        array_bytes: Most memory of the peer that is kept alive here; None trusts the peer.
     """
 
-    def __init__(self, freed_soon: Callable[[], None], import_torch: bool = True) -> None:
+    def __init__(
+        self, freed_soon: Callable[[], None], import_torch: bool = True, array_bytes: int | None = None
+    ) -> None:
         self._freed_soon = freed_soon
         self._import_torch = import_torch
+        self._array_bytes = array_bytes
         self._segments: dict[int, tuple[int, int, mmap.mmap | None]] = {}
         self._leases: dict[int, Any] = {}
         self._freed: list[int] = []

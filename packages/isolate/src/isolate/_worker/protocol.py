@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the protocol; both ends must have the same."""
 
 
@@ -41,10 +41,14 @@ class Message(IntEnum):
     """Segments that the sender has closed. Payload: a list of their numbers."""
     STOP = 15
     """Host to worker, last: run `on_stop` and exit. Payload: nil."""
+    PING = 16
+    """A question whether the other side still handles messages. Payload: nil."""
+    PONG = 17
+    """The answer to PING. Payload: nil."""
 
 
-LOAD, READY, FAILED, CALL, RESULT, ERROR, CANCEL, ITEM, CREDIT, END, RELEASE, SEGMENT, FREE, DROP, STOP = map(
-    int, Message
+LOAD, READY, FAILED, CALL, RESULT, ERROR, CANCEL, ITEM, CREDIT, END, RELEASE, SEGMENT, FREE, DROP, STOP, PING, PONG = (
+    map(int, Message)
 )  # plain numbers: comparing with a member of an enum is slower, and every frame is compared
 
 WINDOW = 16

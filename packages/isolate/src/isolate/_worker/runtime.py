@@ -16,9 +16,10 @@ from .errors import WireError
 from .link import Link
 from .protocol import FAILED, LOAD, PROTOCOL, READY, STOP
 from .proxies import HostProxy
-from .threads import Threads
+from .threads import Share, Threads
 
 MEMORY_EXIT = 137
+STUCK_EXIT = 70
 
 
 class Worker:
@@ -40,6 +41,7 @@ class Worker:
         self._exports: dict[str, Export] = {}
         self._instance: Any = None
         self._threads = Threads(name="extension")
+        self._share = Share()
         self._loading: asyncio.Task[None] | None = None
         self.finished: asyncio.Future[None] = loop.create_future()
         self._link = Link(
@@ -51,6 +53,15 @@ class Worker:
             on_closed=self._on_closed,
             name="the host",
         )
+
+        if not self._in_process:
+            self._link.serving.on_stuck = self._exit_stuck
+
+    @staticmethod
+    def _exit_stuck(count: int) -> None:
+        sys.stderr.write(f"isolate: {count} calls did not end after they were cancelled\n")
+        sys.stderr.flush()
+        os._exit(STUCK_EXIT)
 
     def load(self, config: dict[str, Any]) -> None:
         """Begin to load the extension."""
@@ -116,7 +127,7 @@ class Worker:
                 caught = failure
             self._loop.call_soon_threadsafe(done, value, caught)
 
-        self._threads.submit(job)
+        self._threads.submit(job, self._share)
         value, failure = await future
         if failure is not None:
             raise failure
