@@ -40,6 +40,7 @@ class Canaries:
             tcp = self._listen(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0))
             udp = self._listen(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0))
             self._listen(socket.AF_UNIX, socket.SOCK_STREAM, path)
+            self._listen(socket.AF_UNIX, socket.SOCK_DGRAM, path + "-datagram")
             self._listen(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + name)
         except OSError:
             self._close()
@@ -50,6 +51,7 @@ class Canaries:
             "tcp": tcp.getsockname()[1],
             "udp": udp.getsockname()[1],
             "unix": path,
+            "datagram": path + "-datagram",
             "abstract": name,
             "pid": os.getpid(),
             "pid_namespace": os.readlink("/proc/self/ns/pid"),

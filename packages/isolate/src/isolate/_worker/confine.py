@@ -18,6 +18,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15
 _NEW_NS, _NEW_IPC, _NEW_USER, _NEW_PID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
+_MOUNT_SETATTR, _ATTR_RDONLY, _AT_FDCWD, _AT_RECURSIVE, _MS_BIND = 442, 1, -100, 0x8000, 1 << 12
 _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1 << 14, 1 << 18, 2, 4, 8
 
 
@@ -82,6 +83,23 @@ def mount_proc() -> bool:
     if libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0:
         return False
     return bool(libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None) == 0)
+
+
+def make_read_only(writable: list[str]) -> bool:
+    """In a mount namespace, make all file systems read-only but some folders; return whether it worked.
+
+    Landlock does not restrict changes of modes, owners, times and attributes; a read-only mount does.
+    """
+    libc = _libc()
+    read_only = struct.pack("=4Q", _ATTR_RDONLY, 0, 0, 0)
+    if libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, read_only, len(read_only)) != 0:
+        return False
+    back = struct.pack("=4Q", 0, _ATTR_RDONLY, 0, 0)
+    for path in writable:
+        place = os.fsencode(path)
+        if os.path.isdir(path) and libc.mount(place, place, None, _MS_BIND | _MS_REC, None) == 0:
+            libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, place, _AT_RECURSIVE, back, len(back))
+    return True
 
 
 def drop_capabilities() -> None:

@@ -58,6 +58,18 @@ def write_outside(targets: dict[str, Any]) -> bool:
     return any(_opens(path, os.O_WRONLY) for path in (targets["environment"], os.__file__, "/etc/passwd", "/etc/hosts"))
 
 
+def see_outside(targets: dict[str, Any]) -> bool:
+    """See the size and times of the host's canary file."""
+    os.stat(targets["canary"])
+    return True
+
+
+def change_outside(targets: dict[str, Any]) -> bool:
+    """Change the mode of the host's canary file."""
+    os.chmod(targets["canary"], 0o644)
+    return True
+
+
 def tcp(targets: dict[str, Any]) -> bool:
     """Connect to the host's TCP listener."""
     return _connects(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", targets["tcp"]))
@@ -69,8 +81,13 @@ def udp(targets: dict[str, Any]) -> bool:
 
 
 def unix_path(targets: dict[str, Any]) -> bool:
-    """Connect to the host's Unix socket by its path."""
-    return _connects(socket.AF_UNIX, socket.SOCK_STREAM, targets["unix"])
+    """Connect to the host's Unix socket by its path, or send to it from one end of a pair, which is no new socket."""
+    if _connects(socket.AF_UNIX, socket.SOCK_STREAM, targets["unix"]):
+        return True
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        one.sendto(b"", targets["datagram"])
+    return True
 
 
 def unix_abstract(targets: dict[str, Any]) -> bool:
@@ -166,6 +183,8 @@ def threads(_targets: dict[str, Any]) -> bool:
 ATTEMPTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "read outside": read_outside,
     "write outside": write_outside,
+    "see files outside": see_outside,
+    "change modes outside": change_outside,
     "Unix socket by path": unix_path,
     "Unix socket by abstract name": unix_abstract,
     "TCP": tcp,

@@ -36,7 +36,7 @@ class Message(IntEnum):
     SEGMENT = 12
     """Shared memory segment `number` comes as the frame's descriptor. Payload: empty."""
     FREE = 13
-    """Lent segments that the sender no longer views. Payload: a list of their numbers."""
+    """Lent blocks that the sender no longer views. Payload: a list of their leases."""
     DROP = 14
     """Segments that the sender has closed. Payload: a list of their numbers."""
     STOP = 15

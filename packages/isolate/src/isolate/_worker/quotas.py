@@ -16,6 +16,8 @@ class LinkLimits(NamedTuple):
         queued_bytes: Bytes that may wait until the other side reads them.
         unread_bytes: Decoded bytes of stream items that this side's code has not taken yet.
         array_bytes: Memory of the other side's arrays that are alive here.
+        segments: Segments of the other side that are open here, a descriptor each.
+        peer_segments: The same for the other side.
         open_calls: Calls of the other side that run at once.
         threads: Threads for outermost blocking calls of the other side.
         nested_threads: Threads for nested ones.
@@ -27,6 +29,8 @@ class LinkLimits(NamedTuple):
     queued_bytes: int = 1 << 30
     unread_bytes: int | None = None
     array_bytes: int | None = None
+    segments: int = 4096
+    peer_segments: int = 64
     open_calls: int = 20_000
     threads: int = 32
     nested_threads: int = 1_000_000

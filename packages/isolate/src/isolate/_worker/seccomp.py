@@ -14,9 +14,10 @@ import struct
 
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
 _NAMESPACES = 0x7E020000  # every CLONE_NEW* flag that clone takes
 _INET, _INET6, _NETLINK = 2, 10, 16
+_DATAGRAM = 2
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 
 # Numbers of (x86_64, aarch64); -1 where the machine does not have the call.
@@ -63,7 +64,7 @@ _DENIED = {
     "ioperm": (173, -1),
     "modify_ldt": (154, -1),
 }
-_MACHINES = {"x86_64": (0, 0xC000003E, 56, 435, 41, 16), "aarch64": (1, 0xC00000B7, 220, 435, 198, 29)}
+_MACHINES = {"x86_64": (0, 0xC000003E, 56, 435, 41, 16, 53), "aarch64": (1, 0xC00000B7, 220, 435, 198, 29, 199)}
 
 
 def _instruction(code: int, value: int, true: int = 0, false: int = 0) -> bytes:
@@ -87,7 +88,7 @@ def program(machine: str, network: bool) -> bytes:
     known = _MACHINES.get(machine)
     if known is None:
         raise OSError(errno.ENOSYS, f"there is no filter for {machine}")
-    column, architecture, clone, clone3, socket, ioctl = known
+    column, architecture, clone, clone3, socket, ioctl, socketpair = known
     allow, denied = _instruction(_RETURN, _ALLOW), _refuse(errno.EPERM)
     out = [_instruction(_LOAD, 4), _instruction(_JUMP_EQUAL, architecture, 1, 0), denied, _instruction(_LOAD, 0)]
     if machine == "x86_64":  # the x32 twins of all calls
@@ -104,6 +105,9 @@ def program(machine: str, network: bool) -> bytes:
     for family in families:
         out += [_instruction(_JUMP_EQUAL, family, 0, 1), allow]
     out += [_refuse(errno.EACCES)]
+    # One end of a pair of datagram sockets can send to any path.
+    out += [_instruction(_JUMP_EQUAL, socketpair, 0, 5), _instruction(_LOAD, 24), _instruction(_AND, 0xF)]
+    out += [_instruction(_JUMP_EQUAL, _DATAGRAM, 0, 1), _refuse(errno.EACCES), allow]
     out += [_instruction(_JUMP_EQUAL, ioctl, 0, 4), _instruction(_LOAD, 24)]
     out += [_instruction(_JUMP_EQUAL, _TIOCSTI, 1, 0), _instruction(_JUMP_EQUAL, _TIOCLINUX, 0, 1), denied]
     return b"".join([*out, allow])

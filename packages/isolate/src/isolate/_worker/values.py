@@ -43,8 +43,8 @@ class Values:
         self._link = link
         self._tell_dropped = tell_dropped
         self.callables = SentCallables(numbers, limits.callables)
-        self.outgoing = Outgoing(announce, housekeep_soon)
-        self.incoming = Incoming(housekeep_soon, import_torch, limits.array_bytes)
+        self.outgoing = Outgoing(announce, housekeep_soon, limits.peer_segments)
+        self.incoming = Incoming(housekeep_soon, import_torch, limits.array_bytes, limits.segments)
         self._codec = Codec(self._special, self._hook, self._unsent, limits.decoded_bytes)
         self.encode = self._codec.encode
         self.encode_call = self._codec.encode_call
