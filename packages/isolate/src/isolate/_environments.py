@@ -10,8 +10,8 @@ import os
 import secrets
 import shutil
 import stat
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from isolate._manifest import Manifest
 from isolate._policy import Policy
+from isolate._programs import Stop, run_program
 from isolate._requirements import environment_key, inputs_hash, parse
 from isolate.errors import EnvironmentBuildError, LockOutOfDateError
 
@@ -114,6 +115,7 @@ class EnvironmentStore:
         self.root = (Path(root) if root is not None else default_store()).absolute()
         self.policy = policy or Policy()
         self._offline = offline
+        self._local = threading.local()
         self._progress = progress
 
     def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
@@ -145,18 +147,22 @@ class EnvironmentStore:
             return None
         return Environment(key, path, tuple(marker["packages"]), "ready", 0.0)
 
-    def ensure(self, manifest: Manifest, excluded: list[str] | None = None) -> Environment:
+    def ensure(
+        self, manifest: Manifest, excluded: list[str] | None = None, cancel: threading.Event | None = None
+    ) -> Environment:
         """Return the environment of a manifest; build it if it does not exist.
 
         Args:
             manifest: The manifest.
             excluded: Distributions not to install, because a lower layer provides them.
+            cancel: Set it from another thread to end a build within a second.
 
         Raises:
             InvalidRequirementError: A dependency line is malformed or not allowed.
             EnvironmentBuildError: uv could not resolve or install them.
         """
         began = time.perf_counter()
+        self._local.stop = Stop(self.policy.build_seconds, cancel)
         inputs, key = self.key_of(manifest, excluded)
         found = self.find(key)
         if found is None:
@@ -185,7 +191,14 @@ class EnvironmentStore:
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{name}.flock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stop = self._stop
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # another process builds the same
+                    stop.check()
+                    time.sleep(0.02)
             yield
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
@@ -203,11 +216,15 @@ class EnvironmentStore:
             name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
         }
         # A neutral folder, so that no uv.toml or pyproject.toml of the host's working folder is used.
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=self.root, env=environment)
-        if done.returncode != 0:
-            said = done.stderr.strip() or f"exit code {done.returncode}"
+        status, out, err = run_program(command, environment, self.root, stdin, self._stop)
+        if status != 0:
+            said = err.strip() or f"exit code {status}"
             raise EnvironmentBuildError(f"{manifest.name}: uv {arguments[0]} failed: {said}")
-        return done.stdout
+        return out
+
+    @property
+    def _stop(self) -> Stop:
+        return getattr(self._local, "stop", None) or Stop(self.policy.build_seconds)
 
     def _index_arguments(self) -> list[str]:
         policy = self.policy

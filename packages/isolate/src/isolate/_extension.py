@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -166,6 +168,8 @@ class Extension:
         loop = asyncio.get_running_loop()
         context = self.context
 
+        cancel = threading.Event()
+
         def prepare() -> Environment:
             excluded: list[str] = []
             if self._granted.share_torch:
@@ -174,12 +178,19 @@ class Extension:
             _, key = context.store.key_of(self._granted, excluded)
             self._release()
             self._held = context.store.hold(key)
-            environment = context.store.ensure(self._granted, excluded)
+            environment = context.store.ensure(self._granted, excluded, cancel)
             if self._granted.share_torch:
                 _sharing.check_after(self._granted, environment)
             return environment
 
-        return await loop.run_in_executor(None, prepare)
+        building = loop.run_in_executor(None, prepare)
+        try:
+            return await asyncio.shield(building)
+        except asyncio.CancelledError:
+            cancel.set()
+            with contextlib.suppress(Exception):
+                await building
+            raise
 
     def _release(self) -> None:
         held, self._held = self._held, None

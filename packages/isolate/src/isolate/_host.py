@@ -19,6 +19,7 @@ from isolate._guardian import Guardian
 from isolate._manifest import FILES, Manifest, read_manifest
 from isolate._policy import Policy
 from isolate._states import State
+from isolate._worker import forks
 from isolate._worker.threads import Threads
 from isolate._worker_handle import HostContext
 from isolate.errors import ExtensionDisabledError, InvalidManifestError, WouldDeadlockError
@@ -89,6 +90,7 @@ class Host:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._generation = forks.generation()
 
     # Life
 
@@ -113,6 +115,7 @@ class Host:
         await self.aclose()
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
+        forks.check(self._generation)
         if self._closed:
             raise RuntimeError("this host is closed")
         if self._loop is None:
@@ -134,7 +137,7 @@ class Host:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         try:
             loop = self._own_loop()
-        except RuntimeError:
+        except RuntimeError:  # closed, or a fork
             work.close()
             raise
         try:
@@ -154,6 +157,7 @@ class Host:
             raise
 
     async def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
+        forks.check(self._generation)
         loop = self._loop or self._own_loop()
         if asyncio.get_running_loop() is loop:
             return await work
@@ -163,6 +167,7 @@ class Host:
         """Stop all extensions, the last one loaded first, and the host's threads. Idempotent."""
         if self._closed:
             return
+        forks.check(self._generation)
         if self._thread is None and self._loop is not None:
             raise WouldDeadlockError("this host was opened with `async with`; await aclose()")
         if self._loop is not None and self._thread is not None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from . import failures
+from . import failures, forks
 from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
 from .channel import Channel
 from .errors import (
@@ -66,7 +66,7 @@ _ANSWERS = {"RESULT": RESULT, "ERROR": ERROR, "ITEM": ITEM, "END": END}
 _NONE = b"\xc0"
 
 
-class Link:
+class Link:  # long because calls and answers in both directions share the table of pending numbers
     """One end of a connection.
 
     Args:
@@ -110,6 +110,7 @@ class Link:
         self._released: list[int] = []
         self._housekeeping = False
         self._closing: BaseException | None = None
+        self._generation = forks.generation()
         self.values = Values(
             self,
             self._numbers,
@@ -193,6 +194,7 @@ class Link:
         number: int | None = None,
     ) -> int:
         """Send a call and return its number; `reply` gets the answer."""
+        forks.check(self._generation)
         if self._closing is not None:
             raise self._closing
         payload = self.values.encode_call(target, args, kwargs, deadline, CURRENT.get().depth + 1)
@@ -382,7 +384,7 @@ class Link:
         self._housekeep_soon()
 
     def _housekeep_soon(self) -> None:
-        if not self._housekeeping and self._closing is None:
+        if not self._housekeeping and self._closing is None and self._generation == forks.generation():
             self._housekeeping = True
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the other side
                 self.loop.call_soon_threadsafe(self._housekeep)
