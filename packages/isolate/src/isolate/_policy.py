@@ -68,6 +68,7 @@ class Policy:
         build_seconds: How long building an environment may take.
         wedged_seconds: A worker that handles no message for so long after a call was given up is replaced.
         quotas: What one extension may make the host hold or do.
+        nice: How far the priority of workers is below the host's, so that they cannot starve it of processor time.
         index_url: The package index, None for uv's own configuration.
         find_links: Further folders or pages with wheels.
 
@@ -92,6 +93,7 @@ class Policy:
     max_stop: float = 30.0
     build_seconds: float = 1800.0
     wedged_seconds: float = 10.0
+    nice: int = 5
     quotas: Quotas = field(default_factory=Quotas)
     index_url: str | None = None
     find_links: tuple[str, ...] = ()

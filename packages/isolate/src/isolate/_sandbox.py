@@ -21,6 +21,7 @@ _ETC = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "nsswitch.conf", "os-release", "passwd"),
     *("pki", "protocols", "resolv.conf", "services", "ssl/certs", "ssl/openssl.cnf", "timezone"),
 )
+_KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 
 
@@ -88,7 +89,7 @@ def effective_level(manifest: Manifest) -> str:
 
 
 def worker_config(
-    manifest: Manifest, environment: Path | None, extra: list[str], targets: dict[str, Any] | None
+    manifest: Manifest, environment: Path | None, extra: list[str], targets: dict[str, Any] | None, nice: int
 ) -> dict[str, Any]:
     """Return what the worker applies to itself.
 
@@ -97,6 +98,7 @@ def worker_config(
         environment: The environment's folder; None for an extension in the host's process.
         extra: Further folders that it must be able to read.
         targets: The canaries that it tries to reach; None where no attempt is made.
+        nice: How far its priority is below the host's.
     """
     wanted = manifest.sandbox
     level = effective_level(manifest)
@@ -113,8 +115,9 @@ def worker_config(
         "namespaces": level == "landlock",
         "limits": manifest.limits.as_numbers(),
         "read": _readable(manifest, environment, extra) if environment is not None else [],
-        "write": [*wanted.write, *(path for path in _DEVICES if os.path.exists(path))],
+        "write": [*wanted.write, *(("/tmp", "/dev") if level == "bwrap" else _DEVICES)],
         "network": wanted.network,
+        "nice": nice,
         "targets": targets,
     }
 
@@ -127,6 +130,8 @@ def command_prefix(manifest: Manifest, environment: Path, extra: list[str]) -> l
     command = [program, "--die-with-parent", "--new-session", "--unshare-user-try", "--cap-drop", "ALL"]
     command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     command += ["--proc", "/proc", "--dev", "/dev"]
+    for path in _KERNEL_SETTINGS:  # root may write to them without any capability
+        command += ["--ro-bind-try", path, path]
     # Before what is bound below it: an environment may lie in /tmp.
     if "/tmp" not in manifest.sandbox.write:
         command += ["--tmpfs", "/tmp"]

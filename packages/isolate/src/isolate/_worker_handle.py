@@ -113,6 +113,7 @@ class WorkerHandle:
             environment.path if environment else None,
             folders,
             context.canaries.targets() if manifest.sandbox.level in ("landlock", "bwrap") else None,
+            context.store.policy.nice,
         )
         config = {
             "protocol": PROTOCOL,

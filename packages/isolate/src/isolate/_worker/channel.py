@@ -160,6 +160,8 @@ class Channel:
             self._loop.remove_writer(self._sock.fileno())
 
     def _on_readable(self) -> None:
+        if self._yielded:
+            return  # what is buffered comes first
         try:
             count, ancillary, flags, _ = self._sock.recvmsg_into(
                 [self._reader.room()],
@@ -196,15 +198,15 @@ class Channel:
         self._on_frame(kind, number, payload, self._descriptors)
         if not self._paused and not self.closed and time.perf_counter() > self._until:
             # The other connections have their turn before the rest of this one's frames.
-            self.pause()
             self._yielded = True
             self._loop.call_soon(self._next_turn)
-        return not (self.closed or self._paused)
+        return not (self.closed or self._paused or self._yielded)
 
     def _next_turn(self) -> None:
         if self._yielded:
             self._yielded = False
-            self.resume()
+            if not self._paused and not self.closed:
+                self._deliver_rest()
 
     def pause(self) -> None:
         """Read and deliver nothing until `resume`; call it on the loop, from `on_frame`."""
@@ -216,8 +218,11 @@ class Channel:
         if self.closed:
             return
         self._paused = False
-        self._until = time.perf_counter() + self._turn_length
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        self._deliver_rest()
+
+    def _deliver_rest(self) -> None:
+        self._until = time.perf_counter() + self._turn_length
         try:
             self._reader.received(0, self._deliver)
         except Exception as failure:

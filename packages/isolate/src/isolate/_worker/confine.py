@@ -132,14 +132,13 @@ class _Rule(ctypes.Structure):
     _fields_ = (("access", ctypes.c_uint64), ("fd", ctypes.c_int32))
 
 
-def landlock(read: list[str], write: list[str], network: bool, files: bool) -> None:
+def landlock(read: list[str], write: list[str], network: bool) -> None:
     """Restrict this thread, which must be the only one, and its children.
 
     Args:
         read: Folders and files that may be read and executed.
         write: Folders and files that may be written too.
         network: Whether TCP may be used.
-        files: Whether to restrict files at all; a bwrap sandbox does that already.
 
     Raises:
         OSError: The kernel has no landlock, or refused a rule.
@@ -147,11 +146,9 @@ def landlock(read: list[str], write: list[str], network: bool, files: bool) -> N
     libc, version = _libc(), landlock_version()
     if not version:
         raise OSError("the kernel has no landlock")
-    handled = (1 << _FS_BITS.get(version, 16)) - 1 if files else 0
+    handled = (1 << _FS_BITS.get(version, 16)) - 1
     net = 0 if network or version < 4 else 3
     scoped = 3 if version >= 6 else 0  # abstract Unix sockets and signals
-    if not (handled or net or scoped):
-        return
     attributes = (ctypes.c_uint64 * 3)(handled, net, scoped)
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = libc.syscall(_CREATE, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
@@ -159,7 +156,7 @@ def landlock(read: list[str], write: list[str], network: bool, files: bool) -> N
         raise _failed("landlock refused the rules")
     try:
         for paths, rights in ((read, _EXECUTE | _READ_FILE | _READ_DIR), (write, handled)):
-            for path in paths if files else ():
+            for path in paths:
                 _allow(libc, ruleset, path, rights & handled)
         if libc.syscall(_RESTRICT, ruleset, 0) < 0:
             raise _failed("landlock refused to restrict this process")
@@ -230,7 +227,8 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
         missing.append(f"{threads} threads were running before the confinement, which binds only one")
     for step in (
         drop_capabilities,
-        lambda: landlock(config["read"], config["write"], config["network"], level == "landlock"),
+        # In bwrap everything that is there may be read, and Landlock guards against writes only.
+        lambda: landlock(["/"] if level == "bwrap" else config["read"], config["write"], config["network"]),
         lambda: seccomp.apply(config["network"]),
     ):
         try:

@@ -266,7 +266,7 @@ class Link:  # long because calls and answers in both directions share the table
         try:
             value, weight = decoded()
         except (UnsupportedTypeError, OverloadedError) as failure:
-            refused = failure
+            refused = failure.with_traceback(None)
         if kind == CALL:
             if refused is not None:
                 self.serving.answer("ERROR", number, refused)

@@ -16,6 +16,7 @@ from typing import Any
 
 _NEW_USER = 0x10000000
 _MNT_DETACH = 2
+_SETTINGS = ("/etc/passwd", "/etc/hosts", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/sys/power/state")
 
 
 def _opens(path: str, flags: int) -> bool:
@@ -55,7 +56,7 @@ def write_outside(targets: dict[str, Any]) -> bool:
     if _opens(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL):
         os.unlink(beside)
         return True
-    return any(_opens(path, os.O_WRONLY) for path in (targets["environment"], os.__file__, "/etc/passwd", "/etc/hosts"))
+    return any(_opens(path, os.O_WRONLY) for path in (targets["environment"], os.__file__, *_SETTINGS))
 
 
 def see_outside(targets: dict[str, Any]) -> bool:

@@ -175,7 +175,8 @@ class Serving:
                 self._threads.submit(call, self._share, nested=call.nested)
             except OverloadedError as failure:
                 self.finished(number)
-                self.answer("ERROR", number, failure)
+                # Formatting a traceback takes far longer than refusing the call.
+                self.answer("ERROR", number, failure.with_traceback(None))
 
     def abandon(self, count: int) -> None:
         """Count the calls that were cancelled and still run."""

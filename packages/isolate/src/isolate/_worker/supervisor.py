@@ -205,6 +205,7 @@ def main(fd: int, parent: int) -> None:
     sock.set_inheritable(False)
     config = read_config(sock)
     sandbox = config["sandbox"]
+    os.nice(sandbox["nice"])
     if sandbox["contained"]:
         confine.die_with_parent(parent, signal.SIGKILL)
     else:

@@ -15,6 +15,7 @@ Nothing is constructed by a name from the wire. Every type has one form and come
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path, PurePath
@@ -25,6 +26,7 @@ from .errors import OverloadedError, UnsupportedTypeError, WireError
 BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER = range(1, 12)
 MAX_DEPTH = 100
 _EQUAL_HASHES = 64
+_TURN = 1000
 _F64, _I64, _U64 = struct.Struct(">Bd"), struct.Struct(">Bq"), struct.Struct(">BQ")
 _U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
 _D = struct.Struct(">d")
@@ -198,11 +200,12 @@ class Room:
         size: Bytes; None for no limit.
     """
 
-    __slots__ = ("left", "size")
+    __slots__ = ("_turn", "left", "size")
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
         self.left: float = float("inf") if size is None else size
+        self._turn = _TURN
 
     def take(self, count: int) -> None:
         """Use some of it.
@@ -211,6 +214,10 @@ class Room:
             OverloadedError: There is not so much left.
         """
         self.left -= count
+        self._turn -= 1
+        if not self._turn:  # the event loop's thread need not wait until the interpreter switches by itself
+            self._turn = _TURN
+            time.sleep(0)
         if self.left < 0:
             raise OverloadedError(f"a message becomes more than {self.size} bytes when it is decoded")
 
