@@ -37,7 +37,7 @@ class TestCommandLine(IntegrationTestBase):
         code, out, _ = self.run(capsys, "run", folder, as_json=False)
         assert code == 0
         assert "add(a, b)  sync" in out
-        assert "dependency isolation only" in out
+        assert "no new privileges" in out
 
     def test_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
         """What fails gives exit code 1, with the remote traceback or the error's name."""

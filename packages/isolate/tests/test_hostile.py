@@ -22,6 +22,7 @@ from isolate._worker.calls import Export
 from isolate._worker.frames import HEADER
 from isolate._worker.link import Link
 from isolate._worker.protocol import CALL, CREDIT, DROP, ERROR, FREE, ITEM, READY, RELEASE, RESULT, SEGMENT, STOP
+from isolate._worker.quotas import LinkLimits
 from isolate._worker.threads import Threads
 from isolate.errors import LinkClosedError, WireError
 
@@ -60,7 +61,7 @@ class Victim:
             on_control=self._control,
             on_closed=on_closed,
             name="victim",
-            frame_limit=1 << 20,
+            limits=LinkLimits(frame_bytes=1 << 20),
             import_torch=False,
         )
         self.waiting = loop.create_task(self.link.acall("anything", (), {})) if pending else None

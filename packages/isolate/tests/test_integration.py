@@ -227,7 +227,7 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         """Tensors of every dtype, small, large, strided and passed again; what cannot travel is named."""
         torch = pytest.importorskip("torch")
         self.create_extension("inside", TENSORS, isolated=False)
-        host, loaded = self.load_extensions()
+        host, loaded = self.load_extensions(policy=Policy(allow_in_process=True))
         assert not loaded.errors
         call = host["inside"].call
         for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
@@ -693,7 +693,7 @@ class TestComplexIntegrationScenarios(IntegrationTestBase):
         """In the host's process: the same values, errors, streams, deadlines and callbacks."""
         self.create_extension("caller", CALLER, isolated=False)
         self.create_extension("second", CALLER, isolated=False)
-        host, loaded = self.load_extensions(DatabaseSingleton)
+        host, loaded = self.load_extensions(DatabaseSingleton, policy=Policy(allow_in_process=True))
         assert not loaded.errors
         ext = host["caller"]
         assert ext.pid is None

@@ -34,7 +34,7 @@ def test_values_pickle(tmp_path: Path) -> None:
     """What describes an extension may be sent to another process."""
     (tmp_path / "manifest.yaml").write_text("name: a\nlimits: {memory: 1GiB}\n")
     environment = isolate.Environment("key", tmp_path, ("a==1",), "ready", 0.1)
-    report = isolate._sandbox.SandboxReport("none", (), ())  # type: ignore[attr-defined]
+    report = isolate._sandbox.SandboxReport("none", (), (), {})  # type: ignore[attr-defined]
     for value in (
         isolate.read_manifest(tmp_path),
         isolate.Policy(allow_urls=True),

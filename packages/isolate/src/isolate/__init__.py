@@ -10,7 +10,7 @@ from isolate._exports import ProxiedSingleton
 from isolate._extension import Extension, LoadReport
 from isolate._host import Host, Loaded
 from isolate._manifest import Manifest, read_manifest
-from isolate._requirements import Policy
+from isolate._policy import Policy, Quotas
 from isolate._states import State
 from isolate._worker.outgoing import share
 from isolate.errors import (
@@ -36,6 +36,7 @@ __all__ = [
     "NotReadyError",
     "Policy",
     "ProxiedSingleton",
+    "Quotas",
     "RemoteError",
     "State",
     "WorkerDiedError",

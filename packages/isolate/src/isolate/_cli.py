@@ -16,6 +16,7 @@ from isolate import _sandbox, _sharing
 from isolate._environments import EnvironmentStore, default_store, find_uv
 from isolate._host import Host
 from isolate._manifest import FILES, Manifest, read_manifest
+from isolate._policy import Policy, grant
 from isolate._worker import dirty
 from isolate.errors import IsolateError
 
@@ -111,7 +112,7 @@ def _manifests(folders: Sequence[Path]) -> Iterator[tuple[Path, Manifest | Isola
             raise FileNotFoundError(f"there is no folder {folder}")
         for place in places:
             try:
-                yield place, read_manifest(place)
+                yield place, grant(read_manifest(place), Policy())[0]
             except IsolateError as failure:
                 yield place, failure
 
@@ -145,6 +146,8 @@ def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str
                 lines += [f"  {package}" for package in environment.packages]
             lines.append(f"python {report.python}, started in {report.start_seconds:.2f} s")
             lines.append(f"enforced: {', '.join(report.sandbox.enforced) or 'dependency isolation only'}")
+            lines += [f"missing: {line}" for line in report.sandbox.missing]
+            lines += [f"refused: {line}" for line in report.refused]
             return extension.methods, "\n".join(lines)
         method = getattr(extension.call(timeout=options.timeout), options.method)
         value = method(*map(_value, options.arguments))

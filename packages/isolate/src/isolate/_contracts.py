@@ -33,7 +33,7 @@ _WIRE = (
     pathlib.Path,
     object,
 )
-_ARRAYS = {("numpy", "ndarray"), ("torch", "Tensor"), ("xfer.descriptor", "Handle")}
+_ARRAYS = {("numpy", "ndarray"), ("torch", "Tensor"), ("xfer", "Handle")}
 
 
 def travels(annotation: Any) -> bool:
@@ -48,19 +48,24 @@ def travels(annotation: Any) -> bool:
             return travels(args[0])
         inner = [arg for arg in args if arg is not Ellipsis and not isinstance(arg, list)]
         is_container = origin in (typing.Union, types.UnionType) or origin in _WIRE
+        if _is_array(origin):
+            return True
         module = getattr(origin, "__module__", "")
-        return (is_container or module == "collections.abc" or (module, origin.__name__) in _ARRAYS) and (
-            (module, getattr(origin, "__name__", "")) in _ARRAYS or all(map(travels, inner))
-        )
+        return (is_container or module == "collections.abc") and all(map(travels, inner))
     if not isinstance(annotation, type):
         return True
     return (
         annotation in _WIRE
         or is_dataclass(annotation)
         or issubclass(annotation, Enum)
-        or (annotation.__module__, annotation.__name__) in _ARRAYS
+        or _is_array(annotation)
         or annotation.__module__ == "collections.abc"
     )
+
+
+def _is_array(kind: Any) -> bool:
+    package = getattr(kind, "__module__", "").partition(".")[0]
+    return (package, getattr(kind, "__name__", "")) in _ARRAYS
 
 
 def check_needs(manifest: Manifest, apis: Mapping[str, Mapping[str, str]]) -> None:

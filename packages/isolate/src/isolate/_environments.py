@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
-import subprocess
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from isolate._manifest import Manifest
-from isolate._requirements import Policy, environment_key, inputs_hash, parse
+from isolate._policy import Policy
+from isolate._programs import Stop, run_program
+from isolate._requirements import environment_key, inputs_hash, parse
 from isolate.errors import EnvironmentBuildError, LockOutOfDateError
 
 LOCK_FILE = "isolate.lock"
@@ -110,6 +115,7 @@ class EnvironmentStore:
         self.root = (Path(root) if root is not None else default_store()).absolute()
         self.policy = policy or Policy()
         self._offline = offline
+        self._local = threading.local()
         self._progress = progress
 
     def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
@@ -141,18 +147,22 @@ class EnvironmentStore:
             return None
         return Environment(key, path, tuple(marker["packages"]), "ready", 0.0)
 
-    def ensure(self, manifest: Manifest, excluded: list[str] | None = None) -> Environment:
+    def ensure(
+        self, manifest: Manifest, excluded: list[str] | None = None, cancel: threading.Event | None = None
+    ) -> Environment:
         """Return the environment of a manifest; build it if it does not exist.
 
         Args:
             manifest: The manifest.
             excluded: Distributions not to install, because a lower layer provides them.
+            cancel: Set it from another thread to end a build within a second.
 
         Raises:
             InvalidRequirementError: A dependency line is malformed or not allowed.
             EnvironmentBuildError: uv could not resolve or install them.
         """
         began = time.perf_counter()
+        self._local.stop = Stop(self.policy.build_seconds, cancel)
         inputs, key = self.key_of(manifest, excluded)
         found = self.find(key)
         if found is None:
@@ -181,7 +191,14 @@ class EnvironmentStore:
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{name}.flock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stop = self._stop
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # another process builds the same
+                    stop.check()
+                    time.sleep(0.02)
             yield
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
@@ -199,11 +216,15 @@ class EnvironmentStore:
             name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
         }
         # A neutral folder, so that no uv.toml or pyproject.toml of the host's working folder is used.
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=self.root, env=environment)
-        if done.returncode != 0:
-            said = done.stderr.strip() or f"exit code {done.returncode}"
+        status, out, err = run_program(command, environment, self.root, stdin, self._stop)
+        if status != 0:
+            said = err.strip() or f"exit code {status}"
             raise EnvironmentBuildError(f"{manifest.name}: uv {arguments[0]} failed: {said}")
-        return done.stdout
+        return out
+
+    @property
+    def _stop(self) -> Stop:
+        return getattr(self._local, "stop", None) or Stop(self.policy.build_seconds)
 
     def _index_arguments(self) -> list[str]:
         policy = self.policy
@@ -279,6 +300,7 @@ class EnvironmentStore:
                     if self._offline:
                         raise
                     self._uv(manifest, *install)
+            own_files(building)
             packages = _installed(building)
             _write(building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name}))
             target = self.root / "envs" / key
@@ -329,6 +351,47 @@ class EnvironmentStore:
                     (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
                 removed.append((key, size))
         return removed
+
+
+def own_files(folder: Path) -> None:
+    """Replace every hard link below a folder by a copy.
+
+    uv links installed files to its cache. A write into such a file would change it for every other environment, for
+    later builds and for the user's own projects. On file systems with shared extents the kernel copies nothing.
+    """
+    linked = [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if (status := os.lstat(os.path.join(place, name))).st_nlink > 1 and stat.S_ISREG(status.st_mode)
+    ]
+    with ThreadPoolExecutor(4, "isolate-copy") as threads:
+        for _ in threads.map(_own_file, linked):
+            pass
+
+
+def _own_file(path: Path) -> None:
+    copy = path.with_name(f"{path.name}.isolate-copy")
+    with open(path, "rb", buffering=0) as source, open(copy, "xb", buffering=0) as target:
+        status = os.fstat(source.fileno())
+        left = status.st_size
+        while left:
+            left -= _copy_some(source.fileno(), target.fileno(), left)
+        os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode))
+        os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(copy, path)
+
+
+def _copy_some(source: int, target: int, count: int) -> int:
+    try:
+        done = os.copy_file_range(source, target, count)
+    except OSError as failure:
+        if failure.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        done = os.sendfile(target, source, None, count)
+    if not done:
+        raise EnvironmentBuildError("a file of the environment became shorter while it was copied")
+    return done
 
 
 def _installed(environment: Path) -> list[str]:

@@ -13,7 +13,8 @@ from isolate._worker.loading import exports_of, public_methods
 class ProxiedSingleton:
     """Base of host classes of which each host has one instance, shared by all its extensions.
 
-    The public methods of the class are its API. Attributes, properties and names with an underscore are not.
+    The public methods that the class itself defines are its API. Inherited methods, attributes, properties and names
+    with an underscore are not; `Host.export(api, methods=[...])` lists others.
 
     Example:
         >>> class CounterSingleton(ProxiedSingleton):
@@ -53,7 +54,7 @@ def api_methods(api: object, declared: Iterable[str] | type | None) -> dict[str,
                 f"{type(api).__name__} is no ProxiedSingleton: declare the methods that extensions may call, "
                 "as methods=[...] or a Protocol"
             )
-        methods = public_methods(api)
+        methods = public_methods(api, inherited=False)
     else:
         names = (
             [name for name in vars(declared) if not name.startswith("_")]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any
 from isolate import _contracts, _sandbox, _sharing
 from isolate._environments import Environment
 from isolate._manifest import Manifest
+from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
 from isolate._worker.link import Link
@@ -38,6 +41,7 @@ class LoadReport:
         python: The version of its interpreter.
         start_seconds: From the start of the process to its first reply.
         sandbox: What confines it.
+        refused: What its manifest asks for and the host's policy does not grant, a readable line each.
 
     Example:
         >>> with Host(store) as host:
@@ -51,6 +55,7 @@ class LoadReport:
     python: str
     start_seconds: float
     sandbox: _sandbox.SandboxReport
+    refused: tuple[str, ...] = ()
 
 
 class Extension:
@@ -81,13 +86,14 @@ class Extension:
 
     def __init__(self, manifest: Manifest, context: HostContext, contract: type | None) -> None:
         self.manifest = manifest
+        self._granted, self._refused = grant(manifest, context.store.policy)
         self.context = context
         self.name = manifest.name
         self.logger = logging.getLogger(f"isolate.{manifest.name}")
         self.state = State.NEW
         self.report: LoadReport | None = None
-        self.call: Any = BlockingMethods(self._lookup, timeout=manifest.timeouts.call)
-        self.aio: Any = AwaitableMethods(self._lookup, timeout=manifest.timeouts.call)
+        self.call: Any = BlockingMethods(self._lookup, timeout=self._granted.timeouts.call)
+        self.aio: Any = AwaitableMethods(self._lookup, timeout=self._granted.timeouts.call)
         self._contract = contract
         self._methods: dict[str, dict[str, Any]] = {}
         self._kinds: dict[str, str] = {}
@@ -110,8 +116,7 @@ class Extension:
     @property
     def pid(self) -> int | None:
         """The worker's process id; None if it has no process."""
-        process = self._current.process if self._current else None
-        return process.pid if process else None
+        return self._current.pid if self._current else None
 
     def stats(self) -> dict[str, int]:
         """Return the calls in flight both ways, and the shared memory held for them."""
@@ -145,8 +150,8 @@ class Extension:
     async def _start(self) -> None:
         self._become(State.BUILDING)
         try:
-            _contracts.check_needs(self.manifest, self.context.exports.names)
-            _sandbox.check(self.manifest)
+            _contracts.check_needs(self._granted, self.context.exports.names)
+            _sandbox.check(self._granted)
             environment = await self._environment()
             self._become(State.STARTING)
             self._current = await self._launch(environment)
@@ -158,25 +163,34 @@ class Extension:
         self._become(State.READY)
 
     async def _environment(self) -> Environment | None:
-        if not self.manifest.isolated:
+        if not self._granted.isolated:
             return None
         loop = asyncio.get_running_loop()
         context = self.context
 
+        cancel = threading.Event()
+
         def prepare() -> Environment:
             excluded: list[str] = []
-            if self.manifest.share_torch:
-                _sharing.check_before(self.manifest, parse(self.manifest.dependencies, context.store.policy, self.name))
+            if self._granted.share_torch:
+                _sharing.check_before(self._granted, parse(self._granted.dependencies, context.store.policy, self.name))
                 excluded = [_sharing.SHARED]
-            _, key = context.store.key_of(self.manifest, excluded)
+            _, key = context.store.key_of(self._granted, excluded)
             self._release()
             self._held = context.store.hold(key)
-            environment = context.store.ensure(self.manifest, excluded)
-            if self.manifest.share_torch:
-                _sharing.check_after(self.manifest, environment)
+            environment = context.store.ensure(self._granted, excluded, cancel)
+            if self._granted.share_torch:
+                _sharing.check_after(self._granted, environment)
             return environment
 
-        return await loop.run_in_executor(None, prepare)
+        building = loop.run_in_executor(None, prepare)
+        try:
+            return await asyncio.shield(building)
+        except asyncio.CancelledError:
+            cancel.set()
+            with contextlib.suppress(Exception):
+                await building
+            raise
 
     def _release(self) -> None:
         held, self._held = self._held, None
@@ -185,9 +199,9 @@ class Extension:
 
     async def _launch(self, environment: Environment | None) -> WorkerHandle:
         began = time.perf_counter()
-        worker = WorkerHandle(self.manifest, self.context, environment, self.logger, self._worker_ended)
+        worker = WorkerHandle(self._granted, self.context, environment, self.logger, self._worker_ended)
         try:
-            async with asyncio.timeout(self.manifest.timeouts.start):
+            async with asyncio.timeout(self._granted.timeouts.start):
                 described = await worker.ready
             if worker.died is not None:  # after it had sent READY and before that was read
                 raise worker.died
@@ -195,9 +209,9 @@ class Extension:
                 raise ExtensionStartError(
                     f"{self.name}: the worker speaks protocol {described['protocol']}, not {PROTOCOL}"
                 )
-            _contracts.check_provides(self.manifest, described["methods"], self._contract)
-            report = _sandbox.report(self.manifest, worker.prefix, described["enforced"], described["missing"])
-            if self.manifest.sandbox.required and report.missing:
+            _contracts.check_provides(self._granted, described["methods"], self._contract)
+            report = _sandbox.report(self._granted, described)
+            if self._granted.sandbox.required and report.missing:
                 raise SandboxUnavailableError(
                     f"{self.name}: the sandbox is required and not complete: {report.missing}"
                 )
@@ -206,13 +220,13 @@ class Extension:
             await worker.stop(0.2)
             if isinstance(failure, TimeoutError) and not isinstance(failure, WorkerDiedError):
                 raise ExtensionStartError(
-                    f"{self.name} was not ready within {self.manifest.timeouts.start} s"
+                    f"{self.name} was not ready within {self._granted.timeouts.start} s"
                 ) from None
             raise
         self._methods = described["methods"]
         self._kinds = {name: method["kind"] for name, method in self._methods.items()}
         seconds = time.perf_counter() - began
-        self.report = LoadReport(self.name, environment, described["python"], seconds, report)
+        self.report = LoadReport(self.name, environment, described["python"], seconds, report, self._refused)
         self.failure = None
         return worker
 
@@ -230,7 +244,7 @@ class Extension:
         self._become(State.CRASHED)
         self.logger.error("%s", death)
         now = time.monotonic()
-        policy = self.manifest.restart
+        policy = self._granted.restart
         self._crashes.append(now)
         while self._crashes and now - self._crashes[0] > policy.window:
             self._crashes.popleft()
@@ -299,10 +313,10 @@ class Extension:
                     old, self._current = self._current, fresh
                     if old is not None:
                         await self._drain(old)
-                        await old.stop(self.manifest.timeouts.stop)
+                        await old.stop(self._granted.timeouts.stop)
                     return
                 # The old one has died meanwhile: start from its state.
-                await fresh.stop(self.manifest.timeouts.stop)
+                await fresh.stop(self._granted.timeouts.stop)
             self._cancel_restart()
             if self.state is State.BACKOFF:
                 self._become(State.STOPPED)
@@ -314,7 +328,7 @@ class Extension:
 
     async def _drain(self, worker: WorkerHandle) -> None:
         worker.stopping = True
-        end = time.monotonic() + self.manifest.timeouts.stop
+        end = time.monotonic() + self._granted.timeouts.stop
         while (worker.link.pending or worker.link.serving.count) and time.monotonic() < end:
             await asyncio.sleep(0.01)
 
@@ -327,7 +341,7 @@ class Extension:
                 self._become(State.DRAINING)
                 if drain:
                     await self._drain(current)
-                await current.stop(self.manifest.timeouts.stop)
+                await current.stop(self._granted.timeouts.stop)
             if self.state is not State.STOPPED:
                 self._become(State.STOPPED)
             self._release()

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from isolate._canaries import Canaries
 from isolate._environments import EnvironmentStore, Progress
 from isolate._exports import Exports
 from isolate._extension import Extension
 from isolate._guardian import Guardian
 from isolate._manifest import FILES, Manifest, read_manifest
-from isolate._requirements import Policy
+from isolate._policy import Policy
 from isolate._states import State
+from isolate._worker import forks
 from isolate._worker.threads import Threads
 from isolate._worker_handle import HostContext
 from isolate.errors import ExtensionDisabledError, InvalidManifestError, WouldDeadlockError
@@ -79,11 +82,15 @@ class Host:
         self._exports = Exports()
         self._extensions: dict[str, Extension] = {}
         self._guardian = Guardian()
+        self._canaries = Canaries()
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth
+        # One thread for all: more would only take turns with the loop more often.
+        self._decoder = ThreadPoolExecutor(1, "isolate-decode")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._generation = forks.generation()
 
     # Life
 
@@ -108,6 +115,7 @@ class Host:
         await self.aclose()
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
+        forks.check(self._generation)
         if self._closed:
             raise RuntimeError("this host is closed")
         if self._loop is None:
@@ -129,7 +137,7 @@ class Host:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         try:
             loop = self._own_loop()
-        except RuntimeError:
+        except RuntimeError:  # closed, or a fork
             work.close()
             raise
         try:
@@ -149,6 +157,7 @@ class Host:
             raise
 
     async def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
+        forks.check(self._generation)
         loop = self._loop or self._own_loop()
         if asyncio.get_running_loop() is loop:
             return await work
@@ -158,6 +167,7 @@ class Host:
         """Stop all extensions, the last one loaded first, and the host's threads. Idempotent."""
         if self._closed:
             return
+        forks.check(self._generation)
         if self._thread is None and self._loop is not None:
             raise WouldDeadlockError("this host was opened with `async with`; await aclose()")
         if self._loop is not None and self._thread is not None:
@@ -181,6 +191,8 @@ class Host:
         self._closed = True
         self._threads.close()
         self._guardian.close()
+        self._canaries.close()
+        self._decoder.shutdown(cancel_futures=True)
 
     async def _stop_all(self) -> None:
         for extension in reversed(list(self._extensions.values())):
@@ -250,7 +262,9 @@ class Host:
             self._exports,
             self.store,
             self._guardian,
+            self._canaries,
             self._max_depth,
+            self._decoder.submit,
             self._run,
         )
         extension = Extension(manifest, context, contract)

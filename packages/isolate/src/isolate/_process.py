@@ -6,66 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from isolate._cgroup import Group
 from isolate._guardian import MARKER, Guardian, kill_family
-
-TAIL_LINES = 20
-_LINE_LIMIT = 8192
-
-
-class _Lines:
-    """Turns what comes out of a pipe into log records, a line each; keeps the last ones."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, log: Callable[[str], None]) -> None:
-        self._loop = loop
-        self._fd = fd
-        self._log = log
-        self._rest = b""
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        os.set_blocking(fd, False)
-        loop.add_reader(fd, self.read)
-
-    def read(self, limit: int = 65536) -> bool:
-        """Take what is there; False at the end or when there is nothing."""
-        if self._fd < 0:
-            return False
-        try:
-            data = os.read(self._fd, limit)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return False
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LINE_LIMIT:
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            self._emit(line)
-        return True
-
-    def _emit(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").rstrip("\r")[:_LINE_LIMIT]
-        self.tail.append(text)
-        self._log(text)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            if self._rest:
-                self._emit(self._rest)
-                self._rest = b""
+from isolate._output import OutputLines
 
 
 class WorkerProcess:
@@ -76,9 +27,12 @@ class WorkerProcess:
         sock: The worker's end of the connection; closed here once it is passed on.
         environment: The child's whole environment.
         cwd: The child's working folder.
-        guardian: Marks the child and all its descendants, and is told of the process group.
+        guardian: Marks the child and all its descendants, and ends them if the host dies.
         logger: Gets each line of stdout (info) and stderr (warning).
         on_exit: Called once on the loop when the process has ended and its output is read.
+        group: The control group for it and its descendants.
+        log_bytes: Bytes of each of its output streams that are logged in a second.
+        hidden_parent: Whether the child is in another pid namespace, where our process id means nothing.
     """
 
     def __init__(
@@ -90,6 +44,9 @@ class WorkerProcess:
         guardian: Guardian,
         logger: logging.Logger,
         on_exit: Callable[[], None],
+        *,
+        group: Group,
+        log_bytes: int,
         hidden_parent: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -111,11 +68,13 @@ class WorkerProcess:
                 bufsize=0,
             )
         self.pid = self._process.pid
+        self._group = group
+        group.add(self.pid)
         guardian.note("+", self.pid)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._stdout = _Lines(self._loop, os.dup(self._process.stdout.fileno()), logger.info)
-        self._stderr = _Lines(self._loop, os.dup(self._process.stderr.fileno()), logger.warning)
+        self._stdout = OutputLines(self._loop, os.dup(self._process.stdout.fileno()), logger.info, log_bytes)
+        self._stderr = OutputLines(self._loop, os.dup(self._process.stderr.fileno()), logger.warning, log_bytes)
         self._process.stdout.close()
         self._process.stderr.close()
         self._pidfd = -1
@@ -150,8 +109,8 @@ class WorkerProcess:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        # Before the wait: until then the process id, and so the group's, cannot be given to anybody else.
-        kill_family(self.pid, self._mark)
+        # Before the wait: until then no other process can get this process id, and so the group's.
+        self._kill_all()
         self._process.wait()
         self._guardian.note("-", self.pid)
         for stream in (self._stdout, self._stderr):
@@ -159,13 +118,29 @@ class WorkerProcess:
             while stream.read() and time.monotonic() < end:
                 pass
             stream.close()
+        self._remove_group(20)
         self.exited.set_result(None)
         self._on_exit()
 
+    def _remove_group(self, tries: int) -> None:
+        if not self._group.remove() and tries:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_later(0.05, self._remove_group, tries - 1)
+
     def kill(self) -> None:
-        """End it and its descendants at once."""
+        """End it and its descendants: its supervisor does so at once; if not, the kernel does half a second later."""
         if not self.exited.done():
-            kill_family(self.pid, self._mark)
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGTERM)
+            self._loop.call_later(0.5, self._kill_late)
+
+    def _kill_late(self) -> None:
+        if not self.exited.done():
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        self._group.kill()
+        kill_family(self.pid, self._mark)
 
     async def wait(self, timeout: float) -> bool:
         """Whether it has ended within so many seconds."""

@@ -7,44 +7,22 @@ import json
 import platform
 import sys
 import sysconfig
-from dataclasses import dataclass
 
 from packaging.requirements import InvalidRequirement as PackagingError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from isolate._policy import Policy
 from isolate.errors import InvalidRequirementError
 
 FORMAT = 1
+"""Changes what a lock file is made for."""
+ENVIRONMENT_FORMAT = 2
+"""Changes how environments are built from the same inputs; 2: no hard links."""
 
 # sysconfig fills its table on first use, and before Python 3.12 without a lock: a second thread then sees it half
 # filled. Environments are built concurrently in threads, so it is filled here, under the import lock.
 sysconfig.get_config_vars()
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What a host allows its extensions.
-
-    Attributes:
-        allow_sdists: Whether packages may be built from source, which runs their code while installing.
-        allow_urls: Whether a dependency may name a URL.
-        allow_paths: Whether a dependency may name a local file or folder.
-        allow_env: Patterns of the environment variables that manifests may list; None allows any.
-        index_url: The package index, None for uv's own configuration.
-        find_links: Further folders or pages with wheels.
-
-    Example:
-        >>> Policy(allow_env=("HF_*",)).allow_sdists
-        False
-    """
-
-    allow_sdists: bool = False
-    allow_urls: bool = False
-    allow_paths: bool = False
-    allow_env: tuple[str, ...] | None = None
-    index_url: str | None = None
-    find_links: tuple[str, ...] = ()
 
 
 def parse(lines: tuple[str, ...], policy: Policy, owner: str) -> list[Requirement]:
@@ -115,4 +93,4 @@ def inputs_hash(
 
 def environment_key(inputs: str, lock: str | None) -> str:
     """Return the key of an environment: a hash of its inputs and of the extension's own lock file."""
-    return hashlib.sha256(f"{inputs}\n{lock or ''}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{ENVIRONMENT_FORMAT}\n{inputs}\n{lock or ''}".encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The host's side of confinement: what each level can do on this machine, and the command line for bwrap."""
+"""The host's side of confinement: what each level needs, the command line for bwrap, and the report."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from isolate._manifest import Manifest
 from isolate._worker.confine import landlock_version
 from isolate.errors import SandboxUnavailableError
 
-LEVELS = ("none", "limits", "landlock", "bwrap")
-_SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/proc", "/sys/devices/system/cpu", "/opt")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/sys/devices/system/cpu")
+# Not the whole of /etc: root reads its secrets as their owner, even without any capability.
+_ETC = (
+    *("alternatives", "ca-certificates", "ca-certificates.conf", "fonts", "gai.conf", "group", "host.conf", "hosts"),
+    *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "nsswitch.conf", "os-release", "passwd"),
+    *("pki", "protocols", "resolv.conf", "services", "ssl/certs", "ssl/openssl.cnf", "timezone"),
+)
+_KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxReport:
-    """What confines a running extension.
+    """What confines a running extension, as the worker found by trying to break out.
 
     Attributes:
-        requested: The manifest's level.
-        enforced: What the kernel granted, as readable lines; empty means dependency isolation only.
-        missing: What was asked for and is not there.
+        requested: The level that the manifest and the host's policy ask for.
+        enforced: What holds, as readable lines; empty means dependency isolation only.
+        missing: What the level should enforce and does not.
+        tried: For each attempt to break out whether it succeeded; empty below level `landlock`.
     """
 
     requested: str
     enforced: tuple[str, ...]
     missing: tuple[str, ...]
+    tried: MappingProxyType[str, bool] | dict[str, bool]
 
 
 def available() -> dict[str, str]:
-    """For each level an empty string, or why this machine cannot provide it."""
+    """Return for each level an empty string, or why this machine cannot provide it."""
     linux = sys.platform == "linux"
     return {
         "none": "",
@@ -45,10 +54,10 @@ def available() -> dict[str, str]:
 
 
 def check(manifest: Manifest) -> None:
-    """Refuse to start what requires a sandbox that is not there.
+    """Refuse to start what requires a sandbox that this machine does not have.
 
     Raises:
-        SandboxUnavailableError: The level is required and this machine cannot provide it.
+        SandboxUnavailableError: The level is required and not available.
     """
     why = available()[manifest.sandbox.level]
     if why and manifest.sandbox.required:
@@ -65,61 +74,88 @@ def _readable(manifest: Manifest, environment: Path, extra: list[str]) -> list[s
     ]
     # The environment's python is a link into the interpreter's own folder.
     own.append(str((environment / "bin" / "python").resolve().parents[1]))
-    return [path for path in (*_SYSTEM, *own) if os.path.exists(path)]
+    return [path for path in (*_SYSTEM, *(f"/etc/{name}" for name in _ETC), *own) if os.path.exists(path)]
 
 
-def worker_config(manifest: Manifest, environment: Path | None, extra: list[str]) -> dict[str, Any]:
-    """What the worker applies to itself."""
+def effective_level(manifest: Manifest) -> str:
+    """Return the level that this machine provides for a manifest: its own, or the next one below it."""
+    level = manifest.sandbox.level
+    have = available()
+    if level == "bwrap" and have["bwrap"]:
+        level = "landlock"
+    if level == "landlock" and have["landlock"]:
+        level = "limits"
+    return level
+
+
+def worker_config(
+    manifest: Manifest, environment: Path | None, extra: list[str], targets: dict[str, Any] | None, nice: int
+) -> dict[str, Any]:
+    """Return what the worker applies to itself.
+
+    Args:
+        manifest: As granted by the policy.
+        environment: The environment's folder; None for an extension in the host's process.
+        extra: Further folders that it must be able to read.
+        targets: The canaries that it tries to reach; None where no attempt is made.
+        nice: How far its priority is below the host's.
+    """
     wanted = manifest.sandbox
-    level = wanted.level if not available()[wanted.level] else "limits"
-    writable = [*wanted.write, *(path for path in _DEVICES if os.path.exists(path))]
+    level = effective_level(manifest)
+    if targets is not None:
+        targets = {
+            **targets,
+            "directory": str(manifest.directory),
+            "environment": str((environment or Path()) / "pyvenv.cfg"),
+        }
     return {
         "level": level,
         "required": wanted.required,
+        "contained": level == "bwrap",
+        "namespaces": level == "landlock",
         "limits": manifest.limits.as_numbers(),
         "read": _readable(manifest, environment, extra) if environment is not None else [],
-        "write": writable,
+        "write": [*wanted.write, *(("/tmp", "/dev") if level == "bwrap" else _DEVICES)],
         "network": wanted.network,
+        "nice": nice,
+        "targets": targets,
     }
 
 
 def command_prefix(manifest: Manifest, environment: Path, extra: list[str]) -> list[str]:
-    """The bwrap command that a worker runs under; empty for the other levels."""
+    """Return the bwrap command that a worker runs under; empty for the other levels."""
     program = shutil.which("bwrap")
     if manifest.sandbox.level != "bwrap" or program is None:
         return []
-    command = [
-        program,
-        "--die-with-parent",
-        "--unshare-pid",
-        "--unshare-ipc",
-        "--unshare-uts",
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-    ]
+    command = [program, "--die-with-parent", "--new-session", "--unshare-user-try", "--cap-drop", "ALL"]
+    command += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    command += ["--proc", "/proc", "--dev", "/dev"]
+    for path in _KERNEL_SETTINGS:  # root may write to them without any capability
+        command += ["--ro-bind-try", path, path]
     # Before what is bound below it: an environment may lie in /tmp.
     if "/tmp" not in manifest.sandbox.write:
         command += ["--tmpfs", "/tmp"]
     if not manifest.sandbox.network:
         command.append("--unshare-net")
     for path in _readable(manifest, environment, extra):
-        if path != "/proc":
-            command += ["--ro-bind", path, path]
+        command += ["--ro-bind", path, path]
     for path in manifest.sandbox.write:
         command += ["--bind", path, path]
     return [*command, "--"]
 
 
-def report(manifest: Manifest, prefix: list[str], enforced: list[str], missing: list[str]) -> SandboxReport:
-    """The honest sum of what host and worker did."""
+def report(manifest: Manifest, described: dict[str, Any]) -> SandboxReport:
+    """Return the report of a worker that is ready.
+
+    Args:
+        manifest: As granted by the policy.
+        described: The worker's description of itself.
+    """
     wanted = manifest.sandbox
+    missing = list(described["missing"])
     why = available()[wanted.level]
-    gone = [*missing, *([f"level {wanted.level}: {why}; running with limits only"] if why else [])]
-    done = list(enforced)
-    if prefix:
-        done.insert(0, "bwrap: own process ids, read-only system" + ("" if wanted.network else ", no network"))
-    if not wanted.network and wanted.level in ("none", "limits"):
-        gone.append(f"no network: level {wanted.level} cannot bar it")
-    return SandboxReport(wanted.level, tuple(done), tuple(gone))
+    if why:
+        missing.insert(0, f"level {wanted.level}: {why}; running at level {effective_level(manifest)}")
+    if not wanted.network and effective_level(manifest) in ("none", "limits"):
+        missing.append(f"no network: level {effective_level(manifest)} cannot turn it off")
+    return SandboxReport(wanted.level, tuple(described["enforced"]), tuple(missing), dict(described["tried"]))

@@ -10,23 +10,27 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from isolate import _sandbox, _sharing
+from isolate._canaries import Canaries
+from isolate._cgroup import Group
 from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import Exports
 from isolate._guardian import Guardian
 from isolate._manifest import Manifest
+from isolate._policy import Quotas
 from isolate._process import WorkerProcess
-from isolate._requirements import Policy
 from isolate._worker import failures
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
-from isolate._worker.protocol import FAILED, LOAD, PROTOCOL, READY, STOP
+from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
+from isolate._worker.quotas import LinkLimits
 from isolate._worker.threads import Threads
-from isolate.errors import ExtensionStartError, WorkerDiedError
+from isolate.errors import ExtensionStartError, OverloadedError, WireError, WorkerDiedError
 
 _BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
 _MAIN = Path(__file__).parent / "_worker" / "__main__.py"
@@ -41,7 +45,9 @@ class HostContext:
     exports: Exports
     store: EnvironmentStore
     guardian: Guardian
+    canaries: Canaries
     max_depth: int
+    decode: Callable[..., Future[Any]]
     run: Callable[[Any], Any]
 
 
@@ -77,7 +83,8 @@ class WorkerHandle:
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
-        self.prefix: list[str] = []
+        self._asking = False
+        self._wedged_seconds = context.store.policy.wedged_seconds
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
         ours, theirs = socket.socketpair()
         offered = context.exports.offered(manifest.needs)
@@ -91,37 +98,62 @@ class WorkerHandle:
             name=manifest.name,
             max_depth=context.max_depth,
             import_torch=manifest.share_torch,
+            limits=_link_limits(context.store.policy.quotas),
+            offload=context.decode,
+            on_abandoned=self._on_abandoned,
         )
         layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
         folders = layer["folders"] if layer else []
         if environment is None:
             self.thread = WorkerThread(theirs, manifest.name)
         else:
-            self.prefix = _sandbox.command_prefix(manifest, environment.path, folders)
-            try:
-                self.process = WorkerProcess(
-                    [*self.prefix, str(environment.python), "-I", str(_MAIN)],
-                    theirs,
-                    _variables(manifest, context.store.policy),
-                    manifest.directory,
-                    context.guardian,
-                    logger,
-                    self._on_exit,
-                    hidden_parent=bool(self.prefix),
-                )
-            except BaseException:
-                self.link.close()
-                raise
+            self.process = self._start(theirs, manifest, context, environment, folders, logger)
+        confinement = _sandbox.worker_config(
+            manifest,
+            environment.path if environment else None,
+            folders,
+            context.canaries.targets() if manifest.sandbox.level in ("landlock", "bwrap") else None,
+            context.store.policy.nice,
+        )
         config = {
             "protocol": PROTOCOL,
             "name": manifest.name,
             "directory": str(manifest.directory),
             "entry": manifest.entry,
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
-            "sandbox": _sandbox.worker_config(manifest, environment.path if environment else None, folders),
+            "sandbox": confinement,
             "layer": layer,
         }
+        # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
+        self._supervisors = 0 if confinement["contained"] else 1 + confinement["namespaces"]
         self.link.control(LOAD, config)
+
+    def _start(
+        self,
+        theirs: socket.socket,
+        manifest: Manifest,
+        context: HostContext,
+        environment: Environment,
+        folders: list[str],
+        logger: logging.Logger,
+    ) -> WorkerProcess:
+        prefix = _sandbox.command_prefix(manifest, environment.path, folders)
+        try:
+            return WorkerProcess(
+                [*prefix, str(environment.python), "-I", "-S", str(_MAIN)],
+                theirs,
+                _variables(manifest),
+                manifest.directory,
+                context.guardian,
+                logger,
+                self._on_exit,
+                group=Group(manifest.limits.as_numbers().get("memory")),
+                log_bytes=context.store.policy.quotas.log_bytes,
+                hidden_parent=bool(prefix),
+            )
+        except BaseException:
+            self.link.close()
+            raise
 
     def _on_control(self, kind: int, value: Any) -> None:
         if self.ready.done() or kind not in (READY, FAILED):
@@ -139,7 +171,9 @@ class WorkerHandle:
 
     def _on_closed(self, failure: BaseException | None) -> None:
         if failure is not None:
-            self.reason = self.reason or f"it broke the protocol: {failure}"
+            guilty = isinstance(failure, (WireError, ValueError, OverloadedError))
+            what = "it broke the protocol" if guilty else "the host failed while it read from it"
+            self.reason = self.reason or f"{what}: {failure}"
         if self.process is None:
             self.end(self.death())
         elif failure is not None:
@@ -149,8 +183,38 @@ class WorkerHandle:
             process = self.process
             self._loop.call_later(0.3, process.kill)
 
+    def _on_abandoned(self) -> None:
+        """After a call that was given up: find out whether the worker still handles messages at all."""
+        if self.process is not None and not self._asking:
+            self._asking = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._ask)
+
+    def _ask(self) -> None:
+        self.link.tell(PING, 0, None)
+        self._loop.call_later(self._wedged_seconds, self._check_answer, self.link.frames_received)
+
+    def _check_answer(self, before: int) -> None:
+        self._asking = False
+        if self.link.frames_received == before and self.process is not None and self.died is None:
+            self.reason = self.reason or f"it handled no message for {self._wedged_seconds:g} s"
+            self.process.kill()
+
     def _on_exit(self) -> None:
         self.end(self.death())
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the worker proper, as the host sees it; that of its sandbox where it cannot be found."""
+        if self.process is None:
+            return None
+        found = self.process.pid
+        for _ in range(self._supervisors):
+            try:
+                found = int(Path(f"/proc/{found}/task/{found}/children").read_text().split()[0])
+            except (OSError, IndexError):
+                break
+        return found
 
     def death(self) -> WorkerDiedError:
         """Why this worker ended."""
@@ -192,20 +256,31 @@ class WorkerHandle:
         self.link.close(self.death())
 
 
-def _variables(manifest: Manifest, policy: Policy) -> dict[str, str]:
-    """The variables that a worker sees: a short list, and what the manifest names and the policy allows."""
-    allowed = policy.allow_env
-    own = [name for name in manifest.env if allowed is None or any(fnmatch.fnmatch(name, p) for p in allowed)]
+def _link_limits(quotas: Quotas) -> LinkLimits:
+    names = set(LinkLimits._fields)
+    return LinkLimits(**{name: value for name, value in asdict(quotas).items() if name in names})
+
+
+def _variables(manifest: Manifest) -> dict[str, str]:
+    """Return the variables that a worker sees: a short list, and those of the manifest that the policy grants."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name in own or any(fnmatch.fnmatch(name, pattern) for pattern in _BASE_ENVIRONMENT)
+        if name in manifest.env or any(fnmatch.fnmatch(name, pattern) for pattern in _BASE_ENVIRONMENT)
     }
 
 
 def _checked_ready(value: Any) -> dict[str, Any]:
     """A worker's description of itself, checked: it comes from the extension's process."""
-    shape = {"protocol": int, "python": str, "executable": str, "methods": dict, "enforced": list, "missing": list}
+    shape = {
+        "protocol": int,
+        "python": str,
+        "executable": str,
+        "methods": dict,
+        "enforced": list,
+        "missing": list,
+        "tried": dict,
+    }
     if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
         raise ValueError("the handshake is malformed")
     for name, method in value["methods"].items():
@@ -216,6 +291,8 @@ def _checked_ready(value: Any) -> dict[str, Any]:
             good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
         if not good or not name.isidentifier():
             raise ValueError(f"the handshake describes {name!r:.80} in an unknown way")
-    if not all(type(line) is str for line in (*value["enforced"], *value["missing"])):
+    tried = value["tried"]
+    lines = (*value["enforced"], *value["missing"], *tried)
+    if not all(type(line) is str for line in lines) or not all(type(item) is bool for item in tried.values()):
         raise ValueError("the handshake's sandbox report is malformed")
     return value

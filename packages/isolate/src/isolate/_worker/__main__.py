@@ -1,4 +1,4 @@
-"""Started by path in an extension's interpreter: loads this package without touching `sys.path`, then serves."""
+"""Started by path with `-I -S` in an extension's interpreter: loads this package without touching `sys.path`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def start() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["isolate_worker"] = module
     spec.loader.exec_module(module)
-    runtime = importlib.import_module("isolate_worker.runtime")
-    runtime.main(int(sys.argv[1]), int(sys.argv[2]))
+    supervisor = importlib.import_module("isolate_worker.supervisor")
+    supervisor.main(int(sys.argv[1]), int(sys.argv[2]))
 
 
 if __name__ == "__main__":

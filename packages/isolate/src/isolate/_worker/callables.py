@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from .errors import UnsupportedTypeError, WireError
-
-_LIMIT = 100_000
+from .errors import OverloadedError, WireError
 
 
 class Caller(Protocol):
@@ -58,10 +56,12 @@ class SentCallables:
 
     Args:
         numbers: Source of fresh numbers, shared with the link's calls.
+        limit: Most callables that the other side may hold.
     """
 
-    def __init__(self, numbers: Iterator[int]) -> None:
+    def __init__(self, numbers: Iterator[int], limit: int) -> None:
         self._numbers = numbers
+        self._limit = limit
         self._held: dict[int, Callable[..., Any]] = {}
 
     def __len__(self) -> int:
@@ -69,8 +69,8 @@ class SentCallables:
 
     def add(self, function: Callable[..., Any]) -> int:
         """Register a callable and return its number."""
-        if len(self._held) >= _LIMIT:
-            raise UnsupportedTypeError(f"the other side already holds {_LIMIT} callables; it must drop some first")
+        if len(self._held) >= self._limit:
+            raise OverloadedError(f"the other side already holds {self._limit} callables; it must drop some first")
         number = next(self._numbers)
         self._held[number] = function
         return number

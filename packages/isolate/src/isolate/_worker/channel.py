@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 from .errors import LinkClosedError, OverloadedError, WireError
 from .frames import FRAME_LIMIT, FrameReader, frame
 
-BACKLOG_LIMIT = 1 << 30
 _FDS_PER_READ = 8
+_TURN = 0.001
+"""Seconds for which one connection may deliver frames before the others have their turn."""
 _ANCILLARY = socket.CMSG_SPACE(_FDS_PER_READ * 4)
 # Plain numbers: an operation on the enum's members takes microseconds.
 _CUT, _CLOEXEC = int(socket.MSG_CTRUNC), int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
@@ -33,6 +35,7 @@ class Channel:
         on_frame: Called on the loop with kind, call number, payload and the queue of descriptors received so far.
         on_closed: Called once on the loop, with None at end of stream and with the error otherwise.
         limit: Largest payload in bytes that is accepted or sent.
+        queued_limit: Bytes that may wait until the other side reads them.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Channel:
         on_frame: OnFrame,
         on_closed: Callable[[BaseException | None], None],
         limit: int = FRAME_LIMIT,
+        queued_limit: int = 1 << 30,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -50,9 +54,15 @@ class Channel:
         self._on_frame = on_frame
         self._on_closed = on_closed
         self._limit = limit
+        self._queued_limit = queued_limit
+        self._until = 0.0
+        self._yielded = False
+        self._turn_length = _TURN
+        self._paused = False
         self._lock = threading.Lock()
         self._turn = False
         self._batch: list[bytes] = []
+        self._batch_size = 0
         self._backlog: deque[tuple[memoryview, int | None]] = deque()
         self._backlog_size = 0
         self._reader = FrameReader(limit)
@@ -78,10 +88,14 @@ class Channel:
             raise OverloadedError(
                 f"a message of {len(payload)} bytes passes the limit of {self._limit}; send it as an array or bytes"
             )
+        waiting = self._backlog_size + self._batch_size
+        if waiting and waiting + len(payload) > self._queued_limit:
+            raise OverloadedError(f"the other side has not read {waiting} bytes that wait for it")
         data = frame(kind, number, payload)
         if descriptor is None and threading.get_ident() == self._thread:
             if self._turn:
                 self._batch.append(data)
+                self._batch_size += len(data)
                 return
             self._turn = True
             self._loop.call_soon(self.flush)
@@ -90,7 +104,7 @@ class Channel:
     def flush(self) -> None:
         """Write the batch of this iteration of the loop."""
         self._turn = False
-        batch, self._batch = self._batch, []
+        batch, self._batch, self._batch_size = self._batch, [], 0
         if batch and not self.closed:
             self._write(batch[0] if len(batch) == 1 else b"".join(batch), None)
 
@@ -103,8 +117,6 @@ class Channel:
                 sent = self._transmit(data, descriptor)
                 if sent == len(data):
                     return
-            if self._backlog_size > BACKLOG_LIMIT:
-                raise OverloadedError(f"the other side has not read {self._backlog_size} bytes that wait for it")
             first = not self._backlog
             rest = memoryview(data)[sent:]
             if descriptor is not None and not sent:
@@ -148,6 +160,8 @@ class Channel:
             self._loop.remove_writer(self._sock.fileno())
 
     def _on_readable(self) -> None:
+        if self._yielded:
+            return  # what is buffered comes first
         try:
             count, ancillary, flags, _ = self._sock.recvmsg_into(
                 [self._reader.room()],
@@ -165,6 +179,7 @@ class Channel:
             if not count:
                 self._finish(WireError("the stream ends inside a frame") if self._reader.partial else None)
                 return
+            self._until = time.perf_counter() + self._turn_length
             self._reader.received(count, self._deliver)
         except Exception as failure:
             self._finish(failure)
@@ -174,20 +189,58 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(data) // 4 * 4
                 self._descriptors.extend(struct.unpack(f"{whole // 4}i", data[:whole]))
+        if flags & _CUT:
+            os.close(os.dup(self._sock.fileno()))  # fails if this process has too many files open: not the peer's fault
         if flags & _CUT or len(self._descriptors) > _FDS_PER_READ * 2:
             raise WireError(f"{len(self._descriptors)} descriptors came without a frame that names them")
 
     def _deliver(self, kind: int, number: int, payload: bytes) -> bool:
         self._on_frame(kind, number, payload, self._descriptors)
-        return not self.closed
+        if not self._paused and not self.closed and time.perf_counter() > self._until:
+            # The other connections have their turn before the rest of this one's frames.
+            self._yielded = True
+            self._loop.call_soon(self._next_turn)
+        return not (self.closed or self._paused or self._yielded)
+
+    def _next_turn(self) -> None:
+        if self._yielded:
+            self._yielded = False
+            if not self._paused and not self.closed:
+                self._deliver_rest()
+
+    def pause(self) -> None:
+        """Read and deliver nothing until `resume`; call it on the loop, from `on_frame`."""
+        self._paused = True
+        self._loop.remove_reader(self._sock.fileno())
+
+    def resume(self) -> None:
+        """Deliver what has arrived meanwhile, and read again; call it on the loop."""
+        if self.closed:
+            return
+        self._paused = False
+        self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        self._deliver_rest()
+
+    def _deliver_rest(self) -> None:
+        self._until = time.perf_counter() + self._turn_length
+        try:
+            self._reader.received(0, self._deliver)
+        except Exception as failure:
+            self._finish(failure)
 
     def drain(self) -> None:
         """Deliver what has arrived and was not read yet; for a peer that has exited."""
-        while not self.closed:
+        self._turn_length = float("inf")
+        self._next_turn()
+        while not (self.closed or self._paused):
             before = self._reader.partial
             self._on_readable()
             if self._reader.partial == before:
                 return
+
+    def fail(self, failure: BaseException) -> None:
+        """Close after an error in what was received."""
+        self._finish(failure)
 
     def _finish(self, failure: BaseException | None) -> None:
         if not self.closed:

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .errors import WireError
-from .wire import MAX_DEPTH, Hook, Special, pack, revive, unpack
+from .errors import OverloadedError, UnsupportedTypeError, WireError
+from .wire import MAX_DEPTH, Hook, Room, Special, pack, revive, unpack
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _PLAIN = _SCALARS | {list, dict}
 _STR = frozenset({str})
 _LARGE = 65536
+_FAST_LIMIT = 4096
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
@@ -43,19 +44,24 @@ class Codec:
         special: Encodes arrays and callables; see `wire.pack`.
         hook: Decodes the extension types that `special` makes; called with code and payload.
         undo: Called with each code and payload of a message whose encoding failed.
+        decoded_limit: Estimated bytes that one message of the other side may become; None trusts the other side.
     """
 
-    def __init__(self, special: Special, hook: Hook, undo: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self, special: Special, hook: Hook, undo: Callable[[int, bytes], None], decoded_limit: int | None = None
+    ) -> None:
         self._special = special
         self._special_hook = hook
         self._undo = undo
-        self._depth = threading.local()
+        self._state = _State()
+        self._decoded_limit = decoded_limit
         self._fast: tuple[Callable[[Any], bytes], Callable[[Any], Any], tuple[type[BaseException], ...]] | None = None
         try:
             from msgspec import DecodeError, msgpack
         except ImportError:
             return
         decoder = msgpack.Decoder(ext_hook=self._hook)
+        self._fast_numbers = msgpack.Decoder(list[int]).decode
         self._fast = (msgpack.Encoder().encode, decoder.decode, (DecodeError, ValueError, RecursionError))
 
     def encode(self, value: Any) -> bytes:
@@ -95,25 +101,73 @@ class Codec:
             raise
 
     def decode(self, payload: Any) -> Any:
-        """Decode one value; raises `WireError` for anything outside the format."""
-        if self._fast is None:
-            return unpack(bytes(payload), self._hook)
+        """Decode one value.
+
+        Raises:
+            WireError: It is outside the format.
+            OverloadedError: It would take more memory than the limit.
+            UnsupportedTypeError: A part of it cannot be built here.
+        """
+        return self.weigh(payload)[0]
+
+    def weigh(self, payload: Any) -> tuple[Any, int]:
+        """Decode one value; return it and an estimate of its bytes.
+
+        The fast decoder accepts keys whose hashes collide, and knows no limit of memory. Larger messages of a side that
+        is not trusted therefore go through the other one.
+        """
+        if self._fast is None or (self._decoded_limit is not None and len(payload) > _FAST_LIMIT):
+            return self._unpack(payload)
         try:
-            return self._fast[1](payload)
-        except WireError:
+            return self._fast[1](payload), _FAST_LIMIT
+        except (WireError, OverloadedError, UnsupportedTypeError):
             raise
         except self._fast[2]:
             # msgspec is stricter than the format about surrogates; the slow reader decides.
-            return unpack(bytes(payload), self._hook)
+            return self._unpack(payload)
+
+    def numbers(self, payload: Any) -> list[int]:
+        """Decode a list of numbers and nothing else."""
+        if self._fast is None:
+            found = self.decode(payload)
+            if type(found) is not list or not all(type(number) is int for number in found):
+                raise WireError("a list of numbers holds something else")
+            return found
+        try:
+            return self._fast_numbers(payload)
+        except self._fast[2] as failure:
+            raise WireError(f"a list of numbers holds something else: {failure}") from None
+
+    def _unpack(self, payload: Any) -> tuple[Any, int]:
+        room = Room(self._decoded_limit)
+        before, self._state.room = self._state.room, room
+        try:
+            value = unpack(bytes(payload), self._hook, room)
+        finally:
+            self._state.room = before
+        return value, int(self._decoded_limit - room.left) if self._decoded_limit is not None else 0
+
+    def _inner(self, payload: Any) -> Any:
+        room = self._state.room
+        if room is None:
+            return self.decode(payload)
+        return unpack(bytes(payload), self._hook, room)
 
     def _hook(self, code: int, payload: Any) -> Any:
-        depth = getattr(self._depth, "value", 0)
-        if depth > MAX_DEPTH:
+        state = self._state
+        if state.depth > MAX_DEPTH:
             raise WireError(f"a value is nested deeper than {MAX_DEPTH} levels")
-        self._depth.value = depth + 1
+        state.depth += 1
         try:
             if 1 <= code <= 7:
-                return revive(code, payload, self.decode)
+                return revive(code, payload, self._inner)
             return self._special_hook(code, bytes(payload))
         finally:
-            self._depth.value = depth
+            state.depth -= 1
+
+
+class _State(threading.local):
+    """Of each thread that decodes: the nesting of extension types, and what is left for the message."""
+
+    depth = 0
+    room: Room | None = None

@@ -1,31 +1,43 @@
-"""What a worker does to itself before it runs an extension; reports only what the kernel granted."""
+"""What a worker does to itself while it has one thread and before any code of the environment runs."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
-import signal
+import struct
 from typing import Any
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+from . import seccomp
+
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
+_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION = 0x20080522
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15
+_NEW_NS, _NEW_IPC, _NEW_USER, _NEW_PID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
+_MOUNT_SETATTR, _ATTR_RDONLY, _AT_FDCWD, _AT_RECURSIVE, _MS_BIND = 442, 1, -100, 0x8000, 1 << 12
+_MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1 << 14, 1 << 18, 2, 4, 8
 
 
 def _libc() -> Any:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent(parent: int) -> bool:
-    """Ask the kernel to kill this process when its parent's thread ends; False where the kernel cannot."""
+def _failed(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def die_with_parent(parent: int, signal_number: int) -> bool:
+    """Ask the kernel for a signal when this process's parent ends; return False where the kernel cannot."""
     try:
-        done = bool(_libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0)
+        done = bool(_libc().prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) == 0)
     except (OSError, AttributeError):
         return False
-    if parent and os.getppid() not in (parent, 0):  # the parent was gone before the request; 0 is another pid namespace
+    if parent and os.getppid() not in (parent, 0):  # it was gone before the request; 0: it is in another namespace
         os._exit(1)
     return done
 
@@ -38,64 +50,134 @@ def no_new_privs() -> bool:
         return False
 
 
+def enter_namespaces() -> str:
+    """Give this process's future children their own process ids, mounts and System V IPC.
+
+    Returns:
+        Why not; empty if it worked.
+    """
+    user, group = os.getuid(), os.getgid()
+    libc = _libc()
+    wanted = _NEW_PID | _NEW_NS | _NEW_IPC
+    if libc.unshare(_NEW_USER | wanted) == 0:
+        try:
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{user} {user} 1"),
+                ("gid_map", f"{group} {group} 1"),
+            ):
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(text)
+        except OSError as failure:
+            return f"user namespace: {failure}"
+        return ""
+    problem = str(_failed("namespaces"))
+    if user == 0 and libc.unshare(wanted) == 0:
+        return ""
+    return problem
+
+
+def mount_proc() -> bool:
+    """In the first process of a new pid namespace, show only the namespace's processes; return whether it worked."""
+    libc = _libc()
+    if libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0:
+        return False
+    return bool(libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None) == 0)
+
+
+def make_read_only(writable: list[str]) -> bool:
+    """In a mount namespace, make all file systems read-only but some folders; return whether it worked.
+
+    Landlock does not restrict changes of modes, owners, times and attributes; a read-only mount does.
+    """
+    libc = _libc()
+    read_only = struct.pack("=4Q", _ATTR_RDONLY, 0, 0, 0)
+    if libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, read_only, len(read_only)) != 0:
+        return False
+    back = struct.pack("=4Q", 0, _ATTR_RDONLY, 0, 0)
+    for path in writable:
+        place = os.fsencode(path)
+        if os.path.isdir(path) and libc.mount(place, place, None, _MS_BIND | _MS_REC, None) == 0:
+            libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, place, _AT_RECURSIVE, back, len(back))
+    return True
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, for good.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    libc = _libc()
+    libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
+    for number in range(64):
+        if libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
+            break  # without the right to drop there is nothing to drop; past the last one there is none
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0), 8)
+    if libc.capset(header, ctypes.create_string_buffer(24)) != 0:
+        raise _failed("capabilities")
+
+
 def landlock_version() -> int:
-    """The kernel's landlock version; 0 where there is none."""
+    """Return the kernel's landlock version; 0 where there is none."""
     try:
         return int(max(0, _libc().syscall(_CREATE, None, ctypes.c_size_t(0), 1)))
     except (OSError, AttributeError):
         return 0
 
 
-def _landlock(read: list[str], write: list[str], network: bool) -> list[str]:
+class _Rule(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("access", ctypes.c_uint64), ("fd", ctypes.c_int32))
+
+
+def landlock(read: list[str], write: list[str], network: bool) -> None:
+    """Restrict this thread, which must be the only one, and its children.
+
+    Args:
+        read: Folders and files that may be read and executed.
+        write: Folders and files that may be written too.
+        network: Whether TCP may be used.
+
+    Raises:
+        OSError: The kernel has no landlock, or refused a rule.
+    """
     libc, version = _libc(), landlock_version()
     if not version:
         raise OSError("the kernel has no landlock")
     handled = (1 << _FS_BITS.get(version, 16)) - 1
     net = 0 if network or version < 4 else 3
-    attributes = (ctypes.c_uint64 * 3)(handled, net, 3 if version >= 6 else 0)
+    scoped = 3 if version >= 6 else 0  # abstract Unix sockets and signals
+    attributes = (ctypes.c_uint64 * 3)(handled, net, scoped)
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = libc.syscall(_CREATE, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
     if ruleset < 0:
-        raise OSError(ctypes.get_errno(), "landlock refused the rules")
-
-    class Rule(ctypes.Structure):
-        _pack_ = 1
-        _layout_ = "ms"
-        _fields_ = (("access", ctypes.c_uint64), ("fd", ctypes.c_int32))
-
+        raise _failed("landlock refused the rules")
     try:
         for paths, rights in ((read, _EXECUTE | _READ_FILE | _READ_DIR), (write, handled)):
             for path in paths:
-                try:
-                    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-                except OSError:
-                    continue
-                try:
-                    own = rights if os.path.isdir(path) else rights & _FILE_RIGHTS & handled
-                    rule = Rule(own & handled, fd)
-                    if libc.syscall(_ADD_RULE, ruleset, 1, ctypes.byref(rule), 0) < 0:
-                        raise OSError(ctypes.get_errno(), f"landlock refused a rule for {path}")
-                finally:
-                    os.close(fd)
+                _allow(libc, ruleset, path, rights & handled)
         if libc.syscall(_RESTRICT, ruleset, 0) < 0:
-            raise OSError(ctypes.get_errno(), "landlock refused to restrict this process")
+            raise _failed("landlock refused to restrict this process")
     finally:
         os.close(ruleset)
-    done = [f"landlock {version}: reads {len(read)} places, writes {len(write)}"]
-    if net:
-        done.append("landlock: no TCP")
-    return done
 
 
-def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Apply what the host asks for.
+def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        rule = _Rule(rights if os.path.isdir(path) else rights & _FILE_RIGHTS, fd)
+        if libc.syscall(_ADD_RULE, ruleset, 1, ctypes.byref(rule), 0) < 0:
+            raise _failed(f"landlock refused a rule for {path}")
+    finally:
+        os.close(fd)
 
-    Returns:
-        What is enforced, and what was asked for and is not, each as readable lines.
-    """
-    enforced: list[str] = []
-    missing: list[str] = []
-    limits = config.get("limits") or {}
+
+def _limits(limits: dict[str, int], enforced: list[str], missing: list[str]) -> None:
     for name, number in (
         ("memory", resource.RLIMIT_DATA),
         ("cpu_seconds", resource.RLIMIT_CPU),
@@ -105,26 +187,52 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
         value = limits.get(name)
         if value is None:
             continue
+        root = name == "processes" and os.geteuid() == 0
         try:
-            # A second more until the kill that cannot be told from others: SIGXCPU says why.
+            # SIGXCPU comes a second before SIGKILL, so that the exit status has the reason.
             resource.setrlimit(number, (value, value + 1 if name == "cpu_seconds" else value))
-            enforced.append(f"{name} at most {value}")
         except (OSError, ValueError) as failure:
             missing.append(f"{name} at most {value}: {failure}")
+            continue
+        if root:
+            missing.append(f"processes at most {value}: the kernel does not count the processes of root")
+        elif name == "memory":
+            enforced.append(f"memory at most {value}, private memory of each process")
         else:
-            if name == "processes" and os.geteuid() == 0:
-                enforced.pop()
-                missing.append(f"processes at most {value}: the kernel does not count the processes of root")
-    level = config.get("level", "none")
-    if level != "none":
-        (enforced if no_new_privs() else missing).append("no new privileges")
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if level == "landlock":
+            enforced.append(f"{name} at most {value}")
+
+
+def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Apply the host's configuration.
+
+    Args:
+        config: See `worker_config` in the host's `_sandbox.py`.
+
+    Returns:
+        What was applied, and what was wanted and could not be applied, each as readable lines.
+    """
+    enforced: list[str] = []
+    missing: list[str] = []
+    _limits(config["limits"], enforced, missing)
+    level = config["level"]
+    if level == "none":
+        return enforced, missing
+    if not no_new_privs():
+        missing.append("no new privileges")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if level == "limits":
+        return enforced, missing
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        missing.append(f"{threads} threads were running before the confinement, which binds only one")
+    for step in (
+        drop_capabilities,
+        # In bwrap everything that is there may be read, and Landlock guards against writes only.
+        lambda: landlock(["/"] if level == "bwrap" else config["read"], config["write"], config["network"]),
+        lambda: seccomp.apply(config["network"]),
+    ):
         try:
-            enforced += _landlock(config.get("read", []), config.get("write", []), bool(config.get("network", True)))
+            step()
         except OSError as failure:
-            missing.append(f"landlock: {failure}")
-        else:
-            if not config.get("network", True):
-                missing.append("no network: landlock bars TCP only, not UDP")
+            missing.append(str(failure))
     return enforced, missing

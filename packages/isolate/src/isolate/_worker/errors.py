@@ -55,6 +55,10 @@ class WouldDeadlockError(IsolateError, RuntimeError):
     """A blocking call was made on the thread that would have to receive its answer."""
 
 
+class ForkedError(IsolateError, RuntimeError):
+    """A host or one of its extensions was used in a fork of the process that opened it."""
+
+
 class OverloadedError(IsolateError, RuntimeError):
     """More calls or bytes are in flight than the limit allows."""
 

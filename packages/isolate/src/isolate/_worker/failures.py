@@ -22,11 +22,17 @@ _KNOWN: dict[str, type[Exception]] = {
 }
 _WIRE_ARGS = (type(None), bool, int, float, str, bytes)
 _TEXT_LIMIT = 200_000
+_NAME_LIMIT = 1000
 
 
 def _known_name(kind: type) -> str | None:
     is_shared = kind.__module__ == "builtins" or issubclass(kind, IsolateError)
     return kind.__name__ if is_shared and kind.__name__ in _KNOWN else None
+
+
+def _is_wire_arg(arg: Any) -> bool:
+    """Return whether an argument travels with its exception; long texts do not."""
+    return type(arg) in _WIRE_ARGS and (not isinstance(arg, (str, bytes)) or len(arg) <= _TEXT_LIMIT)
 
 
 def describe(failure: BaseException) -> list[Any]:
@@ -39,7 +45,7 @@ def describe(failure: BaseException) -> list[Any]:
     if isinstance(failure, RemoteError):
         return ["RemoteError", failure.type_name, failure.message[:_TEXT_LIMIT], None, text]
     kind = type(failure)
-    args = list(failure.args) if all(type(arg) in _WIRE_ARGS for arg in failure.args) else None
+    args = list(failure.args) if all(map(_is_wire_arg, failure.args)) else None
     if isinstance(failure, OSError) and args is not None and failure.filename is not None and len(args) == 2:
         args = [*args, str(failure.filename)]
     dotted = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -53,12 +59,13 @@ def revive(parts: Any) -> Exception:
     name, dotted, message, args, text = parts
     if not (isinstance(dotted, str) and isinstance(message, str) and isinstance(text, str)):
         raise errors.WireError("a failure's name, message and traceback are not strings")
+    dotted, message, text = dotted[:_NAME_LIMIT], message[:_TEXT_LIMIT], text[-_TEXT_LIMIT:]
     made: Exception | None = None
     kind = _KNOWN.get(name) if isinstance(name, str) else None
     if kind is RemoteError:
         made = RemoteError(dotted, message, text)
     elif kind is not None:
-        arguments = args if type(args) is list and all(type(arg) in _WIRE_ARGS for arg in args) else [message]
+        arguments = args if type(args) is list and all(map(_is_wire_arg, args)) else [message]
         try:
             made = kind(*arguments)
         except Exception:  # a UnicodeDecodeError, say, whose arguments did not travel

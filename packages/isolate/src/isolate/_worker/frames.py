@@ -50,7 +50,8 @@ class FrameReader:
 
         Args:
             count: How many bytes were written into `room()`.
-            on_frame: Called with kind, call number and payload; returns whether to go on.
+            on_frame: Called with kind, call number and payload; returns whether to go on. The rest comes with the next
+                call.
 
         Raises:
             WireError: A frame announces more than the limit.
@@ -65,9 +66,9 @@ class FrameReader:
             if stop > end:
                 self._make_room(start, 13 + length)
                 return
-            if not on_frame(kind, number, bytes(self._view[start + 13 : stop])):
-                return
             start = stop
+            if not on_frame(kind, number, bytes(self._view[stop - length : stop])):
+                break
         if start == end and len(self._buffer) > _BUFFER:
             self._buffer = bytearray(_BUFFER)
             self._view = memoryview(self._buffer)

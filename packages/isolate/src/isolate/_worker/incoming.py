@@ -8,11 +8,12 @@ import mmap
 import os
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .errors import UnsupportedTypeError, WireError
-from .segments import DTYPE, SEGMENT_LIMIT, SHRINK_GROW, TENSOR_TYPES
+from .errors import OverloadedError, UnsupportedTypeError, WireError
+from .segments import DTYPE, F_SEAL_FUTURE_WRITE, SHRINK_GROW, TENSOR_TYPES, Mapping
 
 
 class Incoming:
@@ -21,23 +22,34 @@ class Incoming:
     Args:
         freed_soon: Asks for `take_freed` to be called soon; callable from a finalizer.
         import_torch: Whether a tensor from the peer may make this process import torch.
+        array_bytes: Most memory of the peer that is kept alive here; None trusts the peer.
+        segment_limit: Most segments that are open here.
     """
 
-    def __init__(self, freed_soon: Callable[[], None], import_torch: bool = True) -> None:
+    def __init__(
+        self,
+        freed_soon: Callable[[], None],
+        import_torch: bool = True,
+        array_bytes: int | None = None,
+        segment_limit: int = 4096,
+    ) -> None:
         self._freed_soon = freed_soon
         self._import_torch = import_torch
-        self._segments: dict[int, tuple[int, int, mmap.mmap | None]] = {}
+        self._array_bytes = array_bytes
+        self._segment_limit = segment_limit
+        self._segments: dict[int, _Received] = {}
         self._leases: dict[int, Any] = {}
-        self._freed: list[int] = []
+        self._freed: deque[int] = deque()
+        self._alive: set[_Received] = set()
 
     def __len__(self) -> int:
         return len(self._segments)
 
     def arrived(self, number: int, fd: int) -> None:
-        """Take the descriptor of a segment of the other side; refuses what could be truncated under a mapping."""
+        """Take the descriptor of a segment of the peer; refuse what could be truncated under a mapping."""
         try:
-            if number in self._segments or len(self._segments) >= SEGMENT_LIMIT:
-                raise WireError(f"segment {number} was announced twice, or is one of more than {SEGMENT_LIMIT}")
+            if number in self._segments or len(self._segments) >= self._segment_limit:
+                raise WireError(f"segment {number} was announced twice, or is one of more than {self._segment_limit}")
             try:
                 seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
             except OSError:
@@ -48,13 +60,13 @@ class Incoming:
         except BaseException:
             os.close(fd)
             raise
-        self._segments[number] = (fd, size, None)
+        self._segments[number] = _Received(fd, size, bool(seals & F_SEAL_FUTURE_WRITE))
 
     def dropped(self, number: int) -> None:
-        """Forget a segment that the other side has given up; views of it live on."""
+        """Forget a segment that the peer has given up; views of it live on."""
         entry = self._segments.pop(number, None)
         if entry is not None:
-            os.close(entry[0])
+            entry.close()
 
     def restore(self, parts: Any) -> Any:
         """The array, tensor or bytes object for a wire form."""
@@ -71,39 +83,76 @@ class Incoming:
             return self._torch(where, dtype, shape)
         raise WireError(f"an array is of the unknown form {form!r:.80}")
 
-    def _region(self, where: Any, nbytes: int) -> tuple[int, int, int, int, bool, bool]:
+    def _region(self, where: Any, nbytes: int) -> tuple[_Received, int, int, bool]:
+        """Check an array's place; return its segment, offset, lease (0: not lent) and whether it is writable."""
         if type(where) is not list or len(where) != 4 or not all(type(part) in (int, bool) for part in where):
             raise WireError("an array's place is neither bytes nor four numbers")
-        number, offset, lent, writable = where
+        number, offset, lease, writable = where
         entry = self._segments.get(number)
         if entry is None:
             raise WireError(f"an array is in segment {number}, which was not announced")
-        if offset < 0 or nbytes <= 0 or offset + nbytes > entry[1]:
-            raise WireError(f"an array of {nbytes} bytes at {offset} passes the end of its segment of {entry[1]} bytes")
-        if lent and number in self._leases:
-            raise WireError(f"segment {number} was sent twice without being returned")
-        return number, entry[0], entry[1], offset, bool(lent), bool(writable)
+        if offset < 0 or nbytes <= 0 or offset + nbytes > entry.size:
+            raise WireError(
+                f"an array of {nbytes} bytes at {offset} passes the end of its segment of {entry.size} bytes"
+            )
+        if lease and lease in self._leases:
+            raise WireError(f"lease {lease} was sent twice without being returned")
+        if self._array_bytes is not None:
+            self._check_memory(entry, offset, nbytes, lease)
+        return entry, offset, int(lease), bool(writable)
 
-    def _lease(self, number: int, holder: Any) -> None:
+    def _check_memory(self, entry: _Received, offset: int, nbytes: int, lease: int) -> None:
+        """Refuse memory that reading would first allocate, and more of it alive than the quota."""
+        place = (offset, nbytes)
+        if place not in entry.filled:
+            if os.lseek(entry.fd, offset, os.SEEK_HOLE) < offset + nbytes:
+                raise WireError(f"an array of {nbytes} bytes lies in memory that was never written")
+            if entry.fixed and len(entry.filled) < 10_000:  # nobody can punch holes into it
+                entry.filled.add(place)
+        entry.allocated = os.fstat(entry.fd).st_blocks * 512
+        alive = sum(known.allocated for known in self._alive.copy() | {entry})
+        if alive > (self._array_bytes or 0):
+            if lease:
+                self._give_back(lease)
+            raise OverloadedError(f"{alive} bytes of its arrays are alive here; the limit is {self._array_bytes}")
+
+    def _map(self, entry: _Received, writable: bool) -> memoryview:
+        view = entry.view()
+        if view is None:
+            self._alive.add(entry)
+
+            def gone() -> None:
+                self._alive.discard(entry)
+
+            try:
+                view = Mapping(entry.fd, entry.size, writable=writable, gone=gone).view
+            except OSError as failure:
+                self._alive.discard(entry)
+                raise WireError(f"a segment cannot be mapped: {failure}") from None
+            entry.keep(view)
+        return view
+
+    def _give_back(self, lease: int) -> None:
+        self._freed.append(lease)
+        self._freed_soon()
+
+    def _lease(self, lease: int, holder: Any) -> None:
         def gone(_: object) -> None:
             # Runs inside any thread's garbage collection: no lock may be taken here.
-            self._leases.pop(number, None)
-            self._freed.append(number)
-            self._freed_soon()
+            self._leases.pop(lease, None)
+            self._give_back(lease)
 
-        self._leases[number] = weakref.ref(holder, gone)
+        self._leases[lease] = weakref.ref(holder, gone)
 
     def _bytes(self, where: Any, nbytes: int) -> bytes:
         if type(where) is bytes:
             if len(where) != nbytes:
                 raise WireError(f"{len(where)} bytes came where {nbytes} were announced")
             return where
-        number, fd, size, offset, lent, _ = self._region(where, nbytes)
-        with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped:
-            data = mapped[offset : offset + nbytes]
-        if lent:
-            self._freed.append(number)
-            self._freed_soon()
+        entry, offset, lease, _ = self._region(where, nbytes)
+        data = bytes(self._map(entry, False)[offset : offset + nbytes])
+        if lease:
+            self._give_back(lease)
         return data
 
     def _numpy(self, where: Any, dtype: Any, shape: list[int]) -> Any:
@@ -125,17 +174,10 @@ class Incoming:
             if len(where) != nbytes:
                 raise WireError(f"{len(where)} bytes came for an array of {nbytes}")
             return np.frombuffer(where, dtype=kind).reshape(shape) if nbytes else np.empty(shape, kind)
-        number, fd, size, offset, lent, writable = self._region(where, nbytes)
-        mapped = self._segments[number][2]
-        if mapped is None:
-            try:
-                mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ)
-            except (OSError, ValueError) as failure:
-                raise WireError(f"segment {number} cannot be mapped: {failure}") from None
-            self._segments[number] = (fd, size, mapped)
-        flat = np.frombuffer(mapped, dtype=kind, count=count, offset=offset)
-        if lent:
-            self._lease(number, flat)
+        entry, offset, lease, writable = self._region(where, nbytes)
+        flat = np.frombuffer(self._map(entry, writable), dtype=kind, count=count, offset=offset)
+        if lease:
+            self._lease(lease, flat)
         return flat.reshape(shape)
 
     def _torch(self, where: Any, name: Any, shape: list[int]) -> Any:
@@ -164,16 +206,17 @@ class Incoming:
             return (
                 torch.frombuffer(bytearray(where), dtype=kind).view(shape) if nbytes else torch.empty(shape, dtype=kind)
             )
-        number, fd, size, offset, lent, writable = self._region(where, nbytes)
+        entry, offset, lease, writable = self._region(where, nbytes)
         # torch has no read-only tensors: a private mapping makes a write hit a copy of the page instead of a signal.
-        flags = mmap.MAP_SHARED if writable else mmap.MAP_PRIVATE
+        gone: Callable[[], None] | None = (lambda: self._give_back(lease)) if lease else None
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
         try:
-            mapped = mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        except (OSError, ValueError) as failure:
-            raise WireError(f"segment {number} cannot be mapped: {failure}") from None
-        if lent:
-            self._lease(number, mapped)
-        return torch.frombuffer(mapped, dtype=kind, count=count, offset=offset).view(shape)
+            mapped = Mapping(
+                entry.fd, offset - start + nbytes, start=start, writable=writable, private=not writable, gone=gone
+            )
+        except OSError as failure:
+            raise WireError(f"a segment cannot be mapped: {failure}") from None
+        return torch.frombuffer(mapped.view, dtype=kind, count=count, offset=offset - start).view(shape)
 
     @property
     def has_freed(self) -> bool:
@@ -182,11 +225,47 @@ class Incoming:
 
     def take_freed(self) -> list[int]:
         """Return the lent segments that nothing here views any more."""
-        freed, self._freed = self._freed, []
+        freed = []
+        while self._freed:
+            freed.append(self._freed.popleft())
         return freed
 
     def close(self) -> None:
         """Give up all segments; views that are still held live on."""
-        for fd, _, _ in self._segments.values():
-            os.close(fd)
+        for entry in self._segments.values():
+            entry.close()
         self._segments.clear()
+
+
+class _Received:
+    """A segment of the peer, the owner of its descriptor.
+
+    Args:
+        fd: The descriptor.
+        size: Its size.
+        fixed: Whether the peer can write to it only through the mapping that it has, and so punch no holes.
+    """
+
+    def __init__(self, fd: int, size: int, fixed: bool) -> None:
+        self.fd = fd
+        self.size = size
+        self.fixed = fixed
+        self.allocated = 0
+        self.filled: set[tuple[int, int]] = set()
+        self._view: Any = None
+
+    def keep(self, view: memoryview) -> None:
+        """Remember the mapping as long as the segment is open."""
+        self._view = view
+
+    def view(self) -> memoryview | None:
+        """Return the mapping, if there is one."""
+        found: memoryview | None = self._view
+        return found
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping ends with its last view."""
+        fd, self.fd = self.fd, -1
+        self._view = None
+        if fd >= 0:
+            os.close(fd)

@@ -23,7 +23,7 @@ class WorkerThread:
         self._thread.start()
 
     def _run(self) -> None:
-        asyncio.run(serve(self._sock, in_process=True))
+        asyncio.run(serve(self._sock))
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread; return whether it ended in time."""

@@ -14,21 +14,22 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
-from . import failures
+from . import failures, forks
 from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
 from .channel import Channel
 from .errors import (
     CallTimeoutError,
     DepthExceededError,
     LinkClosedError,
+    OverloadedError,
     UnknownMethodError,
     UnsupportedTypeError,
     WireError,
     WouldDeadlockError,
 )
-from .frames import FRAME_LIMIT
 from .protocol import (
     CALL,
     CANCEL,
@@ -36,25 +37,36 @@ from .protocol import (
     DROP,
     END,
     ERROR,
+    FAILED,
     FREE,
     ITEM,
     LOAD,
+    PING,
+    PONG,
+    READY,
     RELEASE,
     RESULT,
     SEGMENT,
     STOP,
 )
+from .quotas import TRUSTED, LinkLimits
 from .segments import Segment
 from .serving import Serving
-from .streams import StreamReply
+from .streams import StreamReply, Unread
 from .threads import Threads
 from .values import Values
 
+_WITH_VALUES = (RESULT, CALL, ERROR, ITEM, LOAD, READY, FAILED, STOP)
+_CONTROL = (LOAD, READY, FAILED, STOP)
+_LARGE = 8 << 10
+"""Larger messages are decoded elsewhere than on the loop, where the link has such a place."""
+Offload = Callable[..., "Future[Any]"]
+Decoded = Callable[[], "tuple[Any, int]"]
 _ANSWERS = {"RESULT": RESULT, "ERROR": ERROR, "ITEM": ITEM, "END": END}
 _NONE = b"\xc0"
 
 
-class Link:
+class Link:  # long because calls and answers in both directions share the table of pending numbers
     """One end of a connection.
 
     Args:
@@ -65,7 +77,11 @@ class Link:
         on_control: Called on the loop with the frames that are not calls: kind and decoded payload.
         on_closed: Called once on the loop when the other side is gone: None, or the error that ended the link.
         name: What the other side is called in messages.
+        max_depth: Calls nested deeper are refused.
         import_torch: Whether a tensor that comes may make this process import torch.
+        limits: What the other side may make this one hold or do; the defaults trust it.
+        offload: Runs a function elsewhere than on the loop; used to decode large messages.
+        on_abandoned: Called from any thread when a call was given up before its answer.
     """
 
     def __init__(
@@ -79,8 +95,10 @@ class Link:
         on_closed: Callable[[BaseException | None], None],
         name: str,
         max_depth: int = 64,
-        frame_limit: int = FRAME_LIMIT,
         import_torch: bool = True,
+        limits: LinkLimits = TRUSTED,
+        offload: Offload | None = None,
+        on_abandoned: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.loop = loop
@@ -92,6 +110,7 @@ class Link:
         self._released: list[int] = []
         self._housekeeping = False
         self._closing: BaseException | None = None
+        self._generation = forks.generation()
         self.values = Values(
             self,
             self._numbers,
@@ -99,9 +118,14 @@ class Link:
             housekeep_soon=self._housekeep_soon,
             tell_dropped=self._tell_dropped,
             import_torch=import_torch,
+            limits=limits,
         )
-        self.channel = Channel(sock, loop, self._on_frame, on_closed, frame_limit)
-        self.serving = Serving(loop, threads, self._answer)
+        self.unread = Unread(limits.unread_bytes)
+        self._offload = offload
+        self._on_abandoned = on_abandoned
+        self.frames_received = 0
+        self.channel = Channel(sock, loop, self._on_frame, on_closed, limits.frame_bytes, limits.queued_bytes)
+        self.serving = Serving(loop, threads, self._answer, limits)
 
     @property
     def pending(self) -> int:
@@ -170,6 +194,7 @@ class Link:
         number: int | None = None,
     ) -> int:
         """Send a call and return its number; `reply` gets the answer."""
+        forks.check(self._generation)
         if self._closing is not None:
             raise self._closing
         payload = self.values.encode_call(target, args, kwargs, deadline, CURRENT.get().depth + 1)
@@ -193,6 +218,8 @@ class Link:
         """Cancel a call unless it is answered already."""
         if self._pending.pop(number, None) is not None:
             self.tell(CANCEL, number, None)
+            if self._on_abandoned is not None:
+                self._on_abandoned()
 
     def tell(self, kind: int, number: int, value: Any) -> None:
         """Send a frame; no error if the other side is gone."""
@@ -206,27 +233,58 @@ class Link:
     # What the other side sends
 
     def _on_frame(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
-        if kind == RESULT:
-            # Decode first: a reply removed from the list and not resolved would wait for ever.
-            try:
-                value, failure = None if payload == _NONE else self.values.decode(payload), None
-            except UnsupportedTypeError as caught:
-                value, failure = None, caught
-            reply = self._pending.pop(number, None)
-            if reply is not None:
-                self._resolve(reply, value, failure)
-        elif kind == CALL:
-            self._on_call(number, payload)
-        elif kind == ERROR:
-            # Decode first: a reply removed from the list and not resolved would wait for ever.
-            revived = failures.revive(self.values.decode(payload))
-            reply = self._pending.pop(number, None)
-            if reply is not None:
-                self._resolve(reply, None, revived)
-        elif kind in (ITEM, END):
-            self._on_stream(kind, number, payload)
-        else:
+        self.frames_received += 1
+        if kind not in _WITH_VALUES:
             self._on_other(kind, number, payload, descriptors)
+        elif len(payload) > _LARGE and self._offload is not None:
+            # What follows must wait for it, so nothing is read meanwhile.
+            self.channel.pause()
+            self._offload(self.values.weigh, payload).add_done_callback(
+                lambda done: self._on_loop(self._on_decoded, kind, number, done.result)
+            )
+        else:
+            self._on_value(kind, number, lambda: (None, 0) if payload == _NONE else self.values.weigh(payload))
+
+    def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(function, *args)
+
+    def _on_decoded(self, kind: int, number: int, decoded: Decoded) -> None:
+        if self._closing is not None:
+            return
+        try:
+            self._on_value(kind, number, decoded)
+        except Exception as failure:
+            self.channel.fail(failure)
+        else:
+            self.channel.resume()
+
+    def _on_value(self, kind: int, number: int, decoded: Decoded) -> None:
+        """Handle a frame with a value; `decoded` returns the value and its weight, or raises."""
+        value, weight = None, 0
+        refused: Exception | None = None
+        try:
+            value, weight = decoded()
+        except (UnsupportedTypeError, OverloadedError) as failure:
+            refused = failure.with_traceback(None)
+        if kind == CALL:
+            if refused is not None:
+                self.serving.answer("ERROR", number, refused)
+            else:
+                self._on_call(number, value)
+        elif kind in _CONTROL:
+            if refused is not None:
+                raise refused
+            self._on_control(kind, value)
+        elif kind == ITEM:
+            self._on_item(number, value, weight, refused)
+        else:
+            # Taken off the list only now: a reply that is not resolved would wait for ever.
+            if kind == ERROR and refused is None:
+                refused = failures.revive(value)
+            reply = self._pending.pop(number, None)
+            if reply is not None:
+                self._resolve(reply, value, refused)
 
     @staticmethod
     def _resolve(reply: Any, value: Any, failure: BaseException | None) -> None:
@@ -237,34 +295,26 @@ class Link:
         else:
             reply.set_exception(failure)
 
-    def _discard(self, payload: bytes) -> None:
-        # The caller has given up; arrays and callables in the answer must still be given back.
-        with contextlib.suppress(UnsupportedTypeError):
-            self.values.decode(payload)
-
-    def _on_stream(self, kind: int, number: int, payload: bytes) -> None:
+    def _stream(self, number: int) -> StreamReply | None:
         reply = self._pending.get(number)
-        if reply is None:
-            self._discard(payload)
-            return
-        if not isinstance(reply, StreamReply):
+        if reply is not None and not isinstance(reply, StreamReply):
             raise WireError(f"call {number} is not a stream and was answered as one")
-        if kind == ITEM:
-            try:
-                reply.item(self.values.decode(payload))
-            except UnsupportedTypeError as failure:
-                self.abandon(number)
-                reply.set_exception(failure)
-        else:
-            self._pending.pop(number)
-            reply.set_result(None)
+        return reply
 
-    def _on_call(self, number: int, payload: bytes) -> None:
-        try:
-            parts = self.values.decode(payload)
-        except UnsupportedTypeError as failure:
-            self.serving.answer("ERROR", number, failure)
+    def _on_item(self, number: int, value: Any, weight: int, refused: Exception | None) -> None:
+        reply = self._stream(number)
+        if reply is None:
             return
+        if refused is None:
+            try:
+                reply.item(value, weight)
+            except OverloadedError as failure:
+                refused = failure
+        if refused is not None:
+            self.abandon(number)
+            reply.set_exception(refused)
+
+    def _on_call(self, number: int, parts: Any) -> None:
         target, args, kwargs, context = _checked_call(parts)
         export = self.exports.get(target) if type(target) is str else self.values.callables.get(target)
         if export is None:
@@ -279,25 +329,32 @@ class Link:
             self.serving.begin(number, export, args, kwargs, context)
 
     def _on_other(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
-        if kind == CANCEL:
+        if kind == PING:
+            self.tell(PONG, 0, None)
+        elif kind == PONG:
+            pass  # counted, as every frame is
+        elif kind == END:
+            reply = self._stream(number)
+            if reply is not None:
+                self._pending.pop(number)
+                reply.set_result(None)
+        elif kind == CANCEL:
             self.serving.cancel(number)
         elif kind == CREDIT:
             self.serving.credit(number, self.values.decode(payload))
         elif kind == RELEASE:
-            for handle in _checked_numbers(self.values.decode(payload)):
+            for handle in self.values.numbers(payload):
                 self.values.callables.release(handle)
         elif kind == FREE:
-            for segment in _checked_numbers(self.values.decode(payload)):
+            for segment in self.values.numbers(payload):
                 self._tell_dropped(self.values.outgoing.returned(segment))
         elif kind == DROP:
-            for segment in _checked_numbers(self.values.decode(payload)):
+            for segment in self.values.numbers(payload):
                 self.values.incoming.dropped(segment)
         elif kind == SEGMENT:
             if not descriptors:
                 raise WireError("a segment was announced without its descriptor")
             self.values.incoming.arrived(number, descriptors.popleft())
-        elif LOAD <= kind <= STOP:
-            self._on_control(kind, self.values.decode(payload))
         else:
             raise WireError(f"frames of kind {kind} are not part of the protocol")
 
@@ -327,7 +384,7 @@ class Link:
         self._housekeep_soon()
 
     def _housekeep_soon(self) -> None:
-        if not self._housekeeping and self._closing is None:
+        if not self._housekeeping and self._closing is None and self._generation == forks.generation():
             self._housekeeping = True
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the other side
                 self.loop.call_soon_threadsafe(self._housekeep)
@@ -365,12 +422,6 @@ def _checked_call(parts: Any) -> tuple[Any, list[Any], dict[str, Any], Context]:
     if deadline is not None and type(deadline) is not float:
         raise WireError("a call's deadline is not a number")
     return target, args, kwargs, Context(deadline, depth)
-
-
-def _checked_numbers(numbers: Any) -> list[int]:
-    if type(numbers) is not list or not all(type(number) is int for number in numbers):
-        raise WireError("a list of numbers holds something else")
-    return numbers
 
 
 def _copy(failure: Exception) -> Exception:

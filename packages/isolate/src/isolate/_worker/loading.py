@@ -64,8 +64,8 @@ def make_instance(module: ModuleType, attribute: str, host: object) -> Any:
     return construct(host) if takes_host else construct()
 
 
-def public_methods(instance: Any) -> dict[str, Callable[..., Any]]:
-    """Return the methods of an object: public functions of its class, or the module's own public functions."""
+def public_methods(instance: Any, *, inherited: bool = True) -> dict[str, Callable[..., Any]]:
+    """Return the public functions of a module itself, or of an object's class and, if `inherited`, of its bases."""
     if inspect.ismodule(instance):
         return {
             name: value
@@ -77,7 +77,7 @@ def public_methods(instance: Any) -> dict[str, Callable[..., Any]]:
         }
     names = {
         name
-        for kind in type(instance).__mro__[:-1]
+        for kind in (type(instance).__mro__[:-1] if inherited else (type(instance),))
         for name, value in vars(kind).items()
         if not name.startswith("_")
         and isinstance(value, (staticmethod, classmethod, *_FUNCTIONS))

@@ -7,21 +7,25 @@ and keeps what it holds: an array that has not changed since (see `dirty`) is no
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from .dirty import SMALLEST, TRACKER, partial_pages
 from .errors import OverloadedError, UnsupportedTypeError, WireError
-from .segments import SEGMENT_LIMIT, TENSOR_TYPES, Segment, dtype_text, size_class
+from .segments import TENSOR_TYPES, Block, Segment, dtype_text, size_class
 
 SMALL = 32 << 10
 """Arrays of at most so many bytes travel inside the frame."""
 IDLE_BUDGET = 512 << 20
-"""Bytes of idle segments that a pool keeps."""
+"""Bytes of idle blocks that a pool keeps."""
+_LARGEST, _SMALLEST = 256 << 20, 1 << 20
+"""Sizes between which the segments of a pool grow: many arrays need few of them, and so few descriptors."""
 
 
 class Shared:
@@ -42,7 +46,7 @@ class Shared:
         source = np.asarray(array)
         dtype_text(source.dtype)
         segment = Segment(max(1, source.nbytes), writable)
-        flat = np.frombuffer(segment.map, dtype=np.uint8)
+        flat = np.frombuffer(segment.view, dtype=np.uint8)
         out = flat[: source.nbytes].view(source.dtype).reshape(source.shape) if source.nbytes else np.empty_like(source)
         if source.nbytes:
             np.copyto(out, source)
@@ -94,27 +98,34 @@ class Outgoing:
     Args:
         announce: Sends a segment's descriptor to the other side, once per segment.
         dropped_soon: Asks for `take_dropped` to be called soon; callable from a finalizer.
+        segment_limit: Most segments that the other side takes.
     """
 
-    def __init__(self, announce: Callable[[Segment], None], dropped_soon: Callable[[], None]) -> None:
+    def __init__(
+        self, announce: Callable[[Segment], None], dropped_soon: Callable[[], None], segment_limit: int = 4096
+    ) -> None:
         self._announce = announce
         self._dropped_soon = dropped_soon
+        self._segment_limit = segment_limit
         self._lock = threading.Lock()
         self._announced: set[int] = set()
-        self._lent: dict[int, Segment] = {}
-        self._idle: dict[int, list[Segment]] = {}
+        self._leases = itertools.count(1)
+        self._lent: dict[int, Block] = {}
+        self._idle: dict[int, list[Block]] = {}
+        self._pooled: dict[int, list[Segment]] = {}
         self._idle_bytes = 0
-        self._dropped: list[int] = []
+        self._dropped: deque[int] = deque()
         self._closed = False
         SHARED.attach(self)
         TRACKER.retain()
 
     def stats(self) -> dict[str, int]:
-        """Return segments and bytes: lent to the other side, and idle in the pool."""
+        """Return blocks and bytes: lent to the other side, and idle in the pool."""
+        idle = [block for blocks in self._idle.values() for block in blocks if block.used]
         return {
             "lent": len(self._lent),
-            "lent_bytes": sum(segment.size for segment in self._lent.values()),
-            "idle": sum(map(len, self._idle.values())),
+            "lent_bytes": sum(block.size for block in list(self._lent.values())),
+            "idle": len(idle),
             "idle_bytes": self._idle_bytes,
         }
 
@@ -129,7 +140,7 @@ class Outgoing:
             if shared is not None and value.nbytes:
                 segment, offset = shared
                 self._tell(segment)
-                return ["numpy", [segment.number, offset, False, segment.writable], text, list(value.shape)]
+                return ["numpy", [segment.number, offset, 0, segment.writable], text, list(value.shape)]
             whole = value.nbytes >= SMALLEST and value.flags.c_contiguous
             address = value.__array_interface__["data"][0] if whole else None
             where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), value, address)
@@ -153,74 +164,108 @@ class Outgoing:
                 fill(data)
             return bytes(data)
         stamp = None if address is None else TRACKER.stamp(owner, address, nbytes)
-        segment = self._take(size_class(nbytes), stamp)
+        block = self._take(size_class(nbytes), stamp)
         try:
-            if address is not None and stamp is not None and segment.stamp == stamp:
+            view = block.view
+            if address is not None and stamp is not None and block.stamp == stamp:
                 for offset, count in partial_pages(address, nbytes):
-                    segment.map[offset : offset + count] = ctypes.string_at(address + offset, count)
+                    view[offset : offset + count] = ctypes.string_at(address + offset, count)
             else:
-                segment.stamp = None
-                fill(segment.map)
-                segment.stamp = stamp
-            self._tell(segment)
+                block.stamp = None
+                fill(view)
+                block.stamp = stamp
+            self._tell(block.segment)
+            block.segment.close()  # this link is the only one that needs the descriptor, and has it now
         except BaseException:
-            self.returned(segment.number)
+            self.returned(block.lease)
             raise
-        return [segment.number, 0, True, False]
+        return [block.segment.number, block.offset, block.lease, False]
 
-    def _take(self, size: int, stamp: int | None) -> Segment:
-        """Return a free segment that already holds this version, else any free one whose content is outdated."""
+    def _take(self, size: int, stamp: int | None) -> Block:
+        """Return a free block that already holds this version, else any free one whose content is outdated."""
         with self._lock:
             idle = self._idle.setdefault(size, [])
             found = None
             if stamp is not None:
-                found = next((segment for segment in idle if segment.stamp == stamp), None)
+                found = next((block for block in idle if block.stamp == stamp), None)
             if found is None:
-                found = next((s for s in reversed(idle) if s.stamp is None or not TRACKER.is_current(s.stamp)), None)
-            if found is not None:
-                idle.remove(found)
+                found = next((b for b in reversed(idle) if b.stamp is None or not TRACKER.is_current(b.stamp)), None)
+            if found is None:
+                self._grow(size, idle)
+                found = idle[-1]
+            idle.remove(found)
+            if found.used:
                 self._idle_bytes -= size
-            else:
-                if len(self._lent) >= SEGMENT_LIMIT:
-                    raise OverloadedError(f"{len(self._lent)} arrays are still held by the other side")
-                found = Segment(size)
-            self._lent[found.number] = found
+            found.used = True
+            found.lease = next(self._leases)
+            self._lent[found.lease] = found
         return found
+
+    def _grow(self, size: int, idle: list[Block]) -> None:
+        """Add a segment with as many blocks as there are, within bounds."""
+        pooled = self._pooled.setdefault(size, [])
+        have = sum(segment.size for segment in pooled)
+        count = max(1, min(max(have, _SMALLEST), _LARGEST) // size)
+        segment = Segment(size * count)
+        pooled.append(segment)
+        # The first block is used first, so that memory is touched from the start.
+        idle += [Block(segment, index * size, size) for index in reversed(range(count))]
 
     def _tell(self, segment: Segment) -> None:
         # Under the lock: another thread must not refer to the segment before its descriptor is on the way.
         with self._lock:
             if segment.number not in self._announced:
+                if len(self._announced) >= self._segment_limit:
+                    raise OverloadedError(
+                        f"the other side holds {len(self._announced)} segments; drop shared arrays, or pass copies"
+                    )
                 self._announce(segment)
                 self._announced.add(segment.number)
 
-    def returned(self, number: int) -> list[int]:
-        """Take a segment back into the pool; return the numbers of segments that left it."""
-        trimmed = []
+    def returned(self, lease: int) -> list[int]:
+        """Take a block back into the pool; return the numbers of segments that left it."""
         with self._lock:
-            segment = self._lent.pop(number, None)
-            if segment is None:
-                raise WireError(f"segment {number} was returned and is not lent")
-            self._idle.setdefault(segment.size, []).append(segment)
-            self._idle_bytes += segment.size
-            while self._idle_bytes > IDLE_BUDGET:
-                size = max(size for size, idle in self._idle.items() if idle)
-                victim = self._idle[size].pop(0)
-                self._idle_bytes -= size
-                self._announced.discard(victim.number)
-                victim.close()
-                trimmed.append(victim.number)
+            block = self._lent.pop(lease, None)
+            if block is None:
+                raise WireError(f"lease {lease} was returned and is not lent")
+            self._idle.setdefault(block.size, []).append(block)
+            self._idle_bytes += block.size
+            return self._trim() if self._idle_bytes > IDLE_BUDGET else []
+
+    def _trim(self) -> list[int]:
+        """Give up whole segments, the largest blocks first, until the idle ones are within the budget."""
+        trimmed: list[int] = []
+        for size in sorted(self._idle, reverse=True):
+            idle = self._idle[size]
+            for segment in list(self._pooled.get(size, ())):
+                if self._idle_bytes <= IDLE_BUDGET:
+                    return trimmed
+                own = [block for block in idle if block.segment is segment]
+                if len(own) * size < segment.size:
+                    continue
+                self._idle_bytes -= sum(size for block in own if block.used)
+                self._idle[size] = idle = [block for block in idle if block.segment is not segment]
+                self._pooled[size].remove(segment)
+                segment.close()
+                if segment.number in self._announced:
+                    self._announced.discard(segment.number)
+                    trimmed.append(segment.number)
         return trimmed
 
     def unsent(self, described: list[Any]) -> list[int]:
-        """Take back the segment of a wire form that is not sent; return the numbers of segments that left the pool."""
+        """Take back the block of a wire form that is not sent; return the numbers of segments that left the pool."""
         where = described[1]
-        return self.returned(where[0]) if type(where) is list and where[2] and not self._closed else []
+        return self.returned(where[2]) if type(where) is list and where[2] and not self._closed else []
 
     def take_dropped(self) -> list[int]:
         """Return the announced segments of shared arrays that ended."""
-        dropped, self._dropped = self._dropped, []
-        return [number for number in dropped if number in self._announced]
+        dropped = []
+        while self._dropped:
+            number = self._dropped.popleft()
+            if number in self._announced:
+                self._announced.discard(number)
+                dropped.append(number)
+        return dropped
 
     def drop_soon(self, number: int) -> None:
         """Note the end of a shared array; callable from a finalizer."""
@@ -234,11 +279,12 @@ class Outgoing:
                 return
             self._closed = True
             TRACKER.release()
-            for segments in (list(self._lent.values()), *self._idle.values()):
+            for segments in self._pooled.values():
                 for segment in segments:
                     segment.close()
             self._lent.clear()
             self._idle.clear()
+            self._pooled.clear()
             self._idle_bytes = 0
 
 

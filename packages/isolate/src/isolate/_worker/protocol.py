@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the protocol; both ends must have the same."""
 
 
@@ -36,15 +36,19 @@ class Message(IntEnum):
     SEGMENT = 12
     """Shared memory segment `number` comes as the frame's descriptor. Payload: empty."""
     FREE = 13
-    """Lent segments that the sender no longer views. Payload: a list of their numbers."""
+    """Lent blocks that the sender no longer views. Payload: a list of their leases."""
     DROP = 14
     """Segments that the sender has closed. Payload: a list of their numbers."""
     STOP = 15
     """Host to worker, last: run `on_stop` and exit. Payload: nil."""
+    PING = 16
+    """A question whether the other side still handles messages. Payload: nil."""
+    PONG = 17
+    """The answer to PING. Payload: nil."""
 
 
-LOAD, READY, FAILED, CALL, RESULT, ERROR, CANCEL, ITEM, CREDIT, END, RELEASE, SEGMENT, FREE, DROP, STOP = map(
-    int, Message
+LOAD, READY, FAILED, CALL, RESULT, ERROR, CANCEL, ITEM, CREDIT, END, RELEASE, SEGMENT, FREE, DROP, STOP, PING, PONG = (
+    map(int, Message)
 )  # plain numbers: comparing with a member of an enum is slower, and every frame is compared
 
 WINDOW = 16

@@ -1,4 +1,4 @@
-"""The worker's life: handshake, confinement, loading the extension, serving, stopping."""
+"""A worker's life after its confinement: loading the extension, serving, stopping."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import socket
 import sys
 from typing import Any
 
-from . import confine, failures, layer, loading
+from . import failures, layer, loading
 from .calls import Export
 from .errors import WireError
 from .link import Link
 from .protocol import FAILED, LOAD, PROTOCOL, READY, STOP
 from .proxies import HostProxy
-from .threads import Threads
+from .threads import Share, Threads
 
 MEMORY_EXIT = 137
+STUCK_EXIT = 70
 
 
 class Worker:
@@ -27,15 +28,20 @@ class Worker:
     Args:
         sock: The connection to the host.
         loop: The running event loop.
-        in_process: Whether the host's own process runs this: no confinement, no changes to `sys.path`, no exit.
+        report: What confines this process, see `supervisor`. None if this is the host's own process: there is no
+            confinement, `sys.path` stays unchanged, and nothing exits.
     """
 
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, in_process: bool = False) -> None:
+    def __init__(
+        self, sock: socket.socket, loop: asyncio.AbstractEventLoop, report: dict[str, Any] | None = None
+    ) -> None:
         self._loop = loop
-        self._in_process = in_process
+        self._report = report
+        self._in_process = report is None
         self._exports: dict[str, Export] = {}
         self._instance: Any = None
         self._threads = Threads(name="extension")
+        self._share = Share()
         self._loading: asyncio.Task[None] | None = None
         self.finished: asyncio.Future[None] = loop.create_future()
         self._link = Link(
@@ -48,9 +54,22 @@ class Worker:
             name="the host",
         )
 
-    def _on_control(self, kind: int, config: Any) -> None:
-        if kind == LOAD and self._loading is None:
-            self._loading = self._loop.create_task(self._load(config))
+        if not self._in_process:
+            self._link.serving.on_stuck = self._exit_stuck
+
+    @staticmethod
+    def _exit_stuck(count: int) -> None:
+        sys.stderr.write(f"isolate: {count} calls did not end after they were cancelled\n")
+        sys.stderr.flush()
+        os._exit(STUCK_EXIT)
+
+    def load(self, config: dict[str, Any]) -> None:
+        """Begin to load the extension."""
+        self._loading = self._loop.create_task(self._load(config))
+
+    def _on_control(self, kind: int, value: Any) -> None:
+        if kind == LOAD and self._in_process and self._loading is None:
+            self.load(value)
         elif kind == STOP and self._loading is not None:
             self._loading = self._loop.create_task(self._stop(self._loading))
         else:
@@ -68,15 +87,10 @@ class Worker:
         try:
             if config["protocol"] != PROTOCOL:
                 raise RuntimeError(f"the host speaks protocol {config['protocol']}, this worker {PROTOCOL}")
-            enforced: list[str] = []
-            missing: list[str] = []
+            report = self._report or {"enforced": [], "missing": [], "tried": {}}
             if not self._in_process:
-                enforced, missing = confine.confine(config["sandbox"])
-                if missing and config["sandbox"].get("required"):
-                    raise PermissionError(f"the sandbox is required and not complete: {'; '.join(missing)}")
                 layer.install(config.get("layer"))
-                limits = config["sandbox"].get("limits") or {}
-                if limits.get("memory"):
+                if config["sandbox"]["limits"].get("memory"):
                     self._link.serving.answer = self._memory_guard(self._link.serving.answer)  # type: ignore[method-assign]
             host = HostProxy(self._link, config["name"], config["apis"])
             private = f"isolate_in_process_{config['name']}" if self._in_process else None
@@ -92,8 +106,7 @@ class Worker:
                     "python": platform.python_version(),
                     "executable": sys.executable,
                     "methods": loading.describe_methods(methods),
-                    "enforced": enforced,
-                    "missing": missing,
+                    **report,
                 },
             )
         except BaseException as failure:
@@ -114,7 +127,7 @@ class Worker:
                 caught = failure
             self._loop.call_soon_threadsafe(done, value, caught)
 
-        self._threads.submit(job)
+        self._threads.submit(job, self._share)
         value, failure = await future
         if failure is not None:
             raise failure
@@ -152,16 +165,16 @@ class Worker:
             self.finished.set_result(None)
 
 
-async def serve(sock: socket.socket, in_process: bool = False) -> None:
-    """Serve one host until it stops us or is gone."""
-    worker = Worker(sock, asyncio.get_running_loop(), in_process)
+async def serve(
+    sock: socket.socket, config: dict[str, Any] | None = None, report: dict[str, Any] | None = None
+) -> None:
+    """Serve one host until it sends STOP or is gone; without a config, LOAD comes first."""
+    worker = Worker(sock, asyncio.get_running_loop(), report)
+    if config is not None:
+        worker.load(config)
     await worker.finished
 
 
-def main(fd: int, parent: int) -> None:
-    """The worker process."""
-    confine.die_with_parent(parent)
-    sock = socket.socket(fileno=fd)
-    sock.set_inheritable(False)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    asyncio.run(serve(sock))
+def run(sock: socket.socket, config: dict[str, Any], report: dict[str, Any]) -> None:
+    """Serve in a process of its own that is confined already."""
+    asyncio.run(serve(sock, config, report))

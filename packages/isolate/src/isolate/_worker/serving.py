@@ -12,11 +12,13 @@ from typing import Any
 from .calls import CURRENT, Context, Export, kind_of
 from .errors import CallCancelledError, OverloadedError, WireError
 from .protocol import WINDOW
-from .threads import Threads
+from .quotas import LinkLimits
+from .threads import Share, Threads
 
 # Answers: kind of frame (by name), call number, value or exception.
 Answer = Callable[[str, int, Any], None]
-_INFLIGHT_LIMIT = 20_000
+_ABANDONED_LIMIT = 100
+"""Calls that may still run after they were cancelled, before the process counts as stuck."""
 
 
 class _ThreadCall:
@@ -36,6 +38,7 @@ class _ThreadCall:
         self._raised = False
         self.cancelled = False
         self.credit: threading.Semaphore | None = None
+        self.nested = context.depth > 1
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -46,6 +49,8 @@ class _ThreadCall:
                 import ctypes
 
                 self._raised = True
+                if not self.nested:
+                    self._serving.abandon(1)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(self._thread), ctypes.py_object(CallCancelledError)
                 )
@@ -77,6 +82,8 @@ class _ThreadCall:
         with self._lock:
             self._thread = None
             raised = self._raised
+        if raised and not self.nested:
+            self._serving.abandon(-1)
         if raised:
             # The exception is pending for this thread: let it arrive here and not in the next call.
             try:
@@ -124,15 +131,19 @@ class Serving:
         loop: Where async methods run.
         threads: Where sync methods run.
         answer: Sends an answer; raises what the encoding raises.
+        limits: How many calls run at once, and on how many threads.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, answer: Answer) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, answer: Answer, limits: LinkLimits) -> None:
         self._loop = loop
         self._threads = threads
+        self._limit = limits.open_calls
+        self._share = Share(limits.threads, limits.nested_threads)
         self._answer = answer
         self._running: dict[int, _ThreadCall | asyncio.Task[None]] = {}
         self._credits: dict[int, asyncio.Semaphore] = {}
         self.closed = False
+        self.on_stuck: Callable[[int], None] | None = None
 
     @property
     def count(self) -> int:
@@ -150,8 +161,8 @@ class Serving:
         """Start a call; called on the loop."""
         if number in self._running:
             raise WireError(f"call {number} began twice")
-        if len(self._running) >= _INFLIGHT_LIMIT:
-            self.answer("ERROR", number, OverloadedError(f"{len(self._running)} calls are running"))
+        if len(self._running) >= self._limit:
+            self.answer("ERROR", number, OverloadedError(f"{len(self._running)} calls are running; that is the limit"))
             return
         if not isinstance(export, Export):
             export = Export(export, kind_of(export))
@@ -160,7 +171,23 @@ class Serving:
         else:
             call = _ThreadCall(self, number, export, args, kwargs, context)
             self._running[number] = call
-            self._threads.submit(call, urgent=context.depth > 1)
+            try:
+                self._threads.submit(call, self._share, nested=call.nested)
+            except OverloadedError as failure:
+                self.finished(number)
+                # Formatting a traceback takes far longer than refusing the call.
+                self.answer("ERROR", number, failure.with_traceback(None))
+
+    def abandon(self, count: int) -> None:
+        """Count the calls that were cancelled and still run."""
+        self._threads.abandon(self._share, count)
+        if self.abandoned > _ABANDONED_LIMIT and self.on_stuck is not None:
+            self.on_stuck(self.abandoned)
+
+    @property
+    def abandoned(self) -> int:
+        """Calls that were cancelled and still run, inside C code for instance."""
+        return self._share.abandoned
 
     def cancel(self, number: int) -> None:
         """Cancel a call if it still runs."""

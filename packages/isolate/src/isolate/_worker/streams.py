@@ -10,15 +10,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 from .calls import deadline_after
-from .errors import CallTimeoutError, WireError, WouldDeadlockError
+from .errors import CallTimeoutError, OverloadedError, WireError, WouldDeadlockError
 from .protocol import CREDIT, WINDOW
 
 
 class StreamReply:
     """The receiving end of a stream. At most `WINDOW` items are in flight; the callee pauses until more are granted."""
 
-    def __init__(self, credit: Callable[[int], None], wake: Callable[[], None] | None) -> None:
-        self._items: deque[Any] = deque()
+    def __init__(self, credit: Callable[[int], None], wake: Callable[[], None] | None, unread: Unread) -> None:
+        self._items: deque[tuple[Any, int]] = deque()
+        self._unread = unread
         self._changed = threading.Condition()
         self._credit = credit
         self._wake = wake
@@ -27,13 +28,19 @@ class StreamReply:
         self._done = False
         self.failure: BaseException | None = None
 
-    def item(self, value: Any) -> None:
-        """Queue one item."""
+    def item(self, value: Any, weight: int) -> None:
+        """Queue one item.
+
+        Raises:
+            WireError: The other side had no credit for it.
+            OverloadedError: Too many bytes are unread.
+        """
         with self._changed:
             self._granted -= 1
             if self._granted < 0:
                 raise WireError("a stream sent more items than it had credit for")
-            self._items.append(value)
+            self._unread.add(weight)
+            self._items.append((value, weight))
             self._changed.notify()
         if self._wake is not None:
             self._wake()
@@ -51,6 +58,12 @@ class StreamReply:
         self.failure = failure
         self.set_result(None)
 
+    def discard(self) -> None:
+        """Drop what is unread."""
+        with self._changed:
+            while self._items:
+                self._unread.add(-self._items.popleft()[1])
+
     def poll(self) -> tuple[bool, Any]:
         """`(True, item)`, or `(False, finished)`; raises the stream's failure after its last item."""
         with self._changed:
@@ -58,7 +71,8 @@ class StreamReply:
                 if self._done and self.failure is not None:
                     raise self.failure
                 return False, self._done
-            value = self._items.popleft()
+            value, weight = self._items.popleft()
+            self._unread.add(-weight)
             self._consumed += 1
             grant = 0
             if self._consumed >= WINDOW // 2:
@@ -78,11 +92,36 @@ class StreamReply:
                 self._changed.wait(left)
 
 
+class Unread:
+    """The decoded bytes that all streams of one link hold.
+
+    Args:
+        limit: Most bytes; None for no limit.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes; negative ones were read.
+
+        Raises:
+            OverloadedError: The limit is reached; nothing is counted then.
+        """
+        with self._lock:
+            if count > 0 and self._limit is not None and self._bytes + count > self._limit:
+                raise OverloadedError(f"{self._bytes} bytes of streams are unread; the limit is {self._limit}")
+            self._bytes += count
+
+
 class Streaming(Protocol):
     """What a stream needs of its link."""
 
     name: str
     loop: asyncio.AbstractEventLoop
+    unread: Unread
 
     @property
     def on_loop_thread(self) -> bool:
@@ -119,7 +158,7 @@ def stream(
         )
     deadline = deadline_after(timeout)
     number = link.next_number()
-    reply = StreamReply(lambda count: link.tell(CREDIT, number, count), None)
+    reply = StreamReply(lambda count: link.tell(CREDIT, number, count), None, link.unread)
     link.begin(target, args, kwargs, deadline, reply, number)
     try:
         while True:
@@ -132,6 +171,7 @@ def stream(
                 reply.wait(deadline)
     finally:
         link.abandon(number)
+        reply.discard()
 
 
 async def astream(
@@ -149,7 +189,7 @@ async def astream(
 
     deadline = deadline_after(timeout)
     number = link.next_number()
-    reply = StreamReply(lambda count: link.tell(CREDIT, number, count), wake)
+    reply = StreamReply(lambda count: link.tell(CREDIT, number, count), wake, link.unread)
     link.begin(target, args, kwargs, deadline, reply, number)
     try:
         while True:
@@ -166,3 +206,4 @@ async def astream(
                     raise CallTimeoutError("the stream's deadline passed before its next item") from None
     finally:
         link.abandon(number)
+        reply.discard()

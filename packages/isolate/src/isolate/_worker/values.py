@@ -11,6 +11,7 @@ from .codec import Codec
 from .errors import WireError
 from .incoming import Incoming
 from .outgoing import Outgoing
+from .quotas import LinkLimits
 from .segments import Segment
 from .wire import BUFFER, HANDLE, HANDLE_BACK, XFER
 
@@ -25,6 +26,7 @@ class Values:
         housekeep_soon: Asks the link to send what `take_ended` returns; callable from a finalizer.
         tell_dropped: Sends the numbers of segments that left the pool.
         import_torch: Whether a tensor that comes may make this process import torch.
+        limits: What the other side may make this one hold.
     """
 
     def __init__(
@@ -36,16 +38,19 @@ class Values:
         housekeep_soon: Callable[[], None],
         tell_dropped: Callable[[list[int]], None],
         import_torch: bool,
+        limits: LinkLimits,
     ) -> None:
         self._link = link
         self._tell_dropped = tell_dropped
-        self.callables = SentCallables(numbers)
-        self.outgoing = Outgoing(announce, housekeep_soon)
-        self.incoming = Incoming(housekeep_soon, import_torch)
-        self._codec = Codec(self._special, self._hook, self._unsent)
+        self.callables = SentCallables(numbers, limits.callables)
+        self.outgoing = Outgoing(announce, housekeep_soon, limits.peer_segments)
+        self.incoming = Incoming(housekeep_soon, import_torch, limits.array_bytes, limits.segments)
+        self._codec = Codec(self._special, self._hook, self._unsent, limits.decoded_bytes)
         self.encode = self._codec.encode
         self.encode_call = self._codec.encode_call
         self.decode = self._codec.decode
+        self.weigh = self._codec.weigh
+        self.numbers = self._codec.numbers
 
     def stats(self) -> dict[str, int]:
         """Return segments and bytes: lent to the other side, idle in the pool, mapped from the other side."""

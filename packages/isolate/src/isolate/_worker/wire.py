@@ -15,15 +15,18 @@ Nothing is constructed by a name from the wire. Every type has one form and come
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from .errors import UnsupportedTypeError, WireError
+from .errors import OverloadedError, UnsupportedTypeError, WireError
 
 BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER = range(1, 12)
 MAX_DEPTH = 100
+_EQUAL_HASHES = 64
+_TURN = 1000
 _F64, _I64, _U64 = struct.Struct(">Bd"), struct.Struct(">Bq"), struct.Struct(">BQ")
 _U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
 _D = struct.Struct(">d")
@@ -190,10 +193,45 @@ def _path_to(value: Any, target: object, path: str, depth: int = 0) -> str | Non
     return None
 
 
-def unpack(data: bytes, hook: Hook) -> Any:
-    """Decode one value; anything after it, before its end, or outside the format is a `WireError`."""
+class Room:
+    """What is left of the memory that one message may become, as an estimate in bytes.
+
+    Args:
+        size: Bytes; None for no limit.
+    """
+
+    __slots__ = ("_turn", "left", "size")
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+        self.left: float = float("inf") if size is None else size
+        self._turn = _TURN
+
+    def take(self, count: int) -> None:
+        """Use some of it.
+
+        Raises:
+            OverloadedError: There is not so much left.
+        """
+        self.left -= count
+        self._turn -= 1
+        if not self._turn:  # the event loop's thread need not wait until the interpreter switches by itself
+            self._turn = _TURN
+            time.sleep(0)
+        if self.left < 0:
+            raise OverloadedError(f"a message becomes more than {self.size} bytes when it is decoded")
+
+
+def unpack(data: bytes, hook: Hook, room: Room | None = None) -> Any:
+    """Decode one value; anything after it, before its end, or outside the format is a `WireError`.
+
+    Args:
+        data: The bytes.
+        hook: Decodes extension types; called with code and payload.
+        room: What the value may use.
+    """
     try:
-        value, end = _get(data, 0, hook, 0)
+        value, end = _get(data, 0, hook, 0, room or Room())
     except (IndexError, struct.error):
         raise WireError(f"a value of {len(data)} bytes ends early") from None
     except UnicodeDecodeError as failure:
@@ -221,7 +259,11 @@ _SIZES = {
 _INTS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
 
 
-def _get(data: bytes, at: int, hook: Hook, depth: int) -> tuple[Any, int]:
+# Estimates of what values take: a number, a text, a list, a dict and each of its entries.
+_SCALAR, _TEXT, _LIST, _MAP, _ENTRY = 32, 56, 72, 72, 104
+
+
+def _get(data: bytes, at: int, hook: Hook, depth: int, room: Room) -> tuple[Any, int]:
     tag = data[at]
     at += 1
     if tag < 0x80:
@@ -229,25 +271,27 @@ def _get(data: bytes, at: int, hook: Hook, depth: int) -> tuple[Any, int]:
     if tag >= 0xE0:
         return tag - 256, at
     if 0xA0 <= tag < 0xC0:
-        return _text(data, at, tag & 31)
+        return _text(data, at, tag & 31, room)
     if tag == 0xC0:
         return None, at
     if tag == 0xC2 or tag == 0xC3:
         return tag == 0xC3, at
     if tag == 0xCB:
+        room.take(_SCALAR)
         return _D.unpack_from(data, at)[0], at + 8
     if tag in _INTS:
         form = _INTS[tag]
+        room.take(_SCALAR)
         return struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
     if depth > MAX_DEPTH:
         raise WireError(f"a value is nested deeper than {MAX_DEPTH} levels")
     if tag < 0x90:
-        return _map(data, at, tag & 15, hook, depth)
+        return _map(data, at, tag & 15, hook, depth, room)
     if tag < 0xA0:
-        return _array(data, at, tag & 15, hook, depth)
+        return _array(data, at, tag & 15, hook, depth, room)
     if 0xD4 <= tag <= 0xD8:
         size = 1 << (tag - 0xD4)
-        return _extension(data, at, size, hook)
+        return _extension(data, at, size, hook, room)
     width = _SIZES.get(tag)
     if width is None:
         if tag == 0xCA:
@@ -258,22 +302,25 @@ def _get(data: bytes, at: int, hook: Hook, depth: int) -> tuple[Any, int]:
     if at > len(data) or size > len(data) - at:
         raise WireError(f"a length of {size} passes the end of its frame of {len(data)} bytes")
     if tag <= 0xC6:
+        room.take(_SCALAR + size)
         return bytes(data[at : at + size]), at + size
     if tag <= 0xC9:
-        return _extension(data, at, size, hook)
+        return _extension(data, at, size, hook, room)
     if tag <= 0xDB:
-        return _text(data, at, size)
-    return _array(data, at, size, hook, depth) if tag <= 0xDD else _map(data, at, size, hook, depth)
+        return _text(data, at, size, room)
+    return _array(data, at, size, hook, depth, room) if tag <= 0xDD else _map(data, at, size, hook, depth, room)
 
 
-def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
+def _text(data: bytes, at: int, size: int, room: Room) -> tuple[str, int]:
     end = at + size
     if end > len(data):
         raise WireError("a string passes the end of its frame")
+    room.take(_TEXT + size)
     return str(data[at:end], "utf-8", "surrogatepass"), end
 
 
-def _array(data: bytes, at: int, size: int, hook: Hook, depth: int) -> tuple[list[Any], int]:
+def _array(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room) -> tuple[list[Any], int]:
+    room.take(_LIST + 8 * size)
     items: list[Any] = []
     for _ in range(size):
         tag = data[at]
@@ -284,26 +331,28 @@ def _array(data: bytes, at: int, size: int, hook: Hook, depth: int) -> tuple[lis
             items.append(None)
             at += 1
         else:
-            item, at = _get(data, at, hook, depth + 1)
+            item, at = _get(data, at, hook, depth + 1, room)
             items.append(item)
     return items, at
 
 
-def _map(data: bytes, at: int, size: int, hook: Hook, depth: int) -> tuple[dict[Any, Any], int]:
-    items = {}
+def _map(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room) -> tuple[dict[Any, Any], int]:
+    room.take(_MAP + _ENTRY * size)
+    items: dict[Any, Any] = {}
     for _ in range(size):
-        key, at = _get(data, at, hook, depth + 1)
+        key, at = _get(data, at, hook, depth + 1, room)
         if type(key) is not str:
             raise WireError(f"a plain map has a {type(key).__name__} key")
-        items[key], at = _get(data, at, hook, depth + 1)
+        items[key], at = _get(data, at, hook, depth + 1, room)
     return items, at
 
 
-def _extension(data: bytes, at: int, size: int, hook: Hook) -> tuple[Any, int]:
+def _extension(data: bytes, at: int, size: int, hook: Hook, room: Room) -> tuple[Any, int]:
     code = data[at]
     end = at + 1 + size
     if end > len(data):
         raise WireError("an extension value passes the end of its frame")
+    room.take(_LIST + size)
     return hook(code, data[at + 1 : end]), end
 
 
@@ -324,10 +373,24 @@ def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
             raise WireError(f"extension type {code} holds a {type(items).__name__}, not a list")
         if code == TUPLE:
             return tuple(items)
+        _check_hashes(items[::2] if code == DICT else items)
         if code == DICT:
             return dict(zip(items[::2], items[1::2], strict=True))
         return set(items) if code == SET else frozenset(items)
     except (ValueError, TypeError) as failure:
-        if isinstance(failure, WireError):
+        if isinstance(failure, (WireError, UnsupportedTypeError)):
             raise
         raise WireError(f"extension type {code} is malformed: {failure}") from None
+
+
+def _check_hashes(keys: list[Any]) -> None:
+    """Refuse keys that make a set or dict quadratic: many unequal ones with the same hash, which numbers allow."""
+    if len(keys) <= _EQUAL_HASHES:
+        return
+    counts: dict[int, int] = {}
+    for key in keys:
+        number = hash(key)
+        counts[number] = counts.get(number, 0) + 1
+    most = max(counts.values())
+    if most > _EQUAL_HASHES:
+        raise UnsupportedTypeError(f"{most} keys of a set or dict have the same hash; send them as a list")

@@ -1,0 +1,180 @@
+"""What a host allows its extensions, and what is left of a manifest's wishes under it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from dataclasses import dataclass, field
+
+import msgspec
+
+from isolate._manifest import Limits, Manifest
+
+LEVELS = ("none", "limits", "landlock", "bwrap")
+"""The sandbox levels, from the weakest to the strongest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """What one extension may make its host hold or do; above one of them the extension gets an error or ends.
+
+    Attributes:
+        frame_bytes: Largest message.
+        decoded_bytes: Estimated memory of one decoded message.
+        queued_bytes: Bytes that wait until the extension reads them.
+        unread_bytes: Decoded bytes of answers and stream items that the host's code has not taken yet.
+        array_bytes: Memory of the extension's arrays that are alive in the host.
+        log_bytes: Bytes of output per second that are logged; more is dropped and counted.
+        open_calls: Calls from the extension that run at once.
+        threads: Threads of the host for the extension's outermost blocking calls.
+        nested_threads: The same for nested calls.
+        callables: Callables of the host that the extension holds.
+
+    Example:
+        >>> Quotas(array_bytes=1 << 30).open_calls
+        2000
+    """
+
+    frame_bytes: int = 64 << 20
+    decoded_bytes: int = 128 << 20
+    queued_bytes: int = 128 << 20
+    unread_bytes: int = 128 << 20
+    array_bytes: int = 4 << 30
+    log_bytes: int = 1 << 20
+    open_calls: int = 2000
+    threads: int = 8
+    nested_threads: int = 300
+    callables: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a host allows its extensions. The defaults keep extensions away from the host.
+
+    Attributes:
+        allow_sdists: Whether packages may be built from source, which runs their code while installing.
+        allow_urls: Whether a dependency may name a URL.
+        allow_paths: Whether a dependency may name a local file or folder.
+        allow_env: Patterns of the environment variables that manifests may list; None allows any.
+        allow_read: Folders below which manifests may list folders to read.
+        allow_write: Folders below which manifests may list folders to write.
+        allow_network: Whether manifests may leave the network on; the levels `landlock` and `bwrap` can turn it off.
+        allow_in_process: Whether `isolated: false` runs code in the host's process.
+        sandbox: The lowest sandbox level, whatever a manifest says: `none`, `limits`, `landlock` or `bwrap`.
+        sandbox_required: Whether every extension must get all of its level, whatever its manifest says.
+        limits: The largest resource limits that an extension gets.
+        max_start: Largest `timeouts.start` in seconds.
+        max_stop: Largest `timeouts.stop` in seconds.
+        build_seconds: How long building an environment may take.
+        wedged_seconds: A worker that handles no message for so long after a call was given up is replaced.
+        quotas: What one extension may make the host hold or do.
+        nice: How far the priority of workers is below the host's, so that they cannot starve it of processor time.
+        index_url: The package index, None for uv's own configuration.
+        find_links: Further folders or pages with wheels.
+
+    Example:
+        >>> policy = Policy(allow_env=("HF_*",), sandbox="landlock")
+        >>> policy.allow_in_process, policy.allow_sdists
+        (False, False)
+    """
+
+    allow_sdists: bool = False
+    allow_urls: bool = False
+    allow_paths: bool = False
+    allow_env: tuple[str, ...] | None = ()
+    allow_read: tuple[str, ...] = ()
+    allow_write: tuple[str, ...] = ()
+    allow_network: bool = True
+    allow_in_process: bool = False
+    sandbox: str = "limits"
+    sandbox_required: bool = False
+    limits: Limits = field(default_factory=Limits)
+    max_start: float = 600.0
+    max_stop: float = 30.0
+    build_seconds: float = 1800.0
+    wedged_seconds: float = 10.0
+    nice: int = 5
+    quotas: Quotas = field(default_factory=Quotas)
+    index_url: str | None = None
+    find_links: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.sandbox not in LEVELS:
+            raise ValueError(f"sandbox {self.sandbox!r} is not a level; wanted one of {', '.join(LEVELS)}")
+
+
+def grant(manifest: Manifest, policy: Policy) -> tuple[Manifest, tuple[str, ...]]:
+    """Apply a policy to a manifest.
+
+    Returns:
+        The manifest as the host carries it out, and a readable line for each wish that is not granted.
+    """
+    refused: list[str] = []
+    isolated = manifest.isolated
+    if not isolated and not policy.allow_in_process:
+        refused.append("isolated: false: runs in a process of its own; the host must allow it: allow_in_process=True")
+        isolated = True
+    env = _matching(manifest.env, policy.allow_env, refused)
+    read = _below(manifest.sandbox.read, policy.allow_read, "read", refused)
+    write = _below(manifest.sandbox.write, policy.allow_write, "write", refused)
+    level = max(manifest.sandbox.level, policy.sandbox, key=LEVELS.index)
+    if level != manifest.sandbox.level and manifest.sandbox.level != "none":
+        refused.append(f"sandbox.level: {manifest.sandbox.level}: the host's lowest level is {level}")
+    network = manifest.sandbox.network and policy.allow_network
+    sandbox = msgspec.structs.replace(
+        manifest.sandbox,
+        level=level,
+        required=manifest.sandbox.required or policy.sandbox_required,
+        network=network,
+        read=read,
+        write=write,
+    )
+    timeouts = msgspec.structs.replace(
+        manifest.timeouts,
+        start=_most("timeouts.start", manifest.timeouts.start, policy.max_start, refused),
+        stop=_most("timeouts.stop", manifest.timeouts.stop, policy.max_stop, refused),
+    )
+    granted = msgspec.structs.replace(
+        manifest,
+        isolated=isolated,
+        env=env,
+        sandbox=sandbox,
+        timeouts=timeouts,
+        limits=_limits(manifest.limits, policy.limits, refused),
+    )
+    return granted, tuple(refused)
+
+
+def _matching(names: tuple[str, ...], allowed: tuple[str, ...] | None, refused: list[str]) -> tuple[str, ...]:
+    if allowed is None:
+        return names
+    granted = tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed))
+    refused += [f"env: {name}: not in the host's allow_env" for name in names if name not in granted]
+    return granted
+
+
+def _below(paths: tuple[str, ...], roots: tuple[str, ...], key: str, refused: list[str]) -> tuple[str, ...]:
+    granted = []
+    for path in paths:
+        # Resolved, so that a link cannot lead out of an allowed folder.
+        real = os.path.realpath(path)
+        if any(real == root or real.startswith(root.rstrip("/") + "/") for root in map(os.path.realpath, roots)):
+            granted.append(real)
+        else:
+            refused.append(f"sandbox.{key}: {path}: not below the host's allow_{key}")
+    return tuple(granted)
+
+
+def _most(key: str, wanted: float, most: float, refused: list[str]) -> float:
+    if wanted > most:
+        refused.append(f"{key}: {wanted:g}: the host allows {most:g}")
+        return most
+    return wanted
+
+
+def _limits(wanted: Limits, most: Limits, refused: list[str]) -> Limits:
+    asked, allowed = wanted.as_numbers(), most.as_numbers()
+    for name, value in asked.items():
+        if name in allowed and value > allowed[name]:
+            refused.append(f"limits.{name}: {value}: the host allows {allowed[name]}")
+    return Limits(**{name: min(value, allowed.get(name, value)) for name, value in {**allowed, **asked}.items()})

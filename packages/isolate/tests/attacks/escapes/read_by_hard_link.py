@@ -1,0 +1,16 @@
+"""Links the file into a folder of its own, where it may read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+KIND = "read outside"
+
+
+def attack(t: dict[str, Any]) -> Any:
+    """Return evidence, if it worked."""
+    link = os.path.join(tempfile.mkdtemp(), "link")
+    os.link(t["secret"], link)
+    return open(link).read()

@@ -1,0 +1,12 @@
+"""Reads a file in the home folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KIND = "read outside"
+
+
+def attack(t: dict[str, Any]) -> Any:
+    """Return evidence, if it worked."""
+    return open(t["in_home"]).read()

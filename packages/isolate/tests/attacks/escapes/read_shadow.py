@@ -1,0 +1,12 @@
+"""Reads the system's password hashes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KIND = "read outside"
+
+
+def attack(t: dict[str, Any]) -> Any:
+    """Return evidence, if it worked."""
+    return open("/etc/shadow").read()

@@ -1,0 +1,15 @@
+"""Connects to a socket in the file system."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+KIND = "Unix socket by path"
+
+
+def attack(t: dict[str, Any]) -> Any:
+    """Return evidence, if it worked."""
+    with socket.socket(socket.AF_UNIX) as made:
+        made.connect(t["unix"])
+    return True

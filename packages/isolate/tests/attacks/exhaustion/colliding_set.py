@@ -1,0 +1,59 @@
+"""Sends a set whose members have one hash."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+
+class Extension:
+    """The attacker."""
+
+    def __init__(self, host: Any) -> None:
+        self.host = host
+        self.began = time.monotonic()
+        self.fd = int(sys.argv[1])
+        self.socket = socket.socket(fileno=os.dup(self.fd))
+
+    def raw(self, data: bytes) -> None:
+        """Write to the host, past the worker's own code."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(self.fd, left) :]
+            except BlockingIOError:
+                time.sleep(0.001)
+
+    def send(self, kind: int, number: int, payload: bytes) -> None:
+        """Send a frame."""
+        self.raw(struct.pack("<IBQ", len(payload), kind, number) + payload)
+
+    def attack(self, seconds: float) -> int:
+        """Do it."""
+        members = b"".join(big(k * (2**61 - 1)) for k in range(40_000))
+        inner = b"\xdd" + (40_000).to_bytes(4, "big") + members
+        payload = call(b"\xc9" + len(inner).to_bytes(4, "big") + b"\x03" + inner)
+        for number in range(20):
+            self.send(4, 1 << 41 | number, payload)
+        return 20
+
+
+def msgpack(value: Any) -> bytes:
+    """Encode a value."""
+    wire = sys.modules["isolate_worker.wire"]
+    encoded: bytes = wire.pack(value, lambda part: None)
+    return encoded
+
+
+def big(number: int) -> bytes:
+    """Encode a number of any size."""
+    return msgpack(number)
+
+
+def call(argument: bytes) -> bytes:
+    """Encode a call of the host's `store.keep`."""
+    return b"\x95" + msgpack("store.keep") + b"\x91" + argument + b"\x80\xc0\x01"

@@ -1,0 +1,268 @@
+"""What one extension may make its host hold or do, and what a fork, a cancelled build or an edited file may not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from integration_test_base import IntegrationTestBase
+
+from isolate import EnvironmentStore, Policy, ProxiedSingleton, Quotas, read_manifest
+from isolate._worker.codec import Codec
+from isolate._worker.wire import pack
+from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTypeError
+
+
+def codec(limit: int | None = 1 << 20) -> Codec:
+    """Return a codec that does not trust the other side."""
+    return Codec(lambda value: None, lambda code, payload: None, lambda code, payload: None, limit)
+
+
+COLLIDING = {
+    "integers": {k * (2**61 - 1) for k in range(20_000)},
+    "tuples": {tuple(-1 - (i >> bit & 1) for bit in range(15)) for i in range(20_000)},
+    "frozensets": {frozenset({(-1 - (i >> bit & 1), bit) for bit in range(15)}) for i in range(3_000)},
+}
+
+
+@pytest.mark.parametrize("name", ["integers", "tuples"])
+@pytest.mark.parametrize("form", ["set", "dict", "native map"])
+def test_colliding_keys_are_refused_in_linear_time(name: str, form: str) -> None:
+    """Keys of equal hash would make a set quadratic: they are an error within moments."""
+    keys = list(COLLIDING[name])
+    if form == "native map":
+        body = b"".join(pack(key, lambda value: None) + b"\xc0" for key in keys)
+        payload = b"\xdf" + len(keys).to_bytes(4, "big") + body
+    else:
+        inner = keys if form == "set" else [part for key in keys for part in (key, None)]
+        listed = pack(inner, lambda value: None)
+        payload = b"\xc9" + len(listed).to_bytes(4, "big") + bytes([3 if form == "set" else 5]) + listed
+    began = time.process_time()
+    with pytest.raises((UnsupportedTypeError, ValueError)):
+        codec(None).decode(payload) if form != "native map" else codec(1 << 30).decode(payload)
+    assert time.process_time() - began < 2
+
+
+def test_decoded_size_is_bounded() -> None:
+    """16 MB of empty maps would become over a gigabyte."""
+    maps = b"\xdd" + (16 << 20).to_bytes(4, "big") + b"\x80" * (16 << 20)
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(OverloadedError):
+        codec(128 << 20).decode(maps)
+    assert psutil.Process().memory_info().rss - before < 300 << 20
+
+
+class StoreSingleton(dict, ProxiedSingleton):  # type: ignore[type-arg]
+    """A store that inherits far more than it means to export."""
+
+    def size(self) -> int:
+        """How many entries there are."""
+        return len(self)
+
+
+class TestQuotas(IntegrationTestBase):
+    """One extension beyond its quotas: an error for it, nothing for the host or its neighbour."""
+
+    def test_inherited_methods_are_not_exported(self) -> None:
+        """Only what the class itself defines is an API."""
+        self.create_extension(
+            "thief",
+            """
+            class Extension:
+                def __init__(self, host): self.host = host
+                def size(self): return self.host.call.store.size()
+                def clear(self): self.host.call.store.clear()
+            """,
+        )
+        host = self.make_host()
+        store = host.export(StoreSingleton)
+        store["a"] = 1
+        thief = host.load(self.root / "thief")
+        assert thief.call.size() == 1
+        with pytest.raises(AttributeError):
+            thief.call.clear()
+        assert store == {"a": 1}
+
+    def test_wishes_that_are_not_granted_are_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A manifest cannot set the host's rules."""
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        self.create_extension(
+            "greedy",
+            "import os\ndef env(): return sorted(os.environ)\ndef pid(): return os.getpid()",
+            isolated=False,
+            env=["AWS_SECRET_ACCESS_KEY"],
+            sandbox={"level": "none", "read": ["/"], "write": ["/"]},
+            timeouts={"stop": 9e6, "start": 9e6},
+        )
+        host, loaded = self.load_extensions()
+        assert not loaded.errors
+        report = host["greedy"].report
+        assert report is not None
+        keys = [line.split(":")[0] for line in report.refused]
+        assert keys == ["isolated", "env", "sandbox.read", "sandbox.write", "timeouts.start", "timeouts.stop"]
+        assert "AWS_SECRET_ACCESS_KEY" not in host["greedy"].call.env()
+        assert host["greedy"].call.pid() != os.getpid()
+        assert report.sandbox.requested == "limits"
+
+    def test_ten_thousand_arrays_with_few_descriptors(self) -> None:
+        """Arrays share segments, in both directions, and each descriptor is closed."""
+        self.create_extension(
+            "album",
+            """
+            import numpy
+            def total(images): return sum(float(image[0]) for image in images)
+            def make(n): return [numpy.full(5000, i, "f8") for i in range(n)]
+            """,
+            dependencies=["numpy"],
+        )
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            host, loaded = self.load_extensions()
+            assert not loaded.errors
+            images = [np.full(5000, i, "f8") for i in range(10_000)]
+            assert host["album"].call.total(images) == sum(range(10_000))
+            made = host["album"].call.make(2_000)
+            assert [int(image[-1]) for image in made] == list(range(2_000))
+            assert len(os.listdir("/proc/self/fd")) < 150
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def test_arrays_beyond_the_quota(self) -> None:
+        """What is alive in the host is bounded; the extension goes on."""
+        self.create_extension("big", "import numpy\ndef make(n): return numpy.ones(n << 17)", dependencies=["numpy"])
+        host, _ = self.load_extensions(policy=Policy(quotas=Quotas(array_bytes=40 << 20)))
+        kept = host["big"].call.make(20)
+        with pytest.raises(OverloadedError, match="alive"):
+            host["big"].call.make(30)
+        del kept
+        assert host["big"].call.make(10).nbytes == 10 << 20
+
+    def test_calls_that_never_end_wedge_nothing(self) -> None:
+        """More timed-out blocking calls than there are threads, and the next call is answered."""
+        self.create_extension("sleeper", "import time\ndef sleep(n): time.sleep(n)\ndef fine(): return 1")
+        host, _ = self.load_extensions()
+
+        async def many() -> list[Any]:
+            calls = [host["sleeper"].aio(timeout=0.5).sleep(30) for _ in range(40)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        assert all(isinstance(result, TimeoutError) for result in asyncio.run(many()))
+        assert host["sleeper"].call(timeout=10).fine() == 1
+
+    def test_a_wedged_worker_is_replaced(self) -> None:
+        """A worker whose loop is blocked is ended once a call was given up, and restarted."""
+        self.create_extension(
+            "wedged",
+            "import time\nasync def block(): time.sleep(60)\ndef fine(): return 1",
+            restart={"backoff": 0.01},
+        )
+        host, _ = self.load_extensions(policy=Policy(wedged_seconds=1))
+        with pytest.raises(TimeoutError):
+            host["wedged"].call(timeout=0.3).block()
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                assert host["wedged"].call(timeout=1).fine() == 1
+                return
+            except (OSError, RuntimeError):
+                time.sleep(0.1)
+        pytest.fail("the wedged worker was not replaced")
+
+    def test_descendants_end_with_their_worker(self) -> None:
+        """A child in a session of its own, with an emptied environment, outlives nothing."""
+        self.create_extension(
+            "parent",
+            """
+            import subprocess
+            def spawn():
+                child = subprocess.Popen(["sleep", "1000"], env={}, start_new_session=True)
+                return child.pid
+            """,
+        )
+        host, _ = self.load_extensions()
+        pid = host["parent"].call.spawn()
+        assert psutil.pid_exists(pid)
+        began = time.monotonic()
+        host["parent"].stop()
+        assert not psutil.pid_exists(pid)
+        assert time.monotonic() - began < 2
+
+
+def test_a_forked_child_gets_an_error_at_once(store: Path, tmp_path: Path) -> None:
+    """Calls and `close` in a fork of the host's process do not hang."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("name: a\n")
+    (folder / "main.py").write_text("def fine(): return 1\n")
+    program = f"""
+    import os, isolate
+    from isolate.errors import ForkedError
+    host = isolate.Host({str(store)!r}).__enter__()
+    extension = host.load({str(folder)!r})
+    child = os.fork()
+    if not child:
+        caught = 0
+        for use in (extension.call.fine, host.close, extension.stop, lambda: host.load({str(folder)!r})):
+            try:
+                use()
+            except ForkedError:
+                caught += 1
+        os._exit(caught)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), extension.call.fine())
+    host.close()
+    """
+    code = textwrap.dedent(program)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.stdout.split() == ["4", "1"], done.stderr
+
+
+def _slow_uv(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "uv"
+    program.write_text("#!/bin/sh\nsleep 1000 &\nsleep 1000\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("isolate._environments.find_uv", lambda: str(program))
+
+
+@pytest.mark.parametrize("how", ["cancel", "time"])
+def test_builds_end_within_a_second(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that is cancelled or takes too long leaves no process and no folder."""
+    _slow_uv(tmp_path, monkeypatch)
+    (tmp_path / "manifest.yaml").write_text("name: a\n")
+    policy = Policy(build_seconds=0.5 if how == "time" else 100)
+    building = EnvironmentStore(tmp_path / "store", policy)
+    cancel = threading.Event()
+    if how == "cancel":
+        threading.Timer(0.5, cancel.set).start()
+    began = time.monotonic()
+    with pytest.raises(EnvironmentBuildError):
+        building.ensure(read_manifest(tmp_path), cancel=cancel)
+    assert time.monotonic() - began < 1.5
+    assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+class TestEnvironments(IntegrationTestBase):
+    """Environments share no file with anything else."""
+
+    def test_an_edit_changes_no_other_file(self) -> None:
+        """No file of an environment is a hard link."""
+        self.create_extension("a", "def fine(): return 1", dependencies=["packaging==23.2"])
+        host, loaded = self.load_extensions()
+        assert not loaded.errors
+        report = host["a"].report
+        assert report is not None
+        assert report.environment is not None
+        files = [path for path in report.environment.path.rglob("*") if path.is_file() and not path.is_symlink()]
+        assert len(files) > 20
+        assert {path.stat().st_nlink for path in files} == {1}
