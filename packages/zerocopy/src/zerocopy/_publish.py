@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,13 +13,13 @@ from typing import Any
 from zerocopy import _directory as places
 from zerocopy._caretaker import caretaker
 from zerocopy._flatten import Flat, flatten
-from zerocopy._lease import TEMPORARY, create, remove_if_free
+from zerocopy._lease import TEMPORARY, close, create
 from zerocopy._progress import Tick, bar, no_tick
-from zerocopy._ref import ModelRef, current_node, local_segment
-from zerocopy._segment.checking import hash_blocks, open_segment
+from zerocopy._ref import ModelRef, current_node, local_segment, ref_of, unknown
+from zerocopy._segment.checking import hash_blocks, kept, open_segment
 from zerocopy._segment.format import Manifest, model_digest
 from zerocopy._segment.writing import write_segment
-from zerocopy.errors import SegmentGoneError, UnknownNameError
+from zerocopy.errors import SegmentGoneError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,20 @@ class Shared:
     leases: tuple[int, ...] = ()
 
 
+_lock = threading.Lock()
 _published: dict[str, _Publication] = {}
 _superseded: dict[str, int] = {}  # by path: the version that made this process give up the one there
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held the old one at the fork
+    _published.clear()  # the descriptors were closed at the fork: what the parent published is the parent's
+    _superseded.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def publish(
@@ -116,30 +129,56 @@ def publish_shared(
     """Publish a model of which some blocks may lie elsewhere already. The other arguments are those of `publish`."""
     folder = places.prepare(directory)
     title = places.check_name(name) if name is not None else places.name_of_class(type(model))
-    number = _next_version(folder, name, version)
     flat = flatten(model)
-    if directory is None:
-        places.sweep(folder)
-    path = places.segment_path(folder, title, number)
+    places.sweeper.step(folder)
+    number = (version or 1) if name is None else places.give_out_version(folder, name, version)
+    path = places.segment_path(folder, title, 0 if name is None else number)
     total = sum(block.nbytes for block in flat.blocks)
-    with bar(f"publishing {title}", total) if progress else nullcontext(no_tick) as tick:
-        # Finding shared blocks needs all digests first; without any to find, one pass both hashes and copies.
-        shared = share_blocks(flat, tick)
-        manifest = Manifest(title, number, keep, "", (), shared.bases)
-        try:
-            fd, manifest = _write(path, flat, manifest, shared, tick if shared.hashes is None else no_tick)
-        except BaseException:
-            for lease in shared.leases:
-                os.close(lease)
-            raise
-    _published[str(path)] = _Publication((fd, *shared.leases), keep, name is not None)
+    try:
+        with bar(f"publishing {title}", total) if progress else nullcontext(no_tick) as tick:
+            # Finding shared blocks needs all digests first; without any to find, one pass both hashes and copies.
+            shared = share_blocks(flat, tick)
+            manifest = Manifest(title, number, keep, "", (), shared.bases)
+            try:
+                fd, manifest = _write(path, flat, manifest, shared, tick if shared.hashes is None else no_tick)
+            except BaseException:
+                for lease in shared.leases:
+                    close(lease)
+                raise
+    except BaseException:
+        places.settle(path)
+        raise
+    with _lock:
+        _published[str(path)] = _Publication((fd, *shared.leases), keep, name is not None)
     if name is not None:
-        older = _pointed_at(folder, name)
-        places.point(folder, name, path)
-        if older in _published:
-            _superseded[older] = number
-            release(older, remove_now=False)
+        places.make_current(folder, path)
+        _give_up_older(path)
+    if keep:
+        _sync_folder(folder)
     return ModelRef(title, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def _give_up_older(path: Path) -> None:
+    """Drop this process's leases on older versions of a segment's name."""
+    name, number = places.parse(path.name) or ("", 0)
+    with _lock:
+        older = []
+        for other in map(Path, _published):
+            parsed = places.parse(other.name)
+            if parsed is not None and other.parent == path.parent and parsed[0] == name and parsed[1] < number:
+                older.append(str(other))
+                _superseded[str(other)] = number
+    for each in older:
+        release(each, remove_now=False)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _write(path: Path, flat: Flat, manifest: Manifest, shared: Shared, tick: Tick) -> tuple[int, Manifest]:
@@ -148,39 +187,21 @@ def _write(path: Path, flat: Flat, manifest: Manifest, shared: Shared, tick: Tic
     if not manifest.keep:
         caretaker.take(temporary)
         caretaker.take(path)
-    fd = create(temporary)
     try:
-        done = write_segment(fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=tick)
-        temporary.rename(path)
+        fd = create(temporary)
+        try:
+            done = write_segment(fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=tick)
+            temporary.rename(path)
+        except BaseException:
+            close(fd)
+            temporary.unlink(missing_ok=True)
+            raise
     except BaseException:
-        os.close(fd)
-        temporary.unlink(missing_ok=True)
         caretaker.publisher_done(path)
         raise
     finally:
         caretaker.publisher_done(temporary)
     return fd, done
-
-
-def _next_version(folder: Path, name: str | None, version: int | None) -> int:
-    newest = 0
-    if name is not None:
-        try:
-            newest = current(name, directory=folder).version
-        except (UnknownNameError, SegmentGoneError):
-            newest = 0
-    if version is None:
-        return newest + 1
-    if version <= newest:
-        raise ValueError(f"version {version} of {name!r} is not newer than the current one, {newest}")
-    return version
-
-
-def _pointed_at(folder: Path, name: str) -> str:
-    try:
-        return str(places.current_path(folder, name))
-    except UnknownNameError:
-        return ""
 
 
 def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
@@ -200,11 +221,11 @@ def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
         found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
         used = sorted({where[0] for where in found if where is not None})
         if 0 not in used:
-            os.close(leases.pop())  # nothing of the base itself is used: it may be removed
+            close(leases.pop())  # nothing of the base itself is used: it may be removed
         leases.extend(_lease(sources[index]) for index in used if index != 0 and "file" not in sources[index])
     except BaseException:
         for fd in leases:
-            os.close(fd)
+            close(fd)
         raise
     renumbered = tuple(None if where is None else (used.index(where[0]), where[1]) for where in found)
     return Shared(renumbered, tuple(hashes), tuple(sources[index] for index in used), tuple(leases))
@@ -231,8 +252,7 @@ def unpublish(ref: ModelRef) -> None:
         >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
         >>> zerocopy.unpublish(ref)
     """
-    if ref.path in _published:
-        release(ref.path)
+    if release(ref.path):
         return
     if ref.path in _superseded:
         raise ValueError(
@@ -240,39 +260,40 @@ def unpublish(ref: ModelRef) -> None:
             f"there is nothing to do: it is removed when the last process that has it loaded releases it"
         )
     path = Path(ref.path)
-    opened = open_segment(path)
-    keep = opened.manifest.keep
-    os.close(opened.fd)
-    if not keep:
+    if not kept(path):
+        close(open_segment(path).fd)  # raises if it is gone or damaged
         raise ValueError(
             f"{ref.name} version {ref.version} is held by the process that published it; unpublish it there"
         )
     path.unlink(missing_ok=True)
-    places.drop_pointer(path.parent, ref.name, path)
+    places.settle(path)
 
 
-def release(path: str, *, remove_now: bool = True) -> None:
-    """Drop the publisher's leases.
+def release(path: str, *, remove_now: bool = True) -> bool:
+    """Drop the publisher's leases and return whether this process had any.
 
     Args:
         path: The segment.
         remove_now: Try to remove the file at once. Otherwise the caretaker removes it.
     """
-    publication = _published.pop(path)
+    with _lock:
+        publication = _published.pop(path, None)
+    if publication is None:
+        return False
     for fd in publication.fds:
-        os.close(fd)
+        close(fd)
     if publication.keep:
         Path(path).unlink(missing_ok=True)
+        places.settle(Path(path))
     else:
         if remove_now:
-            remove_if_free(Path(path))
+            places.remove_if_free(path)
         caretaker.publisher_done(Path(path))
-    if publication.named:
-        places.drop_pointer(Path(path).parent, Path(path).name.rsplit("@", 1)[0], Path(path))
+    return True
 
 
 def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> ModelRef:
-    """Return the reference to the current version of a name.
+    """Return the reference to the newest version of a name that exists.
 
     Args:
         name: The name it was published under.
@@ -283,7 +304,6 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
 
     Raises:
         UnknownNameError: Nothing is published under the name.
-        SegmentGoneError: Its publisher and readers have all left.
 
     Example:
         >>> import torch, zerocopy
@@ -292,18 +312,13 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
         True
         >>> zerocopy.unpublish(ref)
     """
-    folder = places.default_directory() if directory is None else Path(directory).absolute()
-    while True:
-        path = places.current_path(folder, name)
+    folder = places.folder_of(directory)
+    for path in places.candidates(folder, name):
         try:
-            opened = open_segment(path)
+            return ref_of(path)
         except SegmentGoneError:
-            if _pointed_at(folder, name) != str(path):
-                continue  # a newer version took its place while we looked
-            raise
-        os.close(opened.fd)
-        manifest = opened.manifest
-        return ModelRef(name, manifest.version, manifest.digest, manifest.model_nbytes, str(path), current_node())
+            continue  # its publisher and readers have left, so that an older version is the newest one
+    raise unknown(folder, name)
 
 
 def digest(model: Any) -> str:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from zerocopy._directory import default_directory
+from zerocopy._directory import default_directory, names
 from zerocopy._flatten import rebuild
+from zerocopy._lease import close
+from zerocopy._segment.checking import open_segment
 from zerocopy._segment.mapping import Mapping, map_file, map_segment
-from zerocopy.errors import CorruptSegmentError
+from zerocopy.errors import CorruptSegmentError, UnknownNameError
 
 _lock = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
@@ -124,6 +126,24 @@ def local_segment(ref: ModelRef) -> Iterator[Path]:
 
     with fetch(f"{ref.name}@{ref.version}-{ref.digest[:12]}", ref.path, ref.node, here) as path:
         yield path
+
+
+def ref_of(path: Path) -> ModelRef:
+    """Return the reference to the model in a segment file of this machine.
+
+    Raises:
+        SegmentGoneError: The file does not exist any more.
+        CorruptSegmentError: It is not a segment, or was truncated or altered.
+    """
+    head = open_segment(path)
+    close(head.fd)
+    manifest = head.manifest
+    return ModelRef(manifest.name, manifest.version, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def unknown(folder: Path, name: str) -> UnknownNameError:
+    """Return the error that says which names there are."""
+    return UnknownNameError(f"nothing is published as {name!r} in {folder}; there is {names(folder) or 'nothing'}")
 
 
 def _map(ref: ModelRef) -> Mapping:

@@ -8,9 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from zerocopy._torch_private import MODULE_PRIVATE, buffers_of, children_of, parameters_of
+from zerocopy._torch_private import (
+    MODULE_PRIVATE,
+    buffers_of,
+    children_of,
+    is_traceable_wrapper_subclass,
+    parameters_of,
+)
 
-_OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, torch.Tensor)
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
 
@@ -25,6 +31,13 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
         yield from ((str(index), value) for index, value in enumerate(obj))
         return
     attributes = getattr(obj, "__dict__", {})
+    if isinstance(obj, torch.Tensor):
+        if is_traceable_wrapper_subclass(obj):
+            inner, _ = obj.__tensor_flatten__()  # type: ignore[attr-defined]  # the wrapper protocol
+            yield from ((name, getattr(obj, name)) for name in inner)
+            attributes = {name: value for name, value in attributes.items() if name not in inner}
+        yield from list(attributes.items())
+        return
     if isinstance(obj, nn.Module):
         if "_parameters" in attributes:  # else its __init__ has not run yet
             for table in (parameters_of(obj), buffers_of(obj), children_of(obj)):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from zerocopy._lease import close, inherit, opened
 from zerocopy._segment.checking import open_segment, stamp, verify
 from zerocopy._segment.format import Manifest
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError
@@ -69,14 +70,14 @@ def map_segment(path: Path) -> Mapping:
         SegmentGoneError: The file does not exist any more.
         CorruptSegmentError: It is truncated, altered or not a segment.
     """
-    opened = open_segment(path)
+    head = open_segment(path)
     try:
-        mapping = _mapped(opened.fd, path, opened.manifest)
+        mapping = _mapped(head.fd, path, head.manifest)
     except BaseException:
-        os.close(opened.fd)
+        close(head.fd)
         raise
-    mapping.skeleton = opened.skeleton
-    if not opened.untouched:
+    mapping.skeleton = head.skeleton
+    if not head.untouched:
         verify(mapping, mapping.manifest, path)
     return mapping
 
@@ -91,7 +92,7 @@ def map_file(manifest: Manifest, index: int) -> Mapping:
     known = manifest.bases[index]
     path = Path(known["file"])
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = opened(path, os.O_RDONLY)
     except FileNotFoundError as error:
         raise SegmentGoneError(f"{path} is gone, and the model was published in place: put it back") from error
     try:
@@ -100,7 +101,7 @@ def map_file(manifest: Manifest, index: int) -> Mapping:
             raise CorruptSegmentError(f"{path} has {now['size']} bytes instead of {known['size']}")
         mapping = _mapped(fd, path, manifest)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
     if now != known:
         verify(mapping, manifest, path, base=index)
@@ -111,6 +112,7 @@ def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
     mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
     mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
     weakref.finalize(mapping, os.close, fd).atexit = False
+    inherit(fd)
     mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
     _alive.add(mapping)
     return mapping

@@ -59,7 +59,7 @@ def write_segment(
         done = replace(
             manifest, digest=model_digest(flat.skeleton, digests), blocks=_place(flat, places, digests, data_offset)
         )
-        seal(fd, done.encode(), flat.skeleton, data_offset, size)
+        seal(fd, done, flat.skeleton, data_offset, size)
     except OSError as error:
         raise NoSpaceError(
             error.errno,
