@@ -18,8 +18,10 @@ from torch import nn
 from zerocopy._directory import default_directory, names
 from zerocopy._flatten import rebuild
 from zerocopy._lease import close
+from zerocopy._origin import remember
 from zerocopy._segment.checking import open_segment
 from zerocopy._segment.mapping import Mapping, map_file, map_segment
+from zerocopy._torch_private import neutral
 from zerocopy.errors import CorruptSegmentError, UnknownNameError
 
 _lock = threading.RLock()
@@ -91,9 +93,11 @@ class ModelRef:
         with _lock:
             model = _loaded.get(key) if cached else None
             if model is None:
-                model = _build(self)
-                if str(device) != "cpu":
-                    model = model.to(device)
+                on_cpu = str(device) == "cpu"
+                model = _build(self, on_cpu=on_cpu)
+                if not on_cpu:
+                    with neutral():
+                        model = model.to(device)
                 if cached and isinstance(model, nn.Module):
                     _loaded[key] = model
         return model
@@ -151,7 +155,7 @@ def _map(ref: ModelRef) -> Mapping:
         return map_segment(path)
 
 
-def _build(ref: ModelRef) -> Any:
+def _build(ref: ModelRef, *, on_cpu: bool) -> Any:
     mapping = _map(ref)
     manifest = mapping.manifest
     if manifest.digest != ref.digest:
@@ -168,6 +172,8 @@ def _build(ref: ModelRef) -> Any:
         for block in manifest.blocks
     ]
     model = rebuild(mapping.skeleton, buffers)
+    if on_cpu:
+        remember(model, str(mapping.path), manifest, buffers)
     for each in (mapping, *bases):
         if each.path.parent == default_directory():  # memory; from a disk, only the used pages should be read
             each.read_ahead()

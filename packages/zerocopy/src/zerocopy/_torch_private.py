@@ -21,7 +21,7 @@ _CDATA, _UNTYPED, _SCHEMA = attrgetter("_cdata"), attrgetter("_untyped_storage")
 
 try:
     from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
-    from torch.utils._python_dispatch import (
+    from torch.utils._python_dispatch import (  # type: ignore[attr-defined]
         TorchDispatchMode,
         _len_torch_dispatch_stack,
         _pop_mode,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dt
 
 def children(obj: object) -> Iterator[tuple[str, object]]:
     """Yield (name, value) for everything that an object holds directly."""
-    if isinstance(obj, _ATOMS + _OPAQUE):
+    if isinstance(obj, _ATOMS + _OPAQUE) or type(obj) is np.ndarray:
         return
     if isinstance(obj, dict):
         yield from ((str(key), value) for key, value in list(obj.items()))
@@ -33,7 +34,7 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
     attributes = getattr(obj, "__dict__", {})
     if isinstance(obj, torch.Tensor):
         if is_traceable_wrapper_subclass(obj):
-            inner, _ = obj.__tensor_flatten__()  # type: ignore[attr-defined]  # the wrapper protocol
+            inner, _ = obj.__tensor_flatten__()
             yield from ((name, getattr(obj, name)) for name in inner)
             attributes = {name: value for name, value in attributes.items() if name not in inner}
         yield from list(attributes.items())
@@ -80,9 +81,9 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
 
 
 def tensor_names(root: object) -> dict[int, tuple[str, ...]]:
-    """Return the dotted names of every tensor inside an object, keyed by the tensor's id."""
+    """Return the dotted names of every tensor and numpy array inside an object, keyed by its id."""
     names: dict[int, list[str]] = {}
     for path, obj in walk(root):
-        if isinstance(obj, torch.Tensor):
+        if isinstance(obj, torch.Tensor | np.ndarray):
             names.setdefault(id(obj), []).append(path)
     return {key: tuple(dict.fromkeys(paths)) for key, paths in names.items()}
