@@ -66,13 +66,15 @@ def write_link(path: str, target: str) -> None:
 
 def settle(folder: str, name: str) -> None:
     """Make a name's link point to its newest version that exists, and remove the links of a name without files."""
+    current, last = os.path.join(folder, name + CURRENT), os.path.join(folder, name + LAST)
+    if read_link(current) is None and read_link(last) is None:
+        return  # a model without a name, or the folder is gone
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return  # the folder is gone
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        current, last = os.path.join(folder, name + CURRENT), os.path.join(folder, name + LAST)
         target = read_link(current)
         if target is not None and os.path.exists(os.path.join(folder, target)):
             return

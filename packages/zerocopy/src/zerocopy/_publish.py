@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zerocopy import _directory as places
+from zerocopy._arena import ROOM, Arena
 from zerocopy._caretaker import caretaker
 from zerocopy._flatten import Flat, flatten
 from zerocopy._lease import TEMPORARY, close, create
@@ -18,7 +20,7 @@ from zerocopy._progress import Tick, bar, no_tick
 from zerocopy._ref import ModelRef, current_node, local_segment, ref_of, unknown
 from zerocopy._segment.checking import hash_blocks, kept, open_segment
 from zerocopy._segment.format import Manifest, model_digest
-from zerocopy._segment.writing import write_segment
+from zerocopy._segment.writing import HeaderTooLargeError, write_segment
 from zerocopy.errors import SegmentGoneError
 
 
@@ -28,7 +30,26 @@ class _Publication:
 
     fds: tuple[int, ...]
     keep: bool
-    named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to publish: the arguments of `publish`, and what `share` compares."""
+
+    name: str | None = None
+    version: int | None = None
+    directory: str | os.PathLike[str] | None = None
+    keep: bool = False
+    progress: bool = False
+    base: ModelRef | None = None
+    source: str = ""
+    tick: Tick | None = None
+
+    def ticking(self, title: str, total: int) -> AbstractContextManager[Tick]:
+        """Return a context in which progress is shown, if it is wanted."""
+        if self.tick is not None:
+            return nullcontext(self.tick)
+        return bar(title, total) if self.progress else nullcontext(no_tick)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +69,7 @@ class Shared:
     leases: tuple[int, ...] = ()
 
 
+Find = Callable[[Flat, Tick], Shared]
 _lock = threading.Lock()
 _published: dict[str, _Publication] = {}
 _superseded: dict[str, int] = {}  # by path: the version that made this process give up the one there
@@ -105,57 +127,118 @@ def publish(
         torch.Size([1, 2])
         >>> zerocopy.unpublish(ref)
     """
-    return publish_shared(
-        model,
-        lambda flat, tick: _shared_with(base, flat, tick),
-        name=name,
-        version=version,
-        directory=directory,
-        keep=keep,
-        progress=progress,
-    )
+    how = Options(name, version, directory, keep, progress, base)
+    return publish_made(lambda _arena: model, from_base(base), how, in_arena=False)
 
 
-def publish_shared(
-    model: Any,
-    share_blocks: Callable[[Flat, Tick], Shared],
-    *,
-    name: str | None,
-    version: int | None,
-    directory: str | os.PathLike[str] | None,
-    keep: bool,
-    progress: bool,
-) -> ModelRef:
-    """Publish a model of which some blocks may lie elsewhere already. The other arguments are those of `publish`."""
-    folder = places.prepare(directory)
-    title = places.check_name(name) if name is not None else places.name_of_class(type(model))
-    flat = flatten(model)
+def publish_made(make: Callable[[Arena | None], Any], find: Find, how: Options, *, in_arena: bool) -> ModelRef:
+    """Publish the model that a function makes.
+
+    Args:
+        make: Returns the model. It may make tensors in the arena that it gets.
+        find: Returns which of its blocks lie elsewhere already.
+        how: The arguments of `publish`.
+        in_arena: Whether there is an arena.
+    """
+    folder = places.prepare(how.directory)
+    title = "model" if how.name is None else places.check_name(how.name)
+    model = None if in_arena else make(None)
     places.sweeper.step(folder)
-    number = (version or 1) if name is None else places.give_out_version(folder, name, version)
-    path = places.segment_path(folder, title, 0 if name is None else number)
-    total = sum(block.nbytes for block in flat.blocks)
+    number = (how.version or 1) if how.name is None else places.give_out_version(folder, title, how.version)
+    path = places.segment_path(folder, title, 0 if how.name is None else number)
+    temporary = path.with_name(path.name + TEMPORARY)
+    if not how.keep:
+        caretaker.take(temporary)
+        caretaker.take(path)
     try:
-        with bar(f"publishing {title}", total) if progress else nullcontext(no_tick) as tick:
-            # Finding shared blocks needs all digests first; without any to find, one pass both hashes and copies.
-            shared = share_blocks(flat, tick)
-            manifest = Manifest(title, number, keep, "", (), shared.bases)
-            try:
-                fd, manifest = _write(path, flat, manifest, shared, tick if shared.hashes is None else no_tick)
-            except BaseException:
-                for lease in shared.leases:
-                    close(lease)
-                raise
+        fd, manifest, leases = _made(make, find, how, temporary, number, model, in_arena)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            close(fd)
+            raise
     except BaseException:
+        caretaker.publisher_done(path)
         places.settle(path)
         raise
+    finally:
+        caretaker.publisher_done(temporary)
     with _lock:
-        _published[str(path)] = _Publication((fd, *shared.leases), keep, name is not None)
-    if name is not None:
+        _published[str(path)] = _Publication((fd, *leases), how.keep)
+    if how.name is not None:
         places.make_current(folder, path)
         _give_up_older(path)
-    if keep:
+    if how.keep:
         _sync_folder(folder)
-    return ModelRef(title, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
+    return ModelRef(manifest.name, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def _write(
+    fd: int, flat: Flat, manifest: Manifest, find: Find, how: Options, arena: Arena | None
+) -> tuple[Manifest, tuple[int, ...]]:
+    """Write and seal a segment. Return the manifest and the leases on its bases."""
+    total = sum(block.nbytes for block in flat.blocks)
+    with how.ticking(f"publishing {manifest.name}", total) as tick:
+        # Finding shared blocks needs all digests first; without any to find, one pass both hashes and copies.
+        shared = find(flat, tick)
+        manifest = replace(manifest, bases=shared.bases)
+        rest = tick if shared.hashes is None else no_tick
+        try:
+            if arena is None:
+                return write_segment(
+                    fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=rest
+                ), shared.leases
+            inside = [arena.offset_of(block.storage.data_ptr() + block.start) for block in flat.blocks]
+            done = write_segment(
+                fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=rest, inside=inside,
+                room=ROOM, end=arena.end,
+            )  # fmt: skip
+            return done, shared.leases
+        except BaseException:
+            for lease in shared.leases:
+                close(lease)
+            raise
+
+
+def _made(
+    make: Callable[[Arena | None], Any],
+    find: Find,
+    how: Options,
+    temporary: Path,
+    number: int,
+    model: Any,
+    in_arena: bool,
+) -> tuple[int, Manifest, tuple[int, ...]]:
+    """Make a model, unless it is made, and write its segment. Return descriptor, manifest and leases on bases."""
+    fds = [create(temporary)]
+    try:
+        arena = Arena(fds[0]) if in_arena else None
+        if in_arena:
+            model = make(arena)
+            gc.collect()  # gives back what the build used and dropped in cycles
+        flat = flatten(model)
+        name = places.name_of_class(type(model)) if how.name is None else how.name
+        draft = Manifest(name, number, how.keep, "", (), (), how.source)
+        used = arena is not None and arena.used
+        try:
+            if used and how.base is not None:
+                raise HeaderTooLargeError  # what the base holds already must not stay in the file
+            manifest, leases = _write(fds[0], flat, draft, find, how, arena if used else None)
+        except HeaderTooLargeError:
+            arena = None
+            temporary.unlink()  # its memory lives until the copy is written
+            fds.insert(0, create(temporary))
+            manifest, leases = _write(fds[0], flat, draft, find, how, None)
+        if arena is not None:
+            arena.seal()
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        for fd in fds:
+            close(fd)
+        raise
+    for fd in fds[1:]:
+        close(fd)
+    return fds[0], manifest, leases
 
 
 def _give_up_older(path: Path) -> None:
@@ -181,27 +264,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _write(path: Path, flat: Flat, manifest: Manifest, shared: Shared, tick: Tick) -> tuple[int, Manifest]:
-    """Write and seal a segment, then make it visible. A failure or a killed process leaves nothing of it."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    if not manifest.keep:
-        caretaker.take(temporary)
-        caretaker.take(path)
-    try:
-        fd = create(temporary)
-        try:
-            done = write_segment(fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=tick)
-            temporary.rename(path)
-        except BaseException:
-            close(fd)
-            temporary.unlink(missing_ok=True)
-            raise
-    except BaseException:
-        caretaker.publisher_done(path)
-        raise
-    finally:
-        caretaker.publisher_done(temporary)
-    return fd, done
+def from_base(base: ModelRef | None) -> Find:
+    """Return a function that finds the blocks that a base holds already."""
+    return lambda flat, tick: _shared_with(base, flat, tick)
 
 
 def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:

@@ -54,6 +54,7 @@ class Manifest:
         digest: Hex SHA-256 over skeleton and block digests. Equal digests mean equal models.
         blocks: In the order of the skeleton's table.
         bases: Where the blocks lie that are not stored here: each the fields of a ModelRef, or a `stamp` of a file.
+        source: What the model was built from, as `share` compares it, or empty.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Manifest:
     digest: str
     blocks: tuple[Placed, ...]
     bases: Sequence[dict[str, Any]]
+    source: str = ""
 
     @property
     def model_nbytes(self) -> int:

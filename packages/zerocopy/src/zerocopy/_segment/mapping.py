@@ -8,6 +8,7 @@ import mmap
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import torch
 
 from zerocopy._lease import close, inherit, opened
 from zerocopy._segment.checking import open_segment, stamp, verify
-from zerocopy._segment.format import Manifest
+from zerocopy._segment.format import Manifest, Placed
+from zerocopy._segment.verified import is_verified, note_verified
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError
 
+_GAP = 1 << 16  # bytes between two blocks that are read ahead along with them
 MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -30,6 +33,7 @@ class Mapping(mmap.mmap):
     skeleton: bytes
     fd: int
     address: int
+    used: Sequence[Placed] = ()
     delta: Mapping | None = None
 
     def covers(self, address: int) -> bool:
@@ -46,12 +50,24 @@ class Mapping(mmap.mmap):
             # The thread gets numbers instead of a reference, which would keep the lease alive. Once this mapping has
             # gone, populating whatever lies at the address is harmless.
             with suppress(RuntimeError):  # the process is ending, or may not start more threads
-                _thread.start_new_thread(_read_ahead, (_libc, self.address, len(self)))  # returns before it runs
+                _thread.start_new_thread(_read_ahead, (_libc, self._ranges()))  # returns before it runs
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """Return (address, length) of the parts that hold blocks: reading a hole would take memory."""
+        ranges: list[tuple[int, int]] = []
+        for start, end in sorted((block.offset, block.offset + block.nbytes) for block in self.used):
+            if ranges and start - sum(ranges[-1]) <= _GAP:
+                ranges[-1] = ranges[-1][0], end - ranges[-1][0]
+            else:
+                ranges.append((start, end - start))
+        page = mmap.PAGESIZE
+        return [(self.address + start // page * page, nbytes + start % page) for start, nbytes in ranges]
 
 
-def _read_ahead(libc: ctypes.CDLL, address: int, nbytes: int) -> None:
+def _read_ahead(libc: ctypes.CDLL, ranges: list[tuple[int, int]]) -> None:
     # By ctypes, which releases the interpreter lock; mmap.madvise holds it.
-    libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), MADV_POPULATE_READ)
+    for address, nbytes in ranges:
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), MADV_POPULATE_READ)
 
 
 # The mappings of this process, for reports: they tell which segment a tensor's address lies in.
@@ -77,13 +93,19 @@ def map_segment(path: Path) -> Mapping:
         close(head.fd)
         raise
     mapping.skeleton = head.skeleton
-    if not head.untouched:
+    if not head.untouched and not is_verified(head.fd, head.manifest):
         verify(mapping, mapping.manifest, path)
+        note_verified(head.fd, head.manifest)
     return mapping
 
 
-def map_file(manifest: Manifest, index: int) -> Mapping:
+def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
     """Map the checkpoint file that `manifest.bases[index]` is a stamp of, copy-on-write.
+
+    Args:
+        manifest: The manifest of the segment that needs it.
+        index: Which base.
+        folder: The segment's folder, in which the file is looked for if it is not where it was.
 
     Raises:
         SegmentGoneError: The file does not exist any more.
@@ -91,6 +113,8 @@ def map_file(manifest: Manifest, index: int) -> Mapping:
     """
     known = manifest.bases[index]
     path = Path(known["file"])
+    if not path.exists() and (folder / path.name).exists():
+        path = folder / path.name
     try:
         fd = opened(path, os.O_RDONLY)
     except FileNotFoundError as error:
@@ -103,8 +127,9 @@ def map_file(manifest: Manifest, index: int) -> Mapping:
     except BaseException:
         close(fd)
         raise
-    if now != known:
+    if now != known and not is_verified(fd, manifest):
         verify(mapping, manifest, path, base=index)
+        note_verified(fd, manifest)
     return mapping
 
 
