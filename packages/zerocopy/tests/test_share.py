@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import nn
 import zerocopy
 from zerocopy.errors import OtherBuildError, ShareTimeoutError
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 WORKER = """
 import json, os, sys, time, torch, zerocopy
@@ -36,6 +37,7 @@ def build():
             file.write(f"{os.getpid()}\\n")
         time.sleep(slow)
     return torch.nn.Sequential(*layers).eval()
+print("ready", flush=True)
 sys.stdin.readline()
 waits = []
 model = zerocopy.share("together", build, directory=folder, on_wait=waits.append)
@@ -47,10 +49,29 @@ sys.stdin.readline()
 """
 
 
+running: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    """No worker survives its test."""
+    yield
+    for worker in running:
+        worker.kill()
+        worker.communicate()
+    running.clear()
+
+
 def start(folder: Path, slow: float, count: int) -> list[subprocess.Popen[str]]:
     """Start workers that wait for a line."""
     command = [sys.executable, "-c", WORKER, str(folder), str(slow)]
-    return [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    running.extend(workers)
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"  # type: ignore[union-attr]
+    return workers
 
 
 def go(workers: list[subprocess.Popen[str]]) -> None:
@@ -114,7 +135,7 @@ def test_workers_that_start_together(kills: int, tmp_path: Path, eventually: Any
     assert sum(bool(entry["waits"]) for entry in told) >= 6 - kills
     for worker in workers:
         worker.kill()
-        worker.communicate()
+        worker.wait()
     (tmp_path / "building").unlink()
     assert eventually(lambda: list(tmp_path.iterdir()) == []), list(tmp_path.iterdir())
 
@@ -196,13 +217,13 @@ def test_a_later_worker_without_the_leader(tmp_path: Path, eventually: Any) -> N
     go(second)
     assert json.loads(second[0].stdout.readline())["answer"] == answer  # type: ignore[union-attr]
     first[0].kill()
-    first[0].communicate()
+    first[0].wait()
     third = start(tmp_path, 0, 1)
     go(third)
     assert json.loads(third[0].stdout.readline())["answer"] == answer  # type: ignore[union-attr]
     assert len(set(builders(tmp_path))) == 1
     for worker in (*second, *third):
         worker.kill()
-        worker.communicate()
+        worker.wait()
     (tmp_path / "building").unlink()
     assert eventually(lambda: list(tmp_path.iterdir()) == [])

@@ -127,7 +127,9 @@ def _class(auto_class: Any) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtraError('this needs transformers: pip install "pentad-zerocopy[hub]"') from error
+        raise MissingExtraError(
+            'this needs transformers: pip install transformers "pentad-zerocopy[safetensors]"'
+        ) from error
     try:
         return getattr(transformers, auto_class or "AutoModel")
     except AttributeError as error:
