@@ -16,6 +16,7 @@ from torch import nn
 
 import zerocopy
 from zerocopy import ModelRef
+from zerocopy._publish import release
 from zerocopy._segment import mapping as segment_mapping
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError
 
@@ -83,7 +84,7 @@ def test_a_moved_folder_of_deltas(tmp_path: Path) -> None:
     base = zerocopy.publish(model, name="base", directory=folder, keep=True)
     with torch.no_grad():
         model[1].bias.add_(1)
-    zerocopy.publish(model, name="delta", base=base, directory=folder, keep=True)
+    delta = zerocopy.publish(model, name="delta", base=base, directory=folder, keep=True)
     folder.rename(moved)
     loaded = zerocopy.current("delta", directory=moved).load(cached=False)
     assert torch.equal(loaded[0].weight, model[0].weight)
@@ -94,6 +95,8 @@ def test_a_moved_folder_of_deltas(tmp_path: Path) -> None:
     (moved / "called@7-00000000.zc").unlink()
     with pytest.raises(SegmentGoneError, match="needs the model base version 1, which is neither at"):
         zerocopy.current("delta", directory=moved).load(cached=False)
+    assert release(base.path)
+    assert release(delta.path)
 
 
 def test_kept_segments_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
