@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def test_shards_and_dtype(tmp_path: Path, publish_file: Any) -> None:
     parts = [dict(list(state.items())[:3]), dict(list(state.items())[3:])]
     for index, part in enumerate(parts):
         save_file(part, tmp_path / f"{index}.safetensors")
-    loaded = publish_file([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], build).load(cached=False)
+    with pytest.warns(UserWarning, match="converted from"):
+        ref = publish_file([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], build)
+    loaded = ref.load(cached=False)
     assert loaded[0].weight.dtype == torch.float32
     assert torch.equal(loaded[0].weight, saved[0].weight.float())
 
@@ -99,11 +102,139 @@ class RandomBuffer(nn.Linear):
         self.register_buffer("noise", torch.empty(1 << 16).normal_(), persistent=False)
 
 
-def test_a_random_buffer_is_not_left_unfilled(tmp_path: Path) -> None:
-    """A large random tensor that the file does not have is an error, not uninitialised memory."""
+def test_a_random_buffer_is_what_the_build_makes(tmp_path: Path, publish_file: Any) -> None:
+    """A large random tensor that the file does not have is drawn as by a plain build, and no uninitialised memory."""
     save_file(RandomBuffer().state_dict(), tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointMismatchError, match="noise is filled at random"):
-        zerocopy.publish_file(tmp_path / "m.safetensors", RandomBuffer)
+    torch.manual_seed(5)
+    expected = RandomBuffer().noise
+    torch.manual_seed(5)
+    assert torch.equal(publish_file(tmp_path / "m.safetensors", RandomBuffer).load(cached=False).noise, expected)
+
+
+class Derived(nn.Module):
+    """Buffers that depend on what was drawn: small and large, from weights, by a seed of its own, as a number."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        if how == "seeded":
+            torch.manual_seed(3)
+        self.net = nn.Linear(300, 300)
+        if how == "norm":
+            self.register_buffer("derived", self.net.weight.detach().norm(dim=1), persistent=False)
+        elif how == "number":
+            scale = float(self.net.weight.detach().abs().max())
+            self.register_buffer("derived", torch.full((4,), scale), persistent=False)
+        elif how == "attribute":
+            self.derived = self.net.weight.detach() * 2
+        else:
+            self.register_buffer("derived", torch.randn(20), persistent=False)
+
+
+@pytest.mark.parametrize("how", ["seeded", "after", "norm", "number", "attribute"])
+def test_what_depends_on_a_skipped_fill_is_right(how: str, tmp_path: Path, publish_file: Any) -> None:
+    """Whatever the file does not have is published as a plain build makes it, bit for bit."""
+    saved = Derived(how)
+    torch.save(saved.state_dict(), tmp_path / "m.pt")
+    torch.manual_seed(11)
+    expected = Derived(how).derived
+    torch.manual_seed(11)
+    loaded = publish_file(tmp_path / "m.pt", lambda: Derived(how)).load(cached=False)
+    assert torch.equal(loaded.derived, expected)
+    assert torch.equal(loaded.net.weight, saved.net.weight)
+
+
+def test_a_dtype_that_changes_is_said(tmp_path: Path, publish_file: Any) -> None:
+    """Converting a checkpoint warns with both dtypes and sizes, and takes no heap to speak of."""
+    save_file(build().half().state_dict(), tmp_path / "m.safetensors")
+    with pytest.warns(UserWarning, match=r"converted from torch.float16 .* to torch.float32 .* bytes instead of"):
+        publish_file(tmp_path / "m.safetensors", build)
+
+
+def nested(state: Any) -> Any:
+    """As training loops save."""
+    return {"model": state, "epoch": 3}
+
+
+def prefixed(state: Any) -> Any:
+    """As DataParallel saves."""
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("change", [dict, nested, prefixed, lambda state: nested(prefixed(state))])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_forms_of_torch_files(change: Any, legacy: bool, tmp_path: Path, publish_file: Any) -> None:
+    """Nested dicts, prefixes and the old format without a zip archive."""
+    saved = build()
+    torch.save(change(saved.state_dict()), tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
+    loaded = publish_file(tmp_path / "m.pt", build).load(cached=False)
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), saved.state_dict().values(), strict=True)
+    )
+
+
+def test_meta_builds(tmp_path: Path, publish_file: Any, transformer_model: nn.Module) -> None:
+    """A model built on the meta device gets the file's tensors, ties and flags; what the file lacks is named."""
+    transformer_model.embed.weight.requires_grad_(False)
+    state = {name: t for name, t in transformer_model.state_dict().items() if name != "head.weight"}
+    save_file(state, tmp_path / "m.safetensors")
+
+    def on_meta() -> nn.Module:
+        with torch.device("meta"):
+            made = type(transformer_model)().eval()
+        made.scale = torch.tensor(0.5)
+        made.embed.weight.requires_grad_(False)
+        return made
+
+    loaded = publish_file(tmp_path / "m.safetensors", on_meta).load(cached=False)
+    tokens = torch.randint(0, 100, (1, 4))
+    assert torch.equal(loaded(tokens), transformer_model(tokens))
+    assert loaded.head.weight is loaded.embed.weight
+    assert not loaded.head.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: torch.save(build(), path / "m.pt"), "pickled objects"),
+        (lambda path: (path / "m.pt").write_bytes(b"\x00garbage" * 99), "not a"),
+        (lambda path: torch.save([1, 2], path / "m.pt"), "holds a list and no state_dict"),
+        (lambda path: torch.save({"epoch": 1}, path / "m.pt"), "a dict with epoch"),
+        (lambda path: (path / "m.safetensors").write_bytes(b"\xff" * 99), "not a readable safetensors file"),
+        (lambda path: None, "holds none of model.safetensors"),
+        (lambda path: (path / "model.safetensors.index.json").write_text("[]"), "no weight_map"),
+        (
+            lambda path: (path / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "gone.safetensors"}}'
+            ),
+            "shards that do not exist",
+        ),
+    ],
+    ids=["pickled", "garbage", "list", "no tensors", "damaged", "empty folder", "no index", "lost shard"],
+)
+def test_what_is_no_checkpoint_is_said(make: Any, message: str, tmp_path: Path) -> None:
+    """Each is a typed error that says what was found and what to do; nothing is published."""
+    make(tmp_path)
+    path = next((tmp_path / name for name in ("m.pt", "m.safetensors") if (tmp_path / name).exists()), tmp_path)
+    with pytest.raises(CheckpointMismatchError, match=message):
+        zerocopy.publish_file(path, build, name="never", directory=tmp_path / "out")
+    assert list(tmp_path.glob("out/*")) == []
+
+
+def test_a_retained_model_writes_to_itself_only(tmp_path: Path, publish_file: Any) -> None:
+    """A build that keeps its model keeps a private view: writing to it changes no other, and no segment."""
+    kept: list[nn.Module] = []
+
+    def keeping() -> nn.Module:
+        kept.append(build().double())
+        return kept[0]
+
+    saved = build().double()
+    torch.save(saved.state_dict(), tmp_path / "m.pt")
+    with warnings.catch_warnings():
+        ref = publish_file(tmp_path / "m.pt", keeping)
+    with torch.no_grad():
+        kept[0][0].weight.zero_()
+    assert torch.equal(ref.load(cached=False)[0].weight, saved[0].weight)
 
 
 @pytest.mark.timeout(180)
@@ -193,7 +324,9 @@ def test_in_place_copies_what_it_cannot_map(tmp_path: Path, publish_file: Any) -
     """Tensors that lie askew, or are of another dtype than the model's, are copied, and the model is right."""
     model = build().half()
     save_file(model.state_dict(), tmp_path / "m.safetensors", metadata={"shift": "x" * 3})
-    loaded = publish_file(tmp_path / "m.safetensors", build, in_place=True).load(cached=False)
+    with pytest.warns(UserWarning, match="converted from"):
+        ref = publish_file(tmp_path / "m.safetensors", build, in_place=True)
+    loaded = ref.load(cached=False)
     assert torch.equal(loaded[0].weight, model[0].weight.float())
     assert all(p.data_ptr() % 64 == 0 for p in loaded.parameters())
     with pytest.raises(ValueError, match="safetensors files"):

@@ -97,3 +97,111 @@ def test_peft_adapter_over_a_shared_base(publish: Publish) -> None:
     loaded = delta.load(cached=False)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(tokens).logits, adapted.eval()(tokens).logits)
+
+
+def mixtral() -> Any:
+    """A mixture of experts, whose checkpoint names and layout its library converts."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        vocab_size=200, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(config).eval()
+
+
+def on_meta(make: Any) -> Any:
+    """Build without memory."""
+    with torch.device("meta"):
+        return make()
+
+
+@pytest.mark.parametrize("make", [llama, mixtral])
+@pytest.mark.parametrize("form", ["file", "folder", "index", "base", "nested", "module", "legacy", "meta", "hub"])
+def test_forms_of_checkpoints(make: Any, form: str, tmp_path: Path) -> None:
+    """Each form of a checkpoint, of a dense model and of a mixture of experts, gives the saved model's logits."""
+    torch.manual_seed(0)
+    model = make()
+    tokens = torch.randint(1, 200, (1, 9))
+    target, build = tmp_path / "saved", make
+    model.save_pretrained(target, max_shard_size="1MB" if form == "index" else "1GB")
+    if form == "file":
+        target = target / "model.safetensors"
+    elif form == "index" and make is mixtral:
+        target = target / "model.safetensors.index.json"
+        assert target.exists()
+    elif form == "base":
+        build = lambda: type(model.model)(model.config).eval()  # noqa: E731  # one of the table's
+    elif form in ("nested", "module", "legacy"):
+        state = model.state_dict()
+        if form == "module":
+            state = {f"module.{name}": tensor for name, tensor in state.items()}
+        target = tmp_path / "m.pt"
+        torch.save(
+            {"model": state} if form == "nested" else state, target, _use_new_zipfile_serialization=form != "legacy"
+        )
+    elif form == "meta":
+        build = lambda: on_meta(make)  # noqa: E731  # one of the table's
+    if form == "hub":
+        ref = zerocopy.from_pretrained(target, "AutoModelForCausalLM")
+    else:
+        ref = zerocopy.publish_file(target, build)
+    loaded = ref.load(cached=False)
+    with torch.no_grad():
+        if form == "base":
+            assert torch.equal(loaded(tokens).last_hidden_state, model.model(tokens).last_hidden_state)
+        else:
+            assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    del loaded
+    zerocopy.unpublish(ref)
+
+
+def test_a_hole_in_a_pretrained_checkpoint(tmp_path: Path) -> None:
+    """Weights that are missing are named, instead of filled at random."""
+    model = llama()
+    state = {name: value for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    for publish in (
+        lambda: zerocopy.publish_file(tmp_path, llama),
+        lambda: zerocopy.from_pretrained(tmp_path, "AutoModel"),
+    ):
+        with pytest.raises(zerocopy.errors.CheckpointMismatchError, match=r"layers\.1\.mlp.*missing"):
+            publish()
+
+
+@pytest.mark.parametrize("kind", ["moe", "bf16", "build"])
+def test_no_heap_for_pretrained_models(kind: str, tmp_path: Path, fresh_python: Any) -> None:
+    """Converting layouts or dtypes raises the process's own memory by less than 32 MiB, whatever the model's size."""
+    code = """
+import sys, threading, torch, transformers, zerocopy, warnings
+warnings.simplefilter("ignore")
+transformers.utils.logging.disable_progress_bar()
+def anonymous():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) // 1024
+kind, folder = sys.argv[1:]
+config = transformers.MixtralConfig(vocab_size=1000, hidden_size=512, intermediate_size=1024, num_hidden_layers=2,
+    num_attention_heads=8, num_key_value_heads=4, num_local_experts=8)
+model = transformers.MixtralForCausalLM(config).eval()
+model.save_pretrained(folder)
+size = sum(p.nbytes for p in model.parameters()) >> 20
+del model
+before, peak, done = anonymous(), 0, threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, anonymous())
+thread = threading.Thread(target=watch)
+thread.start()
+if kind == "moe":
+    ref = zerocopy.from_pretrained(folder, "AutoModelForCausalLM")
+elif kind == "bf16":
+    ref = zerocopy.from_pretrained(folder, "AutoModelForCausalLM", dtype=torch.bfloat16)
+else:
+    ref = zerocopy.publish_file(folder, lambda: transformers.MixtralForCausalLM(config).eval().to(torch.bfloat16))
+done.set()
+thread.join()
+print(size, max(peak, anonymous()) - before, ref.nbytes >> 20)
+"""
+    size, heap, published = map(int, fresh_python(code, kind, str(tmp_path)).stdout.split()[-3:])
+    assert size > 90
+    assert heap < 32
+    assert published == (size if kind == "moe" else size // 2)

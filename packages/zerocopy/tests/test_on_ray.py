@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -71,16 +73,100 @@ logging_level=logging.ERROR)
 model = torch.nn.Linear(4, 4)
 ref = zerocopy.publish(model)
 app = deployment(ref, num_replicas=2, ray_actor_options={"num_cpus": 0.1})
+import socket
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+serve.start(http_options={"port": port})
 handle = serve.run(app, name="net", route_prefix=None)
 inputs = torch.randn(2, 4)
 with torch.no_grad():
     right = all(torch.equal(handle.remote(inputs).result(timeout_s=100), model(inputs)) for _ in range(6))
 readers = sum(entry.readers for entry in zerocopy.report().segments if ref.path.endswith(entry.file))
 print("RESULT", right, readers)
+import json, urllib.error, urllib.request
+serve.run(deployment(ref, num_replicas=2, ray_actor_options={"num_cpus": 0.1}), name="web", route_prefix="/")
+def post(body):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/", json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+def close(body, wanted):
+    status, answer = post(body)
+    return status == 200 and torch.allclose(torch.tensor(answer), wanted, atol=1e-6)
+rows = inputs.tolist()
+forms = [rows, {"args": [rows]}, {"input": rows}, {"kwargs": {"input": rows}}]
+print("HTTP", all(close(form, model(inputs)) for form in forms for _ in range(3)))
+print("BAD", [post(body)[0] for body in ([[1.0]], [[1.0], [1.0, 2.0]], {"nonsense": 1}, "text")])
+with torch.no_grad():
+    model.bias.add_(1)
+second = zerocopy.publish(model)
+serve.run(deployment(ref, num_replicas=2, ray_actor_options={"num_cpus": 0.1}, user_config={"ref": second.as_dict()}),
+          name="web", route_prefix="/")
+print("RELOADED", all(close(rows, model(inputs)) for _ in range(8)))
 serve.shutdown()
 ray.shutdown()
 """
-    assert "RESULT True 2" in fresh_script(code).stdout
+    printed = fresh_script(code).stdout
+    for line in ("RESULT True 2", "HTTP True", "BAD [400, 400, 400, 400]", "RELOADED True"):
+        assert line in printed, printed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_batch_predictor_with_other_models(publish: Publish) -> None:
+    """A Hugging Face classifier, a bfloat16 model, a dataclass and a tuple; one column or several by name."""
+    pytest.importorskip("ray")
+    transformers = pytest.importorskip("transformers")
+    from zerocopy import forget
+    from zerocopy.on_ray import BatchPredictor
+
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3
+    )
+    classifier = transformers.BertForSequenceClassification(config).eval()
+    batch = {"input_ids": np.arange(12).reshape(3, 4), "attention_mask": np.ones((3, 4), dtype=np.int64)}
+    with torch.no_grad():
+        wanted = classifier(**{name: torch.from_numpy(column) for name, column in batch.items()}).logits.numpy()
+    columns = ["input_ids", "attention_mask"]
+    result = BatchPredictor(publish(classifier, name="bert"), columns)(batch)
+    assert np.array_equal(result["prediction"], wanted)
+    assert set(result) == {*columns, "prediction"}
+    narrow = BatchPredictor(publish(classifier.to(torch.bfloat16), name="bf16"), "input_ids")
+    assert narrow(batch)["prediction"].dtype == np.float32
+    halved = nn.Linear(4, 2).to(torch.bfloat16)
+    data = {"data": np.ones((3, 4), dtype=np.float64)}
+    assert np.allclose(
+        BatchPredictor(publish(halved, name="half"))(data)["prediction"],
+        halved(torch.ones(3, 4, dtype=torch.bfloat16)).detach().float().numpy(),
+    )
+    result = BatchPredictor(publish(TwoHeads(), name="heads"))({"data": np.ones((3, 4), dtype=np.float32)})
+    assert {name: column.shape for name, column in result.items()} == {
+        "data": (3, 4), "prediction": (3, 2), "prediction_box": (3, 4),
+    }  # fmt: skip
+    forget()
+
+
+@dataclasses.dataclass
+class Detected:
+    """An answer with two tensors and something else."""
+
+    scores: torch.Tensor
+    box: torch.Tensor
+    note: str = "fine"
+
+
+class TwoHeads(nn.Module):
+    """A model that answers with a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.box = nn.Linear(4, 2), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> Detected:
+        """Return both."""
+        return Detected(self.scores(x), self.box(x))
 
 
 def test_fetch_from_the_publishing_node(ray: Any, simple_model: nn.Module, publish: Publish, eventually: Any) -> None:
@@ -129,20 +215,24 @@ def test_actor_and_replica_in_this_process(simple_model: nn.Module, publish: Pub
     """The classes that Ray runs elsewhere answer, reload and report writes."""
     pytest.importorskip("ray")
     from zerocopy import forget
-    from zerocopy.on_ray import ModelActor, _Replica
+    from zerocopy.on_ray import ModelActor, Replica
 
     first = publish(simple_model, name="here")
     inputs = torch.ones(3, 8)
-    actor, replica = ModelActor(first, refuse_writes=True), _Replica(first, "__call__")
-    assert torch.equal(actor.call(args=(inputs,)), replica(inputs))
+    actor, replica = ModelActor(first, refuse_writes=True), Replica(first, "__call__")
+    assert torch.equal(actor.call(args=(inputs,)), asyncio.run(replica(inputs)))
     assert actor.written() == ()
     with torch.no_grad():
         simple_model[3].bias.add_(1)
     second = publish(simple_model, name="here")
     assert actor.reload(second) == 2
-    replica.reconfigure({"ref": second})
+    replica.reconfigure({"ref": json.loads(json.dumps(second.as_dict()))})
     assert torch.equal(actor.call(args=(inputs,)), simple_model(inputs))
-    assert torch.equal(replica(inputs), simple_model(inputs))
+    assert torch.equal(asyncio.run(replica(inputs)), simple_model(inputs))
+    replica.reconfigure({"ref": first.to_json()})
+    assert not torch.equal(asyncio.run(replica(inputs)), simple_model(inputs))
+    replica.reconfigure({"name": "here"})
+    assert torch.equal(asyncio.run(replica(inputs)), simple_model(inputs))
     forget()
 
 

@@ -224,3 +224,49 @@ def test_help_teaches(capsys: Any) -> None:
         main(["--help"])
     text = capsys.readouterr().out
     assert all(word in text for word in ("report --watch", "verify FILE", "sweep", "jq"))
+
+
+def test_publish_serve_and_remove_from_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    """`publish` leaves a model there until `rm`; `serve-weights` keeps one while it runs; errors are one line."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "hub")
+    where = ["--directory", str(tmp_path / "segments")]
+    common = [str(tmp_path / "hub"), "--name", "llm", "--class", "AutoModelForCausalLM", *where]
+    program = [sys.executable, "-W", "ignore", "-m", "zerocopy"]
+    done = subprocess.run([*program, "publish", *common, "--json"], capture_output=True, text=True, check=True)
+    ref = ModelRef.from_json(done.stdout)
+    tokens = torch.arange(5)[None]
+    with torch.no_grad():
+        assert torch.equal(ref.load(cached=False)(tokens).logits, model(tokens).logits)
+    assert main(["rm", "llm", *where]) == 0
+    assert capsys.readouterr().out == "removed llm version 1\n"
+    assert main(["rm", "llm", *where]) == 2
+    assert capsys.readouterr().err.startswith("zerocopy: nothing is published as 'llm'")
+    server = subprocess.Popen([*program, "serve-weights", *common], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline().startswith("llm version 1: ")
+    assert zerocopy.current("llm", directory=tmp_path / "segments").load(cached=False) is not None
+    assert main(["rm", "llm", *where]) == 2
+    assert "held by the process that published it" in capsys.readouterr().err
+    server.terminate()
+    assert server.wait(60) == 0
+    server.stdout.close()
+    assert list((tmp_path / "segments").iterdir()) == []
+    assert main(["publish", str(tmp_path / "nothing"), "--name", "x", *where]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_doctor(tmp_path: Path, capsys: Any) -> None:
+    """`doctor` prints a line per check, or JSON."""
+    status = main(["doctor", "--directory", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert status == int(any(line.startswith("LOOK") for line in lines))
+    assert any(str(tmp_path) in line for line in lines)
+    main(["--json", "doctor"])
+    findings = json.loads(capsys.readouterr().out)
+    assert {"subject", "ok", "fact", "advice"} == set(findings[0])

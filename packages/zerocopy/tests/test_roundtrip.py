@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import threading
@@ -364,3 +365,35 @@ def test_warnings_stay_visible(publish: Publish) -> None:
     loaded = reload(Warns(2, 2), publish)
     with pytest.warns(UserWarning, match="from inside the model"):
         loaded(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("ambient", ["inference", "no_grad", "meta", "float64", "fake", "strict"])
+def test_loads_and_publishes_are_neutral(ambient: str, simple_model: nn.Module) -> None:
+    """Whatever mode, default device or dtype is on, what is published and loaded is the same ordinary model."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    states: dict[str, Any] = {
+        "inference": torch.inference_mode(),
+        "no_grad": torch.no_grad(),
+        "meta": torch.device("meta"),
+        "fake": FakeTensorMode(),
+        "strict": zerocopy.strict(simple_model),
+        "float64": contextlib.nullcontext(),
+    }
+    if ambient == "float64":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with states[ambient]:
+            ref = zerocopy.publish(simple_model)
+            first = ref.load()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ref.load() is first
+    assert first[0].weight.dtype == torch.float32
+    assert not any(tensor.is_inference() for tensor in first.state_dict().values())
+    assert first[0].weight.requires_grad
+    inputs = torch.randn(2, 8)
+    first(inputs).sum().backward()
+    assert first[0].weight.grad is not None
+    assert torch.equal(first(inputs), simple_model(inputs))
+    zerocopy.unpublish(ref)

@@ -20,8 +20,8 @@ from torch import nn
 import zerocopy
 from zerocopy import ModelRef
 from zerocopy._caretaker import Caretaker
-from zerocopy._directory import default_directory, segments
-from zerocopy._lease import gate, remove_if_free
+from zerocopy._directory import default_directory, remove_if_free, segments
+from zerocopy._lease import gate
 from zerocopy.errors import CorruptSegmentError, NoSpaceError, OtherFormatError, SegmentGoneError
 
 Publish = Callable[..., ModelRef]
@@ -239,7 +239,7 @@ def test_a_sweep_leaves_what_took_a_files_place(tmp_path: Path, monkeypatch: pyt
         return fd
 
     monkeypatch.setattr(os, "open", open_and_be_replaced)
-    remove_if_free(path)
+    remove_if_free(str(path))
     assert path.read_text() == "new"
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -199,3 +203,116 @@ def test_two_models_in_one_process_are_isolated(simple_model: nn.Module, publish
     write_fill(one)
     assert torch.equal(two[0].weight, simple_model[0].weight)
     assert zerocopy.written(two) == ()
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda model: model.half(), lambda model: model.to(torch.bfloat16)], ids=["half", "to"]
+)
+def test_a_converted_model_is_said_to_share_nothing(convert: Any, large_model: nn.Module, publish: Publish) -> None:
+    """After .half() every weight is listed as replaced, here and in the report of this process from outside."""
+    ref = publish(large_model, name="converted")
+    model = convert(ref.load(cached=False))
+    entries = zerocopy.written(model)
+    assert [entry.name for entry in entries] == [name for name, _ in large_model.named_parameters()]
+    assert all(entry.replaced for entry in entries)
+    assert sum(entry.nbytes for entry in entries) == ref.nbytes // 2
+    (view,) = zerocopy.report(pids=[os.getpid()]).views
+    assert {tensor.name for tensor in view.released} == {name for name, _ in large_model.named_parameters()}
+    assert sum(tensor.private_bytes for tensor in view.released) == ref.nbytes
+    assert view.private_elsewhere >= ref.nbytes // 2
+    assert "shares no more 0.weight (16.0 MiB)" in str(zerocopy.report())
+    assert [info.readers for info in zerocopy.report().segments if info.name == "converted"] == [0]
+    code = "import sys, zerocopy; print(*zerocopy.report(pids=[int(sys.argv[1])]).views[0].released, sep='\\n')"
+    printed = subprocess.run([sys.executable, "-c", code, str(os.getpid())], capture_output=True, text=True, check=True)
+    assert len(printed.stdout.splitlines()) == 8
+    del model
+    gc.collect()
+    assert zerocopy.report(pids=[os.getpid()]).views == ()
+
+
+def test_one_replaced_layer_among_shared_ones(simple_model: nn.Module, publish: Publish) -> None:
+    """A layer that was replaced, inside a wrapper that was never published, is named with its path there."""
+    ref = publish(nn.Sequential(*simple_model, nn.Linear(600, 600)), name="partly")
+    model = ref.load(cached=False)
+    outer = nn.ModuleDict({"net": model})
+    model[4].weight = nn.Parameter(torch.zeros(600, 600))
+    assert zerocopy.Written("net.4.weight", 1440000, replaced=True) in zerocopy.written(outer)
+    (view,) = zerocopy.report(pids=[os.getpid()]).views
+    assert [tensor.name for tensor in view.released] == ["4.weight"]
+    assert view.mapped > 0
+
+
+def test_a_forked_child_notes_for_itself(simple_model: nn.Module, publish: Publish) -> None:
+    """What a child replaces is the child's: the parent's report stays clean."""
+    model = publish(simple_model).load(cached=False)
+    model[0].bias = nn.Parameter(torch.zeros(16))
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def child() -> None:
+        model[3].bias = nn.Parameter(torch.zeros(4))
+        theirs.send("ready")
+        theirs.recv()
+
+    worker = context.Process(target=child)
+    worker.start()
+    ours.recv()
+    views = {view.pid: [tensor.name for tensor in view.released] for view in zerocopy.report().views}
+    ours.send("end")
+    worker.join()
+    assert views == {os.getpid(): ["0.bias"], worker.pid: ["0.bias", "3.bias"]}
+    worker.close()
+    ours.close()
+    theirs.close()
+
+
+class TwoParts(torch.Tensor):
+    """A subclass over two tensors, as quantized weights are."""
+
+    @staticmethod
+    def __new__(cls, high: torch.Tensor, low: torch.Tensor) -> TwoParts:
+        """Make the wrapper."""
+        return torch.Tensor._make_wrapper_subclass(cls, high.shape, dtype=high.dtype)
+
+    def __init__(self, high: torch.Tensor, low: torch.Tensor) -> None:
+        self.high, self.low = high, low
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """Name the inner tensors."""
+        return ["high", "low"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, torch.Tensor], context: None, size: Any, stride: Any) -> TwoParts:
+        """Make the wrapper from inner tensors."""
+        return cls(inner["high"], inner["low"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Write to the parts, and compute on the sum."""
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].high, args[0].low)
+        if func is torch.ops.aten.zero_.default:
+            args[0].high.zero_()
+            args[0].low.zero_()
+            return args[0]
+        plain = torch.utils._pytree.tree_map(
+            lambda x: x.high + x.low if isinstance(x, cls) else x, (args, kwargs or {})
+        )
+        return func(*plain[0], **plain[1])
+
+
+def test_the_parts_of_a_subclass_are_guarded(publish: Publish) -> None:
+    """A write to the inner data of a wrapper, direct or through it, is refused, and reported by the part's name."""
+    model = nn.Linear(4, 4)
+    model.weight = nn.Parameter(TwoParts(torch.randn(4, 4), torch.randn(4, 4)), requires_grad=False)
+    loaded = publish(model).load(cached=False)
+    assert zerocopy.written(loaded) == ()
+    with pytest.raises(WriteRefusedError, match=r"weight\.high"), zerocopy.strict(loaded):
+        loaded.weight.high.add_(1)
+    with pytest.raises(WriteRefusedError, match=r"weight\.high"), zerocopy.strict(loaded):
+        loaded.weight.zero_()
+    with zerocopy.strict(loaded):
+        loaded(torch.ones(1, 4))
+    assert zerocopy.written(loaded) == ()
+    loaded.weight.low.add_(1)
+    assert [entry.name for entry in zerocopy.written(loaded)] == ["weight.low"]

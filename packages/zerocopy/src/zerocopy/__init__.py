@@ -10,12 +10,14 @@ from zerocopy._checkpoint import publish_file, save_aligned
 from zerocopy._directory import sweep
 from zerocopy._flatten import Flat, flatten, rebuild
 from zerocopy._follow import Live, follow
+from zerocopy._hub import from_pretrained
 from zerocopy._invoke import call_model, forget
 from zerocopy._pipeline import ModelProxy, rewrite_pipeline
 from zerocopy._publish import current, publish, unpublish
 from zerocopy._ref import ModelRef
 from zerocopy._report import Report, report
 from zerocopy._rewrite import extract_tensors, replace_tensors
+from zerocopy._share import share
 from zerocopy._writes import Written, strict, written
 from zerocopy.errors import ZerocopyError
 
@@ -33,6 +35,7 @@ __all__ = [
     "flatten",
     "follow",
     "forget",
+    "from_pretrained",
     "publish",
     "publish_file",
     "rebuild",
@@ -40,6 +43,7 @@ __all__ = [
     "report",
     "rewrite_pipeline",
     "save_aligned",
+    "share",
     "strict",
     "sweep",
     "unpublish",

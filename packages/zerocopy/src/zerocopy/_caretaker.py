@@ -16,7 +16,6 @@ class Caretaker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._owner = 0
         self._pipe: int | None = None
         self._charges: set[str] = set()
         self._starting: subprocess.Popen[bytes] | None = None
@@ -29,7 +28,7 @@ class Caretaker:
     def take(self, path: Path) -> None:
         """Put a file in its charge. Call this before the file is made."""
         with self._lock:
-            if self._pipe is None or self._owner != os.getpid():  # a forked child starts its own
+            if self._pipe is None:
                 self._start()
             self._charges.add(str(path))
             self._send(b"+", path)
@@ -37,7 +36,7 @@ class Caretaker:
     def publisher_done(self, path: Path) -> None:
         """Say that the publisher has dropped its own lease on a file."""
         with self._lock:
-            if self._owner != os.getpid() or str(path) not in self._charges:
+            if str(path) not in self._charges:
                 return
             if self._starting is not None:
                 self._starting.wait()  # it forked long ago: this reaps the half that ended
@@ -49,12 +48,15 @@ class Caretaker:
                 self._pipe = None
 
     def after_fork_in_child(self) -> None:
-        """Make a new lock, because one that another thread held at the fork stays locked in the child."""
-        self._lock = threading.Lock()
+        """Forget the parent's caretaker: it must see the end of the pipe when the parent ends, not the children."""
+        self._lock = threading.Lock()  # another thread may have held the old one at the fork
+        if self._pipe is not None:
+            os.close(self._pipe)
+        self._pipe, self._starting = None, None
+        self._charges = set()
 
     def _start(self) -> None:
         read, self._pipe = os.pipe()
-        self._owner = os.getpid()
         self._charges = set()
         command = [sys.executable, "-I", "-S", str(_PROGRAM)]
         try:

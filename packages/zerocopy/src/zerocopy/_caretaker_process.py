@@ -1,76 +1,198 @@
-"""The caretaker process: removes segment files once their publisher and last reader have left.
+"""Remove segment files that nobody holds, and keep the links of their names right; run as a program, the caretaker.
 
-Runs as a file of its own with `python -I -S`, without site-packages, because it lives as long as the segments do and
+The caretaker is this file run by `python -I -S`, without site-packages, because it lives as long as the segments do and
 has to stay small. It reads commands from standard input, each ended by a zero byte: `+P` puts the file P in its charge,
-and `-P` says that the publisher gave P up. The end of the input gives up all files. For each file that was given up, a
-thread waits for an exclusive lock, which the kernel grants when the last lease ends, and removes the file.
+and `-P` says that the publisher gave P up. The end of the input gives up all files. Each file that was given up is
+removed as soon as the kernel grants an exclusive lock on it, which is when the last lease has ended.
+
+A name has two links beside its segments: `NAME@current` points to the current version's file, and `NAME@last` holds the
+last version number that was given out.
 """
 
 from __future__ import annotations
 
 import _thread
-import fcntl
 import os
+import time
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
+SUFFIX = ".zc"
+TEMPORARY = ".part"
+CURRENT = "@current"
+LAST = "@last"
+_MOST_THREADS = 200  # files in use that each have a waiting thread; further ones are looked at every second
+_HEX = frozenset("0123456789abcdef")
 
 
-def remove_when_free(path: bytes) -> None:
-    """Wait until nobody holds a lease on a file, then remove it, and its name's link if that points to it."""
-    opened = []
+def parse(file: str) -> tuple[str, int] | None:
+    """Return name and version of a segment's file name `NAME@VERSION-TOKEN.zc`, or None for any other file name."""
+    name, at, rest = file.rpartition("@")
+    version, dash, token = rest.removesuffix(SUFFIX).partition("-")
+    well = at and dash and version.isdecimal() and len(token) == 8 and _HEX.issuperset(token) and rest.endswith(SUFFIX)
+    return (name, int(version)) if well else None
+
+
+def versions(folder: str, name: str) -> list[str]:
+    """Return the segment files of a name, newest version first. Version 0 stands for models without a name."""
+    found = []
+    for file in os.listdir(folder):
+        if file.startswith(name):
+            parsed = parse(file)
+            if parsed is not None and parsed[0] == name and parsed[1] > 0:
+                found.append((parsed[1], file))
+    return [file for _, file in sorted(found, reverse=True)]
+
+
+def read_link(path: str) -> str | None:
+    """Return a link's target, or None without one."""
     try:
-        fd = os.open(path, os.O_RDONLY)
-        opened.append(fd)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        mine, there = os.fstat(fd), os.stat(path)
-        if (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev):
-            os.unlink(path)
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
-        opened.append(folder)
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        link = path.rsplit(b"@", 1)[0] + b"@current"
-        if os.path.islink(link) and os.readlink(link) == os.path.basename(path):
-            os.unlink(link)
+        return os.readlink(path)
     except OSError:
-        pass  # the file, its folder or the link is gone already
+        return None
+
+
+def write_link(path: str, target: str) -> None:
+    """Point a link at a target in one step. The caller holds the folder's lock."""
+    temporary = path + TEMPORARY
+    if read_link(temporary) is not None:  # left by a process that was killed here
+        os.unlink(temporary)
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
+
+
+def settle(folder: str, name: str) -> None:
+    """Make a name's link point to its newest version that exists, and remove the links of a name without files."""
+    current, last = os.path.join(folder, name + CURRENT), os.path.join(folder, name + LAST)
+    if read_link(current) is None and read_link(last) is None:
+        return  # a model without a name, or the folder is gone
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        target = read_link(current)
+        if target is not None and os.path.exists(os.path.join(folder, target)):
+            return
+        left = versions(folder, name)
+        if left:
+            write_link(current, left[0])
+            return
+        if target is not None:
+            os.unlink(current)
+        unfinished = any(
+            file.startswith(name + "@") and file.endswith(SUFFIX + TEMPORARY) for file in os.listdir(folder)
+        )
+        if not unfinished and read_link(last) is not None:
+            os.unlink(last)
+    except OSError:
+        pass  # the file system refuses: the links stay, and readers skip a link whose file is gone
     finally:
-        for fd in opened:
-            os.close(fd)
+        fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has the descriptor too
+        os.close(fd)
 
 
-def in_thread(path: bytes) -> _thread.LockType:
-    """Start a thread that removes a file, and return a lock that it releases at its end."""
-    ended = _thread.allocate_lock()
-    ended.acquire()
+def remove_if_free(path: str, *, wait: bool = False) -> bool:
+    """Remove a file that has no lease, settle its name, and return whether it is gone.
 
-    def run() -> None:
+    Args:
+        path: The file.
+        wait: Wait until the last lease ends.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        gone = True  # or its folder is gone, or it is not ours
+    else:
         try:
-            remove_when_free(path)
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine, there = os.fstat(fd), os.stat(path)
+            if (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev):  # else another file is at the path now
+                os.unlink(path)
+            gone = True
+        except FileNotFoundError:
+            gone = True
+        except OSError:
+            gone = False
         finally:
-            ended.release()
+            fcntl.flock(fd, fcntl.LOCK_UN)  # as in `settle`
+            os.close(fd)
+    if gone:
+        folder, file = os.path.split(path)
+        settle(folder, file.rpartition("@")[0])
+    return gone
 
-    _thread.start_new_thread(run, ())
-    return ended
+
+class Charges:
+    """The files in the caretaker's charge, and the removals that wait for a last lease."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.running: list[_thread.LockType] = []
+        self.waiting: list[str] = []
+
+    def give_up(self, path: str) -> None:
+        """Remove a file now, or from a thread when its last lease ends."""
+        if remove_if_free(path):
+            return
+        self.running = [ended for ended in self.running if ended.locked()]
+        if len(self.running) >= _MOST_THREADS:
+            self.waiting.append(path)
+            return
+        ended = _thread.allocate_lock()
+        ended.acquire()
+
+        def run() -> None:
+            try:
+                remove_if_free(path, wait=True)
+            finally:
+                ended.release()
+
+        try:
+            _thread.start_new_thread(run, ())
+        except RuntimeError:  # no more threads
+            self.waiting.append(path)
+        else:
+            self.running.append(ended)
+
+    def look_again(self) -> None:
+        """Try the files that have no thread."""
+        self.waiting = [path for path in self.waiting if not remove_if_free(path)]
+
+    def finish(self) -> None:
+        """Give up every file and wait for all removals."""
+        for path in self.held:
+            self.give_up(path)
+        while self.waiting:
+            self.look_again()
+            time.sleep(1)
+        for ended in self.running:
+            ended.acquire()
 
 
 def main() -> None:
     """Serve commands until the input ends, then wait for the removal of every file."""
     if os.fork():
-        os._exit(0)  # the parent ends at once: whoever stops the publisher's children spares this process
+        os._exit(0)  # the parent ends at once: a process that stops the publisher's children spares this one
     os.chdir("/")  # keeps no folder busy
-    charges: list[bytes] = []
-    running = []
+    _thread.stack_size(1 << 17)
+    charges = Charges()
     rest = b""
     while data := os.read(0, 1 << 16):
         *commands, rest = (rest + data).split(b"\0")
         for command in commands:
-            sign, path = command[:1], command[1:]
-            if sign == b"+":
-                charges.append(path)
-            elif path in charges:
-                charges.remove(path)
-                running.append(in_thread(path))
-    running.extend(in_thread(path) for path in charges)
-    for ended in running:
-        ended.acquire()
+            path = os.fsdecode(command[1:])
+            if command[:1] == b"+":
+                charges.held.add(path)
+            elif path in charges.held:
+                charges.held.remove(path)
+                charges.give_up(path)
+        charges.look_again()
+    charges.finish()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zerocopy import _directory as places
 from zerocopy._caretaker import caretaker
-from zerocopy._lease import TEMPORARY, create, gate
+from zerocopy._lease import TEMPORARY, close, create, gate
 from zerocopy._segment.checking import adopt, open_segment
 from zerocopy.errors import SegmentGoneError
 
@@ -60,7 +60,7 @@ def fetch(model: str, source: str, node: str, here: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        os.close(lease)
+        close(lease)
         if brought:
             caretaker.publisher_done(path)  # from here on it stays as long as a process of this node reads it
 
@@ -86,7 +86,7 @@ def _bring(model: str, source: str, node: str, path: Path) -> int:
         temporary.rename(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        os.close(fd)
+        close(fd)
         caretaker.publisher_done(path)
         if isinstance(error, ray.exceptions.RayError):
             raise SegmentGoneError(f"{model} cannot be fetched from its node: {error}") from error

@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from zerocopy._arrays import ArrayRow, is_shareable, span, storage_of
 from zerocopy._torch_private import (
     UninitializedTensorMixin,
     inject_parametrizations,
     is_traceable_wrapper_subclass,
     neg_view,
+    neutral,
     storage_key,
     tensor_subclass,
     typed_storage,
@@ -60,10 +63,11 @@ class Block:
     def bytes_view(self) -> memoryview:
         """Return the block's bytes: a view of host memory, or a host copy of another device's."""
         storage = self.storage
-        if storage.device.type != "cpu":
-            storage = storage.cpu()  # type: ignore[no-untyped-call]
-        flat = torch.empty((0,), dtype=torch.uint8).set_(storage, self.start, (self.nbytes,), (1,))
-        return memoryview(flat.numpy())  # type: ignore[arg-type]  # an array is a buffer
+        with neutral():
+            if storage.device.type != "cpu":
+                storage = storage.cpu()  # type: ignore[no-untyped-call]
+            flat = torch.empty((0,), dtype=torch.uint8).set_(storage, self.start, (self.nbytes,), (1,))
+            return memoryview(flat.numpy())  # type: ignore[arg-type]  # an array is a buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,12 @@ class _Collector:
         self.users: list[list[str]] = []
         self.uses: list[int] = []  # per storage: how many tensors and storage objects of the model are over it
         self.rows: list[list[Any]] = []
+        self.arrays: list[ArrayRow] = []
         self._block_of: dict[int, int] = {}
         self._row_of: dict[int, int] = {}
-        self._alive: list[torch.Tensor] = []
+        self._array_of: dict[int, int] = {}
+        self._memory_of: dict[int, torch.UntypedStorage] = {}  # by address: storages made over numpy's memory
+        self._alive: list[object] = []
 
     def block(self, storage: torch.UntypedStorage, first: int, last: int, names: tuple[str, ...] = ()) -> int:
         key = storage_key(storage)
@@ -146,6 +153,22 @@ class _Collector:
         self._alive.append(tensor)
         return len(self.rows) - 1
 
+    def array(self, array: np.ndarray[Any, Any]) -> int:
+        """Return the number of an array."""
+        if id(array) not in self._array_of:
+            made, address, owner = storage_of(array)
+            storage = self._memory_of.setdefault(address, made)
+            if storage.nbytes() < made.nbytes():  # of two arrays over foreign memory, the first was the smaller one
+                storage, address = made, address
+            first, last = (place - address for place in span(array))
+            block = self.block(storage, first, last, self.names.get(id(array), ()))
+            start = int(array.__array_interface__["data"][0]) - address
+            row = ArrayRow(block, start, array.dtype, array.shape, array.strides, array.flags.writeable)
+            self.arrays.append(row)
+            self._array_of[id(array)] = len(self.arrays) - 1
+            self._alive.extend((array, owner))
+        return self._array_of[id(array)]
+
     def refuse(self, obj: object, what: str, remedy: str) -> UnshareableError:
         where = self.names.get(id(obj), ("a tensor",))[0] or "the model itself"
         return UnshareableError(f"{where}: {what}, which has no plain bytes to share. {remedy}")
@@ -165,6 +188,10 @@ class _Collector:
             start = first & _MASK if last > first else 0
             result.append(Block(storage, start, max(0, last - start), tuple(dict.fromkeys(names))))
         return tuple(result)
+
+    def array_table(self, blocks: Sequence[Block]) -> list[ArrayRow]:
+        """Return the arrays' rows with offsets from the start of their blocks."""
+        return [row._replace(offset=row.offset - blocks[row.block].start) for row in self.arrays]
 
     def table(self, blocks: Sequence[Block]) -> list[_Row]:
         rows: list[_Row] = []
@@ -193,6 +220,8 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
         if isinstance(obj, torch.storage.TypedStorage):
             raw = untyped_storage(obj)
             return "storage", self._collector.block(raw, 0, raw.nbytes()), obj.dtype
+        if is_shareable(obj):
+            return "array", self._collector.array(obj), None  # type: ignore[arg-type]  # an array then
         return obj.row if type(obj) is _Bare else None
 
     def reducer_override(self, obj: object) -> object:
@@ -281,13 +310,15 @@ def flatten(model: Any) -> Flat:
     collector = _Collector(tensor_names(model) | _script_names(model))
     file = io.BytesIO()
     try:
-        _Flattener(file, collector).dump(model)
+        with neutral():
+            _Flattener(file, collector).dump(model)
     except UnshareableError:
         raise
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         raise UnshareableError(f"{_unpicklable(model)}: cannot be pickled ({error})") from error
     blocks = collector.blocks()
-    return Flat(pickle.dumps((collector.table(blocks), file.getvalue()), protocol=5), blocks)
+    parts = (collector.table(blocks), file.getvalue(), collector.array_table(blocks))
+    return Flat(pickle.dumps(parts, protocol=5), blocks)
 
 
 def _script_names(model: object) -> dict[int, tuple[str, ...]]:
@@ -316,16 +347,19 @@ class _Rebuilder(pickle.Unpickler):
     """Reads a skeleton, with a tensor in the place of each number."""
 
     def __init__(self, skeleton: bytes, buffers: Sequence[Buffer]) -> None:
-        rows, root = pickle.loads(skeleton)
+        rows, root, *arrays = pickle.loads(skeleton)  # a segment of an older version has no arrays
         super().__init__(io.BytesIO(root))
         self._buffers = buffers
+        self._arrays = [row.over(buffers[row.block]) for row in (arrays[0] if arrays else ())]
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._tensors = [self._make(row) for row in rows]
 
     def persistent_load(self, pid: Any) -> Any:
         if type(pid) is int:
             return self._tensors[pid]
-        _, block, dtype = pid
+        kind, block, dtype = pid
+        if kind == "array":
+            return self._arrays[block]
         raw = self._storage(block)
         return raw if dtype is None else typed_storage(raw, dtype)
 
@@ -368,4 +402,5 @@ def rebuild(skeleton: bytes, buffers: Sequence[Buffer]) -> Any:
         >>> zerocopy.rebuild(flat.skeleton, [bytearray(block.bytes_view()) for block in flat.blocks])
         {'weight': tensor([1., 1., 1.])}
     """
-    return _Rebuilder(skeleton, buffers).load()
+    with neutral():
+        return _Rebuilder(skeleton, buffers).load()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 from zerocopy import _directory as places
-from zerocopy._publish import current
-from zerocopy._ref import ModelRef
-from zerocopy.errors import SegmentGoneError
+from zerocopy._ref import ModelRef, ref_of, unknown
+from zerocopy.errors import CorruptSegmentError, SegmentGoneError
+
+_log = logging.getLogger(__name__)
+_followers: weakref.WeakSet[Live] = weakref.WeakSet()
 
 
 class Live:
@@ -31,28 +35,50 @@ class Live:
 
     def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
         self._name = places.check_name(name)
-        self._folder = places.default_directory() if directory is None else Path(directory).absolute()
-        self._lock = threading.Lock()
-        self._ref, self._model = self._load()
+        self._folder = places.folder_of(directory)
+        self.renew_lock()
+        self._seen = places.current_target(self._folder, self._name)
+        found = self._newest()
+        if found is None:
+            raise unknown(self._folder, self._name)
+        self._ref, self._model = found
+        _followers.add(self)
 
     def get(self) -> tuple[ModelRef, Any]:
-        """Return the current reference and its model. Use the same pair for all of one answer."""
-        pointed = places.current_path(self._folder, self._name)
-        if str(pointed) != self._ref.path:
+        """Return the newest version's reference and model. Use the same pair for all of one answer.
+
+        While the name has no newer version that can be loaded, the pair stays the same, even if its publisher has left.
+        """
+        target = places.current_target(self._folder, self._name)
+        if target != self._seen:
             with self._lock:
-                if str(pointed) != self._ref.path:
-                    self._ref, self._model = self._load()
+                if target != self._seen:
+                    found = self._newest(self._ref)
+                    if found is not None:
+                        self._ref, self._model = found
+                    self._seen = target
         with self._lock:
             return self._ref, self._model
 
-    def _load(self) -> tuple[ModelRef, Any]:
-        while True:
-            ref = current(self._name, directory=self._folder)
+    def _newest(self, mine: ModelRef | None = None) -> tuple[ModelRef, Any] | None:
+        """Load the newest version that exists; None if that is the one that this follower has, or an older one."""
+        for path in places.candidates(self._folder, self._name):
+            if mine is not None and (str(path) == mine.path or _is_older(path, mine)):
+                return None
             try:
+                ref = ref_of(path)
                 return ref, ref.load()
             except SegmentGoneError:
-                if current(self._name, directory=self._folder) == ref:
+                continue  # its publisher and readers have left
+            except CorruptSegmentError as error:
+                if mine is None:
                     raise
+                _log.error("%s: keeping version %s: %s", self._name, mine.version, error)
+        return None
+
+    def renew_lock(self) -> None:
+        """Make a new lock: one that another thread held at a fork stays locked in the child."""
+        self._lock = threading.Lock()
 
     @property
     def ref(self) -> ModelRef:
@@ -100,3 +126,18 @@ def follow(name: str, *, directory: str | os.PathLike[str] | None = None) -> Liv
 
 def _follow(name: str, folder: str) -> Live:
     return Live(name, directory=folder)
+
+
+def _is_older(path: Path, mine: ModelRef) -> bool:
+    """Return whether a file holds an older version of a lineage that still has this version."""
+    parsed = places.parse(path.name)
+    return parsed is not None and parsed[1] < mine.version and Path(mine.path).exists()
+
+
+def _after_fork_in_child() -> None:
+    for follower in list(_followers):
+        follower.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -68,6 +68,13 @@ def forget(ref: ModelRef | None = None) -> None:
             _recent.pop(ref.digest, None)
 
 
+def forget_path(path: str) -> None:
+    """Release the model of one segment."""
+    with _lock:
+        for digest in [digest for digest, (ref, _) in _recent.items() if ref.path == path]:
+            del _recent[digest]
+
+
 def call_model(
     ref: ModelRef,
     method: str = "__call__",

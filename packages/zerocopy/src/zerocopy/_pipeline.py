@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from zerocopy._invoke import call_model
-from zerocopy._publish import publish
+from zerocopy._invoke import call_model, forget_path
+from zerocopy._publish import publish, release
 from zerocopy._ref import ModelRef
 from zerocopy._walk import children
 from zerocopy.errors import MethodNotAllowedError
@@ -39,11 +40,28 @@ class ModelProxy:
         self._ref = ref
         self._methods = frozenset(methods)
         self._run = run
+        self._owned: weakref.finalize[..., ModelProxy] | None = None
 
     @property
     def ref(self) -> ModelRef:
         """The published model."""
         return self._ref
+
+    def own(self) -> ModelProxy:
+        """Give the model up when this stand-in is gone, unless it was pickled for another process before."""
+        self._owned = weakref.finalize(self, _give_up, self._ref.path)
+        self._owned.atexit = False  # the end of the process gives up everything
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled. From now on the model stays until this process ends or unpublishes it."""
+        if self._owned is not None:
+            self._owned.detach()
+        return {"_ref": self._ref, "_methods": self._methods, "_run": self._run}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled."""
+        self.__dict__.update(state, _owned=None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
@@ -51,7 +69,7 @@ class ModelProxy:
 
     def __getattr__(self, name: str) -> Any:
         """Return a caller of an allowed method."""
-        if name.startswith("__") or name in ("_ref", "_methods", "_run"):
+        if name.startswith("__") or name in ("_ref", "_methods", "_run", "_owned"):
             raise AttributeError(name)
         return self._allowed(name)
 
@@ -94,7 +112,7 @@ def rewrite_pipeline(
         options: Ray options for the tasks or actors, such as `num_cpus`.
 
     Returns:
-        The rewritten pipeline. Its pickle is small.
+        The rewritten pipeline. Its pickle is small. When it is dropped and was never pickled, its models are given up.
 
     Raises:
         UnshareableError: A model cannot be published.
@@ -105,8 +123,7 @@ def rewrite_pipeline(
         >>> small = zerocopy.rewrite_pipeline({"net": torch.nn.Linear(4, 2)}, mode="local")
         >>> small["net"](torch.ones(1, 4)).shape
         torch.Size([1, 2])
-        >>> zerocopy.forget(small["net"].ref)
-        >>> zerocopy.unpublish(small["net"].ref)
+        >>> del small  # gives up the model
     """
     make_run = _runner(mode, workers, options)
     stand_ins: dict[int, ModelProxy] = {}
@@ -114,10 +131,15 @@ def rewrite_pipeline(
     def stand_in(model: nn.Module) -> ModelProxy:
         if id(model) not in stand_ins:
             ref = publish(model)
-            stand_ins[id(model)] = ModelProxy(ref, methods, make_run(ref))
+            stand_ins[id(model)] = ModelProxy(ref, methods, make_run(ref)).own()
         return stand_ins[id(model)]
 
     return _replaced(pipeline, stand_in)  # type: ignore[no-any-return]  # a T, but for the models in it
+
+
+def _give_up(path: str) -> None:
+    forget_path(path)
+    release(path)
 
 
 def _runner(mode: Mode, workers: int, options: Mapping[str, Any] | None) -> Callable[[ModelRef], Callable[..., Any]]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zerocopy import _directory as places
+from zerocopy._arena import ROOM, Arena
 from zerocopy._caretaker import caretaker
 from zerocopy._flatten import Flat, flatten
-from zerocopy._lease import TEMPORARY, create, remove_if_free
+from zerocopy._lease import TEMPORARY, close, create
 from zerocopy._progress import Tick, bar, no_tick
-from zerocopy._ref import ModelRef, current_node, local_segment
-from zerocopy._segment.checking import hash_blocks, open_segment
+from zerocopy._ref import ModelRef, current_node, local_segment, ref_of, unknown
+from zerocopy._segment.checking import hash_blocks, kept, open_segment
 from zerocopy._segment.format import Manifest, model_digest
-from zerocopy._segment.writing import write_segment
-from zerocopy.errors import SegmentGoneError, UnknownNameError
+from zerocopy._segment.writing import HeaderTooLargeError, write_segment
+from zerocopy.errors import SegmentGoneError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,26 @@ class _Publication:
 
     fds: tuple[int, ...]
     keep: bool
-    named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to publish: the arguments of `publish`, and what `share` compares."""
+
+    name: str | None = None
+    version: int | None = None
+    directory: str | os.PathLike[str] | None = None
+    keep: bool = False
+    progress: bool = False
+    base: ModelRef | None = None
+    source: str = ""
+    tick: Tick | None = None
+
+    def ticking(self, title: str, total: int) -> AbstractContextManager[Tick]:
+        """Return a context in which progress is shown, if it is wanted."""
+        if self.tick is not None:
+            return nullcontext(self.tick)
+        return bar(title, total) if self.progress else nullcontext(no_tick)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +69,21 @@ class Shared:
     leases: tuple[int, ...] = ()
 
 
+Find = Callable[[Flat, Tick], Shared]
+_lock = threading.Lock()
 _published: dict[str, _Publication] = {}
 _superseded: dict[str, int] = {}  # by path: the version that made this process give up the one there
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held the old one at the fork
+    _published.clear()  # the descriptors were closed at the fork: what the parent published is the parent's
+    _superseded.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def publish(
@@ -92,95 +127,146 @@ def publish(
         torch.Size([1, 2])
         >>> zerocopy.unpublish(ref)
     """
-    return publish_shared(
-        model,
-        lambda flat, tick: _shared_with(base, flat, tick),
-        name=name,
-        version=version,
-        directory=directory,
-        keep=keep,
-        progress=progress,
-    )
+    how = Options(name, version, directory, keep, progress, base)
+    return publish_made(lambda _arena: model, from_base(base), how, in_arena=False)
 
 
-def publish_shared(
-    model: Any,
-    share_blocks: Callable[[Flat, Tick], Shared],
-    *,
-    name: str | None,
-    version: int | None,
-    directory: str | os.PathLike[str] | None,
-    keep: bool,
-    progress: bool,
-) -> ModelRef:
-    """Publish a model of which some blocks may lie elsewhere already. The other arguments are those of `publish`."""
-    folder = places.prepare(directory)
-    title = places.check_name(name) if name is not None else places.name_of_class(type(model))
-    number = _next_version(folder, name, version)
-    flat = flatten(model)
-    if directory is None:
-        places.sweep(folder)
-    path = places.segment_path(folder, title, number)
-    total = sum(block.nbytes for block in flat.blocks)
-    with bar(f"publishing {title}", total) if progress else nullcontext(no_tick) as tick:
-        # Finding shared blocks needs all digests first; without any to find, one pass both hashes and copies.
-        shared = share_blocks(flat, tick)
-        manifest = Manifest(title, number, keep, "", (), shared.bases)
-        try:
-            fd, manifest = _write(path, flat, manifest, shared, tick if shared.hashes is None else no_tick)
-        except BaseException:
-            for lease in shared.leases:
-                os.close(lease)
-            raise
-    _published[str(path)] = _Publication((fd, *shared.leases), keep, name is not None)
-    if name is not None:
-        older = _pointed_at(folder, name)
-        places.point(folder, name, path)
-        if older in _published:
-            _superseded[older] = number
-            release(older, remove_now=False)
-    return ModelRef(title, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
+def publish_made(make: Callable[[Arena | None], Any], find: Find, how: Options, *, in_arena: bool) -> ModelRef:
+    """Publish the model that a function makes.
 
-
-def _write(path: Path, flat: Flat, manifest: Manifest, shared: Shared, tick: Tick) -> tuple[int, Manifest]:
-    """Write and seal a segment, then make it visible. A failure or a killed process leaves nothing of it."""
+    Args:
+        make: Returns the model. It may make tensors in the arena that it gets.
+        find: Returns which of its blocks lie elsewhere already.
+        how: The arguments of `publish`.
+        in_arena: Whether there is an arena.
+    """
+    folder = places.prepare(how.directory)
+    title = "model" if how.name is None else places.check_name(how.name)
+    model = None if in_arena else make(None)
+    places.sweeper.step(folder)
+    number = (how.version or 1) if how.name is None else places.give_out_version(folder, title, how.version)
+    path = places.segment_path(folder, title, 0 if how.name is None else number)
     temporary = path.with_name(path.name + TEMPORARY)
-    if not manifest.keep:
+    if not how.keep:
         caretaker.take(temporary)
         caretaker.take(path)
-    fd = create(temporary)
     try:
-        done = write_segment(fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=tick)
-        temporary.rename(path)
+        fd, manifest, leases = _made(make, find, how, temporary, number, model, in_arena)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            close(fd)
+            raise
     except BaseException:
-        os.close(fd)
-        temporary.unlink(missing_ok=True)
         caretaker.publisher_done(path)
+        places.settle(path)
         raise
     finally:
         caretaker.publisher_done(temporary)
-    return fd, done
+    with _lock:
+        _published[str(path)] = _Publication((fd, *leases), how.keep)
+    if how.name is not None:
+        places.make_current(folder, path)
+        _give_up_older(path)
+    if how.keep:
+        _sync_folder(folder)
+    return ModelRef(manifest.name, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
 
 
-def _next_version(folder: Path, name: str | None, version: int | None) -> int:
-    newest = 0
-    if name is not None:
+def _write(
+    fd: int, flat: Flat, manifest: Manifest, find: Find, how: Options, arena: Arena | None
+) -> tuple[Manifest, tuple[int, ...]]:
+    """Write and seal a segment. Return the manifest and the leases on its bases."""
+    total = sum(block.nbytes for block in flat.blocks)
+    with how.ticking(f"publishing {manifest.name}", total) as tick:
+        # Finding shared blocks needs all digests first; without any to find, one pass both hashes and copies.
+        shared = find(flat, tick)
+        manifest = replace(manifest, bases=shared.bases)
+        rest = tick if shared.hashes is None else no_tick
         try:
-            newest = current(name, directory=folder).version
-        except (UnknownNameError, SegmentGoneError):
-            newest = 0
-    if version is None:
-        return newest + 1
-    if version <= newest:
-        raise ValueError(f"version {version} of {name!r} is not newer than the current one, {newest}")
-    return version
+            if arena is None:
+                return write_segment(
+                    fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=rest
+                ), shared.leases
+            inside = [arena.offset_of(block.storage.data_ptr() + block.start) for block in flat.blocks]
+            done = write_segment(
+                fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=rest, inside=inside,
+                room=ROOM, end=arena.end,
+            )  # fmt: skip
+            return done, shared.leases
+        except BaseException:
+            for lease in shared.leases:
+                close(lease)
+            raise
 
 
-def _pointed_at(folder: Path, name: str) -> str:
+def _made(
+    make: Callable[[Arena | None], Any],
+    find: Find,
+    how: Options,
+    temporary: Path,
+    number: int,
+    model: Any,
+    in_arena: bool,
+) -> tuple[int, Manifest, tuple[int, ...]]:
+    """Make a model, unless it is made, and write its segment. Return descriptor, manifest and leases on bases."""
+    fds = [create(temporary)]
     try:
-        return str(places.current_path(folder, name))
-    except UnknownNameError:
-        return ""
+        arena = Arena(fds[0]) if in_arena else None
+        if in_arena:
+            model = make(arena)
+            gc.collect()  # gives back what the build used and dropped in cycles
+        flat = flatten(model)
+        name = places.name_of_class(type(model)) if how.name is None else how.name
+        draft = Manifest(name, number, how.keep, "", (), (), how.source)
+        used = arena is not None and arena.used
+        try:
+            if used and how.base is not None:
+                raise HeaderTooLargeError  # what the base holds already must not stay in the file
+            manifest, leases = _write(fds[0], flat, draft, find, how, arena if used else None)
+        except HeaderTooLargeError:
+            arena = None
+            temporary.unlink()  # its memory lives until the copy is written
+            fds.insert(0, create(temporary))
+            manifest, leases = _write(fds[0], flat, draft, find, how, None)
+        if arena is not None:
+            arena.seal()
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        for fd in fds:
+            close(fd)
+        raise
+    for fd in fds[1:]:
+        close(fd)
+    return fds[0], manifest, leases
+
+
+def _give_up_older(path: Path) -> None:
+    """Drop this process's leases on older versions of a segment's name."""
+    name, number = places.parse(path.name) or ("", 0)
+    with _lock:
+        older = []
+        for other in map(Path, _published):
+            parsed = places.parse(other.name)
+            if parsed is not None and other.parent == path.parent and parsed[0] == name and parsed[1] < number:
+                older.append(str(other))
+                _superseded[str(other)] = number
+    for each in older:
+        release(each, remove_now=False)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def from_base(base: ModelRef | None) -> Find:
+    """Return a function that finds the blocks that a base holds already."""
+    return lambda flat, tick: _shared_with(base, flat, tick)
 
 
 def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
@@ -200,11 +286,11 @@ def _shared_with(base: ModelRef | None, flat: Flat, tick: Tick) -> Shared:
         found = [held.get((digest, block.nbytes)) for digest, block in zip(hashes, flat.blocks, strict=True)]
         used = sorted({where[0] for where in found if where is not None})
         if 0 not in used:
-            os.close(leases.pop())  # nothing of the base itself is used: it may be removed
+            close(leases.pop())  # nothing of the base itself is used: it may be removed
         leases.extend(_lease(sources[index]) for index in used if index != 0 and "file" not in sources[index])
     except BaseException:
         for fd in leases:
-            os.close(fd)
+            close(fd)
         raise
     renumbered = tuple(None if where is None else (used.index(where[0]), where[1]) for where in found)
     return Shared(renumbered, tuple(hashes), tuple(sources[index] for index in used), tuple(leases))
@@ -231,8 +317,7 @@ def unpublish(ref: ModelRef) -> None:
         >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
         >>> zerocopy.unpublish(ref)
     """
-    if ref.path in _published:
-        release(ref.path)
+    if release(ref.path):
         return
     if ref.path in _superseded:
         raise ValueError(
@@ -240,39 +325,40 @@ def unpublish(ref: ModelRef) -> None:
             f"there is nothing to do: it is removed when the last process that has it loaded releases it"
         )
     path = Path(ref.path)
-    opened = open_segment(path)
-    keep = opened.manifest.keep
-    os.close(opened.fd)
-    if not keep:
+    if not kept(path):
+        close(open_segment(path).fd)  # raises if it is gone or damaged
         raise ValueError(
             f"{ref.name} version {ref.version} is held by the process that published it; unpublish it there"
         )
     path.unlink(missing_ok=True)
-    places.drop_pointer(path.parent, ref.name, path)
+    places.settle(path)
 
 
-def release(path: str, *, remove_now: bool = True) -> None:
-    """Drop the publisher's leases.
+def release(path: str, *, remove_now: bool = True) -> bool:
+    """Drop the publisher's leases and return whether this process had any.
 
     Args:
         path: The segment.
         remove_now: Try to remove the file at once. Otherwise the caretaker removes it.
     """
-    publication = _published.pop(path)
+    with _lock:
+        publication = _published.pop(path, None)
+    if publication is None:
+        return False
     for fd in publication.fds:
-        os.close(fd)
+        close(fd)
     if publication.keep:
         Path(path).unlink(missing_ok=True)
+        places.settle(Path(path))
     else:
         if remove_now:
-            remove_if_free(Path(path))
+            places.remove_if_free(path)
         caretaker.publisher_done(Path(path))
-    if publication.named:
-        places.drop_pointer(Path(path).parent, Path(path).name.rsplit("@", 1)[0], Path(path))
+    return True
 
 
 def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> ModelRef:
-    """Return the reference to the current version of a name.
+    """Return the reference to the newest version of a name that exists.
 
     Args:
         name: The name it was published under.
@@ -283,7 +369,6 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
 
     Raises:
         UnknownNameError: Nothing is published under the name.
-        SegmentGoneError: Its publisher and readers have all left.
 
     Example:
         >>> import torch, zerocopy
@@ -292,18 +377,13 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
         True
         >>> zerocopy.unpublish(ref)
     """
-    folder = places.default_directory() if directory is None else Path(directory).absolute()
-    while True:
-        path = places.current_path(folder, name)
+    folder = places.folder_of(directory)
+    for path in places.candidates(folder, name):
         try:
-            opened = open_segment(path)
+            return ref_of(path)
         except SegmentGoneError:
-            if _pointed_at(folder, name) != str(path):
-                continue  # a newer version took its place while we looked
-            raise
-        os.close(opened.fd)
-        manifest = opened.manifest
-        return ModelRef(name, manifest.version, manifest.digest, manifest.model_nbytes, str(path), current_node())
+            continue  # its publisher and readers have left, so that an older version is the newest one
+    raise unknown(folder, name)
 
 
 def digest(model: Any) -> str:

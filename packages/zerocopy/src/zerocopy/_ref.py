@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from zerocopy._directory import default_directory
+from zerocopy._directory import default_directory, names, segments
 from zerocopy._flatten import rebuild
-from zerocopy._segment.mapping import Mapping, map_file, map_segment
-from zerocopy.errors import CorruptSegmentError
+from zerocopy._lease import close
+from zerocopy._origin import remember
+from zerocopy._segment.checking import open_segment
+from zerocopy._segment.mapping import Mapping as Mapped
+from zerocopy._segment.mapping import map_file, map_segment
+from zerocopy._torch_private import neutral
+from zerocopy.errors import CorruptSegmentError, OtherFormatError, SegmentGoneError, UnknownNameError
 
 _lock = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
@@ -68,6 +74,47 @@ class ModelRef:
     path: str
     node: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the reference as a plain dict, for JSON: a Serve `user_config`, a file, a message."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelRef:
+        """Return the reference that `as_dict` made a dict of.
+
+        Args:
+            fields: The dict.
+
+        Raises:
+            ValueError: It is not such a dict.
+        """
+        kinds = {"name": str, "version": int, "digest": str, "nbytes": int, "path": str, "node": str | None}
+        if set(fields) - {"node"} != set(kinds) - {"node"}:
+            raise ValueError(f"a reference has the fields {', '.join(kinds)}, this has {', '.join(map(str, fields))}")
+        wrong = [name for name, value in fields.items() if not isinstance(value, kinds[name])]
+        if wrong:
+            raise ValueError(f"fields of a reference with values of the wrong type: {', '.join(wrong)}")
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        """Return the reference as JSON."""
+        return json.dumps(self.as_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelRef:
+        """Return the reference that `to_json` made JSON of.
+
+        Args:
+            text: The JSON.
+
+        Raises:
+            ValueError: It is not the JSON of a reference.
+        """
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("the JSON of a reference is an object")
+        return cls.from_dict(fields)
+
     def load(self, *, device: str | torch.device = "cpu", cached: bool = True) -> Any:
         """Return the model with its weights mapped from the segment, without copying them.
 
@@ -89,9 +136,11 @@ class ModelRef:
         with _lock:
             model = _loaded.get(key) if cached else None
             if model is None:
-                model = _build(self)
-                if str(device) != "cpu":
-                    model = model.to(device)
+                on_cpu = str(device) == "cpu"
+                model = _build(self, on_cpu=on_cpu)
+                if not on_cpu:
+                    with neutral():
+                        model = model.to(device)
                 if cached and isinstance(model, nn.Module):
                     _loaded[key] = model
         return model
@@ -126,18 +175,60 @@ def local_segment(ref: ModelRef) -> Iterator[Path]:
         yield path
 
 
-def _map(ref: ModelRef) -> Mapping:
+def ref_of(path: Path) -> ModelRef:
+    """Return the reference to the model in a segment file of this machine.
+
+    Raises:
+        SegmentGoneError: The file does not exist any more.
+        CorruptSegmentError: It is not a segment, or was truncated or altered.
+    """
+    head = open_segment(path)
+    close(head.fd)
+    manifest = head.manifest
+    return ModelRef(manifest.name, manifest.version, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def unknown(folder: Path, name: str) -> UnknownNameError:
+    """Return the error that says which names there are."""
+    return UnknownNameError(f"nothing is published as {name!r} in {folder}; there is {names(folder) or 'nothing'}")
+
+
+def _map(ref: ModelRef) -> Mapped:
     with local_segment(ref) as path:
         return map_segment(path)
 
 
-def _build(ref: ModelRef) -> Any:
+def _map_base(base: ModelRef, delta: Mapped) -> Mapped:
+    """Map a base: where it was published, or beside its delta by file name or content, as after moving a folder."""
+    folder = delta.path.parent
+    try:
+        mapping = _map(base)
+        if mapping.manifest.digest == base.digest:
+            return mapping
+    except (SegmentGoneError, OtherFormatError):
+        pass
+    beside = folder / Path(base.path).name
+    for path in (beside, *(each for each in segments(folder) if each not in (beside, delta.path))):
+        try:
+            head = open_segment(path)
+        except (SegmentGoneError, CorruptSegmentError):
+            continue
+        close(head.fd)
+        if head.manifest.digest == base.digest:
+            return map_segment(path)
+    raise SegmentGoneError(
+        f"{delta.path} needs the model {base.name} version {base.version}, which is neither at {base.path} nor in "
+        f"{folder}: publish it again, or put it there"
+    )
+
+
+def _build(ref: ModelRef, *, on_cpu: bool) -> Any:
     mapping = _map(ref)
     manifest = mapping.manifest
     if manifest.digest != ref.digest:
         raise CorruptSegmentError(f"{mapping.path} holds model {manifest.digest[:12]} instead of {ref.digest[:12]}")
     bases = [
-        map_file(manifest, index) if "file" in fields else _map(ModelRef(**fields))
+        map_file(manifest, index, mapping.path.parent) if "file" in fields else _map_base(ModelRef(**fields), mapping)
         for index, fields in enumerate(manifest.bases)
     ]
     for base in bases:
@@ -148,7 +239,10 @@ def _build(ref: ModelRef) -> Any:
         for block in manifest.blocks
     ]
     model = rebuild(mapping.skeleton, buffers)
-    for each in (mapping, *bases):
+    if on_cpu:
+        remember(model, str(mapping.path), manifest, buffers)
+    for index, each in enumerate((mapping, *bases)):
+        each.used = [block for block in manifest.blocks if block.base == (index - 1 if index else None)]
         if each.path.parent == default_directory():  # memory; from a disk, only the used pages should be read
             each.read_ahead()
     return model

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zerocopy import _directory as places
+from zerocopy._origin import NOTE
 from zerocopy._segment.format import Manifest, check
 from zerocopy._writes import PAGE, private_pages
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError
@@ -49,6 +50,8 @@ class View:
         private: Pages that only this process has because it wrote to them.
         private_elsewhere: Memory outside segments that its end would free (Uss): its heap, its libraries' own pages.
         written: The tensors on the private pages.
+        released: The tensors that its model does not take from the segment any more, with their published bytes: they
+            were replaced, as by `.half()` or `.to()`, or removed.
     """
 
     pid: int
@@ -60,17 +63,27 @@ class View:
     private: int
     private_elsewhere: int
     written: tuple[WrittenTensor, ...]
+    released: tuple[WrittenTensor, ...] = ()
 
     def __str__(self) -> str:
         """Return one line with the process's memory in the segment and the tensors that it wrote."""
         shares = f"{size(self.resident)} in memory, its share {size(self.proportional)}"
-        return f"{self.pid} {self.command}".strip() + f": {shares}; wrote {self.wrote() or 'nothing'}"
+        line = f"{self.pid} {self.command}".strip() + f": {shares}; wrote {self.wrote() or 'nothing'}"
+        return line + (f"; shares no more {self.replaced()}" if self.released else "")
 
-    def wrote(self, most: int = 5) -> str:
+    def wrote(self) -> str:
         """Return the names of the tensors that it wrote, with the bytes of their pages; empty if there are none."""
-        named = ", ".join(f"{tensor.name} ({size(tensor.private_bytes)})" for tensor in self.written[:most])
-        left = len(self.written) - most
-        return f"{named} and {left} more" if left > 0 else named
+        return _named(self.written)
+
+    def replaced(self) -> str:
+        """Return the names of the tensors that it released, with their published bytes; empty if there are none."""
+        return _named(self.released)
+
+
+def _named(tensors: Sequence[WrittenTensor], most: int = 5) -> str:
+    named = ", ".join(f"{tensor.name} ({size(tensor.private_bytes)})" for tensor in tensors[:most])
+    left = len(tensors) - most
+    return f"{named} and {left} more" if left > 0 else named
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,8 @@ class SegmentInfo:
         version: The model's version.
         model_nbytes: Bytes of weights of the model.
         stored_nbytes: Bytes that this file takes; the rest lies in base segments.
-        tensors: Number of named tensors.
+        tensors: Number of named tensors and arrays.
+        by_value: Bytes of the skeleton: everything that is no tensor or array, which each loader has a copy of.
         readers: Processes that have it mapped.
         current: Whether it is the current version of its name.
         gone: Whether the file was removed, so that only its readers still have it.
@@ -95,6 +109,7 @@ class SegmentInfo:
     model_nbytes: int
     stored_nbytes: int
     tensors: int
+    by_value: int
     readers: int
     current: bool
     gone: bool
@@ -125,7 +140,7 @@ class Report:
 
     def __str__(self) -> str:
         """Return lines for a terminal: each model, the number of its readers, and what each process wrote."""
-        if not self.segments:
+        if not self.segments and not self.views:
             return f"nothing is published in {self.directory}"
         lines = [f"published in {self.directory}:"]
         for info in sorted(self.segments, key=lambda entry: (entry.name, entry.version)):
@@ -136,6 +151,8 @@ class Report:
             weights = f"{size(info.model_nbytes)} in {info.tensors} tensor{'s' * (info.tensors != 1)}"
             lines.append(f"{title}: {weights}{stored}, shared by {readers}")
             lines.extend(f"  {view}" for view in self.views if view.segment == info.file)
+        listed = {info.file for info in self.segments}
+        lines.extend(f"{view.segment} (removed): {view}" for view in self.views if view.segment not in listed)
         return "\n".join(lines)
 
 
@@ -157,20 +174,26 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
         >>> zerocopy.unpublish(ref)
     """
     folder = places.default_directory() if directory is None else Path(directory).absolute()
-    manifests: dict[str, Manifest | None] = {path.name: _manifest(path) for path in places.segments(folder)}
+    manifests: dict[str, tuple[Manifest, int] | None] = {path.name: _manifest(path) for path in places.segments(folder)}
     on_disk = set(manifests)
     views = []
     for pid in _pids() if pids is None else pids:
         mapped, elsewhere = _mappings(pid, folder)
-        for file, parts in mapped.items():
+        released = _released(pid, folder)
+        if released and not mapped:
+            elsewhere = _private(pid)
+        for file in dict.fromkeys([*mapped, *released]):
             if file not in manifests:
                 manifests[file] = _removed_manifest(pid, folder / file)
-            views.append(_view(pid, file, parts, elsewhere, manifests[file]))
+            known = manifests[file]
+            view = _view(pid, file, mapped.get(file, ()), elsewhere, known[0] if known else None)
+            views.append(replace(view, released=released.get(file, ())))
     current = {os.readlink(link) for link in folder.glob("*@current")} if folder.is_dir() else set()
     infos = []
-    for file, manifest in manifests.items():
-        if manifest is None:
+    for file, known in manifests.items():
+        if known is None:
             continue
+        manifest, by_value = known
         infos.append(
             SegmentInfo(
                 file,
@@ -179,7 +202,8 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
                 manifest.model_nbytes,
                 sum(block.nbytes for block in manifest.blocks if block.base is None),
                 sum(len(block.names) for block in manifest.blocks),
-                len({view.pid for view in views if view.segment == file}),
+                by_value,
+                len({view.pid for view in views if view.segment == file and view.mapped}),
                 file in current,
                 file not in on_disk,
             )
@@ -187,20 +211,22 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
     return Report(str(folder), tuple(infos), tuple(views))
 
 
-def _manifest(path: Path) -> Manifest | None:
+def _manifest(path: Path) -> tuple[Manifest, int] | None:
+    """Return a segment's manifest and the size of its skeleton."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # without a lease: a report must not keep a segment alive
     except OSError:
         return None
     try:
-        return check(fd, path).manifest
+        head = check(fd, path)
+        return head.manifest, len(head.skeleton)
     except (CorruptSegmentError, SegmentGoneError):
         return None
     finally:
         os.close(fd)
 
 
-def _removed_manifest(pid: int, path: Path) -> Manifest | None:
+def _removed_manifest(pid: int, path: Path) -> tuple[Manifest, int] | None:
     """Read the manifest of a removed segment through a reader's descriptor."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -209,6 +235,35 @@ def _removed_manifest(pid: int, path: Path) -> Manifest | None:
         except OSError:
             continue
     return None
+
+
+def _released(pid: int, folder: Path) -> dict[str, tuple[WrittenTensor, ...]]:
+    """Return the tensors that a process's models released, by segment file, as the process noted them."""
+    found: dict[str, tuple[WrittenTensor, ...]] = {}
+    try:
+        entries = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return {}
+    for entry in entries:
+        try:
+            if NOTE not in os.readlink(f"/proc/{pid}/fd/{entry}"):
+                continue
+            path, *lines = Path(f"/proc/{pid}/fd/{entry}").read_text(errors="surrogateescape").splitlines()
+        except (OSError, ValueError):  # it closed the file meanwhile, or has just made it
+            continue
+        if Path(path).parent == folder:
+            noted = [line.split(" ", 1) for line in lines]
+            tensors = tuple(WrittenTensor(name, int(nbytes)) for nbytes, name in noted)
+            found[Path(path).name] = found.get(Path(path).name, ()) + tensors
+    return found
+
+
+def _private(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def _pids() -> list[int]:

@@ -6,6 +6,8 @@ to change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -19,7 +21,13 @@ _CDATA, _UNTYPED, _SCHEMA = attrgetter("_cdata"), attrgetter("_untyped_storage")
 
 try:
     from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
-    from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+    from torch.utils._python_dispatch import (  # type: ignore[attr-defined]
+        TorchDispatchMode,
+        _len_torch_dispatch_stack,
+        _pop_mode,
+        _push_mode,
+        is_traceable_wrapper_subclass,
+    )
 
     _neg_view = attrgetter("_neg_view")(torch)
     _make_subclass = attrgetter("_make_subclass")(torch.Tensor)
@@ -39,6 +47,7 @@ __all__ = [
     "inject_parametrizations",
     "is_traceable_wrapper_subclass",
     "neg_view",
+    "neutral",
     "parameters_of",
     "schema_of",
     "storage_key",
@@ -67,6 +76,21 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """Return the table of a module's own submodules."""
     table: dict[str, nn.Module | None] = module.__dict__["_modules"]
     return table
+
+
+@contextmanager
+def neutral() -> Iterator[None]:
+    """Run a block outside the ambient state of its thread: inference mode, default device, dispatch modes.
+
+    Tensors made in the block are ordinary tensors in host memory, wherever it is called.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+        modes = [_pop_mode() for _ in range(_len_torch_dispatch_stack())]
+        try:
+            yield
+        finally:
+            for mode in reversed(modes):
+                _push_mode(mode)
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
-from zerocopy._torch_private import MODULE_PRIVATE, buffers_of, children_of, parameters_of
+from zerocopy._torch_private import (
+    MODULE_PRIVATE,
+    buffers_of,
+    children_of,
+    is_traceable_wrapper_subclass,
+    parameters_of,
+)
 
-_OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, torch.Tensor)
+_OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
 
 def children(obj: object) -> Iterator[tuple[str, object]]:
     """Yield (name, value) for everything that an object holds directly."""
-    if isinstance(obj, _ATOMS + _OPAQUE):
+    if isinstance(obj, _ATOMS + _OPAQUE) or type(obj) is np.ndarray:
         return
     if isinstance(obj, dict):
         yield from ((str(key), value) for key, value in list(obj.items()))
@@ -25,6 +32,13 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
         yield from ((str(index), value) for index, value in enumerate(obj))
         return
     attributes = getattr(obj, "__dict__", {})
+    if isinstance(obj, torch.Tensor):
+        if is_traceable_wrapper_subclass(obj):
+            inner, _ = obj.__tensor_flatten__()
+            yield from ((name, getattr(obj, name)) for name in inner)
+            attributes = {name: value for name, value in attributes.items() if name not in inner}
+        yield from list(attributes.items())
+        return
     if isinstance(obj, nn.Module):
         if "_parameters" in attributes:  # else its __init__ has not run yet
             for table in (parameters_of(obj), buffers_of(obj), children_of(obj)):
@@ -67,9 +81,9 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
 
 
 def tensor_names(root: object) -> dict[int, tuple[str, ...]]:
-    """Return the dotted names of every tensor inside an object, keyed by the tensor's id."""
+    """Return the dotted names of every tensor and numpy array inside an object, keyed by its id."""
     names: dict[int, list[str]] = {}
     for path, obj in walk(root):
-        if isinstance(obj, torch.Tensor):
+        if isinstance(obj, torch.Tensor | np.ndarray):
             names.setdefault(id(obj), []).append(path)
     return {key: tuple(dict.fromkeys(paths)) for key, paths in names.items()}

@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from zerocopy._arrays import span
+from zerocopy._origin import origin_of
 from zerocopy._segment.mapping import Mapping, mapping_at
-from zerocopy._torch_private import TorchDispatchMode, schema_of
-from zerocopy._walk import walk
+from zerocopy._torch_private import TorchDispatchMode, is_traceable_wrapper_subclass, schema_of
+from zerocopy._walk import children, walk
 from zerocopy.errors import WriteRefusedError
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -39,7 +41,7 @@ class Written:
     Args:
         name: Dotted name of the tensor.
         nbytes: Number of its bytes that differ from the published ones.
-        replaced: Whether the tensor no longer lies in the segment at all.
+        replaced: Whether the tensor no longer lies in the segment at all, as after `.half()` or `.to()`.
 
     Example:
         >>> import zerocopy
@@ -101,48 +103,60 @@ def written(model: Any) -> tuple[Written, ...]:
     """
     found = []
     pages: dict[Mapping, np.ndarray[Any, np.dtype[np.bool_]] | None] = {}
-    homes = {id(home): home for home in (_home(obj) for _, obj in walk(model)) if home is not None}
-    for mapping in homes.values():
-        pages[mapping] = private_pages("self", mapping.address, len(mapping))
+    present = {path: obj for path, obj in walk(model) if isinstance(obj, torch.Tensor | np.ndarray)}
     seen: set[int] = set()
-    for path, obj in walk(model):
-        if not isinstance(obj, torch.Tensor) or id(obj) in seen:
+    for path, obj in present.items():
+        if id(obj) in seen:
             continue
         seen.add(id(obj))
         home = _home(obj)
         if home is None:
             continue
-        first = obj.data_ptr() - home.address
-        nbytes = _extent(obj)
+        if home not in pages:
+            pages[home] = private_pages("self", home.address, len(home))
+        first, last = (place - home.address for place in _span(obj))
         own = pages[home]
-        if own is not None and not own[first // PAGE : -(-(first + nbytes) // PAGE)].any():
+        if own is not None and not own[first // PAGE : -(-last // PAGE)].any():
             continue
-        changed = _differing(home, first, nbytes)
+        changed = _differing(home, first, last - first)
         if changed:
             found.append(Written(path, changed))
-    published = {name for mapping in homes.values() for name in (mapping.delta or mapping).manifest_names()}
-    present = {path: obj for path, obj in walk(model) if isinstance(obj, torch.Tensor)}
+    published = {name for mapping in pages for name in (mapping.delta or mapping).manifest_names()}
+    for prefix, part in walk(model):
+        manifest = origin_of(part)
+        if manifest is not None:
+            published |= {f"{prefix}.{name}" if prefix else name for block in manifest.blocks for name in block.names}
     for path, obj in present.items():
-        if path in published and _home(obj) is None and obj.numel():
-            found.append(Written(path, obj.numel() * obj.element_size(), replaced=True))
+        if path in published and obj.nbytes and _home(obj) is None and not _has_parts(obj):
+            found.append(Written(path, obj.nbytes, replaced=True))
     return tuple(found)
 
 
+def _has_parts(obj: object) -> bool:
+    """Return whether a tensor consists of other tensors, which are looked at themselves."""
+    return isinstance(obj, torch.Tensor) and is_traceable_wrapper_subclass(obj)
+
+
 def _home(obj: object) -> Mapping | None:
-    if not isinstance(obj, torch.Tensor):
+    """Return the mapping that a tensor or array lies in."""
+    if not isinstance(obj, torch.Tensor | np.ndarray) or _has_parts(obj):
         return None
     try:
-        address = obj.data_ptr()
-    except RuntimeError:  # a wrapper without memory of its own
+        address = _span(obj)[0]
+    except RuntimeError:  # a tensor without memory of its own
         return None
     return mapping_at(address) if address else None
 
 
-def _extent(tensor: torch.Tensor) -> int:
-    if not tensor.numel():
-        return 0
-    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return reach * tensor.element_size()
+def _span(obj: torch.Tensor | np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Return the addresses of the first used byte of a tensor or array and of the byte after its last."""
+    if isinstance(obj, np.ndarray):
+        return span(obj)
+    first = obj.data_ptr()
+    if not obj.numel():
+        return first, first
+    reach = sum((n - 1) * step for n, step in zip(obj.shape, obj.stride(), strict=True)) + 1
+    return first, first + reach * obj.element_size()
 
 
 def _differing(home: Mapping, first: int, nbytes: int) -> int:
@@ -186,8 +200,11 @@ class strict:  # a context manager that reads as a word: with strict(model)
 
     def __init__(self, model: Any) -> None:
         spans: dict[int, tuple[int, str]] = {}
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
         for path, obj in walk(model):
-            if _home(obj) is not None and isinstance(obj, torch.Tensor) and obj.numel():
+            if isinstance(obj, np.ndarray) and obj.flags.writeable and _home(obj) is not None:
+                self._arrays[path] = obj
+            if isinstance(obj, torch.Tensor) and obj.numel() and _home(obj) is not None:
                 storage = obj.untyped_storage()
                 spans.setdefault(storage.data_ptr(), (storage.data_ptr() + storage.nbytes(), path))
         guard = _Guard(spans)
@@ -198,6 +215,9 @@ class strict:  # a context manager that reads as a word: with strict(model)
         with ExitStack() as stack:
             for mode in self._modes:
                 stack.enter_context(mode)
+            for array in self._arrays.values():
+                array.setflags(write=False)
+                stack.callback(array.setflags, write=True)
             self._stack = stack.pop_all()
         return self
 
@@ -206,7 +226,7 @@ class strict:  # a context manager that reads as a word: with strict(model)
     ) -> bool | None:
         assert self._stack is not None
         done = self._stack.__exit__(kind, error, trace)
-        arrays = self._modes[1].arrays
+        arrays = self._modes[1].arrays | set(self._arrays)
         if isinstance(error, ValueError) and "read-only" in str(error) and arrays:
             raise WriteRefusedError(
                 f"numpy would have written to the published weight {' or '.join(sorted(arrays))} ({error}); "
@@ -225,6 +245,8 @@ class _Guard:
     def name(self, value: object) -> str | None:
         if not isinstance(value, torch.Tensor):
             return None
+        if is_traceable_wrapper_subclass(value):  # an operator that writes to it writes to its parts
+            return next((found for _, part in children(value) if (found := self.name(part))), None)
         try:
             address = value.untyped_storage().data_ptr()
         except (RuntimeError, NotImplementedError):

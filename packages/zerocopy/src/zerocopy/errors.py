@@ -8,8 +8,10 @@ __all__ = [
     "MethodNotAllowedError",
     "MissingExtraError",
     "NoSpaceError",
+    "OtherBuildError",
     "OtherFormatError",
     "SegmentGoneError",
+    "ShareTimeoutError",
     "UnknownNameError",
     "UnshareableError",
     "WriteRefusedError",
@@ -64,6 +66,14 @@ class MethodNotAllowedError(ZerocopyError, AttributeError):
 
 class CheckpointMismatchError(ZerocopyError, ValueError):
     """A checkpoint does not fit the model that should take its tensors."""
+
+
+class OtherBuildError(ZerocopyError, ValueError):
+    """A name is shared from another build or checkpoint than the one that was given."""
+
+
+class ShareTimeoutError(ZerocopyError, TimeoutError):
+    """The process that builds a shared model was not done in time."""
 
 
 class MissingExtraError(ZerocopyError, ImportError):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from zerocopy._invoke import call_model
+from zerocopy._invoke import call_model, kept_model
+from zerocopy._publish import current
 from zerocopy._ref import ModelRef
+from zerocopy._values import arguments_of, as_array, as_json, as_tensor, floating_dtype, tensors_in
 from zerocopy._writes import written
 from zerocopy.errors import MissingExtraError
 
@@ -97,13 +98,17 @@ class ModelActor:
 
 
 class BatchPredictor:
-    """A callable class for Ray Data's `map_batches`: adds a column of predictions to each batch.
+    """A callable class for Ray Data's `map_batches`: adds columns of predictions to each batch.
+
+    A model that returns a mapping or a dataclass, as Hugging Face's do, adds its first tensor as `output`, and each
+    further one as `output` with its name added. Floating point columns are converted to the model's dtype, and bfloat16
+    answers to float32, which numpy knows.
 
     Args:
         ref: The model.
-        column: The column that the model reads.
+        column: The column that the model reads, or several, which it gets as arguments of those names.
         output: The column that it writes.
-        method: The method to call with a tensor of the column.
+        method: The method to call with tensors of the columns.
 
     Example:
         >>> import numpy, torch, zerocopy
@@ -116,25 +121,46 @@ class BatchPredictor:
     """
 
     def __init__(
-        self, ref: ModelRef, column: str = "data", output: str = "prediction", method: str = "__call__"
+        self,
+        ref: ModelRef,
+        column: str | Sequence[str] = "data",
+        output: str = "prediction",
+        method: str = "__call__",
     ) -> None:
         self._ref, self._column, self._output, self._method = ref, column, output, method
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Predict one batch of numpy columns."""
-        import torch
-
-        inputs = torch.from_numpy(np.array(batch[self._column]))  # a copy: Ray's batches may be read-only memory
-        return {**batch, self._output: call_model(self._ref, self._method, (inputs,)).numpy()}
+        dtype = floating_dtype(kept_model(self._ref))
+        args: tuple[Any, ...]
+        kwargs: dict[str, Any]
+        if isinstance(self._column, str):
+            args, kwargs = (as_tensor(batch[self._column], dtype),), {}
+        else:
+            args, kwargs = (), {name: as_tensor(batch[name], dtype) for name in self._column}
+        answer = call_model(self._ref, self._method, args, kwargs)
+        named = dict(tensors_in(answer))
+        if not named:
+            raise TypeError(f"the model returned a {type(answer).__name__} without a tensor in it")
+        columns = {}
+        for index, (name, tensor) in enumerate(named.items()):
+            columns[self._output if index == 0 else f"{self._output}_{name}"] = as_array(tensor)
+        return {**batch, **columns}
 
 
 def deployment(ref: ModelRef, method: str = "__call__", **options: Any) -> Any:
     """Return a Ray Serve application that answers with a published model. All its replicas share one copy of weights.
 
+    Its handle takes the model's arguments. By HTTP it takes a POST with JSON. A list is the only argument, an object
+    with `args` or `kwargs` has both, and any other object has the keyword arguments. Lists of numbers become tensors.
+    The answer is JSON in which tensors are lists. A request that the model cannot take is answered with status 400.
+
     Args:
         ref: The model.
         method: The method that requests call.
-        **options: Options of `serve.deployment`, such as `num_replicas` or `name`.
+        **options: Options of `serve.deployment`, such as `num_replicas` or `user_config`. A new
+            `user_config={"ref": ref.as_dict()}`, or `{"name": "..."}` for the current version of a name, switches the
+            replicas between two requests.
 
     Returns:
         An application for `serve.run`. Its handle's `remote(*args)` returns the model's answer.
@@ -153,25 +179,51 @@ def deployment(ref: ModelRef, method: str = "__call__", **options: Any) -> Any:
     except ImportError as error:
         raise MissingExtraError('this needs Ray Serve: pip install "pentad-zerocopy[ray-serve]"') from error
 
-    return serve.deployment(_Replica, **options).bind(ref, method)
+    return serve.deployment(Replica, **options).bind(ref, method)
 
 
-class _Replica:
+class Replica:
     """One Serve replica."""
 
     def __init__(self, ref: ModelRef, method: str) -> None:
-        self._ref, self._method = ref, method
-        self._model = ref.load()
+        self._method = method
+        self._serve(ref)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer one request."""
-        return call_model(self._ref, self._method, args, kwargs)
+    def _serve(self, ref: ModelRef) -> None:
+        self._loaded = ref, ref.load()
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer one request, by the handle or by HTTP."""
+        if len(args) == 1 and not kwargs and type(args[0]).__module__.startswith("starlette."):
+            return await self._answer_http(args[0])
+        return await asyncio.to_thread(self.answer, args, kwargs)
+
+    def answer(self, args: Any, kwargs: Any) -> Any:
+        """Return the model's answer."""
+        return call_model(self._loaded[0], self._method, args, kwargs)
+
+    async def _answer_http(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        try:
+            args, kwargs = arguments_of(await request.json(), floating_dtype(self._loaded[1]))
+        except (ValueError, TypeError) as error:
+            return JSONResponse({"error": f"the request is not JSON of tensors: {error}"}, status_code=400)
+        try:
+            answer = await asyncio.to_thread(self.answer, args, kwargs)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:  # what torch raises for unfit shapes
+            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=400)
+        return JSONResponse(as_json(answer))
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Serve the version given by `user_config={"ref": ...}`."""
-        if "ref" in config:
-            self._ref = config["ref"]
-            self._model = self._ref.load()
+        """Serve the version given by `{"ref": ref.as_dict()}`, its JSON text, or `{"name": "..."}`."""
+        if "name" in config:
+            self._serve(current(config["name"], directory=config.get("directory")))
+        elif "ref" in config:
+            given = config["ref"]
+            if isinstance(given, str):
+                given = ModelRef.from_json(given)
+            self._serve(given if isinstance(given, ModelRef) else ModelRef.from_dict(given))
 
 
 # Made once, because Ray exports a function or class to the cluster again for every wrapper.

@@ -7,19 +7,24 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from zerocopy._directory import default_directory, sweep
+from zerocopy._directory import candidates, default_directory, folder_of, sweep
 from zerocopy._doctor import examine
+from zerocopy._hub import from_pretrained
 from zerocopy._progress import Tick, bar, no_tick
-from zerocopy._report import Report, report
+from zerocopy._publish import unpublish
+from zerocopy._ref import ModelRef, ref_of, unknown
+from zerocopy._report import Report, report, size
 from zerocopy._segment.checking import open_segment, verify_file
-from zerocopy.errors import MissingExtraError, ZerocopyError
+from zerocopy.errors import MissingExtraError, SegmentGoneError, ZerocopyError
 
 _EPILOG = """examples:
   zerocopy report                  list what is published, and each process's shared and private memory
@@ -27,6 +32,9 @@ _EPILOG = """examples:
   zerocopy report --json | jq .views
   zerocopy verify FILE...          hash every weight of segment files
   zerocopy sweep                   remove what killed publishers left behind
+  zerocopy publish FOLDER --name llm --class AutoModelForCausalLM
+  zerocopy serve-weights FOLDER --name llm --class AutoModelForCausalLM
+  zerocopy rm llm                  remove what `publish` left there to stay
   zerocopy doctor                  check shared memory, memory limits and optional libraries
 """
 
@@ -57,6 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_verify)
     clean = commands.add_parser("sweep", parents=[common], help="remove segments that no process holds")
     clean.set_defaults(run=_sweep)
+    for name, run, text in (
+        ("publish", _publish, "publish a checkpoint, to stay until `zerocopy rm`"),
+        ("serve-weights", _serve_weights, "publish a checkpoint and keep it while this command runs"),
+    ):
+        give = commands.add_parser(name, parents=[common], help=text)
+        give.add_argument("source", metavar="FOLDER", help="folder, or id on the Hub, of a model of transformers")
+        give.add_argument("--name", required=True, help="the name to publish it under")
+        give.add_argument("--class", dest="auto_class", default="AutoModel", help="its class (default: AutoModel)")
+        give.add_argument("--dtype", default=None, help="load it in this dtype, as bfloat16 (default: its own)")
+        give.set_defaults(run=run)
+    remove = commands.add_parser("rm", parents=[common], help="remove a model that was published to stay")
+    remove.add_argument("name")
+    remove.set_defaults(run=_remove)
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine and installation")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -137,6 +158,53 @@ def _sweep(args: argparse.Namespace) -> int:
         _print_json(removed)
     else:
         print("\n".join(removed) or "nothing to remove")
+    return 0
+
+
+def _published(args: argparse.Namespace, keep: bool) -> ModelRef:
+    options = {} if args.dtype is None else {"dtype": args.dtype}
+    shown = sys.stderr.isatty() and not args.json and importlib.util.find_spec("rich") is not None
+    ref = from_pretrained(
+        args.source, args.auto_class, name=args.name, directory=args.directory, keep=keep, progress=shown, **options
+    )
+    if args.json:
+        _print_json(ref.as_dict())
+    else:
+        print(f"{ref.name} version {ref.version}: {size(ref.nbytes)} at {ref.path}", flush=True)
+    return ref
+
+
+def _publish(args: argparse.Namespace) -> int:
+    _published(args, keep=True)
+    return 0
+
+
+def _serve_weights(args: argparse.Namespace) -> int:
+    ref = _published(args, keep=False)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(1):  # in steps, so that a signal is seen on every system
+        pass
+    unpublish(ref)
+    return 0
+
+
+def _remove(args: argparse.Namespace) -> int:
+    removed = []
+    for path in list(candidates(folder_of(args.directory), args.name)):
+        try:
+            ref = ref_of(path)
+            unpublish(ref)
+        except SegmentGoneError:
+            continue
+        removed.append(ref)
+    if not removed:
+        raise unknown(folder_of(args.directory), args.name)
+    if args.json:
+        _print_json([ref.as_dict() for ref in removed])
+    else:
+        print("\n".join(f"removed {ref.name} version {ref.version}" for ref in removed))
     return 0
 
 

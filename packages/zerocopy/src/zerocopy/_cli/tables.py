@@ -12,9 +12,10 @@ from rich.text import Text
 
 from zerocopy._report import Report, size
 
-_SEGMENT_COLUMNS = ("model", "version", "weights", "stored here", "tensors", "readers", "state")
+_SEGMENT_COLUMNS = ("model", "version", "weights", "stored here", "tensors", "by value", "readers", "state")
 _VIEW_COLUMNS = (
-    "process", "model", "mapped", "in memory", "its share", "private", "because it wrote", "private elsewhere",
+    "process", "model", "mapped", "in memory", "its share", "private", "because it wrote", "shares no more",
+    "private elsewhere",
 )  # fmt: skip
 
 
@@ -32,14 +33,14 @@ def watch_report(look: Callable[[], Report], seconds: float) -> None:
 
 
 def _tables(what: Report) -> Group:
-    if not what.segments:
+    if not what.segments and not what.views:
         return Group(Text(f"nothing is published in {what.directory}"))
     segments = Table(*_SEGMENT_COLUMNS, title="Published")
     for info in sorted(what.segments, key=lambda entry: (entry.name, entry.version)):
         state = "removed, still read" if info.gone else "current" if info.current else ""
         _add(
             segments, info.name, str(info.version), size(info.model_nbytes), size(info.stored_nbytes),
-            str(info.tensors), str(info.readers), state,
+            str(info.tensors), size(info.by_value), str(info.readers), state,
         )  # fmt: skip
     views = Table(*_VIEW_COLUMNS, title="Processes")
     names = {info.file: f"{info.name} {info.version}" for info in what.segments}
@@ -47,7 +48,7 @@ def _tables(what: Report) -> Group:
         _add(
             views, f"{view.pid} {view.command[:30]}", names.get(view.segment, view.segment), size(view.mapped),
             size(view.resident), size(view.proportional), size(view.private), view.wrote(),
-            size(view.private_elsewhere),
+            view.replaced(), size(view.private_elsewhere),
         )  # fmt: skip
     return Group(segments, views)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import xxhash
 
-from zerocopy._lease import share
+from zerocopy._lease import close, opened, share
 from zerocopy._progress import Tick, no_tick
-from zerocopy._segment.format import Manifest, Opened, check, seal
+from zerocopy._segment.format import Manifest, Opened, check, removable, seal
 from zerocopy.errors import CorruptSegmentError, OtherFormatError, SegmentGoneError
 
 _STEP = 64 << 20  # bytes hashed between two reports of progress
@@ -38,14 +38,14 @@ def open_segment(path: Path) -> Opened:
         CorruptSegmentError: It is not a segment, or was truncated or altered.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = opened(path, os.O_RDONLY)
     except FileNotFoundError as error:
         raise SegmentGoneError(f"{path} is gone: publish the model again, or load a version that is current") from error
     try:
         share(fd, path)
         return check(fd, path)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
 
 
@@ -81,21 +81,25 @@ def adopt(fd: int, path: Path) -> None:
     Raises:
         CorruptSegmentError: Its bytes are not those that were published.
     """
-    opened = check(fd, path)
-    verify_file(fd, opened.manifest, path)
-    seal(fd, opened.manifest.encode(), opened.skeleton, opened.data_offset, os.fstat(fd).st_size)
+    head = check(fd, path)
+    verify_file(fd, head.manifest, path)
+    seal(fd, head.manifest, head.skeleton, head.data_offset, os.fstat(fd).st_size)
 
 
 def kept(path: Path) -> bool:
     """Return whether a file is a segment that was published with `keep=True`, or may be one of another format."""
     try:
-        opened = open_segment(path)
+        fd = opened(path, os.O_RDONLY)  # without a lease: looking at a file must not keep it
+    except OSError:
+        return False
+    try:
+        return not removable(fd) and check(fd, path).manifest.keep
     except OtherFormatError:
         return True
-    except (SegmentGoneError, CorruptSegmentError):
+    except CorruptSegmentError:
         return False
-    os.close(opened.fd)
-    return opened.manifest.keep
+    finally:
+        close(fd)
 
 
 def stamp(path: Path) -> dict[str, Any]:

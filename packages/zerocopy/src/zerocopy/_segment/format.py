@@ -19,8 +19,10 @@ FORMAT = 3
 PAGE = 4096  # the data starts at a multiple of this
 HEADER = 128  # bytes before the manifest
 _DIGEST_AT = 96
-# magic, format, reserved, manifest, skeleton, data offset, file size, inode, mtime
+_REMOVABLE = 1  # flag: the segment is removed when no process needs it
+# magic, format, flags, manifest, skeleton, data offset, file size, inode, mtime
 _FIXED = struct.Struct("<8sIIQQQQQq")
+_FIRST = struct.Struct("<8sII")
 
 
 class Placed(NamedTuple):
@@ -52,6 +54,7 @@ class Manifest:
         digest: Hex SHA-256 over skeleton and block digests. Equal digests mean equal models.
         blocks: In the order of the skeleton's table.
         bases: Where the blocks lie that are not stored here: each the fields of a ModelRef, or a `stamp` of a file.
+        source: What the model was built from, as `share` compares it, or empty.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Manifest:
     digest: str
     blocks: tuple[Placed, ...]
     bases: Sequence[dict[str, Any]]
+    source: str = ""
 
     @property
     def model_nbytes(self) -> int:
@@ -108,16 +112,25 @@ def write_all(fd: int, view: memoryview, offset: int) -> None:
         done += os.pwrite(fd, view[done:], offset + done)
 
 
-def seal(fd: int, manifest: bytes, skeleton: bytes, data_offset: int, size: int) -> None:
+def seal(fd: int, manifest: Manifest, skeleton: bytes, data_offset: int, size: int) -> None:
     """Write the header of a file whose data is complete, and set the modification time that the header records."""
     now = time.time_ns()
+    text, flags = manifest.encode(), 0 if manifest.keep else _REMOVABLE
     fixed = _FIXED.pack(
-        MAGIC, FORMAT, 0, len(manifest), len(skeleton), data_offset, size, os.fstat(fd).st_ino, now
+        MAGIC, FORMAT, flags, len(text), len(skeleton), data_offset, size, os.fstat(fd).st_ino, now
     ).ljust(_DIGEST_AT, b"\0")
-    digest = hashlib.sha256(fixed + manifest + skeleton).digest()
-    write_all(fd, memoryview(fixed + digest + manifest + skeleton), 0)
+    digest = hashlib.sha256(fixed + text + skeleton).digest()
+    write_all(fd, memoryview(fixed + digest + text + skeleton), 0)
     os.fchmod(fd, 0o444)
+    if manifest.keep:
+        os.fsync(fd)
     os.utime(fd, ns=(now, now))
+
+
+def removable(fd: int) -> bool:
+    """Return whether an open file says in its first bytes that it is a segment to remove when no process needs it."""
+    magic, version, flags = _FIRST.unpack(os.pread(fd, _FIRST.size, 0).ljust(_FIRST.size, b"\0"))
+    return magic == MAGIC and version == FORMAT and bool(flags & _REMOVABLE)
 
 
 def check(fd: int, path: Path) -> Opened:

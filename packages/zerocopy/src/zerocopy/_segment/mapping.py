@@ -8,15 +8,19 @@ import mmap
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from zerocopy._lease import close, inherit, opened
 from zerocopy._segment.checking import open_segment, stamp, verify
-from zerocopy._segment.format import Manifest
+from zerocopy._segment.format import Manifest, Placed
+from zerocopy._segment.verified import is_verified, note_verified
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError
 
+_GAP = 1 << 16  # bytes between two blocks that are read ahead along with them
 MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap has no name for it
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -29,6 +33,7 @@ class Mapping(mmap.mmap):
     skeleton: bytes
     fd: int
     address: int
+    used: Sequence[Placed] = ()
     delta: Mapping | None = None
 
     def covers(self, address: int) -> bool:
@@ -45,12 +50,24 @@ class Mapping(mmap.mmap):
             # The thread gets numbers instead of a reference, which would keep the lease alive. Once this mapping has
             # gone, populating whatever lies at the address is harmless.
             with suppress(RuntimeError):  # the process is ending, or may not start more threads
-                _thread.start_new_thread(_read_ahead, (_libc, self.address, len(self)))  # returns before it runs
+                _thread.start_new_thread(_read_ahead, (_libc, self._ranges()))  # returns before it runs
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """Return (address, length) of the parts that hold blocks: reading a hole would take memory."""
+        ranges: list[tuple[int, int]] = []
+        for start, end in sorted((block.offset, block.offset + block.nbytes) for block in self.used):
+            if ranges and start - sum(ranges[-1]) <= _GAP:
+                ranges[-1] = ranges[-1][0], end - ranges[-1][0]
+            else:
+                ranges.append((start, end - start))
+        page = mmap.PAGESIZE
+        return [(self.address + start // page * page, nbytes + start % page) for start, nbytes in ranges]
 
 
-def _read_ahead(libc: ctypes.CDLL, address: int, nbytes: int) -> None:
+def _read_ahead(libc: ctypes.CDLL, ranges: list[tuple[int, int]]) -> None:
     # By ctypes, which releases the interpreter lock; mmap.madvise holds it.
-    libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), MADV_POPULATE_READ)
+    for address, nbytes in ranges:
+        libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), MADV_POPULATE_READ)
 
 
 # The mappings of this process, for reports: they tell which segment a tensor's address lies in.
@@ -69,20 +86,26 @@ def map_segment(path: Path) -> Mapping:
         SegmentGoneError: The file does not exist any more.
         CorruptSegmentError: It is truncated, altered or not a segment.
     """
-    opened = open_segment(path)
+    head = open_segment(path)
     try:
-        mapping = _mapped(opened.fd, path, opened.manifest)
+        mapping = _mapped(head.fd, path, head.manifest)
     except BaseException:
-        os.close(opened.fd)
+        close(head.fd)
         raise
-    mapping.skeleton = opened.skeleton
-    if not opened.untouched:
+    mapping.skeleton = head.skeleton
+    if not head.untouched and not is_verified(head.fd, head.manifest):
         verify(mapping, mapping.manifest, path)
+        note_verified(head.fd, head.manifest)
     return mapping
 
 
-def map_file(manifest: Manifest, index: int) -> Mapping:
+def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
     """Map the checkpoint file that `manifest.bases[index]` is a stamp of, copy-on-write.
+
+    Args:
+        manifest: The manifest of the segment that needs it.
+        index: Which base.
+        folder: The segment's folder, in which the file is looked for if it is not where it was.
 
     Raises:
         SegmentGoneError: The file does not exist any more.
@@ -90,8 +113,10 @@ def map_file(manifest: Manifest, index: int) -> Mapping:
     """
     known = manifest.bases[index]
     path = Path(known["file"])
+    if not path.exists() and (folder / path.name).exists():
+        path = folder / path.name
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = opened(path, os.O_RDONLY)
     except FileNotFoundError as error:
         raise SegmentGoneError(f"{path} is gone, and the model was published in place: put it back") from error
     try:
@@ -100,10 +125,11 @@ def map_file(manifest: Manifest, index: int) -> Mapping:
             raise CorruptSegmentError(f"{path} has {now['size']} bytes instead of {known['size']}")
         mapping = _mapped(fd, path, manifest)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
-    if now != known:
+    if now != known and not is_verified(fd, manifest):
         verify(mapping, manifest, path, base=index)
+        note_verified(fd, manifest)
     return mapping
 
 
@@ -111,6 +137,7 @@ def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
     mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
     mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
     weakref.finalize(mapping, os.close, fd).atexit = False
+    inherit(fd)
     mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
     _alive.add(mapping)
     return mapping

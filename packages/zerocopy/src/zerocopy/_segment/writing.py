@@ -10,10 +10,15 @@ import xxhash
 
 from zerocopy._flatten import ALIGNMENT, Flat
 from zerocopy._progress import Tick, no_tick
+from zerocopy._segment.checking import hash_blocks
 from zerocopy._segment.format import HEADER, PAGE, Manifest, Placed, model_digest, round_up, seal, write_all
 from zerocopy.errors import NoSpaceError
 
 _PIECE = 1 << 20  # bytes copied and then hashed at a time, so that the hash reads them from the processor's cache
+
+
+class HeaderTooLargeError(Exception):
+    """Manifest and skeleton are larger than the room that was left for them."""
 
 
 def write_segment(
@@ -23,6 +28,9 @@ def write_segment(
     *,
     known: Sequence[tuple[int, int] | None] | None = None,
     hashes: Sequence[str] | None = None,
+    inside: Sequence[int | None] | None = None,
+    room: int = 0,
+    end: int = 0,
     tick: Tick = no_tick,
 ) -> Manifest:
     """Write a model into an empty open file and seal it.
@@ -33,6 +41,9 @@ def write_segment(
         manifest: Name, version, keep and bases. Blocks and digest are filled in here.
         known: For each block (index of base, offset in it) where a base already holds its bytes, else None.
         hashes: The blocks' digests where the caller has them already.
+        inside: For each block its place in the file where the file holds its bytes already, else None.
+        room: Bytes before the first such place.
+        end: The end of all such places.
         tick: Called with the size of every piece of the model that is written.
 
     Returns:
@@ -40,26 +51,35 @@ def write_segment(
 
     Raises:
         NoSpaceError: The file system cannot hold it.
+        HeaderTooLargeError: Manifest and skeleton do not fit into the room.
     """
-    places = known or [None] * len(flat.blocks)
-    blank = ["0" * 32] * len(flat.blocks)
-    draft = replace(manifest, digest="0" * 64, blocks=_place(flat, places, blank, 1 << 52))
+    count = len(flat.blocks)
+    places, there, blank = known or [None] * count, inside or [None] * count, ["0" * 32] * count
+    draft = replace(manifest, digest="0" * 64, blocks=_place(flat, places, there, blank, 1 << 52))
     data_offset = round_up(HEADER + len(draft.encode()) + len(flat.skeleton), PAGE)
-    placed = _place(flat, places, blank, data_offset)
-    stored = [block for block, where in zip(placed, places, strict=True) if where is None]
-    size = max([data_offset, *(block.offset + block.nbytes for block in stored)])
+    if inside is not None:
+        if data_offset > room:
+            raise HeaderTooLargeError
+        data_offset = room
+    first = max(data_offset, end)
+    placed = _place(flat, places, there, blank, first)
+    stored = [block for block in placed if block.base is None]
+    size = max([first, *(block.offset + block.nbytes for block in stored)])
     try:
-        _reserve(fd, size)
+        _reserve(fd, first if inside is not None else 0, size)
         digests = list(hashes or ())
-        for block, place in zip(flat.blocks, placed, strict=True):
+        for block, place, at in zip(flat.blocks, placed, there, strict=True):
             if place.base is None:
-                digest = _copy(fd, block.bytes_view(), place.offset, tick)
+                view = block.bytes_view()
+                digest = hash_blocks([view], tick)[0] if at is not None else _copy(fd, view, place.offset, tick)
                 if hashes is None:
                     digests.append(digest)
         done = replace(
-            manifest, digest=model_digest(flat.skeleton, digests), blocks=_place(flat, places, digests, data_offset)
+            manifest,
+            digest=model_digest(flat.skeleton, digests),
+            blocks=_place(flat, places, there, digests, first),
         )
-        seal(fd, done.encode(), flat.skeleton, data_offset, size)
+        seal(fd, done, flat.skeleton, data_offset, size)
     except OSError as error:
         raise NoSpaceError(
             error.errno,
@@ -70,23 +90,27 @@ def write_segment(
 
 
 def _place(
-    flat: Flat, known: Sequence[tuple[int, int] | None], hashes: Sequence[str], offset: int
+    flat: Flat,
+    known: Sequence[tuple[int, int] | None],
+    inside: Sequence[int | None],
+    hashes: Sequence[str],
+    offset: int,
 ) -> tuple[Placed, ...]:
     placed = []
-    for block, where, digest in zip(flat.blocks, known, hashes, strict=True):
-        if where is not None:
-            placed.append(Placed(where[1], block.nbytes, digest, where[0], block.names))
+    for block, where, at, digest in zip(flat.blocks, known, inside, hashes, strict=True):
+        if where is not None or at is not None:
+            base, there = where if where is not None else (None, at or 0)
+            placed.append(Placed(there, block.nbytes, digest, base, block.names))
             continue
         placed.append(Placed(offset, block.nbytes, digest, None, block.names))
         offset = round_up(offset + block.nbytes, ALIGNMENT)
     return tuple(placed)
 
 
-def _reserve(fd: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)  # a full file system is an error here and not a signal later
-    else:
-        os.ftruncate(fd, size)
+def _reserve(fd: int, start: int, size: int) -> None:
+    os.ftruncate(fd, size)
+    if hasattr(os, "posix_fallocate") and size > start:
+        os.posix_fallocate(fd, start, size - start)  # a full file system is an error here and not a signal later
 
 
 def _copy(fd: int, view: memoryview, offset: int, tick: Tick) -> str:
