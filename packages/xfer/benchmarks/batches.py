@@ -92,7 +92,7 @@ def stamper(receiver: Any, control: Any) -> None:
 
 
 def small(context: Any, count: int) -> dict[str, list[float]]:
-    """Return seconds from before the send to the arrival in another process, of a tensor and of an array of 32 bytes."""
+    """Return seconds from before the send to the arrival in another process, of 32 bytes as tensor and as array."""
     import torch
 
     import xfer
@@ -127,7 +127,7 @@ def reader(receiver: Any) -> None:
 
 
 def heal(context: Any, rounds: int) -> list[float]:
-    """Return seconds from a receiver's death until its sender has noticed, and sends to the next one without waiting."""
+    """Return seconds from a receiver's death until its sender has noticed."""
     import xfer
 
     times = []
