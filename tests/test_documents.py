@@ -13,7 +13,7 @@ Tool = Callable[[str], ModuleType]
 
 DOCUMENTS = {
     "README.md": 5,
-    "packages/xfer/docs/tutorial.md": 9,
+    "packages/xfer/docs/tutorial.md": 10,
     "packages/zerocopy/docs/tutorial.md": 8,
     "packages/isolate/docs/tutorial.md": 7,
     "packages/ternary/docs/tutorial.md": 5,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(__file__))
+import batches
 from peers import PEERS, Xfer
 
 MIB = 1 << 20
@@ -268,6 +269,12 @@ def steady(context: Any, count: int) -> dict[str, tuple[float, int, int, int]]:
     }
 
 
+def kept(samples: list[float]) -> list[float]:
+    """Return at most 200 samples, taken evenly over all rounds."""
+    step = max(1, -(-len(samples) // 200))
+    return samples[::step]
+
+
 def row(
     metric: str, unit: str, samples: list[float], peer: str | None, other: float | None, target: float | None
 ) -> Any:
@@ -278,7 +285,7 @@ def row(
     return {
         "package": "xfer", "metric": metric, "unit": unit, "value": value, "peer": peer, "peer_value": other,
         "ratio": ratio, "target": target, "better": "lower",
-        "holds": None if target is None or tested is None else tested <= target, "samples": samples[:200],
+        "holds": None if target is None or tested is None else tested <= target, "samples": kept(samples),
     }  # fmt: skip
 
 
@@ -366,6 +373,11 @@ def main() -> None:
         rows.append(row(f"descriptors gained in steady state, {side}", "", [descriptors], None, None, 0))
         rows.append(row(f"mappings gained in steady state, {side}", "", [mappings], None, None, 4))
         rows.append(row(f"memory gained in steady state, {side}", "MiB", [memory / MIB], None, None, 4))
+
+    try:
+        rows += batches.rows(row, context, quick)
+    except Exception as error:  # torch is not installed, or as in compare
+        print(f"  batches: left out ({type(error).__name__}: {error})", file=sys.stderr)
 
     print(f"{'metric':44} {'xfer':>10} {'peer':>18} {'its value':>10} {'ratio':>6} {'target':>6}  holds")
     for r in rows:

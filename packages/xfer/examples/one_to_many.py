@@ -15,7 +15,7 @@ READER = "import sys, xfer; array = xfer.get(bytes.fromhex(sys.argv[1])); print(
 
 
 def main() -> None:
-    """Put an array, start readers that know nothing but its handle, and let go of it."""
+    """Put an array, start readers that get only its handle, and release it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--readers", type=int, default=4, help="how many processes read it (default 4)")
     count = parser.parse_args().readers

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import xfer
 from xfer._cli import main
 from xfer._doctor.examine import examine
 
@@ -65,6 +66,13 @@ def test_reap_removes_what_the_dead_left(helper: Callable[..., Any], capsys: pyt
     assert any(one["pid"] == other.pid and not one["alive"] for one in json.loads(capsys.readouterr().out))
     assert main(["reap", "--json"]) == 0
     assert sum(f"-{other.pid}-" in path for path in json.loads(capsys.readouterr().out)) == 2
+    topic = xfer.Topic("reaped")
+    with topic:
+        topic.publish([1.0])
+        assert main(["reap"]) == 0
+        assert "removed 0 files" in capsys.readouterr().out
+    assert main(["reap"]) == 0
+    assert "removed 1 files" in capsys.readouterr().out
     assert main(["reap"]) == 0
     assert "removed 0 files" in capsys.readouterr().out
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -177,20 +178,28 @@ def test_names_and_numbers_are_checked(name: str) -> None:
 def test_drill_of_kills_and_restarts(name: str, helper: Callable[..., Any]) -> None:
     """Writers and readers are killed at random; no array is wrong, no wait takes a second, nothing is left."""
     kills = int(os.environ.get("XFER_DRILL", "200"))
-    before = set(os.listdir("/dev/shm"))
     chance = random.Random(5)
     write = """
 import random; topic = xfer.Topic(arg[0], keep=4); say("up")
 while True: topic.publish(np.full(random.choice((50, 9000, 60000)), os.getpid()), timeout=5)
 """
+    read = """
+with xfer.Topic(arg[0], keep=4).subscribe(every=arg[1] == "every") as reader:
+    say("up")
+    for array in reader:
+        if not (array == array[0]).all(): os._exit(3)
+"""
     writers = [helper(write, name) for _ in range(2)]
-    readers = [helper(READ, name, "4", how) for how in ("every", "latest")]
+    readers = [helper(read, name, how) for how in ("every", "latest")]
+    assert [one.line() for one in (*writers, *readers)] == ["up"] * 4
     with xfer.Topic(name, keep=4).subscribe() as mine:
         for _ in range(kills):
-            group, code = chance.choice([(writers, (write, name)), (readers, (READ, name, "4", "every"))])
+            group, code = chance.choice([(writers, (write, name)), (readers, (read, name, "every"))])
             index = chance.randrange(2)
-            group[index].kill()
-            for stream in (group[index].process.stdin, group[index].process.stdout):
+            old = group[index]
+            assert old.process.poll() is None
+            old.kill()
+            for stream in (old.process.stdin, old.process.stdout):
                 stream.close()
             group[index] = helper(*code)
             start = time.monotonic()
@@ -198,7 +207,8 @@ while True: topic.publish(np.full(random.choice((50, 9000, 60000)), os.getpid())
             assert time.monotonic() - start < 1
             assert (array == array[0]).all()
             del array
+            assert group[index].line() == "up"
     for one in (*writers, *readers):
         one.kill()
     xfer.Topic(name, keep=4).remove()
-    assert {entry for entry in set(os.listdir("/dev/shm")) - before if "xfer" in entry} == set()
+    assert not [entry for entry in os.listdir("/dev/shm") if quote(name, safe="") in entry]

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="try what this machine can do, and say why not")
     commands.add_parser("ls", help="list the shared memory that processes of this user hold")
-    commands.add_parser("reap", help="remove named segments of dead processes (nameless ones need no reaping)")
+    commands.add_parser("reap", help="remove named segments of dead processes, and topics that no process uses")
     bench = commands.add_parser("bench", help="measure hand-offs between two processes of this machine")
     bench.add_argument("--size", default="1MiB", help="bytes per array, such as 4KiB (default 1MiB)")
     bench.add_argument("--count", type=int, default=500, help="how many arrays (default 500)")
@@ -103,15 +103,20 @@ def _ls(as_json: bool) -> int:
 
 
 def _reap(as_json: bool) -> int:
+    from xfer._channel.board import remove, topics
     from xfer._shared import names
     from xfer._shared.lease import require_locks
 
     require_locks()
     removed = names.reap()
+    for _, path, in_use in topics():
+        if not in_use:
+            remove(path)
+            removed.append(path)
     if as_json:
         _print_json(removed)
     else:
-        print(f"removed {len(removed)} files of dead processes")
+        print(f"removed {len(removed)} files that no process uses")
     return 0
 
 

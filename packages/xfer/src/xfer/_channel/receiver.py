@@ -10,7 +10,7 @@ from xfer._channel.endpoints import Endpoint, deadline
 from xfer._channel.layout import HEAD, SENDER_PID, SLAB_SPENT, TAIL
 from xfer._channel.ring import HANDLE, Message, Ring
 from xfer._channel.slab import Receiving, receiving_core
-from xfer._convert.interchange import Library, to_torch
+from xfer._convert.interchange import Library, private_tensor
 from xfer._shared import dtypes
 from xfer._shared.handle import read_meta
 from xfer._shared.reader import READER, check_library, present
@@ -73,7 +73,7 @@ class Receiver(Endpoint):
                     if array is not None:
                         if self._armed:
                             self._quiet()
-                        return array if as_ == "numpy" else to_torch(array.copy())[0]
+                        return array if as_ == "numpy" else private_tensor(array)
                 array = self._take(as_)
                 if array is not _NOTHING:
                     return array
@@ -122,7 +122,7 @@ class Receiver(Endpoint):
         try:
             if message.slot != HANDLE:
                 array = _from_slot(ring, core, message)
-                return array if as_ == "numpy" else to_torch(array.copy())[0]
+                return array if as_ == "numpy" else private_tensor(array)
             array, fields = READER.array(message.meta, private=as_ == "torch")
         except ProducerGoneError as error:
             raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error

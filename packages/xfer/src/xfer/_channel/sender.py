@@ -319,7 +319,7 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
                     self._let_go(self._ring)
 
     def _put(self, pool: Pool, ring: Ring, array: Any, end: float | None) -> Handle:
-        """Put an array into the pool, waiting until the receiver has let go of enough."""
+        """Put an array into the pool, waiting until the receiver has dropped enough views."""
         pause = 0.0005
         while True:
             tail = ring.words[TAIL]

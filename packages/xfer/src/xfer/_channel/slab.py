@@ -1,8 +1,8 @@
-"""Small arrays of one channel: slots of the sender's memory that go round without asking the kernel; knows no policy.
+"""Small arrays of one channel, in slots of the sender's memory that circulate without a system call.
 
-The receiver leases the slab as a whole, once. An array that dies gives its slot back through the ring; the sender fills
-no other. If the receiver's process ends, the kernel drops its lease and the sender takes the slab back. A fork while
-arrays are held gives the held ones a second owner, so these slots are never given back one by one.
+The receiver leases the slab as a whole, once. When an array dies, its slot returns through the ring; the sender fills
+returned slots only. When the receiver's process ends, the kernel drops its lease and the pool takes the slab back.
+After a fork, the arrays that are held have a second owner, so their slots do not return one by one.
 
 The two cores are here in Python, and the same in C in `xfer._native`, which is used where it could be compiled.
 """
@@ -60,13 +60,13 @@ class Sending(Protocol):
         """Remember how arrays of a dtype and shape are described."""
 
     def drop_slab(self) -> None:
-        """Let go of the slab's memory."""
+        """Release the slab's memory."""
 
     def send(self, array: Any, nanoseconds: int, /) -> int:
-        """Copy an array into a slot and say so: SENT, or FULL after that time, or UNKNOWN to `learn`, or CANNOT."""
+        """Copy an array into a free slot and publish it: SENT, FULL (timed out), UNKNOWN (call `learn`) or CANNOT."""
 
     def detach(self) -> None:
-        """Let go of all memory."""
+        """Release all memory."""
 
 
 class Receiving(Protocol):
@@ -77,7 +77,7 @@ class Receiving(Protocol):
         """Number of the slab, 0 without one."""
 
     def use_slab(self, base: Any, stride: int, slots: int, epoch: int, /) -> None:
-        """Take slots to lie in this leased array from now on."""
+        """Use the slots of this leased array from now on."""
 
     def learn(self, meta: bytes, ndim: int, shape: tuple[int, ...], dtype: Any, /) -> None:
         """Remember the shape and dtype behind a description."""
@@ -86,10 +86,10 @@ class Receiving(Protocol):
         """Return the next array, or None if none came in time or it is not in a slot of this slab, or is unknown."""
 
     def pin(self) -> bool:
-        """Give back none of the slots in use, ever; tell if there were any."""
+        """Never return the slots in use; return whether there were any."""
 
     def detach(self) -> None:
-        """Let go of the ring."""
+        """Release the ring."""
 
 
 def sending_core(ring: Ring, compiled: bool) -> Sending:
@@ -177,7 +177,7 @@ class SenderCore:
         words, taken = self._ring.words, self._taken
         mask, head = self._ring.returns - 1, words[RETURN_HEAD]
         if head - taken > mask + 1:
-            return  # no receiver of ours counts like that
+            return  # a correct receiver never counts that far
         for number in range(taken, head):
             value = words[RETURNS + (number & mask)]
             slot = value & 0xFFFFFFFF
@@ -260,7 +260,7 @@ class ReceiverCore:
         self._held -= 1
         words, mask = ring.words, ring.returns - 1
         head = words[RETURN_HEAD]
-        if head - words[RETURN_TAIL] <= mask:  # else it is lost to this slab, which is safe
+        if head - words[RETURN_TAIL] <= mask:  # otherwise the slot stays out of use, which is safe
             words[RETURNS + (head & mask)] = watch.epoch << 32 | watch.slot
             ring.fence()
             words[RETURN_HEAD] = head + 1

@@ -88,11 +88,16 @@ _BITS = {"bfloat16": "int16", "float8": "uint8"}  # torch types that NumPy has o
 
 def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
     torch = sys.modules["torch"]
-    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+    try:
+        plain: np.ndarray[Any, Any] = tensor.numpy()  # refuses what needs more, which costs the common case nothing
+        return plain
+    except (TypeError, RuntimeError, NotImplementedError):
+        pass
+    if tensor.layout is torch.strided and not getattr(tensor, "is_nested", False) and not tensor.is_quantized:
         tensor = tensor.detach().resolve_conj().resolve_neg()
     try:
-        plain: np.ndarray[Any, Any] = tensor.numpy()
-        return plain
+        resolved: np.ndarray[Any, Any] = tensor.numpy()
+        return resolved
     except (TypeError, RuntimeError, NotImplementedError) as error:
         reason = error
     name = str(tensor.dtype).removeprefix("torch.")
@@ -109,6 +114,19 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
     dtype = dtypes.decode(f"{dtypes.ML_PREFIX}{name}".encode())
     view: np.ndarray[Any, Any] = tensor.contiguous().view(getattr(torch, carrier)).numpy().view(dtype)
     return view
+
+
+def private_tensor(array: np.ndarray[Any, Any]) -> Any:
+    """Return a torch tensor over a copy of a small array.
+
+    Raises:
+        UnsupportedDtypeError: Torch has no such dtype.
+    """
+    copy = array.copy()
+    try:
+        return sys.modules["torch"].from_numpy(copy)
+    except (KeyError, TypeError, ValueError):  # torch is not imported yet, or takes this dtype only by another
+        return to_torch(copy)[0]
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:

@@ -172,7 +172,7 @@ static PyObject *receiver_recv(Receiver *self, PyObject *nanoseconds)
     Py_DECREF(slot);
     tell(shared, TAIL, tail + 1);
     atomic_thread_fence(memory_order_seq_cst); /* publish the count before reading whether the sender waits */
-    /* A sender that waits for room is woken at half of the ring, not once for each message, unless it says 1. */
+    /* A sender that waits for room is woken at half of the ring, not once for each message, unless it asks for 1. */
     uint64_t waits = look(shared, SENDER_WAITS);
     if (waits == 1 || (waits && 2 * (look(shared, HEAD) - tail - 1) <= shared->capacity))
         wake(shared);

@@ -189,9 +189,7 @@ class MemoryBlock:
             DoubleReleaseError: The block was released.
         """
         if self.spillable:
-            raise ValueError(
-                "a spillable block may move away: look at it inside `with block.use(shape, dtype) as array`"
-            )
+            raise ValueError("a spillable block may move away: use it inside `with block.use(shape, dtype) as array`")
         return self._keeper.array(self._record, shape, np.dtype(dtype))
 
     @contextlib.contextmanager

@@ -170,7 +170,7 @@ class Pool:  # long because the argument texts of the public methods are in it
             raise ValueError(f"got the shape {shape}, want lengths of 0 and more")
         sig = signature(np.dtype(dtype), shape, False)
         place = self._take(sig.slot_bytes, timeout)
-        # Every view of the loan's array has this one as its base, so that it tells whether one is alive.
+        # Every view of the loan's array has this one as its base, so it lives as long as any of them.
         memory: np.ndarray[Any, Any] = np.ndarray((sig.nbytes,), np.uint8, place.segment.map, place.offset)
         views = weakref.ref(memory)
         key = id(views)

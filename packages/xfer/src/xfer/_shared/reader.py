@@ -115,7 +115,7 @@ class Reader:
             _check_current(mapping, fields, raw, True)
 
     def leases(self, segment: int, slot: int) -> int:
-        """How many arrays of this process look at a slot."""
+        """Return how many arrays of this process lease a slot."""
         with self._lock:
             self._dropped.drain()
             mapping = self._mappings.get(segment)

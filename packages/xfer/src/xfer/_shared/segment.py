@@ -171,9 +171,9 @@ class Mapping:
         return np.ndarray((nbytes,), np.uint8, memory, offset - first)
 
     def close(self) -> None:
-        """Unmap as soon as no array looks at it, and close now."""
+        """Close now, and unmap once no array over it is alive."""
         self.words.release()
-        del self.map  # unmapped with the last array that looks at it
+        del self.map  # unmapped with the last array over it
         os.close(self.fd)
 
 
