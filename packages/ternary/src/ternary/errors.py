@@ -11,6 +11,7 @@ __all__ = [
     "CompileError",
     "DivergedError",
     "ExportError",
+    "FixedWeightError",
     "Fp16OverflowError",
     "ImportFormatError",
     "KernelUnavailableError",
@@ -92,6 +93,10 @@ class PackedDataError(TernaryError, ValueError):
 
 class DivergedError(TernaryError, ArithmeticError):
     """Training cannot go on: the loss or a gradient is not finite, or the gradient norm has exploded."""
+
+
+class FixedWeightError(TernaryError, RuntimeError):
+    """A gradient reached a weight that holds exactly its ternary values and cannot be trained as it is."""
 
 
 class VanishingGradientError(TernaryError, ArithmeticError):

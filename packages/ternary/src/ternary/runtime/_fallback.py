@@ -30,9 +30,12 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     limit = torch.full_like(absmax, 127.0)
     used = torch.isfinite(absmax) & (absmax >= SMALLEST)
     # Tensor by tensor: dividing by a Python number may multiply with its reciprocal, which rounds otherwise.
-    inverse = torch.where(used, limit / absmax, 0.0)
-    q = torch.where(used.unsqueeze(-1), x * inverse.unsqueeze(-1), 0.0).round().to(torch.int8)
-    scale = torch.where(used, absmax / limit, torch.where(torch.isfinite(absmax), 0.0, torch.nan))
+    # Tensors as zeros, too: two Python numbers would make a tensor of the default dtype.
+    none = torch.zeros_like(absmax)
+    inverse = torch.where(used, limit / absmax, none)
+    q = torch.where(used.unsqueeze(-1), x * inverse.unsqueeze(-1), none.unsqueeze(-1)).round().to(torch.int8)
+    unused = torch.where(torch.isfinite(absmax), none, torch.full_like(absmax, torch.nan))
+    scale = torch.where(used, absmax / limit, unused)
     return q, scale
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ternary.errors import PackedDataError, TernaryValueError
@@ -19,6 +20,7 @@ __all__ = [
     "tile_shape",
     "to_tiles",
     "unpack_conv_weight",
+    "untiled",
 ]
 
 SIDE = 16
@@ -109,6 +111,13 @@ class Geometry:
         if self.groups == 1:
             return tile_shape(out_channels, self.taps * in_channels)
         return (out_channels, -(-self.taps * in_channels // self.groups // 4))
+
+
+def untiled(tiles: Tensor, n: int, k: int) -> Tensor:
+    """Unpack tiles to the float32 (n, k) matrix of -1, 0, +1 without checks; torch can trace it."""
+    places = tiles.new_tensor([1, 4, 16, 64], dtype=torch.int32)
+    codes = tiles.transpose(1, 2).int().unsqueeze(-1) // places % 4
+    return codes.reshape(tiles.shape[0] * SIDE, tiles.shape[1] * SIDE)[:n, :k].float() - 1
 
 
 def is_depthwise(in_channels: int, out_channels: int, groups: int) -> bool:

@@ -134,7 +134,7 @@ def linear(
     """(M, N) product of contiguous float32 (M, K) with tiles; int32 sums before any scale with `integers`."""
     m, k = x.shape
     n = scale.shape[0]
-    y = torch.empty((m, n), dtype=torch.int32 if integers else torch.float32)
+    y = torch.empty((m, n), dtype=torch.int32 if integers else torch.float32, device="cpu")
     at = y.data_ptr()
     outputs = (0, at) if integers else (at, 0)
     added = 0 if bias is None else bias.data_ptr()
@@ -157,7 +157,7 @@ def conv2d(
     batch, channels, height, width = x.shape
     n = scale.shape[0]
     dtype = torch.int32 if integers else torch.float32
-    y = torch.empty((batch, *geometry.out_size(height, width), n), dtype=dtype).permute(0, 3, 1, 2)
+    y = torch.empty((batch, *geometry.out_size(height, width), n), dtype=dtype, device="cpu").permute(0, 3, 1, 2)
     at = y.data_ptr()
     _run(
         _PROBLEM.pack(

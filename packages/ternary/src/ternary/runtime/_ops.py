@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ternary._torch_private import version_of
 from ternary.errors import LayerShapeError
 from ternary.runtime import _fallback as fallback
 from ternary.runtime import _gpu as gpu
 from ternary.runtime import _native as native
+from ternary.runtime._face import check_codes
 from ternary.runtime._layout import Geometry, tile_shape
 
-__all__ = ["KERNELS", "check_linear"]
+__all__ = ["KERNELS", "check_linear", "check_once"]
 
 KERNELS = ("auto", "torch", *native.PATHS, "triton")
 """Every name that a `kernel` argument may have on some machine."""
@@ -58,6 +63,28 @@ def _check_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, g
         )
 
 
+def _without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+    """Call a kernel made of torch's operators in the types that it chose: half precision would round its integers."""
+    with torch.autocast(x.device.type, enabled=False):
+        return compute(x, *arguments)
+
+
+_checked: dict[tuple[int, int], int] = {}
+_MOST_CHECKED = 4096
+
+
+def check_once(weight: Tensor) -> None:
+    """Check the codes of a weight once, and again after it was changed in place."""
+    key = (weight.data_ptr(), weight.numel())
+    version = version_of(weight)
+    if _checked.get(key, -2) == version and version >= 0:
+        return
+    check_codes(weight)
+    if len(_checked) >= _MOST_CHECKED:
+        _checked.clear()
+    _checked[key] = version
+
+
 def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
     """What the native core relies on: dtypes, one dimension of scales, one device, no gaps."""
     if not x.is_floating_point():
@@ -73,6 +100,7 @@ def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
         parts = {"x": x, "weight": weight, "scale": scale, "bias": bias}
         got = ", ".join(f"{k}: {t.dtype} {tuple(t.shape)} on {t.device}" for k, t in parts.items() if t is not None)
         raise LayerShapeError(f"got {got}; wanted contiguous uint8 weight, float32 (N,) scale and bias, on one device")
+    check_once(weight)
 
 
 def _linear_cpu(
@@ -85,7 +113,7 @@ def _linear_cpu(
     if path == "triton":
         y = gpu.linear(rows, weight, scale, bias)
     elif (number := native.path_number(path)) < 0:
-        y = fallback.linear(rows, weight, scale, bias)
+        y = _without_autocast(fallback.linear, rows, weight, scale, bias)
     else:
         y = native.linear(rows, weight, scale, bias, number, threads or torch.get_num_threads())
     return y if plain else y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
@@ -98,7 +126,7 @@ def _linear_elsewhere(
     check_linear(x, weight, scale, bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
     on_triton = path == "triton" or (path == "auto" and x.is_cuda and gpu.is_available())
-    y = (gpu.linear if on_triton else fallback.linear)(rows, weight, scale, bias)
+    y = _without_autocast(gpu.linear if on_triton else fallback.linear, rows, weight, scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
@@ -132,7 +160,7 @@ def _conv2d(
         )
     number = -1 if x.device.type != "cpu" else native.path_number(path)
     if number < 0:
-        y = _strided(fallback.conv2d(x.float(), weight, scale, bias, geometry))
+        y = _strided(_without_autocast(fallback.conv2d, x.float(), weight, scale, bias, geometry))
     else:
         image = x.float().contiguous(memory_format=torch.channels_last)
         y = native.conv2d(image, weight, scale, bias, geometry, number, threads or torch.get_num_threads())

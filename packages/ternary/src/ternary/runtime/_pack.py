@@ -13,6 +13,7 @@ from ternary.errors import NothingToPackError
 from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
+from ternary.runtime._face import PackedLayer, keep_attributes
 from ternary.runtime._modules import PackedConv2d, PackedEmbedding, PackedLinear
 
 __all__ = ["PACKED", "Parts", "pack", "packed_layers", "parts"]
@@ -97,15 +98,18 @@ def pack_layer(layer: TernaryWeight, kernel: str = "auto", threads: int = 0) -> 
     values, positive, negative = layer.ternary_values()
     bias = cast("Tensor | None", getattr(layer, "bias", None))
     if torch.equal(positive, negative):
-        return _build(layer, values, positive, bias, kernel, threads).eval()
-    plus = _build(layer, values.clamp(min=0), positive, bias, kernel, threads)
-    minus = _build(layer, values.clamp(max=0), negative, None, kernel, threads)
-    return PackedPair(plus, minus).eval()
+        made = _build(layer, values, positive, bias, kernel, threads)
+    else:
+        plus = _build(layer, values.clamp(min=0), positive, bias, kernel, threads)
+        minus = _build(layer, values.clamp(max=0), negative, None, kernel, threads)
+        made = PackedPair(plus, minus)
+    made.dtype = layer.weight.dtype
+    return keep_attributes(made, layer).eval()
 
 
 def _build(
     layer: TernaryWeight, values: Tensor, scale: Tensor, bias: Tensor | None, kernel: str, threads: int
-) -> nn.Module:
+) -> PackedLayer:
     if isinstance(layer, TernaryLinear):
         return PackedLinear.from_ternary(values, scale, bias, kernel=kernel, threads=threads)
     if isinstance(layer, TernaryEmbedding):
