@@ -64,12 +64,22 @@ class TernaryWeight(nn.Module):
 
         In evaluation without gradients the result is kept until the weight changes.
         """
-        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # type: ignore[attr-defined]
-            if not self.training and not torch.is_grad_enabled() and type(self.weight) is nn.Parameter:
-                return self._kept_weight()
-            if self.quantizer == "exact" and self.weight.requires_grad and torch.is_grad_enabled():
-                return self._fixed_weight()
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            kept = self._weight_by_mode()
+            if kept is not None:
+                return kept
         return self._rounded_weight()
+
+    @torch.jit.unused
+    def _weight_by_mode(self) -> Tensor | None:
+        """Return the weight where evaluation keeps it or training is refused, else None."""
+        if _traced():
+            return None
+        if not self.training and not torch.is_grad_enabled() and type(self.weight) is nn.Parameter:
+            return self._kept_weight()
+        if self.quantizer == "exact" and self.weight.requires_grad and torch.is_grad_enabled():
+            return self._fixed_weight()
+        return None
 
     @torch.jit.unused
     def _kept_weight(self) -> Tensor:
@@ -160,10 +170,15 @@ class TernaryWeight(nn.Module):
         return f"{super().extra_repr()}, quantizer={self.quantizer}, per={self.per}, activations={self.activations}"
 
 
+def _traced() -> bool:
+    """Return whether torch records what runs, so that every operation has to run."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
 def _sample(x: Tensor) -> tuple[float, ...]:
     """Return a few elements: a change through `weight.data` does not count as one in torch's version of a tensor."""
-    if x.device.type != "cpu" or not x.is_contiguous() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return ()  # reading elements there would wait for the device, copy, or be traced
+    if x.device.type != "cpu" or not x.is_contiguous():
+        return ()  # reading elements there would wait for the device, or copy
     flat = x.detach().view(-1)
     return tuple(flat[:: max(1, flat.numel() // 8)].tolist())
 
