@@ -14,9 +14,9 @@ from ternary._quantization.modules import TERNARY_FORMS, names_of, replaced, wei
 from ternary._quantization.probe import Use, probe, read_in_source
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary._quantization.report import LayerReport, Report, report_of, untouched_parameters
-from ternary.nn._int8 import Int8Conv2d, Int8Linear
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._quantizers import require_finite
+from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 OUTLIER = 32.0
 """An input channel so many times the median one leaves the others at most 2 bits of 8."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ternary._quantization.modules import weight_of
 from ternary._quantization.recipe import Precision
-from ternary.nn._int8 import Int8Conv2d, Int8Linear
 from ternary.nn._layers import TernaryWeight
+from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ def report_of(name: str, before: nn.Module, after: nn.Module, precision: Precisi
         stored = rows * -(-(size // max(1, rows)) // 4) + 4 * positive.numel()
         zeros = float((values == 0).double().mean()) if size else 0.0
     elif isinstance(after, Int8Linear | Int8Conv2d):
-        got = after.values.double() * after.scale.double().reshape([-1] + [1] * (weight.dim() - 1))
-        stored, zeros = size + 4 * rows, float((after.values == 0).double().mean()) if size else 0.0
+        got = after.values().double() * after.scale.double().reshape([-1] + [1] * (weight.dim() - 1))
+        stored, zeros = size + 4 * rows, float((after.values() == 0).double().mean()) if size else 0.0
     else:
         got, stored = weight, size * weight_of(before).element_size()
         zeros = float((weight == 0).double().mean()) if size else 0.0

@@ -57,7 +57,7 @@ class PackedLayer(nn.Module):
     """
 
     __jit_unused_properties__ = ("weight", "bias")
-    _exact = ("scale", "bias")
+    _exact: tuple[str, ...] = ("scale", "bias")
 
     if TYPE_CHECKING:
         dtype: torch.dtype

@@ -20,6 +20,7 @@ __all__ = [
     "PATHS",
     "Core",
     "available_kernels",
+    "bits_of",
     "conv2d",
     "core",
     "find_core",
@@ -34,9 +35,9 @@ CORE_FILE = Path(__file__).with_name("libternary_core.so")
 PATHS = ("amx", "avx512vnni", "neon", "avx2", "portable")
 """Names of the native kernels, fastest first; their numbers come from the core."""
 
-_PROBLEM = struct.Struct("=22q")
+_PROBLEM = struct.Struct("=23q")
 _ONE_BY_ONE = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding, dilation of a matrix product
-_FAILURES = {1: "out of memory", 2: "no such path", 3: "more than 500,000 columns in one product"}
+_FAILURES = {1: "out of memory", 2: "no such path", 3: "more than 500,000 columns in one product (66,000 of 8 bits)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,11 @@ def path_number(kernel: str) -> int:
     return paths[kernel]
 
 
+def bits_of(weight: Tensor) -> int:
+    """Return how many bits a weight of packed bytes has: signed bytes are themselves the weights."""
+    return 8 if weight.dtype == torch.int8 else 2
+
+
 def _run(problem: bytes) -> None:
     library = core().library
     assert library is not None  # path_number gave a path of it
@@ -122,10 +128,21 @@ def _run(problem: bytes) -> None:
 
 
 def multiply(
-    path: int, threads: int, m: int, k: int, n: int, x: int, tiles: int, scale: int, bias: int, y: int, sums: int
+    path: int,
+    threads: int,
+    m: int,
+    k: int,
+    n: int,
+    x: int,
+    tiles: int,
+    scale: int,
+    bias: int,
+    y: int,
+    sums: int,
+    bits: int = 2,
 ) -> None:
     """The (m, n) product of a matrix and tiles at these addresses, to `y` as float32 or to `sums` as int32."""
-    _run(_PROBLEM.pack(path, threads, m, 1, 1, k, n, 1, *_ONE_BY_ONE, x, tiles, scale, bias, y, sums))
+    _run(_PROBLEM.pack(path, threads, m, 1, 1, k, n, 1, *_ONE_BY_ONE, x, tiles, scale, bias, y, sums, bits))
 
 
 def linear(
@@ -138,7 +155,7 @@ def linear(
     at = y.data_ptr()
     outputs = (0, at) if integers else (at, 0)
     added = 0 if bias is None else bias.data_ptr()
-    multiply(path, threads, m, k, n, x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), added, *outputs)
+    multiply(path, threads, m, k, n, x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), added, *outputs, bits_of(tiles))
     return y
 
 
@@ -167,7 +184,7 @@ def conv2d(
             *geometry.padding,
             *geometry.dilation,
             *(x.data_ptr(), weight.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()),
-            *(0 if integers else at, at if integers else 0),
+            *(0 if integers else at, at if integers else 0, bits_of(weight)),
         )
     )
     return y

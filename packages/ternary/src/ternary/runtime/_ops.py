@@ -41,10 +41,11 @@ def check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
     if x.dim() == 0:
         raise LayerShapeError("got an input without dimensions, wanted (..., K)")
     k = x.shape[-1]
-    if weight.shape != tile_shape(scale.shape[0], k):
+    wanted = tile_shape(scale.shape[0], k, bits=native.bits_of(weight))
+    if weight.shape != wanted:
         raise LayerShapeError(
             f"got an input with {k} features and weights of shape {tuple(weight.shape)}; "
-            f"{k} -> {scale.shape[0]} features take {tile_shape(scale.shape[0], k)}"
+            f"{k} -> {scale.shape[0]} features take {wanted}"
         )
 
 
@@ -55,12 +56,17 @@ def _check_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, g
     channels, out, groups = x.shape[1], scale.shape[0], geometry.groups
     if groups < 1 or channels % groups or out % groups:
         raise LayerShapeError(f"got {groups} groups for {channels} input and {out} output channels")
-    wanted = geometry.weight_shape(channels, out)
+    wanted = geometry.weight_shape(channels, out, bits=native.bits_of(weight))
     if weight.shape != wanted:
         raise LayerShapeError(
             f"got an input with {channels} channels and weights of shape {tuple(weight.shape)}; "
             f"{channels} -> {out} channels, kernel {geometry.kernel_size}, {groups} groups take {wanted}"
         )
+
+
+def _number(path: str, weight: Tensor, columns: int) -> int:
+    """Return the number of a native path; -1 for plain torch, which also sums more 8-bit columns than 32 bits hold."""
+    return -1 if weight.dtype == torch.int8 and columns > _MOST_BYTES else native.path_number(path)
 
 
 def _without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
@@ -71,10 +77,13 @@ def _without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any
 
 _checked: dict[tuple[int, int], int] = {}
 _MOST_CHECKED = 4096
+_MOST_BYTES = 66_000
 
 
 def check_once(weight: Tensor) -> None:
     """Check the codes of a weight once, and again after it was changed in place."""
+    if weight.dtype != torch.uint8:
+        return
     key = (weight.data_ptr(), weight.numel())
     version = version_of(weight)
     if _checked.get(key, -2) == version and version >= 0:
@@ -91,7 +100,7 @@ def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
         raise LayerShapeError(f"got an input of dtype {x.dtype}, wanted a floating-point one")
     n = scale.shape[0] if scale.dim() == 1 else -1
     device = x.device
-    fits = weight.dtype == torch.uint8 and weight.device == device and weight.is_contiguous()
+    fits = weight.dtype in (torch.uint8, torch.int8) and weight.device == device and weight.is_contiguous()
     fits = fits and n >= 0 and scale.dtype == torch.float32 and scale.device == device and scale.is_contiguous()
     if bias is not None:
         fits = fits and bias.shape == (n,) and bias.dtype == torch.float32
@@ -99,7 +108,9 @@ def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
     if not fits:
         parts = {"x": x, "weight": weight, "scale": scale, "bias": bias}
         got = ", ".join(f"{k}: {t.dtype} {tuple(t.shape)} on {t.device}" for k, t in parts.items() if t is not None)
-        raise LayerShapeError(f"got {got}; wanted contiguous uint8 weight, float32 (N,) scale and bias, on one device")
+        raise LayerShapeError(
+            f"got {got}; wanted contiguous uint8 or int8 weight, float32 (N,) scale and bias, on one device"
+        )
     check_once(weight)
 
 
@@ -112,7 +123,7 @@ def _linear_cpu(
     rows = x if plain else x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
     if path == "triton":
         y = gpu.linear(rows, weight, scale, bias)
-    elif (number := native.path_number(path)) < 0:
+    elif (number := _number(path, weight, x.shape[-1])) < 0:
         y = _without_autocast(fallback.linear, rows, weight, scale, bias)
     else:
         y = native.linear(rows, weight, scale, bias, number, threads or torch.get_num_threads())
@@ -125,7 +136,8 @@ def _linear_elsewhere(
     del threads  # of the native core
     check_linear(x, weight, scale, bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    on_triton = path == "triton" or (path == "auto" and x.is_cuda and gpu.is_available())
+    able = weight.dtype == torch.uint8 and x.is_cuda and gpu.is_available()
+    on_triton = path == "triton" or (path == "auto" and able)
     y = _without_autocast(gpu.linear if on_triton else fallback.linear, rows, weight, scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
@@ -158,7 +170,8 @@ def _conv2d(
             f"got an input of {x.shape[2]} x {x.shape[3]}, too small for kernel {geometry.kernel_size}, stride "
             f"{geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}"
         )
-    number = -1 if x.device.type != "cpu" else native.path_number(path)
+    columns = geometry.taps * x.shape[1] // geometry.groups
+    number = -1 if x.device.type != "cpu" else _number(path, weight, columns)
     if number < 0:
         y = _strided(_without_autocast(fallback.conv2d, x.float(), weight, scale, bias, geometry))
     else:

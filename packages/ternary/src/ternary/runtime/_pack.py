@@ -14,6 +14,7 @@ from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
 from ternary.runtime._face import PackedLayer, keep_attributes
+from ternary.runtime._layout import padding_edges
 from ternary.runtime._modules import PackedConv2d, PackedEmbedding, PackedLinear
 
 __all__ = ["PACKED", "Parts", "pack", "packed_layers", "parts"]
@@ -181,14 +182,3 @@ def parts(layer: nn.Module) -> Parts:
     values = cast("PackedLinear | PackedConv2d | PackedEmbedding | PackedConv1d", layer).values()
     inner = cast("PackedLinear", layer.conv if isinstance(layer, PackedConv1d) else layer)
     return Parts(values, inner.scale, inner.scale, getattr(inner, "bias", None))
-
-
-def padding_edges(conv: nn.Conv1d | nn.Conv2d) -> list[int]:
-    """Return how much a convolution pads on both sides, last dimension first, as `torch.nn.functional.pad` takes it."""
-    if not isinstance(conv.padding, str):
-        return [int(p) for p in reversed(conv.padding) for _ in range(2)]
-    edges: list[int] = []
-    for size, step in zip(reversed(conv.kernel_size), reversed(conv.dilation), strict=True):
-        total = step * (size - 1) if conv.padding == "same" else 0
-        edges += [total // 2, total - total // 2]
-    return edges
