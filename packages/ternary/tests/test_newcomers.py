@@ -85,3 +85,23 @@ def test_each_mistake_gets_its_hint(mistake: str) -> None:
 def test_there_are_enough() -> None:
     """The table holds at least forty mistakes."""
     assert len(MISTAKES) >= 40
+
+
+class TestEveryIndependentError:
+    """An error behind another one is found in the same run."""
+
+    @pytest.mark.parametrize(
+        ("members", "body", "count"),
+        [
+            ("a = Linear(5, 4)\nb = Linear(6, 4)", "p = a(x)\nq = b(x)\nreturn p + q", 2),
+            ("a = Linear(5, 4)\nb = Linear(6, 4)", "return b(a(x))", 2),
+            ("a = Linear(5, 7)\nb = Linear(7, 4)", "return b(a(x))", 1),
+            ("a = LayerNorm(5)\nb = Linear(6, 4)\nc = Linear(9, 4)", "return c(b(a(x)))", 3),
+            ("a = Linear(5, 4)", "y = a(x)\nreturn concat([x, y], dim=1)", 2),
+        ],
+    )
+    def test_errors_in_a_row(self, members: str, body: str, count: int) -> None:
+        """After a wrong input the checker goes on with what the layer declares; a right one behind it is no error."""
+        forward = f"forward(x: float[N, 4]) -> float[N, 4] {{\n{body}\n}}"
+        found = ternary.check(wrap(members, forward))
+        assert len(found) == count, [p.message for p in found]
