@@ -52,7 +52,7 @@ class ModelInfo:
     tensor_bytes: dict[str, int]
 
 
-def save(
+def save(  # long because its documentation counts too
     model: nn.Module,
     path: str | Path,
     *,

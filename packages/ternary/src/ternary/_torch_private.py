@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -44,14 +45,18 @@ def profiler_enabled() -> bool:
     return bool(_profiler_enabled())
 
 
+_version = attrgetter("_version")
+_make_wrapper = attrgetter("_make_wrapper_subclass")(Tensor)
+
+
 def version_of(x: Tensor) -> int:
     """Return how often a tensor was changed in place, -1 where torch does not count."""
     try:
-        return x._version
+        return int(_version(x))
     except RuntimeError:  # made in inference mode
         return -1
 
 
 def wrapper_tensor(kind: type[Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:
     """Return a tensor of a subclass that has metadata but no values of its own."""
-    return Tensor._make_wrapper_subclass(kind, shape, dtype=dtype, device=device)
+    return _make_wrapper(kind, shape, dtype=dtype, device=device)

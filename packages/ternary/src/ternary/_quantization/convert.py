@@ -22,7 +22,7 @@ OUTLIER = 32.0
 """An input channel so many times the median one leaves the others at most 2 bits of 8."""
 
 
-def quantize(
+def quantize(  # long because its documentation counts too
     model: nn.Module, recipe: Recipe | None = None, *, calibration: Iterable[Any] | None = None
 ) -> tuple[nn.Module, Report]:
     """Return a quantized copy of a model and a report; the model itself is left as it was.

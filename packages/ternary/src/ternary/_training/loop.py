@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def fit(
+def fit(  # long because its documentation counts too
     model: nn.Module,
     batches: Callable[[], Iterable[Any]],
     config: TrainConfig | None = None,
