@@ -203,7 +203,7 @@ def weight_bytes(builder: Builder, packed_only: bool = False) -> tuple[int, int]
     packed = full = 0
     for layer in builder.layers.values():
         if isinstance(layer, PackedConv2d | PackedLinear):
-            packed += layer.weight.nbytes
+            packed += layer.packed.nbytes
             full += layer.values().numel() * 4
         elif not packed_only:
             packed += layer.weight.nbytes

@@ -107,7 +107,7 @@ class TestPackedLinear:
     def test_bytes(self) -> None:
         """Weights take a sixteenth of float32, scales and bias included less than a fifteenth."""
         layer = PackedLinear.from_ternary(values(1024, 1024), torch.ones(1024), torch.zeros(1024))
-        assert layer.weight.nbytes * 16 == 1024 * 1024 * 4
+        assert layer.packed.nbytes * 16 == 1024 * 1024 * 4
         buffer = io.BytesIO()
         torch.save(layer.state_dict(), buffer)
         assert buffer.tell() * 15 <= (1024 * 1024 + 1024) * 4
@@ -123,7 +123,7 @@ class TestShortcut:
 
     def operator(self, layer: PackedLinear, x: torch.Tensor) -> torch.Tensor:
         """What the dispatcher gives."""
-        return torch.ops.ternary.linear(x, layer.weight, layer.scale, layer.bias, layer.kernel, layer.threads)
+        return torch.ops.ternary.linear(x, layer.packed, layer.scale, layer.bias, layer.kernel, layer.threads)
 
     @pytest.mark.parametrize("shape", [(53,), (0, 53), (1, 53), (2, 0, 53), (2, 3, 4, 53)])
     @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
@@ -207,7 +207,7 @@ class TestShortcut:
         layer.kernel = "torch"
         assert self.short(layer, x) is None
         layer.kernel = "auto"
-        layer.weight = layer.weight[:1].clone()
+        layer.packed = layer.packed[:1].clone()
         with pytest.raises(LayerShapeError, match="weights of shape"):
             layer(x)
 
@@ -215,7 +215,7 @@ class TestShortcut:
         """What is remembered of a buffer does not hold it."""
         layer = linear()
         layer(torch.randn(2, 53))
-        held = weakref.ref(layer.weight)
+        held = weakref.ref(layer.packed)
         layer.to("meta")
         gc.collect()
         assert held() is None
@@ -272,7 +272,7 @@ class TestState:
         rebuilt = type(layer).from_ternary(
             layer.values(), layer.scale, layer.bias, **({"groups": layer.groups} if hasattr(layer, "groups") else {})
         )
-        assert torch.equal(rebuilt.weight, layer.weight)
+        assert torch.equal(rebuilt.packed, layer.packed)
         assert "kernel=auto" in repr(layer)
 
 
@@ -283,12 +283,12 @@ class TestCompilers:
         """Torch's own checks of the schema, the fake kernel and tracing pass."""
         layer = linear()
         torch.library.opcheck(
-            torch.ops.ternary.linear.default, (torch.randn(3, 53), layer.weight, layer.scale, layer.bias)
+            torch.ops.ternary.linear.default, (torch.randn(3, 53), layer.packed, layer.scale, layer.bias)
         )
         conv = network()[2]
         torch.library.opcheck(
             torch.ops.ternary.conv2d.default,
-            (torch.randn(2, 16, 5, 5), conv.weight, conv.scale, None, [3, 3], [1, 1], [1, 1], [1, 1], 16),
+            (torch.randn(2, 16, 5, 5), conv.packed, conv.scale, None, [3, 3], [1, 1], [1, 1], [1, 1], 16),
         )
 
     @KERNELS
@@ -388,7 +388,7 @@ class TestRefusals:
     def test_wrong_buffers(self) -> None:
         """A weight of another dtype or device, or a scale that is too short, never reaches a kernel."""
         layer, x = linear(), torch.randn(2, 53)
-        for change in ({"weight": layer.weight.int()}, {"scale": layer.scale[:5]}, {"bias": torch.zeros(5)}):
+        for change in ({"packed": layer.packed.int()}, {"scale": layer.scale[:5]}, {"bias": torch.zeros(5)}):
             broken = copy.deepcopy(layer)
             for name, tensor in change.items():
                 setattr(broken, name, tensor)
@@ -397,7 +397,7 @@ class TestRefusals:
         conv = network()[2]
         with pytest.raises(LayerShapeError, match="groups"):
             torch.ops.ternary.conv2d(
-                torch.randn(1, 16, 4, 4), conv.weight, conv.scale, None, [3, 3], [1, 1], [1, 1], [1, 1], 3
+                torch.randn(1, 16, 4, 4), conv.packed, conv.scale, None, [3, 3], [1, 1], [1, 1], [1, 1], 3
             )
 
     def test_a_kernel_of_another_machine(self) -> None:

@@ -104,7 +104,7 @@ class TestSingleTensor:
 class TestLayers:
     """Layers that act ternary."""
 
-    @pytest.mark.parametrize("quantizer", [*ALL, "exact"])
+    @pytest.mark.parametrize("quantizer", ALL)
     def test_gradients_reach_the_weight(self, quantizer: str, utils: ModuleType, device: torch.device) -> None:
         """The straight-through estimator gives every parameter a gradient."""
         layer = TernaryLinear(16, 8, quantizer=quantizer).to(device)

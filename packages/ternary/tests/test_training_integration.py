@@ -273,3 +273,74 @@ def test_ternary_is_close_to_float(name: str, shape: tuple[int, ...], points: fl
     plan = experiment.Plan(source, methods=("float", "twn"), shape=shape, config=TrainConfig(epochs=15))
     plain, made = experiment.run(plan, data.load(name))
     assert made.mean >= plain.mean - points / 100
+
+
+class TestDistillation:
+    """A ternary model that also learns from its float form."""
+
+    @staticmethod
+    def task() -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
+        """A small task and a float network that has learned it."""
+        torch.manual_seed(0)
+        x = torch.randn(256, 16)
+        y = (x @ torch.randn(16, 5)).argmax(1)
+        net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+        fit(net, lambda: [(x, y)], TrainConfig(epochs=60, learning_rate=1e-2))
+        return x, y, net
+
+    def test_the_student_learns_from_the_teacher(self) -> None:
+        """With targets that say nothing, only the student with a teacher agrees with it."""
+        x, _, net = self.task()
+        nothing = torch.randint(0, 5, (256,), generator=torch.Generator().manual_seed(1))
+        config = TrainConfig(epochs=150, learning_rate=1e-2, distill=0.95)
+        wanted = net.eval()(x).argmax(1)
+        agreement = {}
+        for teacher in (None, net):
+            torch.manual_seed(2)
+            student = nn.Sequential(ternary.nn.TernaryLinear(16, 32), nn.ReLU(), nn.Linear(32, 5))
+            fit(student, lambda: [(x, nothing)], config, teacher=teacher)
+            agreement[teacher is not None] = accuracy(student, x, wanted)
+        assert agreement[True] > agreement[False] + 0.3, agreement
+
+    def test_the_teacher_stays_as_it_is(self) -> None:
+        """Its weights, its mode and its gradients."""
+        x, y, net = self.task()
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        net.train()
+        for parameter in net.parameters():
+            parameter.grad = None
+        student, _ = ternary.quantize(net, ternary.Recipe(ends="ternary"))
+        fit(student, lambda: [(x, y)], TrainConfig(epochs=2), teacher=net)
+        assert net.training
+        assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+        assert all(p.grad is None for p in net.parameters())
+
+    def test_batches_that_are_mappings(self) -> None:
+        """Named inputs with labels train as pairs do, step by step."""
+
+        class Named(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+            def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+                return {"logits": self.a(left) + self.b(right)}
+
+        torch.manual_seed(0)
+        left, right, y = torch.randn(8, 4), torch.randn(8, 4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+        histories = []
+        for batch in ({"left": left, "right": right, "labels": y}, ((left, right), y)):
+            torch.manual_seed(1)
+            histories.append(fit(Named(), lambda batch=batch: [batch], TrainConfig(epochs=5)).loss)
+        assert histories[0] == histories[1]
+        with pytest.raises(ValueError, match="'labels'"):
+            fit(Named(), lambda: [{"left": left, "right": right}], TrainConfig(epochs=1))
+
+    def test_wrong_values(self) -> None:
+        """A teacher with other outputs, and fractions that are none."""
+        x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
+        with pytest.raises(ValueError, match="the teacher returns"):
+            fit(nn.Linear(4, 2), lambda: [(x, y)], TrainConfig(epochs=1), teacher=nn.Linear(4, 3))
+        for wrong in ({"distill": 1.5}, {"temperature": 0.0}, {"distill": float("nan")}):
+            with pytest.raises(ValueError, match="wanted a fraction"):
+                TrainConfig(**wrong)

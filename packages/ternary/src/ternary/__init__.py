@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from ternary._language.compiler import check, compile, generate
     from ternary._language.formatter import format_source
     from ternary._modelfile import load, save
-    from ternary._quantization import Recipe, Report, quantize, rules_by_sensitivity, sensitivity, to_fp16, to_int8
+    from ternary._quantization import (
+        Recipe,
+        Report,
+        quantize,
+        rules_by_sensitivity,
+        sensitivity,
+        to_fp16,
+        to_int8,
+        to_trainable,
+    )
     from ternary._training import TrainConfig, fit
     from ternary.runtime import pack
 
@@ -45,6 +54,7 @@ __all__ = [
     "sensitivity",
     "to_fp16",
     "to_int8",
+    "to_trainable",
     "zoo",
 ]
 
@@ -55,6 +65,7 @@ __getattr__ = importer(
         "_modelfile": ("load", "save"),
         "_quantization": (
             *("Recipe", "Report", "quantize", "rules_by_sensitivity", "sensitivity", "to_fp16", "to_int8"),
+            "to_trainable",
         ),
         "_training": ("TrainConfig", "fit"),
         "runtime": ("pack",),

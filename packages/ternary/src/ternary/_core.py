@@ -19,7 +19,7 @@ CORE_FILE = Path(__file__).with_name("runtime") / "libternary_core.so"
 PATHS = ("amx", "avx512vnni", "neon", "avx2", "portable")
 """Names of the native kernels, fastest first; their numbers come from the core."""
 
-PROBLEM = struct.Struct("=22q")
+PROBLEM = struct.Struct("=23q")
 """One product or convolution as the core reads it."""
 
 

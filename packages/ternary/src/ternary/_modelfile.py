@@ -25,7 +25,9 @@ from ternary.errors import ModelFileError, PackedDataError
 from ternary.nn._layers import ternary_layers
 from ternary.runtime._pack import Parts, pack, packed_layers, parts
 
-FORMAT, VERSION = "pentad-ternary", 1
+FORMAT, VERSION, VERSION_WITH_TIES = "pentad-ternary", 1, 2
+SMALLEST_TIE = 4096
+"""Tensors of fewer bytes are stored as often as they have names."""
 ENCODINGS = ("2bit", "base3")
 
 
@@ -50,7 +52,7 @@ class ModelInfo:
     tensor_bytes: dict[str, int]
 
 
-def save(
+def save(  # long because its documentation counts too
     model: nn.Module,
     path: str | Path,
     *,
@@ -102,9 +104,12 @@ def save(
         if found.positive is not found.negative:
             tensors[prefix + "weight.scale_negative"] = negative.detach().contiguous().clone()
         entries[name] = LayerEntry(tuple(values.shape), encoding, int((values == 0).sum()))
+    ties = _tied(tensors)
+    tensors = {k: v for k, v in tensors.items() if k not in ties}
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION_WITH_TIES if ties else VERSION,
+        **({"ties": ties} if ties else {}),
         "model": type(model).__name__,
         "arguments": arguments or {},
         "source": getattr(model, "__source__", ""),
@@ -112,6 +117,22 @@ def save(
     }
     _write_whole(tensors, {"ternary": json.dumps(header, sort_keys=True)}, Path(path))
     return info(path)
+
+
+def _tied(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Return the tensors that are equal to an earlier one, bit for bit, with its name: they are stored once."""
+    ties: dict[str, str] = {}
+    known: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.nbytes < SMALLEST_TIE:
+            continue
+        same = known.setdefault((tensor.dtype, tensor.shape), [])
+        first = next((n for n in same if torch.equal(tensors[n], tensor)), None)
+        if first is None:
+            same.append(name)
+        else:
+            ties[name] = first
+    return ties
 
 
 def _layers(model: nn.Module) -> dict[str, Parts]:
@@ -156,8 +177,9 @@ def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
         header = json.loads(metadata["ternary"])
         if header["format"] != FORMAT:
             raise ModelFileError(f"{path} is of format {header['format']!r}, not {FORMAT!r}")
-        if header["version"] != VERSION:
-            raise ModelFileError(f"{path} has version {header['version']}; this library reads version {VERSION}")
+        if header["version"] not in (VERSION, VERSION_WITH_TIES):
+            wanted = f"this library reads versions {VERSION} and {VERSION_WITH_TIES}"
+            raise ModelFileError(f"{path} has version {header['version']}; {wanted}")
         layers = {k: LayerEntry(tuple(v["shape"]), v["encoding"], v["zeros"]) for k, v in header["layers"].items()}
         if any(e.encoding not in ENCODINGS for e in layers.values()):
             raise ModelFileError(f"{path} has layers of an unknown encoding")
@@ -188,11 +210,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ModelFileError: The file is damaged, or tensors do not fit its header.
     """
-    found, _ = _info(Path(path))
+    found, header = _info(Path(path))
     try:
         with safe_open(Path(path), framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict: it has no iterator
-    except SafetensorError as e:
+        for name, first in dict(header.get("ties", {})).items():
+            tensors[name] = tensors[first]
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ModelFileError(f"{path} is damaged: {e}") from None
     for name, entry in found.layers.items():
         prefix = f"{name}." if name else ""

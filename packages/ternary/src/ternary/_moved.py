@@ -14,7 +14,7 @@ import types
 import warnings
 from collections.abc import Sequence
 
-_NN = ("fastpath", "int8", "layers", "quantizers")
+_NN = ("fastpath", "layers", "quantizers")
 _RUNTIME = ("composed", "fallback", "gpu", "layout", "modules", "native", "ops", "shortcut")
 _EXPORT = ("bitnet", "bundle", "files", "gguffile", "imported", "onnxfile", "onnxlayers", "onnxread", "publish")
 _LANGUAGE = (
@@ -28,6 +28,7 @@ MOVED = {
     "ternary.experiment": "ternary._training.experiment",
     "ternary.language": "ternary._language",
     "ternary.modelfile": "ternary._modelfile",
+    "ternary.nn.int8": "ternary.runtime._int8",
     "ternary.nn.divisible": "ternary._language.divisible",
     "ternary.plot": "ternary._plot",
     "ternary.train": "ternary._training",

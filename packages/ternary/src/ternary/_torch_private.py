@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["DISPATCH_KNOWN", "plain_dispatch", "profiler_enabled"]
+__all__ = ["DISPATCH_KNOWN", "plain_dispatch", "profiler_enabled", "version_of", "wrapper_tensor"]
 
 try:
     from torch._C import _dispatch_keys, _dispatch_tls_local_include_set
@@ -40,3 +43,20 @@ def plain_dispatch(x: Tensor) -> bool:
 def profiler_enabled() -> bool:
     """Return whether torch's profiler records operators."""
     return bool(_profiler_enabled())
+
+
+_version = attrgetter("_version")
+_make_wrapper = attrgetter("_make_wrapper_subclass")(Tensor)
+
+
+def version_of(x: Tensor) -> int:
+    """Return how often a tensor was changed in place, -1 where torch does not count."""
+    try:
+        return int(_version(x))
+    except RuntimeError:  # made in inference mode
+        return -1
+
+
+def wrapper_tensor(kind: type[Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a tensor of a subclass that has metadata but no values of its own."""
+    return _make_wrapper(kind, shape, dtype=dtype, device=device)

@@ -13,6 +13,7 @@ __all__ = [
     "ContextLengthError",
     "DivergedError",
     "ExportError",
+    "FixedWeightError",
     "Fp16OverflowError",
     "ImportFormatError",
     "KernelUnavailableError",
@@ -95,6 +96,10 @@ class PackedDataError(TernaryError, ValueError):
 
 class DivergedError(TernaryError, ArithmeticError):
     """Training cannot go on: the loss or a gradient is not finite, or the gradient norm has exploded."""
+
+
+class FixedWeightError(TernaryError, RuntimeError):
+    """A gradient reached a weight that holds exactly its ternary values and cannot be trained as it is."""
 
 
 class VanishingGradientError(TernaryError, ArithmeticError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ternary._language import syntax as s
 from ternary._language.diagnostics import Span, did_you_mean
+from ternary._language.habits import argument_hint
 from ternary._language.library import REQUIRED, Arg
 
 
@@ -26,7 +27,11 @@ def bind(args: tuple[Arg, ...], given: tuple[s.Argument, ...]) -> tuple[dict[str
         else:
             keyword_seen = True
         if name not in names:
-            hint = did_you_mean(name, names) or f"the arguments are {', '.join(names) or 'none'}"
+            hint = (
+                argument_hint(name, names)
+                or did_you_mean(name, names)
+                or f"the arguments are {', '.join(names) or 'none'}"
+            )
             problems.append((f"unknown argument '{name}'", argument.span, hint))
         elif name in bound:
             problems.append((f"argument '{name}' is given twice", argument.span, ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ternary._language.diagnostics import Diagnostics, SourceText, Span, did_you_mean
+from ternary._language.habits import name_hint, sign_hint
 from ternary._language.lexer import Token, Tokens
 
 
@@ -96,9 +97,15 @@ class Cursor:
                 self.at -= 1
         else:
             shown = token.text if len(token.text) <= 40 else token.text[:40] + "…"
-            hint = did_you_mean(token.text, [w.strip("'") for w in wanted.replace(" or ", ",").split(", ")])
+            similar = did_you_mean(token.text, [w.strip("'") for w in wanted.replace(" or ", ",").split(", ")])
+            hint = similar or self.habit(token)
             self.diagnostics.add("syntax", f"unexpected '{shown}'", token.span, expected=wanted, hint=hint, notes=notes)
         return AbandonError()
+
+    def habit(self, token: Token) -> str:
+        """Return a hint for a habit of another language: at the token, or in the word before it."""
+        before = self.tokens.texts[self.at - 1] if self.at > self.started else ""
+        return name_hint(before) or sign_hint(token.text)
 
     def next_statement(self) -> None:
         """After an error: forget open brackets, go to the next line (past whole blocks) or the closing brace."""

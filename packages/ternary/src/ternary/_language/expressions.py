@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ternary._language import syntax as s
 from ternary._language.arguments import bind, definition_args
 from ternary._language.diagnostics import Diagnostics, Span, did_you_mean
+from ternary._language.habits import name_hint
 from ternary._language.library import (
     CONSTANT_FUNCTIONS,
     FUNCTIONS,
@@ -165,7 +166,9 @@ class ExpressionChecker:
         known = set(scope.names())
         if scope.place == "layer":
             known |= self.definitions.keys() | LAYERS.keys()
-        return self.error("unknown-name", f"unknown name '{name}'", expr.span, hint=did_you_mean(name, known))
+        return self.error(
+            "unknown-name", f"unknown name '{name}'", expr.span, hint=name_hint(name) or did_you_mean(name, known)
+        )
 
     def call(self, expr: s.Call, scope: Scope) -> str:
         name, span = expr.callee.name, expr.callee.span
@@ -210,7 +213,9 @@ class ExpressionChecker:
             known |= CONSTANT_FUNCTIONS.keys()
             known |= LAYERS.keys() | self.definitions.keys() if scope.place == "layer" else set()
         what = "layer" if scope.place == "layer" else "layer or function" if scope.place == "forward" else "function"
-        return self.error("unknown-name", f"unknown {what} '{name}'", span, hint=did_you_mean(name, known))
+        return self.error(
+            "unknown-name", f"unknown {what} '{name}'", span, hint=name_hint(name) or did_you_mean(name, known)
+        )
 
     def unreadable(self, expr: s.Call, scope: Scope) -> str:
         """Check only the arguments by themselves: nothing is known of what they go to."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ternary._language.diagnostics import Diagnostics, Span
+from ternary._language.habits import sign_hint
 
 KEYWORDS = frozenset(
     [
@@ -150,8 +151,7 @@ def _skip_bad(text: str, at: int, diagnostics: Diagnostics) -> int:
         stop = len(text) if stop < 0 else stop
         diagnostics.add("syntax", "this string never ends", Span(at, stop), expected='a closing " on the same line')
         return stop
-    hint = "strings are written with double quotes" if char == "'" else ""
-    diagnostics.add("bad-character", f"unexpected character {char!r}", Span(at, at + 1), hint=hint)
+    diagnostics.add("bad-character", f"unexpected character {char!r}", Span(at, at + 1), hint=sign_hint(char))
     end = at + 1
     closing = text.find("'", end) if char == "'" else -1
     if closing >= 0 and "\n" not in text[end:closing]:

@@ -17,6 +17,7 @@ class ShapeError(Exception):
 
     def __init__(self, message: str, expected: str = "", hint: str = ""):
         self.message, self.expected, self.hint = message, expected, hint
+        self.assumed: Tensor | None = None  # the result if the input had been right
         super().__init__(message)
 
 

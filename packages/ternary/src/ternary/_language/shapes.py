@@ -8,11 +8,12 @@ from ternary._language import syntax as s
 from ternary._language.arguments import bind
 from ternary._language.constants import UNKNOWN
 from ternary._language.diagnostics import Diagnostics, SourceText, Span
-from ternary._language.dims import symbol
+from ternary._language.dims import Dim, dim, symbol
 from ternary._language.instances import MAX_LAYERS, Builtin, Either, Instance, Instances, Sequence
 from ternary._language.library import (
     CONSTANT_FUNCTIONS,
     FUNCTIONS,
+    LayerSpec,
     ShapeError,
     Tensor,
     UndecidedError,
@@ -68,7 +69,11 @@ class ShapeChecker:
             case Builtin(spec, values):
                 if len(inputs) != 1:
                     raise ShapeError(f"{spec.name} got {len(inputs)} tensors", "one")
-                return spec.shape(values, inputs[0])
+                try:
+                    return spec.shape(values, inputs[0])
+                except ShapeError as e:
+                    e.assumed = self.assume(spec, values, inputs[0])
+                    raise
             case Sequence(items):
                 return self.apply_sequence(items, inputs, span)
             case Either(then, otherwise):
@@ -83,6 +88,19 @@ class ShapeChecker:
                 return self.apply_instance(layer, inputs, span)
         return None
 
+    def assume(self, spec: LayerSpec, values: Values, x: Tensor) -> Tensor | None:
+        """Return what a layer would give for the size that it declares, so that errors behind it are found too."""
+        wanted = values.get("inputs", values.get("features"))
+        at = -1 if spec.name in ("Linear", "LayerNorm", "RMSNorm") else 1
+        if not isinstance(wanted, int | Dim) or len(x.dims) < 2:
+            return None
+        dims = list(x.dims)
+        dims[at] = dim(wanted)
+        try:
+            return spec.shape(values, Tensor(x.dtype, tuple(dims)))
+        except (ShapeError, UndecidedError):
+            return None
+
     def apply_sequence(
         self, items: tuple[tuple[Any, int], ...], inputs: tuple[Tensor, ...], span: Span
     ) -> Tensor | None:
@@ -94,7 +112,13 @@ class ShapeChecker:
                 if x is None:
                     return None
                 before = x
-                x = self.apply(layer, (x,), span)
+                try:
+                    x = self.apply(layer, (x,), span)
+                except ShapeError as e:
+                    if e.assumed is None:
+                        raise
+                    self.error("shape-mismatch", e.message, span, e.expected, e.hint)
+                    x = e.assumed
                 if x == before:
                     break
         return x
@@ -183,6 +207,7 @@ class ShapeChecker:
             return self.infer(expr, scope)
         except ShapeError as e:
             self.error("shape-mismatch", e.message, expr.span, e.expected, e.hint)
+            return UNKNOWN if e.assumed is None else e.assumed
         except UndecidedError:
             pass
         return UNKNOWN

@@ -7,5 +7,16 @@ from ternary._quantization.half import to_fp16
 from ternary._quantization.layer_costs import rules_by_sensitivity, sensitivity
 from ternary._quantization.recipe import Recipe
 from ternary._quantization.report import LayerReport, Report
+from ternary._quantization.trainable import to_trainable
 
-__all__ = ["LayerReport", "Recipe", "Report", "quantize", "rules_by_sensitivity", "sensitivity", "to_fp16", "to_int8"]
+__all__ = [
+    "LayerReport",
+    "Recipe",
+    "Report",
+    "quantize",
+    "rules_by_sensitivity",
+    "sensitivity",
+    "to_fp16",
+    "to_int8",
+    "to_trainable",
+]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ternary.errors import NonFiniteActivationError
 from ternary.nn._layers import TernaryWeight
 
 
@@ -67,40 +66,6 @@ def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
     if layer.per == "channel" and layer.quantizer in ("twn", "absmean", "stochastic"):
         layer.weight.copy_(best.reshape(weight.shape))
         layer.quantizer = "exact"
-
-
-@torch.no_grad()
-def input_power(model: nn.Module, batches: Iterable[Any], names: Iterable[str]) -> dict[str, Tensor]:
-    """Run batches through a model and return the mean square of each input feature (or channel) of each layer."""
-    sums: dict[str, Tensor] = {}
-    hooks = []
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if not inputs:  # given by name
-                return
-            x = inputs[0]
-            if not bool(torch.isfinite(x).all()):
-                raise NonFiniteActivationError(f"the input of {name or 'the model'} is NaN or infinite in calibration")
-            dims = [i for i in range(x.dim()) if i != (1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else x.dim() - 1)]
-            power = x.double().pow(2).mean(dims)
-            sums[name] = power if name not in sums else sums[name] + power
-
-        return watch
-
-    for name in names:
-        layer = model.get_submodule(name) if name else model
-        groups = getattr(layer, "groups", 1)
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and groups == 1:
-            hooks.append(layer.register_forward_pre_hook(hook(name)))
-    try:
-        with mode(model, training=False):
-            for batch in batches:
-                run(model, batch)
-    finally:
-        for h in hooks:
-            h.remove()
-    return sums
 
 
 @torch.no_grad()

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ternary._options import QuantizerOptions
-from ternary._quantization.calibration import fit_to_inputs, input_power, reestimate_batch_norm
+from ternary._quantization.calibration import fit_to_inputs, reestimate_batch_norm
 from ternary._quantization.modules import TERNARY_FORMS, names_of, replaced, weight_of, workable_copy
+from ternary._quantization.probe import Use, probe, read_in_source
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
-from ternary._quantization.report import LayerReport, Report, report_of
-from ternary.nn._int8 import Int8Conv2d, Int8Linear
+from ternary._quantization.report import LayerReport, Report, report_of, untouched_parameters
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._quantizers import require_finite
+from ternary.runtime._int8 import Int8Conv2d, Int8Linear
+
+OUTLIER = 32.0
+"""An input channel so many times the median one leaves the others at most 2 bits of 8."""
 
 
-def quantize(
+def quantize(  # long because its documentation counts too
     model: nn.Module, recipe: Recipe | None = None, *, calibration: Iterable[Any] | None = None
 ) -> tuple[nn.Module, Report]:
     """Return a quantized copy of a model and a report; the model itself is left as it was.
@@ -55,23 +59,55 @@ def quantize(
     plan = plan_precisions(model, recipe)
     made = workable_copy(model)
     batches = list(calibration) if calibration is not None else []
-    power = input_power(made, batches, plan) if batches else {}
+    uses = probe(made, batches, plan) if batches else {}
+    in_source = set() if batches else read_in_source(made)
     names = names_of(made)
     reports: list[LayerReport] = []
-    counted: set[int] = set()
-    for name, precision in plan.items():
+    counted: dict[int, nn.Module] = {}
+    for name, wanted in plan.items():
         layer = made.get_submodule(name) if name else made
         require_finite(weight_of(layer), f"{name or type(layer).__name__}.weight")
-        new = convert(layer, precision, recipe, power.get(name))
-        shared = id(layer.weight) in counted
-        counted.add(id(layer.weight))
-        reports.append(report_of(name, layer, new, precision, shared))
+        precision, note = checked_precision(wanted, uses.get(name), name in in_source, batches != [])
+        use = uses.get(name)
+        new = convert(layer, precision, recipe, _power(layer, use))
+        weight = layer.weight
+        earlier = counted.get(id(weight))
+        if earlier is not None and isinstance(new, TernaryWeight) and isinstance(earlier, TernaryWeight):
+            new.weight = earlier.weight  # tied weights stay tied
+        report = report_of(name, layer, new, precision, earlier is not None)
+        reports.append(replace(report, note=note, outlier=1.0 if use is None else use.outlier))
+        counted.setdefault(id(weight), new)
         if new is not layer:
             made = replaced(made, names[layer], new)
     if batches:
         reestimate_batch_norm(made, batches)
     made.train(model.training)
-    return made, Report(tuple(reports))
+    return made, Report(tuple(reports), untouched_parameters(made, {n: plan[n] for n in plan}))
+
+
+def _power(layer: nn.Module, use: Use | None) -> Tensor | None:
+    """Return the mean square of each input of a layer without groups, if calibration has seen it called."""
+    return use.power if use is not None and getattr(layer, "groups", 1) == 1 else None
+
+
+def checked_precision(wanted: Precision, use: Use | None, read_by_source: bool, probed: bool) -> tuple[Precision, str]:
+    """Return the precision that a layer can really have, and what the report should say of it."""
+    if wanted == "float":
+        return wanted, ""
+    if use is not None and use.bypassed:
+        return "float", "kept float: the model reads this weight itself and never calls the layer"
+    if not probed and read_by_source:
+        return "float", "kept float: the code around it reads this weight itself; calibration data would tell for sure"
+    if use is not None and use.calls and use.reads:
+        return wanted, f"the model also reads this weight itself ({use.reads} times), in float until it is packed"
+    if use is not None and not use.calls:
+        return wanted, "not reached by the calibration data"
+    if use is not None and use.outlier >= OUTLIER:
+        return wanted, (
+            f"one input channel is {use.outlier:.0f} times the median one: 8-bit activations lose the others; "
+            "keep this layer float by a rule, or smooth its input"
+        )
+    return wanted, ""
 
 
 def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tensor | None = None) -> nn.Module:

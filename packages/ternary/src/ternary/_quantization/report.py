@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ternary._quantization.modules import weight_of
 from ternary._quantization.recipe import Precision
-from ternary.nn._int8 import Int8Conv2d, Int8Linear
 from ternary.nn._layers import TernaryWeight
+from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
     """What happened to one layer: precision, relative weight error (L2), fraction of zeros, bytes before and after.
 
-    A weight that an earlier layer shares counts no bytes here.
+    A weight that an earlier layer shares counts no bytes here. `outlier` is the largest input channel over the median
+    one in calibration, 1 without calibration. `note` says what deserves attention.
     """
 
     name: str
@@ -27,30 +29,42 @@ class LayerReport:
     sparsity: float
     bytes_before: int
     bytes_after: int
+    outlier: float = 1.0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """A parameter outside the layers that were looked at: its name, its bytes, and why it stays as it is."""
+
+    name: str
+    bytes: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened to a model, layer by layer.
+    """What happened to a model, layer by layer, and which parameters stay as they are.
 
     Example:
         >>> import torch, ternary
         >>> _, report = ternary.quantize(torch.nn.Linear(64, 64))
         >>> report.bytes_before, report.bytes_after
-        (16384, 1280)
+        (16640, 1536)
     """
 
     layers: tuple[LayerReport, ...]
+    untouched: tuple[Untouched, ...] = ()
 
     @property
     def bytes_before(self) -> int:
-        """Bytes of the layers' weights before."""
-        return sum(r.bytes_before for r in self.layers)
+        """Bytes of all parameters before."""
+        return sum(r.bytes_before for r in self.layers) + sum(u.bytes for u in self.untouched)
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of the layers' weights after, as stored when packed."""
-        return sum(r.bytes_after for r in self.layers)
+        """Bytes of all parameters after, as stored when packed."""
+        return sum(r.bytes_after for r in self.layers) + sum(u.bytes for u in self.untouched)
 
     def __str__(self) -> str:
         rows = [f"{'layer':40} {'precision':9} {'error':>7} {'zeros':>6} {'before':>11} {'after':>11}"]
@@ -58,6 +72,12 @@ class Report:
             f"{r.name:40} {r.precision:9} {r.error:7.4f} {r.sparsity:6.1%} {r.bytes_before:11,} {r.bytes_after:11,}"
             for r in self.layers
         ]
+        rows += [f"  {r.name}: {r.note}" for r in self.layers if r.note]
+        if self.untouched:
+            kept = sum(u.bytes for u in self.untouched)
+            rows.append(f"{'other parameters':40} {'float':9} {'':7} {'':6} {kept:11,} {kept:11,}")
+            biggest = sorted(self.untouched, key=lambda u: -u.bytes)[:5]
+            rows += [f"  {u.name}: {u.bytes:,} bytes, {u.why}" for u in biggest if u.bytes > self.bytes_before // 100]
         ratio = self.bytes_before / max(1, self.bytes_after)
         rows.append(f"{'total':40} {'':9} {'':7} {'':6} {self.bytes_before:11,} {self.bytes_after:11,}  {ratio:.1f}x")
         return "\n".join(rows)
@@ -65,6 +85,7 @@ class Report:
 
 @torch.no_grad()
 def report_of(name: str, before: nn.Module, after: nn.Module, precision: Precision, shared: bool) -> LayerReport:
+    """Return the report of one layer."""
     weight = weight_of(before).double()
     size = weight.numel()
     rows = weight.shape[0] if weight.dim() else 1
@@ -75,13 +96,42 @@ def report_of(name: str, before: nn.Module, after: nn.Module, precision: Precisi
         stored = rows * -(-(size // max(1, rows)) // 4) + 4 * positive.numel()
         zeros = float((values == 0).double().mean()) if size else 0.0
     elif isinstance(after, Int8Linear | Int8Conv2d):
-        got = after.values.double() * after.scale.double().reshape([-1] + [1] * (weight.dim() - 1))
-        stored, zeros = size + 4 * rows, float((after.values == 0).double().mean()) if size else 0.0
+        got = after.values().double() * after.scale.double().reshape([-1] + [1] * (weight.dim() - 1))
+        stored, zeros = size + 4 * rows, float((after.values() == 0).double().mean()) if size else 0.0
     else:
         got, stored = weight, size * weight_of(before).element_size()
         zeros = float((weight == 0).double().mean()) if size else 0.0
     norm = float(weight.norm())
     error = float((weight - got).norm()) / norm if norm else 0.0
     held = 0 if shared else size * weight_of(before).element_size()
-    stored = 0 if shared and after is before else stored
+    stored = 0 if shared and (after is before or isinstance(after, TernaryWeight)) else stored
     return LayerReport(name, type(before).__name__, precision, error, zeros, held, stored)
+
+
+def untouched_parameters(model: nn.Module, looked_at: Mapping[str, object]) -> tuple[Untouched, ...]:
+    """Return every parameter of a model that belongs to none of the layers that were looked at."""
+    found: list[Untouched] = []
+    seen: set[int] = set()
+    for name in looked_at:
+        weight = getattr(model.get_submodule(name) if name else model, "weight", None)
+        seen.add(id(weight))
+    for name, parameter in model.named_parameters():
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        owner = model.get_submodule(name.rpartition(".")[0])
+        found.append(Untouched(name, parameter.numel() * parameter.element_size(), _why_untouched(owner, parameter)))
+    return tuple(found)
+
+
+def _why_untouched(owner: nn.Module, parameter: Tensor) -> str:
+    kind = type(owner).__name__
+    if hasattr(owner, "parametrizations") or kind == "ParametrizationList":
+        return "its layer is parametrized, so its weight is computed at each call"
+    if parameter.dim() < 2:
+        return f"a vector of {kind}"
+    if parameter.dim() == 3 and not isinstance(owner, nn.Conv1d):
+        return f"{parameter.shape[0]} matrices fused in one parameter of {kind}"
+    if isinstance(owner, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding):
+        return f"{kind} has a forward of its own"
+    return f"{kind} has no ternary form"

@@ -24,6 +24,8 @@ class TrainConfig:
         label_smoothing: Of the cross entropy.
         explode: A gradient norm above this ends the training with `DivergedError`.
         vanish: So many steps with a zero gradient in every weight end it with `VanishingGradientError`.
+        distill: With a teacher, the weight of its outputs in the loss; the targets have the rest.
+        temperature: With a teacher, what both outputs are divided by before they are compared.
 
     Example:
         >>> import ternary
@@ -41,11 +43,17 @@ class TrainConfig:
     label_smoothing: float = 0.0
     explode: float = 1e8
     vanish: int = 20
+    distill: float = 0.7
+    temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that does not exist."""
+        """Refuse values that no training can use."""
         if self.schedule not in SCHEDULES:
             raise ValueError(f"got schedule={self.schedule!r}; it is one of {', '.join(SCHEDULES)}")
+        if not 0.0 <= self.distill <= 1.0 or not self.temperature > 0.0:
+            raise ValueError(
+                f"got distill={self.distill}, temperature={self.temperature}; wanted a fraction and a number above 0"
+            )
 
 
 @dataclass(slots=True)

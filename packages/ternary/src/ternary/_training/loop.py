@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ternary._quantization.calibration import mode, output_of, run
 from ternary._training.checkpoint import resume, save_checkpoint
 from ternary._training.config import History, TrainConfig, rate
 from ternary.errors import DivergedError, NonFiniteActivationError, VanishingGradientError
@@ -23,11 +26,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
-def fit(
+def fit(  # long because its documentation counts too
     model: nn.Module,
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    batches: Callable[[], Iterable[Any]],
     config: TrainConfig | None = None,
     *,
+    teacher: nn.Module | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     checkpoint: str | Path | None = None,
@@ -37,9 +41,12 @@ def fit(
 
     Args:
         model: The model, on the device of the batches.
-        batches: Called once per epoch; returns pairs (inputs, targets). A result with a length, as a DataLoader, is
-            read batch by batch; any other is first read into a list, since the schedule needs the length.
+        batches: Called once per epoch; returns pairs (inputs, targets), or mappings of named inputs in which "labels"
+            are the targets. Inputs are a tensor, a tuple or a mapping. A result with a length, as a DataLoader, is read
+            batch by batch; any other is first read into a list, since the schedule needs the length.
         config: How to train.
+        teacher: A model with the same outputs, usually the float form of this one. The loss then also measures how far
+            the outputs are from the teacher's (Hinton et al., 2015), as `config.distill` and `config.temperature` say.
         evaluate: Called after each epoch; its result is recorded as accuracy.
         loss: Of (outputs, targets); cross entropy by default.
         checkpoint: A file to resume from if it is there, and to write after each epoch, whole or not at all.
@@ -67,14 +74,15 @@ def fit(
     criterion = loss or (lambda y, t: functional.cross_entropy(y, t, label_smoothing=config.label_smoothing))
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameter that can be trained")
-    training = _Training(model, config, criterion)
+    training = _Training(model, config, criterion, teacher)
     first = 0
     if checkpoint is not None and Path(checkpoint).exists():
         first, training.step = resume(Path(checkpoint), model, training.optimizer, training.history)
     for epoch in range(first, config.epochs):
         model.train()
         given = batches()
-        training.epoch(epoch, given if isinstance(given, Sized) else list(given))
+        with contextlib.nullcontext() if teacher is None else mode(teacher, training=False):
+            training.epoch(epoch, given if isinstance(given, Sized) else list(given))
         history = training.history
         history.accuracy.append(evaluate(model) if evaluate is not None else math.nan)
         if checkpoint is not None:
@@ -87,8 +95,14 @@ def fit(
 class _Training:
     """One training: the model, its optimizer, and where it stands."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.model, self.config, self.criterion = model, config, criterion
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        teacher: nn.Module | None,
+    ) -> None:
+        self.model, self.config, self.criterion, self.teacher = model, config, criterion, teacher
         self.optimizer = make_optimizer(model, config)
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp and self.device.type == "cuda")
@@ -96,30 +110,45 @@ class _Training:
         self.step = 0
         self.still = 0  # steps in a row without a gradient
 
-    def epoch(self, epoch: int, given: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def epoch(self, epoch: int, given: Iterable[Any]) -> None:
         """Train on every batch once and record the means."""
         count = len(given)  # type: ignore[arg-type] # the caller has made it sized
         total, seen, norms = 0.0, 0, 0.0
-        for x, target in given:
-            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        for batch in given:
+            x, target = _inputs_and_target(batch)
+            if not all(bool(torch.isfinite(t).all()) for t in _tensors(x) if t.is_floating_point()):
                 raise NonFiniteActivationError(f"epoch {epoch + 1}, step {self.step}: an input is NaN or infinite")
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(self.step, self.config.epochs * count, self.config)
             value, norm = self.one_step(x, target, epoch)
-            total += value * len(x)
-            seen += len(x)
+            total += value * len(target)
+            seen += len(target)
             norms += norm
             self.step += 1
         self.history.loss.append(total / max(1, seen))
         self.history.learning_rate.append(self.optimizer.param_groups[0]["lr"])
         self.history.gradient_norm.append(norms / max(1, count))
 
-    def one_step(self, x: Tensor, target: Tensor, epoch: int) -> tuple[float, float]:
+    def loss(self, x: Any, target: Tensor) -> Tensor:
+        """Return the loss of a batch: by its targets, and with a teacher also by the teacher's outputs."""
+        y = output_of(run(self.model, x))
+        value = self.criterion(y, target)
+        if self.teacher is None:
+            return value
+        with torch.no_grad():
+            wanted = output_of(run(self.teacher, x))
+        if wanted.shape != y.shape:
+            raise ValueError(f"the teacher returns {list(wanted.shape)}, the model {list(y.shape)}; wanted the same")
+        heat, part = self.config.temperature, self.config.distill
+        log, soft = (y / heat).flatten(0, -2).log_softmax(-1), (wanted / heat).flatten(0, -2).softmax(-1)
+        return (1 - part) * value + part * heat**2 * functional.kl_div(log, soft, reduction="batchmean")
+
+    def one_step(self, x: Any, target: Tensor, epoch: int) -> tuple[float, float]:
         """Take one step; return the loss and the norm of the gradient."""
         config, scaler, model = self.config, self.scaler, self.model
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.float16 if scaler.is_enabled() else torch.bfloat16, config.amp):
-            value = self.criterion(model(x), target)
+            value = self.loss(x, target)
         if not math.isfinite(value.item()):
             raise DivergedError(_diverged(f"the loss is {value.item()}", epoch, self.step, model))
         scaler.scale(value).backward()  # type: ignore[no-untyped-call] # torch's own lack
@@ -135,6 +164,22 @@ class _Training:
         scaler.step(self.optimizer)
         scaler.update()
         return value.item(), norm
+
+
+def _inputs_and_target(batch: Any) -> tuple[Any, Tensor]:
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise ValueError(
+                f"a batch has the names {', '.join(map(str, batch))}; its targets are to be called 'labels'"
+            )
+        return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+    x, target = batch
+    return x, target
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    values = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else (x,)
+    return [t for t in values if isinstance(t, Tensor)]
 
 
 def _diverged(what: str, epoch: int, step: int, model: nn.Module) -> str:

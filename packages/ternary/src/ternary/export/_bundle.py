@@ -78,7 +78,7 @@ class Manifest:
         return {"format": "pentad-ternary-export", "version": VERSION} | asdict(self)
 
 
-def export(
+def export(  # long because its documentation counts too
     model: nn.Module,
     directory: str | Path,
     formats: Sequence[str],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ternary.errors import ExportError, MissingExtraError, NothingToPackError
 from ternary.runtime._pack import pack
 
-__all__ = ["as_inputs", "optional", "packed_form"]
+__all__ = ["as_inputs", "first_cause", "optional", "packed_form", "traceable_form"]
 
 
 def optional(name: str, extra: str) -> ModuleType:
@@ -38,6 +38,27 @@ def packed_form(model: nn.Module) -> nn.Module:
         return pack(model)
     except NothingToPackError as e:
         raise ExportError(str(e)) from None
+
+
+def traceable_form(model: nn.Module) -> nn.Module:
+    """Return the packed form without key/value caches: a graph cannot return the cache of a Hugging Face model.
+
+    Raises:
+        ExportError: There is no ternary layer to export.
+    """
+    packed = packed_form(model)
+    for module in packed.modules():
+        if getattr(getattr(module, "config", None), "use_cache", False):
+            module.config.use_cache = False  # type: ignore[union-attr] # of the copy
+    return packed
+
+
+def first_cause(error: BaseException) -> str:
+    """Return the first line of the error that led to this one; exporters wrap it in others without content."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def as_inputs(example: Any) -> tuple[Tensor, ...]:

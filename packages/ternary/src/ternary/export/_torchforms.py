@@ -12,7 +12,7 @@ from torch import nn
 
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError
-from ternary.export._files import as_inputs, packed_form
+from ternary.export._files import as_inputs, first_cause, traceable_form
 
 __all__ = ["to_pt2", "to_torchscript"]
 
@@ -38,7 +38,7 @@ def to_pt2(model: nn.Module, path: str | Path, example: Any) -> None:
         ...     torch.export.load(f"{folder}/layer.pt2").module()(torch.zeros(3, 16)).shape
         torch.Size([3, 4])
     """
-    packed, inputs = packed_form(model), as_inputs(example)
+    packed, inputs = traceable_form(model), as_inputs(example)
     free = tuple({0: torch.export.Dim.AUTO} if t.dim() else None for t in inputs)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates parts of itself
@@ -75,7 +75,7 @@ def to_torchscript(model: nn.Module, path: str | Path, example: Any = None, *, f
     """
     if form not in ("trace", "script"):
         raise ExportError(f"got form={form!r}; TorchScript is made by 'trace' or 'script'")
-    packed = packed_form(model)
+    packed = traceable_form(model)
     inputs = as_inputs(example) if form == "trace" else ()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,5 +89,4 @@ def to_torchscript(model: nn.Module, path: str | Path, example: Any = None, *, f
 
 def _refused(model: nn.Module, inputs: tuple[torch.Tensor, ...], error: Exception) -> str:
     given = f" with inputs of shape {', '.join(str(list(t.shape)) for t in inputs)}" if inputs else ""
-    said = str(error).strip().splitlines()
-    return f"torch cannot write {type(model).__name__}{given}: {said[0] if said else type(error).__name__}"
+    return f"torch cannot write {type(model).__name__}{given}: {first_cause(error)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ternary._language.divisible import make_divisible
-from ternary.nn._int8 import Int8Conv2d, Int8Linear
 from ternary.nn._layers import (
     TernaryConv1d,
     TernaryConv2d,
@@ -13,6 +12,7 @@ from ternary.nn._layers import (
     ternary_layers,
 )
 from ternary.nn._quantizers import absmean, fake_int8, fixed, sparse, stochastic, ternarize, twn
+from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 __all__ = [
     "Int8Conv2d",

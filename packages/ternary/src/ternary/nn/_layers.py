@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ternary._options import QuantizerKeywords, QuantizerOptions
+from ternary._torch_private import version_of
+from ternary.errors import FixedWeightError
 from ternary.nn._quantizers import (
     fake_int8,
     require_finite,
@@ -58,7 +60,58 @@ class TernaryWeight(nn.Module):
             self.scale_negative.data = scale.detach().clone()
 
     def ternary_weight(self) -> Tensor:
-        """Return the weight as the forward pass uses it: values times scales, gradients straight through."""
+        """Return the weight as the forward pass uses it: values times scales, gradients straight through.
+
+        In evaluation without gradients the result is kept until the weight changes.
+        """
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            kept = self._weight_by_mode()
+            if kept is not None:
+                return kept
+        return self._rounded_weight()
+
+    @torch.jit.unused
+    def _weight_by_mode(self) -> Tensor | None:
+        """Return the weight where evaluation keeps it or training is refused, else None."""
+        if _traced():
+            return None
+        if not self.training and not torch.is_grad_enabled() and type(self.weight) is nn.Parameter:
+            return self._kept_weight()
+        if self.quantizer == "exact" and self.weight.requires_grad and torch.is_grad_enabled():
+            return self._fixed_weight()
+        return None
+
+    @torch.jit.unused
+    def _kept_weight(self) -> Tensor:
+        """Return the rounded weight, computed again only after a change of what it is made of."""
+        parts = (self.weight, self.scale_positive, self.scale_negative)
+        key = (
+            *(None if t is None else (id(t), t.data_ptr(), version_of(t), t.dtype, _sample(t)) for t in parts),
+            *(self.quantizer, self.per, self.threshold, self.sparsity),
+        )
+        kept = self.__dict__.get("_kept")
+        if kept is None or kept[0] != key:
+            kept = self.__dict__["_kept"] = (key, self._rounded_weight().detach())
+        return kept[1]
+
+    @torch.jit.unused
+    def _fixed_weight(self) -> Tensor:
+        """Return a rounded weight whose gradient is refused: a step would leave the ternary values."""
+        rounded = self._rounded_weight()
+        if rounded.requires_grad:
+            rounded.register_hook(_refuse_gradient)  # type: ignore[no-untyped-call]
+        return rounded
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; forget the rounded weight of the last evaluation."""
+        self.__dict__.pop("_kept", None)
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+
+    def _rounded_weight(self) -> Tensor:
+        """Return the weight rounded anew, in its own dtype; scales are computed in float32."""
         weight: Tensor = self.weight
         if self.empty:
             return weight
@@ -72,10 +125,10 @@ class TernaryWeight(nn.Module):
             step = (positive * plus + negative * minus + (1.0 - plus - minus)).detach()
             return quantized + step * (weight - weight.detach())
         kind = "absmean" if self.quantizer == "stochastic" and not self.training else self.quantizer
-        detached = weight.detach()
+        detached = weight.detach().float()
         values, scale = ternarize(detached, kind, per_channel, self.threshold, self.sparsity)
-        limit = scale_like(rows_of(detached, per_channel).abs().mean(1) * 3.0, weight)
-        return straight_through(weight, values * scale, limit)
+        limit = scale_like(rows_of(detached, per_channel).abs().mean(1) * 3.0, weight).to(weight.dtype)
+        return straight_through(weight, (values * scale).to(weight.dtype), limit)
 
     @torch.jit.unused
     @torch.no_grad()
@@ -88,13 +141,14 @@ class TernaryWeight(nn.Module):
         require_finite(self.weight)
         per_channel = self.per == "channel"
         if self.empty:
-            scale = self.weight.new_zeros(self.weight.shape[0] if per_channel else 1)
+            scale = self.weight.new_zeros(self.weight.shape[0] if per_channel else 1, dtype=torch.float32)
             return self.weight.to(torch.int8), scale, scale
         if self.scale_positive is not None and self.scale_negative is not None:
             values = ttq_values(self.weight, per_channel)
-            return values.to(torch.int8), self.scale_positive.flatten(), self.scale_negative.flatten()
+            positive, negative = self.scale_positive.flatten(), self.scale_negative.flatten()
+            return values.to(torch.int8), positive.float(), negative.float()
         kind = "absmean" if self.quantizer == "stochastic" else self.quantizer
-        values, scale = ternarize(self.weight, kind, per_channel, self.threshold, self.sparsity)
+        values, scale = ternarize(self.weight.float(), kind, per_channel, self.threshold, self.sparsity)
         return values.to(torch.int8), scale.flatten(), scale.flatten()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -114,6 +168,27 @@ class TernaryWeight(nn.Module):
     def extra_repr(self) -> str:
         """Show the layer's own arguments, then how it quantizes."""
         return f"{super().extra_repr()}, quantizer={self.quantizer}, per={self.per}, activations={self.activations}"
+
+
+def _traced() -> bool:
+    """Return whether torch records what runs, so that every operation has to run."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def _sample(x: Tensor) -> tuple[float, ...]:
+    """Return a few elements: a change through `weight.data` does not count as one in torch's version of a tensor."""
+    if x.device.type != "cpu" or not x.is_contiguous():
+        return ()  # reading elements there would wait for the device, or copy
+    flat = x.detach().view(-1)
+    return tuple(flat[:: max(1, flat.numel() // 8)].tolist())
+
+
+def _refuse_gradient(_: Tensor) -> None:
+    raise FixedWeightError(
+        "this layer's weight is exactly ternary (quantizer 'exact', after calibration or loading), and a step would "
+        "leave its values. Call ternary.to_trainable(model) to train on from here, or weight.requires_grad_(False) to "
+        "keep it"
+    )
 
 
 class TernaryLinear(TernaryWeight, nn.Linear):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ternary.runtime._face import PackedLayer, keep_attributes
 from ternary.runtime._modules import PackedConv2d
 
 __all__ = ["PackedConv1d", "PackedPadded", "PackedPair"]
 
 
-class PackedConv1d(nn.Module):
+class PackedConv1d(PackedLayer):
     """A convolution over (B, C, L), computed as one of height 1.
 
     Args:
@@ -26,18 +27,38 @@ class PackedConv1d(nn.Module):
     def __init__(self, conv: PackedConv2d) -> None:
         super().__init__()
         self.conv = conv
+        self.dtype = conv.dtype
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
+        self.kernel_size, self.stride = conv.kernel_size[1:], conv.stride[1:]
+        self.padding, self.dilation, self.padding_mode = conv.padding[1:], conv.dilation[1:], "zeros"
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C_in, L): (B, C_out, OL) of the same dtype."""
         return self.conv(x.unsqueeze(2)).squeeze(2)  # type: ignore[no-any-return]
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the convolution."""
+        return self.conv.bias
+
     @torch.jit.unused
     def values(self) -> Tensor:
-        """The int8 (C_out, C_in / groups, K) weights."""
+        """Return the int8 (C_out, C_in / groups, K) weights."""
         return self.conv.values().squeeze(2)
 
+    @torch.jit.unused
+    def weight_shape(self) -> tuple[int, ...]:
+        """Return (C_out, C_in / groups, K)."""
+        shape = self.conv.weight_shape()
+        return (*shape[:2], shape[3])
 
-class PackedPadded(nn.Module):
+    @torch.jit.unused
+    def dense(self) -> Tensor:
+        """Return the float (C_out, C_in / groups, K) weight."""
+        return self.conv.dense().squeeze(2).to(self.dtype)
+
+
+class PackedPadded(PackedLayer):
     """A packed convolution whose padding is not the same number of zeros on both sides.
 
     Args:
@@ -55,18 +76,37 @@ class PackedPadded(nn.Module):
     def __init__(self, layer: PackedConv2d | PackedConv1d, edges: list[int], mode: str) -> None:
         super().__init__()
         self.layer, self.edges, self.mode = layer, edges, mode
+        self.dtype = layer.dtype
+        self.padding_mode = "zeros" if mode == "constant" else mode
+        self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
+        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad, then convolve."""
         return self.layer(nn.functional.pad(x, self.edges, self.mode))  # type: ignore[no-any-return]
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the convolution."""
+        return self.layer.bias
+
     @torch.jit.unused
     def values(self) -> Tensor:
-        """The int8 weights of the convolution."""
+        """Return the int8 weights of the convolution."""
         return self.layer.values()
 
+    @torch.jit.unused
+    def weight_shape(self) -> tuple[int, ...]:
+        """Return the shape of the float weight."""
+        return self.layer.weight_shape()
 
-class PackedPair(nn.Module):
+    @torch.jit.unused
+    def dense(self) -> Tensor:
+        """Return the float weight."""
+        return self.layer.dense().to(self.dtype)
+
+
+class PackedPair(PackedLayer):
     """A layer with one scale for +1 and another for -1 (TTQ): the sum of two packed layers.
 
     Args:
@@ -79,15 +119,32 @@ class PackedPair(nn.Module):
         'PackedLinear'
     """
 
-    def __init__(self, plus: nn.Module, minus: nn.Module) -> None:
+    def __init__(self, plus: PackedLayer, minus: PackedLayer) -> None:
         super().__init__()
         self.plus, self.minus = plus, minus
+        self.dtype = plus.dtype
+        keep_attributes(self, plus)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the outputs of both layers."""
         return self.plus(x) + self.minus(x)  # type: ignore[no-any-return]
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, which the first layer adds."""
+        return self.plus.bias
+
     @torch.jit.unused
     def values(self) -> Tensor:
-        """The int8 weights, of both signs."""
-        return self.plus.values() + self.minus.values()  # type: ignore[operator,no-any-return]
+        """Return the int8 weights, of both signs."""
+        return self.plus.values() + self.minus.values()
+
+    @torch.jit.unused
+    def weight_shape(self) -> tuple[int, ...]:
+        """Return the shape of the float weight."""
+        return self.plus.weight_shape()
+
+    @torch.jit.unused
+    def dense(self) -> Tensor:
+        """Return the float weight."""
+        return (self.plus.dense() + self.minus.dense()).to(self.dtype)

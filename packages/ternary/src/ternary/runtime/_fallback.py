@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ternary.runtime._layout import Geometry, from_tiles, unpack_conv_weight
+from ternary.runtime._layout import Geometry, bytes_of_conv, from_byte_tiles, from_tiles, unpack_conv_weight
 
 __all__ = ["conv2d", "conv2d_sums", "linear", "linear_sums", "quantize"]
 
@@ -17,6 +17,7 @@ SMALLEST = 1e-30
 """Rows whose largest magnitude is below this count as zero: 127 / magnitude would overflow."""
 
 _EXACT_COLUMNS = 1 << 17  # 2^17 * 127 < 2^24
+_EXACT_BYTES = 1040  # 1040 * 127 * 127 < 2^24
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,17 +31,20 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     limit = torch.full_like(absmax, 127.0)
     used = torch.isfinite(absmax) & (absmax >= SMALLEST)
     # Tensor by tensor: dividing by a Python number may multiply with its reciprocal, which rounds otherwise.
-    inverse = torch.where(used, limit / absmax, 0.0)
-    q = torch.where(used.unsqueeze(-1), x * inverse.unsqueeze(-1), 0.0).round().to(torch.int8)
-    scale = torch.where(used, absmax / limit, torch.where(torch.isfinite(absmax), 0.0, torch.nan))
+    # Tensors as zeros, too: two Python numbers would make a tensor of the default dtype.
+    none = torch.zeros_like(absmax)
+    inverse = torch.where(used, limit / absmax, none)
+    q = torch.where(used.unsqueeze(-1), x * inverse.unsqueeze(-1), none.unsqueeze(-1)).round().to(torch.int8)
+    unused = torch.where(torch.isfinite(absmax), none, torch.full_like(absmax, torch.nan))
+    scale = torch.where(used, absmax / limit, unused)
     return q, scale
 
 
-def linear_sums(q: Tensor, values: Tensor) -> Tensor:
-    """int32 (M, N) products of int8 (M, K) activations with ternary (N, K) values."""
+def linear_sums(q: Tensor, values: Tensor, step: int = _EXACT_COLUMNS) -> Tensor:
+    """Return int32 (M, N) products of int8 (M, K) activations with (N, K) values, `step` columns at a time."""
     total = torch.zeros(q.shape[0], values.shape[0], dtype=torch.int32, device=q.device)
-    for start in range(0, q.shape[1], _EXACT_COLUMNS):
-        part = slice(start, start + _EXACT_COLUMNS)
+    for start in range(0, q.shape[1], step):
+        part = slice(start, start + step)
         total += (q[:, part].float() @ values[:, part].float().T).int()
     return total
 
@@ -48,11 +52,15 @@ def linear_sums(q: Tensor, values: Tensor) -> Tensor:
 def linear(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """float32 (M, N) product of float32 (M, K) with tiled weights."""
     q, x_scale = quantize(x)
-    y = linear_sums(q, from_tiles(tiles, scale.shape[0], x.shape[1])).float() * x_scale.unsqueeze(1) * scale
+    if tiles.dtype == torch.int8:
+        sums = linear_sums(q, from_byte_tiles(tiles, scale.shape[0], x.shape[1]), _EXACT_BYTES)
+    else:
+        sums = linear_sums(q, from_tiles(tiles, scale.shape[0], x.shape[1]))
+    y = sums.float() * x_scale.unsqueeze(1) * scale
     return y if bias is None else y + bias
 
 
-def conv2d_sums(q: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+def conv2d_sums(q: Tensor, values: Tensor, geometry: Geometry, step: int = _EXACT_COLUMNS) -> Tensor:
     """int32 (B, C_out, OH, OW) convolution of int8 (B, C_in, H, W) with ternary (C_out, C_in / groups, KH, KW)."""
     out_channels, batch, groups = values.shape[0], q.shape[0], geometry.groups
     height, width = geometry.out_size(q.shape[2], q.shape[3])
@@ -63,8 +71,8 @@ def conv2d_sums(q: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
     columns = columns.reshape(batch, groups, -1, height * width)
     matrix = values.reshape(groups, out_channels // groups, -1).float()
     total = torch.zeros(batch, groups, matrix.shape[1], height * width, dtype=torch.int32, device=q.device)
-    for start in range(0, matrix.shape[2], _EXACT_COLUMNS):
-        part = slice(start, start + _EXACT_COLUMNS)
+    for start in range(0, matrix.shape[2], step):
+        part = slice(start, start + step)
         total += (matrix[:, :, part] @ columns[:, :, part]).int()
     return total.reshape(batch, out_channels, height, width)
 
@@ -73,7 +81,9 @@ def conv2d(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geomet
     """float32 (B, C_out, OH, OW) convolution of float32 (B, C_in, H, W), one activation scale an image."""
     q, x_scale = quantize(x.flatten(1))
     shape = (scale.shape[0], x.shape[1] // geometry.groups, *geometry.kernel_size)
-    values = unpack_conv_weight(weight, shape, geometry.groups)
-    sums = conv2d_sums(q.reshape(x.shape), values, geometry)
+    if weight.dtype == torch.int8:
+        sums = conv2d_sums(q.reshape(x.shape), bytes_of_conv(weight, shape, geometry.groups), geometry, _EXACT_BYTES)
+    else:
+        sums = conv2d_sums(q.reshape(x.shape), unpack_conv_weight(weight, shape, geometry.groups), geometry)
     y = sums.float() * x_scale.reshape(-1, 1, 1, 1) * scale.reshape(1, -1, 1, 1)
     return y if bias is None else y + bias.reshape(1, -1, 1, 1)

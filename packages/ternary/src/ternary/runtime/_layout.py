@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ternary.errors import PackedDataError, TernaryValueError
 from ternary.packing import pack_2bit, unpack_2bit
@@ -13,21 +14,28 @@ from ternary.packing import pack_2bit, unpack_2bit
 __all__ = [
     "SIDE",
     "Geometry",
+    "bytes_of_conv",
+    "bytes_to_conv",
+    "from_byte_tiles",
     "from_tiles",
     "is_depthwise",
     "pack_conv_weight",
+    "padding_edges",
     "tile_shape",
+    "to_byte_tiles",
     "to_tiles",
     "unpack_conv_weight",
+    "untiled",
 ]
 
 SIDE = 16
 """Rows and columns of a tile."""
 
 
-def tile_shape(n: int, k: int) -> tuple[int, int, int, int]:
-    """Shape of the tiles of an n x k matrix, in bytes."""
-    return (-(-n // SIDE), -(-k // SIDE), SIDE, SIDE // 4)
+def tile_shape(n: int, k: int, *, bits: int = 2) -> tuple[int, ...]:
+    """Return the shape of the tiles of an n x k matrix, in bytes."""
+    tile = (SIDE, SIDE // 4) if bits == 2 else (4, SIDE, SIDE // 4)
+    return (-(-n // SIDE), -(-k // SIDE), *tile)
 
 
 def to_tiles(values: Tensor) -> Tensor:
@@ -102,13 +110,23 @@ class Geometry:
         ]
         return sizes[0], sizes[1]
 
-    def weight_shape(self, in_channels: int, out_channels: int) -> tuple[int, ...]:
+    def weight_shape(self, in_channels: int, out_channels: int, *, bits: int = 2) -> tuple[int, ...]:
         """Return the shape of the packed weight, in bytes."""
         if is_depthwise(in_channels, out_channels, self.groups):
-            return (self.taps, -(-in_channels // 4))
+            return (self.taps, -(-in_channels // 4) if bits == 2 else in_channels)
+        if bits == 8:
+            shape = tile_shape(out_channels // self.groups, self.taps * in_channels // self.groups, bits=8)
+            return (self.groups * shape[0], *shape[1:])
         if self.groups == 1:
             return tile_shape(out_channels, self.taps * in_channels)
         return (out_channels, -(-self.taps * in_channels // self.groups // 4))
+
+
+def untiled(tiles: Tensor, n: int, k: int) -> Tensor:
+    """Unpack tiles to the float32 (n, k) matrix of -1, 0, +1 without checks; torch can trace it."""
+    places = tiles.new_tensor([1, 4, 16, 64], dtype=torch.int32)
+    codes = tiles.transpose(1, 2).int().unsqueeze(-1) // places % 4
+    return codes.reshape(tiles.shape[0] * SIDE, tiles.shape[1] * SIDE)[:n, :k].float() - 1
 
 
 def is_depthwise(in_channels: int, out_channels: int, groups: int) -> bool:
@@ -139,4 +157,54 @@ def unpack_conv_weight(packed: Tensor, shape: tuple[int, int, int, int], groups:
         return unpack_2bit(packed, out_channels).T.reshape(shape)
     k = group_in * height * width
     matrix = from_tiles(packed, out_channels, k) if groups == 1 else unpack_2bit(packed, k)
+    return matrix.reshape(out_channels, height, width, group_in).permute(0, 3, 1, 2).contiguous()
+
+
+def padding_edges(conv: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """Return how much a convolution pads on both sides, last dimension first, as `torch.nn.functional.pad` takes it."""
+    if not isinstance(conv.padding, str):
+        return [int(p) for p in reversed(conv.padding) for _ in range(2)]
+    edges: list[int] = []
+    for size, step in zip(reversed(conv.kernel_size), reversed(conv.dilation), strict=True):
+        total = step * (size - 1) if conv.padding == "same" else 0
+        edges += [total // 2, total - total // 2]
+    return edges
+
+
+def to_byte_tiles(values: Tensor) -> Tensor:
+    """Order an int8 (N, K) matrix as the kernels read it, filled up with zeros.
+
+    Returns:
+        int8 of shape (ceil(N / 16), ceil(K / 16), 4, 16, 4): part `j` of a tile holds, for each of its 16 rows, columns
+        j, 4 + j, 8 + j and 12 + j.
+    """
+    n, k = values.shape
+    strips, tiles = -(-n // SIDE), -(-k // SIDE)
+    whole = values.new_zeros(strips * SIDE, tiles * SIDE)
+    whole[:n, :k] = values
+    return whole.reshape(strips, SIDE, tiles, 4, 4).permute(0, 2, 4, 1, 3).contiguous()
+
+
+def from_byte_tiles(tiles: Tensor, n: int, k: int) -> Tensor:
+    """Return the int8 (n, k) matrix that `to_byte_tiles` ordered."""
+    strips, width = tiles.shape[:2]
+    return tiles.permute(0, 3, 1, 4, 2).reshape(strips * SIDE, width * SIDE)[:n, :k].contiguous()
+
+
+def bytes_to_conv(values: Tensor, groups: int) -> Tensor:
+    """Order int8 (C_out, C_in / groups, KH, KW) weights: rows of taps if depthwise, else tiles by group."""
+    out_channels, group_in = values.shape[:2]
+    if is_depthwise(group_in * groups, out_channels, groups):
+        return values.reshape(out_channels, -1).T.contiguous()
+    matrix = values.permute(0, 2, 3, 1).reshape(groups, out_channels // groups, -1)
+    return torch.cat([to_byte_tiles(each) for each in matrix])
+
+
+def bytes_of_conv(packed: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
+    """Return the int8 weights of `shape` that `bytes_to_conv` ordered."""
+    out_channels, group_in, height, width = shape
+    if is_depthwise(group_in * groups, out_channels, groups):
+        return packed.T.reshape(shape)
+    k, rows = group_in * height * width, out_channels // groups
+    matrix = torch.cat([from_byte_tiles(each, rows, k) for each in packed.chunk(groups)])
     return matrix.reshape(out_channels, height, width, group_in).permute(0, 3, 1, 2).contiguous()

@@ -5,21 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from ternary.errors import LayerShapeError
 from ternary.packing import pack_2bit, unpack_2bit
 from ternary.runtime import _ops as ops
-from ternary.runtime._layout import Geometry, from_tiles, pack_conv_weight, tile_shape, to_tiles, unpack_conv_weight
+from ternary.runtime._face import PackedLayer
+from ternary.runtime._layout import (
+    Geometry,
+    from_tiles,
+    pack_conv_weight,
+    tile_shape,
+    to_tiles,
+    unpack_conv_weight,
+    untiled,
+)
 from ternary.runtime._shortcut import Shortcut
 
 __all__ = ["PackedConv2d", "PackedEmbedding", "PackedLinear"]
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(PackedLayer):
     """A linear layer x W^T * scale + bias with 2-bit weights and int8 activations, quantized row by row at each call.
 
-    The state dict holds `weight` (uint8 tiles, 1/16 of float32), `scale` and `bias` (float32). Gradients do not flow.
+    The state dict holds `packed` (uint8 tiles, 1/16 of float32), `scale` and `bias` (float32). Gradients do not flow.
 
     Args:
         in_features: Columns K of the weight.
@@ -37,7 +47,7 @@ class PackedLinear(nn.Module):
     """
 
     if TYPE_CHECKING:  # TorchScript cannot read annotations that are text
-        weight: Tensor
+        packed: Tensor
         scale: Tensor
         bias: Tensor | None
 
@@ -46,12 +56,13 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.dtype = torch.float32
         self.kernel, self.threads = _check_kernel(kernel), threads
         self._shortcut = Shortcut()
         # Code 1 in all four fields: a new layer has zero weights.
-        self.register_buffer("weight", torch.full(tile_shape(out_features, in_features), 0x55, dtype=torch.uint8))
-        self.register_buffer("scale", torch.ones(out_features))
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.register_buffer("packed", torch.full(tile_shape(out_features, in_features), 0x55, dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32) if bias else None)
 
     @classmethod
     def from_ternary(
@@ -79,7 +90,7 @@ class PackedLinear(nn.Module):
         tiles = to_tiles(values)
         n, k = values.shape
         layer = cls(k, n, bias is not None, kernel=kernel, threads=threads)
-        layer.weight, layer.scale, layer.bias = tiles, _per_channel("scale", scale, n, values), _bias(bias, n, values)
+        layer.packed, layer.scale, layer.bias = tiles, _per_channel("scale", scale, n, values), _bias(bias, n, values)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,23 +99,34 @@ class PackedLinear(nn.Module):
             y = self._shortcut.linear(x, self._buffers, self.kernel, self.threads)
             if y is not None:
                 return y
-        return torch.ops.ternary.linear(x, self.weight, self.scale, self.bias, self.kernel, self.threads)  # type: ignore[no-any-return]
+        return torch.ops.ternary.linear(x, self.packed, self.scale, self.bias, self.kernel, self.threads)  # type: ignore[no-any-return]
 
     @torch.jit.unused
     def values(self) -> Tensor:
-        """The int8 (N, K) weights."""
-        return from_tiles(self.weight, self.out_features, self.in_features)
+        """Return the int8 (N, K) weights."""
+        return from_tiles(self.packed, self.out_features, self.in_features)
+
+    @torch.jit.unused
+    def weight_shape(self) -> tuple[int, ...]:
+        """Return (N, K)."""
+        return (self.out_features, self.in_features)
+
+    @torch.jit.unused
+    def dense(self) -> Tensor:
+        """Return the float (N, K) weight."""
+        values = untiled(self.packed, self.out_features, self.in_features)
+        return (values * self.scale.unsqueeze(1)).to(self.dtype)
 
     def extra_repr(self) -> str:
         """Sizes and kernel, for print."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, kernel={self.kernel}"
 
 
-class PackedConv2d(nn.Module):
+class PackedConv2d(PackedLayer):
     """A convolution with 2-bit weights and int8 activations, quantized image by image at each call, zero-padded.
 
     Strided, padded, dilated, grouped and depthwise. Output is channels-last in memory; channels-last input is read as
-    it is, other input is rearranged first. The state dict holds `weight` (uint8), `scale` and `bias` (float32).
+    it is, other input is rearranged first. The state dict holds `packed` (uint8), `scale` and `bias` (float32).
 
     Args:
         in_channels: Channels of the input.
@@ -127,7 +149,7 @@ class PackedConv2d(nn.Module):
     """
 
     if TYPE_CHECKING:  # TorchScript cannot read annotations that are text
-        weight: Tensor
+        packed: Tensor
         scale: Tensor
         bias: Tensor | None
 
@@ -149,14 +171,15 @@ class PackedConv2d(nn.Module):
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise LayerShapeError(f"got {groups} groups for {in_channels} input and {out_channels} output channels")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.padding_mode, self.dtype = "zeros", torch.float32
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
         self.padding, self.dilation = _pair(padding), _pair(dilation)
         self.kernel, self.threads = _check_kernel(kernel), threads
         geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation, groups)
         shape = geometry.weight_shape(in_channels, out_channels)
-        self.register_buffer("weight", torch.full(shape, 0x55, dtype=torch.uint8))
-        self.register_buffer("scale", torch.ones(out_channels))
-        self.register_buffer("bias", torch.zeros(out_channels) if bias else None)
+        self.register_buffer("packed", torch.full(shape, 0x55, dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(out_channels, dtype=torch.float32))
+        self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.float32) if bias else None)
 
     @classmethod
     def from_ternary(
@@ -203,14 +226,14 @@ class PackedConv2d(nn.Module):
             kernel=kernel,
             threads=threads,
         )
-        layer.weight, layer.scale, layer.bias = weight, _per_channel("scale", scale, n, values), _bias(bias, n, values)
+        layer.packed, layer.scale, layer.bias = weight, _per_channel("scale", scale, n, values), _bias(bias, n, values)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C_in, H, W) in any floating dtype: (B, C_out, OH, OW) of the same dtype."""
         return torch.ops.ternary.conv2d(  # type: ignore[no-any-return]
             x,
-            self.weight,
+            self.packed,
             self.scale,
             self.bias,
             self.kernel_size,
@@ -224,9 +247,19 @@ class PackedConv2d(nn.Module):
 
     @torch.jit.unused
     def values(self) -> Tensor:
-        """The int8 (C_out, C_in / groups, KH, KW) weights."""
+        """Return the int8 (C_out, C_in / groups, KH, KW) weights."""
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        return unpack_conv_weight(self.weight, shape, self.groups)
+        return unpack_conv_weight(self.packed, shape, self.groups)
+
+    @torch.jit.unused
+    def weight_shape(self) -> tuple[int, ...]:
+        """Return (C_out, C_in / groups, KH, KW)."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @torch.jit.unused
+    def dense(self) -> Tensor:
+        """Return the float (C_out, C_in / groups, KH, KW) weight."""
+        return (self.values() * self.scale.reshape(-1, 1, 1, 1)).to(self.dtype)
 
     def extra_repr(self) -> str:
         """Sizes and kernel, for print."""
@@ -236,7 +269,7 @@ class PackedConv2d(nn.Module):
         )
 
 
-class PackedEmbedding(nn.Module):
+class PackedEmbedding(PackedLayer):
     """A table of V ternary vectors of D values in 2 bits each, with one scale a row; looked up in plain torch.
 
     Args:
@@ -253,15 +286,15 @@ class PackedEmbedding(nn.Module):
     """
 
     if TYPE_CHECKING:  # TorchScript cannot read annotations that are text
-        weight: Tensor
+        packed: Tensor
         scale: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.dtype = num_embeddings, embedding_dim, dtype
         packed = torch.full((num_embeddings, -(-embedding_dim // 4)), 0x55, dtype=torch.uint8)
-        self.register_buffer("weight", packed)
-        self.register_buffer("scale", torch.ones(num_embeddings))
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", torch.ones(num_embeddings, dtype=torch.float32))
 
     @classmethod
     def from_ternary(cls, values: Tensor, scale: Tensor | float, *, dtype: torch.dtype = torch.float32) -> Self:
@@ -270,21 +303,33 @@ class PackedEmbedding(nn.Module):
         if values.dim() != 2:
             raise LayerShapeError(f"got values of shape {tuple(values.shape)}, wanted (V, D)")
         layer = cls(*values.shape, dtype=dtype)
-        layer.weight, layer.scale = packed, _per_channel("scale", scale, values.shape[0], values)
+        layer.packed, layer.scale = packed, _per_channel("scale", scale, values.shape[0], values)
         return layer
 
     def forward(self, index: Tensor) -> Tensor:
         """Look up integers of any shape in 0 … V - 1: shape (..., D), in the table's dtype."""
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # type: ignore[attr-defined]
+            ops.check_once(self.packed)
         # By division, not by shifts: torch's ONNX exporter gets those of bytes wrong.
-        places = torch.tensor([1, 4, 16, 64], dtype=torch.int32, device=self.weight.device)
-        codes = nn.functional.embedding(index, self.weight).int().unsqueeze(-1) // places % 4
+        places = torch.tensor([1, 4, 16, 64], dtype=torch.int32, device=self.packed.device)
+        codes = functional.embedding(index, self.packed).int().unsqueeze(-1) // places % 4
         values = codes.flatten(-2)[..., : self.embedding_dim].float() - 1
         return (values * self.scale[index].unsqueeze(-1)).to(self.dtype)
 
     @torch.jit.unused
     def values(self) -> Tensor:
-        """The int8 (V, D) table."""
-        return unpack_2bit(self.weight, self.embedding_dim)
+        """Return the int8 (V, D) table."""
+        return unpack_2bit(self.packed, self.embedding_dim)
+
+    @torch.jit.unused
+    def weight_shape(self) -> tuple[int, ...]:
+        """Return (V, D)."""
+        return (self.num_embeddings, self.embedding_dim)
+
+    @torch.jit.unused
+    def dense(self) -> Tensor:
+        """Return the float (V, D) table."""
+        return (self.values() * self.scale.unsqueeze(1)).to(self.dtype)
 
     def extra_repr(self) -> str:
         """Sizes, for print."""

@@ -13,6 +13,7 @@ __all__ = [
     "CORE_FILE",
     "PATHS",
     "available_kernels",
+    "bits_of",
     "conv2d",
     "core",
     "find_core",
@@ -22,7 +23,12 @@ __all__ = [
 ]
 
 _ONE_BY_ONE = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding, dilation of a matrix product
-_FAILURES = {1: "out of memory", 2: "no such path", 3: "more than 500,000 columns in one product"}
+_FAILURES = {1: "out of memory", 2: "no such path", 3: "more than 500,000 columns in one product (66,000 of 8 bits)"}
+
+
+def bits_of(weight: Tensor) -> int:
+    """Return how many bits a weight of packed bytes has: signed bytes are themselves the weights."""
+    return 8 if weight.dtype == torch.int8 else 2
 
 
 def _run(problem: bytes) -> None:
@@ -36,10 +42,21 @@ def _run(problem: bytes) -> None:
 
 
 def multiply(
-    path: int, threads: int, m: int, k: int, n: int, x: int, tiles: int, scale: int, bias: int, y: int, sums: int
+    path: int,
+    threads: int,
+    m: int,
+    k: int,
+    n: int,
+    x: int,
+    tiles: int,
+    scale: int,
+    bias: int,
+    y: int,
+    sums: int,
+    bits: int = 2,
 ) -> None:
     """The (m, n) product of a matrix and tiles at these addresses, to `y` as float32 or to `sums` as int32."""
-    _run(PROBLEM.pack(path, threads, m, 1, 1, k, n, 1, *_ONE_BY_ONE, x, tiles, scale, bias, y, sums))
+    _run(PROBLEM.pack(path, threads, m, 1, 1, k, n, 1, *_ONE_BY_ONE, x, tiles, scale, bias, y, sums, bits))
 
 
 def linear(
@@ -48,11 +65,11 @@ def linear(
     """(M, N) product of contiguous float32 (M, K) with tiles; int32 sums before any scale with `integers`."""
     m, k = x.shape
     n = scale.shape[0]
-    y = torch.empty((m, n), dtype=torch.int32 if integers else torch.float32)
+    y = torch.empty((m, n), dtype=torch.int32 if integers else torch.float32, device="cpu")
     at = y.data_ptr()
     outputs = (0, at) if integers else (at, 0)
     added = 0 if bias is None else bias.data_ptr()
-    multiply(path, threads, m, k, n, x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), added, *outputs)
+    multiply(path, threads, m, k, n, x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), added, *outputs, bits_of(tiles))
     return y
 
 
@@ -71,7 +88,7 @@ def conv2d(
     batch, channels, height, width = x.shape
     n = scale.shape[0]
     dtype = torch.int32 if integers else torch.float32
-    y = torch.empty((batch, *geometry.out_size(height, width), n), dtype=dtype).permute(0, 3, 1, 2)
+    y = torch.empty((batch, *geometry.out_size(height, width), n), dtype=dtype, device="cpu").permute(0, 3, 1, 2)
     at = y.data_ptr()
     _run(
         PROBLEM.pack(
@@ -81,7 +98,7 @@ def conv2d(
             *geometry.padding,
             *geometry.dilation,
             *(x.data_ptr(), weight.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()),
-            *(0 if integers else at, at if integers else 0),
+            *(0 if integers else at, at if integers else 0, bits_of(weight)),
         )
     )
     return y

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ternary._torch_private import version_of
 from ternary.errors import LayerShapeError
 from ternary.runtime import _fallback as fallback
 from ternary.runtime import _gpu as gpu
 from ternary.runtime import _native as native
+from ternary.runtime._face import check_codes
 from ternary.runtime._layout import Geometry, tile_shape
 
-__all__ = ["KERNELS", "check_linear"]
+__all__ = ["KERNELS", "check_linear", "check_once"]
 
 KERNELS = ("auto", "torch", *native.PATHS, "triton")
 """Every name that a `kernel` argument may have on some machine."""
@@ -36,10 +41,11 @@ def check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
     if x.dim() == 0:
         raise LayerShapeError("got an input without dimensions, wanted (..., K)")
     k = x.shape[-1]
-    if weight.shape != tile_shape(scale.shape[0], k):
+    wanted = tile_shape(scale.shape[0], k, bits=native.bits_of(weight))
+    if weight.shape != wanted:
         raise LayerShapeError(
             f"got an input with {k} features and weights of shape {tuple(weight.shape)}; "
-            f"{k} -> {scale.shape[0]} features take {tile_shape(scale.shape[0], k)}"
+            f"{k} -> {scale.shape[0]} features take {wanted}"
         )
 
 
@@ -50,12 +56,42 @@ def _check_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, g
     channels, out, groups = x.shape[1], scale.shape[0], geometry.groups
     if groups < 1 or channels % groups or out % groups:
         raise LayerShapeError(f"got {groups} groups for {channels} input and {out} output channels")
-    wanted = geometry.weight_shape(channels, out)
+    wanted = geometry.weight_shape(channels, out, bits=native.bits_of(weight))
     if weight.shape != wanted:
         raise LayerShapeError(
             f"got an input with {channels} channels and weights of shape {tuple(weight.shape)}; "
             f"{channels} -> {out} channels, kernel {geometry.kernel_size}, {groups} groups take {wanted}"
         )
+
+
+def _number(path: str, weight: Tensor, columns: int) -> int:
+    """Return the number of a native path; -1 for plain torch, which also sums more 8-bit columns than 32 bits hold."""
+    return -1 if weight.dtype == torch.int8 and columns > _MOST_BYTES else native.path_number(path)
+
+
+def _without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+    """Call a kernel made of torch's operators in the types that it chose: half precision would round its integers."""
+    with torch.autocast(x.device.type, enabled=False):
+        return compute(x, *arguments)
+
+
+_checked: dict[tuple[int, int], int] = {}
+_MOST_CHECKED = 4096
+_MOST_BYTES = 66_000
+
+
+def check_once(weight: Tensor) -> None:
+    """Check the codes of a weight once, and again after it was changed in place."""
+    if weight.dtype != torch.uint8:
+        return
+    key = (weight.data_ptr(), weight.numel())
+    version = version_of(weight)
+    if _checked.get(key, -2) == version and version >= 0:
+        return
+    check_codes(weight)
+    if len(_checked) >= _MOST_CHECKED:
+        _checked.clear()
+    _checked[key] = version
 
 
 def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
@@ -64,7 +100,7 @@ def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
         raise LayerShapeError(f"got an input of dtype {x.dtype}, wanted a floating-point one")
     n = scale.shape[0] if scale.dim() == 1 else -1
     device = x.device
-    fits = weight.dtype == torch.uint8 and weight.device == device and weight.is_contiguous()
+    fits = weight.dtype in (torch.uint8, torch.int8) and weight.device == device and weight.is_contiguous()
     fits = fits and n >= 0 and scale.dtype == torch.float32 and scale.device == device and scale.is_contiguous()
     if bias is not None:
         fits = fits and bias.shape == (n,) and bias.dtype == torch.float32
@@ -72,7 +108,10 @@ def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
     if not fits:
         parts = {"x": x, "weight": weight, "scale": scale, "bias": bias}
         got = ", ".join(f"{k}: {t.dtype} {tuple(t.shape)} on {t.device}" for k, t in parts.items() if t is not None)
-        raise LayerShapeError(f"got {got}; wanted contiguous uint8 weight, float32 (N,) scale and bias, on one device")
+        raise LayerShapeError(
+            f"got {got}; wanted contiguous uint8 or int8 weight, float32 (N,) scale and bias, on one device"
+        )
+    check_once(weight)
 
 
 def _linear_cpu(
@@ -84,8 +123,8 @@ def _linear_cpu(
     rows = x if plain else x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
     if path == "triton":
         y = gpu.linear(rows, weight, scale, bias)
-    elif (number := native.path_number(path)) < 0:
-        y = fallback.linear(rows, weight, scale, bias)
+    elif (number := _number(path, weight, x.shape[-1])) < 0:
+        y = _without_autocast(fallback.linear, rows, weight, scale, bias)
     else:
         y = native.linear(rows, weight, scale, bias, number, threads or torch.get_num_threads())
     return y if plain else y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
@@ -97,8 +136,9 @@ def _linear_elsewhere(
     del threads  # of the native core
     check_linear(x, weight, scale, bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    on_triton = path == "triton" or (path == "auto" and x.is_cuda and gpu.is_available())
-    y = (gpu.linear if on_triton else fallback.linear)(rows, weight, scale, bias)
+    able = weight.dtype == torch.uint8 and x.is_cuda and gpu.is_available()
+    on_triton = path == "triton" or (path == "auto" and able)
+    y = _without_autocast(gpu.linear if on_triton else fallback.linear, rows, weight, scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
@@ -130,9 +170,10 @@ def _conv2d(
             f"got an input of {x.shape[2]} x {x.shape[3]}, too small for kernel {geometry.kernel_size}, stride "
             f"{geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}"
         )
-    number = -1 if x.device.type != "cpu" else native.path_number(path)
+    columns = geometry.taps * x.shape[1] // geometry.groups
+    number = -1 if x.device.type != "cpu" else _number(path, weight, columns)
     if number < 0:
-        y = _strided(fallback.conv2d(x.float(), weight, scale, bias, geometry))
+        y = _strided(_without_autocast(fallback.conv2d, x.float(), weight, scale, bias, geometry))
     else:
         image = x.float().contiguous(memory_format=torch.channels_last)
         y = native.conv2d(image, weight, scale, bias, geometry, number, threads or torch.get_num_threads())

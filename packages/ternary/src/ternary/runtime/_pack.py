@@ -13,6 +13,8 @@ from ternary.errors import NothingToPackError
 from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
+from ternary.runtime._face import PackedLayer, keep_attributes
+from ternary.runtime._layout import padding_edges
 from ternary.runtime._modules import PackedConv2d, PackedEmbedding, PackedLinear
 
 __all__ = ["PACKED", "Parts", "pack", "packed_layers", "parts"]
@@ -97,15 +99,18 @@ def pack_layer(layer: TernaryWeight, kernel: str = "auto", threads: int = 0) -> 
     values, positive, negative = layer.ternary_values()
     bias = cast("Tensor | None", getattr(layer, "bias", None))
     if torch.equal(positive, negative):
-        return _build(layer, values, positive, bias, kernel, threads).eval()
-    plus = _build(layer, values.clamp(min=0), positive, bias, kernel, threads)
-    minus = _build(layer, values.clamp(max=0), negative, None, kernel, threads)
-    return PackedPair(plus, minus).eval()
+        made = _build(layer, values, positive, bias, kernel, threads)
+    else:
+        plus = _build(layer, values.clamp(min=0), positive, bias, kernel, threads)
+        minus = _build(layer, values.clamp(max=0), negative, None, kernel, threads)
+        made = PackedPair(plus, minus)
+    made.dtype = layer.weight.dtype
+    return keep_attributes(made, layer).eval()
 
 
 def _build(
     layer: TernaryWeight, values: Tensor, scale: Tensor, bias: Tensor | None, kernel: str, threads: int
-) -> nn.Module:
+) -> PackedLayer:
     if isinstance(layer, TernaryLinear):
         return PackedLinear.from_ternary(values, scale, bias, kernel=kernel, threads=threads)
     if isinstance(layer, TernaryEmbedding):
@@ -177,14 +182,3 @@ def parts(layer: nn.Module) -> Parts:
     values = cast("PackedLinear | PackedConv2d | PackedEmbedding | PackedConv1d", layer).values()
     inner = cast("PackedLinear", layer.conv if isinstance(layer, PackedConv1d) else layer)
     return Parts(values, inner.scale, inner.scale, getattr(inner, "bias", None))
-
-
-def padding_edges(conv: nn.Conv1d | nn.Conv2d) -> list[int]:
-    """Return how much a convolution pads on both sides, last dimension first, as `torch.nn.functional.pad` takes it."""
-    if not isinstance(conv.padding, str):
-        return [int(p) for p in reversed(conv.padding) for _ in range(2)]
-    edges: list[int] = []
-    for size, step in zip(reversed(conv.kernel_size), reversed(conv.dilation), strict=True):
-        total = step * (size - 1) if conv.padding == "same" else 0
-        edges += [total // 2, total - total // 2]
-    return edges

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ternary._torch_private import DISPATCH_KNOWN, plain_dispatch, profiler_enabled
+from ternary._torch_private import DISPATCH_KNOWN, plain_dispatch, profiler_enabled, version_of
 from ternary.runtime import _native as native
 from ternary.runtime import _ops as ops
 
@@ -26,6 +26,7 @@ class _Checked:
     """Buffers that were found to be those of a packed layer, and what a call needs to know of them."""
 
     addresses: tuple[int, int, int]
+    version: int
     weight: weakref.ref[Tensor]
     scale: weakref.ref[Tensor]
     bias: Callable[[], Tensor | None]
@@ -57,7 +58,7 @@ class Shortcut:
             or not x.is_contiguous()
         ):
             return None
-        weight, scale, bias = buffers["weight"], buffers["scale"], buffers["bias"]
+        weight, scale, bias = buffers["packed"], buffers["scale"], buffers["bias"]
         if weight is None or scale is None:
             return None
         addresses = (weight.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr())
@@ -69,12 +70,15 @@ class Shortcut:
             or checked.scale() is not scale
             or checked.bias() is not bias
             or checked.kernel != kernel
+            or checked.version != version_of(weight)
         ):
             ops.check_linear(x, weight, scale, bias)
             path = -1 if kernel == "triton" else native.path_number(kernel)
             held = _nothing if bias is None else weakref.ref(bias)
             sizes = (x.shape[-1], scale.shape[0])
-            checked = _Checked(addresses, weakref.ref(weight), weakref.ref(scale), held, kernel, path, *sizes)
+            checked = _Checked(
+                addresses, version_of(weight), weakref.ref(weight), weakref.ref(scale), held, kernel, path, *sizes
+            )
             self._checked = checked
         shape, k = x.shape, checked.k
         if checked.path < 0 or not k or not shape or shape[-1] != k:

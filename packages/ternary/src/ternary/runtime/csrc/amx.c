@@ -106,5 +106,6 @@ int ternary_amx_allowed(void) {
 #define permute_amx permute_avx2
 PIECES(amx, TARGET_VNNI)
 
-const path_table ternary_amx = {32, 2, 4, multiply_amx, ternary_multiply_vnni_row, quantize_amx, finish_amx, taps_amx};
+const path_table ternary_amx = {32, 2, 4, multiply_amx, ternary_multiply_vnni_row, quantize_amx, finish_amx, taps_amx,
+                                12, 2, 128, ternary_multiply8_vnni, taps8_amx};
 #endif

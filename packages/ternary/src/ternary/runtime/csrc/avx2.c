@@ -37,8 +37,33 @@ TARGET_AVX2 INLINE void multiply_avx2_body(const int rows, const uint8_t *tiles,
     }
 }
 
-BY_STRIPS(avx2, TARGET_AVX2, ROWS(avx2, 1) ROWS(avx2, 2) ROWS(avx2, 3) ROWS(avx2, 4) ROWS(avx2, 5) ROWS(avx2, 6))
+BY_STRIPS(_avx2, TARGET_AVX2, ROWS(_avx2, 1) ROWS(_avx2, 2) ROWS(_avx2, 3) ROWS(_avx2, 4) ROWS(_avx2, 5) ROWS(_avx2, 6))
 PIECES(avx2, TARGET_AVX2)
 
-const path_table ternary_avx2 = {6, 1, 1, multiply_avx2, NULL, quantize_avx2, finish_avx2, taps_avx2};
+/* Magnitudes of weights times activations with the weights' signs: a pair of products is at most 32258, within 16 bits. */
+TARGET_AVX2 INLINE void multiply8_avx2_body(const int rows, const uint8_t *tiles, int64_t k16, const int8_t *panel,
+                                            int32_t *acc, int64_t acc_stride) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i a[4][2];
+    UNROLL for (int m = 0; m < rows; m++) a[m][0] = a[m][1] = _mm256_setzero_si256();
+    for (int64_t k = 0; k < 4 * k16; k++) {
+        FETCH_AHEAD(tiles + k * 64);
+        const __m256i low = _mm256_loadu_si256((const void *)(tiles + k * 64)), low_size = _mm256_abs_epi8(low);
+        const __m256i high = _mm256_loadu_si256((const void *)(tiles + k * 64 + 32)), high_size = _mm256_abs_epi8(high);
+        UNROLL for (int m = 0; m < rows; m++) {
+            const __m256i x = _mm256_set1_epi32(load32(panel + (k / 4 * rows + m) * 16 + k % 4 * 4));
+            const __m256i l = _mm256_maddubs_epi16(low_size, _mm256_sign_epi8(x, low));
+            const __m256i h = _mm256_maddubs_epi16(high_size, _mm256_sign_epi8(x, high));
+            a[m][0] = _mm256_add_epi32(a[m][0], _mm256_madd_epi16(l, ones));
+            a[m][1] = _mm256_add_epi32(a[m][1], _mm256_madd_epi16(h, ones));
+        }
+    }
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int h = 0; h < 2; h++) _mm256_storeu_si256((void *)(acc + m * acc_stride + 8 * h), a[m][h]);
+}
+
+BY_STRIPS(8_avx2, TARGET_AVX2, ROWS(8_avx2, 1) ROWS(8_avx2, 2) ROWS(8_avx2, 3) ROWS(8_avx2, 4))
+
+const path_table ternary_avx2 = {6, 1, 1, multiply_avx2, NULL, quantize_avx2, finish_avx2, taps_avx2,
+                                 4, 1, 0, multiply8_avx2, taps8_avx2};
 #endif

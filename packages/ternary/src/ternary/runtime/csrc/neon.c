@@ -35,8 +35,31 @@ TARGET_NEON INLINE void multiply_neon_body(const int rows, const uint8_t *tiles,
         UNROLL for (int q = 0; q < 4; q++) vst1q_s32(acc + m * acc_stride + 4 * q, a[m][q]);
 }
 
-BY_STRIPS(neon, TARGET_NEON, ROWS(neon, 1) ROWS(neon, 2) ROWS(neon, 3) ROWS(neon, 4))
+BY_STRIPS(_neon, TARGET_NEON, ROWS(_neon, 1) ROWS(_neon, 2) ROWS(_neon, 3) ROWS(_neon, 4))
 PIECES(neon, TARGET_NEON)
 
-const path_table ternary_neon = {4, 1, 1, multiply_neon, NULL, quantize_neon, finish_neon, taps_neon};
+TARGET_NEON INLINE void multiply8_neon_body(const int rows, const uint8_t *tiles, int64_t k16, const int8_t *panel,
+                                            int32_t *acc, int64_t acc_stride) {
+    int32x4_t a[4][4];
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int q = 0; q < 4; q++) a[m][q] = vdupq_n_s32(0);
+    for (int64_t k = 0; k < 4 * k16; k++) {
+        int8x16_t w[4];
+        FETCH_AHEAD(tiles + k * 64);
+        UNROLL for (int q = 0; q < 4; q++) w[q] = vld1q_s8((const int8_t *)tiles + k * 64 + 16 * q);
+        UNROLL for (int m = 0; m < rows; m++) {
+            int32_t four;
+            memcpy(&four, panel + (k / 4 * rows + m) * 16 + k % 4 * 4, 4);
+            const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four));
+            UNROLL for (int q = 0; q < 4; q++) a[m][q] = vdotq_s32(a[m][q], w[q], x);
+        }
+    }
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int q = 0; q < 4; q++) vst1q_s32(acc + m * acc_stride + 4 * q, a[m][q]);
+}
+
+BY_STRIPS(8_neon, TARGET_NEON, ROWS(8_neon, 1) ROWS(8_neon, 2) ROWS(8_neon, 3) ROWS(8_neon, 4))
+
+const path_table ternary_neon = {4, 1, 1, multiply_neon, NULL, quantize_neon, finish_neon, taps_neon,
+                                 4, 1, 0, multiply8_neon, taps8_neon};
 #endif

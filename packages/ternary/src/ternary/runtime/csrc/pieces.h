@@ -82,6 +82,28 @@ INLINE void taps_body(const int8_t *const *q, const int8_t *const *w, int64_t co
         for (int64_t t = 0; t < count; t++) acc[c] += q[t][c] * w[t][c];
 }
 
+INLINE void taps8_body(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n, int32_t *acc) {
+    int64_t c = 0;
+#if defined(__GNUC__)
+    typedef int8_t bytes __attribute__((vector_size(16)));
+    typedef int16_t words __attribute__((vector_size(32)));
+    typedef int32_t longs __attribute__((vector_size(64)));
+    for (; c + 16 <= n; c += 16) {
+        longs sum = {0};
+        for (int64_t t = 0; t < count; t++) {
+            bytes x, y;
+            memcpy(&x, q[t] + c, 16);
+            memcpy(&y, w[t] + c, 16);
+            const words product = __builtin_convertvector(x, words) * __builtin_convertvector(y, words);
+            sum += __builtin_convertvector(product, longs);
+        }
+        for (int l = 0; l < 16; l++) acc[c + l] += sum[l];
+    }
+#endif
+    for (; c < n; c++)
+        for (int64_t t = 0; t < count; t++) acc[c] += q[t][c] * w[t][c];
+}
+
 #define PIECES(suffix, attribute)                                                                                      \
     attribute static float quantize_##suffix(const float *x, int64_t rows, int64_t row, int64_t padded, int permute,   \
                                              int8_t *q, int32_t *sums) {                                               \
@@ -95,6 +117,10 @@ INLINE void taps_body(const int8_t *const *q, const int8_t *const *w, int64_t co
     attribute static void taps_##suffix(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n,      \
                                         int32_t *acc) {                                                                \
         taps_body(q, w, count, n, acc);                                                                                \
+    }                                                                                                                  \
+    attribute static void taps8_##suffix(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n,     \
+                                         int32_t *acc) {                                                               \
+        taps8_body(q, w, count, n, acc);                                                                               \
     }
 
 #if HAVE_X86 || HAVE_NEON
@@ -106,9 +132,9 @@ INLINE void taps_body(const int8_t *const *q, const int8_t *const *w, int64_t co
 #define FETCH_AHEAD(tile) FETCH(tile, BYTES_AHEAD, 2)
 
 /* A path whose tile is one strip wide: its body, compiled for each number of rows. */
-#define ROWS(name, n) case n: multiply_##name##_body(n, t, k16, panel, a, 16 * strips); break;
+#define ROWS(name, n) case n: multiply##name##_body(n, t, k16, panel, a, 16 * strips); break;
 #define BY_STRIPS(name, attribute, cases)                                                                              \
-    attribute static void multiply_##name(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,     \
+    attribute static void multiply##name(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,     \
                                           const int8_t *panel, int32_t *acc) {                                         \
         for (int s = 0; s < strips; s++) {                                                                             \
             const uint8_t *t = tiles + s * stride;                                                                     \

@@ -31,4 +31,20 @@ static void multiply_portable(int rows, int strips, const uint8_t *tiles, int64_
 
 PIECES(portable, )
 
-const path_table ternary_portable = {4, 1, 1, multiply_portable, NULL, quantize_portable, finish_portable, taps_portable};
+static void multiply8_portable(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,
+                               const int8_t *panel, int32_t *acc) {
+    memset(acc, 0, sizeof *acc * 16 * (size_t)rows * (size_t)strips);
+    for (int s = 0; s < strips; s++)
+        for (int64_t k = 0; k < 4 * k16; k++) {
+            const int8_t *tile = (const int8_t *)tiles + s * stride + k * 64;
+            for (int m = 0; m < rows; m++) {
+                const int8_t *x = panel + (k / 4 * rows + m) * 16 + k % 4 * 4;
+                int32_t *a = acc + (m * strips + s) * 16;
+                for (int n = 0; n < 16; n++)
+                    for (int i = 0; i < 4; i++) a[n] += tile[n * 4 + i] * x[i];
+            }
+        }
+}
+
+const path_table ternary_portable = {4, 1, 1, multiply_portable, NULL, quantize_portable, finish_portable,
+                                     taps_portable, 4, 1, 0, multiply8_portable, taps8_portable};

@@ -66,6 +66,7 @@ typedef struct {
     const float *bias;       /* one per output channel, or NULL */
     float *y;                /* NHWC, or NULL */
     int32_t *sums;           /* NHWC integer accumulators instead of y, or NULL */
+    int64_t weight_bits;     /* 8: signed bytes as tiles (rows of taps if depthwise); any other value: 2 */
 } problem;
 
 /* ---- what a path has to bring ---- */
@@ -84,11 +85,19 @@ typedef struct {
                    float *y);
     /* acc[n] += the products of `count` taps, at most 256, of which each has an activation and a weight per channel. */
     void (*taps)(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n, int32_t *acc);
+    /* The same three for weights of signed bytes: the register tile, the product with tiles of 256 bytes, the taps.
+     * A product may be too large by `offset8` times the sum of the activations. */
+    int rows8, strips8, offset8;
+    void (*multiply8)(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16, const int8_t *panel,
+                      int32_t *acc);
+    void (*taps8)(const int8_t *const *q, const int8_t *const *w, int64_t count, int64_t n, int32_t *acc);
 } path_table;
 
 extern const path_table ternary_portable;
 #if HAVE_X86
 extern const path_table ternary_avx2, ternary_vnni;
+void ternary_multiply8_vnni(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,
+                            const int8_t *panel, int32_t *acc);
 void ternary_multiply_vnni_row(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc, int backwards);
 #endif
 #if HAVE_AMX

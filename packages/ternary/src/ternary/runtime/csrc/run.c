@@ -31,6 +31,9 @@ const path_table *ternary_find_path(int64_t path) {
 typedef struct {
     const problem *p;
     const path_table *path;
+    path_table bytes;                   /* for weights of 8 bits: the path, with the parts for them in their places */
+    int64_t tile_bytes;
+    int32_t factor;                     /* products are too large by so many times the sum of the activations */
     int64_t out_h, out_w, pixels;       /* output pixels of the whole batch */
     int64_t group_in, group_out, k, k16; /* per group; k16 = tiles along K */
     int64_t padded;                     /* bytes a group's channels take in a quantized pixel */
@@ -127,7 +130,7 @@ static void multiply_chunk(void *context, int64_t chunk) {
     const int64_t count = t->pixels - first < t->chunk_rows ? t->pixels - first : t->chunk_rows;
     const int64_t strips = ceil_div(t->group_out, 16), first_strip = rest % t->strip_chunks * t->chunk_strips;
     const int64_t last_strip = first_strip + t->chunk_strips < strips ? first_strip + t->chunk_strips : strips;
-    const int64_t stride = t->k16 * 64, bytes = ceil_div(t->k16, path->span) * path->span * 16;
+    const int64_t stride = t->k16 * t->tile_bytes, bytes = ceil_div(t->k16, path->span) * path->span * 16;
     const uint8_t *tiles = (t->tiles ? t->tiles : t->p->weight) + group * strips * stride;
 
     /* One row of a 1 x 1 kernel lies ready as it was quantized. */
@@ -167,7 +170,8 @@ static void multiply_chunk(void *context, int64_t chunk) {
             if (one) path->multiply_row(tiles + s * stride, t->k16, panels, acc, t->backwards);
             else path->multiply((int)rows, (int)n_strips, tiles + s * stride, stride, t->k16, panels + r * bytes, acc);
             for (int64_t m = 0; m < rows; m++)
-                emit(t, acc + m * n_strips * 16, first + r + m, group * t->group_out + s * 16, n, offsets[r + m]);
+                emit(t, acc + m * n_strips * 16, first + r + m, group * t->group_out + s * 16, n,
+                     t->factor * offsets[r + m]);
             r += rows;
         }
         done += n_strips;
@@ -198,7 +202,7 @@ static void depthwise_chunk(void *context, int64_t line) {
                 count = 0;
             }
             q[count] = t->q + ((image * p->height + h) * p->width + w) * p->channels;
-            weight[count++] = t->taps + tap * p->channels;
+            weight[count++] = (t->taps ? t->taps : (const int8_t *)p->weight) + tap * p->channels;
         }
         t->path->taps(q, weight, count, p->channels, acc);
         emit(t, acc, line * t->out_w + column, 0, p->channels, 0);
@@ -225,6 +229,7 @@ static void rows_to_tiles(const plan *t) {
 }
 
 #define MOST_COLUMNS 500000 /* 4 * 128 * 127 * k16 stays below 2^31 */
+#define MOST_COLUMNS8 66000 /* 255 * 127 * k stays below 2^31 */
 #define PANEL_BYTES (192 * 1024)
 
 static void lay_out_chunks(plan *t, int64_t threads) {
@@ -267,6 +272,19 @@ static int from_other_end(const uint8_t *weight) {
 EXPORT int32_t ternary_run(const problem *p) {
     plan t = {.p = p, .path = ternary_find_path(p->path)};
     if (!t.path) return NO_PATH;
+    const int eight = p->weight_bits == 8;
+    t.tile_bytes = eight ? 256 : 64;
+    t.factor = eight ? t.path->offset8 : 1;
+    if (eight) {
+        t.bytes = *t.path;
+        t.bytes.rows = t.path->rows8;
+        t.bytes.strips = t.path->strips8;
+        t.bytes.span = 1;
+        t.bytes.multiply = t.path->multiply8;
+        t.bytes.multiply_row = NULL;
+        t.bytes.taps = t.path->taps8;
+        t.path = &t.bytes;
+    }
     t.out_h = (p->height + 2 * p->pad_h - p->dilation_h * (p->kernel_h - 1) - 1) / p->stride_h + 1;
     t.out_w = (p->width + 2 * p->pad_w - p->dilation_w * (p->kernel_w - 1) - 1) / p->stride_w + 1;
     t.pixels = p->batch * t.out_h * t.out_w;
@@ -274,7 +292,7 @@ EXPORT int32_t ternary_run(const problem *p) {
     t.group_out = p->out_channels / p->groups;
     t.k = t.group_in * p->kernel_h * p->kernel_w;
     t.k16 = ceil_div(t.k, 16);
-    if (t.k > MOST_COLUMNS) return BAD_ARGUMENT;
+    if (t.k > (eight ? MOST_COLUMNS8 : MOST_COLUMNS)) return BAD_ARGUMENT;
     if (t.pixels <= 0 || p->out_channels <= 0) return OK;
 
     const int depthwise = is_depthwise(p);
@@ -285,15 +303,15 @@ EXPORT int32_t ternary_run(const problem *p) {
     t.q = take(images * t.padded, &t.failed);
     t.x_scale = take(p->batch * (int64_t)sizeof(float), &t.failed);
     if (t.direct) t.sums = take(images * (int64_t)sizeof(int32_t), &t.failed);
-    if (depthwise) t.taps = take(t.k * p->channels, &t.failed);
-    else if (p->groups > 1) t.tiles = take(p->groups * ceil_div(t.group_out, 16) * t.k16 * 64, &t.failed);
+    if (depthwise && !eight) t.taps = take(t.k * p->channels, &t.failed);
+    else if (p->groups > 1 && !eight) t.tiles = take(p->groups * ceil_div(t.group_out, 16) * t.k16 * 64, &t.failed);
     if (!t.failed) {
         /* A thread costs some microseconds to wake: small work stays where it is. */
         const int64_t work = t.pixels * t.group_out * t.k * p->groups;
         const int64_t threads = work < 1 << 20 ? 1 : p->threads;
         ternary_in_parallel(quantize_chunk, &t, p->batch, t.image_in * p->batch < 1 << 15 ? 1 : threads);
         if (depthwise) {
-            unpack_taps(&t);
+            if (!eight) unpack_taps(&t);
             ternary_in_parallel(depthwise_chunk, &t, p->batch * t.out_h, threads);
         } else {
             if (t.tiles) rows_to_tiles(&t);

@@ -87,6 +87,43 @@ TARGET_VNNI static void multiply_vnni(int rows, int strips, const uint8_t *tiles
 #define permute_vnni permute_avx2
 PIECES(vnni, TARGET_VNNI)
 
+/* The instruction wants one side unsigned: weights plus 128, so a product is too large by 128 times the activations. */
+TARGET_VNNI INLINE void multiply8_vnni_body(const int rows, const int strips, const uint8_t *tiles, int64_t stride,
+                                            int64_t k16, const int8_t *panel, int32_t *acc) {
+    const __m512i half = _mm512_set1_epi8((char)0x80);
+    __m512i a[12][2];
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int s = 0; s < strips; s++) a[m][s] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < k16; k++)
+        UNROLL for (int j = 0; j < 4; j++) {
+            __m512i w[2];
+            UNROLL for (int s = 0; s < strips; s++) {
+                FETCH_AHEAD(tiles + s * stride + k * 256 + j * 64);
+                w[s] = _mm512_xor_si512(_mm512_loadu_si512(tiles + s * stride + k * 256 + j * 64), half);
+            }
+            UNROLL for (int m = 0; m < rows; m++) {
+                const __m512i x = _mm512_set1_epi32(load32(panel + (k * rows + m) * 16 + 4 * j));
+                UNROLL for (int s = 0; s < strips; s++) a[m][s] = _mm512_dpbusd_epi32(a[m][s], w[s], x);
+            }
+        }
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int s = 0; s < strips; s++) _mm512_storeu_si512(acc + (m * strips + s) * 16, a[m][s]);
+}
+
+#define VNNI8_CASE(n)                                                                                                  \
+    case n:                                                                                                            \
+        if (strips == 2) multiply8_vnni_body(n, 2, tiles, stride, k16, panel, acc);                                    \
+        else multiply8_vnni_body(n, 1, tiles, stride, k16, panel, acc);                                                \
+        break;
+
+TARGET_VNNI void ternary_multiply8_vnni(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,
+                                        const int8_t *panel, int32_t *acc) {
+    switch (rows) {
+    VNNI8_CASE(1) VNNI8_CASE(2) VNNI8_CASE(3) VNNI8_CASE(4) VNNI8_CASE(5) VNNI8_CASE(6) VNNI8_CASE(7)
+    VNNI8_CASE(8) VNNI8_CASE(9) VNNI8_CASE(10) VNNI8_CASE(11) VNNI8_CASE(12)
+    }
+}
+
 const path_table ternary_vnni = {12, 2, 1, multiply_vnni, ternary_multiply_vnni_row, quantize_vnni, finish_vnni,
-                                 taps_vnni};
+                                 taps_vnni, 12, 2, 128, ternary_multiply8_vnni, taps8_vnni};
 #endif

@@ -1,0 +1,182 @@
+"""What a report says is what the model does: bypassed layers, ties, whole sizes, outliers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import ternary
+from ternary._quantization.probe import probe, read_in_source
+
+TERNARY = ternary.Recipe(ends="ternary", embeddings="ternary")
+
+
+class ReadsTheWeight(nn.Module):
+    """Computes with a layer's weight and never calls the layer, as window attentions and state-space models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 32)
+        self.projection = nn.Linear(32, 32)
+        self.last = nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Three products, the second one without its layer."""
+        x = self.first(x.to(self.first.weight.dtype))
+        return self.last(functional.linear(torch.relu(x), self.projection.weight, self.projection.bias))
+
+
+class Calls(ReadsTheWeight):
+    """Never uses the projection."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two products."""
+        return self.last(self.first(x))
+
+
+class Tied(nn.Module):
+    """An embedding whose table is also the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(500, 64)
+        self.body = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 500, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token."""
+        return self.head(torch.relu(self.body(self.table(index))))
+
+
+class Experts(nn.Module):
+    """Matrices of several experts in one parameter, as mixtures keep them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(16, 16)
+        self.up = nn.Parameter(torch.randn(8, 16, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All experts, summed."""
+        return torch.einsum("ni,eio->no", self.gate(x), self.up)
+
+
+class Own(nn.Linear):
+    """A Linear with a forward of its own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Twice the product."""
+        return super().forward(input) * 2
+
+
+def with_other_weights(made: nn.Module) -> nn.Module:
+    """Another model of the same layers."""
+    again = copy.deepcopy(made)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.normal_()
+    return again
+
+
+class TestBypassedLayers:
+    """A layer that is never called is not reported ternary."""
+
+    @pytest.mark.parametrize("calibration", [None, [torch.randn(4, 32)]], ids=["from its source", "with data"])
+    def test_it_is_kept_float_and_said(self, calibration: list[torch.Tensor] | None) -> None:
+        """The bypassed layer stays float, the others become ternary, and packing only rounds activations."""
+        made, report = ternary.quantize(ReadsTheWeight(), TERNARY, calibration=calibration)
+        found = {r.name: r.precision for r in report.layers}
+        assert found == {"first": "ternary", "projection": "float", "last": "ternary"}
+        assert "reads this weight itself" in str(report)
+        x = torch.randn(4, 32)
+        assert functional.cosine_similarity(ternary.pack(made)(x), made.eval()(x)).min() > 0.99
+
+    def test_a_packed_layer_that_is_bypassed_serves_its_ternary_weight(self) -> None:
+        """A network that was packed all the same computes with the ternary weight, not with another one."""
+        model = ReadsTheWeight()
+        model.projection = ternary.nn.TernaryLinear(32, 32)
+        packed = ternary.pack(model)
+        x = torch.randn(4, 32)
+        with torch.no_grad():
+            weight = model.projection.ternary_weight()
+            hidden = functional.linear(torch.relu(model.first(x)), weight, model.projection.bias)
+            assert torch.allclose(packed(x), model.last(hidden), atol=1e-5)
+
+    def test_the_probe_counts_and_leaves_no_trace(self) -> None:
+        """Calls and reads by layer; afterwards classes and hooks are as before, also when the model fails."""
+        model = ReadsTheWeight()
+        uses = probe(model, [torch.randn(4, 32)] * 3, ["first", "projection", "last"])
+        assert [(u.calls, u.reads) for u in uses.values()] == [(3, 0), (0, 3), (3, 0)]
+        assert [u.bypassed for u in uses.values()] == [False, True, False]
+        with pytest.raises(RuntimeError):
+            probe(model, [torch.randn(4, 31)], ["first"])
+        assert type(model.first) is nn.Linear
+        assert not model.first._forward_pre_hooks
+
+    def test_metadata_is_no_read(self) -> None:
+        """Reading a dtype is harmless, and torch's own encoder calls its layers here."""
+        assert read_in_source(ReadsTheWeight()) == {"projection"}
+        assert read_in_source(nn.TransformerEncoderLayer(16, 2)) == set()
+
+    def test_layers_that_the_data_do_not_reach(self) -> None:
+        """They are quantized, and the report says that nothing was measured."""
+        _, report = ternary.quantize(Calls(), TERNARY, calibration=[torch.randn(4, 32)])
+        assert {r.name: r.note for r in report.layers}["projection"] == "not reached by the calibration data"
+
+
+class TestSizes:
+    """Totals count the whole model, and one weight once."""
+
+    @pytest.mark.parametrize("embeddings", ["float", "ternary"])
+    def test_tied_weights_are_stored_once(self, embeddings: str, tmp_path: Path) -> None:
+        """In the model, in the report and in the file; loading brings both names back."""
+        made, report = ternary.quantize(Tied(), ternary.Recipe(embeddings=embeddings, ends="ternary"))
+        assert made.head.weight is made.table.weight
+        rows = {r.name: r for r in report.layers}
+        assert rows["head"].bytes_before == rows["head"].bytes_after == 0
+        info = ternary.save(made, tmp_path / "tied.safetensors")
+        table = 500 * 64 * 4 if embeddings == "float" else 500 * (64 // 4 + 2 * 4)
+        assert info.file_bytes < table + 64 * 80 + 2500
+        again = ternary.load(tmp_path / "tied.safetensors", with_other_weights(made))
+        index = torch.arange(20)
+        assert torch.allclose(again(index), made.eval()(index), atol=1e-5)
+
+    def test_totals_count_what_was_not_touched(self) -> None:
+        """Fused experts are listed with their reason, and the ratio is that of the whole model."""
+        model = Experts()
+        _, report = ternary.quantize(model, TERNARY)
+        assert report.bytes_before == sum(p.nbytes for p in model.parameters())
+        (experts,) = (u for u in report.untouched if u.name == "up")
+        assert experts.bytes == model.up.nbytes
+        assert "8 matrices fused in one parameter" in experts.why
+        assert "up: 32,768 bytes" in str(report)
+        assert report.bytes_before / report.bytes_after < 1.1
+
+    def test_layers_of_other_classes_are_listed(self) -> None:
+        """A Linear with a forward of its own, or with a parametrization, is not touched, and the report says so."""
+        model = nn.Sequential(Own(16, 16), nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)))
+        _, report = ternary.quantize(model, TERNARY)
+        assert not report.layers
+        reasons = {u.name: u.why for u in report.untouched}
+        assert reasons["0.weight"] == "Own has a forward of its own"
+        assert "parametrized" in reasons["1.parametrizations.weight.original1"]
+
+
+class TestOutliers:
+    """A channel that drowns the others is named."""
+
+    @pytest.mark.parametrize("factor", [1.0, 100.0, 1000.0])
+    def test_the_report_warns(self, factor: float) -> None:
+        """The ratio is measured at calibration, and a large one gets a note with remedies."""
+        x = torch.randn(256, 32)
+        x[:, 5] *= factor
+        _, report = ternary.quantize(nn.Linear(32, 32), calibration=[x])
+        (layer,) = report.layers
+        assert layer.outlier == pytest.approx(factor, rel=0.6)
+        assert ("keep this layer float" in layer.note) == (factor > 50)
