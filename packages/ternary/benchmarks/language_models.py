@@ -105,6 +105,70 @@ def run_llama_cpp(path: Path, threads: int) -> dict[str, float]:
     }
 
 
+def processor_time(who: str, path: Path) -> dict[str, float]:
+    """Tokens per second of processor time of one thread, for a machine that others use: longer less shorter runs."""
+    if who == "ternary":
+        from ternary.llm import load
+
+        model = load(path, threads=1, context=1024)
+
+        def run(ids: list[int], count: int) -> None:
+            with model.generate(ids, max_tokens=count) as generation:
+                list(generation.iterate_tokens())
+
+    else:
+        import xllamacpp
+
+        given = xllamacpp.CommonParams()
+        given.model.path = str(path)
+        given.n_ctx, given.n_parallel = 1024, 1
+        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = 1
+        server = xllamacpp.Server(given)
+
+        def run(ids: list[int], count: int) -> None:
+            options = {"n_predict": count, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+            server.handle_completions({"prompt": ids, **options})
+
+    def took(length: int, count: int) -> float:
+        ids = [int(t) for t in np.random.default_rng(length).integers(300, VOCABULARY, length)]
+        begin = time.process_time()
+        run(ids, count)
+        return time.process_time() - begin
+
+    beside = {"eight_sequences": steps_of(model, 8)} if who == "ternary" else {}
+    took(4, 2)
+    short, more, long = took(8, 1), took(9, 1 + DECODED), took(8 + 128, 1)
+    return {"decode": DECODED / (more - short), "prefill": 128 / (long - short), **beside}
+
+
+def steps_of(model: Any, sequences: int) -> float:
+    """Tokens per second of processor time of so many sequences that run in the same steps, as the server runs them."""
+    from ternary.llm._cache import Row
+
+    caches = [model.engine.new_cache(128) for _ in range(sequences)]
+    best = float("inf")
+    for position in range(16):
+        begin = time.process_time()
+        model.engine.run([Row(300 + i, position, cache, True) for i, cache in enumerate(caches)])
+        best = min(best, time.process_time() - begin)
+    return sequences / best
+
+
+def measure_processor_time(folder: Path, shape: str, rounds: int) -> None:
+    """Print what one thread does in a second of processor time."""
+    ours, theirs = make(folder, shape)
+    program = reader(folder)
+    read = ours.stat().st_size - VOCABULARY * SHAPES[shape]["hidden"]
+    for _ in range(rounds):
+        if program is not None:
+            done = subprocess.run([program, ours, "1", "cpu"], capture_output=True, text=True, check=True)
+            print(f"limit      decode {float(done.stdout) * 1e9 / read:7.1f}")
+        for who, path in (("ternary", ours), ("llama.cpp", theirs)):
+            found = child(who, path, 0)
+            eight = f" eight sequences {found['eight_sequences']:7.1f}" if "eight_sequences" in found else ""
+            print(f"{who:10} decode {found['decode']:7.1f} prefill of 128 {found['prefill']:7.1f}{eight}", flush=True)
+
+
 def child(who: str, path: Path, threads: int) -> dict[str, float]:
     """Run a contender in a process of its own; the last line that it prints is its result."""
     run = [sys.executable, __file__, "--child", who, "--file", str(path), "--threads", str(threads)]
@@ -180,6 +244,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/ternary-models"), help="where the models are kept")
     parser.add_argument("--shape", choices=SHAPES, default="2B")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread's processor time, on a busy machine"
+    )
     parser.add_argument("--make", action="store_true", help="only write the models")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--child", choices=("ternary", "llama.cpp"), help=argparse.SUPPRESS)
@@ -188,11 +255,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         run = run_ours if args.child == "ternary" else run_llama_cpp
-        print("\n" + json.dumps(run(args.file, args.threads)), flush=True)
+        found = run(args.file, args.threads) if args.threads else processor_time(args.child, args.file)
+        print("\n" + json.dumps(found), flush=True)
         os._exit(0)  # the peer's server has threads of its own
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.make:
         make(args.folder, args.shape)
+        return
+    if args.clock == "cpu":
+        measure_processor_time(args.folder, args.shape, args.rounds)
         return
     row = measure(args.folder, args.shape, args.rounds)
     show(row)
