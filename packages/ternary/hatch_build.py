@@ -48,7 +48,7 @@ def compile_core(root: Path) -> str | None:
         # To a name of its own and moved: a running process keeps the library that it has mapped.
         built = core.with_suffix(f".{os.getpid()}.tmp")
         try:
-            run = [*command, *FLAGS, "-I", str(root / HEADERS), "-o", str(built), *units]
+            run = [*command, *FLAGS, "-I", str(root / HEADERS), "-o", str(built), *units, "-lm"]
             done = subprocess.run(run, capture_output=True, text=True, timeout=300)
             if done.returncode == 0:
                 os.replace(built, core)

@@ -43,6 +43,13 @@ def path(tmp_path_factory):
     return folder.with_suffix(".ternary")
 
 
+@pytest.fixture(autouse=True)
+def collected():
+    """Models in reference cycles keep their file mapped until a collection."""
+    yield
+    gc.collect()
+
+
 @contextlib.contextmanager
 def serving(path, parallel=4, queue=4):
     """A server on a thread, and its address."""

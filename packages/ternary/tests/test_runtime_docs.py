@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 
@@ -16,3 +17,16 @@ def test_examples_run(capsys) -> None:
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
         exec(compile(block, str(PAGE), "exec"), {})
     assert "active kernel" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="these tests stand outside the source tree")
+def test_examples_of_language_models_run(tmp_path, monkeypatch, capsys) -> None:
+    """The blocks of docs/language-models.md run from top to bottom."""
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.with_name("language-models.md")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        exec(compile(block, str(page), "exec"), names)
+    assert "(3, 64)" in capsys.readouterr().out
+    names.clear()
+    gc.collect()

@@ -9,23 +9,25 @@ from pathlib import Path
 
 import pytest
 
-import ternary.runtime
+import ternary
 
 COMPILER = next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
-CORE = Path(ternary.runtime.__file__).with_name("csrc")
-DRIVER = Path(__file__).with_name("core_check.c")
-UNITS = ["-I", CORE, DRIVER, *sorted(CORE.glob("*.c"))]
+PACKAGE = Path(ternary.__file__).parent
+HEADERS = [f"-I{PACKAGE / room / 'csrc'}" for room in ("runtime", "llm")]
+UNITS = [*HEADERS, *sorted(PACKAGE.glob("*/csrc/*.c")), "-lm"]
+DRIVERS = pytest.mark.parametrize("driver", [Path(__file__).with_name(f"{n}_check.c") for n in ("core", "llm")])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_core_is_clean(tmp_path, sanitizers) -> None:
+@DRIVERS
+def test_core_is_clean(tmp_path, driver, sanitizers) -> None:
     """Every path over odd shapes on exactly sized buffers: right sums, no report."""
     program = tmp_path / "check"
     flags = ["-std=c99", "-O1", "-g", "-ffp-contract=off", "-pthread", "-fno-sanitize-recover=all"]
     built = subprocess.run(
-        [COMPILER, *flags, f"-fsanitize={sanitizers}", "-o", program, *UNITS],
+        [COMPILER, *flags, f"-fsanitize={sanitizers}", "-o", program, driver, *UNITS],
         capture_output=True,
         text=True,
     )
@@ -47,11 +49,12 @@ def test_core_is_clean(tmp_path, sanitizers) -> None:
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
-def test_core_compiles_without_a_warning(tmp_path) -> None:
+@DRIVERS
+def test_core_compiles_without_a_warning(tmp_path, driver) -> None:
     """Strict C99 with all warnings on, the driver included."""
     flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-pthread"]
     program = tmp_path / "check"
-    done = subprocess.run([COMPILER, *flags, "-o", program, *UNITS], capture_output=True, text=True)
+    done = subprocess.run([COMPILER, *flags, "-o", program, driver, *UNITS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

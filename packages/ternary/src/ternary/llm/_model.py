@@ -24,7 +24,7 @@ __all__ = ["Generation", "Model"]
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
-BATCH = 256
+BATCH = 128
 """Tokens of a prompt that run in one step."""
 
 
