@@ -39,13 +39,12 @@ def test_curves_of_ones_own(sample_arc_tasks: list[ttt.Task], integration_test_d
     path = integration_test_dir / "curves.json"
     path.write_text(calibration_json("colour-table", [("table", 0.9, i < 6) for i in range(8)], "eight answers"))
     runs = []
-    for calibration, resume in ((None, False), (path, True)):
+    for calibration in (None, path):
         run = ttt.run(
             sample_arc_tasks[1:2],
             backend=ColourTable(),
             budget=30,
             folder=integration_test_dir / "run",
-            resume=resume,
             calibration=calibration,
         )
         for _ in run:
@@ -80,7 +79,7 @@ def test_what_is_no_curve_is_refused(text: str, integration_test_dir: Path) -> N
 
 def test_a_missing_file_is_named(integration_test_dir: Path) -> None:
     """The error says which file, and what would do."""
-    with pytest.raises(UnreadableFileError, match="give a file that ttt eval --calibrate wrote"):
+    with pytest.raises(UnreadableFileError, match="use a file that ttt eval --calibrate wrote"):
         read_calibration(integration_test_dir / "none.json")
 
 

@@ -30,6 +30,11 @@ class SavedRun:
     results: dict[str, TaskResult]
     rejected: tuple[Rejected, ...]
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether its confidences are calibrated; without curves the report shows no percentages."""
+        return bool(self.about.get("calibrated", True))
+
 
 def read_run(folder: Path) -> SavedRun:
     """Read a run's folder; tasks that have not finished have no result.
@@ -57,9 +62,9 @@ def report_html(run: SavedRun) -> str:
     known = [t for t in finished if t.has_solutions]
     parts = [_head(run, finished, known)]
     if known:
-        parts.append(_overview(known, [run.results[t.id] for t in known]))
+        parts.append(_overview(known, [run.results[t.id] for t in known], calibrated=run.calibrated))
     parts.append("<h2>Tasks</h2>")
-    parts += [_task(t, run.results[t.id], first=i < 6) for i, t in enumerate(finished)]
+    parts += [_task(t, run.results[t.id], first=i < 6, calibrated=run.calibrated) for i, t in enumerate(finished)]
     waiting = [t.id for t in run.tasks if t.id not in run.results]
     if waiting:
         parts.append(f"<h2>Not finished</h2><p>{', '.join(f'<code>{escape(i)}</code>' for i in waiting)}</p>")
@@ -129,7 +134,7 @@ def reliability_svg(confidence: Sequence[float], right: Sequence[bool]) -> str:
     )
 
 
-def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
+def _overview(tasks: Sequence[Task], results: Sequence[TaskResult], *, calibrated: bool) -> str:
     """Return the section on calibration, and on the tasks solved by kind and by stage."""
     right = [solved(t, r) is True for t, r in zip(tasks, results, strict=True)]
     claims = [r.confidence for r in results]
@@ -141,10 +146,11 @@ def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
     stages = dict.fromkeys(sorted(r.predictions[0].first.stage for r in results))
     by_stage = [(f"answered by {s}", [r.predictions[0].first.stage == s for r in results]) for s in stages]
     by_kind = [(name, [belongs(t) for t in tasks]) for name, belongs in KINDS]
-    return (
-        f'<h2>Confidence and kinds</h2><div class="row"><div>{reliability_svg(claims, right)}'
-        f'<p class="soft">{"<br>".join(means)}</p></div>{_shares(by_kind, right)}{_shares(by_stage, right)}</div>'
+    diagram = (
+        f'<div>{reliability_svg(claims, right)}<p class="soft">{"<br>".join(means)}</p></div>' if calibrated else ""
     )
+    title = "Confidence and kinds" if calibrated else "Kinds"
+    return f'<h2>{title}</h2><div class="row">{diagram}{_shares(by_kind, right)}{_shares(by_stage, right)}</div>'
 
 
 def _shares(groups: Sequence[tuple[str, list[bool]]], right: Sequence[bool]) -> str:
@@ -167,7 +173,7 @@ def _image(grid: Grid, title: str, *, hit: bool = False) -> str:
     return f"<figure{mark}><figcaption>{escape(title)}</figcaption>{picture}</figure>"
 
 
-def _task(task: Task, result: TaskResult, *, first: bool) -> str:
+def _task(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> str:
     right = solved(task, result)
     kind, word = {True: ("solved", "solved"), False: ("wrong", "wrong"), None: ("open", "open")}[right]
     if result.status == "failed":
@@ -177,7 +183,11 @@ def _task(task: Task, result: TaskResult, *, first: bool) -> str:
     cost = f"{result.cpu_seconds:.1f} CPU-s, {result.peak_memory / 1e6:.0f} MB"
     if result.reason:
         cost += f", stopped by {result.reason}"
-    share = f'<span class="bar"><i style="width:{100 * result.confidence:.0f}%"></i></span>{result.confidence:.0%}'
+    share = (
+        f'<span class="bar"><i style="width:{100 * result.confidence:.0f}%"></i></span>{result.confidence:.0%}'
+        if calibrated
+        else ""
+    )
     pairs = [
         f'<div class="pair">{_image(p.input, f"train {i}")}<span>→</span>{_image(p.output, "output")}</div>'
         for i, p in enumerate(task.train)
@@ -188,7 +198,8 @@ def _task(task: Task, result: TaskResult, *, first: bool) -> str:
         row = [_image(pair.input, f"test {i}")]
         for n, a in ((1, guess.first), (2, guess.second)):
             hit = pair.output is not None and same(a.grid, pair.output)
-            row.append(_image(a.grid, f"attempt {n}: {a.confidence:.0%} {a.stage}{', right' if hit else ''}", hit=hit))
+            sure = f"{a.confidence:.0%} " if calibrated else ""
+            row.append(_image(a.grid, f"attempt {n}: {sure}{a.stage}{', right' if hit else ''}", hit=hit))
         if pair.output is not None:
             row.append(_image(pair.output, "truth"))
         answers.append(f'<div class="row answer">{"".join(row)}</div>')

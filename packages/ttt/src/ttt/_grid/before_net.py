@@ -47,6 +47,7 @@ def before_net(
         if "search" in stages:
             pool = CandidatePool(tests).with_stage(candidates(found, tests))
         yield SearchState("search", pool, spare, work.done)
+    yield SearchState("search", pool, spare, work.done)  # with the work after the last program
     if not found.groups or pool.sure(ENOUGH):
         return
     if "trees" in stages and not work.over:
@@ -57,6 +58,7 @@ def before_net(
         for forecast in trees.trees(found.groups[0], inputs, outputs, seed, work):
             pool = before.with_stage(trees.candidates(forecast))
             yield SearchState("trees", pool, spare, work.done)
+        yield SearchState("trees", pool, spare, work.done)  # with the work of a stage that ended early
     if "net" in stages and not work.over:
         shown, *more = _net_inputs(inputs, outputs, found.groups[0])
         encoding = TaskEncoding(shown, outputs, list(zip(*more, strict=True)) or None)
