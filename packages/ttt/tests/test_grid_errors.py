@@ -58,27 +58,28 @@ def test_one_faulty_pair_does_not_hide_the_rule(rule: Rule, fault: str) -> None:
     assert 0 < best.confidence < sure
 
 
-def test_two_pairs_are_too_few_to_doubt_one() -> None:
-    """With one pair of two in error any rule of the other would do, so none is claimed."""
-    *shown, test = inputs(3)
-    train = [(g, np.ascontiguousarray(g[:, ::-1])) for g in shown]
-    train[0][1][0, 0] += 5
+def test_one_pair_is_not_doubted() -> None:
+    """A rule is not made up for a pair that is left out where no other is there."""
+    shown, test = inputs(2)
+    train = [(shown, np.random.default_rng(1).integers(5, 9, shown.shape).astype(np.uint8))]
     assert "one training pair differs" not in last(train, test, stages=("search",)).answers[0][0].why
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**31))
 def test_nearly_is_a_few_cells_or_a_line_at_the_edge(height: int, width: int, seed: int) -> None:
-    """A grid nearly is itself, itself with one wrong cell, and itself without its first or last line; not two lines off."""
+    """Nearly the same are itself, itself with a wrong cell and itself without a line at its edge; not two lines off."""
     grid = np.random.default_rng(seed).integers(0, 10, (height, width)).astype(np.uint8)
+    given = np.zeros((9, 9), np.uint8)
     wrong = grid.copy()
     wrong[0, 0] = (wrong[0, 0] + 1) % 10
-    assert nearly(grid, grid)
-    assert nearly(wrong, grid)
+    assert nearly(grid, grid, given)
+    assert nearly(wrong, grid, given) or grid.size == 1
     if height > 1:
-        assert nearly(grid[1:], grid)
-        assert nearly(grid, grid[:-1])
+        assert nearly(grid[1:], grid, given)
+        assert nearly(grid, grid[:-1], given)
     if height > 2:
-        assert not nearly(grid[:-2], grid)
+        assert not nearly(grid[:-2], grid, given)
+    assert not nearly(grid, wrong, grid), "the input itself makes none of what changes"
 
 
 @settings(max_examples=40)

@@ -9,15 +9,13 @@ from ttt._grid.derived import Group, groups_of
 from ttt._grid.features.columns import most_informative
 from ttt._grid.learners.encoding import TaskEncoding
 from ttt._grid.one_error import search_with_one_error
-from ttt._grid.search import Found, candidates, search
+from ttt._grid.search import GUESSED_SIZE, Found, candidates, search
 from ttt._grid.size_guess import guessed_groups
 from ttt._grid.work import Work
 from ttt.values import Grid
 
 ENOUGH = 0.8
 """The learners run unless the search has an answer of more confidence than this for every test."""
-GUESSED_SIZE = 0.3
-"""Factor of the learners' confidence where the size of the output is a guess."""
 NET_INPUTS = 4
 """How many derived inputs the net gets where the input has not the output's size."""
 

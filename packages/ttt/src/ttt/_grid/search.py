@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,8 @@ GROUPS = 3
 """How many size groups are searched for rules, cheapest first."""
 OBJECT_RULE_INPUTS = 4
 """How many derived inputs the object rules are tried on when no other rule fits."""
+GUESSED_SIZE = 0.3
+"""Factor of the confidence where the size of the output is a guess."""
 RESTATED_BASES = 130
 """How many derived inputs of a restated task are transformed again; most restated rules are one transformation deep."""
 
@@ -62,7 +64,8 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
     for group in found.groups[:GROUPS]:
         if work.over:
             return
-        found.programs = found.programs + cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        made = cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        found.programs = found.programs + [replace(p, trust=GUESSED_SIZE) if group.guessed else p for p in made]
         yield found
     for base in _object_rule_inputs(found.groups, outputs):
         if work.over or (base.cost and found.programs):
