@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,7 @@ from ttt._runs.records import Records
 from ttt._tasks.loader import Rejected, parse_collection, read_json
 from ttt._tasks.picture import grid_image, png
 from ttt.errors import UnreadableFileError
-from ttt.results import score, solved
+from ttt.results import Calibration, Curve, recalibrated, score, solved
 from ttt.results._calibration import reliability
 from ttt.results._evaluate import KINDS
 from ttt.values import Grid, Task, same
@@ -33,7 +33,7 @@ class SavedRun:
     @property
     def calibrated(self) -> bool:
         """Whether its confidences are calibrated; without curves the report shows no percentages."""
-        return bool(self.about.get("calibrated", True))
+        return bool(self.about["curves"])
 
 
 def read_run(folder: Path) -> SavedRun:
@@ -47,7 +47,12 @@ def read_run(folder: Path) -> SavedRun:
     about = read_json(folder / "run.json")
     tasks, _ = parse_collection(read_json(folder / "tasks.json"), str(folder / "tasks.json"))
     records = Records(folder / "records")
-    results = {task.id: r for task in tasks if (r := records.get(about["keys"][task.id], task.id)) is not None}
+    curves = {stage: Curve(tuple(claimed), tuple(true)) for stage, (claimed, true) in about["curves"].items()}
+    calibration = Calibration(about["backend"]["name"], curves)
+    results = {}
+    for task in tasks:
+        if (result := records.get(about["keys"][task.id], task.id)) is not None:
+            results[task.id] = replace(result, predictions=recalibrated(result.predictions, calibration))
     return SavedRun(about, tuple(tasks), results, tuple(Rejected(**r) for r in about["rejected"]))
 
 

@@ -19,7 +19,7 @@ SEARCH_UNITS, TREE_UNITS = 90, 70
 """Typical spending of the first stages, for the fraction that is done."""
 
 
-def solve(
+def solve(  # long because more than half of it is documentation
     train: Sequence[tuple[Grid, Grid]],
     tests: Sequence[Grid],
     *,

@@ -114,7 +114,7 @@ class Run:
             "seed": self.seed,
             "workers": self.workers,
             "pool": self.pool,
-            "calibrated": self.calibrated,
+            "curves": {stage: [c.claimed, c.true] for stage, c in self.calibration.curves.items()},
             "keys": {t.id: self._key(t) for t in self.tasks},
             "rejected": [{"id": r.id, "tests": r.tests, "reason": r.reason} for r in self.rejected],
         }
