@@ -51,8 +51,7 @@ def before_net(
         yield SearchState("search", pool, spare, work.done)
     yield SearchState("search", pool, spare, work.done)  # with the work after the last program
     if "search" in stages and not pool.sure(ENOUGH) and not work.over:
-        more = search_with_one_error(inputs, outputs, found, seed, work)
-        found.programs = found.programs + more
+        found.programs = found.programs + search_with_one_error(inputs, outputs, found, seed, work)
         pool = CandidatePool(tests).with_stage(candidates(found, tests))
         yield SearchState("search", pool, spare, work.done)
     if not found.groups or pool.sure(ENOUGH):
