@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from ttt._grid.derived import DerivedInput, Group, groups_of
 from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
+from ttt._grid.size_guess import guessed_groups
 from ttt._grid.work import Work
 from ttt.values import Candidate, Grid
 
@@ -21,6 +22,8 @@ GROUPS = 3
 """How many size groups are searched for rules, cheapest first."""
 OBJECT_RULE_INPUTS = 4
 """How many derived inputs the object rules are tried on when no other rule fits."""
+GUESSED_SIZE = 0.3
+"""Factor of the confidence where the size of the output is a guess."""
 RESTATED_BASES = 130
 """How many derived inputs of a restated task are transformed again; most restated rules are one transformation deep."""
 
@@ -53,12 +56,16 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
     found = Found()
     for groups in groups_of(inputs, outputs, work):
         found.groups = groups
-        found.programs = _transform_programs(groups, outputs)
+        found.programs = transform_programs(groups, outputs)
+        yield found
+    if not found.groups:
+        found.groups = guessed_groups(inputs, outputs)
         yield found
     for group in found.groups[:GROUPS]:
         if work.over:
             return
-        found.programs = found.programs + _cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        made = cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        found.programs = found.programs + [replace(p, trust=GUESSED_SIZE) if group.guessed else p for p in made]
         yield found
     for base in _object_rule_inputs(found.groups, outputs):
         if work.over or (base.cost and found.programs):
@@ -73,12 +80,12 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         if work.over:
             return
         if groups:
-            made = _cell_programs(groups[0], restatement.inputs, restatement.outputs, seed, work, False)
+            made = cell_programs(groups[0], restatement.inputs, restatement.outputs, seed, work, False)
             found.programs = found.programs + [_undone(p, restatement) for p in made]
             yield found
 
 
-def _transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
+def transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
     """Return the derived inputs that are the outputs as they are."""
     return [
         Program(m.name, m.cost, "transform", m.grids[len(outputs) :])
@@ -104,7 +111,7 @@ def _undone(program: Program, restatement: Restated) -> Program:
     return Program(why, program.cost + restatement.cost, program.kind, grids)
 
 
-def _cell_programs(
+def cell_programs(
     group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, solved: bool
 ) -> list[Program]:
     """Return verified rules over one group; tables of three columns only if nothing else fits."""
@@ -155,7 +162,9 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
         total = sum(w for w, _, _ in ranked) or 1.0
         result.append(
             [
-                Candidate(g, BELIEF[p.kind] * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why)
+                Candidate(
+                    g, BELIEF[p.kind] * p.trust * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why
+                )
                 for i, (w, p, g) in enumerate(ranked[:6])
             ]
         )
@@ -173,3 +182,7 @@ BELIEF = {
     "things by property": 0.8,
 }
 """Chance that a program of a kind is right, measured on tasks that the kind was not written for."""
+
+
+def _belief(program: Program) -> float:
+    return BELIEF[program.kind] * program.trust
