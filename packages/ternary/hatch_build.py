@@ -13,10 +13,21 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/ternary/runtime/core.c")
+# One library of all C sources of the package; the folder with the shared headers.
+SOURCES = "src/ternary/*/csrc/*.[ch]"
+HEADERS = Path("src/ternary/runtime/csrc")
 CORE = Path("src/ternary/runtime/libternary_core.so")
 # No contraction to fused multiply-add: every path and the torch fallback round alike.
-FLAGS = ["-std=c99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread"]
+FLAGS = [
+    "-std=c99",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-shared",
+    "-pthread",
+]
 
 
 def compilers() -> list[list[str]]:
@@ -27,16 +38,17 @@ def compilers() -> list[list[str]]:
 
 
 def compile_core(root: Path) -> str | None:
-    """Compile the core beside its source; None on success, else why not."""
-    source, core = root / SOURCE, root / CORE
-    if core.exists() and core.stat().st_mtime >= source.stat().st_mtime:
+    """Compile the core; return None on success, else the reason for the failure."""
+    sources, core = sorted(root.glob(SOURCES)), root / CORE
+    if core.exists() and core.stat().st_mtime >= max(file.stat().st_mtime for file in sources):
         return None
+    units = [str(file) for file in sources if file.suffix == ".c"]
     why = "no C compiler found"
     for command in compilers():
         # To a name of its own and moved: a running process keeps the library that it has mapped.
         built = core.with_suffix(f".{os.getpid()}.tmp")
         try:
-            run = [*command, *FLAGS, "-o", str(built), str(source)]
+            run = [*command, *FLAGS, "-I", str(root / HEADERS), "-o", str(built), *units]
             done = subprocess.run(run, capture_output=True, text=True, timeout=300)
             if done.returncode == 0:
                 os.replace(built, core)
@@ -54,7 +66,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Adds the compiled core to wheels and editable installs where it can be compiled."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; a failure is said and leaves a pure wheel."""
+        """Compile the core; after a failure print the reason and build a pure wheel."""
         if self.target_name != "wheel":
             return
         why = compile_core(Path(self.root))

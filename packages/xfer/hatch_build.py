@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES = Path("src/xfer/csrc")
+SOURCES = Path("src/xfer/_csrc")
 CORE = Path("src/xfer/_native.abi3.so")
 FLAGS = ["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
 

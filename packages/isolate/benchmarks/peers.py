@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from isolate.environments import default_store
+from isolate._environments import default_store
 
 Call = Callable[..., Awaitable[Any]]
 

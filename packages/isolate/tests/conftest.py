@@ -45,7 +45,7 @@ def coverage_of_workers() -> Iterator[None]:
     if coverage is None or current is None:
         yield
         return
-    worker = Path(isolate.__file__).parent / "worker" / "*"
+    worker = Path(isolate.__file__).parent / "_worker" / "*"
     data = str(Path(current.get_option("run:data_file")).absolute())
     line = _MEASURED.format(file=coverage.__file__, data=data, worker=str(worker))
     build = EnvironmentStore._build

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from integration_test_base import IntegrationTestBase
 
-from isolate.cli import main
+from isolate._cli import main
 
 CODE = (
     "def add(a, b=1): return a + b\ndef count(n):\n    yield from range(n)\ndef fail(): raise LookupError('not here')"
@@ -47,7 +47,7 @@ class TestCommandLine(IntegrationTestBase):
         assert "main.py" in err
         assert self.run(capsys, "run", folder, "fail")[1]["error"] == "LookupError"
         code, value, _ = self.run(capsys, "run", str(self.root / "nowhere"))
-        assert (code, value["error"]) == (1, "InvalidManifest")
+        assert (code, value["error"]) == (2, "InvalidManifestError")
         assert "did you mean 'add'" in self.run(capsys, "run", folder, "ad", as_json=False)[2]
         with pytest.raises(SystemExit):
             main(["nonsense"])
@@ -83,5 +83,5 @@ class TestCommandLine(IntegrationTestBase):
 
 def test_help_teaches() -> None:
     """`--help` shows examples, from the installed module."""
-    done = subprocess.run([sys.executable, "-m", "isolate.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "isolate", "--help"], capture_output=True, text=True, check=True)
     assert "isolate run plugins/stats mean" in done.stdout

@@ -18,11 +18,12 @@ import msgspec
 import pytest
 from integration_test_base import IntegrationTestBase
 
-from isolate.errors import LinkClosed, WireError
-from isolate.worker.calls import Export
-from isolate.worker.channel import HEADER
-from isolate.worker.link import CALL, CREDIT, DROP, ERROR, FREE, ITEM, READY, RELEASE, RESULT, SEGMENT, STOP, Link
-from isolate.worker.threads import Threads
+from isolate._worker.calls import Export
+from isolate._worker.frames import HEADER
+from isolate._worker.link import Link
+from isolate._worker.protocol import CALL, CREDIT, DROP, ERROR, FREE, ITEM, READY, RELEASE, RESULT, SEGMENT, STOP
+from isolate._worker.threads import Threads
+from isolate.errors import LinkClosedError, WireError
 
 KINDS = [0, *range(1, 17), 200, 255]
 
@@ -305,7 +306,7 @@ class TestHostileChild(IntegrationTestBase):
         self.create_extension("neighbour", "def fine(): return 1")
         host, loaded = self.load_extensions()
         assert not loaded.errors
-        with pytest.raises(LinkClosed, match="broke the protocol"):
+        with pytest.raises(LinkClosedError, match="broke the protocol"):
             host["hostile"].call.attack()
         assert host["neighbour"].call.fine() == 1
 
@@ -314,7 +315,7 @@ def test_host_decodes_without_importing() -> None:
     """A fresh interpreter that decodes exceptions and values by foreign names has imported none of them."""
     code = (
         "import sys\n"
-        "from isolate.worker import failures\n"
+        "from isolate._worker import failures\n"
         "failure = failures.revive(['x', 'antigravity.Fly', 'm', None, 't'])\n"
         "print(type(failure).__name__, 'antigravity' in sys.modules)\n"
     )

@@ -1,5 +1,7 @@
 """Importing isolate stays cheap."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 

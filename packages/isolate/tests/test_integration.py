@@ -17,9 +17,9 @@ import pytest
 from integration_test_base import BOUNDARY, NEW_NUMPY, OLD_NUMPY, DatabaseSingleton, IntegrationTestBase
 from packaging.version import Version
 
-from isolate import Host, Policy, ProxiedSingleton, RemoteError, WorkerDied, share
-from isolate.environments import find_uv
-from isolate.errors import DepthExceeded, ShareConflict, UnknownMethod, WouldDeadlock
+from isolate import Host, Policy, ProxiedSingleton, RemoteError, WorkerDiedError, share
+from isolate._environments import find_uv
+from isolate.errors import DepthExceededError, ShareConflictError, UnknownMethodError, WouldDeadlockError
 
 VERSIONS = """
 import sys
@@ -292,9 +292,9 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         self.create_extension("older", TENSORS, share_torch=True, dependencies=["torch<1"])
         self.create_extension("python", TENSORS, share_torch=True, python=f"3.{sys.version_info[1] + 1}")
         _, loaded = self.load_extensions()
-        assert isinstance(loaded.errors["older"], ShareConflict)
+        assert isinstance(loaded.errors["older"], ShareConflictError)
         assert metadata.version("torch") in str(loaded.errors["older"])
-        assert isinstance(loaded.errors["python"], ShareConflict)
+        assert isinstance(loaded.errors["python"], ShareConflictError)
 
     @pytest.mark.slow
     @pytest.mark.timeout(240)
@@ -435,9 +435,9 @@ class TestHostExtensionInteraction(IntegrationTestBase):
                 ext.call.probe("database", name)
         with pytest.raises(AttributeError, match="exports no API"):
             ext.call.probe("os", "system")
-        with pytest.raises(UnknownMethod, match="did you mean 'add'"):
+        with pytest.raises(UnknownMethodError, match="did you mean 'add'"):
             ext.call.addd(1)
-        with pytest.raises(UnknownMethod):
+        with pytest.raises(UnknownMethodError):
             ext.call._private()
 
     def test_callbacks(self) -> None:
@@ -455,7 +455,7 @@ class TestHostExtensionInteraction(IntegrationTestBase):
         assert ext.call.apply(adder, 1) == [6]
         function = lambda: 1  # noqa: E731 - compared by identity
         assert ext.call.same(function) is function
-        wait_for(lambda: not ext._current.link._handles)
+        wait_for(lambda: not ext._current.link.values.callables)
         del adder
         with pytest.raises(ZeroDivisionError):
             ext.call.apply(lambda x: 1 / x, 0)
@@ -502,9 +502,9 @@ class TestHostExtensionInteraction(IntegrationTestBase):
                 host.export(DatabaseSingleton)
                 own = await host.aload(self.root / "caller")
                 assert await own.aio.slow_add(1, 2) == 3
-                with pytest.raises(WouldDeadlock):
+                with pytest.raises(WouldDeadlockError):
                     own.call.add(1)
-                with pytest.raises(WouldDeadlock):
+                with pytest.raises(WouldDeadlockError):
                     host.load(self.root / "caller")
                 assert await asyncio.to_thread(own.call.add, 1) == 2
                 return [item async for item in own.aio.acount(40)]
@@ -513,7 +513,7 @@ class TestHostExtensionInteraction(IntegrationTestBase):
 
     def test_blocking_call_on_the_loop_is_refused(self) -> None:
         """In the extension too: an async method that blocks gets an error, not a deadlock."""
-        with pytest.raises(WouldDeadlock, match="await it"):
+        with pytest.raises(WouldDeadlockError, match="await it"):
             self.load().call.sync_on_loop()
 
     def test_deadline_and_cancellation_reach_the_callee(self) -> None:
@@ -545,13 +545,13 @@ class TestHostExtensionInteraction(IntegrationTestBase):
         def block() -> None:
             try:
                 ext.call.block()
-            except WorkerDied as failure:
+            except WorkerDiedError as failure:
                 failures.append(failure)
 
         thread = threading.Thread(target=block)
         thread.start()
         assert [ext.call.add(i) for i in range(20)] == [i + 1 for i in range(20)]
-        ext.surroundings.loop.call_soon_threadsafe(ext._current.process.kill)
+        ext.context.loop.call_soon_threadsafe(ext._current.process.kill)
         thread.join()
         assert len(failures) == 1
 
@@ -631,7 +631,7 @@ class TestRecursiveCalling(IntegrationTestBase):
     def test_depth_limit(self) -> None:
         """Endless recursion ends with an error that names the limit, and the extension goes on."""
         _, ext = self.load()
-        with pytest.raises(DepthExceeded, match="limit is 64"):
+        with pytest.raises(DepthExceededError, match="limit is 64"):
             ext.call.down(1000)
         assert ext.call.down(0) == ["ext"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from isolate import Policy, read_manifest
-from isolate.errors import InvalidManifest, InvalidRequirement
-from isolate.requirements import parse
+from isolate._requirements import parse
+from isolate.errors import InvalidManifestError, InvalidRequirementError
 
 GOOD = """\
 name: stats
@@ -57,7 +57,7 @@ BAD = {
         "name: a\nlimits:\n  memroy: 1\n",
         r"line 3: unknown key 'limits.memroy'; did you mean 'memory'",
     ),
-    "duplicate": ("name: a\nentry: x\nname: b\n", r"line 3: the key 'name' is there twice"),
+    "duplicate": ("name: a\nentry: x\nname: b\n", r"line 3: the key 'name' appears twice"),
     "wrong type": ("name: a\nenabled: maybe\n", r"line 2: enabled: .*bool"),
     "list of wrong": ("name: a\ndependencies:\n  - x\n  - 3\n", r"dependencies.*str"),
     "python as number": ("name: a\npython: 3.12\n", r"line 2: python: .*quotes"),
@@ -74,10 +74,10 @@ BAD = {
     "entry": ("name: a\nentry: os.system('x')\n", "line 2: the entry"),
     "both": ("name: a\nentry: x\nmodule: y\n", "not both"),
     "level": ("name: a\nsandbox: {level: strong}\n", r"line 2: sandbox.level"),
-    "memory": ("name: a\nlimits: {memory: lots}\n", "line 2: limits.memory: 'lots' is no size"),
+    "memory": ("name: a\nlimits: {memory: lots}\n", "line 2: limits.memory: 'lots' is not a size"),
     "negative": ("name: a\nlimits: {cpu_seconds: -1}\n", "not positive"),
     "timeout": ("name: a\ntimeouts: {start: 0}\n", "timeouts.start: 0"),
-    "provides": ("name: a\nprovides: [_x]\n", "no name of a public method"),
+    "provides": ("name: a\nprovides: [_x]\n", "not the name of a public method"),
     "env": ("name: a\nenv: ['A=B']\n", "environment variable"),
     "not isolated with dependencies": ("name: a\nisolated: false\ndependencies: [x]\n", "line 2: .*host's process"),
     "two documents": ("name: a\n---\nname: b\n", "not YAML"),
@@ -89,22 +89,22 @@ BAD = {
 def test_bad_manifests(tmp_path: Path, case: str) -> None:
     """Each mistake is named, with its line."""
     text, message = BAD[case]
-    with pytest.raises(InvalidManifest, match=message) as caught:
+    with pytest.raises(InvalidManifestError, match=message) as caught:
         read_manifest(write(tmp_path, text))
     assert "manifest.yaml" in str(caught.value)
 
 
 def test_not_utf8_and_too_large_and_missing(tmp_path: Path) -> None:
     """Bytes that are no text, a file that is no manifest, no file."""
-    with pytest.raises(InvalidManifest, match=r"line 2: byte 0xff is not UTF-8"):
+    with pytest.raises(InvalidManifestError, match=r"line 2: byte 0xff is not UTF-8"):
         read_manifest(write(tmp_path, b"name: a\ndescription: \xff\n"))
-    with pytest.raises(InvalidManifest, match="too many"):
+    with pytest.raises(InvalidManifestError, match="too many"):
         read_manifest(write(tmp_path, b"#" * (300 << 10)))
-    with pytest.raises(InvalidManifest, match=r"there is no manifest\.yaml"):
+    with pytest.raises(InvalidManifestError, match=r"there is no manifest\.yaml"):
         read_manifest(tmp_path / "nowhere")
-    with pytest.raises(InvalidManifest, match="not TOML"):
+    with pytest.raises(InvalidManifestError, match="not TOML"):
         read_manifest(write(tmp_path, b"name = ", "manifest.toml") / "manifest.toml")
-    with pytest.raises(InvalidManifest, match=r"manifest\.toml: its values are nested too deep"):
+    with pytest.raises(InvalidManifestError, match=r"manifest\.toml: its values are nested too deep"):
         read_manifest(write(tmp_path, b"name = " + b"[" * 5000, "manifest.toml") / "manifest.toml")
 
 
@@ -124,7 +124,7 @@ def test_not_utf8_and_too_large_and_missing(tmp_path: Path) -> None:
 )
 def test_bad_requirements(line: str, message: str) -> None:
     """Each kind of line that is not a plain requirement is refused with what it is."""
-    with pytest.raises(InvalidRequirement, match=message):
+    with pytest.raises(InvalidRequirementError, match=message):
         parse((line,), Policy(), "ext")
 
 

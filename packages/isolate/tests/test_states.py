@@ -1,10 +1,12 @@
 """The state machine of an extension."""
 
+from __future__ import annotations
+
 import itertools
 
 import pytest
 
-from isolate.states import TRANSITIONS, State, check
+from isolate._states import TRANSITIONS, State, check
 
 
 def test_every_pair_of_states() -> None:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolate.errors import UnsupportedType, WireError
-from isolate.worker.codec import Codec, is_plain
-from isolate.worker.convert import arguments
-from isolate.worker.wire import MAX_DEPTH, pack, unpack
+from isolate._worker.codec import Codec, is_plain
+from isolate._worker.convert import arguments
+from isolate._worker.wire import MAX_DEPTH, pack, unpack
+from isolate.errors import UnsupportedTypeError, WireError
 
 SCALARS = (
     st.none()
@@ -116,7 +116,7 @@ def test_self_containing_value_is_refused() -> None:
     value: list[Any] = []
     value.append(value)
     for codec in codecs():
-        with pytest.raises((WireError, UnsupportedType), match="itself"):
+        with pytest.raises((WireError, UnsupportedTypeError), match="itself"):
             codec.encode(value)
 
 
@@ -130,7 +130,7 @@ def test_self_containing_value_is_refused() -> None:
 def test_unsupported_type_names_its_path(value: Any, path: str) -> None:
     """What does not travel is named with the way to it."""
     for codec in codecs():
-        with pytest.raises(UnsupportedType, match=path):
+        with pytest.raises(UnsupportedTypeError, match=path):
             codec.encode(value)
 
 

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import machine, row, versions
 
 import ternary
-from ternary import data, experiment, plot, zoo
-from ternary.train import TrainConfig
+from ternary import _plot as plot
+from ternary import zoo
+from ternary._training import TrainConfig, data, experiment
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 METHODS = ("float", "twn", "ttq", "absmean")

@@ -1,4 +1,4 @@
-"""The same matrix product by other libraries; a builder gives None where its library is absent or cannot do it."""
+"""The same matrix product by other libraries; a builder returns None if its library is absent or lacks it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Fixtures of the suite, and the checks that no test leaves something behind."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import os

@@ -1,5 +1,5 @@
 /* Runs every path of the core over odd shapes on exactly sized buffers and compares with plain sums; for sanitizers. */
-#include CORE
+#include "problem.h"
 #include <stdio.h>
 
 static uint32_t state = 1;

@@ -3,6 +3,8 @@
 It keeps files and releases in memory and checks tokens, digests and sizes as the real ones do.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json

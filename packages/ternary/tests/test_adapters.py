@@ -1,12 +1,14 @@
 """The two words of the suite's older vocabulary, kept as thin wrappers over the library, with tests of their own."""
 
+from __future__ import annotations
+
 import torch
 
 import ternary
-from ternary.language import syntax as s
-from ternary.language.codegen import PyTorchCodeGenerator
-from ternary.language.compiler import parse_source
-from ternary.nn.quantizers import thresholded
+from ternary._language import syntax as s
+from ternary._language.codegen import PyTorchCodeGenerator
+from ternary._language.compiler import parse_source
+from ternary.nn._quantizers import thresholded
 
 
 def compile_dsl(text: str) -> str:

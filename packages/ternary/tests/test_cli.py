@@ -1,5 +1,7 @@
 """The command line, run as people run it."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -10,8 +12,8 @@ import pytest
 import torch
 
 import ternary
-from ternary import data
-from ternary.cli import main
+from ternary._cli import main
+from ternary._training import data
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 BAD = "model M {\n  a = Linaer(3, 3)\n  forward(x: float[N, 3]) -> float[N, 3] { return a(x) }\n}\n"
@@ -64,7 +66,7 @@ def test_fmt_goes_on_behind_errors_and_keeps_files_as_they_are(
 
 def test_standard_input() -> None:
     """A dash stands for standard input; the module runs as a program."""
-    command = [sys.executable, "-m", "ternary.cli"]
+    command = [sys.executable, "-m", "ternary"]
     checked = subprocess.run([*command, "check", "-"], input=BAD, capture_output=True, text=True, check=False)
     assert checked.returncode == 1
     assert "<stdin>:2:7" in checked.stdout
@@ -79,7 +81,7 @@ def test_compile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "TernaryLinear" in (tmp_path / "m.py").read_text(encoding="utf-8")
     assert main(["compile", "mlp", "--float"]) == 0
     assert "TernaryLinear" not in capsys.readouterr().out
-    assert main(["compile", "nothing"]) == 1
+    assert main(["compile", "nothing"]) == 2
     assert "neither a file nor in the zoo" in capsys.readouterr().err
 
 
@@ -119,15 +121,15 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Errors are one line on standard error and exit 1; wrong usage exits 2 and help teaches by example."""
+    """Errors are one line on standard error and exit 2, as wrong usage does, and help teaches by example."""
     (tmp_path / "m.safetensors").write_bytes(b"123456789")
-    assert main(["inspect", str(tmp_path / "m.safetensors")]) == 1
-    assert main(["inspect", str(tmp_path / "none.safetensors")]) == 1
-    assert main(["train", "mlp", "--data", "imagenet"]) == 1
+    assert main(["inspect", str(tmp_path / "m.safetensors")]) == 2
+    assert main(["inspect", str(tmp_path / "none.safetensors")]) == 2
+    assert main(["train", "mlp", "--data", "imagenet"]) == 2
     assert all(line.startswith("ternary: ") for line in capsys.readouterr().err.splitlines())
     ternary.save(ternary.zoo.load("mlp")(width=8), tmp_path / "m.safetensors")
     capsys.readouterr()
-    assert main(["inspect", str(tmp_path / "m.safetensors"), "--picture", str(tmp_path / "p.xyz")]) == 1
+    assert main(["inspect", str(tmp_path / "m.safetensors"), "--picture", str(tmp_path / "p.xyz")]) == 2
     assert "wanted an ending such as .png" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main(["nonsense"])
@@ -143,8 +145,8 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ternary.language.compiler.read_source", interrupt)
-    monkeypatch.setattr("ternary.cli._read", interrupt)
+    monkeypatch.setattr("ternary._language.compiler.read_source", interrupt)
+    monkeypatch.setattr("ternary._cli.commands.check.locate", interrupt)
     assert main(["check", "resnet18"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -161,9 +163,9 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert [f["name"] for f in shown["files"]] == ["n.base3.safetensors"]
     assert json.loads((out / "manifest.json").read_text(encoding="utf-8")) == shown
-    assert main([*command, "--to", "tflite"]) == 1
+    assert main([*command, "--to", "tflite"]) == 2
     assert "choose from safetensors" in capsys.readouterr().err
-    assert main(["export", "mlp", "--to", "pt2", "--out", str(out)]) == 1
+    assert main(["export", "mlp", "--to", "pt2", "--out", str(out)]) == 2
     assert "--shape" in capsys.readouterr().err
     assert main(["export", str(EXAMPLES / "digits.tri"), "--to", "torchscript", "--out", str(out)]) == 0
 
@@ -246,7 +248,7 @@ def test_wrong_values(
 ) -> None:
     """A value that does not fit the network is an error of ours, never a traceback."""
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert said in capsys.readouterr().err
 
 

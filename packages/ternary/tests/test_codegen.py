@@ -1,5 +1,7 @@
 """Code generation: valid, deterministic, readable Python that says what the program says."""
 
+from __future__ import annotations
+
 import ast
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import torch
 
 import ternary
 from ternary import zoo
-from ternary.language import syntax as s
+from ternary._language import syntax as s
 
 
 class TestPyTorchCodeGenerator:

@@ -1,5 +1,7 @@
 """Programs of one's own: layers, parameters, composition, formatting, the same code every time."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from types import ModuleType
 
@@ -8,8 +10,8 @@ import torch
 
 import ternary
 from ternary import zoo
+from ternary._language.compiler import parse_source
 from ternary.errors import CompileError, UnknownModelError
-from ternary.language.compiler import parse_source
 
 TEXT = """
 # comment

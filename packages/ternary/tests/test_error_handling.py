@@ -1,5 +1,7 @@
 """Mistakes of callers: shapes, devices, NaN, names; each gives a typed error with advice, or a defined result."""
 
+from __future__ import annotations
+
 import pickle
 
 import pytest
@@ -16,7 +18,7 @@ from ternary.errors import (
     UnknownModelError,
 )
 from ternary.nn import TernaryConv2d, TernaryLinear, make_divisible
-from ternary.nn.quantizers import require_finite
+from ternary.nn._quantizers import require_finite
 
 
 @pytest.mark.parametrize("shape", [(3, 15), (3,), (0, 17)])

@@ -1,13 +1,15 @@
 """Wrong programs: every error is found, at the right place, in one run. The sign § stands in front of each place."""
 
+from __future__ import annotations
+
 import time
 
 import pytest
 
 import ternary
+from ternary._language.compiler import analyse
+from ternary._language.diagnostics import SourceText
 from ternary.errors import CompileError
-from ternary.language.compiler import analyse
-from ternary.language.diagnostics import SourceText
 
 BODY = "forward(x: float[N, 4]) -> float[N, 4] { return x }"
 

@@ -1,5 +1,7 @@
 """GGUF and BitNet checkpoints: written, checked with the format's own library, and read without loss."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

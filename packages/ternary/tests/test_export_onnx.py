@@ -1,5 +1,7 @@
 """ONNX in all its forms, run by onnxruntime and read back: the integers of the packed layers, and no other."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 import ternary
 from ternary.errors import ExportError, ImportFormatError
 from ternary.export import read_onnx, to_onnx
-from ternary.export.onnxfile import OPSETS
+from ternary.export._onnxfile import OPSETS
 from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear
 from ternary.runtime import PackedLinear, packed_layers, parts
 

@@ -1,5 +1,7 @@
 """Models out of the process and back: files, state dicts, torch's own forms, damage of every kind."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -16,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ternary
-from ternary import modelfile
+from ternary import _modelfile as modelfile
+from ternary._wholefile import whole_file
 from ternary.errors import ExportError, ManifestError, MissingExtraError, ModelFileError, UnknownModelError
 from ternary.export import FORMATS, export, read_gguf, read_onnx, to_pt2, to_torchscript, verify
-from ternary.export.files import optional
-from ternary.wholefile import whole_file
+from ternary.export._files import optional
 
 
 @pytest.fixture
@@ -313,7 +315,7 @@ def test_refused_exports(temp_dir: Path, compiled_simple_model: nn.Module) -> No
 DYING = """
 import os, resource, signal, sys, torch, ternary
 from ternary.export import export
-from ternary.wholefile import whole_file
+from ternary._wholefile import whole_file
 folder, phase = sys.argv[1:]
 torch.manual_seed(0)
 model = ternary.nn.TernaryLinear(256, 256)

@@ -1,5 +1,7 @@
 """The Hugging Face Hub and GitHub Releases, through their own clients, against a server on this machine."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +111,7 @@ def test_github_draft_and_notes(server, hub, folder: Path) -> None:
 
 
 def test_github_failures(server, hub, folder: Path) -> None:
-    """A refused asset leaves a draft that nobody sees; a wrong token or repository is an error by name."""
+    """A refused asset leaves an unpublished draft; a wrong token or repository is a named error."""
     base = f"{server.address}/api/v3"
     server.fail_upload = "simple.base3.safetensors"
     with pytest.raises(ExportError, match="422"):

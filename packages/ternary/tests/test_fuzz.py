@@ -1,5 +1,7 @@
 """Fuzzing with an independent grammar: the same verdict on syntax, and nothing but a TernaryError."""
 
+from __future__ import annotations
+
 import functools
 
 import torch
@@ -10,11 +12,11 @@ from lark.exceptions import LarkError
 
 import ternary
 from ternary import zoo
+from ternary._language.compiler import parse_source
+from ternary._language.diagnostics import Diagnostics, SourceText
+from ternary._language.lexer import KEYWORDS
+from ternary._language.parser import parse
 from ternary.errors import CompileError
-from ternary.language.compiler import parse_source
-from ternary.language.diagnostics import Diagnostics, SourceText
-from ternary.language.lexer import KEYWORDS
-from ternary.language.parser import parse
 
 # Written from the language guide, not from the parser. Line ends are made explicit by `tokens` below.
 GRAMMAR = r"""

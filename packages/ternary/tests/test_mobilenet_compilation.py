@@ -1,5 +1,7 @@
 """MobileNetV2 from source: equal to an independent definition, at every width."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from types import ModuleType
 

@@ -1,5 +1,7 @@
 """Packing: exact inverses for every shape, the byte formats as written, and refusal of everything else."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from hypothesis import given

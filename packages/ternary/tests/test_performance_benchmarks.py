@@ -1,5 +1,7 @@
 """What can be said of speed without a clock that decides: counted work, linear growth, sizes."""
 
+from __future__ import annotations
+
 import gc
 import sys
 import time

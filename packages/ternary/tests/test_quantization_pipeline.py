@@ -1,5 +1,7 @@
 """Stages: fp32 to fp16 to int8 or ternary, mixed precision, calibration, memory."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,10 @@ import torch
 from torch import nn
 
 import ternary
+from ternary._quantization import Recipe, quantize, rules_by_sensitivity, sensitivity
 from ternary.errors import Fp16OverflowError, NonFiniteActivationError, NonFiniteWeightError, UnknownQuantizerError
 from ternary.export import put_into, read_gguf, to_gguf
 from ternary.nn import Int8Conv2d, Int8Linear, TernaryConv2d, TernaryLinear
-from ternary.quantize import Recipe, quantize, rules_by_sensitivity, sensitivity
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The examples of the README and of the guides run as they stand."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """ResNet-18 from source: equal to an independent definition, trainable, quantizable."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from types import ModuleType
 

@@ -1,5 +1,7 @@
 """The package builds with and without a C compiler; the wheel says which of the two it is."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess

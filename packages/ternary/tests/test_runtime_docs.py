@@ -1,5 +1,7 @@
 """The examples of docs/runtime.md run."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

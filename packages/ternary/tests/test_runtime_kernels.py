@@ -1,5 +1,7 @@
 """Every kernel gives the integers of an int64 reference and the floats of plain torch, bit for bit."""
 
+from __future__ import annotations
+
 import os
 import threading
 
@@ -8,8 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ternary.runtime import available_kernels, fallback, gpu, native
-from ternary.runtime.layout import from_tiles, pack_conv_weight, tile_shape, to_tiles, unpack_conv_weight
+from ternary.runtime import _fallback as fallback
+from ternary.runtime import _gpu as gpu
+from ternary.runtime import _native as native
+from ternary.runtime import available_kernels
+from ternary.runtime._layout import Geometry, from_tiles, pack_conv_weight, tile_shape, to_tiles, unpack_conv_weight
 
 NATIVE = native.core().paths
 ALL_NATIVE = pytest.mark.parametrize(
@@ -214,20 +219,18 @@ class TestConvolutionIntegers:
         """Native and fallback accumulators equal a float64 convolution, whatever the geometry."""
         inner, outer = (1, 1) if depthwise else (case["inner"], case["outer"])
         groups = case["groups"] * (9 if depthwise else 1)
-        geometry = {k: list(case[k]) for k in ("stride", "padding", "dilation")}
-        kernel = list(case["kernel"])
-        out = fallback.out_size(*case["size"], kernel, *geometry.values())
-        if min(out) < 1:
+        steps = {k: tuple(case[k]) for k in ("stride", "padding", "dilation")}
+        geometry = Geometry(tuple(case["kernel"]), **steps, groups=groups)
+        if min(geometry.out_size(*case["size"])) < 1:
             return
         shape = (case["batch"], inner * groups, *case["size"])
         x = integers(case["batch"], inner * groups * case["size"][0] * case["size"][1], 3).reshape(shape)
-        values = ternary(outer * groups, inner, *kernel, seed=4)
-        expected = reference_convolution(x, values, **geometry, groups=groups)
-        assert torch.equal(fallback.conv2d_sums(x.to(torch.int8), values, **geometry, groups=groups).long(), expected)
+        values = ternary(outer * groups, inner, *geometry.kernel_size, seed=4)
+        expected = reference_convolution(x, values, **steps, groups=groups)
+        assert torch.equal(fallback.conv2d_sums(x.to(torch.int8), values, geometry).long(), expected)
         got = native.conv2d(
             *(x.contiguous(memory_format=torch.channels_last), pack_conv_weight(values, groups)),
-            *(torch.ones(outer * groups), None, kernel, *geometry.values(), groups, out),
-            *(native.path_number(path), case["threads"]),
+            *(torch.ones(outer * groups), None, geometry, native.path_number(path), case["threads"]),
             integers=True,
         )
         assert torch.equal(got.long(), expected)
@@ -241,7 +244,7 @@ class TestConvolutionIntegers:
         x = torch.randn(2, c, 30, 31, generator=torch.Generator().manual_seed(1))
         values, scale, bias = ternary(40, c, k, k, seed=2), torch.rand(40), torch.randn(40)
         weight = pack_conv_weight(values, 1)
-        expected = fallback.conv2d(x, weight, scale, bias, [k, k], [s, s], [p, p], [1, 1], 1)
+        expected = fallback.conv2d(x, weight, scale, bias, Geometry((k, k), (s, s), (p, p)))
         got = torch.ops.ternary.conv2d(x, weight, scale, bias, [k, k], [s, s], [p, p], [1, 1], 1, path, 2)
         assert torch.equal(got, expected)
         assert got.is_contiguous(memory_format=torch.channels_last)
@@ -252,7 +255,7 @@ class TestConvolutionIntegers:
         x, values = torch.full((1, 70, 21, 21), -127.0), torch.ones(70, 1, 20, 20, dtype=torch.int8)
         got = native.conv2d(
             *(x.contiguous(memory_format=torch.channels_last), pack_conv_weight(values, 70), torch.ones(70), None),
-            *([20, 20], [1, 1], [0, 0], [1, 1], 70, (2, 2), native.path_number(path), 1),
+            *(Geometry((20, 20), groups=70), native.path_number(path), 1),
             integers=True,
         )
         assert got.unique().tolist() == [-127 * 400]
@@ -312,8 +315,9 @@ class TestTriton:
 
         code = """
 import torch
-from ternary.runtime import fallback, gpu
-from ternary.runtime.layout import to_tiles
+from ternary.runtime import _fallback as fallback
+from ternary.runtime import _gpu as gpu
+from ternary.runtime._layout import Geometry, to_tiles
 for m, n, k in [(1, 1, 1), (3, 70, 50), (17, 64, 128), (5, 33, 300), (2, 16, 0), (0, 5, 9)]:
     values = torch.randint(-1, 2, (n, k), dtype=torch.int8)
     q = torch.randint(-127, 128, (m, k)).to(torch.int8)

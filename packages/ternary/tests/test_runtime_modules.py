@@ -1,5 +1,7 @@
 """Packed layers: built from values and scales, saved, compiled, exported, and refusing what does not fit."""
 
+from __future__ import annotations
+
 import copy
 import gc
 import io
@@ -17,7 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ternary.errors import KernelUnavailableError, LayerShapeError, TernaryError, TernaryValueError
-from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, available_kernels, doctor, native
+from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, available_kernels, doctor
+from ternary.runtime import _native as native
 
 KERNELS = pytest.mark.parametrize("kernel", available_kernels())
 
@@ -112,7 +115,7 @@ class TestPackedLinear:
 
 @pytest.mark.skipif(available_kernels() == ("torch",), reason="no compiled core here")
 class TestShortcut:
-    """The dispatcher is left out only where nobody could tell; then the result is the operator's, bit for bit."""
+    """The dispatcher is skipped only where it would change nothing; the result is the operator's, bit for bit."""
 
     def short(self, layer: PackedLinear, x: torch.Tensor) -> torch.Tensor | None:
         """What the layer's shortcut gives."""
@@ -164,7 +167,7 @@ class TestShortcut:
         assert torch.equal(layer(lazy), layer(-x))
 
     @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
-    def test_whoever_watches_sees_the_operator(self) -> None:
+    def test_modes_and_profilers_see_the_operator(self) -> None:
         """Profilers, modes, tracers and transforms."""
         layer, x = linear(), torch.randn(2, 53)
         plain = layer(x)
@@ -419,8 +422,9 @@ class TestDoctor:
         code = """
 import warnings, torch
 from pathlib import Path
-from ternary.runtime import native, doctor, PackedLinear, PackedConv2d
-native.CORE_FILE = Path({0!r})
+from ternary.runtime import doctor, PackedLinear, PackedConv2d
+from ternary import _core
+_core.CORE_FILE = Path({0!r})
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     y = PackedLinear.from_ternary(torch.eye(4), 2.0)(127 * torch.arange(2.0).repeat(2))

@@ -1,5 +1,7 @@
 """From quantized and compiled models to packed ones: the same values, nearly the same outputs, files, compilers."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The C core under the address, undefined-behaviour and thread sanitizers, on a driver of its own without Python."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
@@ -10,8 +12,9 @@ import pytest
 import ternary.runtime
 
 COMPILER = next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
-CORE = Path(ternary.runtime.__file__).with_name("core.c")
+CORE = Path(ternary.runtime.__file__).with_name("csrc")
 DRIVER = Path(__file__).with_name("core_check.c")
+UNITS = ["-I", CORE, DRIVER, *sorted(CORE.glob("*.c"))]
 
 
 @pytest.mark.slow
@@ -22,7 +25,7 @@ def test_core_is_clean(tmp_path, sanitizers) -> None:
     program = tmp_path / "check"
     flags = ["-std=c99", "-O1", "-g", "-ffp-contract=off", "-pthread", "-fno-sanitize-recover=all"]
     built = subprocess.run(
-        [COMPILER, *flags, f"-fsanitize={sanitizers}", f'-DCORE="{CORE}"', "-o", program, DRIVER],
+        [COMPILER, *flags, f"-fsanitize={sanitizers}", "-o", program, *UNITS],
         capture_output=True,
         text=True,
     )
@@ -48,7 +51,7 @@ def test_core_compiles_without_a_warning(tmp_path) -> None:
     """Strict C99 with all warnings on, the driver included."""
     flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-pthread"]
     program = tmp_path / "check"
-    done = subprocess.run([COMPILER, *flags, f'-DCORE="{CORE}"', "-o", program, DRIVER], capture_output=True, text=True)
+    done = subprocess.run([COMPILER, *flags, "-o", program, *UNITS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

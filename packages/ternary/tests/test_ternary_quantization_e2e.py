@@ -1,5 +1,7 @@
 """From one tensor to a whole packed model: quantizers, thresholds, packing, sparsity."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +13,11 @@ from torch import nn
 
 import ternary
 from ternary import packing
+from ternary._options import QUANTIZERS
 from ternary.errors import NonFiniteWeightError, UnknownQuantizerError
-from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, quantizers
-from ternary.nn.quantizers import QUANTIZERS, fake_int8, ternarize
+from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear
+from ternary.nn import _quantizers as quantizers
+from ternary.nn._quantizers import fake_int8, ternarize
 
 ALL = [q for q in QUANTIZERS if q != "exact"]
 

@@ -1,5 +1,7 @@
 """The training loop: learning, schedules, clipping, mixed precision, resume, and honest failures."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
@@ -19,7 +21,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import ternary
-from ternary import data, experiment, plot
+from ternary import _plot as plot
+from ternary._training import History, TrainConfig, accuracy, data, experiment, fit, make_optimizer, rate, shuffled
 from ternary.errors import (
     DivergedError,
     ModelFileError,
@@ -28,7 +31,6 @@ from ternary.errors import (
     UnknownQuantizerError,
     VanishingGradientError,
 )
-from ternary.train import History, TrainConfig, accuracy, fit, make_optimizer, rate, shuffled
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -1,5 +1,7 @@
 """Helpers of this suite, reached through the fixture `utils`, with tests of their own."""
 
+from __future__ import annotations
+
 import gc
 import mmap
 import statistics

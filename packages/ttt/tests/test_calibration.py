@@ -9,13 +9,13 @@ import pytest
 from ttt_test_backends import ColourTable
 
 import ttt
-from ttt.calibration import AS_CLAIMED, Calibration, Curve, calibration_json, read_calibration
 from ttt.errors import UnreadableFileError
-from ttt.selection import choose
+from ttt.results._calibration import AS_CLAIMED, Calibration, Curve, calibration_json, read_calibration
+from ttt.results._selection import choose
 
 
 def test_shipped_curves_are_for_the_default_backend() -> None:
-    """The file in the package has a rising curve for each stage of ``grid``, and lowers what the net claims wrongly."""
+    """The file in the package has a rising curve for each stage of `grid`, and lowers what the net claims wrongly."""
     shipped = read_calibration()
     assert shipped.backend == "grid"
     assert set(shipped.curves) == {"search", "trees", "net"}
@@ -80,7 +80,7 @@ def test_what_is_no_curve_is_refused(text: str, integration_test_dir: Path) -> N
 
 def test_a_missing_file_is_named(integration_test_dir: Path) -> None:
     """The error says which file, and what would do."""
-    with pytest.raises(UnreadableFileError, match="give a file that ttt eval --calibrate wrote"):
+    with pytest.raises(UnreadableFileError, match="use a file that ttt eval --calibrate wrote"):
         read_calibration(integration_test_dir / "none.json")
 
 

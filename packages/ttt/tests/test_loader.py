@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ttt
+from ttt._tasks.loader import parse_task, task_json
 from ttt.errors import InvalidTaskError, UnknownSourceError, UnreadableFileError
-from ttt.loader import parse_task, task_json
 
 GOOD = {"train": [{"input": [[1, 2]], "output": [[3]]}], "test": [{"input": [[4]]}]}
 
@@ -138,7 +138,7 @@ def test_sources_that_name_nothing(integration_test_dir: Path) -> None:
     }.items():
         with pytest.raises(UnknownSourceError, match=message):
             ttt.load(source)
-    with pytest.raises(UnknownSourceError, match="no tasks named"):
+    with pytest.raises(UnknownSourceError, match="no tasks given"):
         ttt.load()
 
 

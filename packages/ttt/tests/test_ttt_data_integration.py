@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 from ttt_test_backends import ColourTable
 
 import ttt
-from ttt.batching import OUTSIDE, batches, pad
+from ttt._tasks.batching import OUTSIDE, batches, pad
+from ttt._tasks.leak import check_no_leak, find_leaks
+from ttt._tasks.loader import parse_collection, task_json
+from ttt._tasks.sparse import pays, sparse
 from ttt.errors import LeakError
-from ttt.leak import check_no_leak, find_leaks
-from ttt.loader import parse_collection, task_json
-from ttt.sparse import pays, sparse
 from ttt.values import same
 
 grids = arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 9))
@@ -67,7 +67,7 @@ class TestSparseGrids:
         assert same(sparse(grid).dense(), grid)
 
     def test_pays_on_real_grids(self, real_tasks: ttt.TaskSet) -> None:
-        """Exactly where ``pays`` says so the sparse form is smaller, and it does so on many real grids."""
+        """Exactly where `pays` says so the sparse form is smaller, and it does so on many real grids."""
         found = all_grids(real_tasks)
         saving = [g for g in found if pays(g)]
         assert all((sparse(g).nbytes < g.nbytes) is pays(g) for g in found)

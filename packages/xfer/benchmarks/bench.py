@@ -5,6 +5,8 @@ Same work, same run, peers taking turns.
 
 # ruff: noqa: D102  # the class docstrings say it
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import importlib.metadata

@@ -6,6 +6,8 @@ it, with `receiver(token)`, a function that waits for the next array and returns
 
 # ruff: noqa: D102  # the four methods are the same everywhere; the module says what they do
 
+from __future__ import annotations
+
 import array
 import ctypes
 import mmap

@@ -19,6 +19,7 @@ def main() -> None:
         weights = manager.allocate("6MiB", device="cuda:0", spillable=True)
         with weights.use((6 << 18,), np.float32) as array:
             array[:] = 1
+        del array  # a block stays in place while a view of it is alive
         scratch = manager.allocate("4MiB", device="cuda:0")  # does not fit beside the weights
         print(f"the weights are in {weights.place} memory now")
         manager.release(scratch)

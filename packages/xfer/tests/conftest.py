@@ -1,5 +1,7 @@
 """Shared fixtures: a pool per test, helper processes, and the check that no test leaves anything behind."""
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import os
@@ -7,14 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
 import pytest
 
 import xfer
-from xfer.reader import READER
+from xfer._shared.reader import READER
 
+if sys.platform == "linux":
+    resource_tracker.ensure_running()  # its pipe stays open for the whole run
 REQUIRE_CUDA = os.environ.get("REQUIRE_CUDA") == "1"
 
 

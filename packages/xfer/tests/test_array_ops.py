@@ -1,5 +1,7 @@
 """Array operations: values and promotion as NumPy's, several libraries and devices, and with shared memory."""
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable
 from typing import Any

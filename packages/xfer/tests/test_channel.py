@@ -1,5 +1,7 @@
 """Channels: order, back-pressure, fan-out, closing, and the death of either side."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import pickle
@@ -18,8 +20,8 @@ import pytest
 
 import xfer
 from xfer import errors
-from xfer.channel import Receiver, Sender
-from xfer.ring import Ring
+from xfer._channel.channel import Receiver, Sender
+from xfer._channel.ring import Ring
 
 ECHO = """
 rx = xfer.Receiver.from_bytes(bytes.fromhex(arg[0])); tx = xfer.Sender.from_bytes(bytes.fromhex(arg[1]))

@@ -1,5 +1,7 @@
 """The command line does what it says, for people and for programs."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -9,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from xfer.cli import main
-from xfer.doctor import examine
+from xfer._cli import main
+from xfer._doctor.examine import examine
 
 
 def test_doctor_explains_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +35,7 @@ def test_doctor_on_a_poorer_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
-    monkeypatch.setattr("xfer.names.DIRECTORY", "/nowhere")
+    monkeypatch.setattr("xfer._shared.names.DIRECTORY", "/nowhere")
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     found = {finding.what: finding for finding in examine()}
     assert not found["nameless sealed memory"].works
@@ -77,9 +79,11 @@ def test_bench_measures(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_wrong_usage_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """Errors go to stderr in one line, with a status for shells."""
-    assert main(["bench", "--size", "three"]) == 1
-    assert main(["bench", "--count", "0"]) == 1
-    assert "want" in capsys.readouterr().err
+    assert main(["bench", "--size", "three"]) == 2
+    assert main(["bench", "--count", "0"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("xfer: ") and "want" in line for line in said)
     with pytest.raises(SystemExit) as caught:
         main(["nonsense"])
     assert caught.value.code == 2
@@ -87,8 +91,33 @@ def test_wrong_usage_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_teaches() -> None:
     """The console script's help names every command, and works without rich."""
-    code = "import sys; sys.modules['rich.console'] = None; from xfer import cli; cli.main(['doctor'])"
+    code = "import sys; sys.modules['rich.console'] = None; from xfer import _cli as cli; cli.main(['doctor'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "sealed memory" in done.stdout
-    done = subprocess.run([sys.executable, "-m", "xfer.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "xfer", "--help"], capture_output=True, text=True, check=True)
     assert all(word in done.stdout for word in ("doctor", "ls", "reap", "bench"))
+
+
+def test_json_is_the_same_before_and_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """The position of `--json` changes nothing, and `--version` prints one line."""
+    main(["--json", "reap"])
+    before = capsys.readouterr().out
+    main(["reap", "--json"])
+    assert capsys.readouterr().out == before
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("xfer ")
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    """A reader of the output that ends early, as `head` does, leaves standard error empty."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xfer", "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1

@@ -1,5 +1,7 @@
 """Every program in examples/ runs as a newcomer would run it."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

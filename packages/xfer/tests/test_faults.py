@@ -1,6 +1,7 @@
 """Real processes, real signals: nothing is left behind, nothing stale is readable, nothing leased is overwritten."""
 
-import fcntl
+from __future__ import annotations
+
 import mmap
 import os
 import resource
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 
 import xfer
-from xfer import errors, names
-from xfer.lease import PosixLeases
-from xfer.processes import held_segments
-from xfer.reader import READER
+from xfer import errors
+from xfer._shared import names
+from xfer._shared.lease import Leases, PosixLeases
+from xfer._shared.listing import held_segments
+from xfer._shared.reader import READER
+from xfer._shared.segment import LIFE
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and memfd")
 HOLD = "view = xfer.get(bytes.fromhex(arg[0])); say('held'); wait(); say(int(view[0]), int(view[-1]))"
@@ -244,7 +247,7 @@ def test_out_of_descriptors_evicts_idle_mappings() -> None:
 
 def test_kept_mappings_are_bounded(pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader of many segments keeps the mappings in use and a limited number of others."""
-    monkeypatch.setattr("xfer.reader.KEPT_MAPPINGS", 3)
+    monkeypatch.setattr("xfer._shared.reader.KEPT_MAPPINGS", 3)
     READER.trim()
     handles = [pool.put(np.full(300_000 + number, number, np.uint8)) for number in range(8)]
     first = xfer.get(handles[0])
@@ -340,8 +343,8 @@ def test_posix_locks_serve_where_there_are_no_better_ones(tmp_path: Any, helper:
     path = tmp_path / "segment"
     path.write_bytes(b"x")
     code = """
-from xfer.lease import PosixLeases
-from xfer.processes import held_segments
+from xfer._shared.lease import PosixLeases
+from xfer._shared.listing import held_segments
 fd = os.open(arg[0], os.O_RDONLY); PosixLeases.acquire(fd, 5); PosixLeases.acquire(fd, 6); PosixLeases.release(fd, 6)
 say("held"); wait()
 """
@@ -367,7 +370,7 @@ del os.sysconf
 sys.modules["fcntl"] = sys.modules["resource"] = None
 sys.platform = "win32"
 import xfer
-from xfer import cli
+from xfer import _cli as cli
 for attempt in (xfer.Pool, lambda: xfer.put(np.zeros(1)), xfer.default_pool):
     try: attempt()
     except xfer.errors.UnsupportedPlatformError as error: print(isinstance(error, OSError), error)
@@ -376,18 +379,19 @@ print(cli.main(["ls"]), cli.main(["reap"]), cli.main(["doctor", "--json"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     said = done.stdout.splitlines()
     assert all(line.startswith("True sharing memory between processes needs POSIX file locks") for line in said[:3])
-    assert said[-1] == "1 1 1"
+    assert said[-1] == "2 2 1"
     assert len(done.stderr.splitlines()) == 2
 
 
 @linux_only
 def test_segments_are_locked_while_the_producer_lives(pool: xfer.Pool) -> None:
-    """The sign of life of a segment is a lock that nobody else can take."""
+    """The producer holds a lock on each segment that every other opening can see, until it ends."""
     handle = pool.put(np.zeros(1))
     fd = os.open(f"/proc/{handle.pid}/fd/{handle.fields.fd}", os.O_RDONLY)
     try:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert Leases.held(fd, LIFE, 1)
+        pool.close()
+        assert not Leases.held(fd, LIFE, 1)
     finally:
         os.close(fd)
 

@@ -1,5 +1,7 @@
 """Device memory: blocks, pools, accounts, budget, spilling, lost blocks; on a host-memory device and on CUDA."""
 
+from __future__ import annotations
+
 import gc
 import os
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 import xfer
 from xfer import errors
-from xfer.allocators import Allocator, default_allocator
+from xfer._device.allocators import Allocator, default_allocator
 
 MIB = 1 << 20
 
@@ -197,6 +199,33 @@ def test_blocks_in_use_are_not_spilled(manager: xfer.GpuMemoryManager) -> None:
     block.release()
 
 
+def test_a_block_stays_while_a_view_of_it_is_alive() -> None:
+    """A view that outlives `use` keeps its block in place: a write through it never lands in another block."""
+    with xfer.GpuMemoryManager(xfer.HostAllocator(), budget=MIB) as manager:
+        block = manager.allocate(MIB, spillable=True)
+        with block.use() as array:
+            view = array[:10]
+        del array
+        with pytest.raises(ValueError, match="live array"):
+            manager.spill(block)
+        with pytest.raises(errors.BudgetExceededError, match="an array over them is alive"):
+            manager.allocate(MIB)
+        view[:] = 7
+        del view
+        other = manager.allocate(MIB)
+        assert block.place == "host"
+        other.release()
+        with block.use() as array:
+            assert (array[:10] == 7).all()
+        late = array[:10]
+        del array
+        block.release()
+        with pytest.raises(errors.BudgetExceededError):
+            manager.allocate(MIB)
+        del late
+        manager.allocate(MIB).release()
+
+
 def test_spilling_to_a_missing_folder_keeps_the_block(tmp_path: Path) -> None:
     """If a block cannot be written, the request fails with a typed error and the block is whole."""
     with xfer.GpuMemoryManager(
@@ -205,6 +234,7 @@ def test_spilling_to_a_missing_folder_keeps_the_block(tmp_path: Path) -> None:
         block = manager.allocate(MIB, spillable=True)
         with block.use() as array:
             array[:] = 5
+        del array
         with pytest.raises(errors.BudgetExceededError, match="cannot be spilled"):
             manager.allocate(MIB)
         with block.use() as array:
@@ -232,11 +262,13 @@ manager = xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folde
 blocks = [manager.allocate("2MiB", spillable=True) for _ in range(2)]
 for number, block in enumerate(blocks):
     with block.use() as array: array[:] = number
+    del array
 manager.spill(blocks[0])
 try: manager.spill(blocks[1])
 except xfer.errors.BudgetExceededError: say(blocks[1].place)
 for block in blocks:
     with block.use() as array: say(int(array.min()), int(array.max()))
+    del array
 manager.spill(blocks[1]); say(blocks[1].place)
 manager.close()
 """
@@ -263,6 +295,7 @@ manager = xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folde
 def spilled(value):
     block = manager.allocate(1000, spillable=True)
     with block.use() as array: array[:] = value
+    del array
     manager.spill(block)
     return block
 ours = spilled(1)

@@ -1,5 +1,7 @@
 """Every example of the README runs."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from sybil import Sybil

@@ -1,5 +1,7 @@
 """Arrays through shared memory: every data type, every layout, handles, the pool, and the store of names."""
 
+from __future__ import annotations
+
 import contextlib
 import pickle
 import struct
@@ -20,9 +22,9 @@ from hypothesis.extra import numpy as hnp
 
 import xfer
 from xfer import errors
-from xfer.descriptor import HEADER, Handle, signature
-from xfer.reader import READER
-from xfer.sizes import format_size, parse_size, slot_size
+from xfer._shared.handle import HEADER, Handle, signature
+from xfer._shared.reader import READER
+from xfer._sizes import format_size, parse_size, slot_size
 
 RECORD = np.dtype([("time", "<M8[us]"), ("pair", [("a", "<i2"), ("b", ">f8", (2, 3))]), ("name", "<U5")], align=True)
 ARRAYS = {
@@ -448,7 +450,7 @@ def test_reader_statistics_and_trim(pool: xfer.Pool) -> None:
     assert READER.trim() == 0
     del view
     assert READER.stats()["leases"] == 0
-    assert READER.trim() == 1
+    assert xfer.trim() > 0
     assert READER.stats()["mapped_bytes"] == 0
 
 
@@ -610,7 +612,7 @@ def test_move_and_explain_on_the_host() -> None:
     for lazy in (torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2, dtype=torch.complex64).conj().imag):
         assert xfer.explain(lazy, "numpy").copies == 1
         assert not np.shares_memory(xfer.move(lazy, "numpy"), xfer.move(lazy.resolve_conj(), "numpy"))
-    assert str(xfer.explain(array, "torch")) == "numpy on cpu -> torch: 0 copies\n  view: torch looks at NumPy's memory"
+    assert str(xfer.explain(array, "torch")) == "numpy on cpu -> torch: 0 copies\n  view: torch views NumPy's memory"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Small arrays in slots of a channel's slab: the compiled core and the Python one, and each with the other."""
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import importlib
@@ -20,22 +22,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import xfer
-from xfer import errors, native
-from xfer.channel import Receiver
-from xfer.ring import RETURN_HEAD, RETURNS, Ring
-from xfer.slab import CANNOT, FULL, SENT, UNKNOWN, slab_shape
+from xfer import _compiled, errors
+from xfer._channel.channel import Receiver
+from xfer._channel.layout import CANNOT, FULL, RETURN_HEAD, SENT, UNKNOWN
+from xfer._channel.ring import Ring
+from xfer._channel.slab import RETURNS, slab_shape
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="channels need Linux")
 KINDS = (False, True)
 both = pytest.mark.parametrize(("sending", "receiving"), [(a, b) for a in KINDS for b in KINDS])
-compiled_only = pytest.mark.skipif(native.module is None, reason=f"no compiled core here: {native.why_not}")
+compiled_only = pytest.mark.skipif(_compiled.module is None, reason=f"no compiled core here: {_compiled.why_not}")
 
 
 @contextlib.contextmanager
 def channel_of(capacity: int, pool: xfer.Pool, sending: bool, receiving: bool) -> Any:
     """Make a channel whose ends run the given cores."""
-    if (sending or receiving) and native.module is None:
-        pytest.skip(f"no compiled core here: {native.why_not}")
+    if (sending or receiving) and _compiled.module is None:
+        pytest.skip(f"no compiled core here: {_compiled.why_not}")
     with xfer.Channel(capacity, pool=pool, compiled=sending, spin=0) as channel:
         channel.receiver = Receiver(bytes(channel.receiver), 0, receiving)
         yield channel
@@ -166,8 +169,8 @@ def test_a_larger_array_gets_larger_slots(pool: xfer.Pool, sending: bool, receiv
 @both
 def test_ends_in_two_processes(helper: Callable[..., Any], sending: bool, receiving: bool) -> None:
     """Each core on one side of two real processes: everything arrives, in order, and comes back."""
-    if native.module is None and (sending or receiving):
-        pytest.skip(f"no compiled core here: {native.why_not}")
+    if _compiled.module is None and (sending or receiving):
+        pytest.skip(f"no compiled core here: {_compiled.why_not}")
     code = """
 rx = xfer.Receiver(bytes.fromhex(arg[0]), compiled=arg[2] == "1")
 with xfer.Sender(bytes.fromhex(arg[1]), compiled=arg[2] == "1") as tx:
@@ -226,8 +229,8 @@ def test_a_killed_receiver_gives_the_slab_back(
     pool: xfer.Pool, helper: Callable[..., Any], sending: bool, receiving: bool
 ) -> None:
     """Kill -9 of a receiver that holds slots: the kernel ends its lease, and the whole slab is free."""
-    if native.module is None and (sending or receiving):
-        pytest.skip(f"no compiled core here: {native.why_not}")
+    if _compiled.module is None and (sending or receiving):
+        pytest.skip(f"no compiled core here: {_compiled.why_not}")
     code = """
 rx = xfer.Receiver(bytes.fromhex(arg[0]), compiled=arg[1] == "1")
 held = [rx.recv(), rx.recv()]; say("held"); wait()
@@ -283,7 +286,7 @@ def test_a_forgotten_sender_gives_its_slab_back(pool: xfer.Pool) -> None:
     channel.receiver.recv(timeout=5)
     channel.receiver.close()
     with pool._lock:
-        channel.sender._end_of_slab()  # as when it is collected while the pool's lock is held
+        channel.sender._outgoing.drop_slab()  # as when it is collected while the pool's lock is held
     channel.close()
     assert pool.stats().waiting_for_readers == 0
     pool.trim()
@@ -378,8 +381,8 @@ def test_many_shapes_and_threads(pool: xfer.Pool) -> None:
 @pytest.mark.parametrize("compiled", KINDS)
 def test_the_cores_say_what_they_cannot_do(pool: xfer.Pool, compiled: bool) -> None:
     """Both cores give the same answers, also to what they cannot take."""
-    if compiled and native.module is None:
-        pytest.skip(f"no compiled core here: {native.why_not}")
+    if compiled and _compiled.module is None:
+        pytest.skip(f"no compiled core here: {_compiled.why_not}")
     with xfer.Channel(2, pool=pool, compiled=compiled) as channel:
         channel.sender.attach()
         core, ring = channel.sender._core, channel.sender._ring
@@ -400,7 +403,7 @@ def test_the_cores_say_what_they_cannot_do(pool: xfer.Pool, compiled: bool) -> N
             core.learn(array.dtype, (number,), b"other")
         core.drop_slab()
         assert core.send(array, 0) == CANNOT
-        assert channel.sender._end_of_slab is None
+        assert channel.sender._outgoing.give_back_slab is None
         ring.took(0)
         ring.took(1)
 
@@ -408,7 +411,7 @@ def test_the_cores_say_what_they_cannot_do(pool: xfer.Pool, compiled: bool) -> N
 @compiled_only
 def test_the_compiled_core_suits_every_python() -> None:
     """No format has a "#": what that calls depends on the Python compiled against, and one file serves them all."""
-    sources = "".join(file.read_text() for file in (Path(xfer.__file__).parent / "csrc").glob("*.c"))
+    sources = "".join(file.read_text() for file in (Path(xfer.__file__).parent / "_csrc").glob("*.c"))
     formats = re.findall(r'Py(?:Arg_|_Build)\w+\([^"]*"([^"]*)"', sources)
     assert formats
     assert not [text for text in formats if "#" in text]
@@ -416,7 +419,7 @@ def test_the_compiled_core_suits_every_python() -> None:
 
 def test_the_compiled_core_refuses_wrong_arguments(pool: xfer.Pool) -> None:
     """Memory that does not fit, and calls with wrong arguments, raise and never touch memory."""
-    core = native.module
+    core = _compiled.module
     with xfer.Channel(2, pool=pool) as channel:
         ring = Ring(bytes(channel.sender), sending=True)
         for wrong in ((ring.map, 1 << 40, ring.start, 4), (ring.map, 2, 8, 4), (ring.map, 2, ring.start, 3)):
@@ -459,7 +462,7 @@ def test_streaming_copy_is_exact(offset: int) -> None:
     """A copy past the cache hits exactly its bytes, at any alignment."""
     source = np.random.default_rng(offset).integers(0, 255, (33 << 20) + 7, np.uint8)[offset % 5 :]
     target = bytearray(source.nbytes + 2 * 4096 + 1)
-    native.module.copy(target, offset, source)
+    _compiled.module.copy(target, offset, source)
     seen = np.frombuffer(target, np.uint8)
     assert not seen[:offset].any()
     assert not seen[offset + source.nbytes :].any()
@@ -471,7 +474,7 @@ def test_python_cores_without_a_compiled_one() -> None:
     code = """
 import sys; sys.modules["xfer._native"] = None
 import numpy as np, xfer
-from xfer.doctor import examine
+from xfer._doctor.examine import examine
 with xfer.Channel(2) as channel:
     channel.sender.send(np.arange(3)); assert channel.receiver.recv(timeout=5).tolist() == [0, 1, 2]
     print(type(channel.sender._core).__module__)
@@ -479,13 +482,13 @@ handle = xfer.put(np.ones((2 << 20) + 1)); assert xfer.get(handle).sum() == (2 <
 print(next(f.detail for f in examine() if "compiled" in f.what))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("xfer.slab\n")
+    assert done.stdout.startswith("xfer._channel.slab\n")
     assert "Python" in done.stdout
 
 
 def test_python_without_ordered_stores(pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On processors that reorder stores the Python cores ring for each message and never spin."""
-    monkeypatch.setattr(importlib.import_module("xfer.ring"), "ORDERED_STORES", False)
+    monkeypatch.setattr(importlib.import_module("xfer._channel.ring"), "ORDERED_STORES", False)
     with channel_of(2, pool, False, False) as channel:
         for number in range(20):
             channel.sender.send(np.full(9, number), timeout=5)
@@ -499,3 +502,23 @@ def test_slab_shapes() -> None:
     assert slab_shape(64 << 10, 256, 1 << 30) == (64 << 10, 64)
     assert slab_shape(64 << 10, 256, 1 << 20) == (64 << 10, 2)
     assert slab_shape(64 << 10, 256, 1 << 19) == (64 << 10, 0)
+
+
+@compiled_only
+def test_a_core_of_another_layout_is_refused() -> None:
+    """The compiled core reports its memory layout, and one that differs is not used."""
+    code = """
+import sys
+import xfer._native, xfer._channel.layout as layout
+layout.LAYOUT["entry"] += 64
+from xfer import _compiled
+print(_compiled.module, _compiled.why_not)
+"""
+    assert _compiled.module.layout() == importlib.import_module("xfer._channel.layout").LAYOUT
+    code = code.replace(
+        "import xfer._native",
+        "sys.modules['xfer'] = __import__('types').ModuleType('xfer')\n"
+        f"sys.modules['xfer'].__path__ = [{str(Path(xfer.__file__).parent)!r}]\nimport xfer._native",
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("None it was compiled for another memory layout")

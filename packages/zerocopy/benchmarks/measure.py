@@ -48,7 +48,7 @@ def caretakers() -> int:
     total = 0
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if b"import _thread, fcntl" in (entry / "cmdline").read_bytes():
+            if b"_caretaker_process.py" in (entry / "cmdline").read_bytes():
                 lines = (entry / "smaps_rollup").read_text().splitlines()
                 total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
         except OSError:

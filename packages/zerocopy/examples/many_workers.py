@@ -1,4 +1,4 @@
-"""Serve one model from several processes, publish a better version while they work, and see what they share.
+"""Serve one model from several processes, publish a new version while they work, and print what they share.
 
 python packages/zerocopy/examples/many_workers.py [WORKERS]
 """
@@ -17,7 +17,7 @@ import zerocopy
 
 
 def work(name: str, answers: Any) -> None:
-    """Answer with whatever version is current, until that is the second, and then until the pipe closes."""
+    """Answer with the current version until that is the second one, then wait for the end."""
     torch.set_num_threads(1)
     live = zerocopy.follow(name)
     seen: list[int] = []
@@ -32,9 +32,9 @@ def work(name: str, answers: Any) -> None:
 
 
 def main(workers: int = 4) -> None:
-    """Publish, start workers, publish again once all have answered, and print what they share."""
+    """Publish, start workers, publish again after all have answered, and print what they share."""
     model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(8)])
-    name = f"example-{os.getpid()}"  # names are the machine's: two of these programs may run side by side
+    name = f"example-{os.getpid()}"  # names are machine-wide, and two of these programs may run side by side
     zerocopy.publish(model, name=name)
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []

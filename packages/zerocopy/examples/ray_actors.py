@@ -1,4 +1,4 @@
-"""Give one model to several Ray actors and tasks, and switch the actors to a new version between two calls.
+"""Share one model among several Ray actors and tasks, and switch the actors to a new version between two calls.
 
 python packages/zerocopy/examples/ray_actors.py [ACTORS]
 """
@@ -13,7 +13,7 @@ from torch import nn
 
 import zerocopy
 
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # or `uv run` gives each worker an environment of its own
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else `uv run` makes Ray build an environment per worker
 
 
 def main(actors: int = 3) -> None:
@@ -25,7 +25,7 @@ def main(actors: int = 3) -> None:
     ray.init(address="local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(8)]).eval()
     inputs = torch.ones(1, 1024)
-    name = f"example-{os.getpid()}"  # names are the machine's: two of these programs may run side by side
+    name = f"example-{os.getpid()}"  # names are machine-wide, and two of these programs may run side by side
     ref = zerocopy.publish(model, name=name)
     pool = [ray.remote(ModelActor).options(num_cpus=0.1).remote(ref) for _ in range(actors)]
     with torch.no_grad():

@@ -15,8 +15,8 @@ from torch import nn
 
 import zerocopy
 from zerocopy import ModelRef
+from zerocopy._publish import digest
 from zerocopy.errors import CheckpointMismatchError, CorruptSegmentError, SegmentGoneError
-from zerocopy.publish import digest
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Importing zerocopy stays cheap."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 
@@ -42,7 +44,7 @@ except zerocopy.errors.MissingExtraError as error:
 def test_the_table_needs_rich() -> None:
     """Without rich the command line says how to get it, and still prints JSON."""
     program = (
-        "import sys; sys.modules['rich.console'] = None; from zerocopy.cli import main; sys.exit(main(sys.argv[1:]))"
+        "import sys; sys.modules['rich.console'] = None; from zerocopy._cli import main; sys.exit(main(sys.argv[1:]))"
     )
     table = subprocess.run([sys.executable, "-c", program, "report"], capture_output=True, text=True, check=False)
     assert (table.returncode, table.stdout) == (2, "")

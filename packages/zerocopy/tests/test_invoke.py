@@ -88,13 +88,13 @@ class Pipeline:
 @pytest.fixture(autouse=True)
 def unpublished() -> Iterator[None]:
     """What pipelines published in a test goes at its end."""
-    from zerocopy.publish import _published, _release
+    from zerocopy._publish import _published, release
 
     before = set(_published)
     yield
     zerocopy.forget()
     for path in set(_published) - before:
-        _release(path)
+        release(path)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_call_model_here(publish: Publish) -> None:
 
 def test_only_one_version_is_kept(publish: Publish) -> None:
     """Calling a newer version lets the older one go, and only so many models are kept."""
-    from zerocopy.invoke import _KEPT, _recent
+    from zerocopy._invoke import _KEPT, _recent
 
     for _ in range(3):
         zerocopy.call_model(publish(Net(4, 4), name="versioned"), "whoami")

@@ -24,7 +24,7 @@ Publish = Callable[..., ModelRef]
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore")
 def test_map_batches(ray: Any, simple_model: nn.Module, publish: Publish) -> None:
-    """Ray Data's map_batches with a BatchPredictor gives the model's answers, row by row."""
+    """Ray Data's map_batches with a BatchPredictor returns the model's answers, row by row."""
     ray_data = pytest.importorskip("ray.data")
     from zerocopy.on_ray import BatchPredictor
 
@@ -85,7 +85,7 @@ ray.shutdown()
 
 def test_fetch_from_the_publishing_node(ray: Any, simple_model: nn.Module, publish: Publish, eventually: Any) -> None:
     """What a far node does, done here under another node's name: the same bytes arrive once and go when unused."""
-    from zerocopy.journey import fetch
+    from zerocopy._fetch import fetch
 
     ref = publish(simple_model, name="fetched")
     way = "fetched@1", ref.path, ref.node, "f" * 56
@@ -96,13 +96,13 @@ def test_fetch_from_the_publishing_node(ray: Any, simple_model: nn.Module, publi
         del copy
     assert eventually(lambda: not list(path.parent.glob(f"{path.name}*")))
     missing = "missing@1", f"{ref.path}-missing", ref.node, "f" * 56
-    with pytest.raises(SegmentGoneError, match="missing@1 cannot be had from its node"), fetch(*missing):
+    with pytest.raises(SegmentGoneError, match="missing@1 cannot be fetched from its node"), fetch(*missing):
         pass
 
 
 def test_what_arrives_altered_is_refused(ray: Any, simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """Bytes that are not those published raise, name the tensor, and leave no segment for others to find."""
-    from zerocopy.journey import fetch
+    from zerocopy._fetch import fetch
 
     ref, here = publish(simple_model, name="altered"), "e" * 56
     copy = tmp_path / "altered.zc"
@@ -120,7 +120,7 @@ def test_a_node_that_has_left(ray: Any, simple_model: nn.Module, publish: Publis
     """A model of a node that is no more says so when it is loaded, and leaves nothing."""
     ref = publish(simple_model, name="left")
     lost = dataclasses.replace(ref, node="d" * 56)
-    with pytest.raises(SegmentGoneError, match=r"left@1-[0-9a-f]+ cannot be had from its node"):
+    with pytest.raises(SegmentGoneError, match=r"left@1-[0-9a-f]+ cannot be fetched from its node"):
         lost.load(cached=False)
     assert [path for path in Path(ref.path).parent.glob("left@1*") if path != Path(ref.path)] == []
 

@@ -20,7 +20,7 @@ from torch import nn
 
 import zerocopy
 from zerocopy import ModelRef
-from zerocopy.cli import main
+from zerocopy._cli import main
 
 Publish = Callable[..., ModelRef]
 # Python 3.12 and later warn of forking beside threads; torch and pytest-timeout have some that a child does not need.
@@ -30,7 +30,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs 
 
 @linux
 def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
-    """Proportional shares add up to one copy; the process that wrote is told, with the tensor."""
+    """Proportional shares add up to one copy; the report names the process that wrote, and the tensor."""
     ref = publish(large_model, name="big", directory=tmp_path)
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
@@ -96,7 +96,7 @@ def test_a_report_reads_as_text(publish: Publish, tmp_path: Path) -> None:
 
 @linux
 def test_removed_but_still_read(simple_model: nn.Module, tmp_path: Path) -> None:
-    """A segment whose file is gone shows as long as somebody has it mapped."""
+    """A segment whose file is gone is reported as long as a process has it mapped."""
     ref = zerocopy.publish(simple_model, name="old", directory=tmp_path)
     model = ref.load(cached=False)
     os.unlink(ref.path)
@@ -148,7 +148,7 @@ def test_verify(simple_model: nn.Module, publish: Publish, tmp_path: Path, capsy
 
 
 def test_sweep(tmp_path: Path, capsys: Any) -> None:
-    """`sweep` removes and lists what nobody holds."""
+    """`sweep` removes and lists files without a lease."""
     (tmp_path / "x@1-0.zc.part").write_bytes(b"")
     assert main(["sweep", "--directory", str(tmp_path)]) == 0
     assert "x@1-0.zc.part" in capsys.readouterr().out
@@ -158,11 +158,11 @@ def test_sweep(tmp_path: Path, capsys: Any) -> None:
 
 @pytest.mark.timeout(120)
 def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
-    """`report --json --watch` prints a line each time and ends quietly when nobody reads any more."""
+    """`report --json --watch` prints a line each time and ends quietly when its pipe closes."""
     command = [
         sys.executable,
         "-m",
-        "zerocopy.cli",
+        "zerocopy",
         "report",
         "--json",
         "--watch",
@@ -185,7 +185,7 @@ def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
 def test_watched_table_ends_with_ctrl_c(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """`report --watch` repeats the table; Ctrl-C ends it with the status that shells give an interrupted command."""
     publish(simple_model, name="watched", directory=tmp_path)
-    command = [sys.executable, "-m", "zerocopy.cli", "report", "--watch", "0.05", "--directory", str(tmp_path)]
+    command = [sys.executable, "-m", "zerocopy", "report", "--watch", "0.05", "--directory", str(tmp_path)]
     ours, theirs = os.openpty()  # a table that repeats is for a terminal
     process = subprocess.Popen(
         command,

@@ -73,7 +73,7 @@ def test_replace_works_on_a_model_with_weights(simple_model: nn.Module) -> None:
 
 
 def test_wrong_names_are_refused(simple_model: nn.Module) -> None:
-    """A name that leads nowhere is an error that gives it."""
+    """A name that the module does not have is an error that contains it."""
     skeleton, _ = zerocopy.extract_tensors(simple_model)
     with pytest.raises(CheckpointMismatchError, match=r"9\.weight"):
         zerocopy.replace_tensors(skeleton, {"9.weight": torch.zeros(1)})

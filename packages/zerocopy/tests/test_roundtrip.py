@@ -313,7 +313,7 @@ def test_saved_size_is_the_same(transformer_model: nn.Module, publish: Publish) 
 
 
 def test_copies_are_independent(simple_model: nn.Module, publish: Publish) -> None:
-    """Deepcopy of a loaded model gives memory of its own."""
+    """A deep copy of a loaded model has memory of its own."""
     loaded = reload(simple_model, publish)
     twin = copy.deepcopy(loaded)
     with torch.no_grad():
@@ -321,7 +321,7 @@ def test_copies_are_independent(simple_model: nn.Module, publish: Publish) -> No
     assert torch.equal(loaded[0].weight, simple_model[0].weight)
 
 
-def test_load_is_cached_while_somebody_holds_it(simple_model: nn.Module, publish: Publish) -> None:
+def test_load_is_cached_while_the_model_exists(simple_model: nn.Module, publish: Publish) -> None:
     """The same object in one process; cached=False makes another over a mapping of its own."""
     ref = publish(simple_model)
     first = ref.load()

@@ -19,9 +19,10 @@ from torch import nn
 
 import zerocopy
 from zerocopy import ModelRef
-from zerocopy.directory import default_directory, segments
+from zerocopy._caretaker import Caretaker
+from zerocopy._directory import default_directory, segments
+from zerocopy._lease import gate, remove_if_free
 from zerocopy.errors import CorruptSegmentError, NoSpaceError, OtherFormatError, SegmentGoneError
-from zerocopy.lease import Caretaker, gate, remove_if_free
 
 Publish = Callable[..., ModelRef]
 
@@ -174,9 +175,9 @@ def test_publisher_killed_while_writing(tmp_path: Path, eventually: Any) -> None
     """Nothing of a half-written segment becomes visible or stays."""
     code = """
 import os, sys, signal, torch, zerocopy
-from zerocopy import segment
+from zerocopy._segment import writing
 def die(*args): os.kill(os.getpid(), signal.SIGKILL)
-segment.seal = die
+writing.seal = die
 zerocopy.publish(torch.nn.Linear(64, 64), name="half", directory=sys.argv[1])
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
@@ -185,7 +186,7 @@ zerocopy.publish(torch.nn.Linear(64, 64), name="half", directory=sys.argv[1])
 
 
 def test_unpublish(simple_model: nn.Module) -> None:
-    """Without readers the file goes at once; with one it goes when that one lets go; loading it then says so."""
+    """The file is removed at once; loading it raises an error that says what to do."""
     ref = zerocopy.publish(simple_model, name="fleeting")
     zerocopy.unpublish(ref)
     assert not Path(ref.path).exists()
@@ -265,7 +266,7 @@ def test_threads_share_a_caretaker(tmp_path: Path) -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert caretaker._pipe is None
+            assert not caretaker.running
     finally:
         sys.setswitchinterval(interval)
     assert failures == []
@@ -283,7 +284,7 @@ def test_a_model_without_a_name_is_called_after_its_class(publish: Publish, tmp_
             delattr(sys.modules["__main__"], called)
 
 
-def test_sweep_removes_what_nobody_holds(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+def test_sweep_removes_files_without_a_lease(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """Files without a lease go, those in use and those published to stay do not."""
     used = publish(simple_model, directory=tmp_path, name="used")
     kept = publish(simple_model, directory=tmp_path, name="kept", keep=True)
@@ -318,10 +319,10 @@ zerocopy.publish(torch.nn.Linear(2, 2), name="kept", directory=sys.argv[1], keep
     assert list(tmp_path.iterdir()) == []
 
 
-def test_somebody_elses_publication(simple_model: nn.Module, publish: Publish) -> None:
+def test_a_publication_of_another_process(simple_model: nn.Module, publish: Publish) -> None:
     """A model that another process holds cannot be unpublished from here."""
     ref = publish(simple_model)
-    from zerocopy.publish import _published
+    from zerocopy._publish import _published
 
     held = _published.pop(ref.path)
     with pytest.raises(ValueError, match="unpublish it there"):
@@ -330,7 +331,7 @@ def test_somebody_elses_publication(simple_model: nn.Module, publish: Publish) -
 
 
 def test_a_superseded_version_needs_no_unpublishing(simple_model: nn.Module, publish: Publish) -> None:
-    """Its publisher is told that it has given it up already, whether a reader still has it or not."""
+    """`unpublish` says that it was given up already, whether a reader still has it or not."""
     old = publish(simple_model, name="moving")
     readers = [old.load()]
     publish(simple_model, name="moving")
@@ -342,7 +343,7 @@ def test_a_superseded_version_needs_no_unpublishing(simple_model: nn.Module, pub
 
 def test_bad_names_and_versions(simple_model: nn.Module, publish: Publish) -> None:
     """A name that is no file name, or a version that is not newer, is refused."""
-    with pytest.raises(ValueError, match="no model name"):
+    with pytest.raises(ValueError, match="not a model name"):
         publish(simple_model, name="../up")
     publish(simple_model, name="numbered", version=3)
     with pytest.raises(ValueError, match="not newer than the current one, 3"):

@@ -48,7 +48,7 @@ def test_follow_switches_between_calls(publish: Publish, tmp_path: Path) -> None
 
 
 def test_old_bytes_go_with_the_last_reader(publish: Publish, tmp_path: Path, eventually: Any) -> None:
-    """A superseded version stays while somebody holds its model, and goes then."""
+    """A superseded version stays while a process holds its model, and is removed then."""
     one = publish(Constant(1), name="model", directory=tmp_path)
     held = one.load()
     publish(Constant(2), name="model", directory=tmp_path)

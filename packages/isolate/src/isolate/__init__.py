@@ -1,25 +1,30 @@
 """Run plugins each in its own virtual environment and process."""
 
-from isolate.environments import Environment, EnvironmentStore
+from __future__ import annotations
+
+from typing import Any
+
+from isolate import _moved
+from isolate._environments import Environment, EnvironmentStore
+from isolate._exports import ProxiedSingleton
+from isolate._extension import Extension, LoadReport
+from isolate._host import Host, Loaded
+from isolate._manifest import Manifest, read_manifest
+from isolate._requirements import Policy
+from isolate._states import State
+from isolate._worker.outgoing import share
 from isolate.errors import (
-    CallTimeout,
-    ContractMismatch,
+    CallTimeoutError,
+    ContractMismatchError,
     IsolateError,
-    NotReady,
+    NotReadyError,
     RemoteError,
-    WorkerDied,
+    WorkerDiedError,
 )
-from isolate.exports import ProxiedSingleton
-from isolate.extension import Extension, LoadReport
-from isolate.host import Host, Loaded
-from isolate.manifest import Manifest, read_manifest
-from isolate.requirements import Policy
-from isolate.states import State
-from isolate.worker.buffers import share
 
 __all__ = [
-    "CallTimeout",
-    "ContractMismatch",
+    "CallTimeoutError",
+    "ContractMismatchError",
     "Environment",
     "EnvironmentStore",
     "Extension",
@@ -28,12 +33,18 @@ __all__ = [
     "LoadReport",
     "Loaded",
     "Manifest",
-    "NotReady",
+    "NotReadyError",
     "Policy",
     "ProxiedSingleton",
     "RemoteError",
     "State",
-    "WorkerDied",
+    "WorkerDiedError",
     "read_manifest",
     "share",
 ]
+
+_moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    return _moved.renamed_error("isolate", name)

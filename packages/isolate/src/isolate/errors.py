@@ -1,106 +1,149 @@
-"""Every error that isolate raises on purpose; each names a condition, not a place."""
+"""Every error that isolate raises on purpose, each named for its condition."""
 
 from __future__ import annotations
 
-from isolate.worker.errors import (
-    CallCancelled,
-    CallTimeout,
-    DepthExceeded,
+from typing import Any
+
+from isolate import _moved
+from isolate._worker.errors import (
+    CallCancelledError,
+    CallTimeoutError,
+    DepthExceededError,
     IsolateError,
-    LinkClosed,
-    Overloaded,
+    LinkClosedError,
+    OverloadedError,
     RemoteError,
-    RemoteTraceback,
-    UnknownMethod,
-    UnsupportedType,
+    RemoteTracebackError,
+    UnknownMethodError,
+    UnsupportedTypeError,
     WireError,
-    WouldDeadlock,
+    WouldDeadlockError,
 )
 
 __all__ = [
-    "CallCancelled",
-    "CallTimeout",
-    "ContractMismatch",
-    "DepthExceeded",
+    "CallCancelledError",
+    "CallTimeoutError",
+    "ContractMismatchError",
+    "DepthExceededError",
     "EnvironmentBuildError",
-    "ExtensionDisabled",
+    "ExtensionDisabledError",
     "ExtensionStartError",
-    "InvalidManifest",
-    "InvalidRequirement",
+    "InvalidManifestError",
+    "InvalidRequirementError",
     "IsolateError",
-    "LinkClosed",
-    "LockOutOfDate",
-    "NotReady",
-    "Overloaded",
+    "LinkClosedError",
+    "LockOutOfDateError",
+    "NotReadyError",
+    "OverloadedError",
     "RemoteError",
-    "RemoteTraceback",
-    "SandboxUnavailable",
-    "ShareConflict",
-    "UnknownMethod",
-    "UnsupportedType",
+    "RemoteTracebackError",
+    "SandboxUnavailableError",
+    "ShareConflictError",
+    "UnknownMethodError",
+    "UnsupportedTypeError",
     "WireError",
-    "WorkerDied",
-    "WouldDeadlock",
+    "WorkerDiedError",
+    "WouldDeadlockError",
 ]
 
 
-class InvalidManifest(IsolateError, ValueError):
-    """A manifest says something that it may not; the message names file, line and what was wanted."""
+def __getattr__(name: str) -> Any:
+    return _moved.renamed_error("isolate.errors", name)
 
 
-class InvalidRequirement(IsolateError, ValueError):
-    """A dependency is not a plain, allowed requirement."""
+class InvalidManifestError(IsolateError, ValueError):
+    """A manifest is invalid; the message gives file, line and the expected value."""
 
 
-class LockOutOfDate(IsolateError, ValueError):
+class InvalidRequirementError(IsolateError, ValueError):
+    """A dependency is not a plain requirement, or the host's policy does not allow it."""
+
+
+class LockOutOfDateError(IsolateError, ValueError):
     """An extension's lock file was made for other requirements than its manifest has now."""
 
 
 class EnvironmentBuildError(IsolateError, RuntimeError):
-    """An environment could not be resolved or installed; the message carries what uv said."""
+    """An environment could not be resolved or installed; the message carries uv's output."""
 
 
-class ShareConflict(IsolateError, ValueError):
-    """The host's torch cannot serve this extension: the versions contradict each other."""
+class ShareConflictError(IsolateError, ValueError):
+    """The extension needs another version of torch, or of what torch needs, than the host has."""
 
 
-class SandboxUnavailable(IsolateError, OSError):
-    """A sandbox is required and this machine cannot provide it."""
+class SandboxUnavailableError(IsolateError, OSError):
+    """A sandbox is required and this machine does not provide all of it."""
 
 
-class ContractMismatch(IsolateError, TypeError):
+class ContractMismatchError(IsolateError, TypeError):
     """An extension does not provide what it promised, or needs what the host does not export.
 
-    Attributes:
+    Args:
+        name: The extension, or the Protocol.
         differences: One readable line for each difference.
+
+    Attributes:
+        name: The extension, or the Protocol.
+        differences: One readable line for each difference.
+
+    Example:
+        >>> error = ContractMismatchError("stats", ["has no method 'mean'"])
+        >>> str(error), error.differences
+        ("stats: has no method 'mean'", ["has no method 'mean'"])
     """
 
     def __init__(self, name: str, differences: list[str]) -> None:
         super().__init__(f"{name}: " + "; ".join(differences))
+        self.name = name
         self.differences = differences
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.differences)
 
-class ExtensionDisabled(IsolateError, RuntimeError):
-    """A disabled extension was asked for."""
+
+class ExtensionDisabledError(IsolateError, RuntimeError):
+    """The extension's manifest says `enabled: false`."""
 
 
 class ExtensionStartError(IsolateError, RuntimeError):
     """An extension's own code failed while it was imported or constructed; the cause is its exception."""
 
 
-class NotReady(IsolateError, RuntimeError):
-    """A call was made while the extension is not running; the message gives its state."""
+class NotReadyError(IsolateError, RuntimeError):
+    """A call was made while the extension is not running; the message gives its state.
+
+    Example:
+        >>> with Host(store) as host:
+        ...     stats = host.load(extensions / "stats")
+        >>> try:
+        ...     stats.call.mean([1])
+        ... except NotReadyError as error:
+        ...     print(error)
+        stats is stopped
+    """
 
 
-class WorkerDied(LinkClosed):
+class WorkerDiedError(LinkClosedError):
     """A worker process ended while it was needed.
+
+    Args:
+        name: The extension.
+        exit_code: The process's exit code; None if a signal ended it.
+        signal: The number of the signal that ended it; None if it exited.
+        reason: Why the host ended it; empty if it ended by itself.
+        stderr: Its last lines on stderr.
 
     Attributes:
         name: The extension.
-        exit_code: What the process exited with, None if a signal ended it.
-        signal: The number of the signal that ended it, None if it exited.
-        reason: Why the host ended it, empty if it ended by itself.
+        exit_code: The process's exit code; None if a signal ended it.
+        signal: The number of the signal that ended it; None if it exited.
+        reason: Why the host ended it; empty if it ended by itself.
         stderr: Its last lines on stderr.
+
+    Example:
+        >>> print(WorkerDiedError("stats", None, 9, "", ("out of cheese",)))
+        the worker of stats ended by signal 9; last lines on stderr:
+          out of cheese
     """
 
     def __init__(
@@ -119,5 +162,5 @@ class WorkerDied(LinkClosed):
         self.reason = reason
         self.stderr = stderr
 
-    def __copy__(self) -> WorkerDied:
-        return WorkerDied(self.name, self.exit_code, self.signal, self.reason, self.stderr)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.exit_code, self.signal, self.reason, self.stderr)

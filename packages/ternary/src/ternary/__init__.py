@@ -1,13 +1,25 @@
-"""A small language and compiler for ternary neural networks: check, train, pack, run."""
+"""A small language and compiler for ternary neural networks: check, train, quantize, pack, run, export.
 
-from ternary import nn, zoo
+A public name is imported at its first use, so that checking a source does not load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ternary import _moved as _moved
+from ternary import _operators as _operators
+from ternary._lazy import importer
 from ternary.errors import CompileError, TernaryError
-from ternary.language.compiler import check, compile, generate
-from ternary.language.formatter import format_source
-from ternary.modelfile import load, save
-from ternary.quantize import Recipe, Report, quantize, rules_by_sensitivity, sensitivity, to_fp16, to_int8
-from ternary.runtime.pack import pack
-from ternary.train import TrainConfig, fit
+
+if TYPE_CHECKING:
+    from ternary import export, llm, nn, packing, runtime, zoo
+    from ternary._language.compiler import check, compile, generate
+    from ternary._language.formatter import format_source
+    from ternary._modelfile import load, save
+    from ternary._quantization import Recipe, Report, quantize, rules_by_sensitivity, sensitivity, to_fp16, to_int8
+    from ternary._training import TrainConfig, fit
+    from ternary.runtime import pack
 
 __all__ = [
     "CompileError",
@@ -17,17 +29,35 @@ __all__ = [
     "TrainConfig",
     "check",
     "compile",
+    "export",
     "fit",
     "format_source",
     "generate",
+    "llm",
     "load",
     "nn",
     "pack",
+    "packing",
     "quantize",
     "rules_by_sensitivity",
+    "runtime",
     "save",
     "sensitivity",
     "to_fp16",
     "to_int8",
     "zoo",
 ]
+
+__getattr__ = importer(
+    {
+        "_language.compiler": ("check", "compile", "generate"),
+        "_language.formatter": ("format_source",),
+        "_modelfile": ("load", "save"),
+        "_quantization": (
+            *("Recipe", "Report", "quantize", "rules_by_sensitivity", "sensitivity", "to_fp16", "to_int8"),
+        ),
+        "_training": ("TrainConfig", "fit"),
+        "runtime": ("pack",),
+        "": ("export", "llm", "nn", "packing", "runtime", "zoo"),
+    }
+)

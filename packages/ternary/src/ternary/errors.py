@@ -5,15 +5,58 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ternary.language.diagnostics import Diagnostic, SourceText
+    from ternary._language.diagnostics import Diagnostic, SourceText
+
+__all__ = [
+    "ChatTemplateError",
+    "CompileError",
+    "ContextLengthError",
+    "DivergedError",
+    "ExportError",
+    "Fp16OverflowError",
+    "ImportFormatError",
+    "KernelUnavailableError",
+    "LayerShapeError",
+    "ManifestError",
+    "MissingExtraError",
+    "ModelFileError",
+    "NonFiniteActivationError",
+    "NonFiniteWeightError",
+    "NothingToPackError",
+    "PackedDataError",
+    "ServerBusyError",
+    "TernaryError",
+    "TernaryValueError",
+    "UnknownModelError",
+    "UnknownQuantizerError",
+    "VanishingGradientError",
+]
 
 
 class TernaryError(Exception):
-    """Base of all errors of ternary."""
+    """Base of all errors of ternary.
+
+    Example:
+        >>> import ternary
+        >>> try:
+        ...     ternary.zoo.load("resnet81")
+        ... except ternary.TernaryError as error:
+        ...     print(type(error).__name__)
+        UnknownModelError
+    """
 
 
 class CompileError(TernaryError, ValueError):
-    """A source has errors; `diagnostics` holds all of them, in source order, and `str()` shows them with carets."""
+    """A source has errors; `diagnostics` holds all of them, in source order, and `str()` shows them with carets.
+
+    Example:
+        >>> import ternary
+        >>> try:
+        ...     ternary.compile("model M { a = Linear(8, 4) }")
+        ... except ternary.CompileError as error:
+        ...     print(error.diagnostics[0].message)
+        'M' has no forward
+    """
 
     def __init__(self, source: SourceText, diagnostics: tuple[Diagnostic, ...]):
         self.source = source
@@ -22,13 +65,16 @@ class CompileError(TernaryError, ValueError):
         heading = f"{source.name}: {count} error{'s' if count != 1 else ''}"
         super().__init__("\n\n".join([heading, *(d.render(source) for d in diagnostics)]))
 
+    def __reduce__(self) -> tuple[type[CompileError], tuple[SourceText, tuple[Diagnostic, ...]]]:
+        return type(self), (self.source, self.diagnostics)
+
 
 class UnknownModelError(TernaryError, LookupError):
-    """A model was asked for by a name that the source or the zoo does not define."""
+    """The source or the zoo defines no model of this name."""
 
 
 class UnknownQuantizerError(TernaryError, ValueError):
-    """A quantizer, granularity or precision was asked for by a name that does not exist."""
+    """No quantizer, granularity or precision has this name."""
 
 
 class NonFiniteWeightError(TernaryError, ValueError):
@@ -40,7 +86,7 @@ class NonFiniteActivationError(TernaryError, ValueError):
 
 
 class TernaryValueError(TernaryError, ValueError):
-    """A value outside {-1, 0, +1} was given where only ternary values can stand."""
+    """A value outside {-1, 0, +1} was given where only ternary values are allowed."""
 
 
 class PackedDataError(TernaryError, ValueError):
@@ -68,7 +114,7 @@ class MissingExtraError(TernaryError, ImportError):
 
 
 class KernelUnavailableError(TernaryError, RuntimeError):
-    """A kernel was asked for by name that this machine or this build does not have, or that cannot take the problem."""
+    """This machine or this build does not have the named kernel, or the kernel cannot solve the problem."""
 
 
 class LayerShapeError(TernaryError, ValueError):
@@ -80,7 +126,7 @@ class NothingToPackError(TernaryError, ValueError):
 
 
 class ExportError(TernaryError, ValueError):
-    """A model cannot be written in a format: a layer, a size or a scale that the format has no place for."""
+    """A model cannot be written in a format that has no representation for one of its layers, sizes or scales."""
 
 
 class ImportFormatError(TernaryError, ValueError):
@@ -88,4 +134,16 @@ class ImportFormatError(TernaryError, ValueError):
 
 
 class ManifestError(TernaryError, ValueError):
-    """Exported files are missing, or differ from what their manifest says of them."""
+    """Exported files are missing, or differ from their manifest."""
+
+
+class ContextLengthError(TernaryError, ValueError):
+    """A prompt does not fit the context that a language model was opened with."""
+
+
+class ChatTemplateError(TernaryError, ValueError):
+    """Messages cannot become a prompt: the model has no tokenizer or chat template, or the template fails."""
+
+
+class ServerBusyError(TernaryError, RuntimeError):
+    """A server's queue of requests is full, or the server is closing."""

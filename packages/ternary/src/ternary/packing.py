@@ -1,6 +1,6 @@
-"""Ternary values to bytes and back, 2 bits (4 a byte) and base 3 (5 a byte). Knows nothing of scales or kernels.
+"""Pack ternary values to bytes and back: 2 bits (4 a byte) and base 3 (5 a byte).
 
-The byte formats are specified in docs/packing-format.md; both are exact inverses of their packer and refuse to guess.
+docs/packing-format.md specifies the formats. Unpacking is the exact inverse of packing, and refuses any other bytes.
 """
 
 from __future__ import annotations
@@ -22,36 +22,48 @@ def pack_2bit(values: Tensor) -> Tensor:
     """Pack ternary values along the last dimension, four to a byte, the first one in the lowest two bits.
 
     Args:
-        values: -1, 0 or +1 of shape (..., K); int8 as a rule, any real dtype is taken.
+        values: Tensor of -1, 0 or +1 of shape (..., K); int8 as a rule, any real dtype is taken.
 
     Returns:
         uint8 of shape (..., ceil(K / 4)); each code is value + 1, a last byte is filled up with the code of 0.
 
     Raises:
-        TernaryValueError: a value is not -1, 0 or +1 (NaN included), or there is no dimension to pack along.
+        TernaryValueError: A value is not -1, 0 or +1 (NaN included), or there is no dimension to pack along.
+
+    Example:
+        >>> import torch
+        >>> from ternary.packing import pack_2bit
+        >>> pack_2bit(torch.tensor([-1, 0, 1, 0, 1])).tolist()
+        [100, 86]
     """
     fields = _codes(values, _PER_BYTE_2BIT)
     return fields[..., 0] | fields[..., 1] << 2 | fields[..., 2] << 4 | fields[..., 3] << 6
 
 
 def unpack_2bit(packed: Tensor, k: int) -> Tensor:
-    """Give back the k ternary values per row that `pack_2bit` packed.
+    """Unpack the k ternary values per row that `pack_2bit` packed.
 
     Args:
-        packed: uint8 of shape (..., ceil(k / 4)).
-        k: number of values in the last dimension.
+        packed: Uint8 tensor of shape (..., ceil(k / 4)).
+        k: Number of values in the last dimension.
 
     Returns:
         int8 of shape (..., k).
 
     Raises:
-        PackedDataError: wrong dtype or size, a code 3, or filling that is not the code of 0.
+        PackedDataError: Wrong dtype or size, a code 3, or filling that is not the code of 0.
+
+    Example:
+        >>> import torch
+        >>> from ternary.packing import unpack_2bit
+        >>> unpack_2bit(torch.tensor([100, 86], dtype=torch.uint8), 5).tolist()
+        [-1, 0, 1, 0, 1]
     """
     _check_packed(packed, k, _PER_BYTE_2BIT)
     fields = torch.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], dim=-1)
     if fields.numel() and int(fields.max()) == 3:
         raise PackedDataError(
-            "got 2-bit code 3 in packed ternary data; only 0, 1 and 2 stand for values. "
+            "got 2-bit code 3 in packed ternary data; the codes are 0, 1 and 2. "
             "The bytes are damaged or were packed by another format"
         )
     return _values(fields, k)
@@ -63,13 +75,19 @@ def pack_base3(values: Tensor) -> Tensor:
     1.6 bits a weight against 2, for storage only: taking digits out costs more than the bytes it saves when computing.
 
     Args:
-        values: -1, 0 or +1 of shape (..., K); int8 as a rule, any real dtype is taken.
+        values: Tensor of -1, 0 or +1 of shape (..., K); int8 as a rule, any real dtype is taken.
 
     Returns:
         uint8 of shape (..., ceil(K / 5)), each at most 242; each digit is value + 1, filled up with the digit of 0.
 
     Raises:
-        TernaryValueError: a value is not -1, 0 or +1 (NaN included), or there is no dimension to pack along.
+        TernaryValueError: A value is not -1, 0 or +1 (NaN included), or there is no dimension to pack along.
+
+    Example:
+        >>> import torch
+        >>> from ternary.packing import pack_base3
+        >>> pack_base3(torch.tensor([-1, 0, 1, 0, 1])).tolist()
+        [210]
     """
     digits = _codes(values, _PER_BYTE_BASE3)
     packed = digits[..., 4]
@@ -79,17 +97,23 @@ def pack_base3(values: Tensor) -> Tensor:
 
 
 def unpack_base3(packed: Tensor, k: int) -> Tensor:
-    """Give back the k ternary values per row that `pack_base3` packed.
+    """Unpack the k ternary values per row that `pack_base3` packed.
 
     Args:
-        packed: uint8 of shape (..., ceil(k / 5)).
-        k: number of values in the last dimension.
+        packed: Uint8 tensor of shape (..., ceil(k / 5)).
+        k: Number of values in the last dimension.
 
     Returns:
         int8 of shape (..., k).
 
     Raises:
-        PackedDataError: wrong dtype or size, a byte above 242, or filling that is not the digit of 0.
+        PackedDataError: Wrong dtype or size, a byte above 242, or filling that is not the digit of 0.
+
+    Example:
+        >>> import torch
+        >>> from ternary.packing import unpack_base3
+        >>> unpack_base3(torch.tensor([210], dtype=torch.uint8), 5).tolist()
+        [-1, 0, 1, 0, 1]
     """
     _check_packed(packed, k, _PER_BYTE_BASE3)
     if packed.numel() and int(packed.max()) >= _BASE3_CODES:

@@ -1,4 +1,29 @@
-"""Every error that xfer raises on purpose; each names a condition, not a place."""
+"""Every error that xfer raises on purpose, named by its condition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "BudgetExceededError",
+    "ChannelClosedError",
+    "DeviceUnavailableError",
+    "DoubleReleaseError",
+    "EndpointTakenError",
+    "ForeignHandleError",
+    "HandleError",
+    "NameMissingError",
+    "NameTakenError",
+    "PeerDiedError",
+    "PoolClosedError",
+    "ProducerGoneError",
+    "ReadOnlyStoreError",
+    "StaleHandleError",
+    "UnsupportedDtypeError",
+    "UnsupportedPlatformError",
+    "WaitTimeoutError",
+    "XferError",
+]
 
 
 class XferError(Exception):
@@ -22,12 +47,21 @@ class UnsupportedDtypeError(XferError, TypeError):
 
 
 class BudgetExceededError(XferError, MemoryError):
-    """No room for the request. `asked` and `available` are in bytes."""
+    """No room for the request.
 
-    def __init__(self, message: str, asked: int, available: int) -> None:
+    Args:
+        message: What was asked for and what is left.
+        asked: Bytes that were asked for.
+        available: Bytes that are left.
+    """
+
+    def __init__(self, message: str, asked: int = 0, available: int = 0) -> None:
         super().__init__(message)
         self.asked = asked
         self.available = available
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.asked, self.available), self.__dict__
 
 
 class DoubleReleaseError(XferError, ValueError):

@@ -1,16 +1,18 @@
-"""Array operations whose operands may be on different devices: the work happens where most of the bytes are already.
+"""Array operations whose operands may be on different devices: the work is done where most of the bytes are.
 
 Values and promotion are those of the installed NumPy (on CUDA: of CuPy, which follows it). A result is of the same
 library as the first array.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from xfer.interchange import device_of, library_of
-from xfer.move import _cupy, move
+from xfer._convert.interchange import device_of, library_of
+from xfer._convert.move import _cupy, move
 
 __all__ = ["add", "apply", "divide", "matmul", "max", "mean", "min", "multiply", "power", "subtract", "sum"]
 
@@ -26,32 +28,61 @@ def add(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> Any:
 
     Returns:
         The result on that device, or `out`.
+
+    Example:
+        >>> xfer.ops.add(np.arange(3), 1)
+        array([1, 2, 3])
     """
     return _run("add", (a, b), out, device)
 
 
 def subtract(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> Any:
-    """Return a - b, element by element; arguments as in `add`."""
+    """Return a - b, element by element; arguments as in `add`.
+
+    Example:
+        >>> xfer.ops.subtract(np.arange(3), 1)
+        array([-1,  0,  1])
+    """
     return _run("subtract", (a, b), out, device)
 
 
 def multiply(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> Any:
-    """Return a * b, element by element; arguments as in `add`."""
+    """Return a * b, element by element; arguments as in `add`.
+
+    Example:
+        >>> xfer.ops.multiply(np.arange(3), 2)
+        array([0, 2, 4])
+    """
     return _run("multiply", (a, b), out, device)
 
 
 def divide(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> Any:
-    """Return a / b, element by element; arguments as in `add`."""
+    """Return a / b, element by element; arguments as in `add`.
+
+    Example:
+        >>> xfer.ops.divide(np.arange(3), 2)
+        array([0. , 0.5, 1. ])
+    """
     return _run("divide", (a, b), out, device)
 
 
 def power(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> Any:
-    """Return a ** b, element by element; arguments as in `add`."""
+    """Return a ** b, element by element; arguments as in `add`.
+
+    Example:
+        >>> xfer.ops.power(np.arange(3), 2)
+        array([0, 1, 4])
+    """
     return _run("power", (a, b), out, device)
 
 
 def matmul(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> Any:
-    """Return the matrix product, over leading dimensions as in NumPy; other arguments as in `add`."""
+    """Return the matrix product, over leading dimensions as in NumPy; other arguments as in `add`.
+
+    Example:
+        >>> xfer.ops.matmul(np.eye(2), np.ones(2))
+        array([1., 1.])
+    """
     return _run("matmul", (a, b), out, device)
 
 
@@ -71,6 +102,10 @@ def sum(
         keepdims: Keep the reduced axes with length 1.
         out: An array for the result.
         device: Where to work; by default where `a` is.
+
+    Example:
+        >>> xfer.ops.sum(np.ones((2, 3)), axis=0)
+        array([2., 2., 2.])
     """
     return _run("sum", (a,), out, device, axis=axis, keepdims=keepdims)
 
@@ -83,7 +118,12 @@ def mean(
     out: Any = None,
     device: str | None = None,
 ) -> Any:
-    """Return the mean over axes; arguments as in `sum`."""
+    """Return the mean over axes; arguments as in `sum`.
+
+    Example:
+        >>> xfer.ops.mean(np.ones((2, 3)), axis=0)
+        array([1., 1., 1.])
+    """
     return _run("mean", (a,), out, device, axis=axis, keepdims=keepdims)
 
 
@@ -95,7 +135,12 @@ def max(
     out: Any = None,
     device: str | None = None,
 ) -> Any:
-    """Return the greatest element over axes; arguments as in `sum`."""
+    """Return the greatest element over axes; arguments as in `sum`.
+
+    Example:
+        >>> xfer.ops.max(np.eye(2), axis=0)
+        array([1., 1.])
+    """
     return _run("max", (a,), out, device, axis=axis, keepdims=keepdims)
 
 
@@ -107,7 +152,12 @@ def min(
     out: Any = None,
     device: str | None = None,
 ) -> Any:
-    """Return the least element over axes; arguments as in `sum`."""
+    """Return the least element over axes; arguments as in `sum`.
+
+    Example:
+        >>> xfer.ops.min(np.eye(2), axis=0)
+        array([0., 0.])
+    """
     return _run("min", (a,), out, device, axis=axis, keepdims=keepdims)
 
 
@@ -119,6 +169,10 @@ def apply(function: Callable[..., Any], *arrays: Any, out: Any = None, device: s
         *arrays: Arrays of any library and device.
         out: An array for the result.
         device: Where to work; by default where most of the bytes are.
+
+    Example:
+        >>> xfer.ops.apply(np.hypot, np.array([3.0]), np.array([4.0]))
+        array([5.])
     """
     where = device or _busiest(arrays)
     return _deliver(function(*(_bring(array, where) for array in arrays)), out, arrays)
@@ -153,7 +207,7 @@ def _is_number(operand: Any) -> bool:
 
 def _bring(operand: Any, where: str) -> Any:
     if _is_number(operand):
-        return operand  # a Python number adapts to the other operand's type, so it must stay one
+        return operand  # a Python number adapts to the other operand's type, so it is not converted
     if where == "cpu":
         return move(operand, "numpy")
     if library_of(operand) == "torch" and device_of(operand) == where:

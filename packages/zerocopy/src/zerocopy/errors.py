@@ -1,8 +1,33 @@
-"""Every error that zerocopy raises on purpose; each names a condition, not a place."""
+"""Every error that zerocopy raises on purpose. Each class names a condition."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointMismatchError",
+    "CorruptSegmentError",
+    "MethodNotAllowedError",
+    "MissingExtraError",
+    "NoSpaceError",
+    "OtherFormatError",
+    "SegmentGoneError",
+    "UnknownNameError",
+    "UnshareableError",
+    "WriteRefusedError",
+    "ZerocopyError",
+]
 
 
 class ZerocopyError(Exception):
-    """Base of all errors of zerocopy."""
+    """Base of all errors of zerocopy.
+
+    Example:
+        >>> import zerocopy
+        >>> try:
+        ...     zerocopy.current("never-published")
+        ... except zerocopy.ZerocopyError as error:
+        ...     print(type(error).__name__)
+        UnknownNameError
+    """
 
 
 class UnshareableError(ZerocopyError, TypeError):
@@ -10,19 +35,19 @@ class UnshareableError(ZerocopyError, TypeError):
 
 
 class CorruptSegmentError(ZerocopyError, ValueError):
-    """A segment is truncated, altered or not a segment at all; nothing of it was used."""
+    """A segment is truncated, altered or not a segment. None of its content was used."""
 
 
 class OtherFormatError(CorruptSegmentError):
-    """A segment was written by another version of zerocopy; it is left as it is."""
+    """A segment was written by another version of zerocopy. It was not changed."""
 
 
 class SegmentGoneError(ZerocopyError, FileNotFoundError):
-    """The segment was removed: its publisher and every reader have left, or it was never on this machine."""
+    """The segment was removed because its publisher and every reader have left, or it was never on this machine."""
 
 
 class NoSpaceError(ZerocopyError, OSError):
-    """The directory that should hold the segment is too small; nothing became visible."""
+    """The directory is too small for the segment. Nothing became visible."""
 
 
 class UnknownNameError(ZerocopyError, LookupError):
@@ -34,12 +59,12 @@ class WriteRefusedError(ZerocopyError, RuntimeError):
 
 
 class MethodNotAllowedError(ZerocopyError, AttributeError):
-    """A pipeline's model was asked for a method that it was not rewritten with."""
+    """A pipeline's model was asked for a method that the pipeline was not rewritten with."""
 
 
 class CheckpointMismatchError(ZerocopyError, ValueError):
-    """A checkpoint and the model that should take its tensors do not fit."""
+    """A checkpoint does not fit the model that should take its tensors."""
 
 
 class MissingExtraError(ZerocopyError, ImportError):
-    """An optional library is needed; the message names the extra that brings it."""
+    """An optional library is not installed. The message names the extra that installs it."""

@@ -1,4 +1,4 @@
-"""What runs on Ray: tasks and actors over shared weights, Ray Data and Serve."""
+"""Run published models on Ray: tasks and actors over shared weights, Ray Data and Ray Serve."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from zerocopy._invoke import call_model
+from zerocopy._ref import ModelRef
+from zerocopy._writes import written
 from zerocopy.errors import MissingExtraError
-from zerocopy.invoke import call_model
-from zerocopy.isolation import written
-from zerocopy.ref import ModelRef
 
 try:
     import ray
 except ImportError as error:
     raise MissingExtraError('this needs Ray: pip install "pentad-zerocopy[ray]", or use mode="local"') from error
 
+__all__ = ["BatchPredictor", "ModelActor", "deployment"]
+
 
 def task_runner(options: Mapping[str, Any] | None = None) -> Callable[[ModelRef], Callable[..., Any]]:
     """Return, per model, a function that runs call_model as a Ray task and waits for the result."""
-    return lambda ref: _RunTask(dict(options or {}))
+    return lambda _ref: _RunTask(dict(options or {}))
 
 
 class _RunTask:
-    """Runs call_model as a Ray task; travels inside pipelines."""
+    """Runs call_model as a Ray task. It is pickled as part of a pipeline."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
@@ -51,7 +53,7 @@ class _RunActors:
         self._actors = actors
         self._turn = itertools.count()
 
-    def __call__(self, ref: ModelRef, method: str, args: Any, kwargs: Any) -> Any:
+    def __call__(self, _ref: ModelRef, method: str, args: Any, kwargs: Any) -> Any:
         actor = self._actors[next(self._turn) % len(self._actors)]
         return ray.get(actor.call.remote(method, args, kwargs))
 
@@ -60,11 +62,19 @@ class _RunActors:
 
 
 class ModelActor:
-    """A Ray actor's class: one process with the model loaded. Use as ``ray.remote(ModelActor).remote(ref)``.
+    """A Ray actor's class: one process with the model loaded. Use it as `ray.remote(ModelActor).remote(ref)`.
 
     Args:
-        ref: the model.
-        refuse_writes: run every call in strict mode.
+        ref: The model.
+        refuse_writes: Run every call in strict mode.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> ModelActor(ref).call(args=(torch.ones(1, 4),)).shape
+        torch.Size([1, 2])
+        >>> zerocopy.forget(ref)
+        >>> zerocopy.unpublish(ref)
     """
 
     def __init__(self, ref: ModelRef, *, refuse_writes: bool = False) -> None:
@@ -87,13 +97,22 @@ class ModelActor:
 
 
 class BatchPredictor:
-    """A callable class for Ray Data's ``map_batches``: adds a column of predictions to each batch.
+    """A callable class for Ray Data's `map_batches`: adds a column of predictions to each batch.
 
     Args:
-        ref: the model.
-        column: the column that the model reads.
-        output: the column that it writes.
-        method: the method to call with a tensor of the column.
+        ref: The model.
+        column: The column that the model reads.
+        output: The column that it writes.
+        method: The method to call with a tensor of the column.
+
+    Example:
+        >>> import numpy, torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> batch = BatchPredictor(ref)({"data": numpy.ones((3, 4), dtype="float32")})
+        >>> batch["prediction"].shape
+        (3, 2)
+        >>> zerocopy.forget(ref)
+        >>> zerocopy.unpublish(ref)
     """
 
     def __init__(
@@ -110,15 +129,24 @@ class BatchPredictor:
 
 
 def deployment(ref: ModelRef, method: str = "__call__", **options: Any) -> Any:
-    """Return a Ray Serve application that answers with a published model, one copy of weights for all its replicas.
+    """Return a Ray Serve application that answers with a published model. All its replicas share one copy of weights.
 
     Args:
-        ref: the model.
-        method: the method that requests call.
-        options: options of ``serve.deployment``, such as ``num_replicas`` or ``name``.
+        ref: The model.
+        method: The method that requests call.
+        **options: Options of `serve.deployment`, such as `num_replicas` or `name`.
 
     Returns:
-        What ``serve.run`` takes; its handle's ``remote(*args)`` gives the model's answer.
+        An application for `serve.run`. Its handle's `remote(*args)` returns the model's answer.
+
+    Raises:
+        MissingExtraError: Ray Serve is not installed.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> application = deployment(ref, num_replicas=2)  # serve.run(application)
+        >>> zerocopy.unpublish(ref)
     """
     try:
         from ray import serve
@@ -140,12 +168,12 @@ class _Replica:
         return call_model(self._ref, self._method, args, kwargs)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Take ``user_config={"ref": ...}`` as a new version to serve."""
+        """Serve the version given by `user_config={"ref": ...}`."""
         if "ref" in config:
             self._ref = config["ref"]
             self._model = self._ref.load()
 
 
-# Made once: Ray exports a function or class to the cluster anew for every wrapper.
+# Made once, because Ray exports a function or class to the cluster again for every wrapper.
 _CALL = ray.remote(call_model)
 _ACTOR = ray.remote(ModelActor)

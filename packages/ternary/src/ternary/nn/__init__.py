@@ -1,8 +1,10 @@
 """Layers and quantizers for PyTorch."""
 
-from ternary.nn.divisible import make_divisible
-from ternary.nn.int8 import Int8Conv2d, Int8Linear
-from ternary.nn.layers import (
+from __future__ import annotations
+
+from ternary._language.divisible import make_divisible
+from ternary.nn._int8 import Int8Conv2d, Int8Linear
+from ternary.nn._layers import (
     TernaryConv1d,
     TernaryConv2d,
     TernaryEmbedding,
@@ -10,7 +12,7 @@ from ternary.nn.layers import (
     TernaryWeight,
     ternary_layers,
 )
-from ternary.nn.quantizers import absmean, fake_int8, fixed, sparse, stochastic, ternarize, twn
+from ternary.nn._quantizers import absmean, fake_int8, fixed, sparse, stochastic, ternarize, twn
 
 __all__ = [
     "Int8Conv2d",

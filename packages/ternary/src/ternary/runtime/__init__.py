@@ -1,10 +1,12 @@
 """Packed ternary layers and the kernels that run them."""
 
-from ternary.runtime.composed import PackedConv1d, PackedPadded, PackedPair
-from ternary.runtime.doctor import Report, doctor
-from ternary.runtime.modules import PackedConv2d, PackedEmbedding, PackedLinear
-from ternary.runtime.native import available_kernels
-from ternary.runtime.pack import Parts, pack, packed_layers, parts
+from __future__ import annotations
+
+from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
+from ternary.runtime._doctor import Report, doctor
+from ternary.runtime._modules import PackedConv2d, PackedEmbedding, PackedLinear
+from ternary.runtime._native import available_kernels
+from ternary.runtime._pack import Parts, pack, packed_layers, parts
 
 __all__ = [
     "PackedConv1d",

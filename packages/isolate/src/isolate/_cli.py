@@ -1,0 +1,255 @@
+"""The `isolate` command: run, list, lock, gc and doctor; everything it does is also in the library."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from isolate import _sandbox, _sharing
+from isolate._environments import EnvironmentStore, default_store, find_uv
+from isolate._host import Host
+from isolate._manifest import FILES, Manifest, read_manifest
+from isolate._worker import dirty
+from isolate.errors import IsolateError
+
+_EXAMPLES = """examples:
+  isolate run plugins/stats mean '[1, 2, 3]'   call a method; arguments are JSON
+  isolate list plugins                         show each extension and whether its environment is ready
+  isolate lock plugins/stats                   pin versions and hashes beside the manifest
+  isolate gc plugins --dry-run                 show what could be removed, keeping what these need
+  isolate doctor                               show what this machine can do
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="isolate",
+        description="Run extensions, each in its own environment and process.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"isolate {metadata.version('pentad-isolate')}")
+    parser.add_argument(
+        "--store", type=Path, default=None, help=f"folder of the environments (default: {default_store()})"
+    )
+    parser.add_argument("--offline", action="store_true", help="build only from what uv has in its cache")
+    parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="load an extension and call a method, or list its methods",
+        description="Build an extension's environment if needed, start it, and call one of its methods.",
+        epilog="example: isolate run plugins/stats mean '[1, 2, 3]' --timeout 5",
+    )
+    run.add_argument("folder", type=Path, help="the extension's folder, with manifest.yaml or manifest.toml")
+    run.add_argument("method", nargs="?", help="the method to call; without it, list the methods")
+    run.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
+    run.add_argument("--timeout", type=float, default=None, help="give up after this many seconds")
+    run.set_defaults(do=_run)
+    listing = commands.add_parser("list", help="list the extensions in a folder")
+    listing.add_argument("folder", type=Path, help="an extension, or a folder of extensions")
+    listing.set_defaults(do=_list)
+    lock = commands.add_parser("lock", help="write isolate.lock beside each manifest")
+    lock.add_argument("folders", type=Path, nargs="+", help="extensions, or folders of extensions")
+    lock.set_defaults(do=_lock)
+    doctor = commands.add_parser("doctor", help="check what isolate needs")
+    doctor.set_defaults(do=_doctor)
+    gc = commands.add_parser("gc", help="remove environments that no manifest in these folders uses")
+    gc.add_argument("folders", type=Path, nargs="*", help="extensions, or folders of extensions, to keep")
+    gc.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+    gc.set_defaults(do=_gc)
+    for command in commands.choices.values():  # before the command or after it
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, str], None]]:
+    """Show a line for each extension whose environment is being built, with a bar that moves through the stages."""
+    stages = ["choosing versions", "creating the environment", "installing packages", "ready"]
+    if quiet or not sys.stderr.isatty():
+        yield lambda name, stage: None if quiet else print(f"{name}: {stage}", file=sys.stderr)
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    except ImportError:
+        yield lambda name, stage: print(f"{name}: {stage}", file=sys.stderr)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        TextColumn("{task.fields[stage]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, stage: str) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=len(stages), stage="")
+            progress.update(tasks[name], completed=stages.index(stage) + 1, stage=stage)
+
+        yield show
+
+
+def _manifests(folders: Sequence[Path]) -> Iterator[tuple[Path, Manifest | IsolateError]]:
+    for folder in folders:
+        if any((folder / name).exists() for name in FILES):
+            places = [folder]
+        elif folder.is_dir():
+            places = sorted(path for path in folder.iterdir() if any((path / name).exists() for name in FILES))
+        else:
+            raise FileNotFoundError(f"there is no folder {folder}")
+        for place in places:
+            try:
+                yield place, read_manifest(place)
+            except IsolateError as failure:
+                yield place, failure
+
+
+def _excluded(manifest: Manifest) -> list[str]:
+    return [_sharing.SHARED] if manifest.share_torch else []
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    with contextlib.ExitStack() as stack:
+        with _progress(options.json) as progress:
+            host = stack.enter_context(Host(store.root, offline=options.offline, progress=progress))
+            extension = host.load(options.folder)
+        report = extension.report
+        assert report is not None
+        if options.method is None:
+            lines = [
+                f"{name}({', '.join(p[0] for p in m['params'] or [])})  {m['kind']}"
+                for name, m in extension.methods.items()
+            ]
+            environment = report.environment
+            if environment is not None:
+                lines += ["", f"environment {environment.key} {environment.origin} in {environment.seconds:.2f} s"]
+                lines += [f"  {package}" for package in environment.packages]
+            lines.append(f"python {report.python}, started in {report.start_seconds:.2f} s")
+            lines.append(f"enforced: {', '.join(report.sandbox.enforced) or 'dependency isolation only'}")
+            return extension.methods, "\n".join(lines)
+        method = getattr(extension.call(timeout=options.timeout), options.method)
+        value = method(*map(_value, options.arguments))
+        if extension.methods[options.method]["kind"] in ("stream", "astream"):
+            value = list(value)
+        return value, str(value)
+
+
+def _list(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    rows = []
+    for place, manifest in _manifests([options.folder]):
+        if isinstance(manifest, IsolateError):
+            rows.append({"name": place.name, "state": "broken", "detail": str(manifest)})
+            continue
+        try:
+            key = store.key_of(manifest, _excluded(manifest))[1] if manifest.isolated else ""
+            ready = not manifest.isolated or store.find(key) is not None
+            state = "disabled" if not manifest.enabled else "ready" if ready else "not built"
+            rows.append({"name": manifest.name, "state": state, "detail": ", ".join(manifest.dependencies), "key": key})
+        except IsolateError as failure:
+            rows.append({"name": manifest.name, "state": "broken", "detail": str(failure)})
+    width = max((len(row["name"]) for row in rows), default=0)
+    return rows, "\n".join(f"{row['name']:<{width}}  {row['state']:<9}  {row['detail']}" for row in rows)
+
+
+def _lock(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    locked = {}
+    with _progress(options.json) as progress:
+        building = EnvironmentStore(store.root, offline=options.offline, progress=progress)
+        for _, manifest in _manifests(options.folders):
+            if isinstance(manifest, IsolateError):
+                raise manifest
+            text = building.lock(manifest, _excluded(manifest))
+            locked[manifest.name] = [line.split(" ")[0] for line in text.splitlines() if "==" in line]
+    return locked, "\n".join(f"{name}: {', '.join(pins) or 'no packages'}" for name, pins in locked.items())
+
+
+def _doctor(_options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    try:
+        uv = find_uv()
+    except IsolateError as failure:
+        uv = ""
+        problem = str(failure)
+    else:
+        problem = ""
+    untracked = dirty.available()
+    found = {
+        "uv": {"ok": bool(uv), "detail": uv or problem},
+        "store": {"ok": True, "detail": f"{store.root}, {len(store.all_keys())} environments"},
+        "shared memory": {"ok": hasattr(os, "memfd_create"), "detail": "anonymous memory files"},
+        "unchanged arrays": {"ok": not untracked, "detail": untracked or "are passed again without a copy"},
+        **{f"sandbox {level}": {"ok": not why, "detail": why} for level, why in _sandbox.available().items()},
+    }
+    text = "\n".join(f"{'ok' if row['ok'] else '--'}  {name:<18}{row['detail']}" for name, row in found.items())
+    return found, text
+
+
+def _gc(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    keep = set()
+    for place, manifest in _manifests(options.folders):
+        if isinstance(manifest, IsolateError):
+            raise IsolateError(
+                f"{place.name} cannot be read, so what it uses is unknown; nothing was removed: {manifest}"
+            )
+        if manifest.isolated:
+            keep.add(store.key_of(manifest, _excluded(manifest))[1])
+    removed = store.gc(keep, options.dry_run)
+    verb = "would remove" if options.dry_run else "removed"
+    lines = [f"{verb} {key}  {size / 1e6:.1f} MB" for key, size in removed]
+    return [{"key": key, "bytes": size} for key, size in removed], "\n".join(lines) or "nothing to remove"
+
+
+def _complete(options: argparse.Namespace) -> tuple[int, Any, str]:
+    """Run the command; return the exit status, the JSON value, and the text for people."""
+    try:
+        value, text = options.do(options, EnvironmentStore(options.store, offline=options.offline))
+    except KeyboardInterrupt:
+        message = "interrupted; nothing half built is left in use"
+        return 130, {"error": "KeyboardInterrupt", "message": message}, f"isolate: {message}"
+    except (IsolateError, OSError) as failure:
+        message = " ".join(str(failure).split())
+        return 2, {"error": type(failure).__name__, "message": message}, f"isolate: {message}"
+    except Exception as failure:  # what the extension's method raised
+        shown = {"error": type(failure).__name__, "message": str(failure), "traceback": str(failure.__cause__ or "")}
+        return 1, shown, str(failure.__cause__ or failure)
+    return 0, value, text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0 if it did what was asked, 1 if the called method raised, 2 for any other error, 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(argv)
+    status, value, text = _complete(options)
+    try:
+        if options.json:
+            print(json.dumps(value, default=str, indent=2), flush=True)
+        else:
+            print(text, file=sys.stderr if status else sys.stdout, flush=True)
+    except BrokenPipeError:  # the reader has enough; what is left in the buffer must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,359 @@
+"""The store of environments: named by content, built once by uv, published by a rename."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from isolate._manifest import Manifest
+from isolate._requirements import Policy, environment_key, inputs_hash, parse
+from isolate.errors import EnvironmentBuildError, LockOutOfDateError
+
+LOCK_FILE = "isolate.lock"
+_MARKER = ".isolate.json"
+_HEADER = "# isolate lock, inputs "
+Progress = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One environment on disk.
+
+    Attributes:
+        key: Its name, a hash of everything that decides its content.
+        path: Its folder.
+        packages: The installed packages, as `name==version`.
+        origin: `ready` if it existed, `built` if this call built it.
+        seconds: How long finding or building it took.
+
+    Example:
+        >>> environment = EnvironmentStore(store).ensure(read_manifest(extensions / "stats"))
+        >>> environment.packages, environment.python.name
+        ((), 'python')
+    """
+
+    key: str
+    path: Path
+    packages: tuple[str, ...]
+    origin: str
+    seconds: float
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.path / "bin" / "python"
+
+    @property
+    def site_packages(self) -> Path:
+        """The folder of its packages."""
+        return next((self.path / "lib").glob("python*/site-packages"))
+
+
+def default_store() -> Path:
+    """Return the user's cache folder for environments."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pentad-isolate"
+
+
+def find_uv() -> str:
+    """Return the path of uv: the one installed with this package, or the first on PATH."""
+    try:
+        import uv
+
+        return uv.find_uv_bin()
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+        if found is None:
+            raise EnvironmentBuildError("uv is not installed; run: pip install uv") from None
+        return found
+
+
+def _quiet(_name: str, _stage: str) -> None:
+    return None
+
+
+class EnvironmentStore:
+    """Builds and keeps environments in one folder, which any number of hosts may share.
+
+    Args:
+        root: The folder, created when needed; the user's cache folder if not given.
+        policy: What extensions may ask for.
+        offline: Whether to use only what uv has in its cache.
+        progress: Called with an extension's name and the stage that begins.
+
+    Example:
+        >>> environments = EnvironmentStore(store)
+        >>> environment = environments.ensure(read_manifest(extensions / "stats"))
+        >>> environments.find(environment.key).path == environment.path
+        True
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        policy: Policy | None = None,
+        *,
+        offline: bool = False,
+        progress: Progress = _quiet,
+    ) -> None:
+        # Builds run in another working folder, so the path must be absolute.
+        self.root = (Path(root) if root is not None else default_store()).absolute()
+        self.policy = policy or Policy()
+        self._offline = offline
+        self._progress = progress
+
+    def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
+        """Return the hash of a manifest's inputs and the key of its environment; runs nothing."""
+        inputs, _ = self.key_of_inputs(manifest, excluded)
+        return inputs, environment_key(inputs, self._own_lock(manifest, inputs))
+
+    def _own_lock(self, manifest: Manifest, inputs: str) -> str | None:
+        try:
+            text = (manifest.directory / LOCK_FILE).read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        first, _, rest = text.partition("\n")
+        if first != _HEADER + inputs:
+            raise LockOutOfDateError(
+                f"{manifest.name}: {LOCK_FILE} was made for other requirements, another Python or another platform; "
+                "renew it with: isolate lock"
+            )
+        return rest
+
+    def find(self, key: str) -> Environment | None:
+        """Return the complete environment of that key; None if there is none."""
+        path = self.root / "envs" / key
+        try:
+            marker = json.loads((path / _MARKER).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not (path / "bin" / "python").exists():
+            return None
+        return Environment(key, path, tuple(marker["packages"]), "ready", 0.0)
+
+    def ensure(self, manifest: Manifest, excluded: list[str] | None = None) -> Environment:
+        """Return the environment of a manifest; build it if it does not exist.
+
+        Args:
+            manifest: The manifest.
+            excluded: Distributions not to install, because a lower layer provides them.
+
+        Raises:
+            InvalidRequirementError: A dependency line is malformed or not allowed.
+            EnvironmentBuildError: uv could not resolve or install them.
+        """
+        began = time.perf_counter()
+        inputs, key = self.key_of(manifest, excluded)
+        found = self.find(key)
+        if found is None:
+            with self._locked(f"{key}.build"):
+                found = self.find(key)
+                if found is None:
+                    found = self._build(manifest, inputs, key, excluded or [])
+        return Environment(key, found.path, found.packages, found.origin, time.perf_counter() - began)
+
+    def lock(self, manifest: Manifest, excluded: list[str] | None = None) -> str:
+        """Choose versions anew, write them with hashes beside the manifest, and return the text."""
+        inputs, _ = self.key_of_inputs(manifest, excluded)
+        text = f"{_HEADER}{inputs}\n{self._compile(manifest, excluded or [])}"
+        _write(manifest.directory / LOCK_FILE, text)
+        return text
+
+    def key_of_inputs(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
+        """Like `key_of`, but ignore a lock file beside the manifest."""
+        requirements = parse(manifest.dependencies, self.policy, manifest.name)
+        constraints = parse(manifest.constraints, self.policy, manifest.name)
+        inputs = inputs_hash(requirements, constraints, manifest.python, self.policy, excluded or [])
+        return inputs, environment_key(inputs, None)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{name}.flock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
+        """Protect an environment from `gc` in any process until the result is closed."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / f"{key}.use", "w")  # noqa: SIM115 - the caller keeps it open
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return file
+
+    def _uv(self, manifest: Manifest, *arguments: str, stdin: str | None = None, offline: bool = False) -> str:
+        flags = ["--offline"] if self._offline or offline else []
+        command = [find_uv(), "--quiet", "--no-progress", *flags, *arguments]
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
+        }
+        # A neutral folder, so that no uv.toml or pyproject.toml of the host's working folder is used.
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=self.root, env=environment)
+        if done.returncode != 0:
+            said = done.stderr.strip() or f"exit code {done.returncode}"
+            raise EnvironmentBuildError(f"{manifest.name}: uv {arguments[0]} failed: {said}")
+        return done.stdout
+
+    def _index_arguments(self) -> list[str]:
+        policy = self.policy
+        index = ["--default-index", policy.index_url] if policy.index_url else []
+        links = [part for link in policy.find_links for part in ("--find-links", link)]
+        return index + links + ([] if policy.allow_sdists else ["--only-binary", ":all:"])
+
+    def _compile(self, manifest: Manifest, excluded: list[str]) -> str:
+        self._progress(manifest.name, "choosing versions")
+        requirements = parse(manifest.dependencies, self.policy, manifest.name)
+        constraints = parse(manifest.constraints, self.policy, manifest.name)
+        if not requirements:
+            return ""
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = self.root / "tmp" / f"lock-{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir(parents=True)
+        try:
+            extra = []
+            if constraints:
+                (folder / "constraints.txt").write_text("\n".join(map(str, constraints)), "utf-8")
+                extra += ["--constraints", str(folder / "constraints.txt")]
+            if excluded:
+                # uv leaves a package out if it is overridden with a requirement that never applies.
+                lines = [f'{name} ; python_version < "0"' for name in excluded]
+                (folder / "overrides.txt").write_text("\n".join(lines), "utf-8")
+                extra += ["--overrides", str(folder / "overrides.txt")]
+            python = manifest.python or sys.executable
+            options = ["--generate-hashes", "--no-header", "--no-annotate", "--python", python, *extra]
+            return self._uv(
+                manifest,
+                "pip",
+                "compile",
+                "-",
+                *options,
+                *self._index_arguments(),
+                stdin="\n".join(map(str, requirements)),
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _build(self, manifest: Manifest, inputs: str, key: str, excluded: list[str]) -> Environment:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        lock = self._own_lock(manifest, inputs)
+        kept = self.root / "locks" / f"{key}.txt"
+        if lock is None:
+            try:
+                lock = kept.read_text("utf-8")
+            except FileNotFoundError:
+                lock = self._compile(manifest, excluded)
+        _write(kept, lock)
+        building = self.root / "tmp" / f"{key}-{os.getpid()}-{secrets.token_hex(4)}"
+        building.parent.mkdir(exist_ok=True)
+        try:
+            self._progress(manifest.name, "creating the environment")
+            self._uv(
+                manifest,
+                "venv",
+                "--relocatable",
+                "--no-project",
+                "--python",
+                manifest.python or sys.executable,
+                str(building),
+            )
+            if lock.strip():
+                self._progress(manifest.name, "installing packages")
+                options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments()]
+                install = ("pip", "install", *options, "-r", str(kept))
+                try:
+                    # The versions are chosen, so the cache is enough if it has them.
+                    self._uv(manifest, *install, offline=True)
+                except EnvironmentBuildError:
+                    if self._offline:
+                        raise
+                    self._uv(manifest, *install)
+            packages = _installed(building)
+            _write(building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name}))
+            target = self.root / "envs" / key
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():  # incomplete: it has no marker, or no interpreter
+                shutil.rmtree(target)
+            os.rename(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        self._progress(manifest.name, "ready")
+        return Environment(key, target, tuple(packages), "built", 0.0)
+
+    def _sweep(self) -> None:
+        """Remove the unfinished builds of processes that no longer exist."""
+        for path in (self.root / "tmp").glob("*"):
+            owner = path.name.split("-")[-2] if path.name.count("-") >= 2 else ""
+            if owner.isdigit() and not _alive(int(owner)):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def all_keys(self) -> list[str]:
+        """Return the keys of the environments in the store, complete or not."""
+        folder = self.root / "envs"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def gc(self, keep: set[str], dry_run: bool = False) -> list[tuple[str, int]]:
+        """Remove the environments that are neither in `keep` nor in use by a running host.
+
+        Returns:
+            Key and size in bytes of each removed environment; hard links that other environments share count in full.
+        """
+        removed = []
+        if self.root.is_dir():
+            self._sweep()
+        for key in self.all_keys():
+            if key in keep:
+                continue
+            with open(self.root / "locks" / f"{key}.use", "w") as use:
+                try:
+                    fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                path = self.root / "envs" / key
+                size = sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())
+                if not dry_run:
+                    # The marker goes first, so that an interrupted removal leaves no environment that looks complete.
+                    (path / _MARKER).unlink(missing_ok=True)
+                    shutil.rmtree(path, ignore_errors=True)
+                    (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
+                removed.append((key, size))
+        return removed
+
+
+def _installed(environment: Path) -> list[str]:
+    names = []
+    for info in (environment / "lib").glob("python*/site-packages/*.dist-info"):
+        name, _, version = info.name.removesuffix(".dist-info").partition("-")
+        names.append(f"{name.replace('_', '-').lower()}=={version}")
+    return sorted(names)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

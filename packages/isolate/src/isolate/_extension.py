@@ -1,0 +1,337 @@
+"""One extension and its supervision: which of its workers answers, and what follows when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from isolate import _contracts, _sandbox, _sharing
+from isolate._environments import Environment
+from isolate._manifest import Manifest
+from isolate._requirements import parse
+from isolate._states import State, check
+from isolate._worker.link import Link
+from isolate._worker.protocol import PROTOCOL
+from isolate._worker.proxies import AwaitableMethods, BlockingMethods
+from isolate._worker.spelling import suggest
+from isolate._worker_handle import HostContext, WorkerHandle
+from isolate.errors import (
+    ExtensionStartError,
+    NotReadyError,
+    SandboxUnavailableError,
+    UnknownMethodError,
+    WorkerDiedError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        name: The extension.
+        environment: Its environment; None for `isolated: false`.
+        python: The version of its interpreter.
+        start_seconds: From the start of the process to its first reply.
+        sandbox: What confines it.
+
+    Example:
+        >>> with Host(store) as host:
+        ...     report = host.load(extensions / "stats").report
+        >>> report.name, report.environment.origin
+        ('stats', 'ready')
+    """
+
+    name: str
+    environment: Environment | None
+    python: str
+    start_seconds: float
+    sandbox: _sandbox.SandboxReport
+
+
+class Extension:
+    """A loaded extension; `Host.load` returns it.
+
+    Args:
+        manifest: What the extension asks for.
+        context: What its host provides.
+        contract: A Protocol whose methods it must have.
+
+    Attributes:
+        manifest: What the extension asks for.
+        name: Its name.
+        state: Its state.
+        report: What its last load did.
+        failure: Why its last start or worker failed; None after a success.
+        logger: The logger of its output.
+        context: What its host provides.
+        call: Its methods, blocking: `extension.call.name(...)`, `extension.call(timeout=0.5).name(...)`.
+        aio: Its methods, to be awaited: `await extension.aio.name(...)`.
+
+    Example:
+        >>> with Host(store) as host:
+        ...     stats = host.load(extensions / "stats")
+        ...     stats.call.mean([1, 2, 6]), sorted(stats.methods)
+        (3.0, ['mean', 'wait'])
+    """
+
+    def __init__(self, manifest: Manifest, context: HostContext, contract: type | None) -> None:
+        self.manifest = manifest
+        self.context = context
+        self.name = manifest.name
+        self.logger = logging.getLogger(f"isolate.{manifest.name}")
+        self.state = State.NEW
+        self.report: LoadReport | None = None
+        self.call: Any = BlockingMethods(self._lookup, timeout=manifest.timeouts.call)
+        self.aio: Any = AwaitableMethods(self._lookup, timeout=manifest.timeouts.call)
+        self._contract = contract
+        self._methods: dict[str, dict[str, Any]] = {}
+        self._kinds: dict[str, str] = {}
+        self._current: WorkerHandle | None = None
+        self._held: Any = None
+        self._crashes: deque[float] = deque()
+        self._restart: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._busy = asyncio.Lock()
+        self.failure: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<Extension {self.name}, {self.state.value}>"
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """For each method its kind, parameters and return annotation."""
+        return dict(self._methods)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id; None if it has no process."""
+        process = self._current.process if self._current else None
+        return process.pid if process else None
+
+    def stats(self) -> dict[str, int]:
+        """Return the calls in flight both ways, and the shared memory held for them."""
+        if self._current is None:
+            return {"pending": 0, "serving": 0}
+        link = self._current.link
+        return {"pending": link.pending, "serving": link.serving.count, **link.values.stats()}
+
+    def _lookup(self, target: str) -> tuple[Link, str]:
+        current = self._current
+        if current is None:
+            why = f": {self.failure}" if self.failure is not None and self.state is not State.STOPPED else ""
+            raise NotReadyError(f"{self.name} is {self.state.value}{why}")
+        kind = self._kinds.get(target)
+        if kind is None:
+            raise UnknownMethodError(f"{self.name} has no method {target!r}{suggest(target, list(self._methods))}")
+        return current.link, kind
+
+    def _become(self, state: State) -> None:
+        self.state = check(self.state, state)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # Start
+
+    async def start(self) -> None:
+        """Build the environment if needed, start the worker and check the contracts."""
+        async with self._busy:
+            await self._start()
+
+    async def _start(self) -> None:
+        self._become(State.BUILDING)
+        try:
+            _contracts.check_needs(self.manifest, self.context.exports.names)
+            _sandbox.check(self.manifest)
+            environment = await self._environment()
+            self._become(State.STARTING)
+            self._current = await self._launch(environment)
+        except BaseException as failure:
+            self.failure = failure
+            self._release()
+            self._become(State.FAILED)
+            raise
+        self._become(State.READY)
+
+    async def _environment(self) -> Environment | None:
+        if not self.manifest.isolated:
+            return None
+        loop = asyncio.get_running_loop()
+        context = self.context
+
+        def prepare() -> Environment:
+            excluded: list[str] = []
+            if self.manifest.share_torch:
+                _sharing.check_before(self.manifest, parse(self.manifest.dependencies, context.store.policy, self.name))
+                excluded = [_sharing.SHARED]
+            _, key = context.store.key_of(self.manifest, excluded)
+            self._release()
+            self._held = context.store.hold(key)
+            environment = context.store.ensure(self.manifest, excluded)
+            if self.manifest.share_torch:
+                _sharing.check_after(self.manifest, environment)
+            return environment
+
+        return await loop.run_in_executor(None, prepare)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
+
+    async def _launch(self, environment: Environment | None) -> WorkerHandle:
+        began = time.perf_counter()
+        worker = WorkerHandle(self.manifest, self.context, environment, self.logger, self._worker_ended)
+        try:
+            async with asyncio.timeout(self.manifest.timeouts.start):
+                described = await worker.ready
+            if worker.died is not None:  # after it had sent READY and before that was read
+                raise worker.died
+            if described["protocol"] != PROTOCOL:
+                raise ExtensionStartError(
+                    f"{self.name}: the worker speaks protocol {described['protocol']}, not {PROTOCOL}"
+                )
+            _contracts.check_provides(self.manifest, described["methods"], self._contract)
+            report = _sandbox.report(self.manifest, worker.prefix, described["enforced"], described["missing"])
+            if self.manifest.sandbox.required and report.missing:
+                raise SandboxUnavailableError(
+                    f"{self.name}: the sandbox is required and not complete: {report.missing}"
+                )
+        except BaseException as failure:
+            worker.reason = worker.reason or "it could not be loaded"
+            await worker.stop(0.2)
+            if isinstance(failure, TimeoutError) and not isinstance(failure, WorkerDiedError):
+                raise ExtensionStartError(
+                    f"{self.name} was not ready within {self.manifest.timeouts.start} s"
+                ) from None
+            raise
+        self._methods = described["methods"]
+        self._kinds = {name: method["kind"] for name, method in self._methods.items()}
+        seconds = time.perf_counter() - began
+        self.report = LoadReport(self.name, environment, described["python"], seconds, report)
+        self.failure = None
+        return worker
+
+    # Crash and restart
+
+    def _worker_ended(self, worker: WorkerHandle, death: WorkerDiedError) -> None:
+        if worker is not self._current or worker.stopping or self.state is not State.READY:
+            return
+        self._current = None
+        self._crashed(death, worker.environment)
+
+    def _crashed(self, death: WorkerDiedError, environment: Environment | None) -> None:
+        # Also for a worker that dies while it is being restarted: the limit counts every death.
+        self.failure = death
+        self._become(State.CRASHED)
+        self.logger.error("%s", death)
+        now = time.monotonic()
+        policy = self.manifest.restart
+        self._crashes.append(now)
+        while self._crashes and now - self._crashes[0] > policy.window:
+            self._crashes.popleft()
+        if policy.policy == "never" or len(self._crashes) > policy.limit:
+            self._release()
+            self._become(State.FAILED)
+            return
+        self._become(State.BACKOFF)
+        delay = min(30.0, policy.backoff * 2 ** (len(self._crashes) - 1))
+        self._restart = asyncio.get_running_loop().create_task(self._restart_after(delay, environment))
+
+    async def _restart_after(self, delay: float, environment: Environment | None) -> None:
+        await asyncio.sleep(delay)
+        async with self._busy:
+            if self.state is not State.BACKOFF:
+                return
+            self._become(State.STARTING)
+            try:
+                self._current = await self._launch(environment)
+            except WorkerDiedError as death:
+                self._crashed(death, environment)
+            except Exception as failure:
+                self.failure = failure
+                self.logger.error("%s could not be restarted: %s", self.name, failure)
+                self._release()
+                self._become(State.FAILED)
+            else:
+                self._become(State.READY)
+
+    def _cancel_restart(self) -> None:
+        restart, self._restart = self._restart, None
+        if restart is not None and self.state is State.BACKOFF:
+            restart.cancel()
+
+    # For users
+
+    async def awhen(self, *states: State, timeout: float | None = None) -> State:
+        """Wait until the state is one of those given (READY by default) and return it."""
+        wanted = states or (State.READY,)
+
+        async def reach() -> State:
+            while self.state not in wanted:
+                if State.READY in wanted and self.state in (State.FAILED, State.STOPPED):
+                    raise NotReadyError(f"{self.name} is {self.state.value}: {self.failure}")
+                await self._changed.wait()
+            return self.state
+
+        if asyncio.get_running_loop() is not self.context.loop:
+            return await asyncio.wrap_future(
+                asyncio.run_coroutine_threadsafe(self.awhen(*states, timeout=timeout), self.context.loop)
+            )
+        async with asyncio.timeout(timeout):
+            return await reach()
+
+    def when(self, *states: State, timeout: float | None = None) -> State:
+        """Like `awhen`, blocking."""
+        state: State = self.context.run(self.awhen(*states, timeout=timeout))
+        return state
+
+    async def areload(self) -> None:
+        """Replace the worker by a fresh one. New calls go to it at once; running calls may finish in the old one."""
+        async with self._busy:
+            if self.state is State.READY:
+                fresh = await self._launch(await self._environment())
+                if self.state is State.READY:
+                    old, self._current = self._current, fresh
+                    if old is not None:
+                        await self._drain(old)
+                        await old.stop(self.manifest.timeouts.stop)
+                    return
+                # The old one has died meanwhile: start from its state.
+                await fresh.stop(self.manifest.timeouts.stop)
+            self._cancel_restart()
+            if self.state is State.BACKOFF:
+                self._become(State.STOPPED)
+            await self._start()
+
+    def reload(self) -> None:
+        """Like `areload`, blocking."""
+        self.context.run(self.areload())
+
+    async def _drain(self, worker: WorkerHandle) -> None:
+        worker.stopping = True
+        end = time.monotonic() + self.manifest.timeouts.stop
+        while (worker.link.pending or worker.link.serving.count) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
+    async def astop(self, drain: bool = True) -> None:
+        """Stop it: wait for running calls within the stop timeout, ask it to exit, then kill it. Idempotent."""
+        self._cancel_restart()
+        async with self._busy:
+            current, self._current = self._current, None
+            if current is not None:
+                self._become(State.DRAINING)
+                if drain:
+                    await self._drain(current)
+                await current.stop(self.manifest.timeouts.stop)
+            if self.state is not State.STOPPED:
+                self._become(State.STOPPED)
+            self._release()
+
+    def stop(self, drain: bool = True) -> None:
+        """Like `astop`, blocking."""
+        self.context.run(self.astop(drain))

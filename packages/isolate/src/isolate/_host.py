@@ -1,0 +1,301 @@
+"""The host: exports APIs, loads extensions, runs the event loop for them, and stops them when it closes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+from isolate._environments import EnvironmentStore, Progress
+from isolate._exports import Exports
+from isolate._extension import Extension
+from isolate._guardian import Guardian
+from isolate._manifest import FILES, Manifest, read_manifest
+from isolate._requirements import Policy
+from isolate._states import State
+from isolate._worker.threads import Threads
+from isolate._worker_handle import HostContext
+from isolate.errors import ExtensionDisabledError, InvalidManifestError, WouldDeadlockError
+
+
+@dataclass(slots=True)
+class Loaded:
+    """The result of `Host.load_all`.
+
+    Attributes:
+        extensions: The extensions that run, by name.
+        errors: The errors of the others, by name (by folder if the manifest has no name).
+        disabled: Names of extensions whose manifest says `enabled: false`.
+
+    Example:
+        >>> with Host(store) as host:
+        ...     loaded = host.load_all(extensions)
+        >>> list(loaded.extensions), loaded.errors, loaded.disabled
+        (['stats'], {}, [])
+    """
+
+    extensions: dict[str, Extension] = field(default_factory=dict)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    disabled: list[str] = field(default_factory=list)
+
+
+class Host:
+    """Runs extensions; use it as a context manager, `with` or `async with`.
+
+    With `with`, a thread of its own runs the event loop. With `async with`, the running loop is used; make blocking
+    calls from other threads then.
+
+    Args:
+        store: The folder of the environments; the user's cache folder if not given.
+        policy: What extensions may ask for.
+        offline: Whether to build environments only from what uv has in its cache.
+        max_depth: The largest nesting depth of calls between host and extensions.
+        threads: Threads for blocking methods that extensions call on the host.
+        progress: Called from any thread with an extension's name and the stage that begins.
+
+    Example:
+        >>> with Host(store) as host:
+        ...     stats = host.load(extensions / "stats")
+        ...     stats.call.mean([1, 2, 6])
+        3.0
+    """
+
+    def __init__(
+        self,
+        store: str | Path | None = None,
+        *,
+        policy: Policy | None = None,
+        offline: bool = False,
+        max_depth: int = 64,
+        threads: int = 32,
+        progress: Progress | None = None,
+    ) -> None:
+        options = {"progress": progress} if progress is not None else {}
+        self.store = EnvironmentStore(Path(store) if store else None, policy, offline=offline, **options)
+        self._exports = Exports()
+        self._extensions: dict[str, Extension] = {}
+        self._guardian = Guardian()
+        self._threads = Threads(threads, "isolate-host")
+        self._max_depth = max_depth
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    # Life
+
+    def __enter__(self) -> Self:
+        self._own_loop()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        if self._loop is not None:
+            raise RuntimeError("this host is already running")
+        self._loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        if self._closed:
+            raise RuntimeError("this host is closed")
+        if self._loop is None:
+            started = threading.Event()
+            loop = self._loop = asyncio.new_event_loop()
+
+            def run() -> None:
+                asyncio.set_event_loop(loop)
+                loop.call_soon(started.set)
+                loop.run_forever()
+                loop.run_until_complete(loop.shutdown_default_executor())
+                loop.close()
+
+            self._thread = threading.Thread(target=run, name="isolate-loop", daemon=True)
+            self._thread.start()
+            started.wait()
+        return self._loop
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            loop = self._own_loop()
+        except RuntimeError:
+            work.close()
+            raise
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            work.close()
+            raise WouldDeadlockError(
+                "a blocking method of the host was called on its own event loop; await the method with the prefix `a`"
+            )
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
+        loop = self._loop or self._own_loop()
+        if asyncio.get_running_loop() is loop:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+    def close(self) -> None:
+        """Stop all extensions, the last one loaded first, and the host's threads. Idempotent."""
+        if self._closed:
+            return
+        if self._thread is None and self._loop is not None:
+            raise WouldDeadlockError("this host was opened with `async with`; await aclose()")
+        if self._loop is not None and self._thread is not None:
+            self._run(self._stop_all())
+            self._closed = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._finish()
+
+    async def aclose(self) -> None:
+        """Like `close`, from a coroutine."""
+        if self._closed:
+            return
+        await self._on_loop(self._stop_all())
+        if self._thread is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.close)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._closed = True
+        self._threads.close()
+        self._guardian.close()
+
+    async def _stop_all(self) -> None:
+        for extension in reversed(list(self._extensions.values())):
+            await extension.astop()
+
+    # APIs
+
+    def export(self, api: Any, *, name: str | None = None, methods: Iterable[str] | type | None = None) -> Any:
+        """Export methods of an object to the extensions that are loaded from now on.
+
+        Args:
+            api: A `ProxiedSingleton` class or instance, or any object together with `methods`.
+            name: The API's name; by default the class's, in lower case and without `Singleton`.
+            methods: The names of the methods, or a Protocol with these methods.
+
+        Returns:
+            The object; for a `ProxiedSingleton` class, this host's one instance.
+        """
+        return self._exports.add(api, name, methods)
+
+    # Extensions
+
+    @property
+    def extensions(self) -> Mapping[str, Extension]:
+        """The extensions by name, in load order."""
+        return MappingProxyType(self._extensions)
+
+    def __getitem__(self, name: str) -> Extension:
+        return self._extensions[name]
+
+    async def aload(self, source: str | Path | Manifest, contract: type | None = None) -> Extension:
+        """Like `load`, from a coroutine."""
+        extension: Extension = await self._on_loop(self._load(source, contract))
+        return extension
+
+    def load(self, source: str | Path | Manifest, contract: type | None = None) -> Extension:
+        """Load one extension: build its environment if needed, start it, check what it provides.
+
+        Args:
+            source: The folder or manifest file, or a manifest. A stopped extension may be loaded again.
+            contract: A Protocol whose methods the extension must have.
+
+        Raises:
+            IsolateError: Its subclass and message say what is wrong with the manifest, a requirement, the environment,
+                the sandbox, the contract or the extension's own code.
+        """
+        extension: Extension = self._run(self._load(source, contract))
+        return extension
+
+    async def _load(self, source: str | Path | Manifest, contract: type | None) -> Extension:
+        manifest = source if isinstance(source, Manifest) else read_manifest(source)
+        if not manifest.enabled:
+            raise ExtensionDisabledError(f"{manifest.name} is disabled; its manifest says enabled: false")
+        present = self._extensions.get(manifest.name)
+        if present is not None and present.state is State.STOPPED:
+            # Loaded now, so that it stops in that order.
+            del self._extensions[manifest.name]
+        elif present is not None:
+            raise InvalidManifestError(
+                f"{manifest.directory}: the name {manifest.name!r} is taken by {present.manifest.directory}, "
+                f"which is {present.state.value}; stop that one first, or rename this one"
+            )
+        assert self._loop is not None
+        context = HostContext(
+            self._loop,
+            self._threads,
+            self._exports,
+            self.store,
+            self._guardian,
+            self._max_depth,
+            self._run,
+        )
+        extension = Extension(manifest, context, contract)
+        self._extensions[manifest.name] = extension
+        try:
+            await extension.start()
+        except BaseException:
+            del self._extensions[manifest.name]
+            raise
+        return extension
+
+    async def aload_all(self, folder: str | Path, contract: type | None = None) -> Loaded:
+        """Like `load_all`, from a coroutine."""
+        loaded: Loaded = await self._on_loop(self._load_all(Path(folder), contract))
+        return loaded
+
+    def load_all(self, folder: str | Path, contract: type | None = None) -> Loaded:
+        """Load every extension in a folder concurrently; a failure affects no other extension."""
+        loaded: Loaded = self._run(self._load_all(Path(folder), contract))
+        return loaded
+
+    async def _load_all(self, folder: Path, contract: type | None) -> Loaded:
+        loaded = Loaded()
+        found: list[tuple[str, Manifest]] = []
+        for path in sorted(folder.iterdir()):
+            if not path.is_dir() or not any((path / name).exists() for name in FILES):
+                continue
+            try:
+                manifest = read_manifest(path)
+            except Exception as failure:
+                loaded.errors[path.name] = failure
+                continue
+            if manifest.enabled:
+                found.append((path.name, manifest))
+            else:
+                loaded.disabled.append(manifest.name)
+
+        async def one(place: str, manifest: Manifest) -> None:
+            key = manifest.name if manifest.name not in loaded.errors else place
+            try:
+                extension = await self._load(manifest, contract)
+            except Exception as failure:
+                loaded.errors[key if key not in loaded.extensions else place] = failure
+            else:
+                loaded.extensions[manifest.name] = extension
+
+        await asyncio.gather(*(one(*item) for item in found))
+        return loaded

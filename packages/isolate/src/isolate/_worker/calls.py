@@ -1,0 +1,119 @@
+"""What travels with a call, and the ways to wait for its answer."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+
+class Context(NamedTuple):
+    """Deadline (on the monotonic clock, which a machine's processes share) and depth of the running call."""
+
+    deadline: float | None
+    depth: int
+
+
+CURRENT: ContextVar[Context] = ContextVar("isolate_call", default=Context(None, 0))  # noqa: B039 - a tuple
+
+
+class Export(NamedTuple):
+    """One callable that the other side may call by name."""
+
+    function: Callable[..., Any]
+    kind: str
+    convert: Callable[[list[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]] | None = None
+
+
+def kind_of(function: Callable[..., Any]) -> str:
+    """Return how a callable runs: `sync` on a thread, `async` on the loop, `stream` and `astream` item by item."""
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004 - instances of classes with an async __call__
+        if inspect.iscoroutinefunction(candidate):
+            return "async"
+        if inspect.isasyncgenfunction(candidate):
+            return "astream"
+        if inspect.isgeneratorfunction(candidate):
+            return "stream"
+    return "sync"
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """Return the earlier of the running call's deadline and `timeout` seconds from now."""
+    inherited = CURRENT.get().deadline
+    if timeout is None:
+        return inherited
+    own = time.monotonic() + timeout
+    return own if inherited is None else min(own, inherited)
+
+
+def settle(future: asyncio.Future[Any], value: Any, failure: BaseException | None) -> None:
+    """Resolve a future unless its waiter has given up."""
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(value)
+    else:
+        future.set_exception(failure)
+
+
+class ThreadReply:
+    """An answer that a thread waits for."""
+
+    __slots__ = ("_lock", "failure", "value")
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+        self.value: Any = None
+        self.failure: BaseException | None = None
+
+    def set_result(self, value: Any) -> None:
+        """Take the answer."""
+        self.value = value
+        self._lock.release()
+
+    def set_exception(self, failure: BaseException) -> None:
+        """Take the failure."""
+        self.failure = failure
+        self._lock.release()
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait; return whether the answer came before the deadline."""
+        if deadline is None:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=max(0.0, min(deadline - time.monotonic(), 4e6)))
+
+    def take(self) -> Any:
+        """Return the answer or raise the failure."""
+        if self.failure is not None:
+            raise self.failure
+        return self.value
+
+
+class ForeignReply:
+    """An answer awaited on another event loop than the one that reads the socket."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
+        self._loop = loop
+        self._future = future
+
+    def set_result(self, value: Any) -> None:
+        """Take the answer."""
+        self._post(lambda: settle(self._future, value, None))
+
+    def set_exception(self, failure: BaseException) -> None:
+        """Take the failure."""
+        self._post(lambda: settle(self._future, None, failure))
+
+    def _post(self, action: Callable[[], Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # that loop is closed, so nothing waits
+            self._loop.call_soon_threadsafe(action)

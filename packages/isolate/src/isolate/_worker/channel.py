@@ -1,0 +1,220 @@
+"""Frames over one Unix socket, with descriptors beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .errors import LinkClosedError, OverloadedError, WireError
+from .frames import FRAME_LIMIT, FrameReader, frame
+
+BACKLOG_LIMIT = 1 << 30
+_FDS_PER_READ = 8
+_ANCILLARY = socket.CMSG_SPACE(_FDS_PER_READ * 4)
+# Plain numbers: an operation on the enum's members takes microseconds.
+_CUT, _CLOEXEC = int(socket.MSG_CTRUNC), int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+
+OnFrame = Callable[[int, int, bytes, "deque[int]"], None]
+
+
+class Channel:
+    """Reads and writes frames.
+
+    Args:
+        sock: A connected stream socket; the channel owns it.
+        loop: The event loop that reads; `send` may be called from any thread.
+        on_frame: Called on the loop with kind, call number, payload and the queue of descriptors received so far.
+        on_closed: Called once on the loop, with None at end of stream and with the error otherwise.
+        limit: Largest payload in bytes that is accepted or sent.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        on_frame: OnFrame,
+        on_closed: Callable[[BaseException | None], None],
+        limit: int = FRAME_LIMIT,
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._turn = False
+        self._batch: list[bytes] = []
+        self._backlog: deque[tuple[memoryview, int | None]] = deque()
+        self._backlog_size = 0
+        self._reader = FrameReader(limit)
+        self._descriptors: deque[int] = deque()
+        self.closed = False
+        loop.add_reader(sock.fileno(), self._on_readable)
+
+    @property
+    def on_loop_thread(self) -> bool:
+        """Whether the caller runs on the thread that reads this channel."""
+        return threading.get_ident() == self._thread
+
+    def send(self, kind: int, number: int, payload: bytes, descriptor: int | None = None) -> None:
+        """Send a frame. On the loop's thread, later frames of an iteration are batched and written at its end.
+
+        Raises:
+            LinkClosedError: The other side is gone.
+            OverloadedError: The payload exceeds the frame limit, or too much is waiting for the other side to read.
+        """
+        if self.closed:
+            raise LinkClosedError("the other side is gone")
+        if len(payload) > self._limit:
+            raise OverloadedError(
+                f"a message of {len(payload)} bytes passes the limit of {self._limit}; send it as an array or bytes"
+            )
+        data = frame(kind, number, payload)
+        if descriptor is None and threading.get_ident() == self._thread:
+            if self._turn:
+                self._batch.append(data)
+                return
+            self._turn = True
+            self._loop.call_soon(self.flush)
+        self._write(data, descriptor)
+
+    def flush(self) -> None:
+        """Write the batch of this iteration of the loop."""
+        self._turn = False
+        batch, self._batch = self._batch, []
+        if batch and not self.closed:
+            self._write(batch[0] if len(batch) == 1 else b"".join(batch), None)
+
+    def _write(self, data: bytes, descriptor: int | None) -> None:
+        with self._lock:
+            if self.closed:
+                raise LinkClosedError("the other side is gone")
+            sent = 0
+            if not self._backlog:
+                sent = self._transmit(data, descriptor)
+                if sent == len(data):
+                    return
+            if self._backlog_size > BACKLOG_LIMIT:
+                raise OverloadedError(f"the other side has not read {self._backlog_size} bytes that wait for it")
+            first = not self._backlog
+            rest = memoryview(data)[sent:]
+            if descriptor is not None and not sent:
+                self._backlog.append((rest, os.dup(descriptor)))
+            else:
+                self._backlog.append((rest, None))
+            self._backlog_size += len(rest)
+        if first:
+            self._loop.call_soon_threadsafe(self._arm)
+
+    def _transmit(self, data: bytes | memoryview, descriptor: int | None) -> int:
+        try:
+            if descriptor is None:
+                return self._sock.send(data)
+            return socket.send_fds(self._sock, [data], [descriptor])
+        except BlockingIOError:
+            return 0
+        except OSError as failure:
+            # The reader reports the end of the stream, after it has read what was sent before.
+            if failure.errno in (errno.EPIPE, errno.ECONNRESET):
+                return len(data)
+            raise
+
+    def _arm(self) -> None:
+        if not self.closed:
+            self._loop.add_writer(self._sock.fileno(), self._on_writable)
+
+    def _on_writable(self) -> None:
+        with self._lock:
+            while self._backlog:
+                data, descriptor = self._backlog[0]
+                sent = self._transmit(data, descriptor)
+                self._backlog_size -= sent
+                if sent and descriptor is not None:
+                    os.close(descriptor)
+                    descriptor = None
+                if sent < len(data):
+                    self._backlog[0] = (data[sent:], descriptor)
+                    return
+                self._backlog.popleft()
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _on_readable(self) -> None:
+        try:
+            count, ancillary, flags, _ = self._sock.recvmsg_into(
+                [self._reader.room()],
+                _ANCILLARY,
+                _CLOEXEC,
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as failure:
+            self._finish(None if failure.errno == errno.ECONNRESET else failure)
+            return
+        try:
+            if ancillary or flags & _CUT:
+                self._take_descriptors(ancillary, flags)
+            if not count:
+                self._finish(WireError("the stream ends inside a frame") if self._reader.partial else None)
+                return
+            self._reader.received(count, self._deliver)
+        except Exception as failure:
+            self._finish(failure)
+
+    def _take_descriptors(self, ancillary: list[Any], flags: int) -> None:
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                whole = len(data) // 4 * 4
+                self._descriptors.extend(struct.unpack(f"{whole // 4}i", data[:whole]))
+        if flags & _CUT or len(self._descriptors) > _FDS_PER_READ * 2:
+            raise WireError(f"{len(self._descriptors)} descriptors came without a frame that names them")
+
+    def _deliver(self, kind: int, number: int, payload: bytes) -> bool:
+        self._on_frame(kind, number, payload, self._descriptors)
+        return not self.closed
+
+    def drain(self) -> None:
+        """Deliver what has arrived and was not read yet; for a peer that has exited."""
+        while not self.closed:
+            before = self._reader.partial
+            self._on_readable()
+            if self._reader.partial == before:
+                return
+
+    def _finish(self, failure: BaseException | None) -> None:
+        if not self.closed:
+            self.close()
+            self._on_closed(failure)
+
+    def close(self, flush: bool = False) -> None:
+        """Close the socket; with `flush`, write what is still waiting first (at most two seconds)."""
+        if self.closed:
+            return
+        if flush:
+            try:
+                self._sock.settimeout(2)
+                for data in [bytes(item[0]) for item in self._backlog] + self._batch:
+                    self._sock.sendall(data)
+            except OSError:
+                pass
+        with self._lock:
+            self.closed = True
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+            for _, descriptor in self._backlog:
+                if descriptor is not None:
+                    os.close(descriptor)
+            self._backlog.clear()
+            self._batch = []
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            self._descriptors.clear()
+            self._sock.close()

@@ -1,0 +1,378 @@
+"""Calls over one socket, the same on both ends: numbers, answers, callbacks and streams.
+
+Nothing that arrives is looked up by attribute: a call names an entry of `exports`, or the number of a callable that
+this side has sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import itertools
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import failures
+from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
+from .channel import Channel
+from .errors import (
+    CallTimeoutError,
+    DepthExceededError,
+    LinkClosedError,
+    UnknownMethodError,
+    UnsupportedTypeError,
+    WireError,
+    WouldDeadlockError,
+)
+from .frames import FRAME_LIMIT
+from .protocol import (
+    CALL,
+    CANCEL,
+    CREDIT,
+    DROP,
+    END,
+    ERROR,
+    FREE,
+    ITEM,
+    LOAD,
+    RELEASE,
+    RESULT,
+    SEGMENT,
+    STOP,
+)
+from .segments import Segment
+from .serving import Serving
+from .streams import StreamReply
+from .threads import Threads
+from .values import Values
+
+_ANSWERS = {"RESULT": RESULT, "ERROR": ERROR, "ITEM": ITEM, "END": END}
+_NONE = b"\xc0"
+
+
+class Link:
+    """One end of a connection.
+
+    Args:
+        sock: A connected Unix stream socket; the link owns it.
+        loop: The running event loop on whose thread the link is made.
+        threads: Where sync methods run.
+        exports: What the other side may call, by name.
+        on_control: Called on the loop with the frames that are not calls: kind and decoded payload.
+        on_closed: Called once on the loop when the other side is gone: None, or the error that ended the link.
+        name: What the other side is called in messages.
+        import_torch: Whether a tensor that comes may make this process import torch.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        threads: Threads,
+        exports: Mapping[str, Export],
+        *,
+        on_control: Callable[[int, Any], None],
+        on_closed: Callable[[BaseException | None], None],
+        name: str,
+        max_depth: int = 64,
+        frame_limit: int = FRAME_LIMIT,
+        import_torch: bool = True,
+    ) -> None:
+        self.name = name
+        self.loop = loop
+        self.exports = exports
+        self._on_control = on_control
+        self._max_depth = max_depth
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, Any] = {}
+        self._released: list[int] = []
+        self._housekeeping = False
+        self._closing: BaseException | None = None
+        self.values = Values(
+            self,
+            self._numbers,
+            announce=self._announce,
+            housekeep_soon=self._housekeep_soon,
+            tell_dropped=self._tell_dropped,
+            import_torch=import_torch,
+        )
+        self.channel = Channel(sock, loop, self._on_frame, on_closed, frame_limit)
+        self.serving = Serving(loop, threads, self._answer)
+
+    @property
+    def pending(self) -> int:
+        """Calls from this side that wait for their answer."""
+        return len(self._pending)
+
+    @property
+    def on_loop_thread(self) -> bool:
+        """Whether the caller runs on the thread that reads this link."""
+        return self.channel.on_loop_thread
+
+    def next_number(self) -> int:
+        """Return a fresh call number."""
+        return next(self._numbers)
+
+    # Calls to the other side
+
+    def call(
+        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None
+    ) -> Any:
+        """Call and block until the answer comes."""
+        if self.on_loop_thread:
+            raise WouldDeadlockError(
+                f"a blocking call to {self.name} on the event loop's own thread could never be answered; "
+                "await it through `.aio`, or make it from another thread"
+            )
+        deadline = deadline_after(timeout)
+        reply = ThreadReply()
+        number = self.begin(target, args, kwargs, deadline, reply)
+        try:
+            if not reply.wait(deadline):
+                raise CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+        except BaseException:
+            self.abandon(number)
+            raise
+        return reply.take()
+
+    async def acall(
+        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None
+    ) -> Any:
+        """Call from a coroutine, on any event loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        deadline = deadline_after(timeout)
+        number = self.begin(target, args, kwargs, deadline, future if loop is self.loop else ForeignReply(loop, future))
+        timer = None
+        if deadline is not None:
+            late = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+            timer = loop.call_later(max(0.0, deadline - time.monotonic()), lambda: settle(future, None, late))
+        try:
+            return await future
+        except (asyncio.CancelledError, CallTimeoutError):
+            self.abandon(number)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def begin(
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        deadline: float | None,
+        reply: Any,
+        number: int | None = None,
+    ) -> int:
+        """Send a call and return its number; `reply` gets the answer."""
+        if self._closing is not None:
+            raise self._closing
+        payload = self.values.encode_call(target, args, kwargs, deadline, CURRENT.get().depth + 1)
+        if number is None:
+            number = next(self._numbers)
+        self._pending[number] = reply
+        try:
+            self.channel.send(CALL, number, payload)
+        except LinkClosedError:
+            # `close` fails every pending reply, this one included, and knows the reason.
+            if self._pending.pop(number, None) is not None:
+                raise self._closing or LinkClosedError(f"{self.name} is gone") from None
+        except BaseException:
+            self._pending.pop(number, None)
+            raise
+        if self._closing is not None and self._pending.pop(number, None) is not None:
+            raise self._closing
+        return number
+
+    def abandon(self, number: int) -> None:
+        """Cancel a call unless it is answered already."""
+        if self._pending.pop(number, None) is not None:
+            self.tell(CANCEL, number, None)
+
+    def tell(self, kind: int, number: int, value: Any) -> None:
+        """Send a frame; no error if the other side is gone."""
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            self.channel.send(kind, number, _NONE if value is None else self.values.encode(value))
+
+    def control(self, kind: int, value: Any) -> None:
+        """Send a frame that is not a call."""
+        self.channel.send(kind, 0, self.values.encode(value))
+
+    # What the other side sends
+
+    def _on_frame(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
+        if kind == RESULT:
+            # Decode first: a reply removed from the list and not resolved would wait for ever.
+            try:
+                value, failure = None if payload == _NONE else self.values.decode(payload), None
+            except UnsupportedTypeError as caught:
+                value, failure = None, caught
+            reply = self._pending.pop(number, None)
+            if reply is not None:
+                self._resolve(reply, value, failure)
+        elif kind == CALL:
+            self._on_call(number, payload)
+        elif kind == ERROR:
+            # Decode first: a reply removed from the list and not resolved would wait for ever.
+            revived = failures.revive(self.values.decode(payload))
+            reply = self._pending.pop(number, None)
+            if reply is not None:
+                self._resolve(reply, None, revived)
+        elif kind in (ITEM, END):
+            self._on_stream(kind, number, payload)
+        else:
+            self._on_other(kind, number, payload, descriptors)
+
+    @staticmethod
+    def _resolve(reply: Any, value: Any, failure: BaseException | None) -> None:
+        if isinstance(reply, asyncio.Future) and reply.done():
+            return
+        if failure is None:
+            reply.set_result(value)
+        else:
+            reply.set_exception(failure)
+
+    def _discard(self, payload: bytes) -> None:
+        # The caller has given up; arrays and callables in the answer must still be given back.
+        with contextlib.suppress(UnsupportedTypeError):
+            self.values.decode(payload)
+
+    def _on_stream(self, kind: int, number: int, payload: bytes) -> None:
+        reply = self._pending.get(number)
+        if reply is None:
+            self._discard(payload)
+            return
+        if not isinstance(reply, StreamReply):
+            raise WireError(f"call {number} is not a stream and was answered as one")
+        if kind == ITEM:
+            try:
+                reply.item(self.values.decode(payload))
+            except UnsupportedTypeError as failure:
+                self.abandon(number)
+                reply.set_exception(failure)
+        else:
+            self._pending.pop(number)
+            reply.set_result(None)
+
+    def _on_call(self, number: int, payload: bytes) -> None:
+        try:
+            parts = self.values.decode(payload)
+        except UnsupportedTypeError as failure:
+            self.serving.answer("ERROR", number, failure)
+            return
+        target, args, kwargs, context = _checked_call(parts)
+        export = self.exports.get(target) if type(target) is str else self.values.callables.get(target)
+        if export is None:
+            known = ", ".join(sorted(self.exports)) or "nothing"
+            self.serving.answer(
+                "ERROR", number, UnknownMethodError(f"{target!r:.80} was not declared; declared: {known:.400}")
+            )
+        elif context.depth > self._max_depth:
+            limit = f"calls are nested {context.depth} deep; the limit is {self._max_depth}"
+            self.serving.answer("ERROR", number, DepthExceededError(limit))
+        else:
+            self.serving.begin(number, export, args, kwargs, context)
+
+    def _on_other(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
+        if kind == CANCEL:
+            self.serving.cancel(number)
+        elif kind == CREDIT:
+            self.serving.credit(number, self.values.decode(payload))
+        elif kind == RELEASE:
+            for handle in _checked_numbers(self.values.decode(payload)):
+                self.values.callables.release(handle)
+        elif kind == FREE:
+            for segment in _checked_numbers(self.values.decode(payload)):
+                self._tell_dropped(self.values.outgoing.returned(segment))
+        elif kind == DROP:
+            for segment in _checked_numbers(self.values.decode(payload)):
+                self.values.incoming.dropped(segment)
+        elif kind == SEGMENT:
+            if not descriptors:
+                raise WireError("a segment was announced without its descriptor")
+            self.values.incoming.arrived(number, descriptors.popleft())
+        elif LOAD <= kind <= STOP:
+            self._on_control(kind, self.values.decode(payload))
+        else:
+            raise WireError(f"frames of kind {kind} are not part of the protocol")
+
+    # Answers and special values
+
+    def _answer(self, kind: str, number: int, value: Any) -> None:
+        if kind == "ERROR":
+            payload = self.values.encode(failures.describe(value))
+        else:
+            payload = _NONE if value is None else self.values.encode(value)
+        if self.values.incoming.has_freed:
+            self._housekeep()
+        self.channel.send(_ANSWERS[kind], number, payload)
+
+    # Housekeeping: finalizers note what ended, the loop reports it to the other side
+
+    def _announce(self, segment: Segment) -> None:
+        self.channel.send(SEGMENT, segment.number, b"", segment.fd)
+
+    def _tell_dropped(self, segments: list[int]) -> None:
+        if segments:
+            self.tell(DROP, 0, segments)
+
+    def release_soon(self, number: int) -> None:
+        """Give back a callable of the other side; called by finalizers."""
+        self._released.append(number)
+        self._housekeep_soon()
+
+    def _housekeep_soon(self) -> None:
+        if not self._housekeeping and self._closing is None:
+            self._housekeeping = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the other side
+                self.loop.call_soon_threadsafe(self._housekeep)
+
+    def _housekeep(self) -> None:
+        self._housekeeping = False
+        released, self._released = self._released, []
+        freed, dropped = self.values.take_ended()
+        for kind, numbers in ((RELEASE, released), (FREE, freed), (DROP, dropped)):
+            if numbers:
+                self.tell(kind, 0, numbers)
+
+    # The end
+
+    def close(self, reason: Exception | None = None, flush: bool = False) -> None:
+        """Fail every pending call with `reason`, cancel what runs here, close the socket; idempotent."""
+        if self._closing is not None:
+            return
+        self._closing = reason or LinkClosedError(f"{self.name} is gone")
+        self.channel.close(flush)
+        while self._pending:
+            _, reply = self._pending.popitem()
+            self._resolve(reply, None, _copy(self._closing))
+        self.serving.close()
+        self.values.close()
+
+
+def _checked_call(parts: Any) -> tuple[Any, list[Any], dict[str, Any], Context]:
+    """Return target, arguments, keyword arguments and context of a CALL's payload."""
+    if type(parts) is not list or len(parts) != 5:
+        raise WireError("a call is not a list of five parts")
+    target, args, kwargs, deadline, depth = parts
+    if type(args) is not list or type(kwargs) is not dict or type(depth) is not int or depth < 1:
+        raise WireError("a call's arguments or depth are malformed")
+    if deadline is not None and type(deadline) is not float:
+        raise WireError("a call's deadline is not a number")
+    return target, args, kwargs, Context(deadline, depth)
+
+
+def _checked_numbers(numbers: Any) -> list[int]:
+    if type(numbers) is not list or not all(type(number) is int for number in numbers):
+        raise WireError("a list of numbers holds something else")
+    return numbers
+
+
+def _copy(failure: Exception) -> Exception:
+    """Return an equal exception: each waiter raises its own, since a shared one would collect all tracebacks."""
+    return copy.copy(failure)

@@ -1,0 +1,256 @@
+"""Arrays, tensors and large bytes that this side sends, in pooled segments.
+
+Only the creator of a segment can write to it. A segment returns to the pool with the last view of it on the other side,
+and keeps what it holds: an array that has not changed since (see `dirty`) is not copied again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from .dirty import SMALLEST, TRACKER, partial_pages
+from .errors import OverloadedError, UnsupportedTypeError, WireError
+from .segments import SEGMENT_LIMIT, TENSOR_TYPES, Segment, dtype_text, size_class
+
+SMALL = 32 << 10
+"""Arrays of at most so many bytes travel inside the frame."""
+IDLE_BUDGET = 512 << 20
+"""Bytes of idle segments that a pool keeps."""
+
+
+class Shared:
+    """The shared arrays of this process, by the identity of the array that owns the memory."""
+
+    def __init__(self) -> None:
+        self._segments: dict[int, tuple[Segment, Any]] = {}
+        self._links: weakref.WeakSet[Outgoing] = weakref.WeakSet()
+
+    def attach(self, link: Outgoing) -> None:
+        """Report the end of each shared array to this link."""
+        self._links.add(link)
+
+    def share(self, array: Any, writable: bool) -> Any:
+        """Return a copy of an array in shared memory."""
+        import numpy as np
+
+        source = np.asarray(array)
+        dtype_text(source.dtype)
+        segment = Segment(max(1, source.nbytes), writable)
+        flat = np.frombuffer(segment.map, dtype=np.uint8)
+        out = flat[: source.nbytes].view(source.dtype).reshape(source.shape) if source.nbytes else np.empty_like(source)
+        if source.nbytes:
+            np.copyto(out, source)
+        key = id(flat)
+
+        def gone(_: object) -> None:
+            entry = self._segments.pop(key, None)
+            for link in list(self._links):
+                link.drop_soon(segment.number)
+            del entry
+
+        self._segments[key] = (segment, weakref.ref(flat, gone))
+        return out
+
+    def find(self, array: Any) -> tuple[Segment, int] | None:
+        """Return the segment of a shared array and the array's offset in it; None for any other array."""
+        base = array.base
+        entry = self._segments.get(id(base)) if base is not None else None
+        if entry is None or entry[1]() is not base or not array.flags.c_contiguous:
+            return None
+        return entry[0], int(array.__array_interface__["data"][0] - base.__array_interface__["data"][0])
+
+
+SHARED = Shared()
+
+
+def share(array: Any, *, writable: bool = False) -> Any:
+    """Copy an array once into shared memory; passing the result, or a contiguous slice of it, copies nothing.
+
+    Args:
+        array: Anything that `numpy.asarray` takes, of a plain dtype.
+        writable: Whether receivers may write too. Otherwise only this process can, and receivers see its writes.
+
+    Returns:
+        A writable ndarray of the same shape, dtype and content.
+
+    Example:
+        >>> import numpy
+        >>> shared = share(numpy.arange(6.0))
+        >>> float(shared.sum())
+        15.0
+    """
+    return SHARED.share(array, writable)
+
+
+class Outgoing:
+    """The pool of segments of one link, and which of them the other side holds.
+
+    Args:
+        announce: Sends a segment's descriptor to the other side, once per segment.
+        dropped_soon: Asks for `take_dropped` to be called soon; callable from a finalizer.
+    """
+
+    def __init__(self, announce: Callable[[Segment], None], dropped_soon: Callable[[], None]) -> None:
+        self._announce = announce
+        self._dropped_soon = dropped_soon
+        self._lock = threading.Lock()
+        self._announced: set[int] = set()
+        self._lent: dict[int, Segment] = {}
+        self._idle: dict[int, list[Segment]] = {}
+        self._idle_bytes = 0
+        self._dropped: list[int] = []
+        self._closed = False
+        SHARED.attach(self)
+        TRACKER.retain()
+
+    def stats(self) -> dict[str, int]:
+        """Return segments and bytes: lent to the other side, and idle in the pool."""
+        return {
+            "lent": len(self._lent),
+            "lent_bytes": sum(segment.size for segment in self._lent.values()),
+            "idle": sum(map(len, self._idle.values())),
+            "idle_bytes": self._idle_bytes,
+        }
+
+    def describe(self, value: Any) -> list[Any] | None:
+        """Return the wire form of an array, tensor or bytes object; None for anything else."""
+        if type(value) is bytes:
+            return ["bytes", self._store(len(value), lambda target: _fill_bytes(target, value)), None, [len(value)]]
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(value, numpy.ndarray):
+            text = dtype_text(value.dtype)
+            shared = SHARED.find(value)
+            if shared is not None and value.nbytes:
+                segment, offset = shared
+                self._tell(segment)
+                return ["numpy", [segment.number, offset, False, segment.writable], text, list(value.shape)]
+            whole = value.nbytes >= SMALLEST and value.flags.c_contiguous
+            address = value.__array_interface__["data"][0] if whole else None
+            where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), value, address)
+            return ["numpy", where, text, list(value.shape)]
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(value, torch.Tensor):
+            name = str(value.dtype).removeprefix("torch.")
+            if name not in TENSOR_TYPES or value.layout is not torch.strided:
+                raise UnsupportedTypeError(f"a {value.layout} tensor of dtype {value.dtype} does not travel")
+            nbytes = value.numel() * value.element_size()
+            whole = nbytes >= SMALLEST and value.device.type == "cpu" and value.is_contiguous()
+            address = value.data_ptr() if whole else None
+            where = self._store(nbytes, lambda target: _fill_torch(torch, target, value), value, address)
+            return ["torch", where, name, list(value.shape)]
+        return None
+
+    def _store(self, nbytes: int, fill: Callable[[Any], None], owner: Any = None, address: int | None = None) -> Any:
+        if nbytes <= SMALL or not hasattr(os, "memfd_create"):  # without it, large arrays travel in the frame
+            data = bytearray(nbytes)
+            if nbytes:
+                fill(data)
+            return bytes(data)
+        stamp = None if address is None else TRACKER.stamp(owner, address, nbytes)
+        segment = self._take(size_class(nbytes), stamp)
+        try:
+            if address is not None and stamp is not None and segment.stamp == stamp:
+                for offset, count in partial_pages(address, nbytes):
+                    segment.map[offset : offset + count] = ctypes.string_at(address + offset, count)
+            else:
+                segment.stamp = None
+                fill(segment.map)
+                segment.stamp = stamp
+            self._tell(segment)
+        except BaseException:
+            self.returned(segment.number)
+            raise
+        return [segment.number, 0, True, False]
+
+    def _take(self, size: int, stamp: int | None) -> Segment:
+        """Return a free segment that already holds this version, else any free one whose content is outdated."""
+        with self._lock:
+            idle = self._idle.setdefault(size, [])
+            found = None
+            if stamp is not None:
+                found = next((segment for segment in idle if segment.stamp == stamp), None)
+            if found is None:
+                found = next((s for s in reversed(idle) if s.stamp is None or not TRACKER.is_current(s.stamp)), None)
+            if found is not None:
+                idle.remove(found)
+                self._idle_bytes -= size
+            else:
+                if len(self._lent) >= SEGMENT_LIMIT:
+                    raise OverloadedError(f"{len(self._lent)} arrays are still held by the other side")
+                found = Segment(size)
+            self._lent[found.number] = found
+        return found
+
+    def _tell(self, segment: Segment) -> None:
+        # Under the lock: another thread must not refer to the segment before its descriptor is on the way.
+        with self._lock:
+            if segment.number not in self._announced:
+                self._announce(segment)
+                self._announced.add(segment.number)
+
+    def returned(self, number: int) -> list[int]:
+        """Take a segment back into the pool; return the numbers of segments that left it."""
+        trimmed = []
+        with self._lock:
+            segment = self._lent.pop(number, None)
+            if segment is None:
+                raise WireError(f"segment {number} was returned and is not lent")
+            self._idle.setdefault(segment.size, []).append(segment)
+            self._idle_bytes += segment.size
+            while self._idle_bytes > IDLE_BUDGET:
+                size = max(size for size, idle in self._idle.items() if idle)
+                victim = self._idle[size].pop(0)
+                self._idle_bytes -= size
+                self._announced.discard(victim.number)
+                victim.close()
+                trimmed.append(victim.number)
+        return trimmed
+
+    def unsent(self, described: list[Any]) -> list[int]:
+        """Take back the segment of a wire form that is not sent; return the numbers of segments that left the pool."""
+        where = described[1]
+        return self.returned(where[0]) if type(where) is list and where[2] and not self._closed else []
+
+    def take_dropped(self) -> list[int]:
+        """Return the announced segments of shared arrays that ended."""
+        dropped, self._dropped = self._dropped, []
+        return [number for number in dropped if number in self._announced]
+
+    def drop_soon(self, number: int) -> None:
+        """Note the end of a shared array; callable from a finalizer."""
+        self._dropped.append(number)
+        self._dropped_soon()
+
+    def close(self) -> None:
+        """Give up all segments; views that are still held live on."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            TRACKER.release()
+            for segments in (list(self._lent.values()), *self._idle.values()):
+                for segment in segments:
+                    segment.close()
+            self._lent.clear()
+            self._idle.clear()
+            self._idle_bytes = 0
+
+
+def _fill_bytes(target: Any, value: bytes) -> None:
+    target[: len(value)] = value
+
+
+def _fill_numpy(numpy: Any, target: Any, value: Any) -> None:
+    out = numpy.frombuffer(target, dtype=value.dtype, count=value.size).reshape(value.shape)
+    numpy.copyto(out, value)
+
+
+def _fill_torch(torch: Any, target: Any, value: Any) -> None:
+    out = torch.frombuffer(target, dtype=value.dtype, count=value.numel()).view(value.shape)
+    out.copy_(value.detach())

@@ -1,0 +1,111 @@
+"""The objects whose methods users call. They look up the link at each call, since a restart changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .errors import UnknownMethodError
+from .link import Link
+from .outgoing import share
+from .spelling import suggest
+from .streams import astream, stream
+
+Lookup = Callable[[str], "tuple[Link, str]"]
+
+
+class Methods:
+    """Methods as attributes. Calling the object sets options: `methods(timeout=0.5).name(...)`."""
+
+    def __init__(self, lookup: Lookup, prefix: str = "", timeout: float | None = None) -> None:
+        self._lookup = lookup
+        self._prefix = prefix
+        self._timeout = timeout
+
+    def __call__(self, *, timeout: float | None) -> Any:
+        """The same methods with another timeout in seconds."""
+        return type(self)(self._lookup, self._prefix, timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        method = self._method(self._prefix + name)
+        self.__dict__[name] = method
+        return method
+
+    def _method(self, target: str) -> Callable[..., Any]:
+        raise NotImplementedError
+
+
+class BlockingMethods(Methods):
+    """Methods that block until the answer comes, and streams as iterators."""
+
+    def _method(self, target: str) -> Callable[..., Any]:
+        lookup, timeout = self._lookup, self._timeout
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            link, kind = lookup(target)
+            if kind in ("stream", "astream"):
+                return stream(link, target, args, kwargs, timeout)
+            return link.call(target, args, kwargs, timeout)
+
+        return call
+
+
+class AwaitableMethods(Methods):
+    """Methods that return awaitables, and streams as async iterators."""
+
+    def _method(self, target: str) -> Callable[..., Any]:
+        lookup, timeout = self._lookup, self._timeout
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            link, kind = lookup(target)
+            if kind in ("stream", "astream"):
+                return astream(link, target, args, kwargs, timeout)
+            return link.acall(target, args, kwargs, timeout)
+
+        return call
+
+
+class _Apis:
+    def __init__(self, lookup: Lookup, methods: type[Methods], names: list[str]) -> None:
+        self._lookup = lookup
+        self._methods = methods
+        self._names = names
+
+    def __getattr__(self, name: str) -> Methods:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in self._names:
+            raise UnknownMethodError(f"the host exports no API {name!r}{suggest(name, self._names)}")
+        api = self.__dict__[name] = self._methods(self._lookup, f"{name}.")
+        return api
+
+
+class HostProxy:
+    """An extension's view of its host: `host.call.API.method(...)`, or `await host.aio.API.method(...)`.
+
+    `host.share(array)` returns a copy of an array that travels without another copy.
+
+    Attributes:
+        name: The extension's own name.
+        apis: For each exported API, its methods and how each is run.
+    """
+
+    share = staticmethod(share)
+
+    def __init__(self, link: Link, name: str, apis: dict[str, dict[str, str]]) -> None:
+        self.name = name
+        self.apis = apis
+
+        def lookup(target: str) -> tuple[Link, str]:
+            api, _, method = target.partition(".")
+            kind = apis[api].get(method)
+            if kind is None:
+                raise UnknownMethodError(
+                    f"the host's API {api!r} declares no method {method!r}{suggest(method, list(apis[api]))}"
+                )
+            return link, kind
+
+        self.call = _Apis(lookup, BlockingMethods, list(apis))
+        self.aio = _Apis(lookup, AwaitableMethods, list(apis))

@@ -1,0 +1,241 @@
+"""Runs incoming calls, each in its own task or thread, and cancels them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any
+
+from .calls import CURRENT, Context, Export, kind_of
+from .errors import CallCancelledError, OverloadedError, WireError
+from .protocol import WINDOW
+from .threads import Threads
+
+# Answers: kind of frame (by name), call number, value or exception.
+Answer = Callable[[str, int, Any], None]
+_INFLIGHT_LIMIT = 20_000
+
+
+class _ThreadCall:
+    """A synchronous call. Cancelling raises `CallCancelledError` in its thread at the next bytecode."""
+
+    def __init__(
+        self, serving: Serving, number: int, export: Export, args: list[Any], kwargs: dict[str, Any], context: Context
+    ) -> None:
+        self._serving = serving
+        self._number = number
+        self._export = export
+        self._args = args
+        self._kwargs = kwargs
+        self._context = context
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._raised = False
+        self.cancelled = False
+        self.credit: threading.Semaphore | None = None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self.credit is not None:
+            self.credit.release()
+        with self._lock:
+            if self._thread is not None and not self._raised:
+                import ctypes
+
+                self._raised = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._thread), ctypes.py_object(CallCancelledError)
+                )
+
+    def __call__(self) -> None:
+        serving, number = self._serving, self._number
+        if self.cancelled:
+            serving.finished(number)
+            return
+        try:
+            try:
+                with self._lock:
+                    self._thread = threading.get_ident()
+                token = CURRENT.set(self._context)
+                try:
+                    self._run()
+                finally:
+                    CURRENT.reset(token)
+            finally:
+                self._settle()
+        except CallCancelledError:
+            pass
+        except BaseException as failure:
+            serving.answer("ERROR", number, failure)
+        finally:
+            serving.finished(number)
+
+    def _settle(self) -> None:
+        with self._lock:
+            self._thread = None
+            raised = self._raised
+        if raised:
+            # The exception is pending for this thread: let it arrive here and not in the next call.
+            try:
+                for _ in range(100):
+                    time.sleep(0)
+            except CallCancelledError:
+                pass
+
+    def _run(self) -> None:
+        serving, number = self._serving, self._number
+        args, kwargs, self._args, self._kwargs = self._args, self._kwargs, [], {}
+        if self._export.convert is not None:
+            args, kwargs = self._export.convert(args, kwargs)
+        if self._export.kind == "stream":
+            self._run_stream(args, kwargs)
+            return
+        value = self._export.function(*args, **kwargs)
+        del args, kwargs
+        if type(value) is CoroutineType:
+            value = serving.run_on_loop(value)
+        serving.answer("RESULT", number, value)
+
+    def _run_stream(self, args: list[Any], kwargs: dict[str, Any]) -> None:
+        serving, number = self._serving, self._number
+        self.credit = threading.Semaphore(WINDOW)
+        generator = self._export.function(*args, **kwargs)
+        del args, kwargs
+        try:
+            for item in generator:
+                if not self.cancelled:
+                    self.credit.acquire()
+                if self.cancelled:
+                    return
+                serving.answer("ITEM", number, item)
+            serving.answer("END", number, None)
+        finally:
+            if hasattr(generator, "close"):
+                generator.close()
+
+
+class Serving:
+    """The incoming calls of one link.
+
+    Args:
+        loop: Where async methods run.
+        threads: Where sync methods run.
+        answer: Sends an answer; raises what the encoding raises.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, answer: Answer) -> None:
+        self._loop = loop
+        self._threads = threads
+        self._answer = answer
+        self._running: dict[int, _ThreadCall | asyncio.Task[None]] = {}
+        self._credits: dict[int, asyncio.Semaphore] = {}
+        self.closed = False
+
+    @property
+    def count(self) -> int:
+        """Calls that are running or queued."""
+        return len(self._running)
+
+    def begin(
+        self,
+        number: int,
+        export: Export | Callable[..., Any],
+        args: list[Any],
+        kwargs: dict[str, Any],
+        context: Context,
+    ) -> None:
+        """Start a call; called on the loop."""
+        if number in self._running:
+            raise WireError(f"call {number} began twice")
+        if len(self._running) >= _INFLIGHT_LIMIT:
+            self.answer("ERROR", number, OverloadedError(f"{len(self._running)} calls are running"))
+            return
+        if not isinstance(export, Export):
+            export = Export(export, kind_of(export))
+        if export.kind in ("async", "astream"):
+            self._running[number] = self._loop.create_task(self._run(number, export, args, kwargs, context))
+        else:
+            call = _ThreadCall(self, number, export, args, kwargs, context)
+            self._running[number] = call
+            self._threads.submit(call, urgent=context.depth > 1)
+
+    def cancel(self, number: int) -> None:
+        """Cancel a call if it still runs."""
+        call = self._running.get(number)
+        if call is not None:
+            call.cancel()
+
+    def credit(self, number: int, count: Any) -> None:
+        """Allow a stream to send more items."""
+        if type(count) is not int or not 0 < count <= WINDOW:
+            raise WireError(f"a credit of {count!r:.40} is outside 1 to {WINDOW}")
+        call = self._running.get(number)
+        gate = call.credit if isinstance(call, _ThreadCall) else self._credits.get(number)
+        for _ in range(count if gate is not None else 0):
+            gate.release()  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Cancel everything that runs."""
+        self.closed = True
+        for call in list(self._running.values()):
+            call.cancel()
+
+    def finished(self, number: int) -> None:
+        """Forget a call."""
+        self._running.pop(number, None)
+        self._credits.pop(number, None)
+
+    def run_on_loop(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        """Run a coroutine that a sync callable returned, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def answer(self, kind: str, number: int, value: Any) -> None:
+        """Send an answer. A value that does not travel becomes an error; a closed link is ignored."""
+        try:
+            self._answer(kind, number, value)
+        except ConnectionError:
+            pass
+        except Exception as failure:
+            if kind == "ERROR":
+                return
+            if kind == "ITEM":
+                raise
+            try:
+                self._answer("ERROR", number, failure)
+            except Exception:
+                return
+
+    async def _run(
+        self, number: int, export: Export, args: list[Any], kwargs: dict[str, Any], context: Context
+    ) -> None:
+        try:
+            CURRENT.set(context)
+            if export.convert is not None:
+                args, kwargs = export.convert(args, kwargs)
+            if export.kind == "astream":
+                await self._run_stream(number, export.function(*args, **kwargs))
+                return
+            coroutine = export.function(*args, **kwargs)
+            del args, kwargs
+            self.answer("RESULT", number, await coroutine)
+        except asyncio.CancelledError:
+            return
+        except BaseException as failure:
+            self.answer("ERROR", number, failure)
+            if not isinstance(failure, Exception):
+                raise
+        finally:
+            self.finished(number)
+
+    async def _run_stream(self, number: int, generator: Any) -> None:
+        gate = self._credits[number] = asyncio.Semaphore(WINDOW)
+        try:
+            async for item in generator:
+                await gate.acquire()
+                self.answer("ITEM", number, item)
+            self.answer("END", number, None)
+        finally:
+            await generator.aclose()

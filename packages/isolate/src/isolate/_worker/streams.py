@@ -1,0 +1,168 @@
+"""Streams: the receiving end, with back-pressure, and the ways to iterate over one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Protocol
+
+from .calls import deadline_after
+from .errors import CallTimeoutError, WireError, WouldDeadlockError
+from .protocol import CREDIT, WINDOW
+
+
+class StreamReply:
+    """The receiving end of a stream. At most `WINDOW` items are in flight; the callee pauses until more are granted."""
+
+    def __init__(self, credit: Callable[[int], None], wake: Callable[[], None] | None) -> None:
+        self._items: deque[Any] = deque()
+        self._changed = threading.Condition()
+        self._credit = credit
+        self._wake = wake
+        self._consumed = 0
+        self._granted = WINDOW
+        self._done = False
+        self.failure: BaseException | None = None
+
+    def item(self, value: Any) -> None:
+        """Queue one item."""
+        with self._changed:
+            self._granted -= 1
+            if self._granted < 0:
+                raise WireError("a stream sent more items than it had credit for")
+            self._items.append(value)
+            self._changed.notify()
+        if self._wake is not None:
+            self._wake()
+
+    def set_result(self, _value: Any) -> None:
+        """End the stream."""
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+        if self._wake is not None:
+            self._wake()
+
+    def set_exception(self, failure: BaseException) -> None:
+        """End the stream with a failure."""
+        self.failure = failure
+        self.set_result(None)
+
+    def poll(self) -> tuple[bool, Any]:
+        """`(True, item)`, or `(False, finished)`; raises the stream's failure after its last item."""
+        with self._changed:
+            if not self._items:
+                if self._done and self.failure is not None:
+                    raise self.failure
+                return False, self._done
+            value = self._items.popleft()
+            self._consumed += 1
+            grant = 0
+            if self._consumed >= WINDOW // 2:
+                grant, self._consumed = self._consumed, 0
+                self._granted += grant
+        if grant and not self._done:
+            self._credit(grant)
+        return True, value
+
+    def wait(self, deadline: float | None) -> None:
+        """Block until there is something to poll."""
+        with self._changed:
+            while not self._items and not self._done:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise CallTimeoutError("the stream's deadline passed before its next item")
+                self._changed.wait(left)
+
+
+class Streaming(Protocol):
+    """What a stream needs of its link."""
+
+    name: str
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def on_loop_thread(self) -> bool:
+        """Whether the caller runs on the thread that reads the link."""
+
+    def next_number(self) -> int:
+        """Return a fresh call number."""
+
+    def begin(
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        deadline: float | None,
+        reply: Any,
+        number: int | None = None,
+    ) -> int:
+        """Send a call and return its number."""
+
+    def abandon(self, number: int) -> None:
+        """Cancel a call unless it is answered already."""
+
+    def tell(self, kind: int, number: int, value: Any) -> None:
+        """Send a frame; no error if the other side is gone."""
+
+
+def stream(
+    link: Streaming, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+) -> Iterator[Any]:
+    """Iterate over a stream from a thread; leaving the loop early closes the generator on the other side."""
+    if link.on_loop_thread:
+        raise WouldDeadlockError(
+            f"a blocking stream of {link.name} on the event loop's own thread; use `async for` through `.aio`"
+        )
+    deadline = deadline_after(timeout)
+    number = link.next_number()
+    reply = StreamReply(lambda count: link.tell(CREDIT, number, count), None)
+    link.begin(target, args, kwargs, deadline, reply, number)
+    try:
+        while True:
+            some, value = reply.poll()
+            if some:
+                yield value
+            elif value:
+                return
+            else:
+                reply.wait(deadline)
+    finally:
+        link.abandon(number)
+
+
+async def astream(
+    link: Streaming, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+) -> AsyncIterator[Any]:
+    """Iterate over a stream from a coroutine, on any event loop."""
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+
+    def wake() -> None:
+        if loop is link.loop:
+            changed.set()
+        else:
+            loop.call_soon_threadsafe(changed.set)
+
+    deadline = deadline_after(timeout)
+    number = link.next_number()
+    reply = StreamReply(lambda count: link.tell(CREDIT, number, count), wake)
+    link.begin(target, args, kwargs, deadline, reply, number)
+    try:
+        while True:
+            changed.clear()
+            some, value = reply.poll()
+            if some:
+                yield value
+            elif value:
+                return
+            else:
+                try:
+                    await asyncio.wait_for(changed.wait(), None if deadline is None else deadline - time.monotonic())
+                except TimeoutError:
+                    raise CallTimeoutError("the stream's deadline passed before its next item") from None
+    finally:
+        link.abandon(number)

@@ -1,0 +1,333 @@
+"""The wire format: MessagePack with a closed set of extension types.
+
+Nothing is constructed by a name from the wire. Every type has one form and comes back as itself:
+
+| Python | on the wire |
+|---|---|
+| None, bool, float, str, bytes, list, int of 64 bits, dict with str keys | native MessagePack |
+| int of any other size, tuple, set, frozenset, dict with other keys, datetime, Path | extension types 1 to 7 |
+| arrays, tensors, large bytes | extension type 8, a description; see `outgoing` and `incoming` |
+| handles of pentad-xfer | extension type 11, their bytes |
+| callables | extension types 9 (owned by the sender) and 10 (owned by the receiver) |
+| dataclass, Enum | a dict of its fields, its value: rebuilt only where the receiver's annotations say so |
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import Any
+
+from .errors import UnsupportedTypeError, WireError
+
+BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER = range(1, 12)
+MAX_DEPTH = 100
+_F64, _I64, _U64 = struct.Struct(">Bd"), struct.Struct(">Bq"), struct.Struct(">BQ")
+_U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
+_D = struct.Struct(">d")
+
+Special = Callable[[Any], "tuple[int, bytes] | None"]
+Hook = Callable[[int, Any], Any]
+
+
+def pack(value: object, special: Special) -> bytes:
+    """Encode a value.
+
+    Args:
+        value: Anything of the closed set of types.
+        special: Returns `(extension code, payload)` for arrays and callables, None for anything else.
+
+    Raises:
+        UnsupportedTypeError: A part of the value has a type that does not travel; the message has its path.
+    """
+    out = bytearray()
+    try:
+        _put(out, value, special, 0)
+    except _UnsupportedError as failure:
+        found = failure.args[0]
+        where = _path_to(value, found, "value") or "value"
+        raise UnsupportedTypeError(
+            f"{where} is a {type(found).__module__}.{type(found).__qualname__}, which does not travel; "
+            "send built-in values, dataclasses, enums, arrays or callables"
+        ) from None
+    return bytes(out)
+
+
+class _UnsupportedError(Exception):
+    """Carries the offending part up to `pack`, which finds its path."""
+
+
+def _header(out: bytearray, size: int, fix: int, fix_limit: int, wide: tuple[int, int, int]) -> None:
+    if size < fix_limit:
+        out.append(fix | size)
+    elif size < 256 and wide[0]:
+        out.append(wide[0])
+        out.append(size)
+    elif size < 65536:
+        out.append(wide[1])
+        out += _U16.pack(size)
+    elif size < 1 << 32:
+        out.append(wide[2])
+        out += _U32.pack(size)
+    else:
+        raise WireError(f"a part of {size} entries does not fit a frame (limit {2**32 - 1})")
+
+
+def _put_ext(out: bytearray, code: int, payload: bytes | bytearray) -> None:
+    _header(out, len(payload), 0, 0, (0xC7, 0xC8, 0xC9))
+    out.append(code)
+    out += payload
+
+
+def _put_int(out: bytearray, value: int) -> None:
+    if 0 <= value < 128:
+        out.append(value)
+    elif -32 <= value < 0:
+        out.append(value & 0xFF)
+    elif -(1 << 63) <= value < 1 << 63:
+        out += _I64.pack(0xD3, value)
+    elif 0 < value < 1 << 64:
+        out += _U64.pack(0xCF, value)
+    else:
+        _put_ext(out, BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+
+
+def _put(out: bytearray, value: Any, special: Special, depth: int) -> None:
+    kind = type(value)
+    if kind is str:
+        data = value.encode("utf-8", "surrogatepass")
+        _header(out, len(data), 0xA0, 32, (0xD9, 0xDA, 0xDB))
+        out += data
+    elif kind is int:
+        _put_int(out, value)
+    elif value is None:
+        out.append(0xC0)
+    elif kind is bool:
+        out.append(0xC3 if value else 0xC2)
+    elif kind is float:
+        out += _F64.pack(0xCB, value)
+    elif depth > MAX_DEPTH:
+        raise WireError(f"a value is nested deeper than {MAX_DEPTH} levels, or contains itself")
+    elif kind is list:
+        _header(out, len(value), 0x90, 16, (0, 0xDC, 0xDD))
+        for item in value:
+            _put(out, item, special, depth + 1)
+    elif kind is dict:
+        _put_dict(out, value, special, depth)
+    elif kind is tuple or kind is set or kind is frozenset:
+        inner = bytearray()
+        _put(inner, list(value), special, depth + 1)
+        _put_ext(out, TUPLE if kind is tuple else SET if kind is set else FROZENSET, inner)
+    elif kind is bytes:
+        made = special(value) if len(value) >= 65536 else None
+        if made is not None:
+            _put_ext(out, *made)
+            return
+        _header(out, len(value), 0, 0, (0xC4, 0xC5, 0xC6))
+        out += value
+    else:
+        _put_other(out, value, special, depth)
+
+
+def _put_dict(out: bytearray, value: dict[Any, Any], special: Special, depth: int) -> None:
+    if all(type(key) is str for key in value):
+        _header(out, len(value), 0x80, 16, (0, 0xDE, 0xDF))
+        for key, item in value.items():
+            _put(out, key, special, depth)
+            _put(out, item, special, depth + 1)
+    else:
+        inner = bytearray()
+        _put(inner, [part for pair in value.items() for part in pair], special, depth + 1)
+        _put_ext(out, DICT, inner)
+
+
+def _put_other(out: bytearray, value: Any, special: Special, depth: int) -> None:
+    if isinstance(value, datetime):
+        _put_ext(out, DATETIME, value.isoformat().encode() + b"f" * value.fold)
+    elif isinstance(value, PurePath):
+        _put_ext(out, PATH, str(value).encode("utf-8", "surrogateescape"))
+    elif isinstance(value, (bytearray, memoryview)):
+        _put(out, bytes(value), special, depth)
+    elif hasattr(type(value), "__dataclass_fields__"):
+        names = [name for name in type(value).__dataclass_fields__ if hasattr(value, name)]
+        _put(out, {name: getattr(value, name) for name in names}, special, depth)
+    elif hasattr(type(value), "_member_map_"):
+        _put(out, value.value, special, depth)
+    else:
+        made = special(value)
+        if made is not None:
+            _put_ext(out, *made)
+            return
+        # Subclasses of the built-in types travel as the built-in: a numpy float64 is a float, a defaultdict a dict.
+        bases: tuple[Any, ...] = (int, float, str, bytes, tuple, list, dict, set, frozenset)
+        for base in bases:
+            if isinstance(value, base):
+                _put(out, base(value), special, depth)
+                return
+        raise _UnsupportedError(value)
+
+
+def _path_to(value: Any, target: object, path: str, depth: int = 0) -> str | None:
+    if value is target:
+        return path
+    if depth > MAX_DEPTH:
+        return None
+    if hasattr(type(value), "__dataclass_fields__"):
+        value = {name: getattr(value, name, None) for name in type(value).__dataclass_fields__}
+    if isinstance(value, dict):
+        pairs = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+        pairs += [(f"{path} key {key!r}", key) for key in value]
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        pairs = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return None
+    for where, item in pairs:
+        found = _path_to(item, target, where, depth + 1)
+        if found:
+            return found
+    return None
+
+
+def unpack(data: bytes, hook: Hook) -> Any:
+    """Decode one value; anything after it, before its end, or outside the format is a `WireError`."""
+    try:
+        value, end = _get(data, 0, hook, 0)
+    except (IndexError, struct.error):
+        raise WireError(f"a value of {len(data)} bytes ends early") from None
+    except UnicodeDecodeError as failure:
+        raise WireError(f"a string is not UTF-8: {failure}") from None
+    if end != len(data):
+        raise WireError(f"{len(data) - end} bytes follow a complete value")
+    return value
+
+
+_SIZES = {
+    0xC4: 1,
+    0xC5: 2,
+    0xC6: 4,
+    0xC7: 1,
+    0xC8: 2,
+    0xC9: 4,
+    0xD9: 1,
+    0xDA: 2,
+    0xDB: 4,
+    0xDC: 2,
+    0xDD: 4,
+    0xDE: 2,
+    0xDF: 4,
+}
+_INTS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
+
+
+def _get(data: bytes, at: int, hook: Hook, depth: int) -> tuple[Any, int]:
+    tag = data[at]
+    at += 1
+    if tag < 0x80:
+        return tag, at
+    if tag >= 0xE0:
+        return tag - 256, at
+    if 0xA0 <= tag < 0xC0:
+        return _text(data, at, tag & 31)
+    if tag == 0xC0:
+        return None, at
+    if tag == 0xC2 or tag == 0xC3:
+        return tag == 0xC3, at
+    if tag == 0xCB:
+        return _D.unpack_from(data, at)[0], at + 8
+    if tag in _INTS:
+        form = _INTS[tag]
+        return struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
+    if depth > MAX_DEPTH:
+        raise WireError(f"a value is nested deeper than {MAX_DEPTH} levels")
+    if tag < 0x90:
+        return _map(data, at, tag & 15, hook, depth)
+    if tag < 0xA0:
+        return _array(data, at, tag & 15, hook, depth)
+    if 0xD4 <= tag <= 0xD8:
+        size = 1 << (tag - 0xD4)
+        return _extension(data, at, size, hook)
+    width = _SIZES.get(tag)
+    if width is None:
+        if tag == 0xCA:
+            return struct.unpack_from(">f", data, at)[0], at + 4
+        raise WireError(f"byte 0x{tag:02x} starts no value")
+    size = int.from_bytes(data[at : at + width], "big")
+    at += width
+    if at > len(data) or size > len(data) - at:
+        raise WireError(f"a length of {size} passes the end of its frame of {len(data)} bytes")
+    if tag <= 0xC6:
+        return bytes(data[at : at + size]), at + size
+    if tag <= 0xC9:
+        return _extension(data, at, size, hook)
+    if tag <= 0xDB:
+        return _text(data, at, size)
+    return _array(data, at, size, hook, depth) if tag <= 0xDD else _map(data, at, size, hook, depth)
+
+
+def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
+    end = at + size
+    if end > len(data):
+        raise WireError("a string passes the end of its frame")
+    return str(data[at:end], "utf-8", "surrogatepass"), end
+
+
+def _array(data: bytes, at: int, size: int, hook: Hook, depth: int) -> tuple[list[Any], int]:
+    items: list[Any] = []
+    for _ in range(size):
+        tag = data[at]
+        if tag < 0x80:  # the most frequent ones without a call
+            items.append(tag)
+            at += 1
+        elif tag == 0xC0:
+            items.append(None)
+            at += 1
+        else:
+            item, at = _get(data, at, hook, depth + 1)
+            items.append(item)
+    return items, at
+
+
+def _map(data: bytes, at: int, size: int, hook: Hook, depth: int) -> tuple[dict[Any, Any], int]:
+    items = {}
+    for _ in range(size):
+        key, at = _get(data, at, hook, depth + 1)
+        if type(key) is not str:
+            raise WireError(f"a plain map has a {type(key).__name__} key")
+        items[key], at = _get(data, at, hook, depth + 1)
+    return items, at
+
+
+def _extension(data: bytes, at: int, size: int, hook: Hook) -> tuple[Any, int]:
+    code = data[at]
+    end = at + 1 + size
+    if end > len(data):
+        raise WireError("an extension value passes the end of its frame")
+    return hook(code, data[at + 1 : end]), end
+
+
+def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
+    """Build the value of an extension type of this module; the caller handles arrays and callables."""
+    if code == BIG_INT:
+        return int.from_bytes(payload, "little", signed=True)
+    try:
+        if code == DATETIME:
+            text = str(payload, "ascii")
+            return datetime.fromisoformat(text.removesuffix("f")).replace(fold=int(text.endswith("f")))
+        if code == PATH:
+            return Path(str(payload, "utf-8", "surrogateescape"))
+        if code not in (TUPLE, SET, FROZENSET, DICT):
+            raise WireError(f"extension type {code} is not part of the protocol")
+        items = decode(payload)
+        if type(items) is not list:
+            raise WireError(f"extension type {code} holds a {type(items).__name__}, not a list")
+        if code == TUPLE:
+            return tuple(items)
+        if code == DICT:
+            return dict(zip(items[::2], items[1::2], strict=True))
+        return set(items) if code == SET else frozenset(items)
+    except (ValueError, TypeError) as failure:
+        if isinstance(failure, WireError):
+            raise
+        raise WireError(f"extension type {code} is malformed: {failure}") from None

@@ -1,0 +1,221 @@
+"""One worker of an extension, from its start to its end: a process, or a thread for code that is not isolated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isolate import _sandbox, _sharing
+from isolate._environments import Environment, EnvironmentStore
+from isolate._exports import Exports
+from isolate._guardian import Guardian
+from isolate._manifest import Manifest
+from isolate._process import WorkerProcess
+from isolate._requirements import Policy
+from isolate._worker import failures
+from isolate._worker.inline import WorkerThread
+from isolate._worker.link import Link
+from isolate._worker.protocol import FAILED, LOAD, PROTOCOL, READY, STOP
+from isolate._worker.threads import Threads
+from isolate.errors import ExtensionStartError, WorkerDiedError
+
+_BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
+_MAIN = Path(__file__).parent / "_worker" / "__main__.py"
+
+
+@dataclass(slots=True)
+class HostContext:
+    """What an extension needs of its host."""
+
+    loop: asyncio.AbstractEventLoop
+    threads: Threads
+    exports: Exports
+    store: EnvironmentStore
+    guardian: Guardian
+    max_depth: int
+    run: Callable[[Any], Any]
+
+
+class WorkerHandle:
+    """One worker of an extension.
+
+    Args:
+        manifest: What the extension asked for.
+        context: What its host offers.
+        environment: Where it runs; None for a thread of this process.
+        logger: Gets what the worker prints.
+        ended: Called on the loop when it has ended for whatever reason, with that.
+
+    Attributes:
+        ready: Its description of itself, or why it cannot be had.
+        link: The calls both ways.
+        stopping: Whether its end is wanted.
+        died: How it ended; None as long as it runs.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        context: HostContext,
+        environment: Environment | None,
+        logger: logging.Logger,
+        ended: Callable[[WorkerHandle, WorkerDiedError], None],
+    ) -> None:
+        self.environment = environment
+        self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.reason = ""
+        self.stopping = False
+        self.died: WorkerDiedError | None = None
+        self.process: WorkerProcess | None = None
+        self.thread: WorkerThread | None = None
+        self.prefix: list[str] = []
+        self._name, self._loop, self._ended = manifest.name, context.loop, ended
+        ours, theirs = socket.socketpair()
+        offered = context.exports.offered(manifest.needs)
+        self.link = Link(
+            ours,
+            context.loop,
+            context.threads,
+            {f"{api}.{method}": export for api, table in offered.items() for method, export in table.items()},
+            on_control=self._on_control,
+            on_closed=self._on_closed,
+            name=manifest.name,
+            max_depth=context.max_depth,
+            import_torch=manifest.share_torch,
+        )
+        layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
+        folders = layer["folders"] if layer else []
+        if environment is None:
+            self.thread = WorkerThread(theirs, manifest.name)
+        else:
+            self.prefix = _sandbox.command_prefix(manifest, environment.path, folders)
+            try:
+                self.process = WorkerProcess(
+                    [*self.prefix, str(environment.python), "-I", str(_MAIN)],
+                    theirs,
+                    _variables(manifest, context.store.policy),
+                    manifest.directory,
+                    context.guardian,
+                    logger,
+                    self._on_exit,
+                    hidden_parent=bool(self.prefix),
+                )
+            except BaseException:
+                self.link.close()
+                raise
+        config = {
+            "protocol": PROTOCOL,
+            "name": manifest.name,
+            "directory": str(manifest.directory),
+            "entry": manifest.entry,
+            "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
+            "sandbox": _sandbox.worker_config(manifest, environment.path if environment else None, folders),
+            "layer": layer,
+        }
+        self.link.control(LOAD, config)
+
+    def _on_control(self, kind: int, value: Any) -> None:
+        if self.ready.done() or kind not in (READY, FAILED):
+            raise ValueError(f"a frame of kind {kind} came out of turn")
+        if kind == READY:
+            self.ready.set_result(_checked_ready(value))
+            return
+        cause = failures.revive(value)
+        hint = ""
+        if isinstance(cause, ModuleNotFoundError):
+            hint = "; list the package that has it under `dependencies` in the manifest"
+        failure = ExtensionStartError(f"{self._name} failed while it was loaded: {type(cause).__name__}: {cause}{hint}")
+        failure.__cause__ = cause
+        self.ready.set_exception(failure)
+
+    def _on_closed(self, failure: BaseException | None) -> None:
+        if failure is not None:
+            self.reason = self.reason or f"it broke the protocol: {failure}"
+        if self.process is None:
+            self.end(self.death())
+        elif failure is not None:
+            self.process.kill()
+        else:
+            # The end of the stream is the first sign of an exit; a worker that only closed its socket is useless too.
+            process = self.process
+            self._loop.call_later(0.3, process.kill)
+
+    def _on_exit(self) -> None:
+        self.end(self.death())
+
+    def death(self) -> WorkerDiedError:
+        """Why this worker ended."""
+        code, signal_number = self.process.status if self.process else (None, None)
+        tail = self.process.stderr_tail if self.process else ()
+        reason = self.reason
+        if not reason and code == 137:
+            reason = "it reached its memory limit"
+        if not reason and signal_number == signal.SIGXCPU:
+            reason = "it used up its processor time"
+        if self.process is not None and code is None and signal_number is None:
+            reason = reason or "it is being stopped"
+        return WorkerDiedError(self._name, code, signal_number, reason, tail)
+
+    def end(self, death: WorkerDiedError) -> None:
+        """Tell the owner, then fail what waits for this worker: who learns of the end finds the state that follows."""
+        self.died = death
+        self.link.channel.drain()
+        if not self.ready.done():
+            self.ready.set_exception(death)
+            self.ready.exception()
+        self._ended(self, death)
+        self.link.close(death)
+
+    async def stop(self, grace: float) -> None:
+        """End it: asked first, then forced."""
+        self.stopping = True
+        with contextlib.suppress(ConnectionError):
+            self.link.control(STOP, None)
+            self.link.channel.flush()
+        if self.process is not None:
+            if not await self.process.wait(grace):
+                self.reason = f"it did not stop within {grace} s"
+                self.process.kill()
+                await self.process.wait(10)
+        else:
+            assert self.thread is not None
+            await asyncio.get_running_loop().run_in_executor(None, self.thread.join, grace)
+        self.link.close(self.death())
+
+
+def _variables(manifest: Manifest, policy: Policy) -> dict[str, str]:
+    """The variables that a worker sees: a short list, and what the manifest names and the policy allows."""
+    allowed = policy.allow_env
+    own = [name for name in manifest.env if allowed is None or any(fnmatch.fnmatch(name, p) for p in allowed)]
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in own or any(fnmatch.fnmatch(name, pattern) for pattern in _BASE_ENVIRONMENT)
+    }
+
+
+def _checked_ready(value: Any) -> dict[str, Any]:
+    """A worker's description of itself, checked: it comes from the extension's process."""
+    shape = {"protocol": int, "python": str, "executable": str, "methods": dict, "enforced": list, "missing": list}
+    if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
+        raise ValueError("the handshake is malformed")
+    for name, method in value["methods"].items():
+        good = type(method) is dict and method.get("kind") in ("sync", "async", "stream", "astream")
+        params = method.get("params") if good else ()
+        good = good and isinstance(method.get("returns"), str) and (params is None or type(params) is list)
+        for item in params or ():
+            good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
+        if not good or not name.isidentifier():
+            raise ValueError(f"the handshake describes {name!r:.80} in an unknown way")
+    if not all(type(line) is str for line in (*value["enforced"], *value["missing"])):
+        raise ValueError("the handshake's sandbox report is malformed")
+    return value

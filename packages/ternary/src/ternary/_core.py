@@ -1,0 +1,95 @@
+"""The compiled core: find it, list its kernels. Loads neither torch nor numpy."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from ternary.errors import KernelUnavailableError
+
+__all__ = ["CORE_FILE", "PATHS", "PROBLEM", "Core", "available_kernels", "core", "find_core", "path_number"]
+
+CORE_FILE = Path(__file__).with_name("runtime") / "libternary_core.so"
+"""Where the package's build puts the compiled core; the same name on every system."""
+
+PATHS = ("amx", "avx512vnni", "neon", "avx2", "portable")
+"""Names of the native kernels, fastest first; their numbers come from the core."""
+
+PROBLEM = struct.Struct("=22q")
+"""One product or convolution as the core reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """A loaded core, and the number of each path that this machine can run, fastest first; None and {} without one."""
+
+    library: ctypes.CDLL | None
+    paths: dict[str, int]
+    reason: str
+
+
+def find_core(file: Path) -> Core:
+    """Load the compiled core from `file` and list its paths; `reason` explains why it cannot be used."""
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError as error:
+        return Core(None, {}, "not built (no C compiler at installation)" if not file.exists() else str(error))
+    library.ternary_problem_size.restype = ctypes.c_int64
+    if library.ternary_problem_size() != PROBLEM.size:
+        return Core(None, {}, f"{file.name} belongs to another version of this package or another word size")
+    library.ternary_run.argtypes = [ctypes.c_char_p]
+    library.ternary_has_path.argtypes = [ctypes.c_int64]
+    library.ternary_path_name.restype = ctypes.c_char_p
+    library.ternary_path_name.argtypes = [ctypes.c_int64]
+    numbers: dict[str, int] = {}
+    while (name := library.ternary_path_name(len(numbers))) is not None:
+        numbers[name.decode()] = len(numbers)
+    paths = {name: numbers[name] for name in PATHS if name in numbers and library.ternary_has_path(numbers[name])}
+    return Core(library, paths, f"loaded from {file}")
+
+
+@functools.cache
+def core() -> Core:
+    """Return the core of this installation, loaded at the first use; warn once if there is none."""
+    found = find_core(CORE_FILE)
+    if found.library is None:
+        warnings.warn(
+            f"ternary's compiled core is not in use: {found.reason}. Packed layers run in plain torch, with the same "
+            "results but slower. Install a C compiler and reinstall pentad-ternary to get it",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def available_kernels() -> tuple[str, ...]:
+    """Names that the `kernel` argument of packed layers takes on this machine, fastest first, plain torch last.
+
+    Example:
+        >>> from ternary.runtime import available_kernels
+        >>> available_kernels()[-1]
+        'torch'
+    """
+    return (*core().paths, "torch")
+
+
+@functools.cache
+def path_number(kernel: str) -> int:
+    """The number of a named native path, for "auto" the fastest; -1 if that is plain torch.
+
+    Raises:
+        KernelUnavailableError: This machine or this build does not have it.
+    """
+    if kernel == "torch":
+        return -1
+    paths = core().paths
+    if kernel == "auto":
+        return next(iter(paths.values()), -1)
+    if kernel not in paths:
+        known = "auto, " + ", ".join(available_kernels())
+        raise KernelUnavailableError(f"got kernel={kernel!r}; this machine and build have {known} ({core().reason})")
+    return paths[kernel]

@@ -1,0 +1,1 @@
+"""The ternary language: lexer, parser, checker, formatter, code generator."""

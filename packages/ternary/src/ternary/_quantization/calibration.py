@@ -1,0 +1,133 @@
+"""Calibration: run real inputs through a model, fit scales to what its layers see, estimate running statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ternary.errors import NonFiniteActivationError
+from ternary.nn._layers import TernaryWeight
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """Call a model with a batch: a tensor, a tuple of inputs, or a mapping of named inputs."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def output_of(result: Any) -> Tensor:
+    """Return the main tensor of a model's result: the result itself, its `logits`, or the first tensor in it.
+
+    Raises:
+        TypeError: There is no tensor in it.
+    """
+    if isinstance(result, Tensor):
+        return result
+    if isinstance(result, Mapping):
+        result = [result["logits"]] if "logits" in result else list(result.values())
+    if isinstance(result, tuple | list):
+        for item in result:
+            if isinstance(item, Tensor):
+                return item
+    raise TypeError(f"the model returns {type(result).__name__}, in which there is no tensor to compare")
+
+
+@torch.no_grad()
+def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
+    """Replace a layer's weight by the ternary one that is nearest on its real inputs.
+
+    Among thresholds of 0.3 to 1.2 times the mean magnitude, takes per channel the one with the least weighted squared
+    error, with the least-squares scale. The weight then holds these ternary values and the quantizer is 'exact'.
+    """
+    weight = layer.weight.detach()
+    rows = weight.flatten(1).double()
+    h = power.double().to(rows.device)
+    h = (
+        h.reshape(1, -1)
+        if h.numel() == rows.shape[1]
+        else h.repeat_interleave(rows.shape[1] // h.numel()).reshape(1, -1)
+    )
+    best_error = torch.full((rows.shape[0],), float("inf"), dtype=torch.double, device=rows.device)
+    best = torch.zeros_like(rows)
+    mean = rows.abs().mean(1, keepdim=True)
+    for factor in torch.arange(0.3, 1.25, 0.1).tolist():
+        values = torch.sign(rows) * (rows.abs() > factor * mean)
+        weights = (h * values * values).sum(1)
+        scale = (h * rows * values).sum(1) / torch.where(weights > 0, weights, torch.ones_like(weights))
+        fitted = values * scale.clamp(min=0)[:, None]
+        error = (h * (rows - fitted) ** 2).sum(1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better[:, None], fitted, best)
+    if layer.per == "channel" and layer.quantizer in ("twn", "absmean", "stochastic"):
+        layer.weight.copy_(best.reshape(weight.shape))
+        layer.quantizer = "exact"
+
+
+@torch.no_grad()
+def input_power(model: nn.Module, batches: Iterable[Any], names: Iterable[str]) -> dict[str, Tensor]:
+    """Run batches through a model and return the mean square of each input feature (or channel) of each layer."""
+    sums: dict[str, Tensor] = {}
+    hooks = []
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not inputs:  # given by name
+                return
+            x = inputs[0]
+            if not bool(torch.isfinite(x).all()):
+                raise NonFiniteActivationError(f"the input of {name or 'the model'} is NaN or infinite in calibration")
+            dims = [i for i in range(x.dim()) if i != (1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else x.dim() - 1)]
+            power = x.double().pow(2).mean(dims)
+            sums[name] = power if name not in sums else sums[name] + power
+
+        return watch
+
+    for name in names:
+        layer = model.get_submodule(name) if name else model
+        groups = getattr(layer, "groups", 1)
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and groups == 1:
+            hooks.append(layer.register_forward_pre_hook(hook(name)))
+    try:
+        with mode(model, training=False):
+            for batch in batches:
+                run(model, batch)
+    finally:
+        for h in hooks:
+            h.remove()
+    return sums
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Set the running statistics of batch normalization to the averages over the batches."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return
+    before = [m.momentum for m in norms]
+    with mode(model, training=False):
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None
+            m.train()
+        for batch in batches:
+            run(model, batch)
+    for m, momentum in zip(norms, before, strict=True):
+        m.momentum = momentum
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode for a while; each module gets its own mode back."""
+    before = {m: m.training for m in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode

@@ -1,0 +1,128 @@
+"""A model's layers in other precisions: `quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from ternary._options import QuantizerOptions
+from ternary._quantization.calibration import fit_to_inputs, input_power, reestimate_batch_norm
+from ternary._quantization.modules import TERNARY_FORMS, names_of, replaced, weight_of, workable_copy
+from ternary._quantization.recipe import Precision, Recipe, plan_precisions
+from ternary._quantization.report import LayerReport, Report, report_of
+from ternary.nn._int8 import Int8Conv2d, Int8Linear
+from ternary.nn._layers import TernaryWeight
+from ternary.nn._quantizers import require_finite
+
+
+def quantize(
+    model: nn.Module, recipe: Recipe | None = None, *, calibration: Iterable[Any] | None = None
+) -> tuple[nn.Module, Report]:
+    """Return a quantized copy of a model and a report; the model itself is left as it was.
+
+    Layers that are ternary already keep their own settings, unless a rule names them: as int8 or float layers they have
+    the float weight behind the ternary one. The copy can be trained further (its ternary layers keep
+    float weights), saved packed, or exported. With calibration data the scales are fitted to the real inputs of each
+    layer (least squares on the weights, weighted by the mean square of each input) and the running statistics of
+    batch normalization are estimated anew.
+
+    Args:
+        model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered, and the transposed linear
+            layers of GPT-2 (Conv1D of transformers), which become Linear. A layer used in two places stays one layer.
+            Of layers that share one weight, the later ones get the precision of the first, unless a rule names them.
+        recipe: How; by default TWN per channel, int8 at both ends and for depthwise convolutions.
+        calibration: Batches: tensors, tuples of inputs, or mappings of named inputs.
+
+    Returns:
+        The quantized copy, in evaluation mode if the model was, and the report.
+
+    Raises:
+        UnknownQuantizerError: The recipe names a quantizer or a precision that does not exist.
+        NonFiniteWeightError: A weight is NaN or infinite.
+        NonFiniteActivationError: Calibration met an activation that is NaN or infinite.
+
+    Example:
+        >>> import torch, ternary
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10))
+        >>> small, report = ternary.quantize(net, calibration=[torch.randn(8, 64)])
+        >>> [layer.precision for layer in report.layers]
+        ['int8', 'ternary', 'int8']
+    """
+    recipe = recipe or Recipe()
+    plan = plan_precisions(model, recipe)
+    made = workable_copy(model)
+    batches = list(calibration) if calibration is not None else []
+    power = input_power(made, batches, plan) if batches else {}
+    names = names_of(made)
+    reports: list[LayerReport] = []
+    counted: set[int] = set()
+    for name, precision in plan.items():
+        layer = made.get_submodule(name) if name else made
+        require_finite(weight_of(layer), f"{name or type(layer).__name__}.weight")
+        new = convert(layer, precision, recipe, power.get(name))
+        shared = id(layer.weight) in counted
+        counted.add(id(layer.weight))
+        reports.append(report_of(name, layer, new, precision, shared))
+        if new is not layer:
+            made = replaced(made, names[layer], new)
+    if batches:
+        reestimate_batch_norm(made, batches)
+    made.train(model.training)
+    return made, Report(tuple(reports))
+
+
+def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tensor | None = None) -> nn.Module:
+    """Return a layer in another precision; with `power` (mean square of each input) its ternary weights are fitted."""
+    if precision == "int8":
+        return Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)  # type: ignore[arg-type]
+    if precision == "float":
+        return _rebuilt(layer, ternary=False) if isinstance(layer, TernaryWeight) else layer
+    made = layer if isinstance(layer, TernaryWeight) else _rebuilt(layer, ternary=True, options=recipe.options())
+    assert isinstance(made, TernaryWeight)
+    if power is not None and not made.empty and made.scale_positive is None and not isinstance(made, nn.Embedding):
+        fit_to_inputs(made, power)
+    return made
+
+
+def _rebuilt(layer: nn.Module, *, ternary: bool, options: QuantizerOptions | None = None) -> nn.Module:
+    """Return a layer with the float weight of another one, as a ternary layer or as torch's own."""
+    plain = next(kind for kind in TERNARY_FORMS if isinstance(layer, kind))
+    kind = TERNARY_FORMS[plain] if ternary else plain
+    keywords: dict[str, Any] = {} if options is None else asdict(options)
+    keywords |= {"device": weight_of(layer).device, "dtype": weight_of(layer).dtype}
+    made: nn.Module
+    if isinstance(layer, nn.Linear):
+        made = kind(layer.in_features, layer.out_features, layer.bias is not None, **keywords)
+    elif isinstance(layer, nn.Embedding):
+        made = kind(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, **keywords)
+    else:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+        made = kind(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            **keywords,
+        )
+    made.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("scale_")})
+    return made
+
+
+def to_int8(model: nn.Module) -> tuple[nn.Module, Report]:
+    """Return a copy with int8 weights in every Linear and Conv2d, inputs of Linear rounded on the fly, and a report.
+
+    Example:
+        >>> import torch, ternary
+        >>> small, report = ternary.to_int8(torch.nn.Linear(64, 10))
+        >>> report.layers[0].precision
+        'int8'
+    """
+    return quantize(model, Recipe(rules=(("*", "int8"),)))

@@ -1,0 +1,82 @@
+"""Small real data sets that packages ship, and arrays from a file, as float tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ternary.errors import MissingExtraError, NonFiniteActivationError, TernaryError
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Training and held-out samples: features of shape (N, ...) in float32, targets of shape (N,) in int64."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return int(max(self.train_y.max(), self.test_y.max())) + 1
+
+
+def digits() -> Split:
+    """Return scikit-learn's 1,797 images of handwritten digits, 64 features, every fifth held out."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise MissingExtraError("the digits come with scikit-learn: pip install scikit-learn") from e
+    x, y = load_digits(return_X_y=True)
+    return _split(np.asarray(x, dtype=np.float32) / 16.0, np.asarray(y), np.arange(len(y)) % 5 == 0)
+
+
+def mnist1d() -> Split:
+    """Return MNIST-1D as its own generator makes it: 4,000 training and 1,000 held-out signals of 40 samples."""
+    try:
+        from mnist1d.data import get_dataset_args, make_dataset
+    except ImportError as e:
+        raise MissingExtraError("MNIST-1D is made by the package mnist1d: pip install mnist1d") from e
+    made = make_dataset(get_dataset_args())
+    x = np.concatenate([made["x"], made["x_test"]]).astype(np.float32)
+    y = np.concatenate([made["y"], made["y_test"]])
+    return _split(x, y, np.arange(len(y)) >= len(made["y"]))
+
+
+def from_npz(path: str | Path) -> Split:
+    """Return the arrays `x` and `y` of an .npz file, every fifth sample held out."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = np.asarray(arrays["x"], dtype=np.float32), np.asarray(arrays["y"])
+    except (KeyError, ValueError, OSError) as e:
+        if isinstance(e, FileNotFoundError):
+            raise
+        raise TernaryError(f"{path} is no .npz file with arrays 'x' and 'y': {e}") from e
+    if len(x) != len(y) or len(x) < 10 or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        raise TernaryError(f"{path}: got x of shape {x.shape} and y of {y.dtype}{y.shape}; wanted N samples, N classes")
+    if not np.isfinite(x).all():
+        raise NonFiniteActivationError(f"{path}: 'x' holds NaN or infinite values")
+    return _split(x, y, np.arange(len(y)) % 5 == 0)
+
+
+def load(name: str) -> Split:
+    """Return 'digits', 'mnist1d', or the contents of an .npz file."""
+    if name == "digits":
+        return digits()
+    if name == "mnist1d":
+        return mnist1d()
+    if name.endswith(".npz"):
+        return from_npz(name)
+    raise TernaryError(f"unknown data {name!r}; it is digits, mnist1d, or a path that ends in .npz")
+
+
+def _split(x: np.ndarray, y: np.ndarray, held: np.ndarray) -> Split:
+    a, b = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64))
+    mask = torch.from_numpy(held)
+    return Split(a[~mask], b[~mask], a[mask], b[mask])

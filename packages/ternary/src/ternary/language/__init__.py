@@ -1,1 +1,0 @@
-"""The ternary language: lexer, parser, checker, formatter, code generator. Knows nothing of training or packing."""

@@ -1,0 +1,46 @@
+"""Keys and values of sequences, in the layout that the decoder reads, and the rows of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ternary.llm._modelfile import ModelFile
+
+__all__ = ["LANES", "Cache", "Row"]
+
+LANES = 16
+"""Positions that lie together in the keys, and numbers that the decoder adds up side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One token of a step: its number, its position in the sequence of `cache`, and whether logits are wanted."""
+
+    token: int
+    position: int
+    cache: Cache
+    logits: bool = False
+
+
+class Cache:
+    """Keys and values of one sequence, in 8 or 16 bits with a scale for each position and head.
+
+    Memory is reserved for `capacity` positions and used as they come.
+    """
+
+    def __init__(self, file: ModelFile, capacity: int, bits: int):
+        config = file.config
+        self.limit = capacity
+        self.capacity = -(-capacity // LANES) * LANES
+        kind = np.int8 if bits == 8 else np.int16
+        pairs = config.layers * config.kv_heads
+        self.keys = np.zeros((pairs, self.capacity // LANES, config.head_size, LANES), kind)
+        self.values = np.zeros((pairs, self.capacity, config.head_size), kind)
+        self.key_scale = np.zeros((pairs, self.capacity), np.float32)
+        self.value_scale = np.zeros((pairs, self.capacity), np.float32)
+        arrays = (self.keys, self.values, self.key_scale, self.value_scale)
+        self.words = np.array([*(a.ctypes.data for a in arrays), self.capacity], np.int64)
+        self.address = self.words.ctypes.data
+        self.bytes_a_position = sum(a.nbytes for a in arrays) // self.capacity

@@ -1,0 +1,272 @@
+"""An HTTP server with the protocol of OpenAI: chat and text completions, streaming, models, health, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ternary.errors import ChatTemplateError, ContextLengthError, ServerBusyError, TernaryError
+from ternary.llm._batching import Event, Request, Scheduler
+from ternary.llm._model import Model
+from ternary.llm._sampling import Sampling
+
+__all__ = ["application"]
+
+MOST_BYTES = 4 << 20
+"""Longest body of a request."""
+_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
+_UNSUPPORTED = {"n": 1, "best_of": 1, "logprobs": None, "tools": None, "suffix": None, "echo": False}
+
+
+class _BadRequestError(Exception):
+    def __init__(self, message: str, parameter: str | None = None):
+        super().__init__(message)
+        self.parameter = parameter
+
+
+def application(model: Model, scheduler: Scheduler, name: str) -> Starlette:
+    """Return the ASGI application that serves a model.
+
+    Args:
+        model: The open model.
+        scheduler: Runs the requests.
+        name: What the model is called in answers.
+    """
+    server = _Server(model, scheduler, name)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
+            Route("/v1/completions", server.complete, methods=["POST"]),
+            Route("/v1/models", server.models),
+            Route("/v1/models/{name:path}", server.models),
+            Route("/health", server.health),
+            Route("/metrics", server.metrics),
+        ],
+        exception_handlers={HTTPException: _http_error},
+    )
+
+
+def _error(status: int, message: str, kind: str, parameter: str | None = None) -> JSONResponse:
+    body = {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
+    return JSONResponse(body, status, headers={"retry-after": "1"} if status == 429 else None)
+
+
+async def _http_error(_: HttpRequest, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return _error(status, str(error.detail if isinstance(error, HTTPException) else error), "invalid_request_error")
+
+
+class _Server:
+    def __init__(self, model: Model, scheduler: Scheduler, name: str):
+        self._model, self._scheduler, self._name = model, scheduler, name
+        self._started = int(time.time())
+
+    async def health(self, _: HttpRequest) -> Response:
+        """Say that the server is up, and what it does."""
+        running, waiting = self._scheduler.load
+        return JSONResponse({"status": "ok", "model": self._name, "running": running, "waiting": waiting})
+
+    async def models(self, request: HttpRequest) -> Response:
+        """List the one model."""
+        entry = {"id": self._name, "object": "model", "created": self._started, "owned_by": "ternary"}
+        wanted = request.path_params.get("name")
+        if wanted is None:
+            return JSONResponse({"object": "list", "data": [entry]})
+        if wanted != self._name:
+            return _error(404, f"there is no model {wanted!r}; this server has {self._name!r}", "not_found_error")
+        return JSONResponse(entry)
+
+    async def metrics(self, _: HttpRequest) -> Response:
+        """Return the counters as Prometheus reads them."""
+        counters, (running, waiting) = self._scheduler.counters, self._scheduler.load
+        lines = []
+        for field in type(counters).__dataclass_fields__:
+            lines += [f"# TYPE ternary_{field}_total counter", f"ternary_{field}_total {getattr(counters, field)}"]
+        for field, value in (("requests_running", running), ("requests_waiting", waiting)):
+            lines += [f"# TYPE ternary_{field} gauge", f"ternary_{field} {value}"]
+        return PlainTextResponse("\n".join(lines) + "\n")
+
+    async def chat(self, request: HttpRequest) -> Response:
+        """Answer a conversation."""
+        return await self._answer(request, chat=True)
+
+    async def complete(self, request: HttpRequest) -> Response:
+        """Continue a text."""
+        return await self._answer(request, chat=False)
+
+    async def _answer(self, http: HttpRequest, *, chat: bool) -> Response:
+        try:
+            body = await _body(http)
+            prompt = await asyncio.to_thread(self._prompt, body, chat)
+            sampling = self._sampling(body)
+        except _BadRequestError as e:
+            return _error(400, str(e), "invalid_request_error", e.parameter)
+        except (ChatTemplateError, ContextLengthError, ValueError) as e:
+            return _error(400, str(e), "invalid_request_error")
+        except ClientDisconnect:
+            return Response(status_code=499)
+        if len(prompt) >= self._model.context:
+            message = f"got a prompt of {len(prompt)} tokens for a context of {self._model.context}"
+            return _error(400, message, "invalid_request_error")
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def deliver(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        request = Request(prompt, sampling, deliver)
+        try:
+            self._scheduler.submit(request)
+        except ServerBusyError as e:
+            return _error(429, str(e), "rate_limit_error")
+        answer = _Answer(self._name, request, chat=chat)
+        if body.get("stream"):
+            usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            return StreamingResponse(answer.stream(events, usage), media_type="text/event-stream")
+        return await answer.whole(events, http)
+
+    def _prompt(self, body: dict[str, Any], chat: bool) -> list[int]:
+        given = body.get("messages" if chat else "prompt")
+        if chat:
+            if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
+                raise _BadRequestError("'messages' is a list of objects with role and content", "messages")
+            return self._model.encode([{**m, "content": _text_of(m.get("content"))} for m in given])
+        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
+            given = given[0]
+        if isinstance(given, str) and given:
+            return self._model.encode(given)
+        if isinstance(given, list) and given and all(type(t) is int for t in given):
+            return self._model.encode(given)
+        raise _BadRequestError("'prompt' is one text that is not empty, or a list of tokens", "prompt")
+
+    def _sampling(self, body: dict[str, Any]) -> Sampling:
+        for name, only in _UNSUPPORTED.items():
+            if body.get(name) not in (None, only, False, []):
+                raise _BadRequestError(f"{name!r} is not supported", name)
+        options = {name: body.get(name) for name in _OPTIONS}
+        for name, value in options.items():
+            if name != "stop" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise _BadRequestError(f"got {name}={value!r}; wanted a number", name)
+        tokens = body.get("max_completion_tokens", body.get("max_tokens"))
+        if tokens is not None and (type(tokens) is not int or tokens < 0):
+            raise _BadRequestError(f"got max_tokens={tokens!r}; wanted a whole number", "max_tokens")
+        try:
+            return self._model.sampling(max_tokens=tokens, **options)
+        except TypeError as e:
+            raise _BadRequestError(f"got an option of a wrong type: {e}") from None
+
+
+async def _body(http: HttpRequest) -> dict[str, Any]:
+    data = bytearray()
+    async for part in http.stream():
+        data += part
+        if len(data) > MOST_BYTES:
+            raise _BadRequestError(f"the request has more than {MOST_BYTES} bytes")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise _BadRequestError(f"the request is no JSON: {e}") from None
+    if not isinstance(found, dict):
+        raise _BadRequestError("the request is no JSON object")
+    return found
+
+
+def _text_of(content: Any) -> str:
+    """Return the text of a message, which may come in parts."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    raise _BadRequestError("a message's content is a text, or a list of parts of type text", "messages")
+
+
+class _Answer:
+    """The objects of the protocol for one request."""
+
+    def __init__(self, model: str, request: Request, *, chat: bool):
+        self._request, self._chat = request, chat
+        self._base = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, made = len(self._request.prompt), self._request.generated
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": made,
+            "total_tokens": prompt + made,
+            "prompt_tokens_details": {"cached_tokens": self._request.reused},
+        }
+
+    async def whole(self, events: asyncio.Queue[Event], http: HttpRequest) -> Response:
+        """Wait for the end and answer at once; a client that leaves cancels the request."""
+        text: list[str] = []
+        try:
+            while True:
+                try:
+                    event = await asyncio.wait_for(events.get(), 1.0)
+                except TimeoutError:
+                    if await http.is_disconnected():
+                        return Response(status_code=499)
+                    continue
+                if event.error is not None:
+                    return _failure(event.error)
+                text.append(event.text)
+                if event.finish is not None:
+                    break
+        finally:
+            self._request.cancel()
+        content = "".join(text)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": event.finish, "logprobs": None}
+        choice |= {"message": {"role": "assistant", "content": content}} if self._chat else {"text": content}
+        kind = "chat.completion" if self._chat else "text_completion"
+        return JSONResponse({**self._base, "object": kind, "choices": [choice], "usage": self._usage()})
+
+    async def stream(self, events: asyncio.Queue[Event], usage: bool) -> AsyncIterator[str]:
+        """Send pieces as they come; a client that leaves closes this generator and so cancels the request."""
+        try:
+            if self._chat:
+                yield self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
+            while True:
+                event = await events.get()
+                if event.error is not None:
+                    yield f"data: {bytes(_failure(event.error).body).decode()}\n\n"
+                    return
+                if event.text:
+                    yield self._chunk({"delta": {"content": event.text}} if self._chat else {"text": event.text}, None)
+                if event.finish is not None:
+                    yield self._chunk({"delta": {}} if self._chat else {"text": ""}, event.finish)
+                    break
+            if usage:
+                yield self._line({"choices": [], "usage": self._usage()})
+            yield "data: [DONE]\n\n"
+        finally:
+            self._request.cancel()
+
+    def _chunk(self, content: dict[str, Any], finish: str | None) -> str:
+        return self._line({"choices": [{"index": 0, "finish_reason": finish, "logprobs": None, **content}]})
+
+    def _line(self, rest: dict[str, Any]) -> str:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return f"data: {json.dumps({**self._base, 'object': kind, **rest})}\n\n"
+
+
+def _failure(error: Exception) -> JSONResponse:
+    if isinstance(error, (ContextLengthError, ChatTemplateError)):
+        return _error(400, str(error), "invalid_request_error")
+    known = isinstance(error, TernaryError | ValueError)
+    return _error(500, str(error) if known else "the decoder failed", "server_error")

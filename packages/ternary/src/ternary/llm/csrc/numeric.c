@@ -1,0 +1,90 @@
+/* The functions of numeric.h, compiled for each instruction set, and the head's products with VNNI. */
+#include "numeric.h"
+
+#define NUMERIC(suffix, attribute, dots_function)                                                                      \
+    attribute static void norm_##suffix(const float *x, const float *weight, int64_t n, float epsilon, float *y) {     \
+        norm_body(x, weight, n, epsilon, y);                                                                           \
+    }                                                                                                                  \
+    attribute static void gate_##suffix(float *gate, const float *up, int64_t n, int64_t activation) {                 \
+        gate_body(gate, up, n, activation);                                                                            \
+    }                                                                                                                  \
+    attribute static void store_##suffix(const llm_model *m, const llm_cache *c, int64_t layer, int64_t kv_head,       \
+                                         int64_t position, const float *key, const float *value) {                     \
+        store_body(m, c, layer, kv_head, position, key, value);                                                        \
+    }                                                                                                                  \
+    attribute static void attend_##suffix(const attention *a) {                                                        \
+        if (a->model->cache_bits == 8) attend_body(a, 0);                                                              \
+        else attend_body(a, 1);                                                                                        \
+    }                                                                                                                  \
+    attribute static float widen_##suffix(const float *x, int64_t n, int8_t *high, int8_t *low, int32_t *sums) {       \
+        return widen_body(x, n, high, low, sums);                                                                      \
+    }                                                                                                                  \
+    static const llm_numeric numeric_##suffix = {norm_##suffix,   gate_##suffix,  store_##suffix,                      \
+                                                 attend_##suffix, widen_##suffix, dots_function};
+
+#define PLAIN_DOTS(suffix, attribute)                                                                                  \
+    attribute static void dots_##suffix(const int8_t *weight, const float *scale, int64_t count, int64_t n,            \
+                                        const int8_t *planes, const int32_t *sums, const float *x_scale, int64_t rows, \
+                                        float *out, int64_t stride) {                                                  \
+        (void)sums;                                                                                                    \
+        dots_body(weight, scale, count, n, planes, x_scale, rows, out, stride);                                        \
+    }
+
+PLAIN_DOTS(portable, )
+NUMERIC(portable, , dots_portable)
+
+#if HAVE_X86
+PLAIN_DOTS(avx2, TARGET_AVX2)
+NUMERIC(avx2, TARGET_AVX2, dots_avx2)
+
+/* vpdpbusd multiplies unsigned with signed bytes: weights enter as value + 128, and 128 times the sum of the
+ * activations is taken off. Rows of other lengths than whole registers go the plain way. */
+TARGET_VNNI INLINE void dots_vnni_rows(const int8_t *weight, const float *scale, int64_t count, int64_t n,
+                                       const int8_t *planes, const int32_t *sums, const float *x_scale, const int rows,
+                                       float *out, int64_t stride) {
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    for (int64_t i = 0; i < count; i++) {
+        const int8_t *w = weight + i * n;
+        __m512i high[4], low[4];
+        UNROLL for (int r = 0; r < rows; r++) high[r] = low[r] = _mm512_setzero_si512();
+        for (int64_t j = 0; j < n; j += 64) {
+            __builtin_prefetch((const void *)((uintptr_t)(w + j) + 4096), 0, 2);
+            const __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w + j), flip);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const int8_t *x = planes + r * 2 * n + j;
+                high[r] = _mm512_dpbusd_epi32(high[r], v, _mm512_loadu_si512(x));
+                low[r] = _mm512_dpbusd_epi32(low[r], v, _mm512_loadu_si512(x + n));
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+            out[r * stride + i] = logit(_mm512_reduce_add_epi32(high[r]) - 128 * sums[2 * r],
+                                        _mm512_reduce_add_epi32(low[r]) - 128 * sums[2 * r + 1], x_scale[r], scale[i]);
+    }
+}
+
+TARGET_VNNI static void dots_vnni(const int8_t *weight, const float *scale, int64_t count, int64_t n,
+                                  const int8_t *planes, const int32_t *sums, const float *x_scale, int64_t rows,
+                                  float *out, int64_t stride) {
+    if (n % 64) {
+        dots_body(weight, scale, count, n, planes, x_scale, rows, out, stride);
+        return;
+    }
+    switch (rows) {
+    case 1: dots_vnni_rows(weight, scale, count, n, planes, sums, x_scale, 1, out, stride); break;
+    case 2: dots_vnni_rows(weight, scale, count, n, planes, sums, x_scale, 2, out, stride); break;
+    case 3: dots_vnni_rows(weight, scale, count, n, planes, sums, x_scale, 3, out, stride); break;
+    default: dots_vnni_rows(weight, scale, count, n, planes, sums, x_scale, 4, out, stride); break;
+    }
+}
+
+NUMERIC(vnni, TARGET_VNNI, dots_vnni)
+#endif
+
+const llm_numeric *ternary_llm_numeric(int64_t path) {
+#if HAVE_X86
+    if (path == AVX2) return &numeric_avx2;
+    if (path == AVX512VNNI || path == AMX) return &numeric_vnni;
+#endif
+    (void)path;
+    return &numeric_portable;
+}

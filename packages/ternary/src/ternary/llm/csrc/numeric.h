@@ -1,0 +1,243 @@
+/* The bodies of norms, attention and the head in plain C with 16 lanes; numeric.c compiles them per instruction set. */
+#ifndef TERNARY_LLM_NUMERIC_H
+#define TERNARY_LLM_NUMERIC_H
+#include "llm.h"
+#include <math.h>
+
+#define LANES 16
+typedef float lanes __attribute__((vector_size(64)));
+typedef int32_t words __attribute__((vector_size(64)));
+typedef int16_t shorts __attribute__((vector_size(32)));
+typedef int8_t bytes __attribute__((vector_size(16)));
+
+INLINE void load(lanes *to, const float *from) { memcpy(to, from, sizeof *to); }
+INLINE void keep(float *to, const lanes *from) { memcpy(to, from, sizeof *from); }
+INLINE void choose(lanes *to, const words *mask, const lanes *other) {
+    const words bits = ((words)*to & *mask) | ((words)*other & ~*mask);
+    *to = (lanes)bits;
+}
+
+INLINE float add_lanes(const lanes *v) {
+    float a[LANES];
+    keep(a, v);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) a[i] += a[i + half];
+    return a[0];
+}
+
+/* e to the power of x, relative error below 2e-7; 0 below -87, and x is cut at 88. */
+INLINE void exponential(lanes *x) {
+    const lanes least = (lanes){0} - 87.0f, most = (lanes){0} + 88.0f, magic = (lanes){0} + 12582912.0f;
+    const words above = *x >= least, below = *x <= most;
+    lanes v = *x;
+    choose(&v, &above, &least);
+    choose(&v, &below, &most);
+    lanes n = v * 1.44269504f + magic;
+    const words power = (words)n - 0x4B400000;
+    n = n - magic;
+    const lanes r = (v - n * 0.693145752f) - n * 1.42860677e-6f;
+    lanes p = r * 1.3888889e-3f + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    p = p * (lanes)((power + 127) << 23);
+    const lanes zero = {0};
+    choose(&p, &above, &zero);
+    *x = p;
+}
+
+INLINE void norm_body(const float *x, const float *weight, int64_t n, float epsilon, float *y) {
+    lanes sum = {0}, v, w;
+    for (int64_t i = 0; i < n; i += LANES) {
+        load(&v, x + i);
+        sum += v * v;
+    }
+    const float inverse = 1.0f / sqrtf(add_lanes(&sum) / (float)n + epsilon);
+    for (int64_t i = 0; i < n; i += LANES) {
+        load(&v, x + i);
+        load(&w, weight + i);
+        v = w * (v * inverse);
+        keep(y + i, &v);
+    }
+}
+
+/* gate = activation(gate) * up */
+INLINE void gate_body(float *gate, const float *up, int64_t n, int64_t activation) {
+    const lanes zero = {0};
+    for (int64_t i = 0; i < n; i += LANES) {
+        lanes g, u;
+        load(&g, gate + i);
+        load(&u, up + i);
+        if (activation == RELU2) {
+            const words positive = g > zero;
+            choose(&g, &positive, &zero);
+            g = g * g * u;
+        } else {
+            lanes e = -g;
+            exponential(&e);
+            g = g / (e + 1.0f) * u;
+        }
+        keep(gate + i, &g);
+    }
+}
+
+INLINE float largest(const float *x, int64_t n) {
+    float most = 0.0f;
+    for (int64_t i = 0; i < n; i++) {
+        const float v = fabsf(x[i]);
+        most = v > most ? v : most;
+    }
+    return most;
+}
+
+/* |v| <= 2^22: rounded half to even. */
+INLINE int32_t nearest(float v) {
+    const float shifted = v + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    return bits - 0x4B400000;
+}
+
+#define TINY 1e-30f
+
+INLINE float inverse_of(float most, float limit) { return most >= TINY ? limit / most : 0.0f; }
+
+INLINE void store_body(const llm_model *m, const llm_cache *c, int64_t layer, int64_t kv_head, int64_t position,
+                       const float *key, const float *value) {
+    const int64_t d = m->head_size, at = (layer * m->kv_heads + kv_head) * c->capacity;
+    const int64_t block = (at + position / LANES * LANES) * d + position % LANES, line = (at + position) * d;
+    const float limit = m->cache_bits == 8 ? 127.0f : 32767.0f;
+    const float k_most = largest(key, d), v_most = largest(value, d);
+    const float k_inverse = inverse_of(k_most, limit), v_inverse = inverse_of(v_most, limit);
+    c->key_scale[at + position] = k_most >= TINY ? k_most / limit : 0.0f;
+    c->value_scale[at + position] = v_most >= TINY ? v_most / limit : 0.0f;
+    if (m->cache_bits == 8) {
+        int8_t *k = (int8_t *)c->keys + block, *v = (int8_t *)c->values + line;
+        for (int64_t i = 0; i < d; i++) {
+            k[i * LANES] = (int8_t)nearest(key[i] * k_inverse);
+            v[i] = (int8_t)nearest(value[i] * v_inverse);
+        }
+    } else {
+        int16_t *k = (int16_t *)c->keys + block, *v = (int16_t *)c->values + line;
+        for (int64_t i = 0; i < d; i++) {
+            k[i * LANES] = (int16_t)nearest(key[i] * k_inverse);
+            v[i] = (int16_t)nearest(value[i] * v_inverse);
+        }
+    }
+}
+
+/* 16 numbers of the cache from element `at` on, as floats. */
+INLINE void cached(lanes *to, const void *from, int64_t at, const int wide) {
+    if (wide) {
+        shorts v;
+        memcpy(&v, (const int16_t *)from + at, sizeof v);
+        *to = __builtin_convertvector(__builtin_convertvector(v, words), lanes);
+    } else {
+        bytes v;
+        memcpy(&v, (const int8_t *)from + at, sizeof v);
+        *to = __builtin_convertvector(__builtin_convertvector(v, words), lanes);
+    }
+}
+
+INLINE void softmax_body(float *score, int64_t length, int64_t padded) {
+    float most = -INFINITY;
+    for (int64_t t = 0; t < length; t++) most = score[t] > most ? score[t] : most;
+    for (int64_t t = length; t < padded; t++) score[t] = -INFINITY;
+    lanes sum = {0}, v;
+    for (int64_t t = 0; t < padded; t += LANES) {
+        load(&v, score + t);
+        v = v - most;
+        exponential(&v);
+        sum += v;
+        keep(score + t, &v);
+    }
+    const float total = add_lanes(&sum);
+    for (int64_t t = 0; t < padded; t += LANES) {
+        load(&v, score + t);
+        v = v / total;
+        keep(score + t, &v);
+    }
+}
+
+INLINE void attend_some(const attention *a, const int first, const int count, const int wide, int64_t padded) {
+    const llm_model *m = a->model;
+    const int64_t d = m->head_size, at = (a->layer * m->kv_heads + a->kv_head) * a->cache->capacity;
+    const float scale = 1.0f / sqrtf((float)d);
+    float *scores[4];
+    for (int i = 0; i < count; i++) scores[i] = a->scores + (first + i) * padded;
+    for (int64_t t = 0; t < padded; t += LANES) {
+        lanes sum[4] = {{0}}, k;
+        for (int64_t j = 0; j < d; j++) {
+            cached(&k, a->cache->keys, (at + t) * d + j * LANES, wide);
+            UNROLL for (int i = 0; i < count; i++) sum[i] += k * a->query[first + i][j];
+        }
+        load(&k, a->cache->key_scale + at + t);
+        for (int i = 0; i < count; i++) {
+            sum[i] = sum[i] * k * scale;
+            keep(scores[i] + t, &sum[i]);
+        }
+    }
+    int64_t longest = 0;
+    for (int i = 0; i < count; i++) {
+        const int64_t length = a->length[first + i];
+        softmax_body(scores[i], length, padded);
+        longest = length > longest ? length : longest;
+        const float *value_scale = a->cache->value_scale + at;
+        for (int64_t t = 0; t < length; t++) scores[i][t] = scores[i][t] * value_scale[t];
+    }
+    for (int64_t j = 0; j < d; j += LANES) {
+        lanes sum[4] = {{0}}, v;
+        for (int64_t t = 0; t < longest; t++) {
+            cached(&v, a->cache->values, (at + t) * d + j, wide);
+            UNROLL for (int i = 0; i < count; i++) sum[i] += v * scores[i][t];
+        }
+        for (int i = 0; i < count; i++) keep(a->out[first + i] + j, &sum[i]);
+    }
+}
+
+INLINE void attend_body(const attention *a, const int wide) {
+    int64_t longest = 0;
+    for (int64_t i = 0; i < a->queries; i++) longest = a->length[i] > longest ? a->length[i] : longest;
+    const int64_t padded = ceil_div(longest, LANES) * LANES;
+    int i = 0;
+    for (; i + 4 <= a->queries; i += 4) attend_some(a, i, 4, wide, padded);
+    for (; i + 2 <= a->queries; i += 2) attend_some(a, i, 2, wide, padded);
+    for (; i < a->queries; i++) attend_some(a, i, 1, wide, padded);
+}
+
+INLINE float widen_body(const float *x, int64_t n, int8_t *high, int8_t *low, int32_t *sums) {
+    const float most = largest(x, n), inverse = inverse_of(most, 32512.0f);
+    int32_t high_sum = 0, low_sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t v = nearest(x[i] * inverse), h = (v + 128) >> 8;
+        high[i] = (int8_t)h;
+        low[i] = (int8_t)(v - h * 256);
+        high_sum += h;
+        low_sum += v - h * 256;
+    }
+    sums[0] = high_sum;
+    sums[1] = low_sum;
+    return most >= TINY ? most / 32512.0f : 0.0f;
+}
+
+INLINE float logit(int32_t high, int32_t low, float x_scale, float scale) {
+    return (float)((int64_t)high * 256 + low) * x_scale * scale;
+}
+
+INLINE void dots_body(const int8_t *weight, const float *scale, int64_t count, int64_t n, const int8_t *planes,
+                      const float *x_scale, int64_t rows, float *out, int64_t stride) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t r = 0; r < rows; r++) {
+            const int8_t *w = weight + i * n, *x = planes + r * 2 * n;
+            int32_t high = 0, low = 0;
+            for (int64_t j = 0; j < n; j++) {
+                high += w[j] * x[j];
+                low += w[j] * x[n + j];
+            }
+            out[r * stride + i] = logit(high, low, x_scale[r], scale[i]);
+        }
+}
+
+#endif

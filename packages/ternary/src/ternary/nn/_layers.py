@@ -1,0 +1,263 @@
+"""Layers with float weights that act ternary; their state dicts equal those of torch's own layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ternary._options import QuantizerKeywords, QuantizerOptions
+from ternary.nn._quantizers import (
+    fake_int8,
+    require_finite,
+    rows_of,
+    scale_like,
+    straight_through,
+    ternarize,
+    ttq_values,
+)
+
+
+class TernaryWeight(nn.Module):
+    """What the ternary layers share: a float `weight`, how to quantize it, and for TTQ two learned scales.
+
+    Example:
+        >>> from ternary.nn import TernaryLinear, TernaryWeight
+        >>> isinstance(TernaryLinear(4, 4), TernaryWeight)
+        True
+    """
+
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
+        weight: Any
+
+    def _init_ternary(self, options: QuantizerOptions) -> None:
+        self.empty = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor
+        self.quantizer = options.quantizer
+        self.per = options.per
+        self.threshold = float(options.threshold)
+        self.sparsity = float(options.sparsity)
+        self.activations = options.activations
+        if self.quantizer == "ttq":
+            self.scale_positive = nn.Parameter(torch.empty(0))
+            self.scale_negative = nn.Parameter(torch.empty(0))
+            self.reset_scales()
+        else:
+            self.register_parameter("scale_positive", None)
+            self.register_parameter("scale_negative", None)
+
+    @torch.jit.unused
+    def reset_scales(self) -> None:
+        """Start TTQ's two scales at the mean magnitude of the kept weights."""
+        if self.scale_positive is None or self.scale_negative is None or self.empty:
+            return
+        with torch.no_grad():
+            _, scale = ternarize(self.weight, self.quantizer, self.per == "channel")
+            self.scale_positive.data = scale.detach().clone()
+            self.scale_negative.data = scale.detach().clone()
+
+    def ternary_weight(self) -> Tensor:
+        """Return the weight as the forward pass uses it: values times scales, gradients straight through."""
+        weight: Tensor = self.weight
+        if self.empty:
+            return weight
+        positive, negative = self.scale_positive, self.scale_negative
+        per_channel = self.per == "channel"
+        if positive is not None and negative is not None:
+            values = ttq_values(weight, per_channel)
+            plus, minus = (values > 0).to(weight.dtype), (values < 0).to(weight.dtype)
+            quantized: Tensor = positive * plus - negative * minus
+            # Gradients: the two scales get theirs through `quantized`, the float weight straight through.
+            step = (positive * plus + negative * minus + (1.0 - plus - minus)).detach()
+            return quantized + step * (weight - weight.detach())
+        kind = "absmean" if self.quantizer == "stochastic" and not self.training else self.quantizer
+        detached = weight.detach()
+        values, scale = ternarize(detached, kind, per_channel, self.threshold, self.sparsity)
+        limit = scale_like(rows_of(detached, per_channel).abs().mean(1) * 3.0, weight)
+        return straight_through(weight, values * scale, limit)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def ternary_values(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the int8 values and the positive and negative scale of each row, as stored when packing.
+
+        Raises:
+            NonFiniteWeightError: The weight holds NaN or infinite values.
+        """
+        require_finite(self.weight)
+        per_channel = self.per == "channel"
+        if self.empty:
+            scale = self.weight.new_zeros(self.weight.shape[0] if per_channel else 1)
+            return self.weight.to(torch.int8), scale, scale
+        if self.scale_positive is not None and self.scale_negative is not None:
+            values = ttq_values(self.weight, per_channel)
+            return values.to(torch.int8), self.scale_positive.flatten(), self.scale_negative.flatten()
+        kind = "absmean" if self.quantizer == "stochastic" else self.quantizer
+        values, scale = ternarize(self.weight, kind, per_channel, self.threshold, self.sparsity)
+        return values.to(torch.int8), scale.flatten(), scale.flatten()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Also take the state of a float layer: TTQ's scales, which it lacks, then start anew."""
+        strict_keys = [prefix + "scale_positive", prefix + "scale_negative"]
+        fresh = self.scale_positive is not None and not any(k in state_dict for k in strict_keys)
+        if fresh:
+            state_dict = dict(state_dict)
+            state_dict[strict_keys[0]], state_dict[strict_keys[1]] = self.scale_positive, self.scale_negative
+        elif self.scale_positive is None:
+            for key in strict_keys:
+                state_dict.pop(key, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if fresh:
+            self.reset_scales()
+
+    def extra_repr(self) -> str:
+        """Show the layer's own arguments, then how it quantizes."""
+        return f"{super().extra_repr()}, quantizer={self.quantizer}, per={self.per}, activations={self.activations}"
+
+
+class TernaryLinear(TernaryWeight, nn.Linear):
+    """`torch.nn.Linear` whose weight acts as -1, 0, +1 times a scale.
+
+    Args:
+        in_features: Size of the last input dimension.
+        out_features: Size of the last output dimension.
+        bias: Whether to add a float bias.
+        device: As for torch.
+        dtype: As for torch.
+        options: How to quantize: `quantizer`, `per`, `threshold`, `sparsity`, `activations`, as in `Recipe`.
+
+    Example:
+        >>> from ternary.nn import TernaryLinear
+        >>> layer = TernaryLinear(64, 8, quantizer="absmean")
+        >>> values, scale, _ = layer.ternary_values()
+        >>> values.shape, scale.shape
+        (torch.Size([8, 64]), torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[QuantizerKeywords],
+    ):
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self._init_ternary(QuantizerOptions(**options))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input @ weight.T + bias` with the ternary weight."""
+        x = fake_int8(input) if self.activations == "int8" and not self.empty else input
+        return functional.linear(x, self.ternary_weight(), self.bias)
+
+
+class _TernaryConv(TernaryWeight):
+    """The constructor of both convolutions."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | str | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[QuantizerKeywords],
+    ):
+        super().__init__(  # the next class in line is torch's convolution
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self._init_ternary(QuantizerOptions(**options))
+
+
+class TernaryConv1d(_TernaryConv, nn.Conv1d):
+    """`torch.nn.Conv1d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryConv1d
+        >>> TernaryConv1d(4, 8, 3)(torch.zeros(2, 4, 10)).shape
+        torch.Size([2, 8, 8])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of `input`, of shape (N, C, L)."""
+        x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
+        out: Tensor = self._conv_forward(x, self.ternary_weight(), self.bias)
+        return out
+
+
+class TernaryConv2d(_TernaryConv, nn.Conv2d):
+    """`torch.nn.Conv2d` (grouped and depthwise too) with a weight of -1, 0, +1 times a scale; see TernaryLinear.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryConv2d
+        >>> TernaryConv2d(4, 8, 3, padding=1)(torch.zeros(2, 4, 6, 6)).shape
+        torch.Size([2, 8, 6, 6])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of `input`, of shape (N, C, H, W)."""
+        x = fake_int8(input, True) if self.activations == "int8" and not self.empty else input
+        out: Tensor = self._conv_forward(x, self.ternary_weight(), self.bias)
+        return out
+
+
+class TernaryEmbedding(TernaryWeight, nn.Embedding):
+    """`torch.nn.Embedding` whose rows act as -1, 0, +1 times a scale per row; see TernaryLinear.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryEmbedding
+        >>> TernaryEmbedding(100, 16)(torch.tensor([3, 7])).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[QuantizerKeywords],
+    ):
+        super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self._init_ternary(QuantizerOptions(**options))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the rows for integer indices of any shape."""
+        return functional.embedding(input, self.ternary_weight(), self.padding_idx)
+
+
+def ternary_layers(model: nn.Module) -> dict[str, TernaryWeight]:
+    """Return the ternary layers of a model by name; one that is used in two places is there under both names.
+
+    Example:
+        >>> import torch
+        >>> from ternary.nn import TernaryLinear, ternary_layers
+        >>> list(ternary_layers(torch.nn.Sequential(TernaryLinear(4, 4), torch.nn.ReLU())))
+        ['0']
+    """
+    return {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryWeight)}

@@ -1,0 +1,87 @@
+"""Products and convolutions of tensors in the compiled core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ternary._core import CORE_FILE, PATHS, PROBLEM, available_kernels, core, find_core, path_number
+from ternary.errors import KernelUnavailableError
+from ternary.runtime._layout import Geometry
+
+__all__ = [
+    "CORE_FILE",
+    "PATHS",
+    "available_kernels",
+    "conv2d",
+    "core",
+    "find_core",
+    "linear",
+    "multiply",
+    "path_number",
+]
+
+_ONE_BY_ONE = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding, dilation of a matrix product
+_FAILURES = {1: "out of memory", 2: "no such path", 3: "more than 500,000 columns in one product"}
+
+
+def _run(problem: bytes) -> None:
+    library = core().library
+    assert library is not None  # path_number gave a path of it
+    failure = library.ternary_run(problem)
+    if failure == 1:
+        raise MemoryError("ternary's core could not allocate its scratch memory")
+    if failure:
+        raise KernelUnavailableError(f"ternary's core refused the problem: {_FAILURES.get(failure, failure)}")
+
+
+def multiply(
+    path: int, threads: int, m: int, k: int, n: int, x: int, tiles: int, scale: int, bias: int, y: int, sums: int
+) -> None:
+    """The (m, n) product of a matrix and tiles at these addresses, to `y` as float32 or to `sums` as int32."""
+    _run(PROBLEM.pack(path, threads, m, 1, 1, k, n, 1, *_ONE_BY_ONE, x, tiles, scale, bias, y, sums))
+
+
+def linear(
+    x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, path: int, threads: int, *, integers: bool = False
+) -> Tensor:
+    """(M, N) product of contiguous float32 (M, K) with tiles; int32 sums before any scale with `integers`."""
+    m, k = x.shape
+    n = scale.shape[0]
+    y = torch.empty((m, n), dtype=torch.int32 if integers else torch.float32)
+    at = y.data_ptr()
+    outputs = (0, at) if integers else (at, 0)
+    added = 0 if bias is None else bias.data_ptr()
+    multiply(path, threads, m, k, n, x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), added, *outputs)
+    return y
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    path: int,
+    threads: int,
+    *,
+    integers: bool = False,
+) -> Tensor:
+    """(B, C_out, OH, OW) convolution of channels-last float32 (B, C_in, H, W), channels-last itself."""
+    batch, channels, height, width = x.shape
+    n = scale.shape[0]
+    dtype = torch.int32 if integers else torch.float32
+    y = torch.empty((batch, *geometry.out_size(height, width), n), dtype=dtype).permute(0, 3, 1, 2)
+    at = y.data_ptr()
+    _run(
+        PROBLEM.pack(
+            *(path, threads, batch, height, width, channels, n, geometry.groups),
+            *geometry.kernel_size,
+            *geometry.stride,
+            *geometry.padding,
+            *geometry.dilation,
+            *(x.data_ptr(), weight.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()),
+            *(0 if integers else at, at if integers else 0),
+        )
+    )
+    return y

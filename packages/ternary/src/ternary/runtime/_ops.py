@@ -1,0 +1,175 @@
+"""The operators torch.ops.ternary.linear and conv2d: checks, the choice of a kernel, shapes for the compiler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ternary.errors import LayerShapeError
+from ternary.runtime import _fallback as fallback
+from ternary.runtime import _gpu as gpu
+from ternary.runtime import _native as native
+from ternary.runtime._layout import Geometry, tile_shape
+
+__all__ = ["KERNELS", "check_linear"]
+
+KERNELS = ("auto", "torch", *native.PATHS, "triton")
+"""Every name that a `kernel` argument may have on some machine."""
+
+# The argument is called path: torch.compile keeps the name kernel for itself.
+# Library, not the custom_op decorator, which costs some 30 us a call.
+_library = torch.library.Library("ternary", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, str path='auto', int threads=0) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides),
+)
+_library.define(  # type: ignore[no-untyped-call]
+    "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int[2] kernel_size, int[2] stride, int[2] padding, "
+    "int[2] dilation, int groups, str path='auto', int threads=0) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    """Raise LayerShapeError unless the parts are those of a packed linear layer and an input that fits it."""
+    _check_parts(x, weight, scale, bias)
+    if x.dim() == 0:
+        raise LayerShapeError("got an input without dimensions, wanted (..., K)")
+    k = x.shape[-1]
+    if weight.shape != tile_shape(scale.shape[0], k):
+        raise LayerShapeError(
+            f"got an input with {k} features and weights of shape {tuple(weight.shape)}; "
+            f"{k} -> {scale.shape[0]} features take {tile_shape(scale.shape[0], k)}"
+        )
+
+
+def _check_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+    _check_parts(x, weight, scale, bias)
+    if x.dim() != 4:
+        raise LayerShapeError(f"got an input of shape {tuple(x.shape)}, wanted (batch, channels, height, width)")
+    channels, out, groups = x.shape[1], scale.shape[0], geometry.groups
+    if groups < 1 or channels % groups or out % groups:
+        raise LayerShapeError(f"got {groups} groups for {channels} input and {out} output channels")
+    wanted = geometry.weight_shape(channels, out)
+    if weight.shape != wanted:
+        raise LayerShapeError(
+            f"got an input with {channels} channels and weights of shape {tuple(weight.shape)}; "
+            f"{channels} -> {out} channels, kernel {geometry.kernel_size}, {groups} groups take {wanted}"
+        )
+
+
+def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    """What the native core relies on: dtypes, one dimension of scales, one device, no gaps."""
+    if not x.is_floating_point():
+        raise LayerShapeError(f"got an input of dtype {x.dtype}, wanted a floating-point one")
+    n = scale.shape[0] if scale.dim() == 1 else -1
+    device = x.device
+    fits = weight.dtype == torch.uint8 and weight.device == device and weight.is_contiguous()
+    fits = fits and n >= 0 and scale.dtype == torch.float32 and scale.device == device and scale.is_contiguous()
+    if bias is not None:
+        fits = fits and bias.shape == (n,) and bias.dtype == torch.float32
+        fits = fits and bias.device == device and bias.is_contiguous()
+    if not fits:
+        parts = {"x": x, "weight": weight, "scale": scale, "bias": bias}
+        got = ", ".join(f"{k}: {t.dtype} {tuple(t.shape)} on {t.device}" for k, t in parts.items() if t is not None)
+        raise LayerShapeError(f"got {got}; wanted contiguous uint8 weight, float32 (N,) scale and bias, on one device")
+
+
+def _linear_cpu(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
+) -> Tensor:
+    check_linear(x, weight, scale, bias)
+    # The usual input goes straight through: at batch 1 every call here is a percent of the time.
+    plain = x.dtype == torch.float32 and x.dim() == 2 and x.is_contiguous()
+    rows = x if plain else x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
+    if path == "triton":
+        y = gpu.linear(rows, weight, scale, bias)
+    elif (number := native.path_number(path)) < 0:
+        y = fallback.linear(rows, weight, scale, bias)
+    else:
+        y = native.linear(rows, weight, scale, bias, number, threads or torch.get_num_threads())
+    return y if plain else y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
+
+
+def _linear_elsewhere(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
+) -> Tensor:
+    del threads  # of the native core
+    check_linear(x, weight, scale, bias)
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
+    on_triton = path == "triton" or (path == "auto" and x.is_cuda and gpu.is_available())
+    y = (gpu.linear if on_triton else fallback.linear)(rows, weight, scale, bias)
+    return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
+
+
+def _linear_shape(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
+) -> Tensor:
+    del weight, bias, path, threads  # the shape does not depend on them
+    return x.new_empty((*x.shape[:-1], scale.shape[0]))
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    path: str = "auto",
+    threads: int = 0,
+) -> Tensor:
+    geometry = Geometry.of(kernel_size, stride, padding, dilation, groups)
+    _check_conv(x, weight, scale, bias, geometry)
+    unusable = min(*stride, *dilation, *kernel_size) < 1 or min(padding) < 0
+    if unusable or min(geometry.out_size(x.shape[2], x.shape[3])) < 1:
+        raise LayerShapeError(
+            f"got an input of {x.shape[2]} x {x.shape[3]}, too small for kernel {geometry.kernel_size}, stride "
+            f"{geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}"
+        )
+    number = -1 if x.device.type != "cpu" else native.path_number(path)
+    if number < 0:
+        y = _strided(fallback.conv2d(x.float(), weight, scale, bias, geometry))
+    else:
+        image = x.float().contiguous(memory_format=torch.channels_last)
+        y = native.conv2d(image, weight, scale, bias, geometry, number, threads or torch.get_num_threads())
+    return y.to(x.dtype)
+
+
+def _strided(y: Tensor) -> Tensor:
+    """Channels last with one stride only for each dimension, those of size 1 too.
+
+    A memory format leaves these open, but convolutions go by them, and torch.compile plans with the fake kernel's.
+    """
+    channels, height, width = max(y.shape[1], 1), y.shape[2], y.shape[3]
+    strides = (height * width * channels, 1, width * channels, channels)
+    return y.contiguous(memory_format=torch.channels_last).as_strided(y.shape, strides)
+
+
+def _conv2d_shape(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    path: str = "auto",
+    threads: int = 0,
+) -> Tensor:
+    del weight, bias, path, threads  # the shape does not depend on them
+    geometry = Geometry.of(kernel_size, stride, padding, dilation, groups)
+    height, width = geometry.out_size(x.shape[2], x.shape[3])
+    return x.new_empty((x.shape[0], height, width, scale.shape[0])).permute(0, 3, 1, 2)
+
+
+_library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("linear", _linear_elsewhere, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("conv2d", _conv2d, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("ternary::linear", _linear_shape, lib=_library)
+torch.library.register_fake("ternary::conv2d", _conv2d_shape, lib=_library)

@@ -1,0 +1,220 @@
+"""What both ends of a channel share: attaching, waiting that can be ended from any thread, and closing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import weakref
+from typing import Any, Self
+
+from xfer._channel.layout import WAKE_AT_ONCE
+from xfer._channel.ring import Ring
+from xfer._channel.waiting import Sleepers, on_exit
+from xfer._forks import on_fork
+from xfer.errors import ChannelClosedError, EndpointTakenError, WaitTimeoutError
+
+SPIN = 200e-6
+
+
+def deadline(timeout: float | None) -> float | None:
+    """Return when a timeout is up."""
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def left(end: float | None) -> float | None:
+    """Return how many seconds are left, at least 0; None for ever."""
+    return None if end is None else max(0.0, end - time.monotonic())
+
+
+class Endpoint:
+    """One end of a channel: a token until its first use, then held by the process that used it.
+
+    `_lock` guards the state and is held for short; `_turn` is held by the one thread that sleeps.
+    """
+
+    _sending: bool
+
+    def __init__(self, token: bytes, spin: float = SPIN, compiled: bool = True) -> None:
+        self._token = token
+        self._spin = spin if (os.cpu_count() or 1) > 1 else 0.0
+        self._nanoseconds = int(self._spin * 1e9)
+        self._compiled = compiled
+        self._ring: Ring | None = None
+        self._lock, self._turn = threading.RLock(), threading.RLock()
+        self._closed = self._exiting = self._armed = False
+        self._sleepers = Sleepers()
+        self._finalizer: Any = None
+        self._other: weakref.ref[Endpoint] | None = None
+        self._expected: Any = None
+        on_fork(before=self._before_fork, child=self._after_fork_in_child)
+        on_exit(self._stop)
+
+    def __bytes__(self) -> bytes:
+        return self._token
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes, float, bool]]:
+        # This end is on its way to a process that multiprocessing is about to start.
+        context = sys.modules.get("multiprocessing.context")
+        popen = context.get_spawning_popen() if context is not None else None
+        other = self._other() if self._other is not None else None
+        if popen is not None and other is not None:
+            other.expect(popen)
+        return type(self), (self._token, self._spin, self._compiled)
+
+    @classmethod
+    def from_bytes(cls, token: bytes) -> Self:
+        """Return this end from its bytes.
+
+        Args:
+            token: What `bytes(endpoint)` returned.
+        """
+        return cls(bytes(token))
+
+    def pair(self, other: Endpoint) -> None:
+        """Remember the other end of the same channel, if this process made both.
+
+        Args:
+            other: The other end.
+        """
+        self._other = weakref.ref(other)
+
+    def expect(self, process: Any) -> None:
+        """Name the process that is to attach the other end; its death before that counts as the end's.
+
+        An end that is an argument of `multiprocessing.Process` with the spawn method does this by itself.
+
+        Args:
+            process: A process number, or an object with a `pid`, such as `subprocess.Popen`.
+        """
+        self._expected = process
+
+    @property
+    def attached(self) -> bool:
+        """Whether this process holds this end."""
+        return self._ring is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed here."""
+        return self._closed
+
+    def attach(self) -> None:
+        """Take this end for this process; the first use does so as well.
+
+        Raises:
+            ChannelClosedError: This end is closed.
+            EndpointTakenError: Another process holds it.
+            ProducerGoneError: The channel is gone.
+        """
+        with self._lock:
+            self._open()
+
+    def ready(self) -> bool:
+        """Return whether this end would not wait: it can go on, or the other end has closed or died."""
+        with self._lock:
+            ring = self._open()
+            if ring.can_go_on() or ring.peer_closed() or ring.peer_dead():
+                return True
+            if self._armed:
+                ring.quiet()
+            return False
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when this end can go on, for `select` and event loops.
+
+        A receiver's is readable while an array waits, and after the other end has closed or died.
+        """
+        with self._lock:
+            ring = self._open()
+            self._armed = True
+            return ring.arm()
+
+    def close(self) -> None:
+        """Close this end."""
+        raise NotImplementedError
+
+    def _open(self) -> Ring:
+        """Return the ring; the caller holds the lock."""
+        if self._closed:
+            raise ChannelClosedError("this end is closed")
+        if self._exiting:
+            raise ChannelClosedError("the interpreter is exiting")
+        if self._ring is None:
+            try:
+                ring = Ring(self._token, self._sending)
+            except BlockingIOError as error:
+                name = "sending" if self._sending else "receiving"
+                raise EndpointTakenError(f"the {name} end is held already: make one channel for each pair") from error
+            self._make_core(ring)
+            self._ring = ring
+        return self._ring
+
+    def _wait(self, ring: Ring, word: int, value: int, end: float | None, how: int = WAKE_AT_ONCE) -> bool:
+        """Sleep without the lock; return False when the time is up. It may return too early."""
+        seconds = left(end)
+        if seconds == 0 or not self._turn.acquire(timeout=-1 if seconds is None else seconds):
+            return False
+        try:
+            if ring is self._ring and not self._closed and not self._exiting:
+                pid = getattr(self._expected, "pid", self._expected)
+                if isinstance(pid, int):
+                    ring.expect(pid)
+                ring.wait(word, value, left(end), how)
+        finally:
+            self._turn.release()
+        return True
+
+    async def _sleep(self, end: float | None, at_most: float | None = None) -> None:
+        """Wait in a coroutine until this end may go on.
+
+        Raises:
+            WaitTimeoutError: The time is up.
+        """
+        seconds = left(end)
+        if seconds == 0:
+            raise WaitTimeoutError("the time for waiting is up")
+        if at_most is not None:
+            seconds = at_most if seconds is None else min(seconds, at_most)
+        await self._sleepers.readable(self.fileno(), seconds)
+
+    def _wake(self) -> None:
+        """End every wait of this end, in threads and coroutines."""
+        ring = self._ring
+        if ring is not None:
+            ring.ring_own()
+        self._sleepers.wake()
+
+    def _stop(self) -> None:
+        self._exiting = True
+        self._wake()
+
+    def _before_fork(self) -> None:
+        pass
+
+    def _after_fork_in_child(self) -> None:
+        self._lock, self._turn = threading.RLock(), threading.RLock()
+        self._sleepers = Sleepers()
+        if self._ring is not None:
+            self._let_go(self._ring)
+            self._closed = True
+
+    def _let_go(self, ring: Ring) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._drop_core()
+        ring.close()
+        self._ring = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _make_core(self, ring: Ring) -> None:
+        raise NotImplementedError
+
+    def _drop_core(self) -> None:
+        raise NotImplementedError

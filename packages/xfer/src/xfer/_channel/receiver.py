@@ -1,0 +1,214 @@
+"""The receiving end of a channel."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from xfer._channel.endpoints import Endpoint, deadline
+from xfer._channel.layout import HEAD, SENDER_PID, SLAB_SPENT, TAIL
+from xfer._channel.ring import HANDLE, Message, Ring
+from xfer._channel.slab import Receiving, receiving_core
+from xfer._convert.interchange import Library, to_torch
+from xfer._shared import dtypes
+from xfer._shared.handle import read_meta
+from xfer._shared.reader import READER, check_library, present
+from xfer.errors import (
+    ChannelClosedError,
+    HandleError,
+    PeerDiedError,
+    ProducerGoneError,
+    StaleHandleError,
+    WaitTimeoutError,
+)
+
+_NOTHING = object()
+
+
+class Receiver(Endpoint):
+    """The end that receives; iterate over it, or call `recv`. `async for` and `arecv` wait in an event loop.
+
+    Any of its waits ends when another thread calls `close`. A receiver that is dropped is closed. When the sender's
+    process dies, each call raises PeerDiedError until another sender attaches; then it goes on.
+
+    Args:
+        token: What `bytes(receiver)` returned.
+        spin: Seconds to look for an array before sleeping.
+        compiled: Use the compiled core where it could be built.
+
+    Example:
+        >>> with xfer.Channel(capacity=4) as channel:
+        ...     with xfer.Receiver.from_bytes(bytes(channel.receiver)) as receiver:  # as another process would
+        ...         for number in range(3):
+        ...             channel.sender.send(np.full(2, number), timeout=5)
+        ...         [int(receiver.recv(timeout=5)[0]) for _ in range(3)]
+        [0, 1, 2]
+    """
+
+    _sending = False
+    _core: Receiving | None = None
+
+    def recv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+        """Return the next array or tree: no copy, read-only, its slot taken until the last view of it is gone.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+            as_: "numpy", or "torch" for writable tensors over private memory, as in `xfer.get`.
+
+        Raises:
+            WaitTimeoutError: Nothing came in time.
+            ChannelClosedError: The sender has closed and everything was taken, or this end was closed.
+            PeerDiedError: The sender's process has ended.
+        """
+        if as_ != "numpy":
+            check_library(as_)
+        end = deadline(timeout)
+        nanoseconds = 0 if timeout == 0 else self._nanoseconds
+        while True:
+            with self._lock:
+                core = self._core
+                if core is not None:
+                    array = core.recv(nanoseconds)
+                    if array is not None:
+                        if self._armed:
+                            self._quiet()
+                        return array if as_ == "numpy" else to_torch(array.copy())[0]
+                array = self._take(as_)
+                if array is not _NOTHING:
+                    return array
+                ring = self._ring
+                assert ring is not None
+                tail = ring.words[TAIL]
+            if not self._wait(ring, HEAD, tail, end):
+                raise WaitTimeoutError("nothing was sent in time")
+
+    async def arecv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+        """Return the next array or tree like `recv`, and let the event loop run while it waits.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+            as_: "numpy" or "torch", as in `recv`.
+
+        Raises:
+            WaitTimeoutError: Nothing came in time.
+            ChannelClosedError: The sender has closed and everything was taken, or this end was closed.
+            PeerDiedError: The sender's process has ended.
+        """
+        end = deadline(timeout)
+        while True:
+            try:
+                return self.recv(timeout=0, as_=as_)
+            except WaitTimeoutError:
+                await self._sleep(end)
+
+    def _take(self, as_: Library) -> Any:
+        """Take a message by the slow way, or return _NOTHING where none waits."""
+        ring, core = self._open(), self._core
+        assert core is not None
+        tail = ring.words[TAIL]
+        if ring.words[HEAD] == tail:
+            closed, dead = ring.peer_closed(), ring.peer_dead()
+            if ring.words[HEAD] == tail and closed:
+                raise ChannelClosedError("the sender has closed the channel and everything was taken")
+            if ring.words[HEAD] == tail and dead:
+                pid = ring.words[SENDER_PID]
+                raise PeerDiedError(f"the sender's process {pid or ''} has ended without closing the channel")
+            if self._armed:
+                self._quiet()
+            if ring.words[HEAD] == tail:
+                return _NOTHING
+        message = ring.peek()
+        try:
+            if message.slot != HANDLE:
+                array = _from_slot(ring, core, message)
+                return array if as_ == "numpy" else to_torch(array.copy())[0]
+            array, fields = READER.array(message.meta, private=as_ == "torch")
+        except ProducerGoneError as error:
+            raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error
+        except StaleHandleError as error:
+            if ring.peer_closed():
+                raise ChannelClosedError("the sender gave up waiting and took its arrays back") from error
+            raise
+        finally:
+            if ring.words[TAIL] == tail:
+                ring.took(tail)
+            if self._armed:
+                self._quiet()
+        return present(array, fields, message.meta, as_)
+
+    def _quiet(self) -> None:
+        if self._ring is not None:
+            self._ring.quiet()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            try:
+                array = self.recv()
+            except PeerDiedError:
+                raise
+            except ChannelClosedError:
+                return
+            yield array
+            del array
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while True:
+            try:
+                array = await self.arecv()
+            except PeerDiedError:
+                raise
+            except ChannelClosedError:
+                return
+            yield array
+            del array
+
+    def close(self) -> None:
+        """Tell the sender that nothing more is wanted. Arrays received stay valid."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake()
+        with self._turn, self._lock:
+            if self._ring is not None:
+                self._ring.say_closed()
+                self._let_go(self._ring)
+
+    def _before_fork(self) -> None:
+        # The child has the arrays in use as well, so their slots are not this process's alone to return.
+        if self._core is not None and self._ring is not None and self._core.pin():
+            self._ring.words[SLAB_SPENT] = self._core.epoch
+
+    def _make_core(self, ring: Ring) -> None:
+        core = self._core = receiving_core(ring, self._compiled)
+        self._finalizer = weakref.finalize(self, _end, ring, core)
+        self._finalizer.atexit = False
+        if ring.successor:
+            ring.words[SLAB_SPENT] = ring.slab()[2]  # slots that the holder before had never come back
+
+    def _drop_core(self) -> None:
+        if self._core is not None:
+            self._core.detach()
+            self._core = None
+
+
+def _end(ring: Ring, core: Receiving) -> None:
+    """Close a receiver that was dropped."""
+    ring.say_closed()
+    core.detach()
+    ring.close()
+
+
+def _from_slot(ring: Ring, core: Receiving, message: Message) -> Any:
+    """Take an array of a slab or of a kind that the core does not know yet."""
+    if message.epoch != core.epoch:
+        stride, slots, epoch, handle = ring.slab()
+        if epoch != message.epoch:
+            raise StaleHandleError("the sender of this array has ended, and another one took its place")
+        core.use_slab(READER.array(handle)[0], stride, slots, epoch)
+    shape, token = read_meta(message.meta, message.ndim)
+    core.learn(message.meta, message.ndim, shape, dtypes.decode(token))
+    array = core.recv(0)
+    if array is None:
+        raise HandleError("the channel's memory is damaged: a message does not fit its slab")
+    return array

@@ -1,0 +1,1 @@
+"""Arrays of one library or device as those of another."""

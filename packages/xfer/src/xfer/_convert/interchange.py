@@ -1,0 +1,136 @@
+"""Accepts arrays of any library: finds the library and the device without importing that library.
+
+A library is found in `sys.modules`: a caller that passes its arrays has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import numpy as np
+
+from xfer.errors import UnsupportedDtypeError
+
+_DLPACK_CPU = {1, 3, 11, 13}  # host, CUDA pinned host, ROCm pinned host, CUDA managed
+_DLPACK_CUDA = 2
+
+
+Library = Literal["numpy", "torch"]
+
+
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array of some library."""
+    if isinstance(value, np.ndarray | np.generic):
+        return True
+    return any(hasattr(value, name) for name in ("__dlpack__", "__array_interface__", "__array__"))
+
+
+def library_of(array: Any) -> str:
+    """Return "numpy", "cupy", "torch" or "other"."""
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    for name, kind in (("torch", "Tensor"), ("cupy", "ndarray")):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(array, getattr(module, kind)):
+            return name
+    return "other"
+
+
+def device_of(array: Any) -> str:
+    """Return "cpu" or "cuda:N"."""
+    if isinstance(array, np.ndarray | np.generic) or not hasattr(array, "__dlpack_device__"):
+        return "cpu"
+    if library_of(array) == "torch" and array.device.type == "meta":
+        raise UnsupportedDtypeError("a meta tensor has no data: put a tensor on the host or on a device")
+    kind, index = array.__dlpack_device__()
+    if int(kind) in _DLPACK_CPU:
+        return "cpu"
+    if int(kind) == _DLPACK_CUDA:
+        return f"cuda:{index}"
+    raise UnsupportedDtypeError(f"arrays on DLPack device type {int(kind)} cannot be shared; move it to the host first")
+
+
+def on_host(value: Any) -> Any:
+    """Return NumPy's array over a torch tensor on the host, and any other value as it is."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and value.is_cpu:
+        return _from_torch(value)
+    return value
+
+
+def host_array(array: Any) -> np.ndarray[Any, Any]:
+    """Return a NumPy array over the same memory, or a copy where NumPy cannot view it in place.
+
+    Args:
+        array: Anything on the host: an ndarray subclass, a torch tensor, an object with DLPack or array interface, a
+        list.
+
+    Raises:
+        UnsupportedDtypeError: The elements are Python objects.
+    """
+    if library_of(array) == "torch":
+        return _from_torch(array)
+    if isinstance(array, np.ndarray):
+        masked = sys.modules.get("numpy.ma")
+        if masked is not None and isinstance(array, masked.MaskedArray):
+            raise UnsupportedDtypeError("a masked array is two arrays: put `.data` and `.mask` separately")
+        return array.view(np.ndarray)
+    if hasattr(array, "__array_interface__") or hasattr(array, "__array__"):
+        return np.asarray(array)
+    if hasattr(array, "__dlpack__"):
+        return np.from_dlpack(array)
+    return np.asarray(array)
+
+
+_BITS = {"bfloat16": "int16", "float8": "uint8"}  # torch types that NumPy has only with ml_dtypes, by their carrier
+
+
+def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
+    torch = sys.modules["torch"]
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+    try:
+        plain: np.ndarray[Any, Any] = tensor.numpy()
+        return plain
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        reason = error
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_quantized:
+        raise UnsupportedDtypeError("a quantized tensor is integers with scales: put `int_repr()` and the scales")
+    if tensor.layout is not torch.strided or getattr(tensor, "is_nested", False):
+        what = "nested" if getattr(tensor, "is_nested", False) else f"layout {tensor.layout}"
+        raise UnsupportedDtypeError(f"a tensor of {what} is several arrays: put its parts or to_dense()")
+    carrier = next((bits for start, bits in _BITS.items() if name.startswith(start)), None)
+    if carrier is None:
+        raise UnsupportedDtypeError(f"NumPy has no {name}: {reason}") from reason
+    from xfer._shared import dtypes
+
+    dtype = dtypes.decode(f"{dtypes.ML_PREFIX}{name}".encode())
+    view: np.ndarray[Any, Any] = tensor.contiguous().view(getattr(torch, carrier)).numpy().view(dtype)
+    return view
+
+
+def to_torch(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:
+    """Return a torch tensor over the array, and whether it had to be copied.
+
+    Torch has no read-only tensors, no negative strides and no foreign byte order; each of those is a copy.
+
+    Raises:
+        UnsupportedDtypeError: Torch has no such dtype.
+    """
+    import torch
+
+    copied = not array.dtype.isnative or not array.flags.writeable or any(s < 0 for s in array.strides)
+    if copied:
+        array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
+    if array.dtype.type.__module__.split(".")[0] == "ml_dtypes":
+        target = getattr(torch, array.dtype.name, None)
+        carrier = {1: np.uint8, 2: np.int16}.get(array.dtype.itemsize)
+        if target is None or carrier is None:
+            raise UnsupportedDtypeError(f"torch has no {array.dtype}")
+        return torch.from_numpy(array.view(carrier)).view(target), copied
+    try:
+        return torch.from_numpy(array), copied
+    except TypeError as error:
+        raise UnsupportedDtypeError(f"torch has no {array.dtype}: {error}") from error

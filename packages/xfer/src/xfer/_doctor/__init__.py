@@ -1,0 +1,1 @@
+"""Checks and measures what this machine can do for xfer."""

@@ -1,0 +1,1 @@
+"""Arrays in shared memory of the host."""

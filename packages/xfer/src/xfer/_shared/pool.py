@@ -1,0 +1,515 @@
+"""The producer's side: a budgeted pool of sealed segments whose slots are filled, handed out, and used again.
+
+A slot is reused only when the producer has released it and the kernel reports that no reader holds a lease on it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from xfer import _compiled
+from xfer._callsite import calling_line
+from xfer._convert.interchange import device_of, host_array
+from xfer._deferred import Deferred
+from xfer._forks import on_fork
+from xfer._shared import names, tree
+from xfer._shared.consumed import Consumed
+from xfer._shared.handle import (
+    CONSUME,
+    CUDA,
+    HEADER,
+    TAIL,
+    TOKEN_IN_SLOT,
+    TREE,
+    Fields,
+    Handle,
+    Signature,
+    parse,
+    signature,
+)
+from xfer._shared.holdings import Leak, Lent, PoolStats
+from xfer._shared.lease import require_locks
+from xfer._shared.linger import linger
+from xfer._shared.loan import Loan
+from xfer._shared.segment import nameless_works
+from xfer._shared.slots import Place, Slots
+from xfer._sizes import format_size, parse_size
+from xfer.errors import (
+    BudgetExceededError,
+    DoubleReleaseError,
+    ForeignHandleError,
+    PoolClosedError,
+    UnsupportedDtypeError,
+)
+
+Backend = Literal["auto", "nameless", "named"]
+_LARGE = 1 << 20
+_MASK = (1 << 64) - 1
+
+
+class _Live(NamedTuple):
+    """A slot that was taken, and what has to stay alive with it."""
+
+    place: Place
+    nbytes: int
+    site: str
+    since: float
+    keep: object = None
+    views: weakref.ref[Any] | None = None
+    consume: bool = False
+
+
+class Pool:  # long because the argument texts of the public methods are in it
+    """Shared memory of this process, under a budget.
+
+    Args:
+        budget: The most bytes that the pool's arrays may need together, in bytes or as text ("2GiB"). An array that is
+            released counts until no reader has it.
+        backend: "nameless" (sealed memfd, Linux), "named" (files in /dev/shm or /tmp, for macOS and systems with a
+            closed /proc), or "auto", which is nameless where that works.
+        trace: Record where each array was put, for `leaks()`; costs about a microsecond per array.
+
+    Raises:
+        UnsupportedPlatformError: The system has no POSIX file locks.
+
+    Example:
+        >>> pool = xfer.Pool("64MiB")
+        >>> handle = pool.put(np.arange(3))
+        >>> xfer.get(handle)
+        array([0, 1, 2])
+        >>> pool.release(handle)
+        >>> pool.close()
+    """
+
+    def __init__(self, budget: int | str = "2GiB", *, backend: Backend = "auto", trace: bool = False) -> None:
+        require_locks()
+        if backend not in ("auto", "nameless", "named"):
+            raise ValueError(f"got backend {backend!r}, want 'auto', 'nameless' or 'named'")
+        self.budget = parse_size(budget)
+        self.pid = os.getpid()
+        self._trace = trace
+        self._owner = names.Owner() if backend == "named" or (backend == "auto" and not nameless_works()) else None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._slots = Slots(self.budget, self._owner.name if self._owner else None)
+        self._live: dict[int, _Live] = {}
+        self._lent: dict[int, Place] = {}
+        self._loans: dict[int, _Live] = {}
+        self._refs: dict[int, int] = {}
+        self._deferred: Deferred[Callable[[], None]] = Deferred(self._lock, lambda work: work())
+        self._under_pressure: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._consumed: Consumed | None = None
+        self._stamp = secrets.randbits(64)
+        self._filled = 0
+        self._finalizer = weakref.finalize(self, _close_all, self._slots, self._owner, self.pid)
+        on_fork(child=self._after_fork_in_child)
+
+    def put(self, array: Any, *, timeout: float = 0.0, consume: bool = False) -> Handle:
+        """Copy an array, or a tree of arrays, into shared memory and return its handle.
+
+        Args:
+            array: A NumPy array, a torch tensor, anything with DLPack or the array interface on the host; a CuPy or
+                torch array on a CUDA device, which is not copied but shared by CUDA IPC; or a tree: a dict, list,
+                tuple, named tuple or dataclass of these and of plain values, which takes one slot.
+            timeout: Seconds to wait for readers to finish if the budget is spent.
+            consume: The first reader takes the array over: the slot comes back when that reader is done, and no
+                `release` is needed.
+
+        Returns:
+            The handle; the array stays until `release(handle)`, or until it is consumed.
+
+        Raises:
+            UnsupportedDtypeError: The array holds Python objects.
+            BudgetExceededError: No room, and nothing came free within `timeout`.
+        """
+        flags = CONSUME if consume else 0
+        if type(array) is not np.ndarray:
+            if tree.is_tree(array):
+                packed = tree.pack(array)
+                return self._put_with(packed.signature(), packed.write, timeout, flags | TREE)
+            device = device_of(array)
+            if device != "cpu":
+                return self._put_cuda(array, flags)
+            array = host_array(array)
+        layout = array.flags
+        sig = signature(array.dtype, array.shape, layout.f_contiguous and not layout.c_contiguous)
+
+        def write(memory: Any, offset: int) -> None:
+            if _compiled.module is not None and sig.nbytes >= _LARGE and layout.forc:
+                _compiled.module.copy(memory, offset, array)
+            else:
+                np.ndarray(sig.shape, sig.dtype, memory, offset, None, sig.order)[...] = array
+
+        return self._put_with(sig, write, timeout, flags)
+
+    def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float = 0.0) -> Loan:
+        """Lend a slot to be filled in place: `with pool.loan(shape, dtype) as array: ...`, then `loan.handle`.
+
+        Args:
+            shape: The array's shape.
+            dtype: Its data type.
+            timeout: Seconds to wait for readers to finish if the budget is spent.
+
+        Raises:
+            ValueError: A length is negative.
+            UnsupportedDtypeError: The dtype holds Python objects.
+            BudgetExceededError: No room, and nothing came free within `timeout`.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+        if any(length < 0 for length in shape):
+            raise ValueError(f"got the shape {shape}, want lengths of 0 and more")
+        sig = signature(np.dtype(dtype), shape, False)
+        place = self._take(sig.slot_bytes, timeout)
+        # Every view of the loan's array has this one as its base, so that it tells whether one is alive.
+        memory: np.ndarray[Any, Any] = np.ndarray((sig.nbytes,), np.uint8, place.segment.map, place.offset)
+        views = weakref.ref(memory)
+        key = id(views)
+        self._loans[key] = _Live(place, sig.nbytes, calling_line() if self._trace else "", time.monotonic())
+        held = [memory]  # until the array has it
+
+        def begin() -> np.ndarray[Any, Any]:
+            self._check_open()
+            return np.ndarray(sig.shape, sig.dtype, held.pop())
+
+        def publish() -> Handle:
+            handle = self._publish(place, sig, sig.nbytes, views=views)
+            self._loans.pop(key, None)
+            return handle
+
+        def give_back() -> None:
+            if self._loans.pop(key, None) is not None and not self._closed:
+                self._slots.retire(place, None, views)
+
+        def cancel() -> None:
+            held.clear()
+            self._deferred.note(give_back)
+
+        return Loan(begin, publish, cancel)
+
+    def release(self, handle: Handle | bytes) -> None:
+        """Release an array: its handle is stale from now on, and the slot is reused once no reader leases it.
+
+        Args:
+            handle: The array's handle, or its bytes.
+
+        Raises:
+            DoubleReleaseError: It was released before.
+            ForeignHandleError: The array is in another pool.
+        """
+        fields = parse(bytes(handle))
+        with self._lock:
+            self._check_open()
+            self._deferred.drain()
+            self._check_live(fields)
+            self._drop(fields.stamp)
+
+    def release_later(self, handle: Handle | bytes) -> None:
+        """Release an array without waiting for the pool and without an error; a finalizer may call it.
+
+        Args:
+            handle: The array's handle, or its bytes.
+        """
+        stamp = parse(bytes(handle)).stamp
+        self._deferred.note(partial(self._drop_if_live, stamp))
+
+    def retain(self, handle: Handle | bytes) -> None:
+        """Require one more release of an array, as a channel does while the array is in flight.
+
+        Args:
+            handle: The array's handle, or its bytes.
+
+        Raises:
+            DoubleReleaseError: The array was released before.
+            ForeignHandleError: The array is in another pool.
+        """
+        fields = parse(bytes(handle))
+        with self._lock:
+            self._check_open()
+            self._check_live(fields)
+            self._refs[fields.stamp] = self._refs.get(fields.stamp, 1) + 1
+
+    def lend(self, nbytes: int) -> Lent:
+        """Lend memory that is not an array of the user's; it stays until `Lent.give_back()`.
+
+        Args:
+            nbytes: How much.
+
+        Raises:
+            BudgetExceededError: No room.
+        """
+        sig = signature(np.dtype(np.uint8), (nbytes,), False)
+        place = self._take(sig.slot_bytes, 0.0)
+        handle = self._publish(place, sig, nbytes)
+        stamp = parse(bytes(handle)).stamp
+        with self._lock:
+            del self._live[stamp]
+            self._lent[stamp] = place
+        give_back = partial(self._deferred.note, partial(self._take_back, stamp))
+        return Lent(place.segment.map, place.offset, nbytes, handle, give_back)
+
+    def on_pressure(self, callback: Callable[[], None]) -> None:
+        """Call a bound method before the pool reserves more memory, for as long as the method's object lives.
+
+        `stats`, `leaks` and `trim` call it as well.
+
+        Args:
+            callback: Releases what its object no longer needs, without waiting.
+        """
+        self._under_pressure.append(weakref.WeakMethod(callback, self._under_pressure.remove))
+
+    def stats(self) -> PoolStats:
+        """Return what the pool holds now."""
+        self._press()
+        with self._lock:
+            self._settle()
+            slots = self._slots
+            slots.reclaim()
+            return PoolStats(
+                budget=self.budget,
+                used=slots.used,
+                reserved=slots.reserved,
+                segments=len(slots.segments),
+                live=len(self._live),
+                live_bytes=sum(live.nbytes for live in self._live.values()),
+                waiting_for_readers=slots.waiting,
+                free_slots=slots.free,
+            )
+
+    def leaks(self, older_than: float = 0.0) -> list[Leak]:
+        """List arrays that were put and not released, and loans that are not finished, oldest first.
+
+        Args:
+            older_than: Seconds; younger arrays are left out.
+
+        Returns:
+            The leaks; `site` is known in a pool with `trace`.
+        """
+        self._press()
+        now = time.monotonic()
+        with self._lock:
+            self._settle()
+            return [
+                Leak(live.nbytes, now - live.since, self._slots.leased(live.place), live.site)
+                for live in sorted((*self._live.values(), *self._loans.values()), key=lambda live: live.since)
+                if now - live.since >= older_than
+            ]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed, or belongs to the process that this one was forked from."""
+        return self._closed
+
+    def trim(self) -> int:
+        """Give unused memory back to the system; return the bytes."""
+        self._press()
+        with self._lock:
+            self._check_open()
+            self._settle()
+            return self._slots.trim()
+
+    def close(self) -> None:
+        """Make every handle stale and give the memory back. Arrays that readers hold stay valid for them.
+
+        A CUDA array that a reader holds is kept until the reader is done.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._deferred.drain()
+            self._closed = True
+            for live in self._live.values():
+                self._slots.retire(live.place, live.keep)
+            for place in self._lent.values():
+                place.clear()
+            self._live.clear()
+            if self._consumed is not None:
+                self._consumed.close()
+            self._finalizer()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle a Pool: pass handles on, or make another pool in the other process")
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        used = f"{format_size(self._slots.used)} of {format_size(self.budget)}"
+        return f"<xfer.Pool {'closed' if self._closed else used}, {len(self._live)} arrays>"
+
+    def _put_with(
+        self, sig: Signature, write: Callable[[Any, int], None], timeout: float, flags: int, keep: object = None
+    ) -> Handle:
+        place = self._take(sig.slot_bytes, timeout)
+        try:
+            write(place.segment.map, place.offset)
+            return self._publish(place, sig, sig.nbytes, flags, keep)
+        except BaseException:
+            with self._lock:
+                if not self._closed:
+                    self._slots.put_back(place)
+            raise
+
+    def _put_cuda(self, array: Any, flags: int) -> Handle:
+        from xfer._shared.cuda_ipc import describe
+
+        record, dtype, shape, keep = describe(array)
+        sig = signature(dtype, shape, False)
+        if sig.flags & TOKEN_IN_SLOT:
+            raise UnsupportedDtypeError(f"{dtype} is too long to describe in a handle of a device array")
+        place = self._take(len(record), 0.0)
+        place.segment.map[place.offset : place.offset + len(record)] = record
+        return self._publish(place, sig, len(record), flags | CUDA, keep)
+
+    def _publish(
+        self,
+        place: Place,
+        sig: Signature,
+        nbytes: int,
+        flags: int = 0,
+        keep: object = None,
+        views: weakref.ref[Any] | None = None,
+    ) -> Handle:
+        segment = place.segment
+        if sig.flags & TOKEN_IN_SLOT:
+            offset = place.offset + nbytes
+            segment.map[offset : offset + len(sig.token)] = sig.token
+        with self._lock:
+            self._check_open()
+            if flags & CONSUME:
+                self._consumed = self._consumed or Consumed()
+                self._consumed.announce(segment)
+            stamp = self._stamp = (self._stamp + 1) & _MASK or 1
+            self._filled += 1
+            fields = Fields(
+                flags=sig.flags | flags, ndim=sig.ndim, token_length=len(sig.token), pid=self.pid, fd=segment.handle_fd,
+                segment=segment.id, inode=segment.inode, slot=place.slot, nbytes=nbytes, stamp=stamp,
+            )  # fmt: skip
+            body = HEADER.pack(*fields) + sig.meta
+            check = crc32(body)
+            place.mark(stamp, check)
+            self._live[stamp] = _Live(
+                place, sig.nbytes if flags & CUDA else nbytes, calling_line() if self._trace else "", time.monotonic(),
+                keep, views, bool(flags & CONSUME),
+            )  # fmt: skip
+        return Handle(body + TAIL.pack(check))
+
+    def _take(self, nbytes: int, timeout: float) -> Place:
+        with self._lock:
+            place = None if self._closed else self._slots.take_ready(nbytes)
+            if place is not None:
+                return place
+            self._check_open()
+        self._press()  # before more memory is taken: arrays in flight may have arrived
+        deadline, pause = time.monotonic() + timeout, 0.0001
+        while True:
+            with self._lock:
+                self._check_open()
+                self._settle()
+                place = self._slots.take(nbytes)
+            if place is not None:
+                return place
+            if time.monotonic() >= deadline:
+                raise self._no_room(nbytes)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.005)
+
+    def _press(self) -> None:
+        for reference in tuple(self._under_pressure):
+            callback = reference()
+            if callback is not None:
+                callback()
+
+    def _settle(self) -> None:
+        self._deferred.drain()
+        if self._consumed is not None:
+            for stamp in self._consumed.stamps():
+                live = self._live.get(stamp)
+                if live is not None and live.consume:
+                    self._drop(stamp)
+
+    def _no_room(self, nbytes: int) -> BudgetExceededError:
+        available = self.budget - self._slots.used
+        return BudgetExceededError(
+            f"asked for {format_size(nbytes)}, but {format_size(available)} of the {format_size(self.budget)} budget "
+            f"are left; {len(self._live)} arrays are not released and {self._slots.waiting} wait for readers: release "
+            "some, raise the budget, or give a timeout",
+            asked=nbytes,
+            available=available,
+        )
+
+    def _drop(self, stamp: int) -> None:
+        refs = self._refs.get(stamp, 1) - 1
+        if refs > 0:
+            self._refs[stamp] = refs
+            return
+        live = self._live.pop(stamp, None)
+        if live is None:
+            raise DoubleReleaseError("the array was released before")
+        self._refs.pop(stamp, None)
+        self._slots.retire(live.place, live.keep, live.views)
+
+    def _drop_if_live(self, stamp: int) -> None:
+        if not self._closed and stamp in self._live:
+            self._drop(stamp)
+
+    def _take_back(self, stamp: int) -> None:
+        place = self._lent.pop(stamp, None)
+        if place is not None and not self._closed:
+            self._slots.retire(place)
+
+    def _check_live(self, fields: Fields) -> None:
+        if fields.stamp in self._live:
+            return
+        was_ours = (self._stamp - fields.stamp) & _MASK < self._filled
+        if fields.pid == self.pid and (was_ours or fields.segment in self._slots.segments):
+            raise DoubleReleaseError("the array was released before")
+        raise ForeignHandleError(f"the handle belongs to another pool (process {fields.pid})")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            here = os.getpid()
+            why = (
+                "the pool is closed" if here == self.pid else f"the pool belongs to process {self.pid}, this is {here}"
+            )
+            raise PoolClosedError(f"{why}: make a new one")
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._deferred = Deferred(self._lock, lambda work: work())
+        if not self._closed:
+            self._closed = True
+            self._finalizer.detach()
+            for segment in self._slots.segments.values():
+                segment.disown()
+            if self._owner is not None:
+                os.close(self._owner.fd)
+            if self._consumed is not None:
+                self._consumed.close()
+
+
+def _close_all(slots: Slots, owner: names.Owner | None, pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    kept = slots.kept()
+    held = {entry.place.segment.id for entry in kept}
+    for segment in slots.segments.values():
+        if segment.id not in held:
+            segment.close()
+    if kept:
+        linger(slots, kept)
+    slots.forget()
+    if owner is not None:
+        owner.close()

@@ -1,0 +1,373 @@
+"""The reader's side: turns a handle into a read-only array that holds a lease until its last view is gone.
+
+Mappings are kept for a while, because mapping anew costs more than reading. A mapping without views is dropped half a
+second after its producer has ended or freed it, and after ten seconds in any case. What a handle means never depends
+on a kept mapping: each `get` asks the kernel whether the producer lives.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import errno
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xfer._convert.interchange import Library, to_torch
+from xfer._convert.move import move
+from xfer._deferred import Deferred
+from xfer._forks import on_fork
+from xfer._shared import dtypes, tree
+from xfer._shared.consumed import take_over
+from xfer._shared.handle import CONSUME, CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, TREE, Fields, Handle, parse, read_meta
+from xfer._shared.lease import OFD, Leases
+from xfer._shared.segment import WORDS, Mapping
+from xfer.errors import HandleError, ProducerGoneError, StaleHandleError
+
+KEPT_MAPPINGS = 256
+CHECK_AFTER = 0.5  # seconds between looks at mappings without views
+KEEP_IDLE = 10.0
+COPY_UP_TO = 64 << 10  # a private array of at most so many bytes is copied, which is cheaper than mapping it
+
+
+class _Watch(weakref.ref):  # type: ignore[type-arg]  # the referent is any array
+    """A weak reference to a leased array that remembers whose slot to give back."""
+
+    __slots__ = ("mapping", "slot")
+    mapping: Mapping
+    slot: int
+
+
+class Reader:
+    """The mappings and leases of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mappings: OrderedDict[int, Mapping] = OrderedDict()
+        self._watches: dict[int, _Watch] = {}  # by id: a weak reference hashes like its array, so not at all
+        self._dropped = Deferred(self._lock, self._end)
+        self._for_child: list[tuple[Mapping, int]] = []
+        self._caretaker = False  # whether a thread looks after mappings without views
+
+    def array(self, raw: bytes, *, private: bool = False) -> tuple[np.ndarray[Any, Any], Fields]:
+        """Lease the slot of a handle and return the array over it, with the handle's fields.
+
+        Args:
+            raw: The handle's bytes.
+            private: Return a writable array; what is written to it stays in this process.
+
+        Raises:
+            HandleError: The bytes are damaged or do not fit the segment.
+            StaleHandleError: The array was released, or its producer is gone.
+        """
+        fields = parse(raw)
+        slot = fields.slot
+        with self._lock:
+            self._dropped.drain()
+            mapping = self._mappings.get(fields.segment)
+            kept = mapping is not None
+            if mapping is None:
+                mapping = self._attach(fields)
+            spilled = fields.token_length if fields.flags & TOKEN_IN_SLOT else 0
+            if slot >= mapping.slots or fields.nbytes + spilled > mapping.stride:
+                raise HandleError(f"the handle points outside its segment (slot {slot}, {fields.nbytes} bytes)")
+            users = mapping.counts.get(slot, 0)
+            if not users:
+                Leases.acquire(mapping.fd, slot)
+            mapping.counts[slot] = users + 1
+            try:
+                # Only now, behind the lock: from here on the producer cannot reuse the slot without seeing the lease.
+                _check_current(mapping, fields, raw, kept)
+                root, array = _view(mapping, raw, fields, private)
+                if fields.flags & CONSUME:
+                    take_over(mapping, fields.pid, fields.stamp)
+                if private and 0 < fields.nbytes <= COPY_UP_TO:
+                    self._give_back(mapping, slot)  # it was copied
+                    return array, fields
+                watch = _Watch(root, self._dropped.note)
+            except BaseException:
+                self._give_back(mapping, slot)
+                raise
+            watch.mapping, watch.slot = mapping, slot
+            self._watches[id(watch)] = watch
+        self._dropped.catch_up()
+        return array, fields
+
+    def check(self, raw: bytes) -> None:
+        """Check that the array behind a handle, which this process leases, is still its producer's.
+
+        Raises:
+            StaleHandleError: It was released.
+            ProducerGoneError: The producer has ended.
+        """
+        fields = parse(raw)
+        with self._lock:
+            mapping = self._mappings.get(fields.segment)
+            if mapping is None:
+                raise StaleHandleError("this process holds no array of that handle")
+            _check_current(mapping, fields, raw, True)
+
+    def leases(self, segment: int, slot: int) -> int:
+        """How many arrays of this process look at a slot."""
+        with self._lock:
+            self._dropped.drain()
+            mapping = self._mappings.get(segment)
+            return mapping.counts.get(slot, 0) if mapping else 0
+
+    def stats(self) -> dict[str, int]:
+        """Count kept mappings, their bytes, and the live leases."""
+        with self._lock:
+            self._dropped.drain()
+            mappings = self._mappings.values()
+            return {
+                "mappings": len(mappings),
+                "mapped_bytes": sum(mapping.size for mapping in mappings),
+                "leases": sum(sum(mapping.counts.values()) for mapping in mappings),
+            }
+
+    def trim(self) -> int:
+        """Unmap segments without leases; return their bytes."""
+        with self._lock:
+            self._dropped.drain()
+            return self._evict(_any)
+
+    def _attach(self, fields: Fields) -> Mapping:
+        self._evict(Mapping.abandoned)
+        while len(self._mappings) >= KEPT_MAPPINGS and self._evict_oldest():
+            pass
+        try:
+            mapping = Mapping(fields)
+        except OSError as error:
+            spent = error.errno in (errno.ENOMEM, errno.ENFILE, errno.EMFILE)
+            if not spent or not self._evict(_any):
+                raise
+            mapping = Mapping(fields)
+        self._mappings[fields.segment] = mapping
+        return mapping
+
+    def _evict(self, wanted: Callable[[Mapping], bool]) -> int:
+        gone = [mapping for mapping in self._mappings.values() if not mapping.counts and wanted(mapping)]
+        for mapping in gone:
+            del self._mappings[mapping.id]
+            mapping.close()
+        return sum(mapping.size for mapping in gone)
+
+    def _evict_oldest(self) -> bool:
+        for mapping in self._mappings.values():
+            if not mapping.counts:
+                del self._mappings[mapping.id]
+                mapping.close()
+                return True
+        return False
+
+    def _end(self, watch: _Watch) -> None:
+        del self._watches[id(watch)]
+        self._give_back(watch.mapping, watch.slot)
+
+    def _give_back(self, mapping: Mapping, slot: int) -> None:
+        left = mapping.counts[slot] - 1
+        if left:
+            mapping.counts[slot] = left
+            return
+        del mapping.counts[slot]
+        Leases.release(mapping.fd, slot)
+        if not mapping.counts:
+            mapping.idle_since = time.monotonic()
+            if not self._caretaker:
+                with contextlib.suppress(RuntimeError):  # no new thread while the interpreter exits
+                    _thread.start_new_thread(self._look_after, ())
+                    self._caretaker = True
+
+    def _look_after(self) -> None:
+        """Drop mappings without views until there are none; runs in a thread of its own."""
+        while True:
+            time.sleep(CHECK_AFTER)
+            with self._lock:
+                self._dropped.drain()
+                self._evict(_outdated)
+                if all(mapping.counts for mapping in self._mappings.values()):
+                    self._caretaker = False
+                    return
+
+    def before_fork(self) -> None:
+        """Open every leased segment once more for the child, so that neither side's release ends the other's lease."""
+        self._lock.acquire()
+        self._dropped.drain()
+        self._for_child = []
+        if not OFD:
+            return
+        for mapping in self._mappings.values():
+            if mapping.counts:
+                with contextlib.suppress(OSError):
+                    fd = os.open(f"/proc/self/fd/{mapping.fd}", os.O_RDONLY | os.O_CLOEXEC)
+                    self._for_child.append((mapping, fd))
+                    for slot in mapping.counts:
+                        Leases.acquire(fd, slot)
+
+    def after_fork_in_parent(self) -> None:
+        """Close the child's openings here."""
+        for _, fd in self._for_child:
+            os.close(fd)
+        self._for_child = []
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Take over the openings made for us, and drop mappings without views."""
+        for mapping, fd in self._for_child:
+            os.dup2(fd, mapping.fd, inheritable=False)
+            os.close(fd)
+        self._for_child = []
+        self._caretaker = False
+        for mapping in [m for m in self._mappings.values() if not m.counts]:
+            del self._mappings[mapping.id]
+            mapping.close()
+        self._lock.release()
+
+
+def _any(mapping: Mapping) -> bool:
+    del mapping
+    return True
+
+
+def _outdated(mapping: Mapping) -> bool:
+    return mapping.idle_since < time.monotonic() - KEEP_IDLE or mapping.abandoned()
+
+
+def _check_current(mapping: Mapping, fields: Fields, raw: bytes, kept: bool) -> None:
+    words, index = mapping.words, WORDS + 2 * fields.slot
+    if words[index] != fields.stamp or words[index + 1] != int.from_bytes(raw[-4:], "little"):
+        raise StaleHandleError(
+            f"the array behind this handle is gone: slot {fields.slot} of process {fields.pid} was released or "
+            "filled again"
+        )
+    if kept and mapping.abandoned():
+        raise ProducerGoneError(f"process {fields.pid}, which made this handle, has ended")
+
+
+def _view(
+    mapping: Mapping, raw: bytes, fields: Fields, private: bool
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the bytes of a slot, which are the base of every view of them, and the array over them."""
+    offset, flags, nbytes = mapping.start + fields.slot * mapping.stride, fields.flags, fields.nbytes
+    plain: np.ndarray[Any, Any] = np.ndarray((nbytes,), np.uint8, mapping.map, offset)
+    base = plain
+    if private and nbytes:
+        base = mapping.private(offset, nbytes) if nbytes > COPY_UP_TO else plain.copy()
+    if flags & (CUDA | TREE):
+        return base, base
+    shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
+    if flags & TOKEN_IN_SLOT:
+        token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
+    return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
+
+
+class View:
+    """A context manager over a leased array or tree."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: Any) -> None:
+        self._array: Any = array
+
+    def __enter__(self) -> Any:
+        if self._array is None:
+            raise StaleHandleError("this view was used before: open the handle again")
+        return self._array
+
+    def __exit__(self, *exc: object) -> None:
+        self._array = None
+
+
+READER = Reader()
+on_fork(before=READER.before_fork, parent=READER.after_fork_in_parent, child=READER.after_fork_in_child)
+
+
+def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
+    """Return the array or the tree behind a handle: no copy, read-only by the kernel, leased until its last view ends.
+
+    Args:
+        handle: A `Handle`, or its bytes.
+        as_: "numpy", or "torch" for tensors. Those are writable: they lie over a private mapping of the same memory, so
+            that an in-place operation copies the pages that it touches, and stays in this process.
+
+    Returns:
+        A NumPy array or a torch tensor, a tree of them, or a CuPy array where the producer put one of a CUDA device.
+
+    Raises:
+        HandleError: The bytes are damaged.
+        StaleHandleError: The array was released.
+        ProducerGoneError: The process that put it has ended.
+
+    Example:
+        >>> handle = xfer.put(np.arange(3))
+        >>> array = xfer.get(bytes(handle))
+        >>> int(array.sum()), array.flags.writeable
+        (3, False)
+        >>> xfer.get(handle, as_="torch").add_(1)
+        tensor([1, 2, 3])
+        >>> xfer.release(handle)
+    """
+    raw = bytes(handle)
+    check_library(as_)
+    array, fields = READER.array(raw, private=as_ == "torch")
+    return present(array, fields, raw, as_)
+
+
+def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
+    """Return what a leased array stands for: a tree, a device array, or itself, in the library that was asked for."""
+    if fields.flags & CUDA:
+        from xfer._shared.cuda_ipc import open_record
+
+        device_array = open_record(array, raw)
+        return device_array if as_ == "numpy" else move(device_array, as_)
+    if fields.flags & TREE:
+        return tree.unpack(array, as_)
+    return array if as_ == "numpy" else to_torch(array)[0]
+
+
+def check_library(as_: str) -> None:
+    """Refuse the name of a library that arrays cannot be received in."""
+    if as_ not in ("numpy", "torch"):
+        raise ValueError(f"got as_={as_!r}, want 'numpy' or 'torch'")
+
+
+def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
+    """Like `get`, as a context: `with xfer.open(handle) as array: ...`.
+
+    The lease ends when the block has ended and no view of the array is left, whichever is later: an array that is still
+    in use never shows other data.
+
+    Args:
+        handle: A `Handle`, or its bytes.
+        as_: "numpy" or "torch", as in `get`.
+
+    Example:
+        >>> handle = xfer.put(np.arange(3))
+        >>> with xfer.open(handle) as array:
+        ...     print(array.sum())
+        3
+        >>> del array
+        >>> xfer.release(handle)
+    """
+    return View(get(handle, as_=as_))
+
+
+def trim() -> int:
+    """Unmap the shared memory that this process has mapped and holds no array of; return how many bytes.
+
+    Example:
+        >>> handle = xfer.put(np.arange(3))
+        >>> int(xfer.get(handle).sum())
+        3
+        >>> xfer.trim() > 0
+        True
+        >>> xfer.release(handle)
+    """
+    return READER.trim()

@@ -1,0 +1,538 @@
+"""A day's service: second threads, restarts, dropped ends, mixed sizes, wrong numbers; real processes throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import xfer
+from xfer import errors
+
+RECEIVE = "rx = xfer.Receiver.from_bytes(bytes.fromhex(arg[0]))\n"
+
+
+@pytest.fixture
+def channel(pool: xfer.Pool) -> Iterator[xfer.Channel]:
+    """A channel for four arrays."""
+    with xfer.Channel(4, pool=pool) as made:
+        yield made
+
+
+def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Run a call in a thread; its result or error comes in the list."""
+    said: list[Any] = []
+
+    def run() -> None:
+        try:
+            said.append(call())
+        except BaseException as error:
+            said.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    time.sleep(0.05)
+    return thread, said
+
+
+def test_close_ends_a_wait_of_another_thread(channel: xfer.Channel) -> None:
+    """While one thread waits in recv, another's timeout and close are not held up, and the wait ends with the close."""
+    thread, said = in_thread(channel.receiver.recv)
+    start = time.monotonic()
+    with pytest.raises(errors.WaitTimeoutError):
+        channel.receiver.recv(timeout=0.05)
+    channel.receiver.close()
+    thread.join(1)
+    assert time.monotonic() - start < 0.5
+    assert isinstance(said[0], errors.ChannelClosedError)
+
+
+def test_close_ends_a_send_of_another_thread(channel: xfer.Channel) -> None:
+    """The same for a full channel and its sender."""
+    for _ in range(4):
+        channel.sender.send(np.zeros(3))
+    thread, said = in_thread(lambda: channel.sender.send(np.zeros(3)))
+    with pytest.raises(errors.WaitTimeoutError):
+        channel.sender.send(np.zeros(3), timeout=0.05)
+    with pytest.raises(errors.WaitTimeoutError):
+        channel.sender.close(timeout=0)
+    thread.join(1)
+    assert isinstance(said[0], errors.ChannelClosedError)
+
+
+def test_many_threads_wait_and_each_gets_one(channel: xfer.Channel) -> None:
+    """Several threads that wait for arrays get one each, and none is lost."""
+    waits = [in_thread(lambda: int(channel.receiver.recv(timeout=10)[0])) for _ in range(4)]
+    for number in range(4):
+        channel.sender.send(np.full(3, number))
+    for thread, _ in waits:
+        thread.join(5)
+    assert sorted(said[0] for _, said in waits) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["thread", "executor", "asyncio"])
+def test_the_interpreter_exits_while_a_thread_waits(how: str) -> None:
+    """No wait without a timeout keeps a process from exiting."""
+    code = """
+import asyncio, concurrent.futures, sys, threading, time, xfer
+channel = xfer.Channel(2)
+def wait():
+    try: channel.receiver.recv()
+    except xfer.errors.ChannelClosedError as error: print(error, flush=True)
+async def cancelled():
+    task = asyncio.create_task(asyncio.to_thread(wait)); await asyncio.sleep(0.1); task.cancel()
+    channel.receiver.close()
+if sys.argv[1] == "thread": threading.Thread(target=wait).start()
+elif sys.argv[1] == "executor": concurrent.futures.ThreadPoolExecutor().submit(wait)
+else: asyncio.run(cancelled())
+time.sleep(0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert "exiting" in done.stdout or "closed" in done.stdout
+
+
+def test_asyncio_waits_are_cancelled_and_leave_the_end_usable(channel: xfer.Channel) -> None:
+    """A cancelled `arecv` lets the next one, a timeout and a close work at once."""
+
+    async def run() -> list[Any]:
+        task = asyncio.create_task(channel.receiver.arecv())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        with pytest.raises(errors.WaitTimeoutError):
+            await channel.receiver.arecv(timeout=0.02)
+        both = asyncio.gather(channel.receiver.arecv(), channel.receiver.arecv())
+        await asyncio.sleep(0.02)
+        for number in (1, 2):
+            await channel.sender.asend(np.full(2, number))
+        got = sorted(int(array[0]) for array in await both)
+        closing = asyncio.create_task(channel.receiver.arecv())
+        await asyncio.sleep(0.02)
+        channel.receiver.close()
+        with pytest.raises(errors.ChannelClosedError):
+            await asyncio.wait_for(closing, 1)
+        return got
+
+    assert asyncio.run(run()) == [1, 2]
+
+
+def test_async_iteration_and_back_pressure(channel: xfer.Channel) -> None:
+    """A producer and a consumer coroutine in one loop pass more arrays than the channel holds, small and large."""
+
+    async def produce() -> None:
+        for number in range(40):
+            await channel.sender.asend(np.full(10 if number % 2 else 20_000, number))
+        await asyncio.to_thread(channel.sender.close)
+
+    async def consume() -> list[int]:
+        return [int(array[0]) async for array in channel.receiver]
+
+    async def run() -> list[int]:
+        return (await asyncio.gather(consume(), produce()))[0]
+
+    assert asyncio.run(run()) == list(range(40))
+
+
+def test_fileno_is_readable_exactly_while_something_waits(channel: xfer.Channel, helper: Callable[..., Any]) -> None:
+    """`select` sees arrays, their absence, the close and the death of the other end."""
+    fd = channel.receiver.fileno()
+    with contextlib.suppress(errors.WaitTimeoutError):
+        channel.receiver.recv(timeout=0)
+    assert not select.select([fd], [], [], 0.02)[0]
+    for size in (3, 20_000):
+        channel.sender.send(np.zeros(size))
+        channel.sender.send(np.zeros(size))
+        for _ in range(2):
+            assert select.select([fd], [], [], 1)[0]
+            channel.receiver.recv(timeout=0)
+        assert not select.select([fd], [], [], 0.02)[0]
+    with xfer.Channel() as other:
+        source = helper(
+            "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0])); tx.attach(); say('in'); wait()",
+            bytes(other.sender).hex(),
+        )
+        assert source.line() == "in"
+        with pytest.raises(errors.WaitTimeoutError):
+            other.receiver.recv(timeout=0.01)
+        fd = other.receiver.fileno()
+        with contextlib.suppress(errors.WaitTimeoutError):
+            other.receiver.recv(timeout=0)
+        source.kill()
+        assert select.select([fd], [], [], 1)[0]
+        with pytest.raises(errors.PeerDiedError):
+            other.receiver.recv(timeout=0)
+
+
+def test_wait_over_several_ends(pool: xfer.Pool) -> None:
+    """`xfer.wait` returns the ends that have something, in order, and an empty list when the time is up."""
+    channels = [xfer.Channel(2, pool=pool) for _ in range(3)]
+    receivers = [channel.receiver for channel in channels]
+    assert xfer.wait(receivers, timeout=0.02) == []
+    threading.Timer(0.05, channels[1].sender.send, (np.full(3, 5),)).start()
+    assert xfer.wait(receivers, timeout=5) == [receivers[1]]
+    channels[2].sender.send(np.zeros(3))
+    assert xfer.wait(receivers, timeout=0) == receivers[1:]
+    for receiver in xfer.wait(receivers):
+        receiver.recv(timeout=0)
+    assert xfer.wait(receivers, timeout=0.02) == []
+    for channel in channels:
+        channel.close()
+
+
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_a_receiver_is_restarted(pool: xfer.Pool, helper: Callable[..., Any], size: int) -> None:
+    """A receiver that is killed and started again is heard of within 100 ms, and its arrays are its own."""
+    with xfer.Channel(2, pool=pool, spin=0) as channel:
+        code = RECEIVE + "rx.attach(); say('in')\nfor array in rx: say(array[0], array[-1])"
+        for round_number in range(3):
+            reader = helper(code, bytes(channel.receiver).hex())
+            assert reader.line() == "in"
+            for number in range(8):  # more than fit: the sender waits for this reader
+                channel.sender.send(np.full(size, 10 * round_number + number), timeout=10)
+            value = 10 * round_number
+            assert [reader.line() for _ in range(8)] == [f"{value + n} {value + n}" for n in range(8)]
+            reader.process.send_signal(signal.SIGSTOP)
+            with contextlib.suppress(errors.WaitTimeoutError):
+                while True:
+                    channel.sender.send(np.full(size, -1), timeout=0.1)
+            start = time.monotonic()
+            thread, said = in_thread(lambda: channel.sender.send(np.full(size, -1)))
+            reader.kill()
+            thread.join(1)
+            assert isinstance(said[0], errors.PeerDiedError)
+            assert time.monotonic() - start < 0.3
+            assert pool.stats().live == 0
+
+
+def test_a_sender_is_restarted(helper: Callable[..., Any]) -> None:
+    """A sender that is killed while its receiver waits is noticed, and the next one is heard."""
+    with xfer.Channel(4) as channel:
+        code = (
+            "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0]))\ntx.send(np.full(9, int(arg[1])))\nsay('sent'); wait()"
+        )
+        for number in range(3):
+            source = helper(code, bytes(channel.sender).hex(), str(number))
+            assert source.line() == "sent"
+            assert channel.receiver.recv(timeout=5)[0] == number
+            thread, said = in_thread(channel.receiver.recv)
+            start = time.monotonic()
+            source.kill()
+            thread.join(1)
+            assert isinstance(said[0], errors.PeerDiedError)
+            assert time.monotonic() - start < 0.2
+
+
+def test_a_worker_that_crashes_before_it_attached_is_noticed(pool: xfer.Pool, helper: Callable[..., Any]) -> None:
+    """Named by `expect`, a process that never attached is not waited for."""
+    with xfer.Channel(1, pool=pool) as channel:
+        worker = helper("wait(); sys.exit(1)")
+        channel.sender.expect(worker.process)
+        channel.sender.send(np.zeros(3))
+        thread, said = in_thread(lambda: channel.sender.send(np.zeros(3)))
+        assert not said
+        worker.kill()
+        thread.join(1)
+        assert isinstance(said[0], errors.PeerDiedError)
+
+
+def test_a_spawned_process_is_expected_by_itself(pool: xfer.Pool) -> None:
+    """An end given to a spawned multiprocessing.Process that dies at once is not waited for."""
+    with xfer.Channel(1, pool=pool) as channel:
+        process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(channel.receiver,))
+        process.start()
+        channel.sender.send(np.zeros(3))
+        with pytest.raises(errors.PeerDiedError):
+            channel.sender.send(np.zeros(3), timeout=30)
+        process.join()
+        process.close()
+
+
+def test_dropped_channels_give_everything_back(pool: xfer.Pool) -> None:
+    """Fifty channels that were used and dropped leave no descriptor, no array and no memory in use."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(50):
+        channel = xfer.Channel(4, pool=pool)
+        channel.sender.send(np.zeros(10))
+        channel.sender.send(np.zeros(20_000))
+        if number % 2:
+            channel.receiver.recv(timeout=5)
+        del channel
+    gc.collect()
+    assert pool.stats().live == 0
+    pool.trim()
+    gc.collect()
+    xfer.trim()
+    assert pool.stats().used == 0
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_dropped_sender_loses_nothing_that_can_still_be_taken(pool: xfer.Pool) -> None:
+    """Arrays of a sender that was dropped reach the receiver, and then their memory comes back."""
+    channel = xfer.Channel(4, pool=pool)
+    sender = xfer.Sender(bytes(channel.sender), pool=pool)
+    for size in (10, 20_000):
+        sender.send(np.full(size, size))
+    del sender
+    gc.collect()
+    assert [array.size for array in channel.receiver] == [10, 20_000]
+    assert pool.stats().live == 0
+    channel.close()
+
+
+def test_a_dropped_loan_gives_its_slot_back_when_no_view_is_left(pool: xfer.Pool) -> None:
+    """Loans that are abandoned stand in `leaks()` until they are dropped; a view of one keeps its slot from reuse."""
+    loan = pool.loan(1000, np.uint8)
+    assert [leak.nbytes for leak in pool.leaks()] == [1000]
+    view = loan.__enter__()[10:20]
+    del loan
+    gc.collect()
+    assert pool.leaks() == []
+    assert pool.stats().waiting_for_readers == 1
+    others = [pool.put(np.zeros(1000, np.uint8)) for _ in range(100)]
+    view[:] = 9
+    assert all(not xfer.get(other).any() for other in others)
+    del view
+    assert pool.stats().waiting_for_readers == 0
+    loan = pool.loan(1000, np.uint8)
+    with loan as array:
+        late = array[:5]
+    del array
+    pool.release(loan.handle)
+    others += [pool.put(np.zeros(1000, np.uint8)) for _ in range(100)]
+    late[:] = 9
+    assert all(not xfer.get(other).any() for other in others)
+
+
+def test_a_dead_producer_has_one_meaning(helper: Callable[..., Any]) -> None:
+    """What a reader holds stays valid; anything new from a dead producer is ProducerGoneError at once."""
+    code = "pool = xfer.Pool('1MiB'); say(*(bytes(pool.put(np.full(9, n))).hex() for n in range(3))); wait()"
+    producer = helper(code)
+    first, second, third = producer.line().split()
+    held = xfer.get(bytes.fromhex(first))
+    producer.kill()
+    start = time.monotonic()
+    for token in (first, second, third):
+        with pytest.raises(errors.ProducerGoneError):
+            xfer.get(bytes.fromhex(token))
+    assert time.monotonic() - start < 0.1
+    assert held.tolist() == [0] * 9
+    del held
+    deadline = time.monotonic() + 1.5
+    reader = sys.modules["xfer._shared.reader"].READER
+    while reader.stats()["mappings"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert reader.stats()["mappings"] == 0
+
+
+def test_a_number_that_is_a_fifo_now_never_blocks(pool: xfer.Pool, tmp_path: Any) -> None:
+    """A handle and a channel token whose descriptor is a FIFO now are refused at once, and other reads go on."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with xfer.Pool("1MiB") as old, xfer.Channel(1) as channel:
+        handle, token = old.put(np.zeros(3)), bytes(channel.receiver)
+        number = handle.fields.fd
+        channel_fds = list(channel._owner.fds)
+    opened = []
+    for fd in {number, *channel_fds}:
+        spare = os.open(fifo, os.O_RDWR)
+        os.dup2(spare, fd)
+        opened.append(fd)
+        if spare != fd:
+            os.close(spare)
+    try:
+        start = time.monotonic()
+        with pytest.raises(errors.ProducerGoneError):
+            xfer.get(handle)
+        with pytest.raises(errors.ProducerGoneError):
+            xfer.Receiver.from_bytes(token).attach()
+        assert time.monotonic() - start < 1
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def test_a_consumed_array_comes_back_when_its_reader_is_done(pool: xfer.Pool, helper: Callable[..., Any]) -> None:
+    """No release is needed: the slot is free after the reader's last view, and after the reader was killed."""
+    handle = pool.put(np.arange(5), consume=True)
+    assert pool.stats().live == 1
+    array = xfer.get(handle)
+    assert pool.stats().live == 0
+    assert pool.stats().waiting_for_readers == 1
+    with pytest.raises(errors.StaleHandleError):
+        xfer.get(handle)
+    assert array.tolist() == [0, 1, 2, 3, 4]
+    del array
+    assert pool.stats().waiting_for_readers == 0
+    handle = pool.put(np.arange(5), consume=True)
+    reader = helper("a = xfer.get(bytes.fromhex(arg[0])); say('has'); wait()", bytes(handle).hex())
+    assert reader.line() == "has"
+    assert pool.stats().waiting_for_readers == 1
+    reader.kill()
+    assert pool.stats().waiting_for_readers == 0
+    assert pool.stats().used == 0
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False), st.sampled_from([1 << 20, 16 << 20]))
+def test_any_mix_of_sizes_fits_below_the_mark(random: Any, budget: int) -> None:
+    """Sizes from 1 B to a quarter of the budget: with less than budget / 1.25 in use no request is refused."""
+    with xfer.Pool(budget) as pool:
+        live: dict[xfer.Handle, int] = {}
+        total = 0
+        for _ in range(400):
+            size = int(budget / 4 ** random.uniform(1, 11 if budget > 1 << 20 else 9)) or 1
+            while live and total + size > budget / 1.25:
+                handle = random.choice(list(live))
+                total -= live.pop(handle)
+                pool.release(handle)
+            handle = pool.put(np.zeros(size, np.uint8))
+            live[handle] = size
+            total += size
+        assert pool.stats().used == total
+
+
+def test_many_small_arrays_fit(pool: xfer.Pool) -> None:
+    """Twelve arrays of a few hundred bytes each, of twelve size classes, do not fill a pool; nor does a state dict."""
+    with xfer.Pool("16MiB") as small:
+        for number in range(300):
+            small.put(np.zeros(int(1.06**number) % 200_000 + 1, np.uint8))
+    sizes = [int(4 ** (n / 8)) for n in range(1, 90)]
+    budget = int(sum(sizes) * 1.25) + 1
+    with xfer.Pool(budget) as exact:
+        for size in sizes:
+            exact.put(np.zeros(size, np.uint8))
+
+
+def test_a_stream_of_mixed_sizes_never_stops() -> None:
+    """A channel whose pool is small passes on arrays of every size for as long as the receiver drops them."""
+    random = np.random.default_rng(3)
+    with xfer.Pool("8MiB") as pool, xfer.Channel(8, pool=pool) as channel:
+        thread, said = in_thread(lambda: [array.nbytes for array in channel.receiver])
+        sizes = [int(2 ** random.uniform(0, 21)) for _ in range(600)]
+        for size in sizes:
+            channel.sender.send(np.zeros(size, np.uint8), timeout=10)
+        channel.sender.close(timeout=10)
+        thread.join(10)
+        assert said[0] == sizes
+
+
+def test_an_idle_wait_does_not_wake(helper: Callable[..., Any]) -> None:
+    """A receiver that waits without a timeout sleeps; `recv(timeout=0)` returns at once."""
+    with xfer.Channel(4) as channel:
+        reader = helper(RECEIVE + "rx.attach(); say('in'); rx.recv(); say('got')", bytes(channel.receiver).hex())
+        assert reader.line() == "in"
+        time.sleep(0.3)
+
+        def switches() -> int:
+            with open(f"/proc/{reader.pid}/status") as file:
+                return int(next(line for line in file if line.startswith("voluntary")).split()[1])
+
+        before = switches()
+        time.sleep(1.0)
+        assert switches() - before <= 1
+        channel.sender.send(np.zeros(3))
+        assert reader.line() == "got"
+
+
+def test_descriptors_that_run_out_are_taken_from_free_memory() -> None:
+    """Where the process has no descriptor left, segments without a used slot are given back for new ones."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    with xfer.Pool("64MiB") as pool:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, hard))
+        try:
+            for number in range(60):
+                pool.release(pool.put(np.zeros((300 + 40 * number) << 10, np.uint8)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_workers_fill_parts_of_one_writable_array(helper: Callable[..., Any]) -> None:
+    """Each of three processes fills its part; damaged bytes and a closed array are typed errors."""
+    result = xfer.WritableArray((3, 1000), np.int64)
+    code = (
+        "part = xfer.WritableArray.from_bytes(bytes.fromhex(arg[0])); part.array[int(arg[1])] = int(arg[1]) + 1; say()"
+    )
+    for number in range(3):
+        assert helper(code, bytes(result).hex(), str(number)).line() == ""
+    assert result.array.sum(axis=1).tolist() == [1000, 2000, 3000]
+    with pytest.raises(errors.HandleError):
+        xfer.WritableArray.from_bytes(bytes(result)[:-1] + b"x")
+    held, token = result.array[0], bytes(result)
+    result.close()
+    result.close()
+    assert held.sum() == 1000
+    with pytest.raises(errors.StaleHandleError):
+        _ = result.array
+    with pytest.raises(errors.ProducerGoneError):
+        xfer.WritableArray.from_bytes(token)
+    with pytest.raises(errors.UnsupportedDtypeError):
+        xfer.WritableArray(3, object)
+    with pytest.raises(ValueError, match="0 and more"):
+        xfer.WritableArray((2, -1))
+
+
+def test_a_store_of_many_names(pool: xfer.Pool, helper: Callable[..., Any]) -> None:
+    """Thousands of names, replaced and removed while another process reads: each is found, and never torn."""
+    with xfer.SharedArrayStore(pool) as store:
+        reader = helper(
+            "store = xfer.SharedArrayStore.attach(bytes.fromhex(arg[0])); say('in')\n"
+            "seen = set()\n"
+            "while 399 not in seen:\n"
+            "    array = store.get('hot'); assert (array == array[0]).all(); seen.add(int(array[0]))\n"
+            "say(len(store), 'name 7' in store, 'name 8' in store, store.get('x' * 500).tolist(), len(seen) > 1)",
+            bytes(store).hex(),
+        )
+        store.create("hot", np.zeros(50))
+        assert reader.line() == "in"
+        for number in range(3000):
+            store.create(f"name {number}", np.full(2, number))
+        store.create("x" * 500, np.arange(2))
+        for number in range(0, 3000, 2):
+            store.remove(f"name {number}")
+        for number in range(0, 1000, 2):
+            store.create(f"again {number}", np.zeros(1))
+        for number in range(400):
+            store.replace("hot", np.full(50, number))
+            time.sleep(0.0005)
+        assert reader.line() == f"{2 + 1500 + 500} True False [0, 1] True"
+        used = pool.stats().live
+        store.replace("x" * 500, np.arange(3))
+        assert pool.stats().live == used
+        store.clear()
+        assert store.list() == []
+    assert pool.stats().live == 0
+
+
+def test_a_store_of_a_dead_process_says_so(helper: Callable[..., Any]) -> None:
+    """Arrays that were got stay; everything else is ProducerGoneError within 100 ms."""
+    owner = helper("store = xfer.SharedArrayStore(); store.create('a', np.arange(3)); say(bytes(store).hex()); wait()")
+    store = xfer.SharedArrayStore.attach(bytes.fromhex(owner.line()))
+    held = store.get("a")
+    owner.kill()
+    start = time.monotonic()
+    for call in (lambda: store.get("a"), lambda: store.get("b"), store.list, lambda: len(store), lambda: "a" in store):
+        with pytest.raises(errors.ProducerGoneError):
+            call()
+    assert time.monotonic() - start < 0.3
+    assert held.tolist() == [0, 1, 2]
+    store.close()

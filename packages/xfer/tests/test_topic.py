@@ -1,0 +1,204 @@
+"""Topics: late joiners, slow readers, many writers, and the death and restart of either end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pickle
+import random
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xfer
+from xfer import errors
+from xfer._channel import board
+
+WRITE = """
+topic = xfer.Topic(arg[0], keep=int(arg[1])); base = int(arg[2]); say("up")
+for number in range(int(arg[3])):
+    topic.publish(np.full(200 if number % 2 else 20_000, base + number), timeout=20)
+say("done"); wait()
+"""
+READ = """
+with xfer.Topic(arg[0], keep=int(arg[1])).subscribe(every=arg[2] == "every") as reader:
+    say("up")
+    for array in reader:
+        say(int(array[0]) if (array == array[0]).all() else "WRONG")
+"""
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A name of a topic, removed after the test."""
+    made = f"test {os.getpid()} / {random.random()}"
+    yield made
+    with contextlib.suppress(ValueError):
+        xfer.Topic(made).remove()
+
+
+def test_a_late_reader_gets_the_last_publication(name: str, pool: xfer.Pool) -> None:
+    """The last one, then each new one, once."""
+    with xfer.Topic(name, pool=pool) as topic:
+        for number in range(3):
+            topic.publish(np.full(3, number))
+        with topic.subscribe() as reader:
+            assert reader.recv(timeout=1)[0] == 2
+            with pytest.raises(errors.WaitTimeoutError):
+                reader.recv(timeout=0.02)
+            topic.publish({"a": np.full(3, 3), "b": 1})
+            assert reader.recv(timeout=1)["a"].tolist() == [3, 3, 3]
+        assert pool.stats().live == 1
+    assert pool.stats().live == 0
+
+
+def test_a_slow_reader_misses_or_holds_up_as_it_chose(name: str, pool: xfer.Pool) -> None:
+    """Without `every` a reader gets the newest that are kept; with it, writers wait for it."""
+    with xfer.Topic(name, keep=2, pool=pool) as topic, topic.subscribe() as latest:
+        for number in range(10):
+            topic.publish(np.full(3, number), timeout=1)
+        assert [latest.recv(timeout=1)[0] for _ in range(2)] == [8, 9]
+        with topic.subscribe(every=True) as every:
+            topic.publish(np.full(3, 10), timeout=1)
+            with pytest.raises(errors.WaitTimeoutError):
+                topic.publish(np.full(3, 11), timeout=0.05)
+            assert every.recv(timeout=1)[0] == 9
+            topic.publish(np.full(3, 11), timeout=1)
+            assert [every.recv(timeout=1)[0] for _ in range(2)] == [10, 11]
+        topic.publish(np.full(3, 12), timeout=1)
+
+
+def test_many_writers_and_readers(name: str, helper: Callable[..., Any]) -> None:
+    """Two readers that want every publication get all of two writers', each writer's in order."""
+    readers = [helper(READ, name, "4", "every") for _ in range(2)]
+    assert [reader.line() for reader in readers] == ["up", "up"]
+    writers = [helper(WRITE, name, "4", str(base), "40") for base in (0, 1000)]
+    for reader in readers:
+        got = [int(reader.line()) for _ in range(80)]
+        assert [value for value in got if value < 1000] == list(range(40))
+        assert [value for value in got if value >= 1000] == list(range(1000, 1040))
+    for writer in writers:
+        assert [writer.line(), writer.line()] == ["up", "done"]
+
+
+def test_both_ends_are_restarted(name: str, helper: Callable[..., Any], pool: xfer.Pool) -> None:
+    """A killed reader does not hold up writers, and the next writer is heard at once."""
+    with xfer.Topic(name, pool=pool) as topic:
+        reader = helper(READ, name, "1", "every")
+        assert reader.line() == "up"
+        topic.publish(np.full(9, 1), timeout=5)
+        assert reader.line() == "1"
+        os.kill(reader.pid, 19)
+        topic.publish(np.full(9, 2), timeout=5)
+        threading.Timer(0.2, reader.kill).start()
+        start = time.monotonic()
+        topic.publish(np.full(9, 3), timeout=5)
+        assert time.monotonic() - start < 0.5
+        with topic.subscribe() as mine:
+            assert mine.recv(timeout=1)[0] == 3
+            for base in (10, 20, 30):
+                writer = helper(WRITE, name, "1", str(base), "1")
+                assert mine.recv(timeout=5)[0] == base
+                assert [writer.line(), writer.line()] == ["up", "done"]
+                writer.kill()
+            with topic.subscribe() as late, pytest.raises(errors.WaitTimeoutError):
+                late.recv(timeout=0.05)  # its writer has died
+
+
+def test_waits_end_by_close_and_cancellation(name: str) -> None:
+    """Another thread's close ends recv; a cancelled arecv leaves the reader usable; several are waited for at once."""
+    topic = xfer.Topic(name)
+    reader, other = topic.subscribe(), topic.subscribe()
+    said: list[Any] = []
+
+    def wait() -> None:
+        try:
+            reader.recv()
+        except errors.ChannelClosedError as error:
+            said.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.05)
+    reader.close()
+    thread.join(1)
+    assert len(said) == 1
+
+    async def run() -> Any:
+        task = asyncio.create_task(other.arecv())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        task = asyncio.create_task(other.arecv(timeout=5))
+        await asyncio.sleep(0.02)
+        topic.publish(np.arange(3))
+        return (await task).tolist()
+
+    assert asyncio.run(run()) == [0, 1, 2]
+    with xfer.Channel() as channel, topic.subscribe() as late:
+        late.recv(timeout=1)
+        ends: list[Any] = [late, channel.receiver]
+        assert xfer.wait(ends, timeout=0.02) == []
+        topic.publish(np.arange(4))
+        assert xfer.wait(ends, timeout=1) == [late]
+    other.close()
+    topic.close()
+
+
+def test_names_and_numbers_are_checked(name: str) -> None:
+    """Wrong names and a different `keep` are refused; a topic is pickled by its name."""
+    for wrong in ("", "x" * 200):
+        with pytest.raises(ValueError, match="want 1 to 180"):
+            xfer.Topic(wrong)
+    with pytest.raises(ValueError, match="at least 1"):
+        xfer.Topic(name, keep=0)
+    with xfer.Topic(name, keep=3) as topic:
+        topic.publish(np.zeros(1))
+        with pytest.raises(ValueError, match="keeps 3"):
+            xfer.Topic(name, keep=4).publish(np.zeros(1))
+        again = pickle.loads(pickle.dumps(topic))
+        assert (again.name, again.keep) == (name, 3)
+        assert stat.S_IMODE(os.stat(board.path_of(name)).st_mode) == 0o600
+        assert [used for found, _, used in board.topics() if found == name] == [True]
+    assert [used for found, _, used in board.topics() if found == name] == [False]
+    topic.remove()
+    assert not [found for found, _, _ in board.topics() if found == name]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_drill_of_kills_and_restarts(name: str, helper: Callable[..., Any]) -> None:
+    """Writers and readers are killed at random; no array is wrong, no wait takes a second, nothing is left."""
+    kills = int(os.environ.get("XFER_DRILL", "200"))
+    before = set(os.listdir("/dev/shm"))
+    chance = random.Random(5)
+    write = """
+import random; topic = xfer.Topic(arg[0], keep=4); say("up")
+while True: topic.publish(np.full(random.choice((50, 9000, 60000)), os.getpid()), timeout=5)
+"""
+    writers = [helper(write, name) for _ in range(2)]
+    readers = [helper(READ, name, "4", how) for how in ("every", "latest")]
+    with xfer.Topic(name, keep=4).subscribe() as mine:
+        for _ in range(kills):
+            group, code = chance.choice([(writers, (write, name)), (readers, (READ, name, "4", "every"))])
+            index = chance.randrange(2)
+            group[index].kill()
+            for stream in (group[index].process.stdin, group[index].process.stdout):
+                stream.close()
+            group[index] = helper(*code)
+            start = time.monotonic()
+            array = mine.recv(timeout=5)
+            assert time.monotonic() - start < 1
+            assert (array == array[0]).all()
+            del array
+    for one in (*writers, *readers):
+        one.kill()
+    xfer.Topic(name, keep=4).remove()
+    assert {entry for entry in set(os.listdir("/dev/shm")) - before if "xfer" in entry} == set()

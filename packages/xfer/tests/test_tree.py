@@ -1,0 +1,200 @@
+"""Trees of arrays and torch tensors: what goes in comes out, in one slot, and in-place operations never crash."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import xfer
+from xfer import errors
+
+
+class Pair(NamedTuple):
+    """A named tuple of a module."""
+
+    left: Any
+    right: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """A frozen dataclass with slots."""
+
+    images: Any
+    step: int
+    note: str = ""
+
+
+arrays = hnp.arrays(
+    st.sampled_from([np.uint8, np.float32, np.int64, np.complex128, np.bool_, np.dtype(">f4"), np.dtype("U3")]),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5),
+)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+    | st.complex_numbers()
+)
+keys = st.text(max_size=4) | st.integers() | st.booleans() | st.none()
+trees = st.recursive(
+    arrays | plain,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(keys, inner, max_size=4)
+        | st.dictionaries(keys, inner, max_size=3).map(collections.OrderedDict)
+        | st.builds(Pair, inner, inner)
+    ),
+    max_leaves=12,
+)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Compare trees exactly, types and NaN included."""
+    if isinstance(left, np.ndarray):
+        return (
+            isinstance(right, np.ndarray)
+            and left.dtype == right.dtype
+            and left.shape == right.shape
+            and left.tobytes() == right.tobytes()
+        )
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return [(type(k), k) for k in left] == [(type(k), k) for k in right] and all(
+            map(same, left.values(), right.values())
+        )
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return repr(left) == repr(right)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(keys, trees, max_size=4))
+def test_any_tree_comes_back(pool: xfer.Pool, tree: Any) -> None:
+    """Types, keys, values, dtypes, shapes and bytes are what went in."""
+    handle = pool.put(tree)
+    try:
+        assert same(tree, xfer.get(handle))
+    finally:
+        pool.release(handle)
+
+
+def test_a_tree_is_one_message_and_one_slot(pool: xfer.Pool) -> None:
+    """A batch goes through a channel as one array, with values that change from one to the next."""
+    with xfer.Channel(4, pool=pool) as channel:
+        for step in range(6):
+            batch = {"x": np.full((4, 5), step, np.float32), "y": [torch.arange(3), step, step == 1, float(step)]}
+            channel.sender.send(batch)
+            assert pool.stats().live == 1
+            got = channel.receiver.recv(timeout=5)
+            assert got["x"].tolist() == batch["x"].tolist()
+            assert [type(value) for value in got["y"][1:]] == [int, bool, float]
+            assert got["y"][1:] == [step, step == 1, float(step)]
+            assert not got["x"].flags.writeable
+            del got
+
+
+def test_classes_are_found_again_or_refused(pool: xfer.Pool) -> None:
+    """Named tuples and dataclasses of a module come back; local classes are refused before a byte is put."""
+    sys.modules["tree_classes"] = module = type(sys)("tree_classes")
+    for kind in (Pair, Batch):
+        kind.__module__ = "tree_classes"
+        setattr(module, kind.__name__, kind)
+    batch = xfer.get(pool.put(Batch(np.arange(3), 4, "x")))
+    assert (type(batch), batch.images.tolist(), batch.step, batch.note) == (Batch, [0, 1, 2], 4, "x")
+    assert xfer.get(pool.put(Pair(np.arange(3), None))).left.tolist() == [0, 1, 2]
+
+    @dataclasses.dataclass
+    class Local:
+        array: Any
+
+    used = pool.stats().used
+    cyclic: list[Any] = [np.zeros(1)]
+    cyclic.append(cyclic)
+    for wrong in (Local(np.zeros(1)), {"a": object()}, {(1, 2): np.zeros(1)}, {"a": np.array([None])}, {"a": {1, 2}}):
+        with pytest.raises(errors.UnsupportedDtypeError):
+            pool.put(wrong)
+    assert pool.stats().used == used
+
+
+def test_torch_tensors_are_writable_and_private(pool: xfer.Pool) -> None:
+    """In-place operations work, stay in the reader, and the next reader sees what was put."""
+    for size in (0, 8, 1 << 20):
+        handle = pool.put(torch.arange(size, dtype=torch.float32))
+        for _ in range(2):
+            tensor = xfer.get(handle, as_="torch")
+            assert tensor.tolist()[:3] == [0.0, 1.0, 2.0][:size]
+            tensor.add_(1).mul_(2)
+            view = tensor[1:3]
+            del tensor
+            assert view.tolist() == [4.0, 6.0][: max(0, size - 1)]
+        pool.release(handle)
+        del view
+        assert pool.stats().waiting_for_readers == 0
+
+
+def test_torch_through_a_channel(pool: xfer.Pool) -> None:
+    """Small and large tensors and trees of them are received as tensors that may be changed."""
+    with xfer.Channel(4, pool=pool) as channel:
+        for value in (torch.ones(8), torch.ones(100_000), {"w": torch.ones(50_000), "b": [torch.ones(2), 1]}):
+            channel.sender.send(value)
+            got = channel.receiver.recv(timeout=5, as_="torch")
+            for tensor in [got] if isinstance(got, torch.Tensor) else [got["w"], got["b"][0]]:
+                tensor.sub_(1)
+                assert not tensor.any()
+        with pytest.raises(ValueError, match="want 'numpy' or 'torch'"):
+            channel.receiver.recv(timeout=0, as_="jax")  # type: ignore[arg-type]
+
+
+def test_a_spawned_trainer_changes_its_batch_in_place(pool: xfer.Pool) -> None:
+    """In another process: no signal, whatever is done in place."""
+    handle = pool.put({"x": torch.zeros(300_000), "n": [torch.zeros(3, dtype=torch.bfloat16)]})
+    code = """
+import sys, torch, xfer
+batch = xfer.get(bytes.fromhex(sys.argv[1]), as_="torch")
+batch["x"].add_(1); batch["x"].requires_grad_(True).sum().backward(); batch["n"][0].fill_(2)
+print(float(batch["x"].sum()), float(batch["n"][0].sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", code, bytes(handle).hex()], capture_output=True, text=True)
+    assert done.stdout.strip() == "300000.0 6.0", done.stderr
+    assert not xfer.get(handle)["x"].any()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(3, dtype=torch.complex32),
+        lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        lambda: torch.zeros(3, device="meta"),
+        lambda: torch.zeros(3, 3).to_sparse(),
+        lambda: torch.zeros(3, 3).to_sparse_csr(),
+    ],
+    ids=["complex32", "quantized", "nested", "meta", "sparse", "csr"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_plain_memory_are_refused(pool: xfer.Pool, make: Any) -> None:
+    """Each says what it is and what to do, by itself, in a tree, and in a channel."""
+    with xfer.Channel(2, pool=pool) as channel:
+        for put in (
+            pool.put,
+            lambda value: pool.put({"a": value}),
+            lambda value: channel.sender.send(value, timeout=1),
+        ):
+            with pytest.raises(errors.UnsupportedDtypeError):
+                put(make())
+    assert pool.stats().live == 0

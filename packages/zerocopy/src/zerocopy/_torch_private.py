@@ -1,0 +1,109 @@
+"""Everything that zerocopy uses of torch beyond its public interface, checked when this module is imported.
+
+A later torch that renames one of these fails at import with its version and the missing name, and this is the only file
+to change.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from zerocopy.errors import ZerocopyError
+
+_CDATA, _UNTYPED, _SCHEMA = attrgetter("_cdata"), attrgetter("_untyped_storage"), attrgetter("_schema")
+
+try:
+    from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+    from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+    _neg_view = attrgetter("_neg_view")(torch)
+    _make_subclass = attrgetter("_make_subclass")(torch.Tensor)
+    _inject_new_class = attrgetter("_inject_new_class")(parametrize)
+    _inject_property = attrgetter("_inject_property")(parametrize)
+    _SCHEMA(torch.ops.aten.add.Tensor)
+    _CDATA(torch.empty(0).untyped_storage())
+except (ImportError, AttributeError) as error:
+    raise ZerocopyError(f"zerocopy does not work with torch {torch.__version__}: {error}") from error
+
+__all__ = [
+    "MODULE_PRIVATE",
+    "TorchDispatchMode",
+    "UninitializedTensorMixin",
+    "buffers_of",
+    "children_of",
+    "inject_parametrizations",
+    "is_traceable_wrapper_subclass",
+    "neg_view",
+    "parameters_of",
+    "schema_of",
+    "storage_key",
+    "tensor_subclass",
+    "typed_storage",
+    "untyped_storage",
+]
+
+# The attributes that an nn.Module keeps for itself.
+MODULE_PRIVATE = frozenset(nn.Module().__dict__) - {"training"}
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the table of a module's own parameters."""
+    table: dict[str, nn.Parameter | None] = module.__dict__["_parameters"]
+    return table
+
+
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return the table of a module's own buffers."""
+    table: dict[str, torch.Tensor | None] = module.__dict__["_buffers"]
+    return table
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the table of a module's own submodules."""
+    table: dict[str, nn.Module | None] = module.__dict__["_modules"]
+    return table
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """Return a number that two Python objects for one storage have in common."""
+    return int(_CDATA(storage))  # the public data_ptr is 0 for every empty storage
+
+
+def untyped_storage(storage: torch.storage.TypedStorage) -> torch.UntypedStorage:
+    """Return the untyped storage below a typed one, without its deprecation warning."""
+    untyped: torch.UntypedStorage = _UNTYPED(storage)
+    return untyped
+
+
+def typed_storage(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
+    """Return a typed storage over an untyped one, without its deprecation warning."""
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+
+
+def neg_view(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view with the negative bit set."""
+    view: torch.Tensor = _neg_view(tensor)
+    return view
+
+
+def tensor_subclass(cls: type[torch.Tensor], tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    """Return a tensor of a subclass over the same memory."""
+    made: torch.Tensor = _make_subclass(cls, tensor, requires_grad)
+    return made
+
+
+def inject_parametrizations(module: nn.Module) -> None:
+    """Give a module whose state is complete the class and properties of a parametrized module."""
+    _inject_new_class(module)
+    for name in module.parametrizations:  # type: ignore[union-attr]  # a ModuleDict once the state is set
+        _inject_property(module, name)
+
+
+def schema_of(operator: Any) -> Any:
+    """Return an operator's schema."""
+    return _SCHEMA(operator)

@@ -1,0 +1,304 @@
+"""Writes to published weights: which ones happened in this process, and a mode that refuses them.
+
+A write never reaches another process, because every process maps weights copy-on-write. It costs the process memory of
+its own, and its model is no longer the published one.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+from zerocopy._segment.mapping import Mapping, mapping_at
+from zerocopy._torch_private import TorchDispatchMode, schema_of
+from zerocopy._walk import walk
+from zerocopy.errors import WriteRefusedError
+
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_PRESENT = np.uint64(1 << 63)
+_SWAPPED = np.uint64(1 << 62)
+_FILE_PAGE = np.uint64(1 << 61)
+
+# Operators that, when training, write to running_mean and running_var although their schema does not say so.
+_BATCH_NORMS = {f"aten::{name}" for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A weight that is no longer the published one in this process.
+
+    Args:
+        name: Dotted name of the tensor.
+        nbytes: Number of its bytes that differ from the published ones.
+        replaced: Whether the tensor no longer lies in the segment at all.
+
+    Example:
+        >>> import zerocopy
+        >>> zerocopy.Written("0.bias", 4).replaced
+        False
+    """
+
+    name: str
+    nbytes: int
+    replaced: bool = False
+
+
+def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """Return which pages of an address range are private to a process.
+
+    Args:
+        pid: Process id, or "self".
+        start: Page-aligned address.
+        nbytes: Length of the range.
+
+    Returns:
+        One bool per page, or None where the system has no readable pagemap (Linux has).
+    """
+    count = -(-nbytes // PAGE)
+    try:
+        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
+            file.seek(start // PAGE * 8)
+            data = file.read(count * 8)
+    except OSError:
+        return None
+    entries = np.frombuffer(data, dtype=np.uint64)
+    if len(entries) < count:
+        return None
+    present = (entries & (_PRESENT | _SWAPPED)) != 0
+    own: np.ndarray[Any, np.dtype[np.bool_]] = present & ((entries & _FILE_PAGE) == 0)
+    return own
+
+
+def written(model: Any) -> tuple[Written, ...]:
+    """Return the published weights that this process has written to since it loaded the model, by any means.
+
+    The kernel tells which pages were written. Those are compared byte by byte with the segment, so that a write through
+    `.data`, numpy or a raw pointer is found, and a write of the same value does not count.
+
+    Args:
+        model: What `ModelRef.load` returned.
+
+    Returns:
+        The written tensors in the order of the model. It is empty if the model is still the published one.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> model = ref.load(cached=False)
+        >>> model.bias.data[0] += 1
+        >>> [entry.name for entry in zerocopy.written(model)]
+        ['bias']
+        >>> zerocopy.unpublish(ref)
+    """
+    found = []
+    pages: dict[Mapping, np.ndarray[Any, np.dtype[np.bool_]] | None] = {}
+    homes = {id(home): home for home in (_home(obj) for _, obj in walk(model)) if home is not None}
+    for mapping in homes.values():
+        pages[mapping] = private_pages("self", mapping.address, len(mapping))
+    seen: set[int] = set()
+    for path, obj in walk(model):
+        if not isinstance(obj, torch.Tensor) or id(obj) in seen:
+            continue
+        seen.add(id(obj))
+        home = _home(obj)
+        if home is None:
+            continue
+        first = obj.data_ptr() - home.address
+        nbytes = _extent(obj)
+        own = pages[home]
+        if own is not None and not own[first // PAGE : -(-(first + nbytes) // PAGE)].any():
+            continue
+        changed = _differing(home, first, nbytes)
+        if changed:
+            found.append(Written(path, changed))
+    published = {name for mapping in homes.values() for name in (mapping.delta or mapping).manifest_names()}
+    present = {path: obj for path, obj in walk(model) if isinstance(obj, torch.Tensor)}
+    for path, obj in present.items():
+        if path in published and _home(obj) is None and obj.numel():
+            found.append(Written(path, obj.numel() * obj.element_size(), replaced=True))
+    return tuple(found)
+
+
+def _home(obj: object) -> Mapping | None:
+    if not isinstance(obj, torch.Tensor):
+        return None
+    try:
+        address = obj.data_ptr()
+    except RuntimeError:  # a wrapper without memory of its own
+        return None
+    return mapping_at(address) if address else None
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    if not tensor.numel():
+        return 0
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return reach * tensor.element_size()
+
+
+def _differing(home: Mapping, first: int, nbytes: int) -> int:
+    now = np.frombuffer(home, dtype=np.uint8, count=nbytes, offset=first)
+    differing = 0
+    step = 16 << 20
+    for start in range(0, nbytes, step):
+        part = now[start : start + step]
+        published = np.frombuffer(os.pread(home.fd, len(part), first + start), dtype=np.uint8)
+        if not np.array_equal(part, published):
+            differing += int(np.count_nonzero(part != published))
+    return differing
+
+
+class strict:  # a context manager that reads as a word: with strict(model)
+    """Refuse every operation inside a `with` block that would write to a published weight, before it happens.
+
+    Covers every torch operator (in-place, `out=`, foreach and fused ones, batch norm's statistics). Arrays that numpy
+    makes from weights inside the block are read-only. Applies to the calling thread.
+
+    Args:
+        model: What `ModelRef.load` returned.
+
+    Raises:
+        WriteRefusedError: Raised instead of the write, with the weight's name. A write through numpy first raises
+            numpy's ValueError, which has no names. The block turns it into this error, with the names of the weights
+            that numpy has arrays of.
+
+    Example:
+        >>> import torch, zerocopy
+        >>> ref = zerocopy.publish(torch.nn.Linear(4, 2))
+        >>> model = ref.load(cached=False)
+        >>> try:
+        ...     with zerocopy.strict(model):
+        ...         model.bias.data.zero_()
+        ... except zerocopy.errors.WriteRefusedError as error:
+        ...     print(str(error).split(";")[0])
+        aten.zero_.default would write to the published weight bias
+        >>> zerocopy.unpublish(ref)
+    """
+
+    def __init__(self, model: Any) -> None:
+        spans: dict[int, tuple[int, str]] = {}
+        for path, obj in walk(model):
+            if _home(obj) is not None and isinstance(obj, torch.Tensor) and obj.numel():
+                storage = obj.untyped_storage()
+                spans.setdefault(storage.data_ptr(), (storage.data_ptr() + storage.nbytes(), path))
+        guard = _Guard(spans)
+        self._modes: tuple[Any, ...] = (_Dispatch(guard), _Function(guard))
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> strict:
+        with ExitStack() as stack:
+            for mode in self._modes:
+                stack.enter_context(mode)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._stack is not None
+        done = self._stack.__exit__(kind, error, trace)
+        arrays = self._modes[1].arrays
+        if isinstance(error, ValueError) and "read-only" in str(error) and arrays:
+            raise WriteRefusedError(
+                f"numpy would have written to the published weight {' or '.join(sorted(arrays))} ({error}); "
+                f"work on a copy of the array"
+            ) from error
+        return done
+
+
+class _Guard:
+    """The address ranges of the weights that must not be written, with their names."""
+
+    def __init__(self, spans: dict[int, tuple[int, str]]) -> None:
+        self.starts = sorted(spans)
+        self.ends = [spans[start] for start in self.starts]
+
+    def name(self, value: object) -> str | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        try:
+            address = value.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):
+            return None
+        index = bisect_right(self.starts, address) - 1
+        if index >= 0 and address < self.ends[index][0]:
+            return self.ends[index][1]
+        return None
+
+    def check(self, value: object, operator: str) -> None:
+        for item in value if isinstance(value, list | tuple) else (value,):
+            name = self.name(item)
+            if name is not None:
+                raise WriteRefusedError(
+                    f"{operator} would write to the published weight {name}; "
+                    f"work on a clone, or load the model outside strict mode for a private copy-on-write one"
+                )
+
+
+_Mutable = tuple[tuple[int, str], ...]
+
+
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Checks the arguments that an operator's schema declares mutable."""
+
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.guard = guard
+        self.mutable: dict[Any, _Mutable] = {}
+
+
+def _check_and_run(
+    mode: _Dispatch, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> Any:
+    kwargs = kwargs or {}
+    positions = mode.mutable.get(func)
+    if positions is None:
+        positions = mode.mutable[func] = _mutable(func)
+    for index, name in positions:
+        mode.guard.check(args[index] if index < len(args) else kwargs.get(name), str(func))
+    if schema_of(func).name in _BATCH_NORMS and (args[5] if len(args) > 5 else kwargs["training"]):
+        mode.guard.check(args[3:5], str(func))
+    return func(*args, **kwargs)
+
+
+# Set after the class is made: torch wraps a method that the class has from the start, and the wrapper imports
+# torch._dynamo at its first call, which costs 3 seconds and 60 MiB in every worker.
+_Dispatch.__torch_dispatch__ = _check_and_run  # type: ignore[method-assign, assignment]
+
+
+def _mutable(func: Any) -> _Mutable:
+    return tuple(
+        (index, argument.name)
+        for index, argument in enumerate(schema_of(func).arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+class _Function(TorchFunctionMode):
+    """Makes arrays that numpy creates from weights read-only."""
+
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__()
+        self.guard = guard
+        self.arrays: set[str] = set()  # names of the weights that numpy has arrays of
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = self.guard.name(args[0]) if isinstance(result, np.ndarray) and args else None
+        if name is not None:
+            result.setflags(write=False)
+            self.arrays.add(name)
+        elif func is torch.Tensor.__dlpack__:
+            self.guard.check(args[0], "handing out by DLPack")
+        return result

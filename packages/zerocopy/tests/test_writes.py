@@ -1,0 +1,201 @@
+"""A write in one process reaches no other, is reported by name, and in strict mode does not happen."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import zerocopy
+from zerocopy import ModelRef
+from zerocopy.errors import WriteRefusedError
+
+Publish = Callable[..., ModelRef]
+# Python 3.12 and later warn of forking beside threads; torch and pytest-timeout have some that a child does not need.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+FIRST = "0.weight"
+
+
+def write_fill(model: Any) -> None:
+    """An in-place operator under no_grad."""
+    with torch.no_grad():
+        model[0].weight.fill_(7)
+
+
+def write_data(model: Any) -> None:
+    """The back door that autograd does not see."""
+    model[0].weight.data.add_(1)
+
+
+def write_numpy(model: Any) -> None:
+    """A write that torch does not see."""
+    model[0].weight.detach().numpy()[0, 0] = 99
+
+
+def write_asarray(model: Any) -> None:
+    """The same through the array protocol."""
+    np.asarray(model[0].weight.detach())[0, 0] = 99
+
+
+def write_optimizer(model: Any) -> None:
+    """One step of a foreach optimizer."""
+    model(torch.randn(4, 8)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1, foreach=True).step()
+
+
+def write_fused(model: Any) -> None:
+    """One step of a fused optimizer."""
+    model(torch.randn(4, 8)).sum().backward()
+    torch.optim.Adam(model.parameters(), lr=0.1, fused=True).step()
+
+
+def write_batchnorm(model: Any) -> None:
+    """A forward pass in train mode, which updates running statistics."""
+    model.train()(torch.randn(4, 8))
+    model.eval()
+
+
+def write_functional_batchnorm(model: Any) -> None:
+    """The functional form, whose schema does not declare what it writes."""
+    norm = model[2]
+    nn.functional.batch_norm(torch.randn(4, 16), norm.running_mean, norm.running_var, training=True)
+
+
+def write_out(model: Any) -> None:
+    """An out= argument."""
+    with torch.no_grad():
+        torch.add(model[0].weight, 1, out=model[0].weight)
+
+
+def write_foreach(model: Any) -> None:
+    """A foreach operator called by hand."""
+    with torch.no_grad():
+        torch._foreach_mul_([model[0].weight, model[3].weight], 2.0)
+
+
+def write_view(model: Any) -> None:
+    """A write through a view of a weight."""
+    model[0].weight.detach().t()[0].zero_()
+
+
+WRITES = {
+    write_fill: FIRST, write_data: FIRST, write_numpy: FIRST, write_asarray: FIRST, write_optimizer: FIRST,
+    write_fused: FIRST,
+    write_batchnorm: "2.running_mean", write_functional_batchnorm: "2.running_mean", write_out: FIRST, write_foreach:
+    FIRST,
+    write_view: FIRST,
+}  # fmt: skip
+CASES = pytest.mark.parametrize(("write", "name"), WRITES.items(), ids=[w.__name__ for w in WRITES])
+
+
+def _worker(ref: ModelRef, write: Any, pipe: Any) -> None:
+    model = ref.load()
+    pipe.send("ready")
+    if pipe.recv() == "write":
+        write(model)
+    names = [entry.name for entry in zerocopy.written(model)]
+    pipe.send((names, {key: value.numpy().copy() for key, value in model.state_dict().items()}))
+    pipe.recv()
+
+
+@CASES
+def test_a_write_reaches_no_other_process(write: Any, name: str, simple_model: nn.Module, publish: Publish) -> None:
+    """Publisher, a worker that runs, and a worker that starts later all see the published bytes."""
+    ref = publish(simple_model)
+    expected = {key: value.numpy().copy() for key, value in simple_model.state_dict().items()}
+    context = multiprocessing.get_context("fork")
+    workers: list[Any] = []
+
+    def start() -> Any:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker, args=(ref, write, theirs))
+        process.start()
+        workers.append((process, ours, theirs))
+        assert ours.recv() == "ready"
+        return ours
+
+    writer, reader = start(), start()
+    writer.send("write")
+    names, state = writer.recv()
+    assert name in names
+    assert any(not np.array_equal(state[key], expected[key]) for key in expected)
+    late = start()
+    for pipe in (reader, late):
+        pipe.send("read")
+        names, state = pipe.recv()
+        assert names == []
+        assert all(np.array_equal(state[key], expected[key]) for key in expected)
+    assert all(np.array_equal(value.numpy(), expected[key]) for key, value in simple_model.state_dict().items())
+    fresh = ref.load(cached=False)
+    assert all(np.array_equal(value.numpy(), expected[key]) for key, value in fresh.state_dict().items())
+    for process, ours, theirs in workers:
+        ours.send("end")
+        process.join()
+        ours.close()
+        theirs.close()
+
+
+@CASES
+def test_strict_mode_refuses_before_the_write(write: Any, name: str, simple_model: nn.Module, publish: Publish) -> None:
+    """Every write raises, and no byte of the model has changed."""
+    model = publish(simple_model).load(cached=False)
+    before = {key: value.numpy().tobytes() for key, value in model.state_dict().items()}
+    with pytest.raises(WriteRefusedError) as caught, zerocopy.strict(model):
+        write(model)
+    assert any(part in str(caught.value) for part in (name, "2.num_batches_tracked"))
+    assert {key: value.numpy().tobytes() for key, value in model.state_dict().items()} == before
+    assert zerocopy.written(model) == ()
+
+
+def test_strict_mode_lets_work_through(simple_model: nn.Module, publish: Publish) -> None:
+    """Inference, reading as numpy, gradients and writes to anything else are unhindered."""
+    model = publish(simple_model).load(cached=False)
+    inputs = torch.randn(4, 8)
+    with zerocopy.strict(model):
+        output = model(inputs)
+        output.sum().backward()
+        scratch = torch.zeros(3)
+        scratch.add_(1)
+        clone = model[0].weight.detach().clone()
+        clone.zero_()
+        assert model[0].weight.detach().numpy().sum() == simple_model[0].weight.detach().numpy().sum()
+    assert torch.equal(output, simple_model(inputs))
+    with pytest.raises(WriteRefusedError, match="DLPack"), zerocopy.strict(model):
+        np.from_dlpack(model[0].weight.detach())
+
+
+def test_written_counts_bytes_and_forgives_equal_writes(simple_model: nn.Module, publish: Publish) -> None:
+    """Only bytes that differ count; a write of the same value is none; a replaced tensor is called that."""
+    model = publish(simple_model).load(cached=False)
+    with torch.no_grad():
+        model[0].weight.mul_(1)
+    assert zerocopy.written(model) == ()
+    model[0].bias.data.view(torch.uint8)[:3] ^= 255
+    assert zerocopy.written(model) == (zerocopy.Written("0.bias", 3),)
+    model[3].bias = nn.Parameter(torch.zeros(4))
+    assert zerocopy.Written("3.bias", 16, replaced=True) in zerocopy.written(model)
+
+
+def test_without_pagemap_every_byte_is_compared(
+    simple_model: nn.Module, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system does not tell which pages were written, the answer is the same."""
+    monkeypatch.setattr("zerocopy._writes.private_pages", lambda *_: None)
+    model = publish(simple_model).load(cached=False)
+    assert zerocopy.written(model) == ()
+    write_data(model)
+    assert [entry.name for entry in zerocopy.written(model)] == [FIRST]
+
+
+def test_two_models_in_one_process_are_isolated(simple_model: nn.Module, publish: Publish) -> None:
+    """Uncached loads have mappings of their own: a write to one does not show in the other."""
+    ref = publish(simple_model)
+    one, two = ref.load(cached=False), ref.load(cached=False)
+    write_fill(one)
+    assert torch.equal(two[0].weight, simple_model[0].weight)
+    assert zerocopy.written(two) == ()
