@@ -1,31 +1,31 @@
-"""What the five libraries do, shown on real work, in about two minutes on two cores.
+"""Show what the five libraries do, on real work, in about two minutes on two cores.
 
     uv run tools/demo.py             all five
     uv run tools/demo.py ttt         only these
     uv run tools/demo.py --budget 10s
     uv run tools/demo.py --report FILE   where the page with pictures goes
 
-xfer hands an array to another process, zerocopy shares a model's weights among workers, isolate runs a plugin with
-another numpy than the host's, ternary packs a network to 2 bits, and ttt solves six real ARC tasks, drawn once at
-random from the 400 of ARC-1 training. Everything printed is measured while it runs, and goes into one HTML page that
-opens offline. Ctrl-C leaves nothing behind.
+xfer hands an array to another process. zerocopy shares a model's weights among workers. isolate runs a plugin with
+another numpy than the host's. ternary packs a network to 2 bits. ttt solves six real ARC tasks, drawn once at random
+from the 400 of ARC-1 training. The program measures every figure while it runs and writes one HTML page that opens
+offline. Ctrl-C leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import pickle
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,21 +35,21 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing that was measured.
+    """One measurement.
 
     Attributes:
-        library: whose doing.
-        what: in words.
-        measured: the figure, with its unit.
-        bars: what the page draws beside each other, by name; the figure first.
-        pictures: PNG files for the page, by caption.
+        library: The library.
+        what: What was measured, in words.
+        measured: The figure with its unit.
+        bars: Values that the page draws side by side, by name; the figure first.
+        pictures: SVG drawings for the page, by caption.
     """
 
     library: str
     what: str
     measured: str
     bars: dict[str, float] | None = None
-    pictures: dict[str, bytes] | None = None
+    pictures: dict[str, str] | None = None
 
 
 # random.Random(2026).sample(sorted ids of ARC-1 training, 6)
@@ -68,19 +68,19 @@ model Net(width: int = 1024, classes: int = 10) {
 
 
 def megabytes(count: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes."""
     return f"{count / 1e6:.1f} MB"
 
 
 def python(code: str, *arguments: str) -> dict[str, object]:
-    """Run code in a fresh interpreter; the JSON object that it prints."""
+    """Run code in a new interpreter and return the JSON object that it prints."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, object] = json.loads(done.stdout)
     return found
 
 
 def show_xfer(_: argparse.Namespace) -> list[Fact]:
-    """An array of 64 MB, read by a process that knows nothing but a line of text."""
+    """An array of 64 MiB, read by a process that gets its handle as one line of text."""
     import numpy as np
 
     import xfer
@@ -115,8 +115,44 @@ def show_xfer(_: argparse.Namespace) -> list[Fact]:
     ]
 
 
+# Answers each line of stdin: "load", or "memory" with its memory, where a page shared by n processes counts as 1/n.
+SERVER = """
+import json, pickle, sys, psutil, torch
+torch.set_num_threads(1)
+ref, model = pickle.loads(bytes.fromhex(sys.argv[1])), None
+torch.nn.Linear(2048, 2048)(torch.ones(1, 2048))
+for line in sys.stdin:
+    if line.strip() == "load":
+        model = ref.load()
+        answer = model(torch.ones(1, 2048))[0, :4].tolist()
+    else:
+        answer = psutil.Process().memory_full_info().pss
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Server:
+    """A worker process of the zerocopy demo."""
+
+    def __init__(self, token: str) -> None:
+        command = [sys.executable, "-c", SERVER, token]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, line: str) -> Any:
+        """Return the answer to a line."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(line, file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
 def show_zerocopy(_: argparse.Namespace) -> list[Fact]:
-    """A model of 134 MB in four worker processes, one copy of it in memory."""
+    """A model of 134 MB in four worker processes that share one copy of its weights."""
+    import psutil
     import torch
 
     import zerocopy
@@ -125,39 +161,32 @@ def show_zerocopy(_: argparse.Namespace) -> list[Fact]:
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(8))).eval()
     size = sum(p.nbytes for p in model.parameters())
-    worker = (
-        "import json, pickle, sys, psutil, torch; torch.set_num_threads(1); me = psutil.Process();"
-        "ref = pickle.loads(bytes.fromhex(sys.argv[1])); torch.nn.Linear(2048, 2048)(torch.ones(1, 2048));"
-        "before = me.memory_full_info().uss; model = ref.load(); out = model(torch.ones(1, 2048));"
-        "print(json.dumps({'out': out[0, :4].tolist(), 'own': me.memory_full_info().uss - before}), flush=True);"
-        "sys.stdin.read()"
-    )
     ref = zerocopy.publish(model, name="demo")
-    token = pickle.dumps(ref).hex()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", worker, token], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
+    workers = [Server(pickle.dumps(ref).hex()) for _ in range(4)]
+
+    def memory() -> float:
+        # All processes at the same time, this one too: each shared page counts once in the sum.
+        return float(sum(worker.ask("memory") for worker in workers) + psutil.Process().memory_full_info().pss)
+
     try:
-        answers = [json.loads(process.stdout.readline()) for process in workers if process.stdout]
         with torch.no_grad():
             expected = model(torch.ones(1, 2048))[0, :4].tolist()
+        before = memory()
+        answers = [worker.ask("load") for worker in workers]
+        added = memory() - before
     finally:
-        for process in workers:
-            process.communicate()
+        for worker in workers:
+            worker.end()
         zerocopy.unpublish(ref)
-    assert all(answer["out"] == expected for answer in answers), "a worker answered otherwise"
-    own = sum(answer["own"] for answer in answers)
+    assert all(answer == expected for answer in answers), "a worker's answer differs"
     return [
         Fact("zerocopy", f"4 workers answer from one copy of {megabytes(size)}, bit for bit as the original", "yes"),
         Fact(
             "zerocopy",
-            f"memory that the four added ({megabytes(4 * size)} with a copy each)",
-            megabytes(own),
+            f"memory added when all four have loaded ({megabytes(4 * size)} with a copy each)",
+            megabytes(added),
             bars={
-                "added by four workers, MB": own / 1e6,
+                "added by four workers, MB": added / 1e6,
                 "one copy, MB": size / 1e6,
                 "a copy for each, MB": 4 * size / 1e6,
             },
@@ -226,30 +255,52 @@ def show_ternary(_: argparse.Namespace) -> list[Fact]:
     ]
 
 
-def show_ttt(args: argparse.Namespace) -> list[Fact]:
-    """Six real ARC tasks, two at a time, each in a process of its own."""
-    import ttt
-    from ttt._cli.display import Display
-    from ttt._tasks.picture import png, task_image
+PALETTE = ("#000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaa", "#f012be", "#ff851b", "#7fdbff", "#870c25")
+CELL, GAP = 9, 24
 
-    tasks = ttt.load(TASKS)
-    run = ttt.run(tasks, budget=args.budget, workers=2)
-    with Display(run.tasks, console) as display:
-        for event in run:
-            display.show(event)
-    score = run.score()
+
+def drawing(pairs: Sequence[tuple[Any, Any]], second: str) -> str:
+    """Draw pairs of grids as SVG, one pair a row, under the headings "input" and `second`."""
+    left = max(given.shape[1] for given, _ in pairs) * CELL + GAP
+    parts, y = [f"<text x='0' y='10'>input</text><text x='{left}' y='10'>{escape(second)}</text>"], 16
+    for pair in pairs:
+        for x, grid in zip((0, left), pair, strict=True):
+            for (row, column), colour in np_cells(grid):
+                place = f"x='{x + column * CELL}' y='{y + row * CELL}' width='{CELL}' height='{CELL}'"
+                parts.append(f"<rect {place} fill='{PALETTE[colour]}' stroke='#555' stroke-width='0.5'/>")
+        y += max(grid.shape[0] for grid in pair) * CELL + GAP // 2
+    width = left + max(made.shape[1] for _, made in pairs) * CELL + 1
+    label = f"Grids: input and {escape(second)}"
+    return f"<svg role='img' aria-label='{label}' width='{max(width, left + 70)}' height='{y}'>{''.join(parts)}</svg>"
+
+
+def np_cells(grid: Any) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield the place and colour of each cell of a grid."""
+    for row, line in enumerate(grid.tolist()):
+        for column, colour in enumerate(line):
+            yield (row, column), colour
+
+
+def show_ttt(args: argparse.Namespace) -> list[Fact]:
+    """Six real ARC tasks, two at a time, each in its own process."""
+    import ttt
+
+    run = ttt.run(ttt.load(TASKS), budget=args.budget, workers=2)
+    for event in run:
+        if isinstance(event, ttt.Finished):
+            console.print(f"{event.task_id}: finished in {event.result.seconds:.1f} s")
+    solved = run.score().solved
+    pictures = {}
+    for task in run.tasks:
+        if task.id in solved:
+            result = run.results[task.id]
+            pictures[f"{task.id}: the examples"] = drawing([(pair.input, pair.output) for pair in task.train], "output")
+            tests = [(pair.input, made.first.grid) for pair, made in zip(task.test, result.predictions, strict=True)]
+            rule = result.predictions[0].first.why
+            pictures[f"{task.id}: the test, answered by: {rule}"] = drawing(tests, "prediction")
     peak = max(result.peak_memory for result in run.results.values())
     return [
-        Fact(
-            "ttt",
-            f"ARC tasks solved pixel-perfect, of {len(run.tasks)}",
-            str(len(score.solved)),
-            pictures={
-                f"{task.id}: {run.results[task.id].predictions[0].first.why}": png(task_image(task))
-                for task in run.tasks
-                if task.id in score.solved
-            },
-        ),
+        Fact("ttt", f"ARC tasks solved pixel-perfect, of {len(run.tasks)}", str(len(solved)), pictures=pictures),
         Fact("ttt", "largest task process", megabytes(peak)),
     ]
 
@@ -272,12 +323,12 @@ td:last-child { text-align: right; font-weight: 600; white-space: nowrap }
 .bar i { display: block; height: 14px; border-radius: 3px; background: #b8c0cc; min-width: 1px }
 .bar.first i { background: #3f51b5 }
 .tasks { display: flex; flex-wrap: wrap; gap: 22px } figure { margin: 0 } figcaption { max-width: 460px }
-img { image-rendering: pixelated; max-width: 460px }
+svg { max-width: 460px; font-size: 11px; fill: #667085 }
 """
 
 
 def page(facts: list[Fact], seconds: float) -> str:
-    """What was measured as one HTML document, without a script or anything from outside."""
+    """Render the measurements as one HTML document without scripts and without other files."""
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Pentad</title><style>{STYLE}</style>"]
     parts.append(f"<h1>Pentad</h1><p class=soft>Measured on this machine within {seconds:.0f} s.</p>")
     for library in dict.fromkeys(fact.library for fact in facts):
@@ -288,9 +339,7 @@ def page(facts: list[Fact], seconds: float) -> str:
             parts.append(_bars(fact.bars or {}))
             parts.append("<div class=tasks>")
             for caption, data in (fact.pictures or {}).items():
-                image = base64.b64encode(data).decode()
-                parts.append(f"<figure><img alt='' src='data:image/png;base64,{image}'>")
-                parts.append(f"<figcaption>{escape(caption)}</figcaption></figure>")
+                parts.append(f"<figure>{data}<figcaption>{escape(caption)}</figcaption></figure>")
             parts.append("</div>")
     return "".join(parts)
 
@@ -306,7 +355,7 @@ def _bars(values: dict[str, float]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Show what was asked for, then one table; 0 when all went well."""
+    """Show the chosen libraries, then one table; return 0 if all went well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"which: {', '.join(SHOWS)} (default: all)")
     parser.add_argument("--budget", default="30s", help="time per ARC task (default: %(default)s)")
@@ -321,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name in args.libraries or SHOWS:
             console.rule(f"[bold]{name}[/]: {(SHOWS[name].__doc__ or '').splitlines()[0]}", align="left")
-            # ttt has a live display of its own.
+            # ttt prints a line for each task.
             with nullcontext() if name == "ttt" else console.status("working …"):
                 facts += SHOWS[name](args)
     except KeyboardInterrupt:
