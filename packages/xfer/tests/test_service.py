@@ -86,6 +86,18 @@ def test_many_threads_wait_and_each_gets_one(channel: xfer.Channel) -> None:
     assert sorted(said[0] for _, said in waits) == [0, 1, 2, 3]
 
 
+def test_a_signal_handler_may_close(helper: Callable[..., Any]) -> None:
+    """A handler that closes the end on which its own thread waits ends the wait with the usual error."""
+    code = """
+import signal
+channel = xfer.Channel(2)
+signal.signal(signal.SIGALRM, lambda *_: channel.receiver.close()); signal.setitimer(signal.ITIMER_REAL, 0.1)
+try: channel.receiver.recv()
+except xfer.errors.ChannelClosedError as error: say(error)
+"""
+    assert helper(code).line() == "this end is closed"
+
+
 @pytest.mark.parametrize("how", ["thread", "executor", "asyncio"])
 def test_the_interpreter_exits_while_a_thread_waits(how: str) -> None:
     """No wait without a timeout keeps a process from exiting."""

@@ -162,6 +162,9 @@ class Endpoint:
                 if isinstance(pid, int):
                     ring.expect(pid)
                 ring.wait(word, value, left(end), how)
+        except (OSError, ValueError):
+            if not self._closed:  # a signal handler of this thread has closed this end
+                raise
         finally:
             self._turn.release()
         return True
