@@ -70,9 +70,8 @@ def share(
         >>> zerocopy.unpublish(zerocopy.current("doc-share"))
     """
     folder = places.prepare(directory)
-    places.check_name(name)
     source, told = _identity(build_or_checkpoint, build, auto_class), ""
-    lock = folder / f"{name}@0-0{places.SUFFIX}.gate{TEMPORARY}"
+    lock = folder / f"{places.check_name(name)}@0-0{places.SUFFIX}.gate{TEMPORARY}"
     end = time.monotonic() + timeout
     while True:
         model = _existing(folder, name, source)
