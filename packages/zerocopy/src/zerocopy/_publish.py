@@ -20,7 +20,7 @@ from zerocopy._progress import Tick, bar, no_tick
 from zerocopy._ref import ModelRef, current_node, local_segment, ref_of, unknown
 from zerocopy._segment.checking import hash_blocks, kept, open_segment
 from zerocopy._segment.format import Manifest, model_digest
-from zerocopy._segment.writing import HeaderTooLargeError, write_segment
+from zerocopy._segment.writing import HeaderTooLargeError, Inside, write_segment
 from zerocopy.errors import SegmentGoneError
 
 
@@ -184,14 +184,12 @@ def _write(
         manifest = replace(manifest, bases=shared.bases)
         rest = tick if shared.hashes is None else no_tick
         try:
-            if arena is None:
-                return write_segment(
-                    fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=rest
-                ), shared.leases
-            inside = [arena.offset_of(block.storage.data_ptr() + block.start) for block in flat.blocks]
+            inside = None
+            if arena is not None:
+                places_in_file = [arena.offset_of(block.storage.data_ptr() + block.start) for block in flat.blocks]
+                inside = Inside(places_in_file, ROOM, arena.end)
             done = write_segment(
-                fd, flat, manifest, known=shared.known, hashes=shared.hashes, tick=rest, inside=inside,
-                room=ROOM, end=arena.end,
+                fd, flat, manifest, known=shared.known, hashes=shared.hashes, inside=inside, tick=rest
             )  # fmt: skip
             return done, shared.leases
         except BaseException:

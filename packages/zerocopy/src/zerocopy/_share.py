@@ -40,14 +40,13 @@ def share(
 ) -> Any:
     """Return a model that any number of processes share, built by one of them.
 
-    Call it in every worker, with the same arguments. One becomes the leader: it builds the model inside the segment
-    and publishes it. The others wait and map it. If the leader is killed, another takes its place. The model stays as
-    long as any process has it.
+    Call it in every worker, with the same arguments. The leader builds the model inside the segment, and the others
+    wait and map it. If the leader is killed, another takes its place. The model stays as long as any process has it.
 
     Args:
         name: The name to share it under.
-        build_or_checkpoint: A function that returns the model; or a checkpoint, as for `publish_file` with `build`, or
-            a folder or id for `from_pretrained` without.
+        build_or_checkpoint: A function that returns the model, a checkpoint as for `publish_file`, or, without
+            `build`, a folder or id for `from_pretrained`.
         build: The model's build function for a checkpoint.
         auto_class: The class for a pretrained folder or id, as for `from_pretrained`.
         timeout: Seconds to wait for the leader.
@@ -71,11 +70,9 @@ def share(
         >>> zerocopy.unpublish(zerocopy.current("doc-share"))
     """
     folder = places.prepare(directory)
-    places.check_name(name)
-    source = _identity(build_or_checkpoint, build, auto_class)
-    lock = folder / f"{name}@0-0{places.SUFFIX}.gate{TEMPORARY}"
+    source, told = _identity(build_or_checkpoint, build, auto_class), ""
+    lock = folder / f"{places.check_name(name)}@0-0{places.SUFFIX}.gate{TEMPORARY}"
     end = time.monotonic() + timeout
-    told = ""
     while True:
         model = _existing(folder, name, source)
         if model is not None:
@@ -83,15 +80,11 @@ def share(
         with gate(lock, wait=False) as leads:
             if leads:
                 model = _existing(folder, name, source)  # another leader may have been done meanwhile
-                if model is None:
-                    _clear(folder, name)
-                    how = Options(name, None, directory, source=source, tick=_Note(lock))
-                    model = _publish(build_or_checkpoint, build, auto_class, how).load()
-                return model
+                how = Options(name, None, directory, source=source, tick=_Note(lock))
+                return _lead(folder, build_or_checkpoint, build, auto_class, how) if model is None else model
         line = _progress(lock, name)
         if on_wait is not None and line != told:
-            told = line
-            on_wait(line)
+            on_wait(told := line)
         if time.monotonic() > end:
             raise ShareTimeoutError(f"{line}, for more than {timeout} s; raise timeout= or look at that process")
         time.sleep(_PAUSE)
@@ -118,6 +111,12 @@ def _existing(folder: Path, name: str, source: str) -> Any:
         except CorruptSegmentError:
             continue  # a leader makes a new version
     return None
+
+
+def _lead(folder: Path, what: Any, build: Callable[[], Any] | None, auto_class: Any, how: Options) -> Any:
+    """Publish and load the model, once what a killed leader left is gone."""
+    _clear(folder, how.name or "")
+    return _publish(what, build, auto_class, how).load()
 
 
 def _publish(what: Any, build: Callable[[], Any] | None, auto_class: Any, how: Options) -> ModelRef:

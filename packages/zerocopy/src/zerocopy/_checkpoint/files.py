@@ -103,9 +103,8 @@ def _torch_file(path: Path) -> dict[str, torch.Tensor]:
         if not isinstance(inner, Mapping):
             break
         content = inner
-    kind = (
-        f"a dict with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
-    )
+    keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else ""
+    kind = f"a dict with {keys}" if keys else f"a {type(content).__name__}"
     raise CheckpointMismatchError(
         f"{path} holds {kind} and no state_dict: save the state_dict, or load the file and call zerocopy.publish"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import xxhash
 
@@ -15,6 +16,20 @@ from zerocopy._segment.format import HEADER, PAGE, Manifest, Placed, model_diges
 from zerocopy.errors import NoSpaceError
 
 _PIECE = 1 << 20  # bytes copied and then hashed at a time, so that the hash reads them from the processor's cache
+
+
+class Inside(NamedTuple):
+    """The blocks that a file holds already.
+
+    Args:
+        offsets: For each block its place in the file, or None for one to write.
+        room: Bytes before the first such place.
+        end: The end of all such places.
+    """
+
+    offsets: Sequence[int | None]
+    room: int
+    end: int
 
 
 class HeaderTooLargeError(Exception):
@@ -28,9 +43,7 @@ def write_segment(
     *,
     known: Sequence[tuple[int, int] | None] | None = None,
     hashes: Sequence[str] | None = None,
-    inside: Sequence[int | None] | None = None,
-    room: int = 0,
-    end: int = 0,
+    inside: Inside | None = None,
     tick: Tick = no_tick,
 ) -> Manifest:
     """Write a model into an empty open file and seal it.
@@ -41,9 +54,7 @@ def write_segment(
         manifest: Name, version, keep and bases. Blocks and digest are filled in here.
         known: For each block (index of base, offset in it) where a base already holds its bytes, else None.
         hashes: The blocks' digests where the caller has them already.
-        inside: For each block its place in the file where the file holds its bytes already, else None.
-        room: Bytes before the first such place.
-        end: The end of all such places.
+        inside: What the file holds already.
         tick: Called with the size of every piece of the model that is written.
 
     Returns:
@@ -54,14 +65,15 @@ def write_segment(
         HeaderTooLargeError: Manifest and skeleton do not fit into the room.
     """
     count = len(flat.blocks)
-    places, there, blank = known or [None] * count, inside or [None] * count, ["0" * 32] * count
+    places, blank = known or [None] * count, ["0" * 32] * count
+    there = inside.offsets if inside is not None else [None] * count
     draft = replace(manifest, digest="0" * 64, blocks=_place(flat, places, there, blank, 1 << 52))
     data_offset = round_up(HEADER + len(draft.encode()) + len(flat.skeleton), PAGE)
     if inside is not None:
-        if data_offset > room:
+        if data_offset > inside.room:
             raise HeaderTooLargeError
-        data_offset = room
-    first = max(data_offset, end)
+        data_offset = inside.room
+    first = max(data_offset, inside.end if inside is not None else 0)
     placed = _place(flat, places, there, blank, first)
     stored = [block for block in placed if block.base is None]
     size = max([first, *(block.offset + block.nbytes for block in stored)])
@@ -74,11 +86,8 @@ def write_segment(
                 digest = hash_blocks([view], tick)[0] if at is not None else _copy(fd, view, place.offset, tick)
                 if hashes is None:
                     digests.append(digest)
-        done = replace(
-            manifest,
-            digest=model_digest(flat.skeleton, digests),
-            blocks=_place(flat, places, there, digests, first),
-        )
+        final = _place(flat, places, there, digests, first)
+        done = replace(manifest, digest=model_digest(flat.skeleton, digests), blocks=final)
         seal(fd, done, flat.skeleton, data_offset, size)
     except OSError as error:
         raise NoSpaceError(
