@@ -82,6 +82,7 @@ def outcome(found: dict[tuple[str, str], Any], user: str, level: str) -> dict[st
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.xdist_group("escapes")
 @pytest.mark.parametrize("escape", ESCAPES)
