@@ -646,7 +646,7 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
         assert [name for name, possible in tried.items() if possible] == ["see files outside", "TCP", "UDP"]
         with pytest.raises(PermissionError):
             call.read(str(tmp_path / "secret"))
-        with pytest.raises(OSError, match="Permission denied|Read-only"):
+        with pytest.raises(OSError, match=r"Permission denied|Read-only"):
             call.write(str(tmp_path / "new"))
         call.write(str(tmp_path / "out" / "file"))
         assert (tmp_path / "out" / "file").read_text() == "x"

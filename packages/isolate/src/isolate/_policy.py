@@ -93,7 +93,7 @@ class Policy:
     max_stop: float = 30.0
     build_seconds: float = 1800.0
     wedged_seconds: float = 10.0
-    nice: int = 5
+    nice: int = 0
     quotas: Quotas = field(default_factory=Quotas)
     index_url: str | None = None
     find_links: tuple[str, ...] = ()

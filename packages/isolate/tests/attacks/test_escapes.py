@@ -33,9 +33,10 @@ def command(user: str) -> tuple[list[str], str]:
     if setpriv is None:
         return [], "setpriv is not installed, so root cannot run a test as another user"
     prefix = [setpriv, "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info[1]}"):
+    resolve = "import os, sys; os.stat(os.path.realpath(sys.executable))"  # environments are built from it
+    for python in (f"/usr/bin/python3.{sys.version_info[1]}", sys.executable):
         try:
-            subprocess.run([*prefix, python, "-c", ""], check=True, capture_output=True)
+            subprocess.run([*prefix, python, "-c", resolve], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             continue
         return [*prefix, python], ""
@@ -82,6 +83,7 @@ def outcome(found: dict[tuple[str, str], Any], user: str, level: str) -> dict[st
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.xdist_group("escapes")
 @pytest.mark.parametrize("escape", ESCAPES)
