@@ -68,9 +68,9 @@ def test_int8_linear_sums_exactly(features: int) -> None:
     linear = nn.Linear(features, 6)
     layer = Int8Linear(linear)
     x = torch.randn(3, features)
-    step = x.abs().amax(1, keepdim=True) / 127
-    codes = (x / step).round().clamp(-127, 127).long()
-    wanted = (codes @ layer.values.long().T).float() * step * layer.scale + layer.bias
+    codes = (x * (127 / x.abs().amax(1, keepdim=True))).round().long()
+    step = x.abs().amax(1, keepdim=True) / torch.full((3, 1), 127.0)
+    wanted = (codes @ layer.values().long().T).float() * step * layer.scale + layer.bias
     assert torch.equal(layer(x), wanted)
 
 
