@@ -18,6 +18,8 @@ from ternary.llm._engine import open_engine
 from ternary.llm._modelfile import open_file
 from ternary.runtime import available_kernels
 
+pytestmark = pytest.mark.timeout(300)  # transformers alone takes long to import on a busy machine
+
 
 def beside(name):
     """A helper file of this folder: without packages it cannot be imported by name."""

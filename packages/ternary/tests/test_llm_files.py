@@ -20,6 +20,8 @@ from ternary.llm import ModelConfig, convert, load, to_gguf
 from ternary.llm._gguf import GGUFFile
 from ternary.llm._modelfile import open_file
 
+pytestmark = pytest.mark.timeout(300)  # transformers alone takes long to import on a busy machine
+
 
 def beside(name):
     """A helper file of this folder: without packages it cannot be imported by name."""

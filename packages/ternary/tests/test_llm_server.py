@@ -25,6 +25,8 @@ openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+pytestmark = pytest.mark.timeout(300)  # transformers alone takes long to import on a busy machine
+
 
 def beside(name):
     """A helper file of this folder: without packages it cannot be imported by name."""

@@ -22,6 +22,8 @@ from ternary.llm import Sampling, convert, load
 from ternary.llm._sampling import Sampler
 from ternary.llm._tokenizer import StopFinder
 
+pytestmark = pytest.mark.timeout(300)  # transformers alone takes long to import on a busy machine
+
 
 def beside(name):
     """A helper file of this folder: without packages it cannot be imported by name."""
