@@ -14,9 +14,9 @@ Colours = npt.NDArray[np.uint8]
 Bits = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int32]
 
-MOST_LAYERS = 4
+MOST_LAYERS = 5
 """Layers of a program, the one at the bottom included."""
-STARTS = 12
+STARTS = 40
 """How many first layers are tried."""
 LAYER_COST = 6
 """Cost of a layer besides that of its image, in tenths of a plain operation."""
