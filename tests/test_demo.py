@@ -40,7 +40,7 @@ def test_an_interrupted_demo_leaves_nothing(root: Path, tmp_path: Path) -> None:
     )
     demo = psutil.Process(process.pid)
     end = time.monotonic() + 60
-    while not any("ttt.worker" in child.cmdline() for child in demo.children(recursive=True)):
+    while not any("ttt._runs.worker" in child.cmdline() for child in demo.children(recursive=True)):
         assert time.monotonic() < end, "no task was started"
         time.sleep(0.1)
     family = demo.children(recursive=True)

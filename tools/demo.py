@@ -229,8 +229,8 @@ def show_ternary(_: argparse.Namespace) -> list[Fact]:
 def show_ttt(args: argparse.Namespace) -> list[Fact]:
     """Six real ARC tasks, two at a time, each in a process of its own."""
     import ttt
-    from ttt.live import Display
-    from ttt.picture import png, task_image
+    from ttt._cli.display import Display
+    from ttt._tasks.picture import png, task_image
 
     tasks = ttt.load(TASKS)
     run = ttt.run(tasks, budget=args.budget, workers=2)

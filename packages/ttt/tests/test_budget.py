@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ttt.budget import Budget, Clock, parse_bytes, parse_seconds, peak_bytes, resident_bytes
+from ttt._budget import Budget, Clock, parse_bytes, parse_seconds, peak_bytes, resident_bytes
 from ttt.errors import InvalidBudgetError
 
 

@@ -9,9 +9,9 @@ import pytest
 from ttt_test_backends import ColourTable
 
 import ttt
-from ttt.calibration import AS_CLAIMED, Calibration, Curve, calibration_json, read_calibration
 from ttt.errors import UnreadableFileError
-from ttt.selection import choose
+from ttt.results._calibration import AS_CLAIMED, Calibration, Curve, calibration_json, read_calibration
+from ttt.results._selection import choose
 
 
 def test_shipped_curves_are_for_the_default_backend() -> None:

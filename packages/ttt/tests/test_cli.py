@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import ttt
-from ttt.cli import main
-from ttt.loader import task_json
+from ttt._cli.main import main
+from ttt._tasks.loader import task_json
 
 
 @pytest.fixture

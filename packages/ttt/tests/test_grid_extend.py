@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ttt.grid import features, solve, views
-from ttt.grid.scene import PROPERTIES, Scene, Thing, prop
+from ttt._grid import features, solve, transforms
+from ttt._grid.features import FEATURES, Feature
+from ttt._grid.scene import Scene
+from ttt._grid.things import PROPERTIES, Thing
+from ttt._grid.transforms import TRANSFORMS, Transform
 
 
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """What a test registers is gone afterwards."""
-    before = dict(views.VIEWS), dict(features.FEATURES), dict(PROPERTIES)
+    before = dict(TRANSFORMS), dict(FEATURES), dict(PROPERTIES)
     yield
-    for registry, old in zip((views.VIEWS, features.FEATURES, PROPERTIES), before, strict=True):
+    for registry, old in zip((TRANSFORMS, FEATURES, PROPERTIES), before, strict=True):
         registry.clear()
         registry.update(old)
 
@@ -34,11 +37,12 @@ def grids(n: int) -> list[np.ndarray]:
 
 
 def test_a_new_transformation_is_used() -> None:
-    """A decorated function is tried on the next task, under its name."""
+    """A registered function is tried on the next task, under its name."""
 
-    @views.view("sheared", keeps_size=True)
     def sheared(s: Scene) -> np.ndarray:
         return np.stack([np.roll(row, i * i) for i, row in enumerate(s.grid)])
+
+    transforms.register({"sheared": Transform(sheared, keeps_size=True)})
 
     def rule(g: np.ndarray) -> np.ndarray:
         return np.stack([np.roll(row, i * i) for i, row in enumerate(g)])
@@ -50,12 +54,13 @@ def test_a_new_transformation_is_used() -> None:
 
 
 def test_a_new_feature_is_used() -> None:
-    """A decorated measurement can be looked up by the next task's rules."""
+    """A registered measurement can be looked up by the next task's rules."""
 
-    @features.feature("knight's move parity")
     def knight(s: Scene) -> np.ndarray:
         r, c = np.indices(s.grid.shape)
         return (2 * r + c) % 5
+
+    features.register({"knight's move parity": Feature(knight)})
 
     def rule(g: np.ndarray) -> np.ndarray:
         r, c = np.indices(g.shape)
@@ -69,11 +74,12 @@ def test_a_new_feature_is_used() -> None:
 
 
 def test_a_new_property_selects_things() -> None:
-    """A decorated property of things is what crops and features can select by."""
+    """Scenes measure a property that was added to the table."""
 
-    @prop("sum of its colours")
     def colour_sum(t: Thing) -> int:
         return int(t.patch[t.mask].astype(int).sum())
+
+    PROPERTIES["sum of its colours"] = colour_sum
 
     scene = Scene(np.array([[1, 1, 0, 5], [0, 0, 0, 5]], dtype=np.uint8))
     assert scene.measure("piece", "sum of its colours").tolist() == [2, 10]
@@ -89,6 +95,6 @@ def test_the_page_about_the_solver_shows_code_that_runs(capsys: pytest.CaptureFi
     exec(example, names)
     assert capsys.readouterr().out.strip() == example.strip().rpartition("# ")[2]
     exec(addition, names)
-    made = views.VIEWS["sheared"].make(Scene(np.array([[1, 2], [1, 2]], dtype=np.uint8)))
+    made = TRANSFORMS["sheared"].make(Scene(np.array([[1, 2], [1, 2]], dtype=np.uint8)))
     assert made is not None
     assert made.tolist() == [[1, 2], [2, 1]]

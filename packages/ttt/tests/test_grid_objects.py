@@ -4,35 +4,35 @@ import numpy as np
 import pytest
 from test_grid_search import picture
 
-from ttt.grid.images import Image
-from ttt.grid.object_rules import object_programs, on_grid
-from ttt.grid.objects import ERASED, actions
-from ttt.grid.scene import Scene
-from ttt.grid.search import search, votes
-from ttt.grid.stage import Stage
-from ttt.grid.work import Work
+from ttt._grid.derived import DerivedInput
+from ttt._grid.objects.actions import ERASED, actions
+from ttt._grid.objects.relations import Relations
+from ttt._grid.objects.rules import object_programs, on_grid
+from ttt._grid.scene import Scene
+from ttt._grid.search import search, votes
+from ttt._grid.work import Work
 
 PICTURES = [
-    ("vanishes", "11. ..2", "... ..2"),
+    ("is erased", "11. ..2", "... ..2"),
     ("takes colour 7", "1...", "7..."),
     ("takes the colour of the nearest other", "1.2", "2.2"),
     ("takes the colour of the next one right", "1.2", "2.2"),
     ("takes colour 7 in its lower half", "1. 1. 1.", "1. 1. 7."),
     ("takes colour 7 in its corners", "111....... 111....... 111.......", "717....... 111....... 717......."),
-    ("is drawn 1 rows and 2 columns on", "1... ....", "1... ..1."),
-    ("is slid right", "1..2", "1.12"),
-    ("is slid towards the nearest other", "1..2", "1.12"),
-    ("is repeated right", "1....", "11111"),
-    ("is repeated with gaps right", "1....", "1.1.1"),
-    ("sends a line of its colour right", "1.2..", "11211"),
-    ("sends a line of colour 7 right until something is in the way", "1.2..", "172.."),
-    ("sends a line of colour 7 right to what is there", "1.2.. 1....", "172.. 1...."),
-    ("sends a line of colour 7 right, only its last cell", "1...", "1..7"),
-    ("sends a line of colour 7 right, every other cell in its own colour", "1....", "17171"),
-    ("sends a line of its colour away from the nearest other", "..1.2", "111.2"),
-    ("sends a line of its colour towards its weight", "..1.. ..111 ..1..", "111.. 11111 111.."),
-    ("sends a line of colour 7 right from its middle", "1.. 1.. 1..", "1.. 177 1.."),
-    ("is joined by colour 7 to the nearest other", "1..2", "1772"),
+    ("is copied by 1 rows and 2 columns", "1... ....", "1... ..1."),
+    ("slides right", "1..2", "1.12"),
+    ("slides towards the nearest other", "1..2", "1.12"),
+    ("repeats right", "1....", "11111"),
+    ("repeats with gaps right", "1....", "1.1.1"),
+    ("extends right in its colour", "1.2..", "11211"),
+    ("extends right in colour 7, stopping before anything in the way", "1.2..", "172.."),
+    ("extends right in colour 7, only where it meets something", "1.2.. 1....", "172.. 1...."),
+    ("extends right in colour 7, only its last cell", "1...", "1..7"),
+    ("extends right in colour 7, alternating with its own colour", "1....", "17171"),
+    ("extends away from the nearest other in its colour", "..1.2", "111.2"),
+    ("extends towards its heavier side in its colour", "..1.. ..111 ..1..", "111.. 11111 111.."),
+    ("extends right in colour 7, from its middle", "1.. 1.. 1..", "1.. 177 1.."),
+    ("is connected to the nearest other in colour 7", "1..2", "1772"),
     ("fills its inside with colour 7", "111..... 1.1..... 111.....", "111..... 171..... 111....."),
     ("fills its box with colour 7", "1... 11..", "17.. 11.."),
     ("fills a frame around it with colour 7", "... .1. ...", "777 717 777"),
@@ -40,11 +40,11 @@ PICTURES = [
     ("is mirrored left-right", "12...", "21..."),
     ("is reflected right", "12..", "1221"),
     ("moves into the rows of the biggest other", "1... ..22", "1... 1.22"),
-    ("is mirrored left-right over the nearest other", "1.22..", "1.22.1"),
-    ("gets the biggest other drawn on its middle", ".1........ ...222....", "222....... ...222...."),
-    ("gets the biggest other drawn on its corner in its colour", "1.. ... .22", "11. ... .22"),
-    ("gets the one that holds its colour drawn around it, as it is", "1..... ...12.", "12.... ...12."),
-    ("repeats the nearest other in its colour over itself and on", "...1..22", "11.11.22"),
+    ("is reflected left-right across the nearest other", "1.22..", "1.22.1"),
+    ("gets a copy of the biggest other at its middle", ".1........ ...222....", "222....... ...222...."),
+    ("gets a copy of the biggest other at its corner, in its colour", "1.. ... .22", "11. ... .22"),
+    ("gets a copy of the one that contains its colour around it, as it is", "1..... ...12.", "12.... ...12."),
+    ("continues a row of copies of the nearest other through itself, in its colour", "...1..22", "11.11.22"),
 ]
 
 
@@ -54,7 +54,7 @@ def test_action_paints_the_picture(name: str, before: str, after: str) -> None:
     assert before != after
     scene = Scene(picture(before))
     cast = {a.name: a for a in (ERASED, *actions([scene], [7], [(1, 2)]))}
-    made = on_grid(cast[name].paint(Stage(scene, "object" if "12" in before else "piece"), 0), scene.grid.shape)
+    made = on_grid(cast[name].draw(Relations(scene, "object" if "12" in before else "piece"), 0), scene.grid.shape)
     grid = scene.grid.copy()
     if made is not None:
         grid[made[0], made[1]] = made[2]
@@ -70,10 +70,10 @@ def test_actions_are_safe_on_odd_grids() -> None:
         cast = list(actions([scene], [3], [(0, 1)]))
         assert len({a.name for a in cast}) == len(cast)
         for kind in ("object", "piece", "joined"):
-            stage = Stage(scene, kind)
+            relations = Relations(scene, kind)
             for action in cast:
-                for i in range(len(stage.things)):
-                    made = action.paint(stage, i)
+                for i in range(len(relations.things)):
+                    made = action.draw(relations, i)
                     assert made is None or len({len(part) for part in made}) == 1, action.name
 
 
@@ -114,7 +114,7 @@ def test_search_finds_what_things_do(rule, colours: tuple[int, ...]) -> None:
     """Rules that no table over cells expresses are found by looking at things, and said in words."""
     inputs = dots(2, colours)
     outputs = [rule(g) for g in inputs]
-    programs = object_programs(Image("as it is", 0.0, tuple(inputs)), outputs[:-1])
+    programs = object_programs(DerivedInput("as it is", 0.0, tuple(inputs)), outputs[:-1])
     best = votes(programs, 1)[0][0]
     assert outputs[-1].tolist() == best[2].tolist()
     assert best[1].why.startswith("each ")
@@ -126,8 +126,8 @@ def test_unseen_property_is_not_guessed() -> None:
     """A test with a thing of a colour that no training pair has gets no answer by colour."""
     inputs = [*dots(2, (1, 2, 3)), *dots(3, (1, 2, 5), n=1)]
     outputs = [reaching(g) for g in inputs[:4]]
-    for program in object_programs(Image("as it is", 0.0, tuple(inputs)), outputs):
-        if "by its colour " in program.why:
+    for program in object_programs(DerivedInput("as it is", 0.0, tuple(inputs)), outputs):
+        if "by its colour, " in program.why:
             assert program.grids[-1] is None
 
 
@@ -135,7 +135,7 @@ def test_object_programs_are_right_on_training_pairs_and_repeatable() -> None:
     """With a training pair as the test each program gives that pair's output; twice the same programs come out."""
     inputs = dots(4, (1, 2, 3))
     outputs = [reaching(g) for g in inputs]
-    runs = [object_programs(Image("as it is", 0.0, (*inputs, inputs[0])), outputs) for _ in range(2)]
+    runs = [object_programs(DerivedInput("as it is", 0.0, (*inputs, inputs[0])), outputs) for _ in range(2)]
     assert runs[0]
     assert [(p.why, p.cost) for p in runs[0]] == [(p.why, p.cost) for p in runs[1]]
     for program in runs[0]:

@@ -1,4 +1,4 @@
-"""The exact search: views as pictures, features, rules, and the programs it says it found."""
+"""The exact search: transformations as pictures, features, rules, and the programs it says it found."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ttt.grid import solve
-from ttt.grid.features import FEATURES
-from ttt.grid.images import apply
-from ttt.grid.painting import DIAGONALS, STEPS, mended_by_tiling, seen
-from ttt.grid.scene import PROPERTIES, Scene, framed, turned
-from ttt.grid.search import search, votes
-from ttt.grid.views import VIEWS, add
-from ttt.grid.work import Work
+from ttt._grid import solve
+from ttt._grid.derived import apply
+from ttt._grid.features import FEATURES
+from ttt._grid.geometry import DIAGONALS, STEPS, framed, turned
+from ttt._grid.scene import Scene, seen
+from ttt._grid.search import search, votes
+from ttt._grid.things import PROPERTIES
+from ttt._grid.transforms import TRANSFORMS, Transform, register
+from ttt._grid.transforms.repair import mended_by_tiling
+from ttt._grid.work import Work
 
 
 def picture(text: str) -> np.ndarray:
@@ -30,17 +32,17 @@ PICTURES = [
     ("cropped to colour 3", "1.. .33 .3.", "33 3."),
     ("cropped to the inside of colour 2", "2222 2.12 2222", ".1"),
     ("without its outermost cells", "111 121 111", "2"),
-    ("cropped to the object with most number of cells", "1.22 ..22", "22 22"),
-    ("cropped to the one-colour piece with a unique colour", "1.1 ... 1.2", "2"),
+    ("cropped to the object with the most cells", "1.22 ..22", "22 22"),
+    ("cropped to the one-colour piece of unique colour", "1.1 ... 1.2", "2"),
     ("panel 2", "1.5.2 .152.", ".2 2."),
     ("panels laid over one another, first on top", "1.5.2 ..52.", "12 2."),
-    ("how many panels draw each cell", "1.52. .15.2 1.5.2", "2. .2 11"),
+    ("in how many panels each cell is drawn", "1.52. .15.2 1.5.2", "2. .2 11"),
     ("panels without separators", "1.5.2 .152.", "1..2 .12."),
-    ("one cell per panel: commonest colour", "1.5.2 .152.", "12"),
+    ("one cell per panel: its most frequent drawn colour", "1.5.2 .152.", "12"),
     ("scaled up 2 times", "12", "1122 1122"),
     ("scaled down 2 times", "1122 1122", "12"),
-    ("scaled down as far as it goes", "111222 111222 111222", "12"),
-    ("each drawn cell replaced by the whole", "1. .1", "1... .1.. ..1. ...1"),
+    ("scaled down as far as possible", "111222 111222 111222", "12"),
+    ("each drawn cell replaced by the whole grid", "1. .1", "1... .1.. ..1. ...1"),
     ("tiled 1 x 2", "12", "1212"),
     ("with its left-right mirror image to the right", "12", "1221"),
     ("mosaic of its four turns", "12 34", "1231 3442 2443 1321"),
@@ -48,19 +50,19 @@ PICTURES = [
     ("without empty rows and columns", "1.2 ... 3.4", "12 34"),
     ("the top half", "1 2 3", "1 2"),
     ("vertical third 2", "123", "2"),
-    ("its colours, commonest first, as a column", "11 .2", "1 2"),
+    ("its colours, most frequent first, as a column", "11 .2", "1 2"),
     ("bars of its colour counts, across", "11.. ..2.", "11 2."),
-    ("with a border of background around", "1.", ".... .1.. ...."),
+    ("with a border of background around it", "1.", ".... .1.. ...."),
     ("cells fallen down", "12 .. 3.", ".. 1. 32"),
     ("objects fallen right", "11.. 1..2", "..11 ..12"),
     ("moved right by 1", "12.", ".12"),
     ("lines drawn right", ".1. ...", ".11 ..."),
     ("lines drawn along both diagonals", "... .1. ...", "1.1 .1. 1.1"),
     ("equal colours joined in rows", "1..1 1..2", "1111 1..2"),
-    ("holes filled with the colour around them", ".... 111. 1.1. 111.", ".... 111. 111. 111."),
+    ("holes filled with the colour above them", ".... 111. 1.1. 111.", ".... 111. 111. 111."),
     ("objects filled to their boxes", "1... 111.", "111. 111."),
-    ("only the object with most number of cells kept", "11.2", "11.."),
-    ("the object with most number of cells removed", "11.2", "...2"),
+    ("only the object with the most cells kept", "11.2", "11.."),
+    ("the object with the most cells removed", "11.2", "...2"),
     ("single cells removed", "11.2", "11.."),
     ("each object mirrored left-right", "12.", "21."),
     ("pieces of colour 1 slid to colour 2", "1..2 ....", "..12 ...."),
@@ -75,9 +77,9 @@ PICTURES = [
 
 
 @pytest.mark.parametrize(("name", "before", "after"), PICTURES)
-def test_view_makes_the_picture(name: str, before: str, after: str) -> None:
+def test_transform_makes_the_picture(name: str, before: str, after: str) -> None:
     """A transformation makes what its name says."""
-    made = VIEWS[name].make(Scene(picture(before)))
+    made = TRANSFORMS[name].make(Scene(picture(before)))
     assert made is not None
     assert picture(after).tolist() == made.tolist()
 
@@ -87,14 +89,14 @@ FEATURE_PICTURES = [
     ("number of equal neighbours at its sides", "112", "110"),
     ("inside or outside", ".... 111. 1.1. 111.", ".... 222. 212. 222."),
     ("its one-colour piece's number of cells", "11.2", "3302"),
-    ("its one-colour piece having the most number of cells", "11.2", "2201"),
+    ("its one-colour piece is one with the most cells", "11.2", "2201"),
     ("background region's size", "1..", "022"),
     ("ring in the box of an object", ".... 222. 222. 222. ....", ".... 111. 121. 111. ...."),
     ("first colour seen right", ".1.2", "1220"),
-    ("its row's commonest drawn colour", "..3 ...", "333 000"),
+    ("its row's most frequent drawn colour", "..3 ...", "333 000"),
     ("chessboard parity", "000 000", "010 101"),
     ("ring from the border", "000 000 000", "000 010 000"),
-    ("having the rarest drawn colour", "112", "001"),
+    ("has the rarest drawn colour", "112", "001"),
 ]
 
 
@@ -106,7 +108,7 @@ def test_feature_measures_the_picture(name: str, before: str, after: str) -> Non
     assert picture(after).tolist() == measured.tolist()
 
 
-def test_every_view_gives_a_legal_grid_or_nothing() -> None:
+def test_every_transform_makes_a_legal_grid_or_nothing() -> None:
     """On odd grids, too, a transformation gives a uint8 grid that the search accepts, or None."""
     rng = np.random.default_rng(0)
     shapes = [(1, 1), (1, 7), (6, 1), (3, 3), (9, 4)]
@@ -114,17 +116,17 @@ def test_every_view_gives_a_legal_grid_or_nothing() -> None:
     grids.append(np.zeros((4, 4), dtype=np.uint8))
     grids.append(rng.integers(0, 10, (30, 30)).astype(np.uint8))
     legal = 0
-    for view in VIEWS.values():
+    for transform in TRANSFORMS.values():
         for grid in grids:
             before = grid.copy()
-            made = apply(view, [Scene(grid)])
-            assert np.array_equal(before, grid), f"{view.name} changed its input"
+            made = apply(transform, [Scene(grid)])
+            assert np.array_equal(before, grid), f"{transform.name} changed its input"
             if made is not None:
                 legal += 1
                 assert made[0].dtype == np.uint8
                 assert made[0].max() <= 9
-                assert made[0].shape == grid.shape or not view.keeps_size, view.name
-    assert legal > len(VIEWS)
+                assert made[0].shape == grid.shape or not transform.keeps_size, transform.name
+    assert legal > len(TRANSFORMS)
 
 
 def test_every_feature_gives_a_number_per_cell() -> None:
@@ -139,10 +141,10 @@ def test_every_feature_gives_a_number_per_cell() -> None:
 
 def test_names_are_unique_and_plentiful() -> None:
     """Two transformations cannot have one name, and there are more than a hundred of them."""
-    assert len(VIEWS) > 115
+    assert len(TRANSFORMS) > 115
     assert len(PROPERTIES) > 15
     with pytest.raises(ValueError, match="turned left"):
-        add("turned left", lambda s: s.grid)
+        register({"turned left": Transform(lambda s: s.grid)})
 
 
 def task(make, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import ttt
-from ttt.grid import Progress, solve
-from ttt.grid.answers import Candidate
+from ttt import Candidate, Progress
+from ttt._grid import solve
 
 
 def noise_task(same_size: bool = True) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
@@ -198,9 +198,9 @@ def test_net_is_shown_views_where_the_input_has_another_size() -> None:
 
 def test_trees_say_how_held_out_pairs_fared() -> None:
     """A rule of single cells is right on held-out pairs too, noise is not; the last forecast says so."""
-    from ttt.grid.images import groups_of
-    from ttt.grid.trees import candidates, trees
-    from ttt.grid.work import Work
+    from ttt._grid.derived import groups_of
+    from ttt._grid.learners.trees import candidates, trees
+    from ttt._grid.work import Work
 
     rng = np.random.default_rng(3)
     inputs = [rng.integers(0, 3, (6, 6)).astype(np.uint8) for _ in range(4)]
@@ -210,7 +210,7 @@ def test_trees_say_how_held_out_pairs_fared() -> None:
     for outputs, held_out in ((ruled, 1.0), (noise, 0.0)):
         work = Work(lambda: False)
         groups = list(groups_of(inputs, outputs[:3], work))[-1]
-        forecasts = list(trees(groups[0], inputs, outputs[:3], 1, work, turned=False))
+        forecasts = list(trees(groups[0], inputs, outputs[:3], 1, work))
         assert [f.held_out for f in forecasts] == [None, None, None, held_out]
         claims.append(candidates(forecasts[-1])[0][0].confidence)
     assert claims[0] > 0.7
@@ -219,12 +219,12 @@ def test_trees_say_how_held_out_pairs_fared() -> None:
 
 def test_trees_that_see_one_kind_of_cell_predict_the_commonest_colour() -> None:
     """Two pairs of one cell: without one of them no column tells anything apart."""
-    from ttt.grid.images import groups_of
-    from ttt.grid.trees import trees
-    from ttt.grid.work import Work
+    from ttt._grid.derived import groups_of
+    from ttt._grid.learners.trees import trees
+    from ttt._grid.work import Work
 
     inputs = [np.full((1, 1), c, np.uint8) for c in (1, 2, 1)]
     work = Work(lambda: False)
     groups = list(groups_of(inputs, inputs[:2], work))[-1]
-    forecasts = list(trees(groups[0], inputs, inputs[:2], 1, work, turned=False))
+    forecasts = list(trees(groups[0], inputs, inputs[:2], 1, work))
     assert forecasts[-1].held_out == 0.0

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import ttt
-from ttt.augment import leave_one_out
-from ttt.backends.celltext import (
+from ttt._budget import Budget, Clock
+from ttt._tasks.augment import leave_one_out
+from ttt.backends._celltext import (
     GRID_END,
     IGNORED,
     OUTPUT,
@@ -25,7 +26,6 @@ from ttt.backends.celltext import (
     shorten,
     symbols_grid,
 )
-from ttt.budget import Budget, Clock
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import same
@@ -34,10 +34,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", reason='needs the extra "lm"')
 pytest.importorskip("peft", reason='needs the extra "lm"')
 
-from ttt.backends.adapter import LoraSettings, TTTAdapter  # noqa: E402 after the skips
-from ttt.backends.decoding import decode, greedy, log_probability  # noqa: E402 after the skips
+from ttt.backends._adapter import LoraSettings, TTTAdapter  # noqa: E402 after the skips
+from ttt.backends._decoding import decode, greedy, log_probability  # noqa: E402 after the skips
+from ttt.backends._model_service import ModelService  # noqa: E402 after the skips
 from ttt.backends.lm import LmBackend  # noqa: E402 after the skips
-from ttt.backends.model_service import ModelService  # noqa: E402 after the skips
 
 # peft asks transformers for an attribute under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

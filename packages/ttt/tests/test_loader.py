@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ttt
+from ttt._tasks.loader import parse_task, task_json
 from ttt.errors import InvalidTaskError, UnknownSourceError, UnreadableFileError
-from ttt.loader import parse_task, task_json
 
 GOOD = {"train": [{"input": [[1, 2]], "output": [[3]]}], "test": [{"input": [[4]]}]}
 

@@ -10,7 +10,7 @@ import pytest
 from ttt_test_backends import ColourTable, Misbehaving
 
 import ttt
-from ttt.budget import resident_bytes
+from ttt._budget import resident_bytes
 
 
 def finish(run: ttt.Run) -> dict[str, ttt.TaskResult]:
@@ -91,7 +91,7 @@ class TestGpuCompatibility:
     def test_auto_falls_back_to_the_cpu(self) -> None:
         """``auto`` is a device that exists."""
         torch = pytest.importorskip("torch")
-        from ttt.backends.model_service import choose_device
+        from ttt.backends._model_service import choose_device
 
         assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -95,7 +95,7 @@ def test_weights_are_shared_on_a_node(
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    from ttt.backends.canvas import CanvasShape, CanvasViT
+    from ttt.backends._canvas import CanvasShape, CanvasViT
 
     save_file(CanvasViT(CanvasShape(**SHAPE)).state_dict(), integration_test_dir / "w.safetensors")
     assert torch.get_num_threads() == 1

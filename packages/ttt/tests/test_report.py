@@ -11,9 +11,9 @@ import pytest
 from ttt_test_backends import ColourTable, Misbehaving
 
 import ttt
-from ttt.calibration import Curve, calibration_error, calibration_json, fit_curve, reliability
+from ttt._cli.report import read_run, write_report
 from ttt.errors import UnreadableFileError
-from ttt.report import read_run, write_report
+from ttt.results._calibration import Curve, calibration_error, calibration_json, fit_curve, reliability
 
 
 class Tags(HTMLParser):

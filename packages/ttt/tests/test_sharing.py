@@ -9,9 +9,9 @@ import pytest
 from ttt_test_vit import SHAPE, WhereWeightsLie
 
 import ttt
-from ttt.backends.canvas import CanvasShape, CanvasViT
+from ttt._budget import Budget, Clock
+from ttt.backends._canvas import CanvasShape, CanvasViT
 from ttt.backends.vit import VitBackend
-from ttt.budget import Budget, Clock
 from ttt.errors import MissingExtraError
 from ttt.values import same
 

@@ -9,9 +9,9 @@ import pytest
 
 import ttt
 from ttt.errors import InvalidAnswerError, InvalidSubmissionError
-from ttt.scoring import wilson
-from ttt.selection import choose
-from ttt.submission import submission_text
+from ttt.results._scoring import wilson
+from ttt.results._selection import choose
+from ttt.results._submission import submission_text
 from ttt.values import Attempt, Prediction, same
 
 

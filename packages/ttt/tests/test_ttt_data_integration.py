@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 from ttt_test_backends import ColourTable
 
 import ttt
-from ttt.batching import OUTSIDE, batches, pad
+from ttt._tasks.batching import OUTSIDE, batches, pad
+from ttt._tasks.leak import check_no_leak, find_leaks
+from ttt._tasks.loader import parse_collection, task_json
+from ttt._tasks.sparse import pays, sparse
 from ttt.errors import LeakError
-from ttt.leak import check_no_leak, find_leaks
-from ttt.loader import parse_collection, task_json
-from ttt.sparse import pays, sparse
 from ttt.values import same
 
 grids = arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 9))

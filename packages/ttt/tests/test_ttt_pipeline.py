@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import ttt
+from ttt._budget import Budget, Clock
+from ttt._cli.main import main
+from ttt._tasks.loader import task_json
 from ttt.backends.grid import GridBackend
-from ttt.budget import Budget, Clock
-from ttt.cli import main
-from ttt.evaluate import evaluate
-from ttt.loader import task_json
+from ttt.results._evaluate import evaluate
 
 EASY = "arcagi1:training/a416b8f3,67a3c6ac,74dd1130"
 SEARCH = GridBackend(stages=("search",))
@@ -87,7 +87,7 @@ class TestEndToEnd:
             out = integration_test_dir / f"{i}.json"
             arguments = ["--steps", "20", "--cache", str(integration_test_dir / "cache"), "--set", 'stages=["search"]']
             done = subprocess.run(
-                [sys.executable, "-m", "ttt.cli", "solve", source, "--out", str(out), *arguments],
+                [sys.executable, "-m", "ttt._cli.main", "solve", source, "--out", str(out), *arguments],
                 env={**os.environ, "PYTHONPATH": path},
                 capture_output=True,
                 text=True,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import ttt
-from ttt.budget import Budget, Clock
+from ttt._budget import Budget, Clock
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 
 torch = pytest.importorskip("torch")
 
-from ttt.backends.canvas import CLASSES, CanvasShape, CanvasViT  # noqa: E402 after the skip
+from ttt.backends._canvas import CLASSES, CanvasShape, CanvasViT  # noqa: E402 after the skip
 from ttt.backends.vit import VitBackend, VitTraining, read_canvas  # noqa: E402 after the skip
 
 SHAPE = {"side": 8, "patch": 2, "width": 32, "heads": 2, "depth": 2}

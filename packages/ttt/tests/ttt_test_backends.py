@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ttt import Candidate, Clock, Grid, Progress, Task, as_grid
-from ttt.apart import apart
-from ttt.augment import SYMMETRIES
+from ttt._runs.child import in_child
+from ttt._tasks.augment import SYMMETRIES
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class WorksApart:
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Answer with the other process's id in ``why``, then wait for what does not come."""
         stop = clock.stop if self.heeds else lambda: False
-        for pid in apart("ttt_test_backends:pids_then_work", (self.megabytes,), stop, clock.count_helper):
+        for pid in in_child("ttt_test_backends:pids_then_work", (self.megabytes,), stop, clock.count_helper):
             yield Progress(tuple((Candidate(p.input, 0.3, "identity", str(pid)),) for p in task.test))
 
 

@@ -9,13 +9,21 @@ import sys
 from pathlib import Path
 
 import ttt
-from ttt.loader import task_json
+from ttt._tasks.loader import task_json
 
 
 def solve_command(folder: Path, tasks: list[ttt.Task], *arguments: str) -> subprocess.Popen[str]:
     """Start ``ttt solve`` on tasks as its users do, in a process of its own."""
     (folder / "tasks.json").write_text(json.dumps({t.id: task_json(t) for t in tasks}))
-    command = [sys.executable, "-m", "ttt.cli", "solve", str(folder / "tasks.json"), "--out", str(folder / "out.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "ttt._cli.main",
+        "solve",
+        str(folder / "tasks.json"),
+        "--out",
+        str(folder / "out.json"),
+    ]
     return subprocess.Popen(
         [*command, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -1,18 +1,18 @@
 """Test-time training for ARC, from any ARC JSON to a valid submission."""
 
-from ttt.augment import View, leave_one_out, random_views
-from ttt.backend import Backend, named_backend
-from ttt.budget import Budget, Clock
-from ttt.data import TaskSet, load
+from ttt._backend import Backend, named_backend
+from ttt._budget import Budget, Clock
+from ttt._events import Event, Finished, Improved, Started, TaskResult
+from ttt._runs.run import Run, run
+from ttt._tasks.augment import SYMMETRIES, View, leave_one_out, random_views
+from ttt._tasks.loader import Rejected
+from ttt._tasks.sources import TaskSet, load
 from ttt.errors import TTTError
-from ttt.events import Event, Finished, Improved, Started, TaskResult
-from ttt.loader import Rejected
-from ttt.orchestrator import Run, run
-from ttt.scoring import Score, score
-from ttt.submission import read_submission, write_submission
+from ttt.results import Score, read_submission, score, write_submission
 from ttt.values import Attempt, Candidate, Grid, Pair, Prediction, Progress, Task, as_grid
 
 __all__ = [
+    "SYMMETRIES",
     "Attempt",
     "Backend",
     "Budget",

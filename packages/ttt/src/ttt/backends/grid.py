@@ -1,4 +1,4 @@
-"""The default backend: ttt.grid, which knows arrays only, behind the Backend protocol."""
+"""The default backend: ttt._grid, which knows arrays only, behind the Backend protocol."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttt.budget import Clock
-from ttt.grid import solve
+from ttt._budget import Clock
+from ttt._grid import solve
 from ttt.values import Candidate, Progress, Task, as_grid
 
 
@@ -19,7 +19,7 @@ class GridBackend:
     name: str = "grid"
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Yield what ttt.grid.solve yields, in ttt's own values."""
+        """Yield what ttt._grid.solve yields, in ttt's own values."""
         train = [(p.input, p.output) for p in task.train if p.output is not None]
         tests = [p.input for p in task.test]
         # The solver asks about once a second, so it is told a little early: the piece in hand still fits the budget.

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ttt.backends.adapter import LoraSettings, TTTAdapter
-from ttt.backends.model_service import ModelService, choose_device, load_model
-from ttt.backends.sharing import on_this_node, published
-from ttt.budget import Clock
+from ttt._budget import Clock
+from ttt.backends._adapter import LoraSettings, TTTAdapter
+from ttt.backends._model_service import ModelService, choose_device, load_model
+from ttt.backends._sharing import on_this_node, published
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import Progress, Task
@@ -45,7 +45,7 @@ class LmBackend:
 
     @contextmanager
     def sharing(self) -> Iterator[LmBackend]:
-        """The backend for processes that are started within the block, see ttt.backend.sharing."""
+        """The backend for processes that are started within the block, see ttt._backend.sharing."""
         if self.shared is not None:
             with on_this_node(self.shared) as ref:
                 yield replace(self, shared=ref)

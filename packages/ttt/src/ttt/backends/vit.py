@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ttt.augment import View, random_views
-from ttt.backends.canvas import CLASSES, CanvasShape, CanvasViT
-from ttt.backends.model_service import choose_device, seeded
-from ttt.backends.sharing import on_this_node, published
-from ttt.backends.training_state import pack, unpack, unpack_averages
-from ttt.batching import OUTSIDE, pad
-from ttt.budget import Clock
+from ttt._budget import Clock
+from ttt._tasks.augment import View, random_views
+from ttt._tasks.batching import OUTSIDE, pad
+from ttt.backends._canvas import CLASSES, CanvasShape, CanvasViT
+from ttt.backends._model_service import choose_device, seeded
+from ttt.backends._sharing import on_this_node, published
+from ttt.backends._training_state import pack, unpack, unpack_averages
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import Candidate, Grid, Progress, Task, as_grid, grid_bytes
@@ -63,7 +63,7 @@ class VitBackend:
 
     @contextmanager
     def sharing(self) -> Iterator[VitBackend]:
-        """The backend for processes that are started within the block, see ttt.backend.sharing."""
+        """The backend for processes that are started within the block, see ttt._backend.sharing."""
         weights = self.weights
         if self.shared is not None:
             with on_this_node(self.shared) as ref:

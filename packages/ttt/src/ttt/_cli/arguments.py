@@ -1,0 +1,119 @@
+"""The arguments that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from ttt._backend import Backend, named_backend
+from ttt._budget import Budget, parse_bytes, parse_seconds
+from ttt._runs.run import Run, run
+from ttt._tasks.sources import TaskSet
+from ttt.errors import InvalidBackendError
+
+T = TypeVar("T")
+Commands = Any  # argparse gives its sub-parser collection no public type
+
+TASKS_HELP = (
+    "a JSON file, a folder, Kaggle's challenges file, or arcagi1:training, arcagi1:evaluation, arcagi2:training, "
+    "arcagi2:evaluation, each also with chosen ids: arcagi1:training/ID,ID"
+)
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name tasks."""
+    parser.add_argument("tasks", nargs="+", metavar="TASKS", help=TASKS_HELP)
+    parser.add_argument("--solutions", type=Path, help="Kaggle's solutions file, where it is not found by itself")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how tasks are solved."""
+    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="wall time per task: 20s, 2min (default 60s)")
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="work units per task; the same answers on every machine"
+    )
+    parser.add_argument("--memory", type=_bytes, default="10GB", metavar="SIZE", help="per task (default 10GB)")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
+    parser.add_argument("--backend", default="grid", help="grid (default), lm, vit or package.module:Class")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the backend, as JSON; repeatable"
+    )
+    parser.add_argument("--ray", action="store_true", help="solve on a Ray cluster (extra ray)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that was cut short")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="records of the run (default: beside the output)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="records shared between runs")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="confidence curves of eval --calibrate (default: ttt's own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    return _argument(parse_seconds, text)
+
+
+def _bytes(text: str) -> int:
+    return _argument(parse_bytes, text)
+
+
+def _argument(parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def budget_of(args: argparse.Namespace) -> Budget:
+    """The budget that the arguments describe: 60 s, unless time or steps are given."""
+    seconds = args.budget if args.budget is not None else (None if args.steps else 60.0)
+    return Budget(seconds=seconds, memory=args.memory, steps=args.steps)
+
+
+def backend_of(args: argparse.Namespace) -> Backend:
+    """The backend that the arguments name, with its settings."""
+    settings = {}
+    for item in args.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InvalidBackendError(f"--set {item!r}: wanted KEY=VALUE")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return named_backend(args.backend, **settings)
+
+
+def make_run(args: argparse.Namespace, tasks: TaskSet, folder: Path) -> Run:
+    """The run that the arguments describe."""
+    return run(
+        tasks,
+        backend=backend_of(args),
+        budget=budget_of(args),
+        workers=args.workers,
+        seed=args.seed,
+        folder=folder,
+        resume=args.resume,
+        cache=args.cache,
+        pool="ray" if args.ray else "local",
+        calibration=args.calibration,
+    )
+
+
+def warn_rejected(tasks: TaskSet) -> None:
+    """Tell about each task that the loader refused."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    for refused in tasks.rejected:
+        console.print(f"refused {refused.id}: {refused.reason}", style="yellow")

@@ -1,0 +1,168 @@
+"""The commands that look at what is there: score, show, report, leaks, checkpoints, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ttt._cli.arguments import Commands, add_tasks, positive, warn_rejected
+from ttt._cli.report import write_report
+from ttt._doctor import examine
+from ttt._tasks.leak import find_leaks
+from ttt._tasks.picture import png, task_image, task_view
+from ttt._tasks.sources import load
+from ttt.checkpoint import CheckpointStore
+from ttt.errors import CheckpointNotFoundError
+from ttt.results._scoring import score
+
+
+def add_commands(sub: Commands) -> None:
+    """Add these commands to the command line."""
+    p = sub.add_parser("score", help="score a submission", description="Score a submission against known outputs.")
+    p.add_argument("submission", type=Path)
+    add_tasks(p)
+    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    p.set_defaults(function=score_command)
+
+    p = sub.add_parser("show", help="look at tasks", description="Show tasks in the terminal, or write a picture.")
+    add_tasks(p)
+    p.add_argument("--png", type=Path, help="write the (one) task as a picture instead")
+    p.add_argument("--hide", action="store_true", help="do not show the test outputs")
+    p.add_argument("--color", action="store_true", help="colours also where the output is no terminal")
+    p.set_defaults(function=show)
+
+    p = sub.add_parser("report", help="one HTML page on a run", description="Write one HTML page with pictures.")
+    p.add_argument("run", type=Path, help="the folder that solve or eval named")
+    p.add_argument("--out", type=Path, help="default report.html in that folder")
+    p.set_defaults(function=report)
+
+    text = "Which evaluated tasks share pairs with a set that was trained on, by content and under any name."
+    p = sub.add_parser("leaks", help="compare a training set with what is evaluated", description=text)
+    p.add_argument("evaluated")
+    p.add_argument("trained_on")
+    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    p.set_defaults(function=leaks)
+
+    p = sub.add_parser("checkpoints", help="list, verify or prune checkpoints", description="Look after checkpoints.")
+    p.add_argument("action", choices=["list", "verify", "prune"])
+    p.add_argument("folder", type=Path)
+    p.add_argument("--kind", help="what the states are of, such as lm or vit (default: whatever is there)")
+    p.add_argument("--keep", type=positive, default=3, metavar="N", help="prune: newest versions to keep (default 3)")
+    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    p.set_defaults(function=checkpoints)
+
+    p = sub.add_parser("doctor", help="what this machine offers", description="Look at this machine; change nothing.")
+    p.add_argument("--folder", type=Path, default=Path(), help="where runs would be written")
+    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    p.set_defaults(function=doctor)
+
+
+def score_command(args: argparse.Namespace) -> int:
+    """``ttt score``."""
+    result = score(args.submission, load(*args.tasks, solutions=args.solutions))
+    if args.json:
+        low, high = result.interval()
+        _print_json({**asdict(result), "total": result.total, "low": low, "high": high})
+        return 0
+    Console().print(str(result))
+    for name, ids in (("solved", result.solved), ("missed", result.missed)):
+        if ids:
+            Console().print(f"{name}: {' '.join(ids)}", highlight=False, markup=False)
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """``ttt show``."""
+    tasks = load(*args.tasks, solutions=args.solutions)
+    warn_rejected(tasks)
+    if args.png is not None:
+        if len(tasks) != 1:
+            print(f"ttt: --png wants one task, got {len(tasks)}", file=sys.stderr)
+            return 2
+        task = tasks[0].without_solutions() if args.hide else tasks[0]
+        args.png.write_bytes(png(task_image(task)))
+        return 0
+    console = Console(force_terminal=True, color_system="truecolor") if args.color else Console()
+    width = max(40, shutil.get_terminal_size().columns)
+    for task in tasks:
+        console.print(task_view(task, width=width, solutions=not args.hide), soft_wrap=True)
+    return 1 if tasks.rejected else 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """``ttt report``."""
+    out = args.out or args.run / "report.html"
+    write_report(args.run, out)
+    print(out)
+    return 0
+
+
+def leaks(args: argparse.Namespace) -> int:
+    """``ttt leaks``; status 1 when there are any."""
+    evaluated = load(args.evaluated)
+    found = find_leaks(evaluated, load(args.trained_on))
+    if args.json:
+        _print_json([asdict(leak) for leak in found])
+        return 1 if found else 0
+    console = Console(highlight=False, markup=False)
+    for leak in found:
+        kind = "test pair known" if leak.test else "training pairs only"
+        console.print(f"{leak.task_id}: {leak.pairs} of {leak.of} pairs, {kind}, in {', '.join(leak.found_in)}")
+    console.print(f"{len(found)} of {len(evaluated)} evaluated tasks share pairs with the training set")
+    return 1 if found else 0
+
+
+def checkpoints(args: argparse.Namespace) -> int:
+    """``ttt checkpoints``; status 1 when a version is not sound."""
+    if not args.folder.is_dir():
+        raise CheckpointNotFoundError(f"{args.folder}: no such folder")
+    kind = args.kind
+    if kind is None:
+        manifest = next(args.folder.glob("v*/manifest.json"), None)
+        kind = _kind_in(manifest) if manifest else "state"
+    store = CheckpointStore(args.folder, kind=kind)
+    removed = store.prune(args.keep) if args.action == "prune" else []
+    entries = store.history()
+    if args.json:
+        _print_json({"kind": kind, "removed": removed, "versions": [asdict(e) for e in entries]})
+    else:
+        table = Table("version", "bytes", "score", "state", box=None)
+        for e in entries:
+            table.add_row(str(e.version), f"{e.bytes:,}", "" if e.score is None else f"{e.score:g}", e.fault or "sound")
+        Console().print(table)
+        if removed:
+            Console().print(f"removed {len(removed)} versions")
+    return 1 if any(e.fault for e in entries) else 0
+
+
+def _kind_in(manifest: Path) -> str:
+    try:
+        return str(json.loads(manifest.read_bytes())["kind"])
+    except (ValueError, KeyError, TypeError):
+        return "state"
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """``ttt doctor``; status 1 when something stands in the way."""
+    found = examine(args.folder)
+    if args.json:
+        _print_json([asdict(f) for f in found])
+    else:
+        table = Table.grid(padding=(0, 2))
+        for f in found:
+            mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[dim]--[/]"}[f.ok]
+            table.add_row(mark, f.name, f.text)
+        Console().print(table)
+    return 1 if any(f.ok is False for f in found) else 0
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))

@@ -1,0 +1,201 @@
+"""One HTML page on a run: pictures of pairs and attempts, confidence, time, memory. Opens offline; knows no solver."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ttt._events import TaskResult
+from ttt._runs.records import Records
+from ttt._tasks.loader import Rejected, parse_collection, read_json
+from ttt._tasks.picture import grid_image, png
+from ttt.errors import UnreadableFileError
+from ttt.results import score, solved
+from ttt.results._calibration import reliability
+from ttt.results._evaluate import KINDS
+from ttt.values import Grid, Task, same
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run's folder holds."""
+
+    about: dict[str, Any]
+    tasks: tuple[Task, ...]
+    results: dict[str, TaskResult]
+    rejected: tuple[Rejected, ...]
+
+
+def read_run(folder: Path) -> SavedRun:
+    """Read a run's folder; tasks that have not finished have no result.
+
+    Raises:
+        UnreadableFileError: it is no folder of a run.
+    """
+    if not (folder / "run.json").is_file():
+        raise UnreadableFileError(f"{folder}: is no folder of a run (no run.json); give the folder that solve named")
+    about = read_json(folder / "run.json")
+    tasks, _ = parse_collection(read_json(folder / "tasks.json"), str(folder / "tasks.json"))
+    records = Records(folder / "records")
+    results = {task.id: r for task in tasks if (r := records.get(about["keys"][task.id], task.id)) is not None}
+    return SavedRun(about, tuple(tasks), results, tuple(Rejected(**r) for r in about["rejected"]))
+
+
+def write_report(folder: Path, out: Path) -> None:
+    """Write the HTML report of a run's folder."""
+    out.write_text(report_html(read_run(folder)), encoding="utf-8")
+
+
+def report_html(run: SavedRun) -> str:
+    """The report as one HTML document without a script, a link or anything from outside."""
+    finished = [t for t in run.tasks if t.id in run.results]
+    known = [t for t in finished if t.has_solutions]
+    parts = [_head(run, finished, known)]
+    if known:
+        parts.append(_overview(known, [run.results[t.id] for t in known]))
+    parts.append("<h2>Tasks</h2>")
+    parts += [_task(t, run.results[t.id], first=i < 6) for i, t in enumerate(finished)]
+    waiting = [t.id for t in run.tasks if t.id not in run.results]
+    if waiting:
+        parts.append(f"<h2>Not finished</h2><p>{', '.join(f'<code>{escape(i)}</code>' for i in waiting)}</p>")
+    if run.rejected:
+        rows = "".join(f"<li><code>{escape(r.id)}</code> {escape(r.reason)}</li>" for r in run.rejected)
+        parts.append(f"<h2>Refused</h2><ul>{rows}</ul>")
+    style = files("ttt._cli").joinpath("report.css").read_text("utf-8")
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>ttt run</title>'
+        f"<style>{style}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _head(run: SavedRun, finished: Sequence[Task], known: Sequence[Task]) -> str:
+    results = [run.results[t.id] for t in finished]
+    facts = [("tasks", f"{len(finished)} of {len(run.tasks)}")]
+    if known:
+        scored = score([run.results[t.id] for t in known], known)
+        low, high = scored.interval()
+        facts.append(("solved whole", f"{len(scored.solved)} of {scored.total}"))
+        facts.append(("pass@2", f"{100 * scored.pass2 / scored.total:.1f} %"))
+        facts.append(("95 % interval", f"{100 * low:.0f} to {100 * high:.0f} %"))
+    if results:
+        facts.append(("CPU time per task", f"{sum(r.cpu_seconds for r in results) / len(results):.1f} s"))
+        facts.append(("largest memory", f"{max(r.peak_memory for r in results) / 1e6:.0f} MB"))
+    boxes = "".join(
+        f'<div class="fact"><b>{escape(v)}</b><span class="soft">{escape(k)}</span></div>' for k, v in facts
+    )
+    budget = run.about["budget"]
+    limits = [
+        f"{budget['seconds']:g} s" if budget["seconds"] else "",
+        f"{budget['steps']} steps" if budget["steps"] else "",
+    ]
+    limits.append(f"{budget['memory'] / 1e9:g} GB" if budget["memory"] else "")
+    line = (
+        f"backend {run.about['backend']['name']}, {', '.join(x for x in limits if x)} a task, "
+        f"{run.about['workers']} worker{'s' if run.about['workers'] != 1 else ''}, seed {run.about['seed']}"
+    )
+    return f'<h1>ttt run</h1><div class="soft">{escape(line)}</div><div class="facts">{boxes}</div>'
+
+
+def reliability_svg(confidence: Sequence[float], right: Sequence[bool]) -> str:
+    """A reliability picture: for each bin of confidence the share that was right, its area the number of answers."""
+    size, margin = 220, 34
+    scale = size - margin - 10
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return margin + scale * x, 10 + scale * (1 - y)
+
+    (x0, y0), (x1, y1) = at(0, 0), at(1, 1)
+    marks = []
+    for c, r, n in reliability(confidence, right):
+        x, y = at(c, r)
+        radius = 3 + 16 * (n / max(1, len(confidence))) ** 0.5
+        marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="#4f7cff" fill-opacity=".6"/>')
+        marks.append(f'<text x="{x + radius + 2:.1f}" y="{y + 4:.1f}">{n}</text>')
+    return (
+        f'<svg width="{size + 30}" height="{size}" role="img" aria-label="reliability">'
+        f'<line class="axis" x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke-dasharray="4"/>'
+        f'<line class="axis" x1="{x0}" y1="{y0}" x2="{x1}" y2="{y0}"/>'
+        f'<line class="axis" x1="{x0}" y1="{y0}" x2="{x0}" y2="{y1}"/>'
+        f'<text x="{x0}" y="{y0 + 14}">0</text><text x="{x1 - 26}" y="{y0 + 14}">100 %</text>'
+        f'<text x="{x0 + 52}" y="{y0 + 14}">confidence</text><text x="2" y="14">right</text>{"".join(marks)}</svg>'
+    )
+
+
+def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
+    """How far confidence can be believed, and what was solved by kind of task and by the stage that answered."""
+    right = [solved(t, r) is True for t, r in zip(tasks, results, strict=True)]
+    claims = [r.confidence for r in results]
+    means = []
+    for name, wanted in (("solved", True), ("unsolved", False)):
+        group = [c for c, r in zip(claims, right, strict=True) if r is wanted]
+        if group:
+            means.append(f"mean confidence of {name}: {sum(group) / len(group):.0%}")
+    stages = dict.fromkeys(sorted(r.predictions[0].first.stage for r in results))
+    by_stage = [(f"answered by {s}", [r.predictions[0].first.stage == s for r in results]) for s in stages]
+    by_kind = [(name, [belongs(t) for t in tasks]) for name, belongs in KINDS]
+    return (
+        f'<h2>Confidence and kinds</h2><div class="row"><div>{reliability_svg(claims, right)}'
+        f'<p class="soft">{"<br>".join(means)}</p></div>{_shares(by_kind, right)}{_shares(by_stage, right)}</div>'
+    )
+
+
+def _shares(groups: Sequence[tuple[str, list[bool]]], right: Sequence[bool]) -> str:
+    """A table with a bar per group of tasks: how many of them were solved."""
+    rows = []
+    for name, members in groups:
+        total = sum(members)
+        if total:
+            n = sum(r for r, m in zip(right, members, strict=True) if m)
+            bar = f'<span class="bar"><i style="width:{100 * n / total:.0f}%"></i></span>'
+            rows.append(f"<tr><td>{escape(name)}</td><td>{bar}</td><td>{n} of {total}</td></tr>")
+    return f'<table class="shares">{"".join(rows)}</table>'
+
+
+def _image(grid: Grid, title: str, *, hit: bool = False) -> str:
+    cell = max(4, min(18, 190 // max(grid.shape)))
+    data = base64.b64encode(png(grid_image(grid, cell))).decode()
+    mark = ' class="hit"' if hit else ""
+    picture = f'<img alt="" src="data:image/png;base64,{data}">'
+    return f"<figure{mark}><figcaption>{escape(title)}</figcaption>{picture}</figure>"
+
+
+def _task(task: Task, result: TaskResult, *, first: bool) -> str:
+    right = solved(task, result)
+    kind, word = {True: ("solved", "solved"), False: ("wrong", "wrong"), None: ("open", "open")}[right]
+    if result.status == "failed":
+        kind, word = ("failed", "failed") if not right else ("solved", "solved")
+    best = result.predictions[0].first
+    why = f"{best.stage}: {best.why}" if best.why else best.stage
+    cost = f"{result.cpu_seconds:.1f} CPU-s, {result.peak_memory / 1e6:.0f} MB"
+    if result.reason:
+        cost += f", stopped by {result.reason}"
+    share = f'<span class="bar"><i style="width:{100 * result.confidence:.0f}%"></i></span>{result.confidence:.0%}'
+    pairs = [
+        f'<div class="pair">{_image(p.input, f"train {i}")}<span>→</span>{_image(p.output, "output")}</div>'
+        for i, p in enumerate(task.train)
+        if p.output is not None
+    ]
+    answers = []
+    for i, (pair, guess) in enumerate(zip(task.test, result.predictions, strict=True)):
+        row = [_image(pair.input, f"test {i}")]
+        for n, a in ((1, guess.first), (2, guess.second)):
+            hit = pair.output is not None and same(a.grid, pair.output)
+            row.append(_image(a.grid, f"attempt {n}: {a.confidence:.0%} {a.stage}{', right' if hit else ''}", hit=hit))
+        if pair.output is not None:
+            row.append(_image(pair.output, "truth"))
+        answers.append(f'<div class="row answer">{"".join(row)}</div>')
+    error = f'<p class="error">{escape(result.error)}</p>' if result.error else ""
+    return (
+        f'<details class="task"{" open" if first else ""}><summary><span class="mark {kind}">{word}</span>'
+        f'<code>{escape(task.id)}</code><span>{share}</span><span class="why">{escape(why)}</span>'
+        f'<span class="cost">{escape(cost)}</span></summary><div class="body">{error}'
+        f'<div class="row">{"".join(pairs)}</div>{"".join(answers)}</div></details>'
+    )

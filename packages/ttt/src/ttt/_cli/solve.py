@@ -1,0 +1,196 @@
+"""The commands that solve: solve and eval. They know the terminal; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ttt._cli.arguments import Commands, add_running, add_tasks, make_run, positive, warn_rejected
+from ttt._cli.display import Display
+from ttt._cli.report import write_report
+from ttt._events import TaskResult
+from ttt._files import write_atomically
+from ttt._runs.run import Run
+from ttt._tasks.sources import load
+from ttt.errors import TTTError
+from ttt.results._evaluate import Evaluation, calibration_text, evaluate
+from ttt.results._scoring import Score
+
+
+def add_commands(sub: Commands) -> None:
+    """Add these commands to the command line."""
+    _add_solve(sub)
+    _add_eval(sub)
+
+
+@contextmanager
+def interruptible(work: Run) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the run to end, so what is known is still written; a second Ctrl-C is Python's own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        work.interrupt()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> None:
+    """Make a run go, show it, and keep the submission on disk valid all the time."""
+    written = 0.0
+    if out is not None:
+        work.write_submission(out)
+    with interruptible(work), Display(work.tasks, console, quiet=quiet) as display:
+        for event in work:
+            display.show(event)
+            if out is not None and time.monotonic() - written > 1:
+                work.write_submission(out)
+                written = time.monotonic()
+    if out is not None:
+        work.write_submission(out)
+
+
+def _add_solve(sub: Commands) -> None:
+    p = sub.add_parser(
+        "solve", help="solve tasks and write a submission", description="Solve tasks; write a submission."
+    )
+    add_tasks(p)
+    p.add_argument("--out", type=Path, default=Path("submission.json"), help="default submission.json")
+    add_running(p)
+    p.set_defaults(function=solve)
+
+
+def solve(args: argparse.Namespace) -> int:
+    """``ttt solve``."""
+    tasks = load(*args.tasks, solutions=args.solutions)
+    warn_rejected(tasks)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    folder = args.run or args.out.with_suffix(".run")
+    work = make_run(args, tasks, folder)
+    console = Console(stderr=True) if args.json else Console()
+    begun = time.monotonic()
+    follow(work, console, quiet=args.json, out=args.out)
+    results = work.current()
+    known = len(work.tasks) > 0 and all(t.has_solutions for t in work.tasks)
+    seconds = time.monotonic() - begun
+    if args.json:
+        print(json.dumps(_summary(work, results, args.out, folder, seconds, work.score() if known else None), indent=1))
+    else:
+        if known:
+            console.print(str(work.score()))
+        console.print(
+            f"{len(results)} tasks in {seconds:.0f} s; submission: {args.out}; records: {folder}", soft_wrap=True
+        )
+    if work.interrupted:
+        return 130
+    return 1 if tasks.rejected or any(r.status == "failed" for r in results) else 0
+
+
+def _summary(
+    work: Run, results: list[TaskResult], out: Path, folder: Path, seconds: float, scored: Score | None
+) -> dict[str, Any]:
+    return {
+        "submission": str(out),
+        "run": str(folder),
+        "seconds": round(seconds, 3),
+        "interrupted": work.interrupted,
+        "score": None if scored is None else asdict(scored),
+        "refused": [asdict(r) for r in work.rejected],
+        "tasks": [
+            {
+                name: getattr(r, name)
+                for name in (
+                    "task_id", "status", "reason", "error", "confidence", "seconds", "cpu_seconds", "peak_memory",
+                    "steps", "stage", "fraction", "answered", "reused",
+                )
+            }
+            for r in results
+        ],
+    }  # fmt: skip
+
+
+def _add_eval(sub: Commands) -> None:
+    p = sub.add_parser(
+        "eval",
+        help="measure a solver",
+        description="Solve tasks whose outputs are known; report pass@1, pass@2, cost and calibration.",
+    )
+    p.add_argument(
+        "--split", default="arcagi1:training", metavar="TASKS", help="which tasks (default arcagi1:training)"
+    )
+    p.add_argument("--sample", type=positive, metavar="N", help="a random sample of N tasks, drawn by --seed")
+    p.add_argument("--out", type=Path, default=Path("eval.json"), help="figures (default eval.json)")
+    p.add_argument("--calibrate", type=Path, metavar="FILE", help="also fit confidence curves and write them")
+    add_running(p)
+    p.set_defaults(function=eval_command)
+
+
+def eval_command(args: argparse.Namespace) -> int:
+    """``ttt eval``."""
+    tasks = load(args.split)
+    warn_rejected(tasks)
+    if args.sample is not None:
+        tasks = tasks.sample(args.sample, args.seed)
+    if not all(t.has_solutions for t in tasks):
+        raise TTTError(f"{args.split}: some test outputs are not known, so it cannot be evaluated; use solve")
+    for wanted in (args.out, args.calibrate):
+        if wanted is not None:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+    folder = args.run or args.out.with_suffix(".run")
+    work = make_run(args, tasks, folder)
+    console = Console(stderr=True) if args.json else Console()
+    follow(work, console, quiet=args.json, out=args.out.with_suffix(".submission.json"))
+    done = [t for t in work.tasks if work.results[t.id].status != "skipped"]
+    figures = evaluate([work.results[t.id] for t in done], done)
+    about = {"split": args.split, "sample": args.sample, "seed": args.seed}
+    budget = asdict(work.budget)
+    text = json.dumps({**about, "budget": budget, "backend": work.backend.name, **figures.to_json()}, indent=1)
+    write_atomically(args.out, text.encode())
+    write_report(folder, args.out.with_suffix(".html"))
+    if args.calibrate is not None:
+        note = f"{len(done)} tasks of {args.split}, seed {args.seed}, budget {budget}"
+        text_of_curves = calibration_text(work.backend.name, work.current(), done, note)
+        write_atomically(args.calibrate, text_of_curves.encode())
+    if args.json:
+        print(text)
+    else:
+        _print_evaluation(console, figures)
+        console.print(
+            f"figures: {args.out}; report: {args.out.with_suffix('.html')}; records: {folder}", soft_wrap=True
+        )
+    return 130 if work.interrupted else 0
+
+
+def _print_evaluation(console: Console, figures: Evaluation) -> None:
+    scored = figures.score
+    low, high = scored.interval()
+    table = Table.grid(padding=(0, 3))
+    n = max(1, scored.total)
+    table.add_row("solved whole", f"{len(scored.solved)} of {scored.total}, 95 % interval {low:.1%} to {high:.1%}")
+    table.add_row("pass@1, pass@2", f"{scored.pass1 / n:.1%}, {scored.pass2 / n:.1%}")
+    table.add_row("CPU, wall a task", f"{figures.cpu_seconds:.1f} s, {figures.seconds:.1f} s")
+    table.add_row("largest memory", f"{figures.peak_memory / 1e6:.0f} MB")
+    sides = [f"{x:.0%}" if x is not None else "-" for x in (figures.confidence_solved, figures.confidence_missed)]
+    table.add_row("mean confidence", f"{sides[0]} of solved, {sides[1]} of missed")
+    table.add_row("calibration error", f"{figures.calibration_error:.3f}")
+    for name, solved, total in figures.kinds:
+        table.add_row(name, f"{solved} of {total}")
+    console.print(table)

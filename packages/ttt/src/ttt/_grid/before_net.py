@@ -1,0 +1,76 @@
+"""Search and trees, in order, ending with the task encoded for the net; needs no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ttt._grid.candidates import CandidatePool, SearchState, spare_grids
+from ttt._grid.derived import Group, groups_of
+from ttt._grid.features.columns import most_informative
+from ttt._grid.learners.encoding import TaskEncoding
+from ttt._grid.search import Found, candidates, search
+from ttt._grid.work import Work
+from ttt.values import Grid
+
+ENOUGH = 0.8
+"""The learners run unless the search has an answer of more confidence than this for every test."""
+NET_INPUTS = 4
+"""How many derived inputs the net gets where the input has not the output's size."""
+
+
+def before_net(
+    inputs: Sequence[Grid],
+    outputs: Sequence[Grid],
+    seed: int,
+    steps: int | None,
+    stages: Sequence[str],
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[SearchState]:
+    """Search, run the trees where the search is not sure, and encode the task for the net.
+
+    Args:
+        inputs: All inputs, training first.
+        outputs: The training outputs.
+        seed: Of all randomness.
+        steps: Work units to spend, None for no limit.
+        stages: Which of "search", "trees", "net" take part.
+        stop: Called between pieces of work; true ends the work.
+
+    Yields:
+        The whole state, whenever there is more.
+    """
+    work = Work(stop, steps)
+    tests = len(inputs) - len(outputs)
+    pool, spare, found = CandidatePool(tests), spare_grids(inputs, outputs, []), Found()
+    for found in search(inputs, outputs, seed, work) if "search" in stages else _sizes_only(inputs, outputs, work):
+        spare = spare_grids(inputs, outputs, [g.sizes for g in found.groups])
+        if "search" in stages:
+            pool = CandidatePool(tests).with_stage(candidates(found, tests))
+        yield SearchState("search", pool, spare, work.done)
+    if not found.groups or pool.sure(ENOUGH):
+        return
+    if "trees" in stages and not work.over:
+        # Imported here: most tasks end before, and scikit-learn takes a second to load.
+        from ttt._grid.learners import trees
+
+        before = pool
+        for forecast in trees.trees(found.groups[0], inputs, outputs, seed, work):
+            pool = before.with_stage(trees.candidates(forecast))
+            yield SearchState("trees", pool, spare, work.done)
+    if "net" in stages and not work.over:
+        shown, *more = _net_inputs(inputs, outputs, found.groups[0])
+        encoding = TaskEncoding(shown, outputs, list(zip(*more, strict=True)) or None)
+        yield SearchState("net", pool, spare, work.done, encoding)
+
+
+def _net_inputs(inputs: Sequence[Grid], outputs: Sequence[Grid], group: Group) -> list[Sequence[Grid]]:
+    """Return the net's inputs, all of the output's size: the input itself, or else the most informative transforms."""
+    if all(a.shape == b.shape for a, b in zip(inputs, outputs, strict=False)):
+        return [inputs]
+    return [m.grids for m in most_informative(group, outputs, NET_INPUTS)]
+
+
+def _sizes_only(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> Iterator[Found]:
+    """Derive inputs without looking for programs: the learners need them."""
+    for groups in groups_of(inputs, outputs, work):
+        yield Found([], groups)

@@ -1,0 +1,264 @@
+"""Rules that look each cell's colour up by its columns and are right on every training cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ttt._grid.features.columns import Cells, Column, Paint
+from ttt._grid.geometry import Numbers
+from ttt.values import Grid
+
+ENTRY = 0.15
+"""Cost of one table entry."""
+SCREEN = 2400
+"""How many cells, or pairs of cells, rules are screened on before they are verified on all."""
+MOST_VERIFIED = 300
+"""Most sets of columns that are verified, and most choices that are kept."""
+TOGETHER = 64
+"""How many columns share one matrix product when mistakes are counted; for one alone, reading the paints dominates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A verified rule with its outputs for the tests.
+
+    Args:
+        why: The rule in words.
+        cost: Length of its description.
+        kind: "transform", "table 1", "table 2", "table 3", "choice 1", "choice 2", "things" or "things by property".
+        grids: Per test its output, None where a test shows a case that no training pair has.
+    """
+
+    why: str
+    cost: float
+    kind: str
+    grids: tuple[Grid | None, ...]
+
+
+_Fitting = tuple[tuple[Column, ...], Numbers, int, npt.NDArray[np.float32]]
+"""Columns, their joint code per cell, the number of codes, and per code and paint the mistakes on some cells."""
+
+
+def _hopeless(mistakes: npt.NDArray[np.float32], codes: Numbers) -> npt.NDArray[np.bool_]:
+    """Return which codes occur and have no paint that is right on all their cells."""
+    present = np.bincount(codes, minlength=len(mistakes)) > 0
+    hopeless: npt.NDArray[np.bool_] = np.logical_and(present, mistakes.min(axis=1) > 0.5)
+    return hopeless
+
+
+def _one_hot(columns: Sequence[Column], cells: Numbers) -> tuple[npt.NDArray[np.float32], Numbers]:
+    """Return a row per code of each column, 1 in the cells that have it, and where each column's rows start and end."""
+    ends = np.cumsum([0, *(c.keys for c in columns)])
+    rows = np.zeros((int(ends[-1]), len(cells)), dtype=np.float32)
+    for c, start in zip(columns, ends, strict=False):
+        rows[start + c.codes[cells], np.arange(len(cells))] = 1.0
+    return rows, ends
+
+
+def _mistakes(
+    columns: Sequence[Column], cells: Numbers, wrong: npt.NDArray[np.float32]
+) -> Iterator[tuple[Column, npt.NDArray[np.float32]]]:
+    """Yield each column with the mistakes that each paint (the columns of `wrong`) makes on the cells of each code."""
+    for at in range(0, len(columns), TOGETHER):
+        some = columns[at : at + TOGETHER]
+        rows, ends = _one_hot(some, cells)
+        yield from zip(some, np.split(rows @ wrong, ends[1:-1]), strict=True)
+
+
+class Rules:
+    """The rules over one group's cells.
+
+    Args:
+        cells: The group as columns.
+        pairs: Number of training pairs.
+        rng: Chooses the cells that rules are screened on.
+    """
+
+    def __init__(self, cells: Cells, pairs: int, rng: np.random.Generator) -> None:
+        self.cells, self.pairs, self.rng = cells, pairs, rng
+        self.n = cells.known
+        self.target = cells.target.astype(np.int64)
+
+    def _program(self, why: str, cost: float, kind: str, colours: Numbers) -> Program | None:
+        """Make a program from a colour (or -1) per cell; None where no test is answered."""
+        grids = self.cells.cut(colours.astype(np.int16))[self.pairs :]
+        kept = tuple(None if (g < 0).any() else g.astype(np.uint8) for g in grids)
+        return None if all(g is None for g in kept) else Program(why, cost, kind, kept)
+
+    def plain(self) -> list[Program]:
+        """Return the paints that are the output as they are."""
+        found = []
+        for p in self.cells.paints:
+            if np.array_equal(p.colours[: self.n], self.cells.target):
+                made = self._program(p.name, p.cost, "transform", p.colours.astype(np.int64))
+                if made:
+                    found.append(made)
+        return found
+
+    def _table(self, codes: Numbers, keys: int) -> tuple[Numbers, int] | None:
+        """Return the colour per code, -1 where never seen; None where a code has two colours on the training cells."""
+        table = np.full(keys, -1, dtype=np.int64)
+        table[codes[: self.n]] = self.target
+        if (table[codes[: self.n]] != self.target).any():
+            return None
+        return table, int((table >= 0).sum())
+
+    def tables(self, size: int) -> list[Program]:
+        """Return tables over one, two or three columns (three: the base and two others)."""
+        columns = self.cells.columns
+        if size == 1:
+            sets: Sequence[tuple[int, ...]] = [(i,) for i in range(len(columns))]
+        else:
+            sets = self._separating(size)
+        found = []
+        for chosen in sets:
+            codes, keys = self._joint([columns[i] for i in chosen])
+            table = self._table(codes, keys)
+            if table is None:
+                continue
+            names = " and ".join(columns[i].name for i in chosen)
+            cost = sum(columns[i].cost for i in chosen) + 1.0 * (size > 1) + 0.5 + ENTRY * table[1]
+            made = self._program(f"colour by {names} ({table[1]} cases)", cost, f"table {size}", table[0][codes])
+            if made:
+                found.append(made)
+        return found
+
+    @staticmethod
+    def _joint(columns: list[Column]) -> tuple[Numbers, int]:
+        codes, keys = columns[0].codes, columns[0].keys
+        for c in columns[1:]:
+            codes, keys = codes * c.keys + c.codes, keys * c.keys
+        return codes, keys
+
+    def _separating(self, size: int) -> Sequence[tuple[int, ...]]:
+        """Return sets of columns that separate all sampled pairs of cells of different colours, cheapest first."""
+        columns = self.cells.columns
+        codes = np.stack([c.codes[: self.n] for c in columns])
+        a, b = self._hard_pairs(codes)
+        if not len(a):
+            return []
+        blind = (codes[:, a] == codes[:, b]).astype(np.float32)
+        cost = np.array([c.cost + ENTRY * c.keys for c in columns])
+        if size == 3:
+            blind = blind[:, blind[0] > 0]
+        missed = blind @ blind.T
+        first, second = np.nonzero(np.triu(missed < 0.5, 1))
+        order = np.argsort(cost[first] + cost[second], kind="stable")[: MOST_VERIFIED * 4]
+        alone = blind.sum(axis=1) < 0.5
+        pairs = [(int(first[o]), int(second[o])) for o in order]
+        if size == 2:
+            return [(*p,) for p in pairs if not (alone[p[0]] or alone[p[1]])][:MOST_VERIFIED]
+        return [(0, *p) for p in pairs if p[0] != 0 and not (alone[p[0]] or alone[p[1]])][:MOST_VERIFIED]
+
+    def _hard_pairs(self, codes: Numbers) -> tuple[Numbers, Numbers]:
+        """Sample pairs of training cells with different colours, half of them alike in the base."""
+        a = self.rng.integers(self.n, size=SCREEN * 6)
+        b = self.rng.integers(self.n, size=SCREEN * 6)
+        differ = self.target[a] != self.target[b]
+        alike = codes[0][a] == codes[0][b]
+        pick = np.concatenate([np.flatnonzero(differ & alike)[:SCREEN], np.flatnonzero(differ & ~alike)[: SCREEN // 2]])
+        if len(np.flatnonzero(differ & alike)) < SCREEN // 8:
+            changed = np.flatnonzero(self.target != self.cells.paints[0].colours[: self.n])
+            if len(changed):
+                a2 = self.rng.choice(changed, size=SCREEN * 4)
+                b2 = self.rng.integers(self.n, size=SCREEN * 4)
+                good = np.flatnonzero((self.target[a2] != self.target[b2]) & (codes[0][a2] == codes[0][b2]))[:SCREEN]
+                return np.concatenate([a[pick], a2[good]]), np.concatenate([b[pick], b2[good]])
+        return a[pick], b[pick]
+
+    def choices(self, size: int) -> list[Program]:
+        """Return rules that choose, by the code of one or two columns, which paint a cell takes."""
+        paints = sorted(self.cells.paints, key=lambda p: p.cost)
+        screen = self._screen()
+        wrong = np.stack([p.colours[screen] != self.cells.target[screen] for p in paints]).astype(np.float32).T
+        columns = [c for c in self.cells.columns if c.keys <= 12]
+        if size == 1:
+            fitting: Iterable[_Fitting] = [
+                ((c,), c.codes, c.keys, mistakes)
+                for c, mistakes in _mistakes(columns, screen, wrong)
+                if not _hopeless(mistakes, c.codes[screen]).any()
+            ]
+        else:
+            near = wrong.sum(axis=0).argsort(kind="stable")[:40]
+            near = np.union1d(near, [i for i, p in enumerate(paints) if p.cost <= 0.7])
+            paints, wrong = [paints[i] for i in near], np.ascontiguousarray(wrong[:, near])
+            few = [c for c in columns if c.keys <= 6]
+            least = [float(mistakes.min(axis=1).sum()) for _, mistakes in _mistakes(few, screen, wrong)]
+            scored = sorted((least[i] + 2.0 * c.cost, i) for i, c in enumerate(few))
+            fitting = self._fitting_pairs([few[i] for _, i in scored[:160]], screen, wrong)
+        found: list[Program] = []
+        for chosen, codes, keys, mistakes in fitting:
+            made = self._choice(chosen, codes, keys, paints, mistakes)
+            if made:
+                found.append(made)
+                if len(found) >= MOST_VERIFIED:
+                    break
+        return found
+
+    def _fitting_pairs(
+        self, columns: list[Column], screen: Numbers, wrong: npt.NDArray[np.float32]
+    ) -> Iterator[_Fitting]:
+        """Yield pairs of columns where, for every joint code, some paint makes no mistake on the screened cells."""
+        if not columns:
+            return
+        one_hot, ends = _one_hot(columns, screen)
+        for i, a in enumerate(columns[:14]):
+            rest = one_hot[ends[i + 1] :]
+            if not len(rest):
+                return
+            cells = [np.flatnonzero(a.codes[screen] == k) for k in range(a.keys)]
+            parts = [rest[:, at] for at in cells]
+            mistakes = np.stack([part @ wrong[at] for part, at in zip(parts, cells, strict=True)])
+            present = np.stack([part.any(axis=1) for part in parts])
+            hopeless = ((mistakes.min(axis=2) > 0.5) & present).any(axis=0)
+            starts = ends[i + 1 : -1] - ends[i + 1]
+            for j in np.flatnonzero(~np.logical_or.reduceat(hopeless, starts)):
+                b, start = columns[i + 1 + j], int(starts[j])
+                joint = mistakes[:, start : start + b.keys].reshape(a.keys * b.keys, -1)
+                yield (a, b), a.codes * b.keys + b.codes, a.keys * b.keys, joint
+
+    def _screen(self) -> Numbers:
+        """Sample training cells, half of them changed by the task."""
+        base = self.cells.paints[0].colours[: self.n]
+        changed, kept = np.flatnonzero(self.cells.target != base), np.flatnonzero(self.cells.target == base)
+        half = SCREEN // 2
+        parts = [p if len(p) <= half else self.rng.choice(p, half, replace=False) for p in (changed, kept)]
+        return np.sort(np.concatenate(parts))
+
+    def _choice(
+        self,
+        chosen: tuple[Column, ...],
+        codes: Numbers,
+        keys: int,
+        paints: list[Paint],
+        mistakes: npt.NDArray[np.float32],
+    ) -> Program | None:
+        """Choose the cheapest right paint for each code; None where a code has none or one paint does for all."""
+        known, out = codes[: self.n], np.full(len(codes), -1, dtype=np.int64)
+        used: dict[str, float] = {}
+        cases = 0
+        for key in range(keys):
+            here = np.flatnonzero(known == key)
+            if not len(here):
+                continue
+            cases += 1
+            right = [
+                i
+                for i in np.flatnonzero(mistakes[key] < 0.5)
+                if np.array_equal(paints[i].colours[here], self.cells.target[here])
+            ]
+            if not right:
+                return None
+            best = min(right, key=lambda i: (0.0 if paints[i].name in used else paints[i].cost, i))
+            used.setdefault(paints[best].name, paints[best].cost)
+            everywhere = codes == key
+            out[everywhere] = paints[best].colours[everywhere]
+        if len(used) < 2:
+            return None
+        cost = sum(c.cost for c in chosen) + 1.0 * (len(chosen) > 1) + sum(used.values()) + 0.5 + ENTRY * cases
+        why = f"by {' and '.join(c.name for c in chosen)} one of: {'; '.join(used)}"
+        return self._program(why, cost, f"choice {len(chosen)}", out)

