@@ -1,4 +1,4 @@
-"""Compiles the core of the compositional search when the package is built; without a compiler the package is pure Python."""
+"""Compiles the search's core when the package is built or installed; without a compiler the package is pure Python."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from functools import partial
 import numpy as np
 
 from ttt._grid.cell_rules import Program, Rules
-from ttt._grid.derived import DerivedInput, Group, groups_of
+from ttt._grid.compose.compositions import Composition, Compositions, compositions
+from ttt._grid.compose.rows import Limits
+from ttt._grid.derived import DerivedInput, Group, by_cost, groups_of
 from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
@@ -21,8 +23,14 @@ GROUPS = 3
 """How many size groups are searched for rules, cheapest first."""
 OBJECT_RULE_INPUTS = 4
 """How many derived inputs the object rules are tried on when no other rule fits."""
-RESTATED_BASES = 130
-"""How many derived inputs of a restated task are transformed again; most restated rules are one transformation deep."""
+COMPOSED_INPUTS = 780
+"""How many compositions of a size group the rules may look at."""
+COMPOSING = 5
+"""Work units for composing transformations of the task, as much again where all backgrounds are made 0."""
+COMPOSING_RESTATED = 2
+"""Work units for composing transformations of each restated task."""
+PER_UNIT = 20_000_000
+"""Work units of the compositional search in one of the solver's."""
 
 
 @dataclass(slots=True)
@@ -51,10 +59,16 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         The same `Found`, fuller each time.
     """
     found = Found()
-    for groups in groups_of(inputs, outputs, work):
-        found.groups = groups
-        found.programs = _transform_programs(groups, outputs)
-        yield found
+    composed = _composed(inputs, outputs, work, COMPOSING)
+    found.programs = _programs_of(composed, len(outputs))
+    found.groups = _with_composed([], composed)
+    yield found
+    if composed.exact or work.over:
+        return
+    for derived in groups_of(inputs, outputs, work, bases=1):
+        found.groups = _with_composed(derived, composed)
+    found.programs = found.programs + _transform_programs(found.groups, outputs)
+    yield found
     for group in found.groups[:GROUPS]:
         if work.over:
             return
@@ -69,13 +83,50 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
     if found.programs:
         return
     for restatement in restated(inputs, outputs):
-        groups = list(groups_of(restatement.inputs, restatement.outputs, work, RESTATED_BASES))[-1]
         if work.over:
             return
-        if groups:
-            made = _cell_programs(groups[0], restatement.inputs, restatement.outputs, seed, work, False)
-            found.programs = found.programs + [_undone(p, restatement) for p in made]
-            yield found
+        found.programs = found.programs + _restated_programs(restatement, seed, work)
+        yield found
+
+
+def _composed(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, units: int) -> Compositions:
+    """Compose transformations, within some work units."""
+    units = units if work.left is None else min(units, work.left)
+    made = compositions(inputs, outputs, Limits(work=units * PER_UNIT), lambda: work.over, COMPOSED_INPUTS)
+    work.spend(units)
+    return made
+
+
+def _programs_of(composed: Compositions, pairs: int) -> list[Program]:
+    """Return the compositions, and layers of them, that make every training output."""
+
+    def program(made: Composition, kind: str) -> Program:
+        return Program(made.words, made.cost, kind, made.grids[pairs:])
+
+    return [program(c, "composed") for c in composed.exact] + [program(c, "layered") for c in composed.layered]
+
+
+def _with_composed(groups: Sequence[Group], composed: Compositions) -> list[Group]:
+    """Return the groups with the compositions of their sizes as further members."""
+    by_sizes = {g.sizes: Group(g.sizes, list(g.members)) for g in groups}
+    for sizes, made in composed.groups.items():
+        group = by_sizes.setdefault(sizes, Group(sizes))
+        known = {m.key for m in group.members}
+        members = [DerivedInput(c.words, c.cost, c.grids) for c in made]
+        group.members += [m for m in members if m.key not in known]
+    return by_cost(by_sizes)
+
+
+def _restated_programs(restatement: Restated, seed: int, work: Work) -> list[Program]:
+    """Return the programs of a restated task, as programs of the task."""
+    inputs, outputs = restatement.inputs, restatement.outputs
+    composed = _composed(inputs, outputs, work, COMPOSING_RESTATED)
+    programs = _programs_of(composed, len(outputs))
+    if not composed.exact:
+        groups = _with_composed(list(groups_of(inputs, outputs, work, bases=1))[-1], composed)
+        if groups and not work.over:
+            programs += _cell_programs(groups[0], inputs, outputs, seed, work, bool(programs))
+    return [_undone(p, restatement) for p in programs]
 
 
 def _transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
@@ -163,6 +214,8 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
 
 
 BELIEF = {
+    "composed": 0.92,
+    "layered": 0.6,
     "transform": 0.92,
     "table 1": 0.93,
     "choice 1": 0.75,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +12,8 @@ from ttt._grid.compose import core, engine
 from ttt._grid.compose.layers import DRAWN, OWN, Layered, Stack
 from ttt._grid.compose.rows import COST, EXACT, FLAGS, LONGEST_ROW, PARENT, PRIMITIVE, SIZES_FIT, Limits, Start
 from ttt._grid.compose.table import Primitive, primitives
+from ttt.values import Grid
 
-Grid = npt.NDArray[np.uint8]
 Shape = tuple[int, int]
 
 GROUPS = 2
@@ -109,7 +109,8 @@ def compositions(
         if not solved and rank < GROUPS:
             stack = Stack(cells, values[mine, COST], target, pair, compiled)
             for made in stack.layered():
-                found.layered.append(Composition(_layers_in_words(made, mine, names), made.cost / 10, _cut(made.colours, shapes)))
+                words = _layers_in_words(made, mine, names)
+                found.layered.append(Composition(words, made.cost / 10, _cut(made.colours, shapes)))
     found.exact.sort(key=lambda c: c.cost)
     found.layered.sort(key=lambda c: c.cost)
     return found

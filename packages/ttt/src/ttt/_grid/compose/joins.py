@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001 -- every function of a table takes the same arguments
 """Joining the pieces of an input into one, in numpy. Each is the twin of the function of the same name in C."""
 
 from __future__ import annotations
@@ -7,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ttt._grid.compose.parts import join
-from ttt._grid.compose.pieces import LARGEST, Grid, Piece, commonest, placed
+from ttt._grid.compose.pieces import LARGEST, Piece, commonest, placed
+from ttt.values import Grid
 
 
 @join

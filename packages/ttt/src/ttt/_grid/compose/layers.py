@@ -157,9 +157,7 @@ class Stack:
         if self._core is None:
             fits = np.flatnonzero(~(open_ & ~self._right).any(axis=1))
             return int(fits[0]) if len(fits) else None
-        found = self._core.layers_bottom(
-            self._right.ctypes.data, open_.ctypes.data, len(self.colours), self._words
-        )
+        found = self._core.layers_bottom(self._right.ctypes.data, open_.ctypes.data, len(self.colours), self._words)
         return None if found < 0 else int(found)
 
     def layered(self) -> list[Layered]:

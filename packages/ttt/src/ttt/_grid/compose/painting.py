@@ -1,11 +1,13 @@
+# ruff: noqa: ARG001 -- every function of a table takes the same arguments
 """Shapes that repaint a piece and keep its size, in numpy. Each is the twin of the function of the same name in C."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ttt._grid.compose.pieces import STEPS, Grid, Mask, Piece, commonest, drawn_box, enclosed, placed, shifted
+from ttt._grid.compose.pieces import STEPS, Mask, Piece, commonest, drawn_box, enclosed, placed, shifted
 from ttt._grid.compose.shapes import shape
+from ttt.values import Grid
 
 
 @shape
@@ -189,7 +191,7 @@ def mend_tiling(piece: Piece, source: Piece, arg: int) -> Piece | None:
     """Empty cells from the smallest repeating pattern, by its cells, then its rows."""
     g = piece.cells
     h, w = g.shape
-    rows, columns = np.indices(g.shape)
+    rows, columns = np.divmod(np.arange(g.size).reshape(g.shape), w)
     drawn = g != 0
     for size in range(2, h * w // 2 + 1):
         for p in range(1, min(h, size) + 1):

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001, ARG005 -- every function of a table takes the same arguments
 """Cutting a piece into pieces and choosing among them, in numpy. Each is the twin of the function in C."""
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from ttt._grid.compose.pieces import STEPS, Grid, Piece, commonest, drawn_box, enclosed
+from ttt._grid.compose.pieces import STEPS, Piece, commonest, drawn_box, enclosed
+from ttt.values import Grid
 
 MOST_PIECES = 48
 """Pieces that one input may be cut into."""
@@ -188,14 +190,14 @@ def _extreme(pieces: Sequence[Piece], arg: int) -> list[bool] | None:
 def keep_extreme(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
     """Those with the most or the least."""
     chosen = _extreme(pieces, arg)
-    return chosen and [p for p, c in zip(pieces, chosen, strict=True) if c]
+    return None if chosen is None else [p for p, c in zip(pieces, chosen, strict=True) if c]
 
 
 @join
 def drop_extreme(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
     """All but those with the most or the least."""
     chosen = _extreme(pieces, arg)
-    return chosen and [p for p, c in zip(pieces, chosen, strict=True) if not c]
+    return None if chosen is None else [p for p, c in zip(pieces, chosen, strict=True) if not c]
 
 
 @join

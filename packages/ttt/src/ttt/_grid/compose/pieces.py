@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Grid = npt.NDArray[np.uint8]
+from ttt.values import Grid
+
 Mask = npt.NDArray[np.bool_]
 
 LARGEST = 30
@@ -73,14 +74,14 @@ def placed(piece: Piece, shape: tuple[int, int], y: int = 0, x: int = 0) -> Grid
 
 def enclosed(cells: Grid) -> Mask:
     """Empty cells from which no path of empty cells, over sides, leads to the border."""
-    empty = cells == 0
+    empty: Mask = cells == 0
     reached = empty.copy()
     reached[1:-1, 1:-1] = False
     while True:
         grown = reached.astype(np.uint8)
         for dy, dx in STEPS[:4]:
             grown |= shifted(reached.astype(np.uint8), dy, dx)
-        new = grown.astype(bool) & empty
+        new: Mask = grown.astype(bool) & empty
         if np.array_equal(new, reached):
             return empty & ~reached
         reached = new

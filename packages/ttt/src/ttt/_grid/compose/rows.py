@@ -1,7 +1,7 @@
 """Values of the compositional search as rows of bytes, and what a search starts from.
 
-A row is one byte (1 for several pieces, 0 for one), then for each input the number of its pieces, then for each piece its
-place (two signed bytes), height, width and cells.
+A row is one byte (1 for several pieces, 0 for one), then for each input the number of its pieces, then for each piece
+its place (two signed bytes), height, width and cells.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Grid = npt.NDArray[np.uint8]
+from ttt.values import Grid
+
 Row = bytes
 LONGEST_ROW = 40000
 """Bytes of a value; what is longer is dropped."""
@@ -56,7 +56,8 @@ class Start:
     @property
     def target_shapes(self) -> list[tuple[int, ...]]:
         """The shapes of the training outputs."""
-        shapes, at = [], 0
+        shapes: list[tuple[int, ...]] = []
+        at = 0
         for _ in range(self.pairs):
             h, w = self.targets[at : at + 2]
             shapes.append((h, w))

@@ -1,12 +1,13 @@
 """Which columns over cells can explain the outputs, asked of a sample of cells; with the compiled core, or in numpy.
 
-A column has a code for each cell; a paint is right or wrong in each cell. A column can explain the outputs if for each of
-its codes some paint is right in all cells that have it.
+A column has a code for each cell; a paint is right or wrong in each cell. A column can explain the outputs if for each
+of its codes some paint is right in all cells that have it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,11 @@ class Screen:
         compiled: Whether to use the compiled core where there is one.
     """
 
-    def __init__(self, codes: Codes, keys: Sequence[int], wrong: Mask, compiled: bool = True) -> None:
-        self.codes, self.keys, self.wrong = np.ascontiguousarray(codes, dtype=np.uint8), list(keys), wrong
+    def __init__(
+        self, codes: npt.NDArray[np.integer[Any]], keys: Sequence[int], wrong: Mask, compiled: bool = True
+    ) -> None:
+        self.codes: Codes = np.ascontiguousarray(codes, dtype=np.uint8)
+        self.keys, self.wrong = list(keys), wrong
         self._core = library() if compiled and codes.shape[1] <= MOST_CELLS else None
         if self._core is not None:
             self._bits = bits(wrong)

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001 -- every function of a table takes the same arguments
 """Shapes that change a piece's size or pose, in numpy. Each is the twin of the function of the same name in C."""
 
 from __future__ import annotations
@@ -6,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ttt._grid.compose.pieces import LARGEST, Grid, Piece, commonest, drawn_box
+from ttt._grid.compose.pieces import LARGEST, Piece, commonest, drawn_box
+from ttt.values import Grid
 
 Shape = Callable[[Piece, Piece, int], Piece | None]
 """A function of a piece, the task's own input and an argument."""

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Grid = npt.NDArray[np.uint8]
+from ttt.values import Grid
 
 GIVES_LIST = frozenset(
     {"cut_pieces", "cut_objects", "cut_colours", "cut_panels", "cut_lines", "keep_extreme", "drop_extreme", "sort_by"}
@@ -64,7 +63,7 @@ class Line:
     words: str
     function: str
     cost: int
-    args: str | tuple[int, ...] | dict[str, int] = (0,)
+    args: str | tuple[int] | dict[str, int] = (0,)
     maps: bool = False
 
 
@@ -209,6 +208,11 @@ LINES = (
 )
 
 
+def _colours_of(grids: Sequence[Grid]) -> list[int]:
+    """The colours that occur, without 0."""
+    return [c for c in np.unique(np.concatenate([g.ravel() for g in grids])).tolist() if c]
+
+
 def primitives(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> list[Primitive]:
     """The primitives to try on a task, cheapest first, equals in the table's order.
 
@@ -216,14 +220,14 @@ def primitives(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> list[Primitiv
         inputs: All inputs, training first.
         outputs: The training outputs.
     """
-    colours = {key: np.unique(np.concatenate([g.ravel() for g in grids])) for key, grids in ((IN, inputs), (OUT, outputs))}
+    colours = {IN: _colours_of(inputs), OUT: _colours_of(outputs)}
     made = []
     for line in LINES:
         if isinstance(line.args, str):
-            args = {str(c): int(c) for c in colours[line.args] if c}
+            args = {str(c): c for c in colours[line.args]}
         elif isinstance(line.args, dict):
             args = line.args
         else:
-            args = {"": a for a in line.args}
+            args = {"": line.args[0]}
         made += [Primitive(line.words.format(w), line.function, a, line.cost, line.maps) for w, a in args.items()]
     return sorted(made, key=lambda p: p.cost)
