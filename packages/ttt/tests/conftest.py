@@ -38,7 +38,7 @@ def integration_test_dir() -> Iterator[Path]:
 
 
 def task_of(task_id: str, rule: object, inputs: list[np.ndarray], tests: int = 1) -> ttt.Task:
-    """A task whose outputs are ``rule(input)``; the last ``tests`` inputs are its test."""
+    """A task whose outputs are `rule(input)`; the last `tests` inputs are its test."""
     pairs = tuple(ttt.Pair(ttt.as_grid(g), ttt.as_grid(rule(g))) for g in inputs)  # type: ignore[operator]
     return ttt.Task(task_id, pairs[:-tests], pairs[-tests:])
 

@@ -15,7 +15,7 @@ from ttt.results._selection import choose
 
 
 def test_shipped_curves_are_for_the_default_backend() -> None:
-    """The file in the package has a rising curve for each stage of ``grid``, and lowers what the net claims wrongly."""
+    """The file in the package has a rising curve for each stage of `grid`, and lowers what the net claims wrongly."""
     shipped = read_calibration()
     assert shipped.backend == "grid"
     assert set(shipped.curves) == {"search", "trees", "net"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,7 @@ def test_mistakes_are_told_in_one_line(tasks_file: Path, capsys: pytest.CaptureF
     for arguments, message in (
         (["solve", "nowhere"], "no such file or folder"),
         (["solve", str(tasks_file), "--backend", "best"], "wanted one of grid, lm, vit"),
-        (["solve", str(tasks_file), "--backend", ":x"], "backend ':x' cannot be made"),
+        (["solve", str(tasks_file), "--backend", ":x"], "backend ':x' cannot be created"),
         (["solve", str(tasks_file), "--set", "x"], "wanted KEY=VALUE"),
         (["solve", str(tasks_file), "--out", str(tasks_file / "s.json"), *TABLE], "tasks.json"),
         (["show", str(tasks_file) + "/one.json", "--png", "one.png"], "no such file or folder"),
@@ -80,10 +82,10 @@ def test_mistakes_are_told_in_one_line(tasks_file: Path, capsys: pytest.CaptureF
         assert message in " ".join(capsys.readouterr().err.split())
     for arguments, message in (
         (["solve", str(tasks_file), "--budget", "soon"], "wanted a time such as 90s"),
-        (["solve", str(tasks_file), "--workers", "0"], "no whole number above 0"),
-        (["solve", str(tasks_file), "--steps", "-1"], "no whole number above 0"),
-        (["eval", "--sample", "0"], "no whole number above 0"),
-        (["checkpoints", "prune", ".", "--keep", "0"], "no whole number above 0"),
+        (["solve", str(tasks_file), "--workers", "0"], "not a whole number above 0"),
+        (["solve", str(tasks_file), "--steps", "-1"], "not a whole number above 0"),
+        (["eval", "--sample", "0"], "not a whole number above 0"),
+        (["checkpoints", "prune", ".", "--keep", "0"], "not a whole number above 0"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
@@ -123,3 +125,36 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "ttt solve arcagi1:training/007bbfb7" in capsys.readouterr().out
+
+
+def test_version_and_json_first(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--version prints a version; --json means the same before and after the command."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("ttt ")
+    assert main(["show", str(tasks_file), "--json"]) == 0
+    after = capsys.readouterr().out
+    assert main(["--json", "show", str(tasks_file)]) == 0
+    assert capsys.readouterr().out == after
+    assert after.startswith('{\n  "identity"')
+
+
+def test_module_runs_and_a_closed_pipe_is_no_traceback(tasks_file: Path) -> None:
+    """`python -m ttt` is the command; a reader that goes away early is no error."""
+    command = [sys.executable, "-m", "ttt", "show", str(tasks_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode in (0, 1)
+
+
+def test_text_from_data_is_not_markup(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path with brackets, which a terminal library might take for a style, is printed as it is."""
+    folder = tasks_file.parent / "[red]folder"
+    folder.mkdir()
+    assert main(["solve", str(tasks_file), "--out", str(folder / "s.json"), "--steps", "8", *TABLE]) == 0
+    assert "[red]folder" in capsys.readouterr().out
+    assert main(["checkpoints", "list", str(folder / "[bold]none")]) == 2
+    assert "[bold]none" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Someone new adds a transformation, a feature and a property, and the search uses them."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +92,7 @@ def test_the_page_about_the_solver_shows_code_that_runs(capsys: pytest.CaptureFi
     page = Path(__file__).parent.parent / "docs" / "solver.md"
     if not page.exists():
         pytest.skip("the documentation is not beside these tests")
-    example, addition = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    example, addition = re.findall(r"``python\n(.*?)``", page.read_text(), re.DOTALL)
     names: dict[str, object] = {}
     exec(example, names)
     assert capsys.readouterr().out.strip() == example.strip().rpartition("# ")[2]

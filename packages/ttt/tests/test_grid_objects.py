@@ -1,5 +1,7 @@
 """Rules that build the output thing by thing: actions as pictures, and tasks that need them."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from test_grid_search import picture

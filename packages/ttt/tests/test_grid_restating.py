@@ -1,5 +1,7 @@
 """Restating a task: what was done can be undone, and rules appear that were hidden."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,5 +1,7 @@
 """The exact search: transformations as pictures, features, rules, and the programs it says it found."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,5 +1,7 @@
 """The solver as a whole: legal at once, deterministic, stoppable, and never one answer twice."""
 
+from __future__ import annotations
+
 import time
 
 import numpy as np

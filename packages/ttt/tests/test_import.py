@@ -1,5 +1,7 @@
 """Importing ttt stays cheap."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 

@@ -138,7 +138,7 @@ def test_sources_that_name_nothing(integration_test_dir: Path) -> None:
     }.items():
         with pytest.raises(UnknownSourceError, match=message):
             ttt.load(source)
-    with pytest.raises(UnknownSourceError, match="no tasks named"):
+    with pytest.raises(UnknownSourceError, match="no tasks given"):
         ttt.load()
 
 

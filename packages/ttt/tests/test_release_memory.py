@@ -1,5 +1,7 @@
 """Giving back pages of library files takes memory away and nothing else."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 

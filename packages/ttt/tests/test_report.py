@@ -72,7 +72,7 @@ def test_report_of_a_solved_run(sample_arc_tasks: list[ttt.Task], integration_te
 
 def test_no_run_no_report(integration_test_dir: Path) -> None:
     """A folder that is none of a run's is told so."""
-    with pytest.raises(UnreadableFileError, match="is no folder of a run"):
+    with pytest.raises(UnreadableFileError, match="not the folder of a run"):
         read_run(integration_test_dir)
 
 

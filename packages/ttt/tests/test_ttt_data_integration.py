@@ -67,7 +67,7 @@ class TestSparseGrids:
         assert same(sparse(grid).dense(), grid)
 
     def test_pays_on_real_grids(self, real_tasks: ttt.TaskSet) -> None:
-        """Exactly where ``pays`` says so the sparse form is smaller, and it does so on many real grids."""
+        """Exactly where `pays` says so the sparse form is smaller, and it does so on many real grids."""
         found = all_grids(real_tasks)
         saving = [g for g in found if pays(g)]
         assert all((sparse(g).nbytes < g.nbytes) is pays(g) for g in found)

@@ -87,7 +87,7 @@ class TestEndToEnd:
             out = integration_test_dir / f"{i}.json"
             arguments = ["--steps", "20", "--cache", str(integration_test_dir / "cache"), "--set", 'stages=["search"]']
             done = subprocess.run(
-                [sys.executable, "-m", "ttt._cli.main", "solve", source, "--out", str(out), *arguments],
+                [sys.executable, "-m", "ttt", "solve", source, "--out", str(out), *arguments],
                 env={**os.environ, "PYTHONPATH": path},
                 capture_output=True,
                 text=True,

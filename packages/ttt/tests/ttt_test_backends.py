@@ -74,7 +74,7 @@ class Wanderer:
 
 @dataclass(frozen=True)
 class Misbehaving:
-    """Answers once, then does what ``how`` says."""
+    """Answers once, then does what `how` says."""
 
     how: str
     name: str = "misbehaving"
@@ -113,7 +113,7 @@ class HoldsMemory:
     name: str = "holds-memory"
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Allocate, touch, answer; the kernel's own peak is left in the answer's ``why``."""
+        """Allocate, touch, answer; the kernel's own peak is left in the answer's `why`."""
         held = np.ones(self.megabytes * 1_000_000, np.uint8)
         time.sleep(0.1)
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -188,7 +188,7 @@ class WorksApart:
     name: str = "works-apart"
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Answer with the other process's id in ``why``, then wait for what does not come."""
+        """Answer with the other process's id in `why`, then wait for what does not come."""
         stop = clock.stop if self.heeds else lambda: False
         for pid in in_child("ttt_test_backends:pids_then_work", (self.megabytes,), stop, clock.count_helper):
             yield Progress(tuple((Candidate(p.input, 0.3, "identity", str(pid)),) for p in task.test))

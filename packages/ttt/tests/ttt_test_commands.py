@@ -13,7 +13,7 @@ from ttt._tasks.loader import task_json
 
 
 def solve_command(folder: Path, tasks: list[ttt.Task], *arguments: str) -> subprocess.Popen[str]:
-    """Start ``ttt solve`` on tasks as its users do, in a process of its own."""
+    """Start `ttt solve` on tasks as its users do, in a process of its own."""
     (folder / "tasks.json").write_text(json.dumps({t.id: task_json(t) for t in tasks}))
     command = [
         sys.executable,

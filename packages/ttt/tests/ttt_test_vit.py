@@ -25,10 +25,10 @@ def mapped_file(address: int) -> str:
 
 @dataclass(frozen=True)
 class WhereWeightsLie(VitBackend):
-    """A ``vit`` whose answers tell from which file their process has mapped the weights."""
+    """A `vit` whose answers tell from which file their process has mapped the weights."""
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Look at the first weight, then solve as ``vit`` does."""
+        """Look at the first weight, then solve as `vit` does."""
         training = VitTraining(self, task, clock.seed)
         lies = mapped_file(training.parameters["rule"].data_ptr())
         for progress in super().solve(task, clock, workdir):

@@ -1,4 +1,4 @@
-"""What a solver must offer to be used here, and how one is named. Knows the domain values and the clock, no solver."""
+"""The protocol of a backend, and how a backend is named and checked."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ NAMED = {
 
 @runtime_checkable
 class Backend(Protocol):
-    """A solver: anything with a name and a ``solve`` that yields ever better answers.
+    """A solver: any object with a name and a `solve` that yields better and better answers.
 
-    It is pickled to a fresh process for each task, so its class lives in an importable module, not in ``__main__``; a
-    frozen dataclass whose fields are its settings is ideal. The same settings, task, ``clock.seed`` and work units must
-    give the same answers.
+    Example:
+        >>> isinstance(ttt.named_backend("grid"), ttt.Backend)
+        True
+
+    It is pickled and sent to a fresh process for each task, so its class must live in an importable module, not in
+    `__main__`; a frozen dataclass whose fields are its settings is ideal. The same settings, task, `clock.seed` and
+    work units must lead to the same answers.
     """
 
     @property
@@ -38,27 +42,31 @@ class Backend(Protocol):
         """Yield answers, each Progress replacing the one before.
 
         Args:
-            task: without its test outputs.
-            clock: ask ``clock.stop()`` at every step and return soon after it says so; count work with ``clock.spend``.
-            workdir: a folder of this task's own for checkpoints, kept between a killed run and its resumption; None
-                when nothing is to be kept.
+            task: The task, without its test outputs.
+            clock: Call `clock.stop()` at every step and return soon once it is true; count work with `clock.spend`.
+            workdir: A folder for this task's checkpoints, kept between a killed run and its resumption; None if the
+                run keeps nothing.
         """
         ...
 
 
 def named_backend(backend: Backend | str, **settings: Any) -> Backend:
-    """The backend for a name (``grid``, ``lm``, ``vit``), for ``package.module:Class``, or the object itself.
+    """Return the backend for a name (`grid`, `lm`, `vit`), for `package.module:Class`, or the object itself.
 
     Args:
-        backend: which.
-        settings: keyword arguments for the class, where a name was given.
+        backend: Its name, or the object.
+        settings: Keyword arguments for the class; only with a name.
+
+    Example:
+        >>> ttt.named_backend("grid", stages=("search",)).name
+        'grid'
 
     Raises:
-        InvalidBackendError: unknown name, or no backend.
+        InvalidBackendError: The name is unknown, or the object is not a backend.
     """
     if not isinstance(backend, str):
         if settings:
-            raise InvalidBackendError("settings go with a backend's name; configure the object itself")
+            raise InvalidBackendError("settings need a backend's name; configure the object itself")
         if not isinstance(backend, Backend):
             raise InvalidBackendError(f"got {type(backend).__name__}, wanted an object with 'name' and 'solve'")
         return backend
@@ -68,26 +76,26 @@ def named_backend(backend: Backend | str, **settings: Any) -> Backend:
     try:
         made = getattr(importlib.import_module(module_name), attribute)(**settings)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InvalidBackendError(f"backend {backend!r} cannot be made: {error}") from error
+        raise InvalidBackendError(f"backend {backend!r} cannot be created: {error}") from error
     return named_backend(made)
 
 
 def sharing(backend: Backend) -> AbstractContextManager[Backend]:
-    """What a backend gives to processes that are started within a block.
+    """Return a context that yields the backend for the processes started within it.
 
-    A backend with a method ``sharing`` of its own can, for example, load a model once for all of them: a run enters it
-    once, and on a Ray cluster each supervising process enters what that gave once more, for its node. Any other backend
-    is given as it is.
+    A backend may have a method `sharing` that returns such a context, for example to load a model once for all
+    processes. A run enters it once; on a Ray cluster each supervising process enters it again, for its node. Any other
+    backend is yielded unchanged.
     """
     own = getattr(backend, "sharing", None)
     return nullcontext(backend) if own is None else own()
 
 
 def check_portable(backend: Backend) -> None:
-    """Refuse a backend that could not travel to a fresh worker process.
+    """Refuse a backend that cannot be sent to a fresh worker process.
 
     Raises:
-        InvalidBackendError: its class is in ``__main__`` or inside a function, or it holds what cannot be pickled.
+        InvalidBackendError: Its class is in `__main__` or inside a function, or it cannot be pickled.
     """
     cls = type(backend)
     if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
@@ -99,5 +107,5 @@ def check_portable(backend: Backend) -> None:
         pickle.dumps(backend)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InvalidBackendError(
-            f"{cls.__qualname__} cannot be pickled, so it cannot travel to the fresh process of a task: {error}"
+            f"{cls.__qualname__} cannot be pickled, so it cannot be sent to the fresh process of a task: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""What one task may cost, and the clock that a backend asks whether to stop. Knows no process and no task."""
+"""The budget of a task, and the clock on which a backend checks whether to stop."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What each task may use.
+    """Limits on what each task may use.
 
-    Soft: at ``seconds`` of wall time, ``memory`` x 0.9 bytes of resident memory, or ``steps`` work units, the backend
-    is asked to stop and its best answers count. Hard: at ``seconds + grace``, or above ``memory``, the task's process
-    is ended; answers that it had already reported still count. ``None`` is no limit.
+    Soft: at `seconds` of wall time, `memory` x 0.9 bytes of resident memory, or `steps` work units, the backend
+    must stop, and its best answers count. Hard: at `seconds + grace`, or above `memory`, the task's process
+    is killed; answers that it had reported still count. `None` is no limit.
 
-    Work units do not depend on the machine: with ``steps`` and no ``seconds`` the answers are the same everywhere.
+    Example:
+        >>> ttt.Budget(seconds=20, memory=10**9).steps is None
+        True
+        >>> ttt.Budget.of("500 steps").steps
+        500
+
+    Work units do not depend on the machine: with `steps` and no `seconds` the answers are the same everywhere.
     """
 
     seconds: float | None = 60.0
@@ -38,7 +44,7 @@ class Budget:
     grace: float = 1.5
 
     def __post_init__(self) -> None:
-        """Refuse a budget under which nothing could run."""
+        """Refuse limits that are not positive and finite."""
         for name in ("seconds", "memory", "steps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -48,7 +54,7 @@ class Budget:
 
     @classmethod
     def of(cls, value: Budget | str | float | None) -> Budget:
-        """A budget from a Budget, seconds, or text such as ``"20s"``, ``"2min"``, ``"500 steps"``."""
+        """Make a budget from a `Budget`, seconds, or text such as `"20s"`, `"2min"`, `"500 steps"`."""
         if isinstance(value, Budget):
             return value
         if value is None:
@@ -59,12 +65,12 @@ class Budget:
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds from ``"90"``, ``"90s"``, ``"1.5min"`` or ``"2h"``."""
+    """Return the seconds in `"90"`, `"90s"`, `"1.5min"` or `"2h"`."""
     return _quantity(text, SECONDS, "a time such as 90s, 2min or 1h")
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from ``"800MB"``, ``"1GB"`` (powers of 1000) or ``"1GiB"`` (powers of 1024)."""
+    """Return the bytes in `"800MB"`, `"1GB"` (powers of 1000) or `"1GiB"` (powers of 1024)."""
     return int(_quantity(text.upper(), {k: float(v) for k, v in BYTES.items()}, "a size such as 800MB or 1GB"))
 
 
@@ -76,7 +82,7 @@ def _quantity(text: str, units: dict[str, float], wanted: str) -> float:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process, now."""
+    """Return the resident memory of this process now."""
     if sys.platform == "linux":
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -84,7 +90,7 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this process so far, as the kernel counts it.
+    """Return the largest resident memory of this process so far, as the kernel counts it.
 
     On Linux from /proc: getrusage's figure survives exec, so a small child of a large parent would show its parent's.
     """
@@ -99,9 +105,15 @@ def peak_bytes() -> int:
 
 
 class Clock:
-    """Tells a backend how much it may still use; ask ``stop()`` at every step, it costs microseconds.
+    """The budget as it runs down; call `stop()` at every step, it costs microseconds.
 
-    ``spend`` counts work units; ``seed`` is the task's own.
+    `spend` counts work units; `seed` is the task's own.
+
+    Example:
+        >>> clock = ttt.Clock(ttt.Budget(seconds=None, steps=2))
+        >>> clock.spend(2)
+        >>> clock.stop(), clock.reason
+        (True, 'steps')
     """
 
     def __init__(self, budget: Budget, seed: int = 0, *, deadline: float | None = None) -> None:
@@ -119,7 +131,7 @@ class Clock:
 
     @property
     def reason(self) -> StopReason | None:
-        """Why ``stop`` said so, or None while it has not."""
+        """Which limit was reached, None while none was."""
         return self._reason
 
     @property
@@ -133,12 +145,12 @@ class Clock:
         return float("inf") if self.budget.steps is None else self.budget.steps - self.steps_done
 
     def count_helper(self, cpu_seconds: float, resident: int, peak: int) -> None:
-        """Count what a process takes that works for this one, one such process at a time.
+        """Count what a helper process uses, one such process at a time.
 
         Args:
-            cpu_seconds: That it has used so far.
-            resident: Bytes it holds now, 0 once it has ended.
-            peak: Bytes it held at most; with what this process holds now they count as the task's.
+            cpu_seconds: CPU seconds that it has used so far.
+            resident: Its resident bytes now, 0 once it has exited.
+            peak: Its peak bytes; together with those of this process they count as the task's.
         """
         self.helper_cpu, self._helper_now = cpu_seconds, resident
         self.helper_peak = max(self.helper_peak, peak + resident_bytes())
@@ -148,17 +160,17 @@ class Clock:
         self.steps_done += steps
 
     def stop(self) -> bool:
-        """Whether to stop now; once true, always true."""
+        """Return whether to stop now; once true, always true."""
         if self._reason is None and self.steps_left <= 0:
             self._reason = "steps"
         return self._reason is not None or self.must_end()
 
     def end_early(self, reason: StopReason) -> None:
-        """Note that a backend stopped for this reason before ``stop`` had said so."""
+        """Record that a backend stopped for this reason before `stop` returned true."""
         self._reason = self._reason or reason
 
     def must_end(self) -> bool:
-        """Whether time, memory or an interrupt leaves no room even for turning what was trained into answers."""
+        """Return whether time, memory or an interrupt ends the task at once, without time for a last prediction."""
         if self._reason in (None, "steps"):
             self._reason = self._why() or self._reason
         return self._reason not in (None, "steps")
@@ -169,7 +181,7 @@ class Clock:
         now = time.monotonic()
         if self._deadline is not None and now >= self._deadline:
             return "time"
-        # Reading memory takes a system call: often enough to matter, seldom enough to cost nothing.
+        # Reading the memory takes a system call, so not at every step.
         if self.budget.memory is not None and now - self._memory_checked > 0.02:
             self._memory_checked = now
             if resident_bytes() + self._helper_now > 0.9 * self.budget.memory:

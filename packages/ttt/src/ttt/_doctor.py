@@ -1,4 +1,4 @@
-"""What this machine offers ttt, and what is missing. Changes nothing."""
+"""Examines what this machine offers ttt, and what is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXTRAS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; ``ok`` is None where its absence is no fault."""
+    """One finding; `ok` is None where absence is no fault."""
 
     name: str
     ok: bool | None
@@ -34,11 +34,11 @@ class Finding:
 
 
 def examine(folder: Path) -> list[Finding]:
-    """Look at the interpreter, memory, cores, disk, torch, devices and extras."""
+    """Examine the interpreter, memory, cores, disk, torch, devices and extras."""
     memory = psutil.virtual_memory()
     found = [
         Finding("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {platform.system()}"),
-        Finding("cores", True, f"{os.cpu_count()}; use up to as many --workers"),
+        Finding("cores", True, f"{os.cpu_count()}; use at most as many --workers"),
         Finding(
             "memory", memory.available > 10**9, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
         ),
@@ -60,7 +60,7 @@ def _disk(folder: Path) -> Finding:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Finding("disk", False, f"{folder} cannot be looked at: {error.strerror}")
+        return Finding("disk", False, f"{folder} cannot be examined: {error.strerror}")
     return Finding("disk", free > 10**8, f"{free / 1e9:.1f} GB free at {folder}")
 
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, and what remains of each task. Knows no process and no file."""
+"""The events of a run, and the result of each task."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ Status = Literal["done", "stopped", "failed", "skipped"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TaskResult:
-    """What came of one task.
+    """The result of one task.
+
+    Example:
+        >>> run = ttt.run([ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one),))], budget="20 steps")
+        >>> results = [event.result for event in run if isinstance(event, ttt.Finished)]
+        >>> results[0].status, len(results[0].predictions)
+        ('stopped', 1)
 
     Attributes:
-        task_id: its id.
-        predictions: two attempts per test input, in order; fallbacks of confidence 0 where nothing was found.
-        status: ``done``: the backend had no more to try; ``stopped``: by the budget or by Ctrl-C, see ``reason``;
-            ``failed``: see ``error``; ``skipped``: never started. Answers reported before a stop or failure count.
-        reason: which limit stopped it.
-        error: name and message of the error that ended it.
-        seconds: wall time, from the start of its process.
-        cpu_seconds: user and system time of its process.
-        peak_memory: largest resident memory of its process, bytes, as the kernel counts it, or together with
-            what processes that it started held, where that was more.
-        steps: work units that the backend counted.
-        stage: the backend's last stage.
-        fraction: how far the backend thought it was.
-        reused: whether it comes from an earlier run's record.
+        task_id: The task's id.
+        predictions: Two attempts per test input, in order; fallbacks of confidence 0 where nothing was found.
+        status: `done`: the backend finished; `stopped`: by the budget or Ctrl-C, see `reason`; `failed`: see `error`;
+            `skipped`: never started. Answers reported before a stop or failure count.
+        reason: Which limit stopped it.
+        error: Name and message of the error that ended it.
+        seconds: Wall time, from the start of its process.
+        cpu_seconds: User and system time of its process.
+        peak_memory: Largest resident memory in bytes: of its process, as the kernel counts it, or of that and the
+            processes it started, whichever is more.
+        steps: Work units that the backend counted.
+        stage: The backend's last stage.
+        fraction: Share of the work done, as the backend reported it.
+        reused: Whether it comes from an earlier run's record.
     """
 
     task_id: str
@@ -47,7 +53,7 @@ class TaskResult:
 
     @property
     def confidence(self) -> float:
-        """Probability that every test input is solved, taking them as independent and the attempts as exclusive."""
+        """Probability that every test input is solved, if inputs are independent and the two attempts exclusive."""
         result = 1.0
         for p in self.predictions:
             result *= min(1.0, p.first.confidence + p.second.confidence)
@@ -61,14 +67,24 @@ class TaskResult:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Started:
-    """A task's process was started."""
+    """A task's process has started.
+
+    Example:
+        >>> ttt.Started("007bbfb7").task_id
+        '007bbfb7'
+    """
 
     task_id: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Improved:
-    """A task's backend reported better answers, or that it came further."""
+    """A task's backend reported better answers or progress.
+
+    Example:
+        >>> ttt.Improved("007bbfb7", (), "search", fraction=0.5, seconds=1.2).stage
+        'search'
+    """
 
     task_id: str
     predictions: tuple[Prediction, ...]
@@ -79,7 +95,12 @@ class Improved:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Finished:
-    """A task ended, well or not; every task of a run finishes exactly once."""
+    """A task ended, with or without success; every task of a run finishes exactly once.
+
+    Example:
+        >>> ttt.Finished("007bbfb7", ttt.TaskResult("007bbfb7", (), "done")).result.status
+        'done'
+    """
 
     task_id: str
     result: TaskResult

@@ -1,8 +1,8 @@
-"""Versions of a training state on disk: whole, verified, never overwritten. Knows tensors and JSON, no model.
+"""Versions of a training state on disk: whole, verified, never overwritten.
 
-A store is a folder. A version is a folder ``v00000001`` within it with two files: ``payload.safetensors`` (every
-tensor) and ``manifest.json`` (everything else, and the SHA-256 of the payload). The manifest is the canonical JSON of
-an object whose ``sha256`` is that of the same JSON without it, so that any changed bit of either file is found. A
+A store is a folder. A version is a folder `v00000001` within it with two files: `payload.safetensors` (every
+tensor) and `manifest.json` (everything else, and the SHA-256 of the payload). The manifest is the canonical JSON of
+an object whose `sha256` is that of the same JSON without it, so that any changed bit of either file is found. A
 version is written under a temporary name, synced, and renamed into place; the rename fails if the name is taken, which
 makes versions distinct among any number of writers. Pickle is never read.
 """
@@ -35,6 +35,8 @@ from ttt.errors import (
     ForeignCheckpointError,
 )
 
+__all__ = ["Checkpoint", "CheckpointStore", "Entry"]
+
 FORMAT = "ttt-checkpoint"
 FORMAT_VERSION = 1
 MAX_MANIFEST = 16 << 20
@@ -47,7 +49,7 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One verified version: its tensors as arrays, and what was said about it."""
+    """One verified version: its tensors as arrays, and its JSON values in `about`."""
 
     version: int
     tensors: dict[str, npt.NDArray[Any]]
@@ -58,7 +60,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version in a listing; ``fault`` says why it cannot be used, and is None for a sound one."""
+    """One version in a listing; `fault` says why it cannot be used, and is None for a sound one."""
 
     version: int
     bytes: int
@@ -71,7 +73,7 @@ class CheckpointStore:
     """The versions of one training state, in one folder; any number of processes may write and read at once."""
 
     def __init__(self, folder: Path | str, *, kind: str = "state") -> None:
-        """``kind`` says what the states are of (a backend's name, say); a version of another kind is refused."""
+        """Open a folder of versions; `kind`, such as a backend's name, must equal that of every version."""
         self.folder = Path(folder)
         self.kind = kind
 
@@ -79,13 +81,13 @@ class CheckpointStore:
         """Write a new version and return its number.
 
         Args:
-            tensors: arrays by name, of any dtype that safetensors knows.
-            about: what else belongs to the state, as JSON values.
-            score: how good it is, larger is better; for ``best``.
+            tensors: Arrays by name, of any dtype of safetensors.
+            about: Further values of the state, as JSON values.
+            score: Its quality, larger is better; used by `best`.
 
         Raises:
-            CheckpointWriteError: disk full, no permission; nothing of it remains and earlier versions are untouched.
-            ValueError: ``about`` is no JSON, or the score is not finite.
+            CheckpointWriteError: The disk is full or the folder read-only; earlier versions are untouched.
+            ValueError: `about` is not JSON, or the score is not finite.
         """
         if score is not None and not math.isfinite(score):
             raise ValueError(f"score: got {score}, wanted a finite number or None")
@@ -134,7 +136,7 @@ class CheckpointStore:
                 return version
 
     def versions(self) -> list[int]:
-        """The numbers of all versions, ascending, sound or not."""
+        """Return the numbers of all versions, ascending, sound or not."""
         if not self.folder.is_dir():
             return []
         found = (NAME.fullmatch(name) for name in os.listdir(self.folder))
@@ -144,9 +146,9 @@ class CheckpointStore:
         """Read and verify a version, the newest without a number.
 
         Raises:
-            CheckpointNotFoundError: there is no such version, or none at all.
-            CorruptCheckpointError: its bytes are not those that were written; the message names a sound earlier one.
-            ForeignCheckpointError: another format, a newer one, another kind, or a pickle.
+            CheckpointNotFoundError: The version does not exist, or the store is empty.
+            CorruptCheckpointError: Its bytes have changed; the message names a sound earlier version.
+            ForeignCheckpointError: It has another format or kind, is newer than this ttt, or is a pickle.
         """
         if version is None:
             version = max(self.versions(), default=None)
@@ -160,7 +162,7 @@ class CheckpointStore:
             raise type(error)(f"{error}; {offer}") from error
 
     def newest_sound(self) -> Checkpoint | None:
-        """The newest version that can be used, or None; what a resumed run starts from."""
+        """Return the newest usable version, or None; a resumed run starts from it."""
         for version in reversed(self.versions()):
             try:
                 return self._read(version)
@@ -169,10 +171,10 @@ class CheckpointStore:
         return None
 
     def best(self) -> Checkpoint:
-        """The sound version with the highest score, the newest of equals.
+        """Return the sound version with the highest score, the newest of equals.
 
         Raises:
-            CheckpointNotFoundError: no sound version has a score.
+            CheckpointNotFoundError: No sound version has a score.
         """
         scored = [(e.score, e.version) for e in self.history() if e.score is not None and e.fault is None]
         if not scored:
@@ -180,14 +182,14 @@ class CheckpointStore:
         return self.load(max(scored)[1])
 
     def history(self) -> list[Entry]:
-        """Every version with its size, score, time and state, ascending; each is read and verified."""
+        """Read and verify every version; return its size, score, time and fault, ascending."""
         entries = []
         for version in self.versions():
             path = self._path(version)
             try:
                 found = self._read(version)
             except CheckpointNotFoundError:
-                continue  # pruned by someone else meanwhile
+                continue  # pruned by another process meanwhile
             except (CorruptCheckpointError, ForeignCheckpointError) as error:
                 entries.append(Entry(version, _size(path), None, 0.0, str(error)))
             else:
@@ -195,10 +197,10 @@ class CheckpointStore:
         return entries
 
     def prune(self, keep: int) -> list[int]:
-        """Remove all but the newest ``keep`` sound versions and the best one; returns the removed numbers.
+        """Remove all but the newest `keep` sound versions and the best one; return the removed numbers.
 
-        The highest number always stays, so that numbers are never given twice. What crashed writers left behind more
-        than a day ago is removed too.
+        The highest number always stays, so that no number is used twice. Remains of writers that crashed more than a
+        day ago are removed too.
         """
         if keep < 1:
             raise ValueError(f"keep: got {keep}, wanted 1 or more")
@@ -211,7 +213,7 @@ class CheckpointStore:
         for version in removed:
             # Renamed first: a reader sees a whole version or none.
             doomed = Path(tempfile.mkdtemp(dir=self.folder, prefix=".writing-"))
-            with contextlib.suppress(FileNotFoundError):  # someone else prunes too
+            with contextlib.suppress(FileNotFoundError):  # another process prunes too
                 os.rename(self._path(version), doomed / "gone")
             shutil.rmtree(doomed)
         for left in self.folder.glob(".writing-*"):
@@ -248,13 +250,13 @@ class CheckpointStore:
     def _manifest(self, path: Path) -> dict[str, Any]:
         data = _read_file(path / MANIFEST, None)
         if data[:1] == b"\x80" or data[:2] == b"PK":
-            raise ForeignCheckpointError(f"{path.name}: {MANIFEST} is a pickle or an archive, which is never read")
+            raise ForeignCheckpointError(f"{path.name}: {MANIFEST} is a pickle or an archive, which ttt never reads")
         try:
             value = json.loads(data)
         except ValueError as error:
             raise CorruptCheckpointError(f"{path.name}: {MANIFEST} is not JSON") from error
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise ForeignCheckpointError(f"{path.name}: {MANIFEST} is not one of {FORMAT}")
+            raise ForeignCheckpointError(f"{path.name}: {MANIFEST} is not a manifest of {FORMAT}")
         claimed = value.pop("sha256", None)
         if claimed is None or _sealed(value) != data:
             raise CorruptCheckpointError(f"{path.name}: {MANIFEST} is not what was written (its SHA-256 differs)")
@@ -268,7 +270,7 @@ class CheckpointStore:
 
 
 def _sealed(body: dict[str, Any]) -> bytes:
-    """The canonical bytes of a manifest, its own digest within."""
+    """Return the canonical bytes of a manifest with its own digest."""
 
     def canonical(value: dict[str, Any]) -> bytes:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

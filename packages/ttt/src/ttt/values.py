@@ -1,4 +1,4 @@
-"""The words of the domain: grid, pair, task, attempt, prediction. Knows no file, no backend and no clock."""
+"""The values of the domain: grid, pair, task, candidate, attempt, prediction."""
 
 from __future__ import annotations
 
@@ -13,6 +13,21 @@ import numpy.typing as npt
 
 from ttt.errors import InvalidTaskError
 
+__all__ = [
+    "COLOURS",
+    "MAX_SIDE",
+    "Attempt",
+    "Candidate",
+    "Grid",
+    "Pair",
+    "Prediction",
+    "Progress",
+    "Task",
+    "as_grid",
+    "grid_bytes",
+    "same",
+]
+
 Grid: TypeAlias = npt.NDArray[np.uint8]
 """A 2-D array of colours 0..9, at most 30 x 30, read-only."""
 
@@ -25,10 +40,14 @@ def as_grid(cells: Any, where: str = "grid") -> Grid:
 
     Args:
         cells: 2-D integers 0..9 with 1 to 30 rows and columns: a list of lists of int, or an integer array.
-        where: what an error message calls this grid, such as ``task 007bbfb7, train pair 0, input``.
+        where: The grid's name in error messages, such as `task 007bbfb7, train pair 0, input`.
+
+    Example:
+        >>> ttt.as_grid([[0, 1], [2, 3]]).shape
+        (2, 2)
 
     Raises:
-        InvalidTaskError: the first thing wrong, with its row and column.
+        InvalidTaskError: The cells break the format; the message gives row and column.
     """
     if isinstance(cells, np.ndarray):
         if cells.dtype.kind not in "iu":
@@ -71,18 +90,23 @@ def _named(value: Any) -> str:
 
 
 def same(a: Grid, b: Grid) -> bool:
-    """Whether two grids agree in size and in every cell."""
+    """Return whether two grids are equal in size and in every cell."""
     return a.shape == b.shape and bool((a == b).all())
 
 
 def grid_bytes(grid: Grid) -> bytes:
-    """A grid as bytes that no other grid has: rows, columns, then the cells in row order."""
+    """Return bytes that identify a grid: rows, columns, then the cells in row order."""
     return bytes(grid.shape) + np.ascontiguousarray(grid, dtype=np.uint8).tobytes()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pair:
-    """One input and, where known, its output."""
+    """One input and, where known, its output.
+
+    Example:
+        >>> ttt.Pair(ttt.as_grid([[1]]), ttt.as_grid([[2]])).output.tolist()
+        [[2]]
+    """
 
     input: Grid
     output: Grid | None = None
@@ -96,7 +120,13 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One ARC task: training pairs with outputs, and one or more test inputs whose outputs may be known."""
+    """One ARC task: training pairs with outputs, and one or more test inputs whose outputs may be known.
+
+    Example:
+        >>> task = ttt.Task("mine", train=(ttt.Pair(one, two),), test=(ttt.Pair(one),))
+        >>> task.has_solutions
+        False
+    """
 
     id: str
     train: tuple[Pair, ...]
@@ -104,7 +134,7 @@ class Task:
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 of what a solver may see: training pairs and test inputs, never the test outputs, nor the id."""
+        """SHA-256 of the training pairs and test inputs; the id and the test outputs do not count."""
         h = hashlib.sha256()
         for pair in self.train:
             h.update(b"train" + bytes.fromhex(pair.digest))
@@ -118,11 +148,11 @@ class Task:
         return all(pair.output is not None for pair in self.test)
 
     def without_solutions(self) -> Task:
-        """The same task with the test outputs removed: what a backend gets."""
+        """Return the task without its test outputs, as backends get it."""
         return Task(self.id, self.train, tuple(Pair(pair.input) for pair in self.test))
 
     def __eq__(self, other: object) -> bool:
-        """Whether ids and every pair, test outputs included, agree."""
+        """Return whether ids and all pairs, test outputs included, are equal."""
         if not isinstance(other, Task):
             return NotImplemented
         return self.id == other.id and self._digests() == other._digests()
@@ -134,17 +164,21 @@ class Task:
         return tuple(p.digest for p in self.train), tuple(p.digest for p in self.test)
 
     def seed(self, run_seed: int) -> int:
-        """A 63-bit seed from the task's content and the run's seed, the same in whatever order tasks are solved."""
+        """Return a 63-bit seed from the task's content and the run's seed; the order of tasks does not matter."""
         digest = hashlib.sha256(f"{run_seed}:{self.content}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Candidate:
-    """One possible output for one test input, as a backend sees it.
+    """One possible output for one test input, from a backend.
 
-    ``confidence`` is the backend's own score in [0, 1]; ``stage`` says which part of the backend found it and ``why``
-    says how, for people.
+    Example:
+        >>> ttt.Candidate(one, confidence=0.9, stage="search", why="as it is").confidence
+        0.9
+
+    `confidence` is the backend's own claim in [0, 1]. `stage` names the part of the backend that found it, and `why`
+    explains it in words.
     """
 
     grid: Grid
@@ -155,9 +189,14 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Progress:
-    """The best that a backend has so far: per test input its candidates, best first.
+    """A backend's best answers so far: per test input its candidates, best first.
 
-    ``fraction`` in [0, 1] is for the progress bar; ``steps_done`` counts work units.
+    Example:
+        >>> progress = ttt.Progress(((ttt.Candidate(one, 0.9),),), stage="search", steps_done=3)
+        >>> len(progress.answers[0])
+        1
+
+    `fraction` in [0, 1] is for the progress bar; `steps_done` counts work units.
     """
 
     answers: tuple[tuple[Candidate, ...], ...]
@@ -168,9 +207,13 @@ class Progress:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Attempt:
-    """One of the two answers that are handed in for a test input.
+    """One of the two submitted answers for a test input.
 
-    ``confidence`` is the calibrated probability that it is right, ``claimed`` what the backend said.
+    Example:
+        >>> ttt.Attempt(one, confidence=0.8, stage="search", claimed=0.9).claimed
+        0.9
+
+    `confidence` is the calibrated probability that it is right, `claimed` the backend's own figure.
     """
 
     grid: Grid
@@ -182,11 +225,17 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prediction:
-    """The two attempts for one test input."""
+    """The two attempts for one test input.
+
+    Example:
+        >>> guess = ttt.Prediction(ttt.Attempt(one, 0.8), ttt.Attempt(two, 0.1))
+        >>> guess.solves(two), guess.solves(two, attempts=1)
+        (True, False)
+    """
 
     first: Attempt
     second: Attempt
 
     def solves(self, truth: Grid, attempts: int = 2) -> bool:
-        """Whether one of the first one or two attempts is the truth, in every cell."""
+        """Return whether one of the first one or two attempts equals the truth in every cell."""
         return same(self.first.grid, truth) or (attempts > 1 and same(self.second.grid, truth))

@@ -1,4 +1,4 @@
-"""The arguments that several commands share, and what they mean."""
+"""Arguments that several commands share, and the values they describe."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TASKS_HELP = (
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name tasks."""
+    """Add the arguments that name tasks."""
     parser.add_argument("tasks", nargs="+", metavar="TASKS", help=TASKS_HELP)
-    parser.add_argument("--solutions", type=Path, help="Kaggle's solutions file, where it is not found by itself")
+    parser.add_argument("--solutions", type=Path, help="Kaggle's solutions file, if it is not found automatically")
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say how tasks are solved."""
+    """Add the arguments that say how tasks are solved."""
     parser.add_argument("--budget", type=_seconds, metavar="TIME", help="wall time per task: 20s, 2min (default 60s)")
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="work units per task; the same answers on every machine"
@@ -45,19 +45,29 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the backend, as JSON; repeatable"
     )
     parser.add_argument("--ray", action="store_true", help="solve on a Ray cluster (extra ray)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that was cut short")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="records of the run (default: beside the output)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="records shared between runs")
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="confidence curves of eval --calibrate (default: ttt's own)"
     )
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that asks for JSON."""
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, indent=2))
+
+
 def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """Parse a whole number above 0, for argparse."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -77,13 +87,13 @@ def _argument(parse: Callable[[str], T], text: str) -> T:
 
 
 def budget_of(args: argparse.Namespace) -> Budget:
-    """The budget that the arguments describe: 60 s, unless time or steps are given."""
+    """Return the budget that the arguments describe: 60 s, unless time or steps are given."""
     seconds = args.budget if args.budget is not None else (None if args.steps else 60.0)
     return Budget(seconds=seconds, memory=args.memory, steps=args.steps)
 
 
 def backend_of(args: argparse.Namespace) -> Backend:
-    """The backend that the arguments name, with its settings."""
+    """Return the backend that the arguments name, with its settings."""
     settings = {}
     for item in args.set:
         key, equals, value = item.partition("=")
@@ -97,7 +107,7 @@ def backend_of(args: argparse.Namespace) -> Backend:
 
 
 def make_run(args: argparse.Namespace, tasks: TaskSet, folder: Path) -> Run:
-    """The run that the arguments describe."""
+    """Return the run that the arguments describe."""
     return run(
         tasks,
         backend=backend_of(args),
@@ -113,7 +123,7 @@ def make_run(args: argparse.Namespace, tasks: TaskSet, folder: Path) -> Run:
 
 
 def warn_rejected(tasks: TaskSet) -> None:
-    """Tell about each task that the loader refused."""
+    """Print each task that the loader refused, with the reason."""
     console = Console(stderr=True, highlight=False, markup=False)
     for refused in tasks.rejected:
         console.print(f"refused {refused.id}: {refused.reason}", style="yellow")

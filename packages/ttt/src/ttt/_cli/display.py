@@ -1,4 +1,4 @@
-"""The terminal's view of a run while it goes on. Knows events, not how tasks are solved."""
+"""The live display of a run in the terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Display:
         self._live.stop()
 
     def show(self, event: Event) -> None:
-        """Take note of an event."""
+        """Update the display with an event."""
         match event:
             case Started(task_id):
                 self._running[task_id] = (time.monotonic(), None)
@@ -69,7 +69,7 @@ class Display:
 
 
 def result_line(task: Task, result: TaskResult) -> Text:
-    """One line on a finished task."""
+    """Return one line about a finished task."""
     right = solved(task, result)
     mark, style = {True: ("solved", "green"), False: ("wrong ", "red"), None: ("      ", "dim")}[right]
     if not result.answered:

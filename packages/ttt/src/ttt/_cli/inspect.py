@@ -1,26 +1,26 @@
-"""The commands that look at what is there: score, show, report, leaks, checkpoints, doctor."""
+"""The commands `score`, `show`, `report`, `leaks`, `checkpoints` and `doctor`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from ttt._cli.arguments import Commands, add_tasks, positive, warn_rejected
+from ttt._cli.arguments import Commands, add_json, add_tasks, positive, print_json, warn_rejected
 from ttt._cli.report import write_report
 from ttt._doctor import examine
 from ttt._tasks.leak import find_leaks
+from ttt._tasks.loader import task_json
 from ttt._tasks.picture import png, task_image, task_view
 from ttt._tasks.sources import load
 from ttt.checkpoint import CheckpointStore
-from ttt.errors import CheckpointNotFoundError
+from ttt.errors import CheckpointNotFoundError, TTTError
 from ttt.results._scoring import score
 
 
@@ -29,26 +29,28 @@ def add_commands(sub: Commands) -> None:
     p = sub.add_parser("score", help="score a submission", description="Score a submission against known outputs.")
     p.add_argument("submission", type=Path)
     add_tasks(p)
-    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(p)
     p.set_defaults(function=score_command)
 
     p = sub.add_parser("show", help="look at tasks", description="Show tasks in the terminal, or write a picture.")
     add_tasks(p)
     p.add_argument("--png", type=Path, help="write the (one) task as a picture instead")
     p.add_argument("--hide", action="store_true", help="do not show the test outputs")
-    p.add_argument("--color", action="store_true", help="colours also where the output is no terminal")
+    p.add_argument("--color", action="store_true", help="use colours even if the output is not a terminal")
+    add_json(p)
     p.set_defaults(function=show)
 
     p = sub.add_parser("report", help="one HTML page on a run", description="Write one HTML page with pictures.")
     p.add_argument("run", type=Path, help="the folder that solve or eval named")
     p.add_argument("--out", type=Path, help="default report.html in that folder")
+    add_json(p)
     p.set_defaults(function=report)
 
     text = "Which evaluated tasks share pairs with a set that was trained on, by content and under any name."
     p = sub.add_parser("leaks", help="compare a training set with what is evaluated", description=text)
     p.add_argument("evaluated")
     p.add_argument("trained_on")
-    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(p)
     p.set_defaults(function=leaks)
 
     p = sub.add_parser("checkpoints", help="list, verify or prune checkpoints", description="Look after checkpoints.")
@@ -56,21 +58,21 @@ def add_commands(sub: Commands) -> None:
     p.add_argument("folder", type=Path)
     p.add_argument("--kind", help="what the states are of, such as lm or vit (default: whatever is there)")
     p.add_argument("--keep", type=positive, default=3, metavar="N", help="prune: newest versions to keep (default 3)")
-    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(p)
     p.set_defaults(function=checkpoints)
 
     p = sub.add_parser("doctor", help="what this machine offers", description="Look at this machine; change nothing.")
     p.add_argument("--folder", type=Path, default=Path(), help="where runs would be written")
-    p.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(p)
     p.set_defaults(function=doctor)
 
 
 def score_command(args: argparse.Namespace) -> int:
-    """``ttt score``."""
+    """`ttt score`."""
     result = score(args.submission, load(*args.tasks, solutions=args.solutions))
     if args.json:
         low, high = result.interval()
-        _print_json({**asdict(result), "total": result.total, "low": low, "high": high})
+        print_json({**asdict(result), "total": result.total, "low": low, "high": high})
         return 0
     Console().print(str(result))
     for name, ids in (("solved", result.solved), ("missed", result.missed)):
@@ -80,16 +82,18 @@ def score_command(args: argparse.Namespace) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    """``ttt show``."""
+    """`ttt show`."""
     tasks = load(*args.tasks, solutions=args.solutions)
     warn_rejected(tasks)
     if args.png is not None:
         if len(tasks) != 1:
-            print(f"ttt: --png wants one task, got {len(tasks)}", file=sys.stderr)
-            return 2
+            raise TTTError(f"--png needs exactly one task, got {len(tasks)}")
         task = tasks[0].without_solutions() if args.hide else tasks[0]
         args.png.write_bytes(png(task_image(task)))
         return 0
+    if args.json:
+        print_json({t.id: task_json(t.without_solutions() if args.hide else t) for t in tasks})
+        return 1 if tasks.rejected else 0
     console = Console(force_terminal=True, color_system="truecolor") if args.color else Console()
     width = max(40, shutil.get_terminal_size().columns)
     for task in tasks:
@@ -98,19 +102,22 @@ def show(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """``ttt report``."""
+    """`ttt report`."""
     out = args.out or args.run / "report.html"
     write_report(args.run, out)
-    print(out)
+    if args.json:
+        print_json({"report": str(out)})
+    else:
+        print(out)
     return 0
 
 
 def leaks(args: argparse.Namespace) -> int:
-    """``ttt leaks``; status 1 when there are any."""
+    """`ttt leaks`; status 1 when there are any."""
     evaluated = load(args.evaluated)
     found = find_leaks(evaluated, load(args.trained_on))
     if args.json:
-        _print_json([asdict(leak) for leak in found])
+        print_json([asdict(leak) for leak in found])
         return 1 if found else 0
     console = Console(highlight=False, markup=False)
     for leak in found:
@@ -121,7 +128,7 @@ def leaks(args: argparse.Namespace) -> int:
 
 
 def checkpoints(args: argparse.Namespace) -> int:
-    """``ttt checkpoints``; status 1 when a version is not sound."""
+    """`ttt checkpoints`; status 1 when a version is not sound."""
     if not args.folder.is_dir():
         raise CheckpointNotFoundError(f"{args.folder}: no such folder")
     kind = args.kind
@@ -132,11 +139,12 @@ def checkpoints(args: argparse.Namespace) -> int:
     removed = store.prune(args.keep) if args.action == "prune" else []
     entries = store.history()
     if args.json:
-        _print_json({"kind": kind, "removed": removed, "versions": [asdict(e) for e in entries]})
+        print_json({"kind": kind, "removed": removed, "versions": [asdict(e) for e in entries]})
     else:
         table = Table("version", "bytes", "score", "state", box=None)
         for e in entries:
-            table.add_row(str(e.version), f"{e.bytes:,}", "" if e.score is None else f"{e.score:g}", e.fault or "sound")
+            score = "" if e.score is None else f"{e.score:g}"
+            table.add_row(str(e.version), f"{e.bytes:,}", score, Text(e.fault or "sound"))
         Console().print(table)
         if removed:
             Console().print(f"removed {len(removed)} versions")
@@ -151,18 +159,14 @@ def _kind_in(manifest: Path) -> str:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """``ttt doctor``; status 1 when something stands in the way."""
+    """`ttt doctor`; status 1 when something stands in the way."""
     found = examine(args.folder)
     if args.json:
-        _print_json([asdict(f) for f in found])
+        print_json([asdict(f) for f in found])
     else:
         table = Table.grid(padding=(0, 2))
         for f in found:
             mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[dim]--[/]"}[f.ok]
-            table.add_row(mark, f.name, f.text)
+            table.add_row(mark, f.name, Text(f.text))
         Console().print(table)
     return 1 if any(f.ok is False for f in found) else 0
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))

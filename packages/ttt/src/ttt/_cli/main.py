@@ -1,26 +1,26 @@
-"""The command ``ttt``: arguments in, exit status out. Knows no algorithm."""
+"""The command `ttt`: parses arguments, runs a command, returns the exit status."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-
-from rich.console import Console
+from importlib.metadata import version
 
 from ttt.errors import TTTError
 
 EXAMPLES = """\
 examples:
   ttt solve arcagi1:training/007bbfb7,00d62c1b --budget 20s --workers 2
-  ttt solve arc-agi_test_challenges.json --out submission.json --resume
+  ttt solve arc-agi_test_challenges.json --out submission.json --workers 4
   ttt score submission.json arcagi1:training/007bbfb7,00d62c1b
   ttt show arcagi1:training/007bbfb7 --png task.png
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the whole command line."""
     from ttt._cli import inspect, solve
 
     main = argparse.ArgumentParser(
@@ -29,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    main.add_argument("--version", action="version", version=f"ttt {version('pentad-ttt')}")
+    main.add_argument("--json", action="store_true", dest="json_first", help="print one JSON document instead of text")
     sub = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     solve.add_commands(sub)
     inspect.add_commands(sub)
@@ -38,23 +40,23 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 done with failures, 2 wrong use, 130 interrupted."""
     args = parser().parse_args(argv)
+    args.json = args.json or args.json_first
     try:
-        return int(args.function(args))
+        status = int(args.function(args))
+        sys.stdout.flush()
     except TTTError as error:
-        Console(stderr=True).print(f"[bold red]ttt:[/] {type(error).__name__}: ", end="")
-        Console(stderr=True, highlight=False, markup=False).print(str(error))
-        return 2
+        return _refused(str(error))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; there is nobody to tell.
-        sys.stderr.close()
+        # The reader of our output (head, less) has gone: what is left goes nowhere, also at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        Console(stderr=True).print("[bold red]ttt:[/] ", end="")
-        Console(stderr=True, highlight=False, markup=False).print(str(error), soft_wrap=True)
-        return 2
+        return _refused(str(error))
+    return status
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _refused(text: str) -> int:
+    print("ttt: " + " ".join(text.split()), file=sys.stderr)
+    return 2

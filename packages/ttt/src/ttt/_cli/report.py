@@ -1,4 +1,4 @@
-"""One HTML page on a run: pictures of pairs and attempts, confidence, time, memory. Opens offline; knows no solver."""
+"""The HTML report of a run: pictures of pairs and attempts, confidence, time, memory; opens offline."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def read_run(folder: Path) -> SavedRun:
     """Read a run's folder; tasks that have not finished have no result.
 
     Raises:
-        UnreadableFileError: it is no folder of a run.
+        UnreadableFileError: It is not the folder of a run.
     """
     if not (folder / "run.json").is_file():
-        raise UnreadableFileError(f"{folder}: is no folder of a run (no run.json); give the folder that solve named")
+        raise UnreadableFileError(f"{folder}: not the folder of a run (no run.json); use the folder that solve printed")
     about = read_json(folder / "run.json")
     tasks, _ = parse_collection(read_json(folder / "tasks.json"), str(folder / "tasks.json"))
     records = Records(folder / "records")
@@ -52,7 +52,7 @@ def write_report(folder: Path, out: Path) -> None:
 
 
 def report_html(run: SavedRun) -> str:
-    """The report as one HTML document without a script, a link or anything from outside."""
+    """Return the report as one HTML document without scripts, links or external resources."""
     finished = [t for t in run.tasks if t.id in run.results]
     known = [t for t in finished if t.has_solutions]
     parts = [_head(run, finished, known)]
@@ -105,7 +105,7 @@ def _head(run: SavedRun, finished: Sequence[Task], known: Sequence[Task]) -> str
 
 
 def reliability_svg(confidence: Sequence[float], right: Sequence[bool]) -> str:
-    """A reliability picture: for each bin of confidence the share that was right, its area the number of answers."""
+    """Return a reliability diagram: per bin of confidence the share right, its area the number of answers."""
     size, margin = 220, 34
     scale = size - margin - 10
 
@@ -130,7 +130,7 @@ def reliability_svg(confidence: Sequence[float], right: Sequence[bool]) -> str:
 
 
 def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
-    """How far confidence can be believed, and what was solved by kind of task and by the stage that answered."""
+    """Return the section on calibration, and on the tasks solved by kind and by stage."""
     right = [solved(t, r) is True for t, r in zip(tasks, results, strict=True)]
     claims = [r.confidence for r in results]
     means = []
@@ -148,7 +148,7 @@ def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
 
 
 def _shares(groups: Sequence[tuple[str, list[bool]]], right: Sequence[bool]) -> str:
-    """A table with a bar per group of tasks: how many of them were solved."""
+    """Return a table with a bar per group of tasks: how many are solved."""
     rows = []
     for name, members in groups:
         total = sum(members)

@@ -1,4 +1,4 @@
-"""The commands that solve: solve and eval. They know the terminal; the work is done elsewhere."""
+"""The commands `solve` and `eval`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ttt._cli.arguments import Commands, add_running, add_tasks, make_run, positive, warn_rejected
+from ttt._cli.arguments import Commands, add_running, add_tasks, make_run, positive, print_json, warn_rejected
 from ttt._cli.display import Display
 from ttt._cli.report import write_report
 from ttt._events import TaskResult
@@ -36,12 +36,12 @@ def add_commands(sub: Commands) -> None:
 
 @contextmanager
 def interruptible(work: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to end, so what is known is still written; a second Ctrl-C is Python's own."""
+    """Let Ctrl-C and SIGTERM stop the run, so that its answers are still written; a second Ctrl-C raises at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ask(number: int, frame: object) -> None:
+    def ask(_number: int, _frame: object) -> None:
         work.interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -53,8 +53,13 @@ def interruptible(work: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _console(args: argparse.Namespace) -> Console:
+    """Return a console that prints text as it is; beside JSON it prints to stderr."""
+    return Console(stderr=args.json, markup=False, highlight=False)
+
+
 def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> None:
-    """Make a run go, show it, and keep the submission on disk valid all the time."""
+    """Solve, show the progress, and keep a valid submission on disk all the time."""
     written = 0.0
     if out is not None:
         work.write_submission(out)
@@ -79,20 +84,20 @@ def _add_solve(sub: Commands) -> None:
 
 
 def solve(args: argparse.Namespace) -> int:
-    """``ttt solve``."""
+    """`ttt solve`."""
     tasks = load(*args.tasks, solutions=args.solutions)
     warn_rejected(tasks)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     folder = args.run or args.out.with_suffix(".run")
     work = make_run(args, tasks, folder)
-    console = Console(stderr=True) if args.json else Console()
+    console = _console(args)
     begun = time.monotonic()
     follow(work, console, quiet=args.json, out=args.out)
     results = work.current()
     known = len(work.tasks) > 0 and all(t.has_solutions for t in work.tasks)
     seconds = time.monotonic() - begun
     if args.json:
-        print(json.dumps(_summary(work, results, args.out, folder, seconds, work.score() if known else None), indent=1))
+        print_json(_summary(work, results, args.out, folder, seconds, work.score() if known else None))
     else:
         if known:
             console.print(str(work.score()))
@@ -144,7 +149,7 @@ def _add_eval(sub: Commands) -> None:
 
 
 def eval_command(args: argparse.Namespace) -> int:
-    """``ttt eval``."""
+    """`ttt eval`."""
     tasks = load(args.split)
     warn_rejected(tasks)
     if args.sample is not None:
@@ -156,21 +161,21 @@ def eval_command(args: argparse.Namespace) -> int:
             wanted.parent.mkdir(parents=True, exist_ok=True)
     folder = args.run or args.out.with_suffix(".run")
     work = make_run(args, tasks, folder)
-    console = Console(stderr=True) if args.json else Console()
+    console = _console(args)
     follow(work, console, quiet=args.json, out=args.out.with_suffix(".submission.json"))
     done = [t for t in work.tasks if work.results[t.id].status != "skipped"]
     figures = evaluate([work.results[t.id] for t in done], done)
     about = {"split": args.split, "sample": args.sample, "seed": args.seed}
     budget = asdict(work.budget)
-    text = json.dumps({**about, "budget": budget, "backend": work.backend.name, **figures.to_json()}, indent=1)
-    write_atomically(args.out, text.encode())
+    document = {**about, "budget": budget, "backend": work.backend.name, **figures.to_json()}
+    write_atomically(args.out, json.dumps(document, indent=2).encode())
     write_report(folder, args.out.with_suffix(".html"))
     if args.calibrate is not None:
         note = f"{len(done)} tasks of {args.split}, seed {args.seed}, budget {budget}"
         text_of_curves = calibration_text(work.backend.name, work.current(), done, note)
         write_atomically(args.calibrate, text_of_curves.encode())
     if args.json:
-        print(text)
+        print_json(document)
     else:
         _print_evaluation(console, figures)
         console.print(

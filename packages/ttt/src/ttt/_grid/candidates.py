@@ -38,7 +38,7 @@ class CandidatePool:
         return new
 
     def sure(self, enough: float) -> bool:
-        """Whether every test has a candidate of more than this confidence."""
+        """Return whether every test has a candidate of more than this confidence."""
         return all(max((c.confidence for c in b.values()), default=0.0) > enough for b in self.best)
 
     def answers(self, spare: Sequence[Sequence[Grid]]) -> tuple[tuple[Candidate, ...], ...]:

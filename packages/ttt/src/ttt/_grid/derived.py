@@ -41,7 +41,7 @@ class DerivedInput:
         return blake2b(b"".join(bytes(g.shape) + g.tobytes() for g in self.grids), digest_size=16).digest()
 
     def has_sizes(self, sizes: Sequence[Shape]) -> bool:
-        """Whether the first grids have these sizes."""
+        """Return whether the first grids have these sizes."""
         return all(g.shape == s for g, s in zip(self.grids, sizes, strict=False))
 
 

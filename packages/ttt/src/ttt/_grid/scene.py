@@ -45,15 +45,15 @@ class Scene:
         return self.grid != self.background
 
     def things(self, kind: str) -> list[Thing]:
-        """The things of a kind, in reading order; empty where there are too many to count."""
+        """Return the things of a kind in reading order; none where there are more than `MAX_THINGS`."""
         return self._cut(kind)[0]
 
     def labels(self, kind: str) -> Numbers:
-        """For each cell 1 + the index of its thing, 0 for none."""
+        """Return for each cell 1 + the index of its thing, 0 for none."""
         return self._cut(kind)[1]
 
     def measure(self, kind: str, name: str) -> Numbers:
-        """One of `PROPERTIES` of every thing of a kind, or how many things are equal by one of `REPEATS`."""
+        """Return one of `PROPERTIES` of every thing of a kind, or how many things are equal by one of `REPEATS`."""
         key = (kind, name)
         if key not in self._measures:
             things = self.things(kind)

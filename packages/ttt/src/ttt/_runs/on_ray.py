@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster: each Ray task supervises a worker process on its node, so budgets hold as they do locally."""
+"""Tasks on a Ray cluster: each Ray task supervises a worker process on its node, so that budgets are enforced there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Sink = queue.SimpleQueue[Event | BaseException | None]
 
 
 def connect() -> bool:
-    """Connect to the cluster that Ray finds, or start one on this machine; whether it was started here.
+    """Connect to the cluster that Ray finds, or start one on this machine; return whether it was started here.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -45,7 +45,7 @@ def _solve_on_node(path: list[str], job: bytes) -> Any:
 
 
 def drive(jobs: list[Job], events: Sink, stop: threading.Event, workers: int, started: bool) -> None:
-    """Put the events of all jobs, at most ``workers`` at a time, then None; leave Ray as ``connect`` found it."""
+    """Queue the events of all jobs, at most `workers` at a time, then None; shut Ray down if `connect` started it."""
     import ray
 
     try:

@@ -1,4 +1,4 @@
-"""Finished tasks on disk, written whole or not at all, found again by content: a run's records, or a shared cache."""
+"""Finished tasks on disk, found again by content: the records of a run, or a cache shared by runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 
 
 def describe_backend(backend: Backend) -> dict[str, Any]:
-    """A backend's class and settings as JSON values, equal for backends that answer alike."""
+    """Return a backend's class and settings as JSON values, equal for backends of equal answers."""
     cls = type(backend)
     about: dict[str, Any] = {"name": backend.name, "class": f"{cls.__module__}:{cls.__qualname__}"}
     if is_dataclass(backend):
@@ -32,7 +32,7 @@ def describe_backend(backend: Backend) -> dict[str, Any]:
 
 
 def record_key(task: Task, backend: Backend, budget: Budget, seed: int) -> str:
-    """SHA-256 of all that decides a task's answers: its content, the backend, the budget and the run's seed."""
+    """Return the SHA-256 of what decides a task's answers: content, backend, budget and seed."""
     about = {
         "format": FORMAT,
         "content": task.content,
@@ -51,7 +51,7 @@ class Records:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, key: str, result: TaskResult) -> None:
-        """Keep a task that came to its own end; what an interrupt cut short is not worth keeping."""
+        """Keep the result of a task, unless an interrupt cut it short."""
         if result.status == "skipped" or result.reason == "interrupt":
             return
         fields = {name: getattr(result, name) for name in TaskResult.__slots__}
@@ -61,7 +61,7 @@ class Records:
         write_atomically(self._path(key), body + b"\n" + digest + b"\n")
 
     def get(self, key: str, task_id: str) -> TaskResult | None:
-        """The kept result for a key under this id, or None where there is none or its bytes have changed."""
+        """Return the result kept under a key, with this id; None where there is none or its bytes have changed."""
         try:
             body, digest = self._path(key).read_bytes().split(b"\n")[:2]
             if hashlib.sha256(body).hexdigest().encode() != digest:

@@ -1,4 +1,4 @@
-"""A run over many tasks: a process per task, budgets, records for resuming, one stream of events. Knows no solver."""
+"""A run over many tasks: a process per task, budgets, records for resuming, one stream of events."""
 
 from __future__ import annotations
 
@@ -31,13 +31,18 @@ Pool = Literal["local", "ray"]
 
 
 class Run:
-    """Tasks being solved; iterate over it to make it go, and read the results at any time.
+    """A run over tasks; iterate over it to solve them, and read the results at any time.
+
+    Example:
+        >>> run = ttt.Run([ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one),))])
+        >>> run.current()[0].status  # not started yet
+        'skipped'
 
     Attributes:
-        tasks: what is solved.
-        rejected: what the loader refused.
-        calibration: the curves in use.
-        results: by task id, the outcome of each task that has finished.
+        tasks: The tasks.
+        rejected: The tasks that the loader refused.
+        calibration: The confidence curves in use.
+        results: The result of each finished task, by task id.
     """
 
     def __init__(
@@ -105,16 +110,16 @@ class Run:
         write_atomically(folder / "tasks.json", json.dumps({t.id: task_json(t) for t in self.tasks}).encode())
 
     def interrupt(self) -> None:
-        """Ask every task to come to an end and start no more; the iteration then ends within about two seconds."""
+        """Stop: start no more tasks and end the running ones; the iteration then ends within about two seconds."""
         self._stop.set()
 
     @property
     def interrupted(self) -> bool:
-        """Whether ``interrupt`` was called."""
+        """Whether `interrupt` was called."""
         return self._stop.is_set()
 
     def __iter__(self) -> Iterator[Event]:
-        """Solve what is not yet solved; leaving the loop early ends the workers."""
+        """Solve the tasks without a result; leaving the loop early ends the workers."""
         todo = [t for t in self.tasks if t.id not in self.results]
         for task in todo:
             kept = self._kept(task)
@@ -127,7 +132,7 @@ class Run:
                 yield from self._solve([self._job(t, backend) for t in todo])
 
     def _solve(self, jobs: list[Job]) -> Iterator[Event]:
-        """Solve jobs, and count those that an interrupt leaves over as skipped."""
+        """Solve jobs; after an interrupt the remaining ones are skipped."""
         events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         running = self._start(jobs, events)
         try:
@@ -156,7 +161,7 @@ class Run:
                 yield Finished(job.task.id, unfinished)
 
     def _start(self, jobs: list[Job], events: queue.SimpleQueue[Event | BaseException | None]) -> int:
-        """Start the threads (or the Ray driver) that put events, and each a None at its end; their number."""
+        """Start the worker threads or the Ray driver; each queues events, then None. Return their number."""
         if self.pool == "ray":
             from ttt._runs.on_ray import connect, drive
 
@@ -198,7 +203,7 @@ class Run:
         key = self._key(task)
         for store in self._stores:
             if (result := store.get(key, task.id)) is not None and len(result.predictions) == len(task.test):
-                # Records keep what was claimed: they may have been made with other curves.
+                # Records keep the claims, since other curves may apply now.
                 return replace(result, predictions=recalibrated(result.predictions, self.calibration))
         return None
 
@@ -216,7 +221,7 @@ class Run:
             shutil.rmtree(self.folder / "work" / key[:40], ignore_errors=True)
 
     def current(self) -> list[TaskResult]:
-        """For every task its result, the best so far, or fallbacks: what a valid submission needs, at any moment."""
+        """Return for every task its result, its best answers so far, or fallbacks."""
         return [self.results.get(task.id) or self._unfinished(task) for task in self.tasks]
 
     def _unfinished(self, task: Task) -> TaskResult:
@@ -226,15 +231,15 @@ class Run:
         return TaskResult(task.id, best.predictions, "stopped", "interrupt", stage=best.stage, fraction=best.fraction)
 
     def submission(self) -> str:
-        """The text of a valid submission with what is known now."""
+        """Return the text of a valid submission with the answers so far."""
         return submission_text(self.current(), self.rejected)
 
     def write_submission(self, path: str | os.PathLike[str]) -> None:
-        """Write a valid submission with what is known now."""
+        """Write a valid submission with the answers so far."""
         write_submission(path, self.current(), self.rejected)
 
     def score(self) -> Score:
-        """Score what is known now; the test outputs of every task must be known."""
+        """Score the answers so far; the test outputs of every task must be known."""
         return score(self.current(), self.tasks)
 
 
@@ -251,25 +256,33 @@ def run(
     pool: Pool = "local",
     calibration: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """Prepare a run; iterate over what is returned to make it go.
+    """Prepare a run; iterate over it to solve the tasks.
+
+    Example:
+        >>> mirrored = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> run = ttt.run([mirrored], budget="20 steps")
+        >>> for event in run:
+        ...     pass
+        >>> run.score().solved
+        ('t',)
 
     Args:
-        tasks: what ``load`` gave, or any tasks with distinct ids. Their test outputs are never shown to the backend.
-        backend: ``grid``, ``lm``, ``vit``, ``package.module:Class`` or an object, see Backend.
-        budget: per task: a Budget, seconds, or text such as ``"60s"`` or ``"500 steps"``. Default 60 s, 10 GB.
-        workers: tasks solved at a time, each in a process of its own with one thread.
-        seed: of the run; each task's own seed comes from this and its content.
-        folder: where records and checkpoints are kept, so that a killed run can be resumed. None keeps nothing.
-        resume: reuse the records in ``folder``; otherwise they are removed.
-        cache: a folder of records shared between runs: the same content, backend, budget and seed is solved once.
-        pool: ``local`` processes, or ``ray`` (extra ``ray``; connects to a running cluster or starts a local one).
-        calibration: a file of confidence curves that ``ttt eval --calibrate`` wrote; without one those that come with
+        tasks: The result of `load`, or any tasks with distinct ids. The backend never sees their test outputs.
+        backend: `grid`, `lm`, `vit`, `package.module:Class` or an object, see `Backend`.
+        budget: Per task: a `Budget`, seconds, or text such as `"60s"` or `"500 steps"`. Default 60 s, 10 GB.
+        workers: How many tasks are solved at a time, each in a process of its own with one thread.
+        seed: Of the run. Each task's own seed is derived from it and the task's content.
+        folder: Where records and checkpoints are kept, so that a killed run can be resumed. None keeps nothing.
+        resume: Reuse the records in `folder`; otherwise they are removed.
+        cache: A folder of records shared between runs; equal content, backend, budget and seed are solved once.
+        pool: `local` processes, or `ray` (extra `ray`; connects to a running cluster or starts a local one).
+        calibration: A file of confidence curves that `ttt eval --calibrate` wrote; without one those that come with
             ttt. Curves fitted for another backend are not used.
 
     Raises:
-        InvalidBackendError: the backend cannot be made, or cannot travel to a worker.
-        InvalidBudgetError: the budget makes no sense.
-        ValueError: there are no workers, or the pool is neither of the two.
-        UnreadableFileError: ``calibration`` holds no curves.
+        InvalidBackendError: The backend cannot be created or pickled.
+        InvalidBudgetError: The budget is invalid.
+        ValueError: `workers` is below 1, or `pool` is unknown.
+        UnreadableFileError: `calibration` is not a file of curves.
     """
     return Run(tasks, backend, budget, workers, seed, folder, resume, cache, pool, calibration)

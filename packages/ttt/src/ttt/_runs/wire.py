@@ -1,4 +1,4 @@
-"""How values travel between the processes of a run and to disk, as JSON. Knows no pipe and no path."""
+"""Values as JSON, for the processes of a run and for records."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ttt.values import Attempt, Candidate, Prediction, Progress, Task, as_grid
 
 
 def task_out(task: Task) -> dict[str, Any]:
-    """A task as JSON, with its id and without its test outputs."""
+    """Return a task as JSON, with its id and without its test outputs."""
     return {"id": task.id, **task_json(task.without_solutions())}
 
 
 def task_in(value: dict[str, Any]) -> Task:
-    """The task that ``task_out`` wrote."""
+    """Read what `task_out` wrote."""
     return parse_task(value["id"], value)
 
 
 def progress_out(progress: Progress) -> dict[str, Any]:
-    """A Progress as JSON."""
+    """Return a Progress as JSON."""
 
     def candidate(c: Candidate) -> dict[str, Any]:
         grid = as_grid(c.grid, "the backend's answer").tolist()
@@ -34,7 +34,7 @@ def progress_out(progress: Progress) -> dict[str, Any]:
 
 
 def progress_in(value: dict[str, Any]) -> Progress:
-    """The Progress that ``progress_out`` wrote."""
+    """Read what `progress_out` wrote."""
     answers = tuple(
         tuple(Candidate(as_grid(c["grid"], "an answer"), c["confidence"], c["stage"], c["why"]) for c in options)
         for options in value["answers"]
@@ -43,7 +43,7 @@ def progress_in(value: dict[str, Any]) -> Progress:
 
 
 def predictions_out(predictions: tuple[Prediction, ...]) -> list[list[dict[str, Any]]]:
-    """Predictions as JSON: per test input its two attempts."""
+    """Return predictions as JSON: per test input its two attempts."""
 
     def attempt(a: Attempt) -> dict[str, Any]:
         known = {"confidence": a.confidence, "claimed": a.claimed, "stage": a.stage, "why": a.why}
@@ -53,7 +53,7 @@ def predictions_out(predictions: tuple[Prediction, ...]) -> list[list[dict[str, 
 
 
 def predictions_in(value: list[list[dict[str, Any]]]) -> tuple[Prediction, ...]:
-    """The predictions that ``predictions_out`` wrote."""
+    """Read what `predictions_out` wrote."""
 
     def attempt(a: dict[str, Any]) -> Attempt:
         return Attempt(as_grid(a["grid"], "an attempt"), a["confidence"], a["stage"], a["why"], a["claimed"])

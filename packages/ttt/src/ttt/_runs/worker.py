@@ -1,6 +1,6 @@
-"""The process in which one task is solved: ``python -m ttt._runs.worker``, a job on stdin, JSON lines on stdout.
+"""The process that solves one task: `python -m ttt._runs.worker`, a job on stdin, JSON lines on stdout.
 
-Knows the backend only through its protocol. Ends when its parent goes away, so no solver outlives a killed run.
+It exits when its parent goes away, so that no solver outlives a killed run.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def main() -> None:
         _send(out, clock, kind="done", reason=reason, steps=steps)
     except MemoryError as error:
         _send(out, clock, kind="error", type="MemoryLimitError", message=f"the process ran out of memory: {error}")
-    except Exception as error:  # whatever a backend raises is this task's failure, and told to the parent
+    except Exception as error:  # every error of a backend is a failure of its task, and reported to the parent
         traceback.print_exc()
         _send(out, clock, kind="error", type=type(error).__name__, message=str(error))
     out.flush()
-    # No interpreter teardown: it can take seconds with big libraries loaded, on the task's budget.
+    # Skips the interpreter's teardown, which with big libraries loaded can take seconds of the task's budget.
     sys.stderr.flush()
     os._exit(0)
 
 
 def _solve(job: dict[str, Any], clock: Clock, out: IO[str]) -> Progress | None:
-    # The pickle comes from our own parent, over a pipe that nobody else holds.
+    # The pickle comes from our own parent, over a pipe that no other process holds.
     backend: Backend = pickle.loads(base64.b64decode(job["backend"]))
     task = task_in(job["task"])
     workdir = Path(job["workdir"]) if job["workdir"] else None
@@ -61,7 +61,7 @@ def _solve(job: dict[str, Any], clock: Clock, out: IO[str]) -> Progress | None:
     unsent = False
     sent_at = 0.0
     for last in backend.solve(task, clock, workdir):
-        choose(task, last)  # answers that cannot be handed in are refused here, with the backend's frames at hand
+        choose(task, last)  # refuses invalid answers here, where the traceback shows the backend
         unsent = time.monotonic() - sent_at < SEND_EVERY
         if not unsent:
             _send(out, clock, kind="progress", **progress_out(last))

@@ -15,10 +15,15 @@ IDENTITY_COLOURS = tuple(range(COLOURS))
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to look at a task, which can be undone.
+    """An invertible view of a task: a symmetry, a permutation of colours, an order of pairs.
 
-    ``turns`` quarter turns counter-clockwise after an optional ``mirror`` (left-right); colour c becomes
-    ``colours[c]``; ``order`` permutes the training pairs (empty: as they are).
+    Example:
+        >>> view = ttt.View(turns=1)
+        >>> view.undo(view.apply(one)).tolist() == one.tolist()
+        True
+
+    `turns` quarter turns counter-clockwise after an optional `mirror` (left-right); colour c becomes
+    `colours[c]`; `order` permutes the training pairs (empty: as they are).
     """
 
     turns: int = 0
@@ -27,7 +32,7 @@ class View:
     order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what could not be undone."""
+        """Refuse values that could not be undone."""
         if self.turns not in range(4):
             raise ValueError(f"turns: got {self.turns}, wanted 0 to 3")
         if sorted(self.colours) != list(IDENTITY_COLOURS):
@@ -36,19 +41,19 @@ class View:
             raise ValueError(f"order: got {self.order}, wanted a permutation of the training pairs")
 
     def apply(self, grid: Grid) -> Grid:
-        """The grid as seen through this view."""
+        """Return the grid under this view."""
         seen = np.fliplr(grid) if self.mirror else grid
         return _frozen(np.array(self.colours, np.uint8)[np.rot90(seen, self.turns)])
 
     def undo(self, grid: Grid) -> Grid:
-        """The grid that ``apply`` would turn into this one."""
+        """Return the grid that `apply` would turn into this one."""
         table = np.empty(COLOURS, np.uint8)
         table[list(self.colours)] = np.arange(COLOURS, dtype=np.uint8)
         seen = np.rot90(table[grid], -self.turns)
         return _frozen(np.fliplr(seen) if self.mirror else seen)
 
     def apply_task(self, task: Task) -> Task:
-        """The whole task as seen through this view."""
+        """Return the whole task under this view."""
         order = self.order or range(len(task.train))
         if len(order) != len(task.train):
             raise ValueError(f"order of {len(order)} pairs for task {task.id}, which has {len(task.train)}")
@@ -58,12 +63,12 @@ class View:
         return Pair(self.apply(pair.input), None if pair.output is None else self.apply(pair.output))
 
     def to_json(self) -> dict[str, Any]:
-        """The view as plain JSON values, which ``View.from_json`` reads."""
+        """Return the view as JSON values, which `View.from_json` reads."""
         return {"turns": self.turns, "mirror": self.mirror, "colours": [*self.colours], "order": [*self.order]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> View:
-        """The view that ``to_json`` described."""
+        """Read what `to_json` wrote."""
         return cls(value["turns"], value["mirror"], tuple(value["colours"]), tuple(value["order"]))
 
 
@@ -80,14 +85,19 @@ SYMMETRIES = tuple(View(turns, mirror) for mirror in (False, True) for turns in 
 def random_views(
     task: Task, n: int, seed: int, *, keep_colours: Sequence[int] = (0,), shuffle_pairs: bool = True
 ) -> list[View]:
-    """Draw n views of a task: symmetries in a shuffled cycle, random colours and pair orders, the identity first.
+    """Draw n views of a task, the identity first: symmetries in turn, random colours and orders of pairs.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one),))
+        >>> ttt.random_views(task, 8, seed=0)[0] == ttt.View()
+        True
 
     Args:
-        task: whose number of pairs the orders are for.
-        n: how many views.
-        seed: same seed, same views.
-        keep_colours: colours that stay as they are (0 is the background of most tasks).
-        shuffle_pairs: whether the training pairs are reordered.
+        task: The task.
+        n: Number of views.
+        seed: The same seed draws the same views.
+        keep_colours: Colours that are not permuted; 0 is the background of most tasks.
+        shuffle_pairs: Whether views also reorder the training pairs.
     """
     rng = np.random.default_rng(seed)
     free = [c for c in range(COLOURS) if c not in keep_colours]
@@ -103,7 +113,13 @@ def random_views(
 
 
 def leave_one_out(task: Task) -> Iterator[Task]:
-    """Each training pair held out once: its test is that pair, its training the others; needs two or more pairs."""
+    """Yield one task per training pair, with that pair as its test and the others as its training pairs.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two), ttt.Pair(two, one)), (ttt.Pair(one),))
+        >>> [len(t.train) for t in ttt.leave_one_out(task)]
+        [1, 1]
+    """
     if len(task.train) < 2:
         return
     for i, held in enumerate(task.train):

@@ -1,4 +1,4 @@
-"""Batches that fit in memory: grouped by size, bounded by padded cells. Knows grids, no model."""
+"""Batches that fit in memory: grids grouped by size, bounded by padded cells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy.typing as npt
 from ttt.values import Grid
 
 OUTSIDE = 10
-"""What a padded cell holds: one above the last colour."""
+"""The value of a padded cell: one above the last colour."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """Grids of similar size as one array.
 
-    ``cells`` (n, height, width) uint8 is padded with OUTSIDE; ``index`` says which grid each is.
+    `cells` (n, height, width) uint8 is padded with OUTSIDE; `index` says which grid each is.
     """
 
     index: tuple[int, ...]
@@ -41,12 +41,12 @@ def pad(grids: Sequence[Grid], height: int | None = None, width: int | None = No
 
 
 def batches(grids: Iterable[Grid], *, bytes_per_cell: int, memory: int) -> Iterator[Batch]:
-    """Split grids into batches whose padded cells need no more than ``memory`` bytes, large ones first.
+    """Split grids into batches whose padded cells need no more than `memory` bytes, large ones first.
 
     Args:
-        grids: any number, of any sizes.
-        bytes_per_cell: what the model holds for each padded cell of a batch (activations, gradients).
-        memory: bytes that one batch may take; a single grid that needs more still gets a batch of its own.
+        grids: Any number of grids, of any sizes.
+        bytes_per_cell: What the model needs per padded cell of a batch (activations, gradients).
+        memory: Most bytes per batch; a single grid that needs more still is a batch of its own.
     """
     if bytes_per_cell < 1 or memory < 1:
         raise ValueError(f"got {bytes_per_cell} bytes per cell and {memory} bytes of memory, wanted positive numbers")

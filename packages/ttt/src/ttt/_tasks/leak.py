@@ -14,7 +14,7 @@ from ttt.values import Pair, Task
 class Leak:
     """An evaluated task of which a training set knows pairs.
 
-    ``pairs`` of its ``of`` pairs (training and test) occur in the set, in the tasks named by ``found_in``; ``test``
+    `pairs` of its `of` pairs (training and test) occur in the set, in the tasks named by `found_in`; `test`
     says whether a test pair is among them.
     """
 
@@ -26,7 +26,7 @@ class Leak:
 
 
 def find_leaks(evaluated: Iterable[Task], trained_on: Iterable[Task]) -> list[Leak]:
-    """Every evaluated task that shares a pair with the training set, whatever the ids and the order of pairs.
+    """Return every evaluated task that shares a pair with the training set, whatever the ids and the order of pairs.
 
     Pairs are compared by the SHA-256 of input and output; a test input without known output counts by its input alone.
     """
@@ -55,7 +55,7 @@ def check_no_leak(evaluated: Iterable[Task], trained_on: Iterable[Task]) -> None
     """Refuse to evaluate on what was trained on.
 
     Raises:
-        LeakError: names the first tasks that occur in both.
+        LeakError: Names the first tasks that occur in both.
     """
     leaks = find_leaks(evaluated, trained_on)
     if leaks:

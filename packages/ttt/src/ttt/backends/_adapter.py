@@ -1,4 +1,4 @@
-"""Test-time training of a language model: a LoRA adapter per task, trained on its pairs, used, and taken off again."""
+"""Test-time training of a language model: a LoRA adapter per task, trained on its pairs and removed afterwards."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from ttt.values import Candidate, Grid, Pair, Task, grid_bytes
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """How an adapter is trained and asked.
+    """Settings of an adapter's training and decoding.
 
     Attributes:
-        rank: of the LoRA matrices; ``alpha`` their scale (both as in Hu et al. 2021).
-        steps: training steps at most; the clock may end it earlier.
-        batch: examples per step, in micro-batches of ``micro_batch``.
-        learning_rate: of AdamW, constant after ten warm-up steps.
-        views: symmetries, colour and pair orders drawn for training.
-        prediction_views: views that are decoded and scored.
-        threshold: grids below this probability are not decoded.
-        max_symbols: longest sequence; the first pairs are left out of longer ones.
-        training_share: of the time budget, after which training ends and decoding begins.
-        checkpoint_every: steps between checkpoints, where there is a folder for them.
+        rank: Rank of the LoRA matrices; `alpha` is their scale (both as in Hu et al. 2021).
+        steps: Training steps at most; the clock may end it earlier.
+        batch: Examples per step, in micro-batches of `micro_batch`.
+        learning_rate: Learning rate of AdamW, constant after ten warm-up steps.
+        views: Symmetries, colour and pair orders drawn for training.
+        prediction_views: Views that are decoded and scored.
+        threshold: Grids below this probability are not decoded.
+        max_symbols: Longest sequence; the first pairs are left out of longer ones.
+        training_share: Share of the time budget for training; decoding takes the rest.
+        checkpoint_every: Steps between checkpoints, where there is a folder for them.
     """
 
     rank: int = 16
@@ -55,7 +55,7 @@ class LoraSettings:
 
 @dataclass
 class Adaptation:
-    """A model adapted to one task, valid inside the ``adapted`` block: ask it for candidates."""
+    """A model adapted to one task; valid inside the `adapted` block."""
 
     task: Task
     service: ModelService
@@ -68,8 +68,8 @@ class Adaptation:
     def predict(self, clock: Clock) -> Iterator[tuple[tuple[Candidate, ...], ...]]:
         """Yield candidates for every test input after each view that was decoded; later ones are better.
 
-        Candidates of all views are scored under all views: the product of experts, the geometric mean of the
-        probabilities that the views give to a whole grid.
+        Candidates of all views are scored under all views by a product of experts: the geometric mean of the
+        probabilities of the whole grid under each view.
         """
         views = random_views(self.task, self.settings.prediction_views, self.seed + 1)
         found: list[dict[bytes, Grid]] = [{} for _ in self.task.test]
@@ -87,9 +87,9 @@ class Adaptation:
 
     def _decode(self, view: View, pair: Pair, clock: Clock, *, at_least_one: bool) -> Iterator[Grid]:
         prompt, s = self._prompt(view, pair), self.settings
-        asked = (self.service, self.model, prompt)
-        found = decode(*asked, threshold=s.threshold, limit=4 * s.max_symbols, stop=clock.must_end)
-        if not found and at_least_one and (likeliest := greedy(*asked, stop=clock.must_end)) is not None:
+        common = (self.service, self.model, prompt)
+        found = decode(*common, threshold=s.threshold, limit=4 * s.max_symbols, stop=clock.must_end)
+        if not found and at_least_one and (likeliest := greedy(*common, stop=clock.must_end)) is not None:
             found = [likeliest]
         for d in found:
             yield view.undo(symbols_grid(d.symbols))
@@ -120,12 +120,12 @@ class TTTAdapter:
 
     @contextmanager
     def adapted(self, task: Task, clock: Clock, store: CheckpointStore | None = None) -> Iterator[Adaptation]:
-        """Train an adapter on the task's leave-one-out set and yield the adapted model; take it off afterwards.
+        """Train an adapter on the task's leave-one-out set, yield the adapted model, and remove the adapter afterwards.
 
         Args:
-            task: only its training pairs are learned from.
-            clock: one work unit is one training step.
-            store: where the training is saved, and resumed from.
+            task: The task; training uses only its training pairs.
+            clock: Counts one work unit per training step.
+            store: Where the training is saved and resumed; None saves nothing.
         """
         try:
             from peft import LoraConfig, get_peft_model
@@ -150,7 +150,7 @@ class TTTAdapter:
         s, task = self.settings, adaptation.task
         parameters = {k: p for k, p in adaptation.model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(parameters.values(), lr=s.learning_rate, weight_decay=0.0)
-        # A task of one pair has nothing to leave out: the pair is learned as it is.
+        # A task of one pair has nothing to leave out, so the pair itself is the example.
         held_out = list(leave_one_out(task)) or [Task(task.id, (), task.train)]
         views = random_views(held_out[0], s.views, clock.seed, shuffle_pairs=True)
         about = {"seed": clock.seed, "task": task.content, "settings": asdict(s)}
@@ -162,7 +162,7 @@ class TTTAdapter:
         reserve = (1 - s.training_share) * clock.seconds_left if clock.seconds_left < float("inf") else 0.0
         while adaptation.steps_done < s.steps and not clock.stop() and clock.seconds_left > reserve:
             step = adaptation.steps_done
-            # All that is random in a step comes from its number: a resumed training needs no random state.
+            # Every random choice of a step depends on its number, so a resumed training needs no random state.
             rng = np.random.default_rng([clock.seed, step])
             chosen = []
             for _ in range(s.batch):
@@ -185,7 +185,7 @@ class TTTAdapter:
                 store.prune(2)
 
     def _step(self, model: Any, chosen: list[tuple[list[int], list[int]]]) -> float:
-        """Accumulate the gradient of a batch in micro-batches; returns the mean loss per learned symbol."""
+        """Accumulate the gradient of a batch in micro-batches; return the mean loss per learned symbol."""
         learned = sum(label != IGNORED for _, labels in chosen for label in labels)
         total = 0.0
         for at in range(0, len(chosen), self.settings.micro_batch):

@@ -1,4 +1,4 @@
-"""A small vision transformer that paints one grid into another on a square canvas. Knows arrays, no task.
+"""A small vision transformer from the cells of one grid to those of another, on a square canvas.
 
 The idea of treating ARC as images on a canvas, with a token for the rule of the pairs, follows "ARC Is a Vision
 Problem" (Hu et al. 2025); size, losses and code are ours.
@@ -20,7 +20,7 @@ CLASSES = OUTSIDE + 1
 
 @dataclass(frozen=True)
 class CanvasShape:
-    """Size of the network: ``side`` cells of canvas in patches of ``patch``; features, heads and blocks."""
+    """Size of the network: `side` cells of canvas in patches of `patch`; features, heads and blocks."""
 
     side: int = 32
     patch: int = 2
@@ -29,7 +29,7 @@ class CanvasShape:
     depth: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse shapes that do not divide."""
+        """Refuse sizes that do not divide evenly."""
         if self.side % self.patch or self.width % self.heads:
             raise ValueError(
                 f"side {self.side} by patch {self.patch}, width {self.width} by heads {self.heads}: no fit"

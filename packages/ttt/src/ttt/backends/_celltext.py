@@ -1,4 +1,4 @@
-"""Tasks as sequences of sixteen symbols, and which symbol may follow which. Knows grids, no model and no tokenizer."""
+"""Tasks as sequences of sixteen symbols, and which symbol may follow which."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IGNORED = -100
 
 
 def grid_symbols(grid: Grid) -> list[int]:
-    """A grid row by row, each row closed by ROW_END, the grid by GRID_END."""
+    """Return a grid row by row, with ROW_END after each row and GRID_END after the last."""
     out: list[int] = []
     for row in grid.tolist():
         out += [*row, ROW_END]
@@ -25,7 +25,7 @@ def grid_symbols(grid: Grid) -> list[int]:
 
 
 def symbols_grid(symbols: Sequence[int]) -> Grid:
-    """The grid that ``grid_symbols`` wrote."""
+    """Read what `grid_symbols` wrote."""
     rows: list[list[int]] = [[]]
     for s in symbols:
         if s == ROW_END:
@@ -36,7 +36,7 @@ def symbols_grid(symbols: Sequence[int]) -> Grid:
 
 
 def prompt(pairs: Sequence[Pair], query: Grid) -> list[int]:
-    """Pairs, then an input whose output is to follow."""
+    """Return pairs, then an input whose output the model continues with."""
     out = [BEGIN]
     for pair in pairs:
         if pair.output is not None:
@@ -45,9 +45,9 @@ def prompt(pairs: Sequence[Pair], query: Grid) -> list[int]:
 
 
 def example(task: Task, limit: int) -> tuple[list[int], list[int]]:
-    """A training sequence and its labels: every output is learned, no input is.
+    """Return a training sequence and its labels: outputs are learned, inputs are not.
 
-    The task's one test pair comes last; the first training pairs are dropped until the sequence has at most ``limit``
+    The task's one test pair comes last; the first training pairs are dropped until the sequence has at most `limit`
     symbols.
     """
     held = task.test[0]
@@ -71,7 +71,7 @@ def example(task: Task, limit: int) -> tuple[list[int], list[int]]:
 
 
 def shorten(pairs: Sequence[Pair], query: Grid, room: int) -> list[int]:
-    """A prompt of at most ``room`` symbols where dropping the first pairs can make it so."""
+    """Return a prompt of at most `room` symbols if dropping the first pairs makes it short enough."""
     left = list(pairs)
     while len(text := prompt(left, query)) > room and left:
         left.pop(0)
@@ -96,7 +96,7 @@ class Grammar:
         return may
 
     def after(self, symbol: int) -> Grammar:
-        """Where it stands after one more symbol."""
+        """Return the state after one more symbol."""
         if symbol == ROW_END:
             return Grammar(self.row + 1, 0, self.width or self.column)
         return Grammar(self.row, self.column + 1, self.width)

@@ -1,4 +1,4 @@
-"""Depth-first decoding: every grid to which a model gives a threshold of probability. Knows symbols, no task.
+"""Depth-first decoding: every grid that a model considers at least as likely as a threshold.
 
 After the decoding of "The LLM ARChitect" (Franzen, Disselhoff, Hartmann 2024): a branch is followed while the product
 of its symbols' probabilities stays above the threshold, so that likely grids are found without sampling.
@@ -60,15 +60,15 @@ def _legal(following: torch.Tensor, grammar: Grammar) -> torch.Tensor:
 def decode(
     service: ModelService, model: Any, prompt: list[int], *, threshold: float, limit: int, stop: Callable[[], bool]
 ) -> list[Decoded]:
-    """Grids of at least ``threshold`` probability after a prompt, likeliest first; perhaps none.
+    """Return the grids of at least `threshold` probability after a prompt, likeliest first; perhaps none.
 
     Args:
-        service: device and symbols.
-        model: the model to ask, with its adapter.
-        prompt: symbols.
-        threshold: in (0, 1]; at most 1 / threshold grids can pass it.
-        limit: most symbols that are read, over all branches.
-        stop: asked at every symbol; what was found by then is returned.
+        service: Device and symbols.
+        model: The model with its adapter.
+        prompt: Symbols.
+        threshold: In (0, 1]; at most 1 / threshold grids can pass it.
+        limit: Most symbols that are read, over all branches.
+        stop: Called at every symbol; once true, the grids found so far are returned.
     """
     reader = _Reader(service, model, prompt)
     floor = math.log(threshold)
@@ -90,7 +90,7 @@ def decode(
 
 @torch.inference_mode()
 def greedy(service: ModelService, model: Any, prompt: list[int], *, stop: Callable[[], bool]) -> Decoded | None:
-    """The grid that follows the likeliest legal symbol at each place; None when told to stop before its end."""
+    """Decode the likeliest legal symbol at each place; None if stopped before the grid ends."""
     reader = _Reader(service, model, prompt)
     written: tuple[int, ...] = ()
     grammar = Grammar()
@@ -107,7 +107,7 @@ def greedy(service: ModelService, model: Any, prompt: list[int], *, stop: Callab
 
 @torch.inference_mode()
 def log_probability(service: ModelService, model: Any, prompt: list[int], symbols: list[int]) -> float:
-    """Natural logarithm of the probability that a model gives to these symbols after a prompt."""
+    """Return the natural logarithm of a model's probability for these symbols after a prompt."""
     ids = service.symbols[torch.tensor([[*prompt, *symbols]], device=service.device)]
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     chosen = torch.tensor(symbols, device=service.device)

@@ -1,4 +1,4 @@
-"""Loads a local causal language model and gives it up again, without touching process-wide state. Knows no task."""
+"""Loads a local causal language model and frees it again, without changing process-wide state."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ttt.backends._celltext import SYMBOLS
 from ttt.errors import InvalidBackendError, MissingExtraError
 
 SYMBOL_TEXTS = (*"0123456789", "\n", "I", "O", ";", "_", ":")
-"""How the sixteen symbols are written for a model with a tokenizer of its own; each must be one token."""
+"""The text of the sixteen symbols for a model with a tokenizer of its own; each must be one token."""
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
-    """The device that was asked for; ``auto`` is CUDA where there is one, else the CPU.
+    """Return the requested device; `auto` is CUDA where available, else the CPU.
 
     Raises:
-        InvalidBackendError: CUDA is asked for and there is none.
+        InvalidBackendError: CUDA is requested and not available.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,7 +34,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """PyTorch's random state set to ``seed`` within the block, and put back afterwards."""
+    """Set PyTorch's random state to `seed` within the block, and restore it afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -66,12 +66,12 @@ def load_model(path: Path, device: torch.device) -> Any:
     """Read a causal language model from its safetensors into memory, in the number format that the device works in.
 
     Raises:
-        InvalidBackendError: the folder holds no such model.
-        MissingExtraError: transformers is not installed.
+        InvalidBackendError: The folder does not hold such a model.
+        MissingExtraError: Transformers is not installed.
     """
     transformers = _transformers()
     if not (path / "config.json").is_file():
-        raise InvalidBackendError(f"{path}: no config.json; give the folder of a saved causal language model")
+        raise InvalidBackendError(f"{path}: no config.json; use the folder of a saved causal language model")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=dtype, **LOCAL)
@@ -89,9 +89,9 @@ class ModelService:
         """Load the model.
 
         Args:
-            path: the folder of a saved causal language model.
-            device: ``auto``, ``cpu`` or ``cuda``.
-            shared: what ``ttt.backends._sharing`` yields for this model; its weights are then mapped and not read.
+            path: The folder of a saved causal language model.
+            device: `auto`, `cpu` or `cuda`.
+            shared: A reference from `ttt.backends._sharing`; the weights are then mapped instead of read.
         """
         self.path = Path(path)
         self.device = choose_device(device)
@@ -102,7 +102,7 @@ class ModelService:
         self.model.eval()
 
     def _symbols(self) -> torch.Tensor:
-        """Token id of each of the sixteen symbols, (16,) int64."""
+        """Return the token id of each of the sixteen symbols, (16,) int64."""
         if self.model.config.vocab_size == SYMBOLS:
             return torch.arange(SYMBOLS, device=self.device)
         tokenizer = _transformers().AutoTokenizer.from_pretrained(self.path, **LOCAL)
@@ -121,13 +121,13 @@ class ModelService:
         self.close()
 
     def close(self) -> None:
-        """Give up the model and the GPU memory that it held."""
+        """Free the model and its GPU memory."""
         self.model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def memory(self) -> MemoryProfile:
-        """What the model and the process hold now."""
+        """Return what the model and the process hold now."""
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         on_gpu = self.device.type == "cuda"
         gpu = torch.cuda.memory_allocated(self.device) if on_gpu else 0
@@ -136,7 +136,7 @@ class ModelService:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The model prepared for training: gradient checkpointing on a GPU; put back to inference afterwards."""
+        """Prepare the model for training, with gradient checkpointing on a GPU; return it to inference afterwards."""
         saving = self.device.type == "cuda" and self.model.supports_gradient_checkpointing
         self.model.train()
         if saving:
@@ -149,5 +149,5 @@ class ModelService:
             self.model.eval()
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log probabilities over the sixteen symbols from logits over the model's vocabulary, in float32."""
+        """Return log probabilities over the sixteen symbols from logits over the model's vocabulary, in float32."""
         return torch.log_softmax(logits[..., self.symbols].float(), -1)

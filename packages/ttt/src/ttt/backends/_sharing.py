@@ -1,4 +1,4 @@
-"""One copy of a base model's weights per machine, mapped by all workers (extra ``zerocopy``); knows no task."""
+"""One copy of a base model's weights per machine, mapped by all workers (extra `zerocopy`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def published(build: Callable[[], Any]) -> Iterator[ModelRef]:
-    """Put a model into shared memory for the block; what is yielded travels to the processes that load it.
+    """Publish a model in shared memory for the block; yield a reference that worker processes load it by.
 
     Weights are mapped copy-on-write: no process can change them for another, and the bits are those of the file.
 
     Raises:
-        MissingExtraError: zerocopy is not installed.
+        MissingExtraError: Zerocopy is not installed.
     """
     try:
         import zerocopy
@@ -37,7 +37,7 @@ def published(build: Callable[[], Any]) -> Iterator[ModelRef]:
 
 @contextmanager
 def on_this_node(ref: ModelRef) -> Iterator[ModelRef]:
-    """The same model for the processes of this node, which need not know Ray; fetched once per node where it is far."""
+    """Yield a reference to the model for the processes of this node; a remote model is fetched once per node."""
     from zerocopy.ref import local_segment
 
     with local_segment(ref) as path:

@@ -1,4 +1,4 @@
-"""A training's whole state as named arrays and back: parameters, AdamW's moments, averages. Knows no model."""
+"""A training's whole state as named arrays and back: parameters, AdamW's moments, averages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 
 
 def pack(parameters: Named, optimizer: torch.optim.AdamW, averages: Named | None = None) -> Arrays:
-    """Parameters, the optimizer's moments and step counts, and averages, as float32 arrays by name."""
+    """Return parameters, the optimizer's moments and step counts, and averages, as float32 arrays by name."""
 
     def array(t: torch.Tensor) -> npt.NDArray[np.float32]:
         out: npt.NDArray[np.float32] = t.detach().to("cpu", torch.float32).numpy().copy()
@@ -27,7 +27,7 @@ def pack(parameters: Named, optimizer: torch.optim.AdamW, averages: Named | None
 
 @torch.no_grad()
 def unpack(arrays: Mapping[str, npt.NDArray[np.float32]], parameters: Named, optimizer: torch.optim.AdamW) -> None:
-    """Put what ``pack`` took back into parameters and optimizer, in place."""
+    """Restore parameters and optimizer from what `pack` returned, in place."""
     for k, v in parameters.items():
         v.copy_(torch.from_numpy(arrays[f"parameter/{k}"].copy()))
         parts = {}
@@ -41,6 +41,6 @@ def unpack(arrays: Mapping[str, npt.NDArray[np.float32]], parameters: Named, opt
 
 @torch.no_grad()
 def unpack_averages(arrays: Mapping[str, npt.NDArray[np.float32]], averages: Named) -> None:
-    """Put averages back, in place."""
+    """Restore averages, in place."""
     for k, v in averages.items():
         v.copy_(torch.from_numpy(arrays[f"average/{k}"].copy()))

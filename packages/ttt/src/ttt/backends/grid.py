@@ -1,4 +1,4 @@
-"""The default backend: ttt._grid, which knows arrays only, behind the Backend protocol."""
+"""The default backend: the solver in `ttt._grid` behind the Backend protocol."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from ttt._budget import Clock
 from ttt._grid import solve
 from ttt.values import Candidate, Progress, Task, as_grid
 
+__all__ = ["GridBackend", "solve"]
+
 
 @dataclass(frozen=True)
 class GridBackend:
@@ -19,10 +21,11 @@ class GridBackend:
     name: str = "grid"
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Yield what ttt._grid.solve yields, in ttt's own values."""
+        """Run search, trees and net, and yield their answers with checked grids."""
+        del workdir  # nothing is kept: with a budget in work units a task that starts anew comes to the same answer
         train = [(p.input, p.output) for p in task.train if p.output is not None]
         tests = [p.input for p in task.test]
-        # The solver asks about once a second, so it is told a little early: the piece in hand still fits the budget.
+        # The solver checks about once a second, so it must stop a little early to finish its current piece in time.
         reserve = 0.0 if clock.budget.seconds is None else min(2.0, 0.1 * clock.budget.seconds)
 
         def seconds_left() -> float:

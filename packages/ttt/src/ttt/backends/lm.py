@@ -1,4 +1,4 @@
-"""The ``lm`` backend: a local Hugging Face causal language model with a LoRA adapter per task."""
+"""The `lm` backend: a local Hugging Face causal language model with a LoRA adapter per task."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from ttt._budget import Clock
-from ttt.backends._adapter import LoraSettings, TTTAdapter
-from ttt.backends._model_service import ModelService, choose_device, load_model
+from ttt.backends._adapter import Adaptation, LoraSettings, TTTAdapter
+from ttt.backends._model_service import MemoryProfile, ModelService, choose_device, load_model
 from ttt.backends._sharing import on_this_node, published
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import Progress, Task
 
+__all__ = ["Adaptation", "LmBackend", "LoraSettings", "MemoryProfile", "ModelService", "TTTAdapter"]
+
 
 @dataclass(frozen=True)
 class LmBackend:
-    """Adapts the model in folder ``model`` to each task; ``lora`` are fields of LoraSettings.
+    """Adapts the model in folder `model` to each task; `lora` holds fields of `LoraSettings`.
 
-    With ``share`` the base weights are loaded once per machine and mapped by every task's process (extra ``zerocopy``);
-    ``shared`` is then where they are, and set by the run.
+    With `share` the base weights are loaded once per machine and mapped by every task's process (extra `zerocopy`);
+    The run sets `shared` to a reference to them.
     """
 
     model: str = ""
@@ -33,7 +35,7 @@ class LmBackend:
     name: str = "lm"
 
     def __post_init__(self) -> None:
-        """Refuse to start without a model."""
+        """Refuse settings without a model, or unknown LoRA settings."""
         if not self.model:
             raise InvalidBackendError(
                 "lm needs model: the folder of a saved causal language model (--set model=FOLDER)"
@@ -45,7 +47,7 @@ class LmBackend:
 
     @contextmanager
     def sharing(self) -> Iterator[LmBackend]:
-        """The backend for processes that are started within the block, see ttt._backend.sharing."""
+        """Yield the backend for processes started within the block, see `ttt._backend.sharing`."""
         if self.shared is not None:
             with on_this_node(self.shared) as ref:
                 yield replace(self, shared=ref)

@@ -1,4 +1,4 @@
-"""The ``vit`` backend: a canvas transformer trained per task, from scratch or from weights; made for a GPU."""
+"""The `vit` backend: a canvas transformer trained per task, from scratch or from weights; made for a GPU."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import Candidate, Grid, Progress, Task, as_grid, grid_bytes
 
+__all__ = ["VitBackend", "VitTraining", "load_canvas"]
+
 
 @dataclass(frozen=True)
 class VitBackend:
     """Trains a small vision transformer on views of a task's pairs and lets views of the test input vote.
 
     Attributes:
-        shape: fields of CanvasShape.
-        weights: a safetensors file to start from, of the same shape.
-        device: ``auto``, ``cpu``, ``cuda``; on CUDA in bf16.
-        steps: training steps at most; ``batch`` views per step.
-        prediction_views: views that vote.
-        average: of the weights' moving average, which answers.
-        share: read ``weights`` once per machine and let every task's process map them (extra ``zerocopy``); a process
-            copies them only as it trains them. ``shared`` is then where they are, and set by the run.
+        shape: Fields of CanvasShape.
+        weights: A safetensors file to start from, of the same shape.
+        device: `auto`, `cpu`, `cuda`; on CUDA in bf16.
+        steps: Training steps at most; `batch` views per step.
+        prediction_views: Views that vote.
+        average: Share of the old value in the weights' moving average, which predicts.
+        share: Read `weights` once per machine and let every task's process map them (extra `zerocopy`); a process
+            copies them only as it trains them. The run sets `shared` to a reference to them.
     """
 
     shape: dict[str, int] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class VitBackend:
     name: str = "vit"
 
     def __post_init__(self) -> None:
-        """Refuse a shape that makes no sense."""
+        """Refuse an invalid shape."""
         try:
             CanvasShape(**self.shape)
         except (TypeError, ValueError) as error:
@@ -63,7 +65,7 @@ class VitBackend:
 
     @contextmanager
     def sharing(self) -> Iterator[VitBackend]:
-        """The backend for processes that are started within the block, see ttt._backend.sharing."""
+        """Yield the backend for processes started within the block, see `ttt._backend.sharing`."""
         weights = self.weights
         if self.shared is not None:
             with on_this_node(self.shared) as ref:
@@ -75,14 +77,14 @@ class VitBackend:
             yield self
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Train, and answer every ``answer_every`` steps and at the end."""
+        """Train, and answer every `answer_every` steps and at the end."""
         training = VitTraining(self, task, clock.seed)
         store = None if workdir is None else CheckpointStore(workdir / "vit", kind="vit")
         if store is not None:
             training.resume(store)
             clock.spend(training.step)
         answered = -1
-        # The rate falls over what there is: steps, or the share of the time that has gone.
+        # The learning rate falls with the steps done or the share of time gone, whichever is more.
         total = min(self.steps, clock.budget.steps or self.steps)
         allowed = clock.seconds_left
         while training.step < total and not clock.stop():
@@ -119,7 +121,7 @@ class VitTraining:
         self.losses: list[float] = []
 
     def _fresh(self) -> CanvasViT:
-        """The network before its first step: shared, read, or random."""
+        """Return the network before its first step: shared, read from a file, or random."""
         if self.settings.shared is not None:
             model: CanvasViT = self.settings.shared.load(cached=False)
             return model
@@ -136,9 +138,9 @@ class VitTraining:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def one_step(self, share: float) -> None:
-        """One step of AdamW on random views of random pairs; ``share`` of the training has gone."""
+        """Take a step of AdamW on random views of random pairs; `share` of the training is done."""
         s = self.settings
-        # All that is random in a step comes from its number, so a resumed training needs no random state.
+        # Every random choice of a step depends on its number, so a resumed training needs no random state.
         rng = np.random.default_rng([self.seed, self.step])
         pairs = [p for p in self.task.train if p.output is not None]
         inputs, outputs = [], []
@@ -168,7 +170,7 @@ class VitTraining:
                 self.averages[k].lerp_(p, 1 - decay)
 
     def progress(self, total: int) -> Progress:
-        """Let views of every test input vote with the averaged weights."""
+        """Predict every test input under several views with the averaged weights, and count votes."""
         views = [
             View(),
             *random_views(self.task, self.settings.prediction_views, self.seed + 1, shuffle_pairs=False)[1:],
@@ -200,7 +202,7 @@ class VitTraining:
         store.prune(2)
 
     def resume(self, store: CheckpointStore) -> None:
-        """Take up the newest sound state of this very training, if there is one."""
+        """Load the newest sound state of this training, if there is one."""
         saved = store.newest_sound()
         if saved is not None and saved.about.get("of") == self.about:
             unpack(saved.tensors, self.parameters, self.optimizer)
@@ -209,10 +211,10 @@ class VitTraining:
 
 
 def load_canvas(shape: CanvasShape, path: str) -> CanvasViT:
-    """A network of a shape with the weights of a safetensors file.
+    """Load a network of a shape from a safetensors file.
 
     Raises:
-        InvalidBackendError: the file cannot be read, or its weights are of another shape.
+        InvalidBackendError: The file cannot be read, or its weights are of another shape.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -227,9 +229,9 @@ def load_canvas(shape: CanvasShape, path: str) -> CanvasViT:
 
 
 def read_canvas(cells: np.ndarray, probability: np.ndarray) -> tuple[Grid, float]:
-    """The grid on a painted canvas, and the product of its cells' probabilities.
+    """Return the grid on a predicted canvas, and the product of its cells' probabilities.
 
-    Its size is where rows and columns are mostly inside; a cell within that is painted outside counts as colour 0.
+    Its size is where rows and columns are mostly inside; a cell within that is predicted as outside counts as colour 0.
     """
     inside = cells != CLASSES - 1
     rows = int(inside.any(1).sum()) and int((inside.mean(1) >= 0.5 * inside.mean(1).max()).sum())

@@ -1,5 +1,7 @@
 """What answers are worth: attempts, confidence, submissions, scores and evaluations."""
 
+from __future__ import annotations
+
 from ttt.results._calibration import (
     AS_CLAIMED,
     Calibration,

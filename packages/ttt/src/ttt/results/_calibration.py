@@ -1,4 +1,4 @@
-"""Maps a backend's own confidence to the share of such answers that were right. Knows no task and no run."""
+"""Confidence curves: map a backend's own confidence to the share of such answers that were right."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A non-decreasing piecewise linear map of [0, 1] to [0, 1]: what was claimed, and what was true."""
+    """A non-decreasing piecewise linear map of claimed to true confidence, both in [0, 1]."""
 
     claimed: tuple[float, ...]
     true: tuple[float, ...]
 
     def __call__(self, confidence: float) -> float:
-        """The calibrated probability for a claimed one."""
+        """Return the calibrated probability for a claimed one."""
         return float(np.interp(confidence, self.claimed, self.true))
 
 
@@ -33,16 +33,16 @@ def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.
     """Fit a curve by isotonic regression (pool adjacent violators, Ayer et al. 1955).
 
     Args:
-        claimed: the confidences that were claimed, each in [0, 1].
-        right: whether each answer was right.
-        prior: strength of the pull of each pooled group towards the overall share, in answers, so that three right ones
-            out of three do not become certainty.
+        claimed: Claimed confidences, each in [0, 1].
+        right: Whether each answer was right.
+        prior: How many answers of the overall share are added to each pooled group, so that three right answers of
+            three do not become certainty.
     """
     if len(claimed) != len(right) or not claimed:
         raise ValueError(f"got {len(claimed)} confidences and {len(right)} outcomes, wanted as many, at least one")
     order = np.argsort(claimed, kind="stable")
     base = float(np.mean(right))
-    groups: list[tuple[float, float, float]] = []  # weight, mean of what was claimed, share that was right
+    groups: list[tuple[float, float, float]] = []  # weight, mean claim, share right
     for i in order:
         groups.append((1.0, float(claimed[i]), float(right[i])))
         while len(groups) > 1 and groups[-2][2] >= groups[-1][2]:
@@ -55,7 +55,7 @@ def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> list[tuple[float, float, int]]:
-    """Mean confidence, share right and count of answers in equal-width bins of confidence; empty bins are left out."""
+    """Return mean confidence, share right and count per equal-width bin of confidence, empty bins left out."""
     c, r = np.asarray(confidence, float), np.asarray(right, float)
     which = np.minimum((c * bins).astype(int), bins - 1)
     return [
@@ -66,38 +66,38 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> float:
-    """Expected calibration error: mean gap between confidence and share right, weighted by the bins' counts."""
+    """Return the expected calibration error: the gap of confidence and share right, averaged over all answers."""
     return sum(n * abs(c - r) for c, r, n in reliability(confidence, right, bins)) / max(1, len(confidence))
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A curve for each stage of one backend; stages without a curve are taken at their word.
+    """A curve for each stage of one backend; claims of other stages are used unchanged.
 
     Attributes:
-        backend: the name of the backend whose answers the curves were fitted on.
-        curves: by stage.
+        backend: The name of the backend that the curves were fitted on.
+        curves: The curves, by stage.
     """
 
     backend: str
     curves: Mapping[str, Curve]
 
     def __call__(self, stage: str, confidence: float) -> float:
-        """The calibrated confidence, in [0, 1], of an answer for which a stage claimed one."""
+        """Return the calibrated confidence, in [0, 1], for the claim of a stage."""
         bounded = min(1.0, max(0.0, confidence))
         curve = self.curves.get(stage)
         return bounded if curve is None else curve(bounded)
 
 
 AS_CLAIMED = Calibration("", {})
-"""Takes every stage at its word."""
+"""Uses every claim unchanged."""
 
 
 def read_calibration(path: str | os.PathLike[str] | None = None) -> Calibration:
-    """The curves in a file that ``ttt eval --calibrate`` wrote, or without a path those that come with ttt.
+    """Read curves from a file that `ttt eval --calibrate` wrote; without a path, those that come with ttt.
 
     Raises:
-        UnreadableFileError: the file is missing, or holds no curves that rise from 0 to 1.
+        UnreadableFileError: The file is missing, or is not a file of rising curves.
     """
     try:
         source = files("ttt.results").joinpath("calibration.json") if path is None else Path(path)
@@ -110,7 +110,7 @@ def read_calibration(path: str | os.PathLike[str] | None = None) -> Calibration:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableFileError(
             f"{path}: cannot be read as confidence curves ({type(error).__name__}: {error}); "
-            "give a file that ttt eval --calibrate wrote"
+            "use a file that ttt eval --calibrate wrote"
         ) from error
     for stage, c in curves.items():
         for values in (c.claimed, c.true):
@@ -121,7 +121,7 @@ def read_calibration(path: str | os.PathLike[str] | None = None) -> Calibration:
 
 
 def calibration_json(backend: str, outcomes: Iterable[tuple[str, float, bool]], about: str) -> str:
-    """Fit one curve per stage from (stage, claimed, right) and return the text of a calibration file."""
+    """Fit one curve per stage to triples (stage, claimed, right); return the text of a calibration file."""
     by_stage: dict[str, list[tuple[float, bool]]] = {}
     for stage, claimed, right in outcomes:
         by_stage.setdefault(stage, []).append((claimed, right))

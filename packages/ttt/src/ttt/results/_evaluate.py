@@ -1,4 +1,4 @@
-"""What a solver is worth: pass@1, pass@2, cost and calibration over tasks whose outputs are known, by kind of task."""
+"""Evaluates a solver on tasks of known outputs: pass@1, pass@2, cost and calibration, by kind of task."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ttt.values import Task, same
 
 
 def output_size_is_input_size(task: Task) -> bool:
-    """Whether every training output is as large as its input."""
+    """Return whether every training output has its input's size."""
     return all(p.output is not None and p.output.shape == p.input.shape for p in task.train)
 
 
 def output_size_is_constant(task: Task) -> bool:
-    """Whether all training outputs are of one size."""
+    """Return whether all training outputs have one size."""
     return len({p.output.shape for p in task.train if p.output is not None}) == 1
 
 
@@ -33,7 +33,7 @@ KINDS: tuple[tuple[str, Callable[[Task], bool]], ...] = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a finished run over tasks whose outputs are known."""
+    """Figures of a finished run over tasks of known outputs."""
 
     score: Score
     kinds: tuple[tuple[str, int, int], ...]
@@ -47,16 +47,16 @@ class Evaluation:
     failed: int
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON values."""
+        """Return the figures as JSON values."""
         low, high = self.score.interval()
         return {**asdict(self), "total": self.score.total, "low": low, "high": high}
 
 
 def evaluate(results: Sequence[TaskResult], tasks: Sequence[Task]) -> Evaluation:
-    """Figures of these results; ``kinds`` are (name, solved, total), times are means per task.
+    """Return the figures of these results; `kinds` are (name, solved, total), times are means per task.
 
     Raises:
-        InvalidSubmissionError: a task has no result or its outputs are not known.
+        InvalidSubmissionError: A task has no result or its outputs are not known.
     """
     scored = score(results, tasks)
     by_id = {r.task_id: r for r in results}
@@ -88,7 +88,7 @@ def evaluate(results: Sequence[TaskResult], tasks: Sequence[Task]) -> Evaluation
 
 
 def calibration_text(backend: str, results: Sequence[TaskResult], tasks: Sequence[Task], about: str) -> str:
-    """The text of a calibration file fitted on these results: what each stage claimed, and what was true."""
+    """Fit confidence curves to these results; return the text of a calibration file."""
     by_id = {r.task_id: r for r in results}
     outcomes = []
     for task in tasks:

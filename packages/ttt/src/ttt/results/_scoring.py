@@ -1,4 +1,4 @@
-"""How many test inputs and tasks a set of answers solves, cell for cell. Knows no run and no file."""
+"""Scores answers: how many test inputs and tasks they solve, in every cell."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from ttt.values import Grid, Task, same
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What was solved; a task scores the share of its test inputs that one of the attempts matches in every cell.
+    """A score. Each task counts the share of its test inputs that an attempt matches in every cell.
+
+    Example:
+        >>> print(ttt.Score(pass1=1.0, pass2=1.0, solved=("a",), missed=("b",)))
+        solved 1 of 2 tasks; pass@2 50.0 %, 95 % interval of tasks solved 9 to 91 %
 
     Attributes:
-        pass1: sum over tasks with the first attempt only.
-        pass2: sum over tasks with both attempts: the ARC score.
-        solved: ids of the tasks whose test inputs are all solved with two attempts.
-        missed: ids of the others.
+        pass1: Sum over tasks, first attempts only.
+        pass2: Sum over tasks, both attempts: the ARC score.
+        solved: Ids of the tasks with all test inputs solved.
+        missed: Ids of the other tasks.
     """
 
     pass1: float
@@ -35,7 +39,7 @@ class Score:
         return len(self.solved) + len(self.missed)
 
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the share of tasks solved whole."""
+        """Return the 95 % Wilson interval of the share of tasks solved whole."""
         return wilson(len(self.solved), self.total)
 
     def __str__(self) -> str:
@@ -48,7 +52,7 @@ class Score:
 
 
 def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a share (Wilson 1927); (0, 1) where nothing was tried."""
+    """Return Wilson's score interval for a share (Wilson 1927); (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     p = successes / n
@@ -58,7 +62,7 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
 
 
 def attempts_solve(attempts: Iterable[Grid], truth: Grid) -> bool:
-    """Whether one of the attempts is the truth, in size and in every cell."""
+    """Return whether one of the attempts equals the truth in size and in every cell."""
     return any(same(a, truth) for a in attempts)
 
 
@@ -74,12 +78,17 @@ def solved(task: Task, result: TaskResult) -> bool | None:
 def score(answers: Iterable[TaskResult] | Answers | str | os.PathLike[str], tasks: Iterable[Task]) -> Score:
     """Score answers against tasks whose test outputs are known.
 
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> ttt.score({"t": ((one, two),)}, [task]).pass2
+        1.0
+
     Args:
-        answers: results of a run, what ``read_submission`` gave, or the path of a submission.
-        tasks: what is scored; an answer for a task that is not among them is not looked at.
+        answers: Results of a run, what `read_submission` gave, or the path of a submission.
+        tasks: What is scored; an answer for a task that is not among them is not looked at.
 
     Raises:
-        InvalidSubmissionError: a task has no answer, too few or too many, or its test outputs are not known.
+        InvalidSubmissionError: A task has no answer, too few or too many, or its test outputs are not known.
     """
     if isinstance(answers, str | os.PathLike):
         answers = read_submission(answers)

@@ -1,4 +1,4 @@
-"""From candidates to two attempts per test input, with a calibrated confidence. Knows no backend by name."""
+"""Chooses two attempts per test input from a backend's candidates, with calibrated confidence."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from ttt.values import Attempt, Candidate, Grid, Prediction, Progress, Task, as_
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates without repetition; the first (best) of equal grids stays."""
+    """Return the candidates without repetition; the first of equal grids stays."""
     return list({grid_bytes(c.grid): c for c in reversed(candidates)}.values())[::-1]
 
 
 def choose(task: Task, progress: Progress | None, calibration: Calibration = AS_CLAIMED) -> tuple[Prediction, ...]:
-    """Two attempts for every test input of a task, also where a backend found one answer or none.
-
-    What is missing is filled with fallbacks of confidence 0, so that a submission is valid at any moment.
+    """Return two attempts for every test input of a task, filled up with fallbacks of confidence 0.
 
     Args:
-        task: what is answered.
-        progress: a backend's candidates, best first; their order is kept.
-        calibration: what the claimed confidences are worth.
+        task: The task.
+        progress: A backend's candidates, best first; None where it has none yet.
+        calibration: Turns claimed into calibrated confidences.
 
     Raises:
-        InvalidAnswerError: the answers do not match the task's test inputs.
+        InvalidAnswerError: The answers do not match the task's test inputs.
     """
     if progress is None or not progress.answers:
         return tuple(_two(task, pair.input, (), calibration) for pair in task.test)
@@ -41,7 +39,7 @@ def choose(task: Task, progress: Progress | None, calibration: Calibration = AS_
 
 
 def recalibrated(predictions: tuple[Prediction, ...], calibration: Calibration) -> tuple[Prediction, ...]:
-    """The same attempts with the confidences that these curves give to what was claimed."""
+    """Return the same attempts with their claims calibrated by these curves."""
 
     def again(a: Attempt) -> Attempt:
         return a if a.stage == "fallback" else replace(a, confidence=calibration(a.stage, a.claimed))
@@ -60,7 +58,7 @@ def _two(task: Task, given: Grid, options: Sequence[Candidate], calibration: Cal
 
 
 def fallbacks(task: Task, given: Grid) -> list[Grid]:
-    """Answers for want of better: the input itself and blank grids of the likeliest size; at least two distinct."""
+    """Return at least two distinct fallback answers: the input itself, and blank grids of the likeliest size."""
     sizes = {p.output.shape for p in task.train if p.output is not None}
     shape = sizes.pop() if len(sizes) == 1 else given.shape
     blank = np.zeros(shape, np.uint8)

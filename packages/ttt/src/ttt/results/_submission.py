@@ -1,4 +1,4 @@
-"""Kaggle's submission.json: two attempts for every test input of every task. Knows no run."""
+"""Kaggle's submission.json: two attempts for every test input of every task."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Answers = dict[str, tuple[tuple[Grid, Grid], ...]]
 
 
 def submission_text(results: Iterable[TaskResult], rejected: Sequence[Rejected] = ()) -> str:
-    """A submission as JSON text, ordered by id, the same bytes for the same answers.
+    """Return a submission as JSON text, ordered by id, the same bytes for the same answers.
 
-    Tasks that were refused are present too, with a single black cell, since a submission must have every id.
+    Refused tasks are included, with a single black cell: a submission must have every id.
     """
     entries: dict[str, Any] = {
         r.id: [{"attempt_1": [[0]], "attempt_2": [[0]]} for _ in range(r.tests)] for r in rejected
@@ -36,16 +36,30 @@ def submission_text(results: Iterable[TaskResult], rejected: Sequence[Rejected] 
 def write_submission(
     path: str | os.PathLike[str], results: Iterable[TaskResult], rejected: Sequence[Rejected] = ()
 ) -> None:
-    """Write a submission file, whole or not at all."""
+    """Write a submission file, whole or not at all.
+
+    Example:
+        >>> result = ttt.TaskResult("t", (ttt.Prediction(ttt.Attempt(one, 0.9), ttt.Attempt(two, 0.1)),), "done")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ttt.write_submission(f"{folder}/submission.json", [result])
+        ...     print(list(ttt.read_submission(f"{folder}/submission.json")))
+        ['t']
+    """
     write_atomically(Path(path), submission_text(results, rejected).encode())
 
 
 def read_submission(path: str | os.PathLike[str]) -> Answers:
     """Read and check a submission file.
 
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ttt.write_submission(f"{folder}/submission.json", [])
+        ...     ttt.read_submission(f"{folder}/submission.json")
+        {}
+
     Raises:
-        UnreadableFileError: not readable as JSON.
-        InvalidSubmissionError: not in Kaggle's format; the message names task, test input and attempt.
+        UnreadableFileError: Not readable as JSON.
+        InvalidSubmissionError: Not in Kaggle's format; the message names task, test input and attempt.
     """
     value = read_json(Path(path))
     if not isinstance(value, dict):

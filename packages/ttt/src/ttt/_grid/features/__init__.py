@@ -1,5 +1,7 @@
 """Whole numbers per cell of a grid, in tables by subject; of equal ones the first in this order is kept."""
 
+from __future__ import annotations
+
 from ttt._grid.features import cells, things
 from ttt._grid.features.registry import FEATURES, Feature, Table, register
 

@@ -157,8 +157,8 @@ class Place(NamedTuple):
 
 
 def _at(value: Callable[[Place], npt.NDArray[np.generic]], s: Scene) -> Numbers:
-    r, c = np.indices(s.grid.shape)
-    return value(Place(r, c, *s.grid.shape)).astype(np.int64)
+    at = np.indices(s.grid.shape)
+    return value(Place(at[0], at[1], *s.grid.shape)).astype(np.int64)
 
 
 POSITIONS: Table = {

@@ -30,7 +30,7 @@ class Column:
     Args:
         name: What it is, in words.
         cost: Length of that description.
-        codes: int64, dense from 0.
+        codes: Int64, dense from 0.
         keys: Number of different codes.
     """
 

@@ -1,5 +1,6 @@
 """Cell features of the thing that a cell belongs to, or of the box of a thing that it lies in."""
 
+# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -113,6 +114,10 @@ class Place(NamedTuple):
     r: Numbers
     c: Numbers
 
+    def inside(self) -> Numbers:
+        """Return 1 in the whole box."""
+        return np.ones_like(self.r)
+
     def ring(self) -> Numbers:
         """Return 1 on the edge of the box, 2 one cell further inside, and so on."""
         r, c, t = self.r, self.c, self.t
@@ -127,20 +132,20 @@ class Place(NamedTuple):
         return 1 + (2 * self.r + 1 == self.t.height) + 2 * (2 * self.c + 1 == self.t.width)
 
 
-def _in_box(kind: str, value: Callable[[Place], Numbers | int], s: Scene) -> Numbers | None:
+def _in_box(kind: str, value: Callable[[Place], Numbers], s: Scene) -> Numbers | None:
     """Measure the place of each cell in the box of a thing, small boxes over large ones; 0 outside all boxes."""
     things = s.things(kind)
     if not things:
         return None
     out = np.zeros(s.grid.shape, dtype=np.int64)
     for t in sorted(things, key=lambda t: -t.mask.size):
-        r, c = np.indices(t.mask.shape)
-        out[t.box] = value(Place(t, r, c))
+        at = np.indices(t.mask.shape)
+        out[t.box] = value(Place(t, at[0], at[1]))
     return out
 
 
 BOXES: Table = {
-    "lies in the box of a one-colour piece": Feature(partial(_in_box, "piece", lambda p: 1), cost=1.2),
+    "lies in the box of a one-colour piece": Feature(partial(_in_box, "piece", Place.inside), cost=1.2),
     "ring in the box of a one-colour piece": Feature(partial(_in_box, "piece", Place.ring), cost=1.2),
     "row in the box of a one-colour piece": Feature(partial(_in_box, "piece", lambda p: p.r + 1), cost=1.2),
     "column in the box of a one-colour piece": Feature(partial(_in_box, "piece", lambda p: p.c + 1), cost=1.2),
@@ -155,7 +160,7 @@ BOXES: Table = {
     "lies in the middle row or column of the box of a one-colour piece": Feature(
         partial(_in_box, "piece", Place.middle), cost=1.2
     ),
-    "lies in the box of an object": Feature(partial(_in_box, "object", lambda p: 1), cost=1.2),
+    "lies in the box of an object": Feature(partial(_in_box, "object", Place.inside), cost=1.2),
     "ring in the box of an object": Feature(partial(_in_box, "object", Place.ring), cost=1.2),
     "row in the box of an object": Feature(partial(_in_box, "object", lambda p: p.r + 1), cost=1.2),
     "column in the box of an object": Feature(partial(_in_box, "object", lambda p: p.c + 1), cost=1.2),
@@ -169,6 +174,6 @@ BOXES: Table = {
         partial(_in_box, "object", Place.middle), cost=1.2
     ),
     "colour of the object whose box it lies in": Feature(
-        partial(_in_box, "object", lambda p: p.t.colour), is_colour=True, cost=1.2
+        partial(_in_box, "object", lambda p: np.full_like(p.r, p.t.colour)), is_colour=True, cost=1.2
     ),
 }

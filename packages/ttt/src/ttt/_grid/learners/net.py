@@ -67,7 +67,7 @@ class Block(nn.Module):
             self.out.bias[:width] = -1.0
 
     def forward(self, state: Tensor, inside: Tensor) -> Tensor:
-        """The next state, zero outside the grids.
+        """Return the next state, zero outside the grids.
 
         Args:
             state: (batch, height, width, channels).
@@ -110,7 +110,7 @@ class Net(nn.Module):
         self.head = nn.Linear(width, slots)
 
     def forward(self, x: Tensor, inside: Tensor, rounds: int, keep: int = 1) -> list[Tensor]:
-        """Scores (batch, height, width, slots) after each of the last `keep` rounds."""
+        """Return scores (batch, height, width, slots) after each of the last `keep` rounds."""
         entered = self.enter(x) * inside
         state = entered
         scores = []
@@ -122,7 +122,7 @@ class Net(nn.Module):
 
 
 def undone(grid: npt.NDArray[np.generic], pose: int) -> npt.NDArray[np.generic]:
-    """The inverse of one of the eight poses."""
+    """Invert one of the eight poses."""
     return np.rot90(grid, -pose) if pose < 4 else np.rot90(grid[:, ::-1], -(pose - 4))
 
 
@@ -177,14 +177,14 @@ def train(encoding: TaskEncoding, seed: int, work: Work, steps: int) -> Iterator
 def _tensors(
     encoding: TaskEncoding, picks: Sequence[Pick], keep: npt.NDArray[np.float32] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, inside masks and wanted slots of some views."""
+    """Return inputs, inside masks and wanted slots of some views."""
     shown, wanted = encoding.batch(picks, keep)
     x = torch.from_numpy(shown)
     return x, x[..., encoding.inside : encoding.inside + 1], torch.from_numpy(wanted)
 
 
 def _draw(encoding: TaskEncoding, rng: np.random.Generator) -> tuple[list[Pick], npt.NDArray[np.float32]]:
-    """A batch of random pairs, poses and colours with random features hidden."""
+    """Draw a batch of random pairs, poses and colours, with random features hidden."""
     picks: list[Pick] = []
     tall, wide, count = 0, 0, 0
     while True:
@@ -230,7 +230,7 @@ def _vote(net: Net, encoding: TaskEncoding, verdict: Verdict, progress: float) -
 
 
 def candidates(verdict: Verdict) -> list[list[Candidate]]:
-    """The net's answers per test with train fit and agreement."""
+    """Return the net's answers per test with train fit and agreement."""
     result = []
     base = 0.75 if verdict.fit == 1.0 else 0.5 if verdict.fit >= 0.7 else 0.04
     for votes, grids, agreement in zip(verdict.votes, verdict.grids, verdict.agreement, strict=True):

@@ -1,5 +1,7 @@
 """Transformations of a grid, in tables by subject; of equal ones the first in this order is kept."""
 
+from __future__ import annotations
+
 from ttt._grid.transforms import painting, panels, repair, sizes, things
 from ttt._grid.transforms.registry import TRANSFORMS, Table, Transform, register
 

@@ -1,5 +1,6 @@
 """Transformations that read a grid as panels between separator lines, or as its halves or thirds."""
 
+# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable
