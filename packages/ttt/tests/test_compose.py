@@ -18,6 +18,9 @@ from ttt._grid.compose.rows import EXACT, FLAGS, Limits, Start, grids_of
 from ttt._grid.compose.screening import Screen, disjoint
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
+from ttt._grid.search import search
+from ttt._grid.where import PACKAGE, steps
+from ttt._grid.work import Work
 
 compiled = pytest.mark.skipif(core.library() is None, reason="the core was built without a compiler")
 colours = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 4))
@@ -272,3 +275,55 @@ class TestCompositions:
         for i in range(len(search.nodes())):
             value = decoded(search.row(i), 1)
             assert all(p.cells.size for p in value[0])
+
+
+class TestSearch:
+    """The whole search, with the core and without."""
+
+    @compiled
+    def test_the_same_answers_without_the_core(self, monkeypatch) -> None:
+        """To the byte, words and costs included."""
+        train = [(picture("1.2 ... ..."), picture("2.1 ... ...")), (picture("..3 4.. ..."), picture("3.. ..4 ..."))]
+        inputs = [a for a, _ in train] + [picture("5.. .6. ...")]
+        outputs = [np.where(b == 0, 7, b).astype(np.uint8) for _, b in train]
+
+        def answers() -> list[tuple[str, float, bytes]]:
+            for found in search(inputs, outputs, 0, Work(lambda: False, 8)):
+                programs = found.programs
+            return [(p.why, p.cost, b"".join(b"" if g is None else g.tobytes() for g in p.grids)) for p in programs]
+
+        monkeypatch.setattr("ttt._grid.search.PER_UNIT", 100_000)
+        fast = answers()
+        for module in ("core", "layers", "screening"):
+            monkeypatch.setattr(f"ttt._grid.compose.{module}.library", lambda: None)
+        assert answers() == fast
+        assert fast
+
+
+class TestExplain:
+    """Words lead to files and lines."""
+
+    def test_steps_of_an_answer(self) -> None:
+        """Every step is found where it stands, in C and in Python."""
+        found = steps(
+            "layers: (colour 0 where empty: only colour 2 kept, then lines drawn up and down) over (as it is)"
+        )
+        assert [s.words for s in found] == ["only colour 2 kept", "lines drawn up and down", "as it is"]
+        for step in found:
+            assert step.places
+            for place in step.places:
+                file, line = place.split(":")
+                assert int(line) <= len((PACKAGE / file).read_text().splitlines())
+        assert any(p.startswith("_grid/compose/csrc/painting.c:") for p in found[1].places)
+
+    @pytest.mark.parametrize("line", LINES, ids=lambda line: line.words)
+    def test_every_line_of_the_table(self, line) -> None:
+        """In whatever argument."""
+        value = next(iter(line.args)) if isinstance(line.args, dict) else "3"
+        found = steps(f"{line.words.format(value)}, then as it is")
+        assert found[0].words == line.words.format(value)
+        assert len(found[0].places) == 2
+
+    def test_unknown_words(self) -> None:
+        """Are no step."""
+        assert steps("nothing of that kind") == []
