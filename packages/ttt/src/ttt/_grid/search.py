@@ -26,9 +26,13 @@ OBJECT_RULE_INPUTS = 4
 COMPOSED_INPUTS = 780
 """How many compositions of a size group the rules may look at."""
 COMPOSING = 5
-"""Work units for composing transformations of the task, as much again where all backgrounds are made 0."""
+"""Work units for composing transformations of the task."""
 COMPOSING_RESTATED = 2
 """Work units for composing transformations of each restated task."""
+SHORT_COMPOSITION = 2.5
+"""With a composition of at most this cost nothing else is tried: on develop tasks longer ones were wrong as often."""
+LIKELY_COST = 7.0
+"""Programs dearer than this are right less than half the time on develop tasks: the search goes on behind them."""
 PER_UNIT = 20_000_000
 """Work units of the compositional search in one of the solver's."""
 
@@ -63,7 +67,7 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
     found.programs = _programs_of(composed, len(outputs))
     found.groups = _with_composed([], composed)
     yield found
-    if composed.exact or work.over:
+    if work.over or _settled(found.programs, SHORT_COMPOSITION):
         return
     for derived in groups_of(inputs, outputs, work, bases=1):
         found.groups = _with_composed(derived, composed)
@@ -75,18 +79,23 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         found.programs = found.programs + _cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
         yield found
     for base in _object_rule_inputs(found.groups, outputs):
-        if work.over or (base.cost and found.programs):
+        if work.over or (base.cost and _settled(found.programs)):
             return
         found.programs = found.programs + object_programs(base, outputs)
         work.spend(3)
         yield found
-    if found.programs:
+    if _settled(found.programs):
         return
     for restatement in restated(inputs, outputs):
         if work.over:
             return
         found.programs = found.programs + _restated_programs(restatement, seed, work)
         yield found
+
+
+def _settled(programs: Sequence[Program], cost: float = LIKELY_COST) -> bool:
+    """Return whether a program is cheap enough to stop at."""
+    return any(p.cost <= cost for p in programs)
 
 
 def _composed(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, units: int) -> Compositions:
