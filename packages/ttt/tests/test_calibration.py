@@ -80,7 +80,7 @@ def test_what_is_no_curve_is_refused(text: str, integration_test_dir: Path) -> N
 
 def test_a_missing_file_is_named(integration_test_dir: Path) -> None:
     """The error says which file, and what would do."""
-    with pytest.raises(UnreadableFileError, match="give a file that ttt eval --calibrate wrote"):
+    with pytest.raises(UnreadableFileError, match="use a file that ttt eval --calibrate wrote"):
         read_calibration(integration_test_dir / "none.json")
 
 

@@ -172,7 +172,7 @@ class TestIntegrity:
         for data, message in (
             (_sealed({**body, "format_version": 2}), "written in format 2, this ttt reads 1"),
             (_sealed({**body, "kind": "other"}), "a state of 'other', wanted 'test'"),
-            (b"{}", "is not one of ttt-checkpoint"),
+            (b"{}", "is not a manifest of ttt-checkpoint"),
             (pickle.dumps(body), "is a pickle"),
         ):
             path.write_bytes(data)

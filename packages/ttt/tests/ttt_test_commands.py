@@ -18,7 +18,7 @@ def solve_command(folder: Path, tasks: list[ttt.Task], *arguments: str) -> subpr
     command = [
         sys.executable,
         "-m",
-        "ttt._cli.main",
+        "ttt",
         "solve",
         str(folder / "tasks.json"),
         "--out",
