@@ -1,8 +1,8 @@
 """The compositional search that won the 2020 ARC contest beside ours: same tasks, same run, one thread, two attempts.
 
-The program is public as top-quarks/ARC-solution on GitHub. Clone it and build it with its own makefile (`make run`), then
-name the folder: `python benchmarks/peer_search.py --peer FOLDER`. Without a folder only ours is measured, and the row of
-the peer says that it was not there.
+The program is public as top-quarks/ARC-solution on GitHub. Clone it and build it with its own makefile (`make run`),
+then name the folder: `python benchmarks/peer_search.py --peer FOLDER`. Without a folder only ours is measured, and the
+row of the peer says that it was not there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,10 @@ LIMIT = 300
 def solved_by_ours(task: Any) -> tuple[bool, float]:
     """Whether each test is among our two attempts, and CPU seconds."""
     train = [(np.array(a, np.uint8), np.array(b, np.uint8)) for a, b in task.train]
-    started, progress = time.process_time(), None
     tests = [np.array(a, np.uint8) for a, _ in task.test]
-    for progress in solve(train, tests, seed=0, stop=lambda: False, steps=400, stages=("search",)):
-        pass
+    started = time.process_time()
+    *_, progress = solve(train, tests, seed=0, stop=lambda: False, steps=400, stages=("search",))
     spent = time.process_time() - started
-    assert progress is not None
     right = [
         any(np.array_equal(c.grid, np.array(b)) for c in mine[:ATTEMPTS])
         for mine, (_, b) in zip(progress.answers, task.test, strict=True)
@@ -64,10 +63,8 @@ def solved_by_peer(program: Path, task: Any, depth: int) -> tuple[bool, float, f
             Path(data, f"{number:08x}.json").write_text(text)
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             command = [str(program), "0", str(depth)]
-            try:
+            with suppress(subprocess.TimeoutExpired):  # counted as no answer
                 subprocess.run(command, cwd=folder, capture_output=True, timeout=LIMIT, check=False)
-            except subprocess.TimeoutExpired:
-                pass  # counted as no answer
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             spent += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             peak = max(peak, after.ru_maxrss / 1024)

@@ -215,11 +215,17 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
         total = sum(w for w, _, _ in ranked) or 1.0
         result.append(
             [
-                Candidate(g, BELIEF[p.kind] * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why)
+                Candidate(g, _belief(p) * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why)
                 for i, (w, p, g) in enumerate(ranked[:6])
             ]
         )
     return result
+
+
+def _belief(program: Program) -> float:
+    """Return the chance that a program is right, by its kind, and by its cost where compositions are long."""
+    most, belief = LONG.get(program.kind, (math.inf, 0.0))
+    return belief if program.cost > most else BELIEF[program.kind]
 
 
 BELIEF = {
@@ -235,3 +241,5 @@ BELIEF = {
     "things by property": 0.8,
 }
 """Chance that a program of a kind is right, measured on tasks that the kind was not written for."""
+LONG = {"composed": (SHORT_COMPOSITION, 0.4), "layered": (10.0, 0.15)}
+"""Cost above which a program of a kind is right less often, with the chance there, on develop tasks."""

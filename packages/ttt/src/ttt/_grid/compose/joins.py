@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001 -- every function of a table takes the same arguments
 """Joining the pieces of an input into one, in numpy. Each is the twin of the function of the same name in C."""
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from ttt.values import Grid
 
 
 @join
-def overlay(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
+def overlay(pieces: Sequence[Piece], _arg: int) -> list[Piece] | None:
     """All at their places in the box around them; what comes later lies above."""
     top, left = min(p.y for p in pieces), min(p.x for p in pieces)
     shape = (

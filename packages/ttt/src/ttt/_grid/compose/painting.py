@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001 -- every function of a table takes the same arguments
 """Shapes that repaint a piece and keep its size, in numpy. Each is the twin of the function of the same name in C."""
 
 from __future__ import annotations
@@ -11,37 +10,37 @@ from ttt.values import Grid
 
 
 @shape
-def keep_colour(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def keep_colour(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Only the cells of a colour."""
     return piece.showing(np.where(piece.cells == arg, piece.cells, 0))
 
 
 @shape
-def drop_colour(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def drop_colour(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """All but the cells of a colour."""
     return piece.showing(np.where(piece.cells == arg, 0, piece.cells))
 
 
 @shape
-def paint(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def paint(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Every drawn cell in one colour."""
     return piece.showing(np.where(piece.cells != 0, arg, 0))
 
 
 @shape
-def paint_commonest(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def paint_commonest(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """Every drawn cell in the commonest colour."""
     return paint(piece, source, commonest(piece.cells))
 
 
 @shape
-def fill_holes(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def fill_holes(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Enclosed empty cells in a colour, or the commonest for 0."""
     return piece.showing(np.where(enclosed(piece.cells), arg or commonest(piece.cells), piece.cells))
 
 
 @shape
-def holes_only(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def holes_only(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Enclosed empty cells in the commonest colour, nothing else."""
     return piece.showing(np.where(enclosed(piece.cells), commonest(piece.cells), 0))
 
@@ -55,19 +54,19 @@ def _at_edge(g: Grid) -> Mask:
 
 
 @shape
-def outline(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def outline(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Only the drawn cells next to an empty one or the edge."""
     return piece.showing(np.where(_at_edge(piece.cells), piece.cells, 0))
 
 
 @shape
-def inner(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def inner(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """All but the drawn cells next to an empty one or the edge."""
     return piece.showing(np.where(_at_edge(piece.cells), 0, piece.cells))
 
 
 @shape
-def fill_box(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def fill_box(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Empty cells inside the drawn box in the commonest colour."""
     box = drawn_box(piece.cells)
     if box is None:
@@ -86,14 +85,14 @@ def _first_seen(out: Grid, views: list[Grid]) -> Grid:
 
 
 @shape
-def grow(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def grow(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Empty cells in the colour of the first drawn neighbour: of 4 (0) or 8 (1)."""
     g = piece.cells
     return piece.showing(_first_seen(g, [shifted(g, -dy, -dx) for dy, dx in STEPS[: 8 if arg else 4]]))
 
 
 @shape
-def surround(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def surround(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Empty cells with a drawn one among eight neighbours in a colour."""
     g = piece.cells
     near = np.zeros(g.shape, dtype=bool)
@@ -103,7 +102,7 @@ def surround(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def fall(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def fall(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Drawn cells moved up, left, right or down until they meet, in their order."""
     upright, back = arg in (0, 3), arg >= 2
     lines = piece.cells.T if upright else piece.cells
@@ -125,7 +124,7 @@ def _seen(g: Grid, direction: int) -> Grid:
 
 
 @shape
-def rays(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def rays(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Lines from drawn cells over empty ones, in each direction of the bit mask; the first direction wins."""
     g = piece.cells
     looks = [3 - d if d < 4 else 11 - d for d in range(8) if arg >> d & 1]
@@ -133,7 +132,7 @@ def rays(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def join_equal(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def join_equal(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Empty cells between two of equal colour: bit 0 in columns, 1 in rows, 2 and 3 along diagonals."""
     g, views = piece.cells, []
     for bit, (ahead, behind) in enumerate(((0, 3), (1, 2), (4, 7), (5, 6))):
@@ -144,7 +143,7 @@ def join_equal(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def drop_dots(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def drop_dots(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Without the cells that have no neighbour of their colour."""
     g = piece.cells
     kept = np.zeros(g.shape, dtype=bool)
@@ -154,14 +153,14 @@ def drop_dots(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def invert(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def invert(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Empty cells in the commonest colour, drawn ones empty."""
     colour = commonest(piece.cells)
     return piece.showing(np.where(piece.cells == 0, colour, 0)) if colour else None
 
 
 @shape
-def swap_colours(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def swap_colours(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """The two drawn colours of a piece that has exactly two exchanged."""
     pair = [c for c in np.unique(piece.cells).tolist() if c]
     if len(pair) != 2:
@@ -172,7 +171,7 @@ def swap_colours(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def mirror_fill(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def mirror_fill(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Empty cells of the drawn box from the mirror image: by bits left-right, up-down, turned, over the diagonal."""
     box = drawn_box(piece.cells)
     if box is None:
@@ -187,7 +186,7 @@ def mirror_fill(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def mend_tiling(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def mend_tiling(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Empty cells from the smallest repeating pattern, by its cells, then its rows."""
     g = piece.cells
     h, w = g.shape
@@ -207,19 +206,19 @@ def mend_tiling(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def shift(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def shift(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Moved by one cell; what leaves is lost."""
     return piece.showing(shifted(piece.cells, *STEPS[arg]))
 
 
 @shape
-def roll(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def roll(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Moved by one cell; what leaves comes in on the other side."""
     return piece.showing(np.roll(piece.cells, STEPS[arg], axis=(0, 1)))
 
 
 @shape
-def spread(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def spread(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Grown to the sides until nothing is empty."""
     g = piece.cells
     if not g.any():
@@ -230,39 +229,39 @@ def spread(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def solid(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def solid(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Every cell in the commonest colour."""
     return piece.showing(np.full_like(piece.cells, commonest(piece.cells)))
 
 
 @shape
-def in_frame(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def in_frame(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """At its place in an empty grid of the input's size."""
     return Piece(0, 0, placed(piece, source.cells.shape))
 
 
 @shape
-def over_input(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def over_input(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """At its place above the input."""
     mine = placed(piece, source.cells.shape)
     return Piece(0, 0, np.where(mine != 0, mine, source.cells))
 
 
 @shape
-def under_input(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def under_input(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """At its place below the input."""
     return Piece(0, 0, np.where(source.cells != 0, source.cells, placed(piece, source.cells.shape)))
 
 
 @shape
-def mask_by_input(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def mask_by_input(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """Only where the input is drawn."""
     below = placed(source, piece.cells.shape, piece.y, piece.x)
     return piece.showing(np.where(below != 0, piece.cells, 0))
 
 
 @shape
-def mask_by_empty(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def mask_by_empty(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """Only where the input is empty or ends."""
     below = placed(source, piece.cells.shape, piece.y, piece.x)
     return piece.showing(np.where(below == 0, piece.cells, 0))

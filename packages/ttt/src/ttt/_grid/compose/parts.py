@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001, ARG005 -- every function of a table takes the same arguments
 """Cutting a piece into pieces and choosing among them, in numpy. Each is the twin of the function in C."""
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def cut_objects(piece: Piece, arg: int) -> list[Piece] | None:
 
 
 @split
-def cut_colours(piece: Piece, arg: int) -> list[Piece] | None:
+def cut_colours(piece: Piece, _arg: int) -> list[Piece] | None:
     """All cells of each drawn colour."""
     return [_marked(piece, piece.cells == c) for c in np.unique(piece.cells).tolist() if c] or None
 
@@ -103,7 +102,7 @@ def _stretches(cut: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 @split
-def cut_panels(piece: Piece, arg: int) -> list[Piece] | None:
+def cut_panels(piece: Piece, _arg: int) -> list[Piece] | None:
     """Between the full lines of the colour with most of them, else the longer side in halves, thirds or quarters."""
     g = piece.cells
     h, w = g.shape
@@ -140,36 +139,36 @@ def _drawing(p: Piece) -> tuple[tuple[int, ...], bytes]:
 
 
 def _alike(mark: Callable[[Piece], object]) -> Callable[[Piece, Sequence[Piece]], int]:
-    return lambda p, all_: sum(mark(p) == mark(q) for q in all_)
+    return lambda p, together: sum(mark(p) == mark(q) for q in together)
 
 
-def _symmetries(p: Piece, all_: Sequence[Piece]) -> int:
+def _symmetries(p: Piece, _all: Sequence[Piece]) -> int:
     g = p.cells
     square = g.shape[0] == g.shape[1]
     return int((g == g[:, ::-1]).all()) + int((g == g[::-1]).all()) + int(square and (g == g.T).all())
 
 
-def _odd_cells(p: Piece, all_: Sequence[Piece]) -> int:
+def _odd_cells(p: Piece, _all: Sequence[Piece]) -> int:
     count = np.bincount(p.cells.ravel(), minlength=10)[1:]
     return int(count.sum() - count.max())
 
 
 PROPERTIES: tuple[Callable[[Piece, Sequence[Piece]], int], ...] = (
-    lambda p, all_: int(np.count_nonzero(p.cells)),
-    lambda p, all_: int(p.cells.size),
-    lambda p, all_: int(p.cells.shape[0]),
-    lambda p, all_: int(p.cells.shape[1]),
-    lambda p, all_: len(np.unique(p.cells[p.cells != 0])),
-    lambda p, all_: int((p.cells == 0).sum()),
+    lambda p, _all: int(np.count_nonzero(p.cells)),
+    lambda p, _all: int(p.cells.size),
+    lambda p, _all: int(p.cells.shape[0]),
+    lambda p, _all: int(p.cells.shape[1]),
+    lambda p, _all: len(np.unique(p.cells[p.cells != 0])),
+    lambda p, _all: int((p.cells == 0).sum()),
     _symmetries,
-    lambda p, all_: p.y,
-    lambda p, all_: p.x,
+    lambda p, _all: p.y,
+    lambda p, _all: p.x,
     _odd_cells,
-    lambda p, all_: int(enclosed(p.cells).sum()),
+    lambda p, _all: int(enclosed(p.cells).sum()),
     _alike(_shape_of),
     _alike(_drawing),
     _alike(lambda p: commonest(p.cells)),
-    lambda p, all_: commonest(p.cells),
+    lambda p, _all: commonest(p.cells),
 )
 """The numbers that pieces are compared by, in the order of `NUMBERS` in table.py."""
 

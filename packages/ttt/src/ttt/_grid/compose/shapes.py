@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001 -- every function of a table takes the same arguments
 """Shapes that change a piece's size or pose, in numpy. Each is the twin of the function of the same name in C."""
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def _turned(g: Grid, quarters: int) -> Grid:
 
 
 @shape
-def pose(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def pose(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Turned left by quarters, mirrored, transposed, upside down, over the other diagonal."""
     g = piece.cells
     if arg < 4:
@@ -35,7 +34,7 @@ def pose(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def crop(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def crop(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """The box of what is drawn."""
     box = drawn_box(piece.cells)
     if box is None:
@@ -45,13 +44,13 @@ def crop(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def trim(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def trim(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Without the outermost rows and columns."""
     return piece.showing(piece.cells[1:-1, 1:-1], 1, 1) if min(piece.cells.shape) > 2 else None
 
 
 @shape
-def half(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def half(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Left, right, upper or lower half; the middle line of an odd length belongs to neither."""
     h, w = piece.cells.shape
     h, w = (h // 2, w) if arg >= 2 else (h, w // 2)
@@ -61,7 +60,7 @@ def half(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def mirror_out(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def mirror_out(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """With the mirror image to the right, left, below or above."""
     g, axis = piece.cells, int(arg < 2)
     parts = [g, np.flip(g, axis)]
@@ -69,7 +68,7 @@ def mirror_out(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def mosaic(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def mosaic(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Four copies as a square: 0 mirrored outwards, 1 turned by quarters clockwise from the top left."""
     g = piece.cells
     if arg == 0:
@@ -80,19 +79,19 @@ def mosaic(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def tile(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def tile(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Copies side by side: ten times the rows of copies plus the columns."""
     return piece.showing(np.tile(piece.cells, divmod(arg, 10)))
 
 
 @shape
-def scale_up(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def scale_up(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """Each cell as a square."""
     return piece.showing(piece.cells.repeat(arg, axis=0).repeat(arg, axis=1))
 
 
 @shape
-def scale_down(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def scale_down(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Each of the largest squares of one colour as a cell."""
     g = piece.cells
     for k in range(LARGEST, 1, -1):
@@ -109,7 +108,7 @@ def _selected(piece: Piece, rows: list[int], columns: list[int]) -> Piece | None
 
 
 @shape
-def rows_once(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def rows_once(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Without the rows and columns that equal the one before."""
     g = piece.cells
     rows = [r for r in range(g.shape[0]) if r == 0 or (g[r] != g[r - 1]).any()]
@@ -118,7 +117,7 @@ def rows_once(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def drop_empty_lines(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def drop_empty_lines(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Without the rows and columns in which nothing is drawn."""
     g = piece.cells
     rows, columns = np.flatnonzero(g.any(axis=1)).tolist(), np.flatnonzero(g.any(axis=0)).tolist()
@@ -132,25 +131,25 @@ def _product(whole: Piece, part: Piece, place: Piece) -> Piece | None:
 
 
 @shape
-def self_product(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def self_product(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """A copy of the piece at each of its drawn cells."""
     return _product(piece, piece, piece)
 
 
 @shape
-def product_with_input(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def product_with_input(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """A copy of the piece at each drawn cell of the input."""
     return _product(source, piece, piece)
 
 
 @shape
-def input_product(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def input_product(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """A copy of the input at each drawn cell of the piece."""
     return _product(piece, source, piece)
 
 
 @shape
-def tile_input_frame(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def tile_input_frame(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     """Repeated from the top left over a grid of the input's size."""
     h, w = source.cells.shape
     g = piece.cells
@@ -158,19 +157,19 @@ def tile_input_frame(piece: Piece, source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def add_frame(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def add_frame(piece: Piece, _source: Piece, arg: int) -> Piece | None:
     """One more cell of a colour on every side."""
     return piece.showing(np.pad(piece.cells, 1, constant_values=arg), -1, -1)
 
 
 @shape
-def single_cell(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def single_cell(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """One cell of the commonest colour."""
     colour = commonest(piece.cells)
     return piece.showing(np.full((1, 1), colour, dtype=np.uint8)) if colour else None
 
 
 @shape
-def to_origin(piece: Piece, source: Piece, arg: int) -> Piece | None:
+def to_origin(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """The same at the top left."""
     return Piece(0, 0, piece.cells)
