@@ -39,13 +39,12 @@ def test_curves_of_ones_own(sample_arc_tasks: list[ttt.Task], integration_test_d
     path = integration_test_dir / "curves.json"
     path.write_text(calibration_json("colour-table", [("table", 0.9, i < 6) for i in range(8)], "eight answers"))
     runs = []
-    for calibration, resume in ((None, False), (path, True)):
+    for calibration in (None, path):
         run = ttt.run(
             sample_arc_tasks[1:2],
             backend=ColourTable(),
             budget=30,
             folder=integration_test_dir / "run",
-            resume=resume,
             calibration=calibration,
         )
         for _ in run:

@@ -158,3 +158,35 @@ def test_text_from_data_is_not_markup(tasks_file: Path, capsys: pytest.CaptureFi
     assert "[red]folder" in capsys.readouterr().out
     assert main(["checkpoints", "list", str(folder / "[bold]none")]) == 2
     assert "[bold]none" in capsys.readouterr().err
+
+
+def test_a_submission_is_never_overwritten_by_less(
+    tasks_file: Path, sample_arc_tasks: list[ttt.Task], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other tasks keep the earlier file aside; the same run, ended before it could answer, goes on from its answers."""
+    out = tasks_file.with_name("s.json")
+    common = ["--out", str(out), "--steps", "8", *TABLE]
+    assert main(["solve", str(tasks_file), *common]) == 0
+    whole = out.read_bytes()
+    one = tasks_file.with_name("other.json")
+    one.write_text(json.dumps(task_json(sample_arc_tasks[1])))
+    assert main(["solve", str(one), *common]) == 0
+    assert out.with_name("s.before-1.json").read_bytes() == whole
+    assert "s.before-1.json" in capsys.readouterr().err
+    assert set(ttt.read_submission(out)) == {"other"}
+    assert len(list((tasks_file.parent / "s.run" / "records").iterdir())) == 5
+
+    silent = ["--out", str(out.with_name("t.json")), "--steps", "8", "--backend", "ttt_test_backends:Silent"]
+    assert main(["solve", str(tasks_file), *silent]) == 0
+    out.with_name("t.json").write_bytes(whole)
+    assert main(["solve", str(tasks_file), *silent]) == 0
+    assert out.with_name("t.json").read_bytes() == whole, "fallbacks are less than what was there"
+
+
+def test_a_broken_submission_is_kept_aside(tasks_file: Path) -> None:
+    """What is no submission, under the name of one, is not lost either."""
+    out = tasks_file.with_name("s.json")
+    out.write_text("notes of mine")
+    assert main(["solve", str(tasks_file), "--out", str(out), "--steps", "8", *TABLE]) == 0
+    assert out.with_name("s.before-1.json").read_text() == "notes of mine"
+    assert len(ttt.read_submission(out)) == 5

@@ -324,3 +324,15 @@ class TestAdapter:
         for _ in again:
             pass
         assert same(*(r["small"].predictions[0].first.grid for r in (run.results, again.results)))
+
+
+def test_preflight_names_what_is_missing(tmp_path: Path) -> None:
+    """A folder that is no model, or one without safetensors, is found before a task starts."""
+    from ttt.backends.lm import LmBackend
+    from ttt.errors import InvalidBackendError
+
+    with pytest.raises(InvalidBackendError, match=r"no config\.json"):
+        LmBackend(str(tmp_path / "nowhere"), device="cpu").preflight()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidBackendError, match=r"no \.safetensors file"):
+        LmBackend(str(tmp_path), device="cpu").preflight()

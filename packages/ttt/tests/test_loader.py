@@ -226,3 +226,33 @@ def test_ids_must_be_printable() -> None:
     for name in ("", "a\nb", "x" * 201):
         with pytest.raises(InvalidTaskError, match="printable"):
             parse_task(name, GOOD)
+
+
+@pytest.mark.parametrize("open_output", [None, []])
+def test_an_open_test_output_is_not_known(open_output: object, tmp_path: Path) -> None:
+    """A test output may be null or []: it is then not known, in the task as in the solutions."""
+    task = {
+        "train": [{"input": [[1]], "output": [[2]]}],
+        "test": [{"input": [[3]], "output": open_output}, {"input": [[4]], "output": [[5]]}],
+    }
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(task))
+    (found,) = ttt.load(path)
+    assert [None if p.output is None else p.output.tolist() for p in found.test] == [None, [[5]]]
+    solutions = tmp_path / "solutions.json"
+    solutions.write_text(json.dumps({"mine": [[[6]], open_output]}))
+    (found,) = ttt.load(path, solutions=solutions)
+    assert [None if p.output is None else p.output.tolist() for p in found.test] == [[[6]], None]
+
+
+def test_outputs_of_equal_tasks_are_joined(tmp_path: Path) -> None:
+    """A task that is loaded twice keeps the outputs that only one of the two has, whichever comes first."""
+    pair = {"input": [[1]], "output": [[2]]}
+    for folder, test in (("a", {"input": [[3]]}), ("b", {"input": [[3]], "output": [[4]]})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.json").write_text(json.dumps({"train": [pair], "test": [test]}))
+    for order in (("a", "b"), ("b", "a")):
+        tasks = ttt.load(*(tmp_path / folder for folder in order))
+        assert len(tasks) == 1
+        assert tasks[0].has_solutions
+        assert tasks.rejected == ()

@@ -77,7 +77,7 @@ def test_all_stages_give_the_same_bytes_however_they_are_run(
         time.sleep(0.05)
     child.kill()
     child.communicate(timeout=30)
-    again = solve_command(integration_test_dir, chosen, *arguments, "--resume", "--json")
+    again = solve_command(integration_test_dir, chosen, *arguments, "--json")
     out, _ = again.communicate(timeout=300)
     assert again.returncode == 0, out
     assert any(t["reused"] for t in json.loads(out)["tasks"])

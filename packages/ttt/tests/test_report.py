@@ -57,17 +57,21 @@ def test_report_shows_everything_and_escapes(sample_arc_tasks: list[ttt.Task], i
 
 
 def test_report_of_a_solved_run(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
-    """The score, the reliability picture and each task's outcome are shown."""
-    run = ttt.run(sample_arc_tasks, backend=ColourTable(), budget=30, folder=integration_test_dir, workers=2)
-    for _ in run:
-        pass
-    saved = read_run(integration_test_dir)
-    assert set(saved.results) == {t.id for t in sample_arc_tasks}
-    write_report(integration_test_dir, integration_test_dir / "r.html")
-    text = (integration_test_dir / "r.html").read_text()
-    assert "<b>5 of 5</b>" in text
-    assert "mean confidence of solved: 88%" in text
-    assert text.count('class="mark solved"') == 5
+    """The score and each task's outcome are shown; percentages of confidence only with curves for the backend."""
+    curves = integration_test_dir / "curves.json"
+    curves.write_text(calibration_json("colour-table", [("table", 0.9, i < 6) for i in range(8)], "eight answers"))
+    folder = integration_test_dir / "run"
+    for calibration in (None, curves):
+        run = ttt.run(sample_arc_tasks, backend=ColourTable(), budget=30, folder=folder, calibration=calibration)
+        for _ in run:
+            pass
+        assert set(read_run(folder).results) == {t.id for t in sample_arc_tasks}
+        write_report(folder, integration_test_dir / "r.html")
+        text = (integration_test_dir / "r.html").read_text()
+        assert "<b>5 of 5</b>" in text
+        assert text.count('class="mark solved"') == 5
+        assert ("mean confidence of solved" in text) == (calibration is not None)
+        assert ("attempt 1: 75%" in text) == (calibration is not None)
 
 
 def test_no_run_no_report(integration_test_dir: Path) -> None:

@@ -17,6 +17,7 @@ from ttt_test_backends import ColourTable, Holding, HoldsMemory, Misbehaving, St
 from ttt_test_commands import solve_command
 
 import ttt
+from ttt._runs.records import Records
 from ttt.errors import InvalidBackendError, TTTError
 
 
@@ -173,29 +174,69 @@ def test_leaving_the_loop_ends_the_workers(sample_arc_tasks: list[ttt.Task]) -> 
 
 
 def test_resume_reuses_records(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
-    """Resume takes finished tasks from the records and gives the same bytes; with another seed it does not."""
-    first = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="20 steps", folder=integration_test_dir)
+    """A second run of the same tasks takes them from the records, with the same bytes; another seed does not."""
+    folder = integration_test_dir / "run"
+    first = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="20 steps", folder=folder)
     finish(first)
-    second = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="20 steps", folder=integration_test_dir, resume=True)
+    second = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="20 steps", folder=folder)
+    assert second.continued
+    assert second.submission() == first.submission(), "known before it goes"
     assert all(r.reused for r in finish(second).values())
     assert second.submission() == first.submission()
-    third = ttt.run(
-        sample_arc_tasks[:1], backend=Wanderer(), budget="20 steps", folder=integration_test_dir, resume=True, seed=9
-    )
+    third = ttt.run(sample_arc_tasks[:1], backend=Wanderer(), budget="20 steps", folder=folder, seed=9)
     assert not any(r.reused for r in finish(third).values())
+    assert third.folder == integration_test_dir / "run-2"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_no_run_takes_anything_away(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """Other tasks, another budget, fewer tasks and a fresh start leave every file of an earlier run as it was."""
+    folder = integration_test_dir / "run"
+    finish(ttt.run(sample_arc_tasks[:3], backend=Wanderer(), budget="5 steps", folder=folder))
+    before = snapshot(folder)
+    others = [
+        ttt.run(sample_arc_tasks[3:], backend=Wanderer(), budget="5 steps", folder=folder),
+        ttt.run(sample_arc_tasks[:3], backend=Wanderer(), budget="6 steps", folder=folder),
+        ttt.run(sample_arc_tasks[:2], backend=Wanderer(), budget="5 steps", folder=folder),
+        ttt.run(sample_arc_tasks[:3], backend=Wanderer(), budget="5 steps", folder=folder, fresh=True),
+    ]
+    assert not any(run.continued for run in others)
+    assert len({run.folder for run in others} | {folder}) == 5
+    for run in others:
+        finish(run)
+    assert snapshot(folder) == before
+    more = ttt.run(sample_arc_tasks[:4], backend=Wanderer(), budget="5 steps", folder=folder)
+    assert (more.folder, more.continued) == (folder, True), "more tasks go on where their part has been solved"
+    assert sum(r.reused for r in finish(more).values()) == 3
+
+
+def test_a_task_whose_process_died_is_tried_again(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """A task that failed without breaking a limit is solved again; its failure replaces no better record."""
+    folder = integration_test_dir / "run"
+    for _ in range(2):
+        run = ttt.run(sample_arc_tasks[1:2], backend=Misbehaving("exits"), budget=30, folder=folder)
+        assert not finish(run)["mirror"].reused
+    store = Records(folder / "records")
+    store.put("k", ttt.TaskResult("mirror", run.results["mirror"].predictions, "done"))
+    store.put("k", run.results["mirror"])
+    kept = store.get("k", "mirror")
+    assert kept is not None
+    assert kept.status == "done"
 
 
 def test_a_damaged_record_is_solved_again(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
     """A flipped byte in a record makes its task run again, with the same answer."""
-    first = ttt.run(sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir)
+    first = ttt.run(sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir / "run")
     finish(first)
-    record = next((integration_test_dir / "records").glob("*.json"))
+    record = next((integration_test_dir / "run" / "records").glob("*.json"))
     data = bytearray(record.read_bytes())
     data[len(data) // 2] ^= 1
     record.write_bytes(bytes(data))
-    again = ttt.run(
-        sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir, resume=True
-    )
+    again = ttt.run(sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir / "run")
     assert sorted(r.reused for r in finish(again).values()) == [False, True]
     assert again.submission() == first.submission()
 
@@ -231,8 +272,6 @@ def test_refuses_what_cannot_work(sample_arc_tasks: list[ttt.Task]) -> None:
         ttt.run(sample_arc_tasks, backend=ColourTable(), pool="rya")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wanted 1 or more"):
         ttt.run(sample_arc_tasks, backend=ColourTable(), workers=0)
-    with pytest.raises(TTTError, match="resume needs the folder"):
-        ttt.run(sample_arc_tasks, backend=ColourTable(), resume=True)
 
 
 SLOW_WALK = ["--backend", "ttt_test_backends:Wanderer", "--set", "seconds_per_step=0.01"]
@@ -262,7 +301,7 @@ def test_ctrl_c_leaves_a_valid_submission(
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
-    """Kill -9 in the middle, then --resume: the submission of an undisturbed run, and finished tasks not done twice."""
+    """Kill -9, then the same again: the submission of an undisturbed run, and finished tasks are not done twice."""
     arguments = [*SLOW_WALK, "--steps", "60"]
     child = solve_command(integration_test_dir, sample_arc_tasks, *arguments)
     records = integration_test_dir / "out.run" / "records"
@@ -271,7 +310,7 @@ def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], i
         time.sleep(0.02)
     child.kill()
     child.communicate(timeout=30)
-    again = solve_command(integration_test_dir, sample_arc_tasks, *arguments, "--resume", "--json")
+    again = solve_command(integration_test_dir, sample_arc_tasks, *arguments, "--json")
     out, _ = again.communicate(timeout=50)
     assert again.returncode == 0, out
     assert sum(t["reused"] for t in json.loads(out)["tasks"]) >= 2
@@ -302,3 +341,23 @@ def test_answers_of_numpy_views_are_taken(sample_arc_tasks: list[ttt.Task]) -> N
     grid = finish(run)["mirror"].predictions[0].first.grid
     assert grid.dtype == np.uint8
     assert not grid.flags.writeable
+
+
+def test_the_last_answer_counts_even_right_before_a_hang(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Answers may follow one another too quickly to be sent one by one: the last still arrives before the kill."""
+    budget = ttt.Budget(seconds=4, grace=0.2)
+    result = finish(ttt.run(sample_arc_tasks[1:2], backend=Misbehaving("answers twice, then hangs"), budget=budget))
+    assert result["mirror"].status == "failed"
+    assert result["mirror"].predictions[0].first.stage == "second"
+
+
+@pytest.mark.parametrize("steps", [37, 60, 77, 90, 100])
+def test_steps_are_exact_wherever_they_end(steps: int) -> None:
+    """A budget of steps that ends in any stage of the default solver is used up to the last step, and so recorded."""
+    rng = np.random.default_rng(7)
+    pairs = [
+        ttt.Pair(ttt.as_grid(rng.integers(0, 4, (3, 3))), ttt.as_grid(rng.integers(0, 4, (3, 3)))) for _ in range(3)
+    ]
+    task = ttt.Task("noise", tuple(pairs), (ttt.Pair(ttt.as_grid(rng.integers(0, 4, (3, 3)))),))
+    result = finish(ttt.run([task], budget=f"{steps} steps"))["noise"]
+    assert (result.status, result.reason, result.steps) == ("stopped", "steps", steps)

@@ -72,7 +72,7 @@ def test_what_cannot_be_scored_is_refused(sample_arc_tasks: list[ttt.Task]) -> N
         ttt.score([], [task])
     with pytest.raises(InvalidSubmissionError, match="2 answers for 1 test inputs"):
         ttt.score([result(task, (grid, grid), (grid, grid))], [task])
-    with pytest.raises(InvalidSubmissionError, match="not known"):
+    with pytest.raises(InvalidSubmissionError, match="nothing to score"):
         ttt.score([result(task, (grid, grid))], [task.without_solutions()])
 
 
@@ -94,3 +94,14 @@ def test_wilson_interval_of_known_cases() -> None:
     assert wilson(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_what_is_known_is_scored(sample_arc_tasks: list[ttt.Task]) -> None:
+    """A task without outputs does not keep the others from being scored, and is named."""
+    known, unknown = sample_arc_tasks[1], sample_arc_tasks[2].without_solutions()
+    truth = known.test[0].output
+    assert truth is not None
+    answers = [result(known, (truth, truth)), result(unknown, (truth, truth))]
+    scored = ttt.score(answers, [known, unknown])
+    assert (scored.solved, scored.missed, scored.unknown, scored.total) == (("mirror",), (), ("turn",), 1)
+    assert "not scored, as their outputs are not known: 1" in str(scored)

@@ -115,7 +115,7 @@ class TestEndToEnd:
             assert error in done.stderr
 
     def test_eval_measures_and_reports(self, integration_test_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Figures, report, calibration and submission are written; a second call with --resume repeats nothing."""
+        """Figures, report, curves and submission are written; a second call repeats nothing, another one keeps them."""
         out = integration_test_dir / "eval.json"
         curves = integration_test_dir / "curves.json"
         arguments = ["eval", "--split", EASY, "--steps", "20", "--out", str(out), "--set", 'stages=["search"]']
@@ -126,8 +126,12 @@ class TestEndToEnd:
         assert 0 < figures["low"] < figures["high"] <= 1
         assert (integration_test_dir / "eval.html").read_text().startswith("<!doctype html>")
         assert "search" in json.loads(curves.read_text())["curves"]
-        assert main([*arguments, "--resume", "--json", "--sample", "2"]) == 0
+        assert main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["total"] == 3
+        before = out.read_bytes()
+        assert main([*arguments, "--json", "--sample", "2"]) == 0
         assert json.loads(capsys.readouterr().out)["total"] == 2
+        assert (integration_test_dir / "eval.before-1.json").read_bytes() == before
 
     def test_commands_that_look(self, integration_test_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Leaks, report, checkpoints and doctor say what is there."""

@@ -88,6 +88,9 @@ class Misbehaving:
             end = time.monotonic() + 60
             while time.monotonic() < end:
                 pass
+        elif self.how == "answers twice, then hangs":
+            yield Progress(tuple((Candidate(p.input, 0.5, "second"),) for p in task.test), "second", 2, 0.2)
+            time.sleep(60)
         elif self.how == "allocates":
             held = []
             while True:
@@ -203,4 +206,15 @@ class Holding:
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Yield nothing."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Silent:
+    """Finds nothing."""
+
+    name: str = "silent"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """End at once."""
         yield from ()

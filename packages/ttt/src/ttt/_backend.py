@@ -91,6 +91,19 @@ def sharing(backend: Backend) -> AbstractContextManager[Backend]:
     return nullcontext(backend) if own is None else own()
 
 
+def preflight(backend: Backend) -> None:
+    """Check what a backend needs (files, devices, extras), before any task is started.
+
+    A backend may have a method `preflight` for it, which raises an error that says what is missing.
+
+    Raises:
+        TTTError: Something is missing.
+    """
+    own = getattr(backend, "preflight", None)
+    if own is not None:
+        own()
+
+
 def check_portable(backend: Backend) -> None:
     """Refuse a backend that cannot be sent to a fresh worker process.
 

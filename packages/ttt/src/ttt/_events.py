@@ -60,6 +60,11 @@ class TaskResult:
         return result
 
     @property
+    def may_succeed_later(self) -> bool:
+        """Whether it failed, but not at a limit: its process died or its backend raised an error."""
+        return self.status == "failed" and self.reason is None
+
+    @property
     def answered(self) -> bool:
         """Whether every test input has at least one answer that is not a fallback."""
         return all(p.first.stage != "fallback" for p in self.predictions)

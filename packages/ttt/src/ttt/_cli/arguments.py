@@ -45,7 +45,8 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the backend, as JSON; repeatable"
     )
     parser.add_argument("--ray", action="store_true", help="solve on a Ray cluster (extra ray)")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--fresh", action="store_true", help="start anew, in a folder of its own")
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # the default; kept for old scripts
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="records of the run (default: beside the output)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="records shared between runs")
     parser.add_argument(
@@ -115,7 +116,7 @@ def make_run(args: argparse.Namespace, tasks: TaskSet, folder: Path) -> Run:
         workers=args.workers,
         seed=args.seed,
         folder=folder,
-        resume=args.resume,
+        fresh=args.fresh,
         cache=args.cache,
         pool="ray" if args.ray else "local",
         calibration=args.calibration,

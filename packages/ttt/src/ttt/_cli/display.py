@@ -19,10 +19,13 @@ from ttt.values import Task
 class Display:
     """A live panel with one line per running task and a bar for the whole; plain lines where there is no terminal."""
 
-    def __init__(self, tasks: tuple[Task, ...], console: Console, *, quiet: bool = False) -> None:
+    def __init__(
+        self, tasks: tuple[Task, ...], console: Console, *, quiet: bool = False, calibrated: bool = True
+    ) -> None:
         self._tasks = {t.id: t for t in tasks}
         self._console = console
         self._quiet = quiet
+        self._calibrated = calibrated
         self._begun = time.monotonic()
         self._running: dict[str, tuple[float, Improved | None]] = {}
         self._done = 0
@@ -48,7 +51,8 @@ class Display:
                 self._running.pop(task_id, None)
                 self._done += 1
                 if not self._quiet:
-                    self._console.print(result_line(self._tasks[task_id], result), highlight=False)
+                    line = result_line(self._tasks[task_id], result, calibrated=self._calibrated)
+                    self._console.print(line, highlight=False)
 
     def _render(self) -> RenderableType:
         now = time.monotonic()
@@ -68,15 +72,16 @@ class Display:
         return Group(Text(), table)
 
 
-def result_line(task: Task, result: TaskResult) -> Text:
-    """Return one line about a finished task."""
+def result_line(task: Task, result: TaskResult, *, calibrated: bool = True) -> Text:
+    """Return one line about a finished task; without calibrated confidence it shows no percentage."""
     right = solved(task, result)
     mark, style = {True: ("solved", "green"), False: ("wrong ", "red"), None: ("      ", "dim")}[right]
     if not result.answered:
         mark, style = "none  ", "yellow"
     line = Text.assemble((mark, style), "  ", (result.task_id, "bold"))
     why = result.predictions[0].first
-    line.append(f"  {result.confidence:4.0%}  {result.seconds:5.1f} s  {result.peak_memory / 1e6:4.0f} MB  ")
+    confidence = f"{result.confidence:4.0%}" if calibrated else "    "
+    line.append(f"  {confidence}  {result.seconds:5.1f} s  {result.peak_memory / 1e6:4.0f} MB  ")
     line.append(f"{why.stage}: {why.why}" if why.why and result.answered else why.stage, "dim")
     if result.reason:
         line.append(f"  stopped by {result.reason}", "yellow")

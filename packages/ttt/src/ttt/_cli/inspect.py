@@ -81,7 +81,7 @@ def score_command(args: argparse.Namespace) -> int:
         print_json({**asdict(result), "total": result.total, "low": low, "high": high})
         return 0
     Console().print(str(result))
-    for name, ids in (("solved", result.solved), ("missed", result.missed)):
+    for name, ids in (("solved", result.solved), ("missed", result.missed), ("outputs unknown", result.unknown)):
         if ids:
             Console().print(f"{name}: {' '.join(ids)}", highlight=False, markup=False)
     return 0

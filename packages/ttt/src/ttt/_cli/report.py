@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,7 @@ from ttt._runs.records import Records
 from ttt._tasks.loader import Rejected, parse_collection, read_json
 from ttt._tasks.picture import grid_image, png
 from ttt.errors import UnreadableFileError
-from ttt.results import score, solved
+from ttt.results import Calibration, Curve, recalibrated, score, solved
 from ttt.results._calibration import reliability
 from ttt.results._evaluate import KINDS
 from ttt.values import Grid, Task, same
@@ -30,6 +30,11 @@ class SavedRun:
     results: dict[str, TaskResult]
     rejected: tuple[Rejected, ...]
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether its confidences are calibrated; without curves the report shows no percentages."""
+        return bool(self.about["curves"])
+
 
 def read_run(folder: Path) -> SavedRun:
     """Read a run's folder; tasks that have not finished have no result.
@@ -42,7 +47,12 @@ def read_run(folder: Path) -> SavedRun:
     about = read_json(folder / "run.json")
     tasks, _ = parse_collection(read_json(folder / "tasks.json"), str(folder / "tasks.json"))
     records = Records(folder / "records")
-    results = {task.id: r for task in tasks if (r := records.get(about["keys"][task.id], task.id)) is not None}
+    curves = {stage: Curve(tuple(claimed), tuple(true)) for stage, (claimed, true) in about["curves"].items()}
+    calibration = Calibration(about["backend"]["name"], curves)
+    results = {}
+    for task in tasks:
+        if (result := records.get(about["keys"][task.id], task.id)) is not None:
+            results[task.id] = replace(result, predictions=recalibrated(result.predictions, calibration))
     return SavedRun(about, tuple(tasks), results, tuple(Rejected(**r) for r in about["rejected"]))
 
 
@@ -57,9 +67,9 @@ def report_html(run: SavedRun) -> str:
     known = [t for t in finished if t.has_solutions]
     parts = [_head(run, finished, known)]
     if known:
-        parts.append(_overview(known, [run.results[t.id] for t in known]))
+        parts.append(_overview(known, [run.results[t.id] for t in known], calibrated=run.calibrated))
     parts.append("<h2>Tasks</h2>")
-    parts += [_task(t, run.results[t.id], first=i < 6) for i, t in enumerate(finished)]
+    parts += [_task(t, run.results[t.id], first=i < 6, calibrated=run.calibrated) for i, t in enumerate(finished)]
     waiting = [t.id for t in run.tasks if t.id not in run.results]
     if waiting:
         parts.append(f"<h2>Not finished</h2><p>{', '.join(f'<code>{escape(i)}</code>' for i in waiting)}</p>")
@@ -129,7 +139,7 @@ def reliability_svg(confidence: Sequence[float], right: Sequence[bool]) -> str:
     )
 
 
-def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
+def _overview(tasks: Sequence[Task], results: Sequence[TaskResult], *, calibrated: bool) -> str:
     """Return the section on calibration, and on the tasks solved by kind and by stage."""
     right = [solved(t, r) is True for t, r in zip(tasks, results, strict=True)]
     claims = [r.confidence for r in results]
@@ -141,10 +151,11 @@ def _overview(tasks: Sequence[Task], results: Sequence[TaskResult]) -> str:
     stages = dict.fromkeys(sorted(r.predictions[0].first.stage for r in results))
     by_stage = [(f"answered by {s}", [r.predictions[0].first.stage == s for r in results]) for s in stages]
     by_kind = [(name, [belongs(t) for t in tasks]) for name, belongs in KINDS]
-    return (
-        f'<h2>Confidence and kinds</h2><div class="row"><div>{reliability_svg(claims, right)}'
-        f'<p class="soft">{"<br>".join(means)}</p></div>{_shares(by_kind, right)}{_shares(by_stage, right)}</div>'
+    diagram = (
+        f'<div>{reliability_svg(claims, right)}<p class="soft">{"<br>".join(means)}</p></div>' if calibrated else ""
     )
+    title = "Confidence and kinds" if calibrated else "Kinds"
+    return f'<h2>{title}</h2><div class="row">{diagram}{_shares(by_kind, right)}{_shares(by_stage, right)}</div>'
 
 
 def _shares(groups: Sequence[tuple[str, list[bool]]], right: Sequence[bool]) -> str:
@@ -167,7 +178,7 @@ def _image(grid: Grid, title: str, *, hit: bool = False) -> str:
     return f"<figure{mark}><figcaption>{escape(title)}</figcaption>{picture}</figure>"
 
 
-def _task(task: Task, result: TaskResult, *, first: bool) -> str:
+def _task(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> str:
     right = solved(task, result)
     kind, word = {True: ("solved", "solved"), False: ("wrong", "wrong"), None: ("open", "open")}[right]
     if result.status == "failed":
@@ -177,7 +188,11 @@ def _task(task: Task, result: TaskResult, *, first: bool) -> str:
     cost = f"{result.cpu_seconds:.1f} CPU-s, {result.peak_memory / 1e6:.0f} MB"
     if result.reason:
         cost += f", stopped by {result.reason}"
-    share = f'<span class="bar"><i style="width:{100 * result.confidence:.0f}%"></i></span>{result.confidence:.0%}'
+    share = (
+        f'<span class="bar"><i style="width:{100 * result.confidence:.0f}%"></i></span>{result.confidence:.0%}'
+        if calibrated
+        else ""
+    )
     pairs = [
         f'<div class="pair">{_image(p.input, f"train {i}")}<span>→</span>{_image(p.output, "output")}</div>'
         for i, p in enumerate(task.train)
@@ -188,7 +203,8 @@ def _task(task: Task, result: TaskResult, *, first: bool) -> str:
         row = [_image(pair.input, f"test {i}")]
         for n, a in ((1, guess.first), (2, guess.second)):
             hit = pair.output is not None and same(a.grid, pair.output)
-            row.append(_image(a.grid, f"attempt {n}: {a.confidence:.0%} {a.stage}{', right' if hit else ''}", hit=hit))
+            sure = f"{a.confidence:.0%} " if calibrated else ""
+            row.append(_image(a.grid, f"attempt {n}: {sure}{a.stage}{', right' if hit else ''}", hit=hit))
         if pair.output is not None:
             row.append(_image(pair.output, "truth"))
         answers.append(f'<div class="row answer">{"".join(row)}</div>')

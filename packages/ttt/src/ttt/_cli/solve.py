@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,11 +22,11 @@ from ttt._cli.display import Display
 from ttt._cli.report import write_report
 from ttt._events import TaskResult
 from ttt._files import write_atomically
+from ttt._runs.folders import keep_aside
 from ttt._runs.run import Run
 from ttt._tasks.sources import load
 from ttt.errors import TTTError
-from ttt.results._evaluate import Evaluation, calibration_text, evaluate
-from ttt.results._scoring import Score
+from ttt.results import Evaluation, Score, calibration_text, evaluate, read_submission
 
 
 def add_commands(sub: Commands) -> None:
@@ -62,8 +63,9 @@ def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> Non
     """Solve, show the progress, and keep a valid submission on disk all the time."""
     written = 0.0
     if out is not None:
+        _keep_earlier(work, out)
         work.write_submission(out)
-    with interruptible(work), Display(work.tasks, console, quiet=quiet) as display:
+    with interruptible(work), Display(work.tasks, console, quiet=quiet, calibrated=work.calibrated) as display:
         for event in work:
             display.show(event)
             if out is not None and time.monotonic() - written > 1:
@@ -71,6 +73,26 @@ def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> Non
                 written = time.monotonic()
     if out is not None:
         work.write_submission(out)
+
+
+def _keep_earlier(work: Run, out: Path) -> None:
+    """Make sure that an earlier submission is not lost: go on from it, or keep it under another name."""
+    if not out.exists():
+        return
+    try:
+        earlier = read_submission(out)
+    except TTTError:
+        earlier = None
+    ids = {t.id for t in work.tasks} | {r.id for r in work.rejected}
+    if work.continued and earlier is not None and set(earlier) <= ids:
+        work.start_from(earlier)
+    elif out.read_bytes() != work.submission().encode():
+        _say_aside(keep_aside(out))
+
+
+def _say_aside(kept: Path | None) -> None:
+    if kept is not None:
+        print(f"ttt: an earlier file is kept as {kept}", file=sys.stderr)
 
 
 def _add_solve(sub: Commands) -> None:
@@ -88,13 +110,13 @@ def solve(args: argparse.Namespace) -> int:
     tasks = load(*args.tasks, solutions=args.solutions)
     warn_rejected(tasks)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    folder = args.run or args.out.with_suffix(".run")
-    work = make_run(args, tasks, folder)
+    work = make_run(args, tasks, args.run or args.out.with_suffix(".run"))
+    folder = work.folder
     console = _console(args)
     begun = time.monotonic()
     follow(work, console, quiet=args.json, out=args.out)
     results = work.current()
-    known = len(work.tasks) > 0 and all(t.has_solutions for t in work.tasks)
+    known = any(t.has_solutions for t in work.tasks)
     seconds = time.monotonic() - begun
     if args.json:
         print_json(_summary(work, results, args.out, folder, seconds, work.score() if known else None))
@@ -110,22 +132,26 @@ def solve(args: argparse.Namespace) -> int:
 
 
 def _summary(
-    work: Run, results: list[TaskResult], out: Path, folder: Path, seconds: float, scored: Score | None
+    work: Run, results: list[TaskResult], out: Path, folder: Path | None, seconds: float, scored: Score | None
 ) -> dict[str, Any]:
     return {
         "submission": str(out),
         "run": str(folder),
         "seconds": round(seconds, 3),
         "interrupted": work.interrupted,
+        "calibrated": work.calibrated,
         "score": None if scored is None else asdict(scored),
         "refused": [asdict(r) for r in work.rejected],
         "tasks": [
             {
-                name: getattr(r, name)
-                for name in (
-                    "task_id", "status", "reason", "error", "confidence", "seconds", "cpu_seconds", "peak_memory",
-                    "steps", "stage", "fraction", "answered", "reused",
-                )
+                **{
+                    name: getattr(r, name)
+                    for name in (
+                        "task_id", "status", "reason", "error", "seconds", "cpu_seconds", "peak_memory", "steps",
+                        "stage", "fraction", "answered", "reused",
+                    )
+                },
+                "confidence": r.confidence if work.calibrated else None,
             }
             for r in results
         ],
@@ -154,13 +180,17 @@ def eval_command(args: argparse.Namespace) -> int:
     warn_rejected(tasks)
     if args.sample is not None:
         tasks = tasks.sample(args.sample, args.seed)
-    if not all(t.has_solutions for t in tasks):
-        raise TTTError(f"{args.split}: some test outputs are not known, so it cannot be evaluated; use solve")
+    if not any(t.has_solutions for t in tasks):
+        raise TTTError(f"{args.split}: no test outputs are known, so it cannot be evaluated; use solve")
     for wanted in (args.out, args.calibrate):
         if wanted is not None:
             wanted.parent.mkdir(parents=True, exist_ok=True)
-    folder = args.run or args.out.with_suffix(".run")
-    work = make_run(args, tasks, folder)
+    work = make_run(args, tasks, args.run or args.out.with_suffix(".run"))
+    assert work.folder is not None
+    folder = work.folder
+    if not work.continued:
+        for earlier in (args.out, args.out.with_suffix(".html")):
+            _say_aside(keep_aside(earlier))
     console = _console(args)
     follow(work, console, quiet=args.json, out=args.out.with_suffix(".submission.json"))
     done = [t for t in work.tasks if work.results[t.id].status != "skipped"]
@@ -177,14 +207,14 @@ def eval_command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(document)
     else:
-        _print_evaluation(console, figures)
+        _print_evaluation(console, figures, calibrated=work.calibrated)
         console.print(
             f"figures: {args.out}; report: {args.out.with_suffix('.html')}; records: {folder}", soft_wrap=True
         )
     return 130 if work.interrupted else 0
 
 
-def _print_evaluation(console: Console, figures: Evaluation) -> None:
+def _print_evaluation(console: Console, figures: Evaluation, *, calibrated: bool) -> None:
     scored = figures.score
     low, high = scored.interval()
     table = Table.grid(padding=(0, 3))
@@ -193,9 +223,12 @@ def _print_evaluation(console: Console, figures: Evaluation) -> None:
     table.add_row("pass@1, pass@2", f"{scored.pass1 / n:.1%}, {scored.pass2 / n:.1%}")
     table.add_row("CPU, wall a task", f"{figures.cpu_seconds:.1f} s, {figures.seconds:.1f} s")
     table.add_row("largest memory", f"{figures.peak_memory / 1e6:.0f} MB")
-    sides = [f"{x:.0%}" if x is not None else "-" for x in (figures.confidence_solved, figures.confidence_missed)]
-    table.add_row("mean confidence", f"{sides[0]} of solved, {sides[1]} of missed")
-    table.add_row("calibration error", f"{figures.calibration_error:.3f}")
+    if calibrated:
+        sides = [f"{x:.0%}" if x is not None else "-" for x in (figures.confidence_solved, figures.confidence_missed)]
+        table.add_row("mean confidence", f"{sides[0]} of solved, {sides[1]} of missed")
+        table.add_row("calibration error", f"{figures.calibration_error:.3f}")
+    else:
+        table.add_row("confidence", "not calibrated for this backend; fit curves with --calibrate FILE")
     for name, solved, total in figures.kinds:
         table.add_row(name, f"{solved} of {total}")
     console.print(table)

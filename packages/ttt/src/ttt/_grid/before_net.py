@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ttt._grid.candidates import CandidatePool, SearchState, spare_grids
+from ttt._grid.candidates import CandidatePool, SearchState, spare_grids, trusted
 from ttt._grid.derived import Group, groups_of
 from ttt._grid.features.columns import most_informative
 from ttt._grid.learners.encoding import TaskEncoding
-from ttt._grid.search import Found, candidates, search
+from ttt._grid.one_error import search_with_one_error
+from ttt._grid.search import GUESSED_SIZE, Found, candidates, search
+from ttt._grid.size_guess import guessed_groups
 from ttt._grid.work import Work
 from ttt.values import Grid
 
@@ -47,20 +49,27 @@ def before_net(
         if "search" in stages:
             pool = CandidatePool(tests).with_stage(candidates(found, tests))
         yield SearchState("search", pool, spare, work.done)
+    yield SearchState("search", pool, spare, work.done)  # with the work after the last program
+    if "search" in stages and not pool.sure(ENOUGH) and not work.over:
+        found.programs = found.programs + search_with_one_error(inputs, outputs, found, seed, work)
+        pool = CandidatePool(tests).with_stage(candidates(found, tests))
+        yield SearchState("search", pool, spare, work.done)
     if not found.groups or pool.sure(ENOUGH):
         return
+    trust = GUESSED_SIZE if found.groups[0].guessed else 1.0
     if "trees" in stages and not work.over:
         # Imported here: most tasks end before, and scikit-learn takes a second to load.
         from ttt._grid.learners import trees
 
         before = pool
         for forecast in trees.trees(found.groups[0], inputs, outputs, seed, work):
-            pool = before.with_stage(trees.candidates(forecast))
+            pool = before.with_stage(trusted(trees.candidates(forecast), trust))
             yield SearchState("trees", pool, spare, work.done)
+        yield SearchState("trees", pool, spare, work.done)  # with the work of a stage that ended early
     if "net" in stages and not work.over:
         shown, *more = _net_inputs(inputs, outputs, found.groups[0])
         encoding = TaskEncoding(shown, outputs, list(zip(*more, strict=True)) or None)
-        yield SearchState("net", pool, spare, work.done, encoding)
+        yield SearchState("net", pool, spare, work.done, encoding, trust)
 
 
 def _net_inputs(inputs: Sequence[Grid], outputs: Sequence[Grid], group: Group) -> list[Sequence[Grid]]:
@@ -74,3 +83,5 @@ def _sizes_only(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> 
     """Derive inputs without looking for programs: the learners need them."""
     for groups in groups_of(inputs, outputs, work):
         yield Found([], groups)
+    if not groups:
+        yield Found([], guessed_groups(inputs, outputs))

@@ -67,6 +67,7 @@ class SearchState:
         spare: Per test grids to fall back on.
         steps_done: Work units spent so far.
         encoding: The task for the net, with the last state and only if the net is to run.
+        trust: Factor of the net's confidence.
     """
 
     stage: str
@@ -74,6 +75,12 @@ class SearchState:
     spare: list[list[Grid]]
     steps_done: int
     encoding: TaskEncoding | None = None
+    trust: float = 1.0
+
+
+def trusted(answers: Sequence[Sequence[Candidate]], trust: float) -> list[list[Candidate]]:
+    """Return the same candidates with their confidence multiplied by a factor."""
+    return [[replace(c, confidence=trust * c.confidence) for c in options] for options in answers]
 
 
 def spare_grids(

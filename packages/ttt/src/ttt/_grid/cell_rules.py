@@ -35,12 +35,14 @@ class Program:
         kind: "composed", "layered", "transform",
             "table 1", "table 2", "table 3", "choice 1", "choice 2", "things" or "things by property".
         grids: Per test its output, None where a test shows a case that no training pair has.
+        trust: Factor of its confidence; below 1 if it fails a training pair.
     """
 
     why: str
     cost: float
     kind: str
     grids: tuple[Grid | None, ...]
+    trust: float = 1.0
 
 
 _Fitting = tuple[tuple[Column, ...], Numbers, npt.NDArray[np.bool_]]

@@ -51,6 +51,8 @@ class Group:
 
     sizes: tuple[Shape, ...]
     members: list[DerivedInput] = field(default_factory=list)
+    guessed: bool = False
+    """Whether the sizes of the tests are a guess, not implied by a transformation."""
 
     @property
     def cost(self) -> float:

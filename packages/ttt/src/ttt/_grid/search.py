@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +16,7 @@ from ttt._grid.derived import DerivedInput, Group, by_cost, groups_of
 from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
+from ttt._grid.size_guess import guessed_groups
 from ttt._grid.work import Work
 from ttt.values import Candidate, Grid
 
@@ -35,6 +36,10 @@ LIKELY_COST = 7.0
 """Programs dearer than this are right less than half the time on develop tasks: the search goes on behind them."""
 PER_UNIT = 20_000_000
 """Work units of the compositional search in one of the solver's."""
+GUESSED_SIZE = 0.3
+"""Factor of the confidence where the size of the output is a guess."""
+RESTATED_BASES = 130
+"""How many derived inputs of a restated task are transformed again; most restated rules are one transformation deep."""
 
 
 @dataclass(slots=True)
@@ -71,12 +76,16 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         return
     for derived in groups_of(inputs, outputs, work, bases=1):
         found.groups = _with_composed(derived, composed)
-    found.programs = found.programs + _transform_programs(found.groups, outputs)
+    found.programs = found.programs + transform_programs(found.groups, outputs)
     yield found
+    if not found.groups:
+        found.groups = guessed_groups(inputs, outputs)
+        yield found
     for group in found.groups[:GROUPS]:
         if work.over:
             return
-        found.programs = found.programs + _cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        made = cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        found.programs = found.programs + [replace(p, trust=GUESSED_SIZE) if group.guessed else p for p in made]
         yield found
     for base in _object_rule_inputs(found.groups, outputs):
         if work.over or (base.cost and _settled(found.programs)):
@@ -134,11 +143,11 @@ def _restated_programs(restatement: Restated, seed: int, work: Work) -> list[Pro
     if not composed.exact:
         groups = _with_composed(list(groups_of(inputs, outputs, work, bases=1))[-1], composed)
         if groups and not work.over:
-            programs += _cell_programs(groups[0], inputs, outputs, seed, work, bool(programs))
+            programs += cell_programs(groups[0], inputs, outputs, seed, work, bool(programs))
     return [_undone(p, restatement) for p in programs]
 
 
-def _transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
+def transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
     """Return the derived inputs that are the outputs as they are."""
     return [
         Program(m.name, m.cost, "transform", m.grids[len(outputs) :])
@@ -164,7 +173,7 @@ def _undone(program: Program, restatement: Restated) -> Program:
     return Program(why, program.cost + restatement.cost, program.kind, grids)
 
 
-def _cell_programs(
+def cell_programs(
     group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, solved: bool
 ) -> list[Program]:
     """Return verified rules over one group; tables of three columns only if nothing else fits."""
@@ -225,7 +234,7 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
 def _belief(program: Program) -> float:
     """Return the chance that a program is right, by its kind, and by its cost where compositions are long."""
     most, belief = LONG.get(program.kind, (math.inf, 0.0))
-    return belief if program.cost > most else BELIEF[program.kind]
+    return program.trust * (belief if program.cost > most else BELIEF[program.kind])
 
 
 BELIEF = {

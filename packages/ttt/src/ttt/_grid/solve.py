@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ttt._grid.candidates import CandidatePool, SearchState, spare_grids
+from ttt._grid.candidates import CandidatePool, SearchState, spare_grids, trusted
 from ttt._grid.work import Work
 from ttt._runs.child import Spent, in_child
 from ttt.values import MAX_SIDE, Grid, Progress
@@ -19,7 +19,7 @@ SEARCH_UNITS, TREE_UNITS = 90, 70
 """Typical spending of the first stages, for the fraction that is done."""
 
 
-def solve(
+def solve(  # long because more than half of it is documentation
     train: Sequence[tuple[Grid, Grid]],
     tests: Sequence[Grid],
     *,
@@ -72,19 +72,19 @@ def solve(
     yield progress("search")
     if work.over:
         return
-    encoding = None
+    state = None
     for state in _search_and_trees(inputs, outputs, seed, steps, stages, stop, spent):
-        pool, spare, encoding, work.done = state.pool, state.spare, state.encoding, state.steps_done
+        pool, spare, work.done = state.pool, state.spare, state.steps_done
         yield progress(state.stage)
-    if encoding is not None and not work.over:
+    if state is not None and state.encoding is not None and not work.over:
         # Imported here: PyTorch is loaded only for tasks that come this far.
         from ttt._grid.learners import net
         from ttt._grid.learners.release_memory import release_file_pages
 
         release_file_pages()
         before = pool
-        for verdict in net.train(encoding, seed, work, NET_STEPS if work.left is None else work.left):
-            pool = before.with_stage(net.candidates(verdict))
+        for verdict in net.train(state.encoding, seed, work, NET_STEPS if work.left is None else work.left):
+            pool = before.with_stage(trusted(net.candidates(verdict), state.trust))
             yield progress("net")
     yield progress("done", done=True)
 

@@ -20,8 +20,10 @@ class Work:
         self.stop, self.limit, self.done, self.seconds_left = stop, limit, 0, seconds_left
 
     def spend(self, units: int = 1) -> None:
-        """Count units as spent."""
+        """Count units as spent, up to the limit: a piece of work that costs more uses up what is left."""
         self.done += units
+        if self.limit is not None:
+            self.done = min(self.done, self.limit)
 
     @property
     def left(self) -> int | None:

@@ -54,6 +54,8 @@ class Records:
         """Keep the result of a task, unless an interrupt cut it short."""
         if result.status == "skipped" or result.reason == "interrupt":
             return
+        if result.status == "failed" and (before := self.get(key, result.task_id)) and before.status != "failed":
+            return  # never replace a result by less
         fields = {name: getattr(result, name) for name in TaskResult.__slots__}
         fields |= {"predictions": predictions_out(result.predictions), "reused": False}
         body = json.dumps({"format": FORMAT, "key": key, "result": fields}, sort_keys=True).encode()
@@ -71,11 +73,6 @@ class Records:
             return replace(TaskResult(**fields), task_id=task_id, reused=True)
         except (OSError, ValueError, KeyError, TypeError, TTTError):
             return None
-
-    def clear(self) -> None:
-        """Remove every record."""
-        for path in self.folder.glob("*.json"):
-            path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:40]}.json"

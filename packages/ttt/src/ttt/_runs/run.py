@@ -12,22 +12,31 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ttt._backend import Backend, check_portable, named_backend, sharing
+from ttt._backend import Backend, check_portable, named_backend, preflight, sharing
 from ttt._budget import Budget
 from ttt._events import Event, Finished, Improved, TaskResult
 from ttt._files import write_atomically
+from ttt._runs.folders import claim_folder
 from ttt._runs.records import Records, describe_backend, record_key
 from ttt._runs.supervise import Job, supervise
 from ttt._tasks.loader import Rejected, task_json
 from ttt._tasks.sources import TaskSet
 from ttt.errors import TTTError
-from ttt.results._calibration import AS_CLAIMED, read_calibration
-from ttt.results._scoring import Score, score
-from ttt.results._selection import choose, recalibrated
-from ttt.results._submission import submission_text, write_submission
-from ttt.values import Task
+from ttt.results import (
+    AS_CLAIMED,
+    Answers,
+    Score,
+    choose,
+    read_calibration,
+    recalibrated,
+    score,
+    submission_text,
+    write_submission,
+)
+from ttt.values import Attempt, Prediction, Task
 
 Pool = Literal["local", "ray"]
+EARLIER = "from the submission that was there"
 
 
 class Run:
@@ -42,6 +51,8 @@ class Run:
         tasks: The tasks.
         rejected: The tasks that the loader refused.
         calibration: The confidence curves in use.
+        folder: Where records and checkpoints are kept, None where they are not.
+        continued: Whether the folder held this run already.
         results: The result of each finished task, by task id.
     """
 
@@ -53,7 +64,7 @@ class Run:
         workers: int = 1,
         seed: int = 0,
         folder: str | os.PathLike[str] | None = None,
-        resume: bool = False,
+        fresh: bool = False,
         cache: str | os.PathLike[str] | None = None,
         pool: Pool = "local",
         calibration: str | os.PathLike[str] | None = None,
@@ -73,41 +84,45 @@ class Run:
         self.workers = workers
         self.seed = seed
         self.pool = pool
-        self.folder = None if folder is None else Path(folder)
         curves = read_calibration(calibration)
         self.calibration = curves if curves.backend == self.backend.name else AS_CLAIMED
         self.results: dict[str, TaskResult] = {}
         self._best: dict[str, Improved] = {}
         self._stop = threading.Event()
-        self._stores = self._open_stores(resume, cache)
-
-    def _open_stores(self, resume: bool, cache: str | os.PathLike[str] | None) -> list[Records]:
-        stores = []
-        if self.folder is not None:
-            records = Records(self.folder / "records")
-            if not resume:
-                records.clear()
-                shutil.rmtree(self.folder / "work", ignore_errors=True)
-            self._describe(self.folder)
-            stores.append(records)
-        elif resume:
-            raise TTTError("resume needs the folder of the run that is to be resumed")
+        self.folder: Path | None = None
+        self.continued = False
+        self._stores: list[Records] = []
+        if folder is not None:
+            self.folder, self.continued = self._open_folder(Path(folder), fresh)
+            self._stores.append(Records(self.folder / "records"))
         if cache is not None:
-            stores.append(Records(Path(cache)))
-        return stores
+            self._stores.append(Records(Path(cache)))
+        self._kept = {t.id: result for t in self.tasks if (result := self._recorded(t)) is not None}
+        self._earlier: dict[str, tuple[Prediction, ...]] = {}
 
-    def _describe(self, folder: Path) -> None:
-        about: dict[str, Any] = {
+    def _open_folder(self, wanted: Path, fresh: bool) -> tuple[Path, bool]:
+        about = self._about()
+        folder, continued = claim_folder(wanted, about, fresh=fresh)
+        write_atomically(folder / "run.json", json.dumps(about, indent=1).encode())
+        write_atomically(folder / "tasks.json", json.dumps({t.id: task_json(t) for t in self.tasks}).encode())
+        return folder, continued
+
+    def _about(self) -> dict[str, Any]:
+        return {
             "backend": describe_backend(self.backend),
             "budget": asdict(self.budget),
             "seed": self.seed,
             "workers": self.workers,
             "pool": self.pool,
+            "curves": {stage: [c.claimed, c.true] for stage, c in self.calibration.curves.items()},
             "keys": {t.id: self._key(t) for t in self.tasks},
             "rejected": [{"id": r.id, "tests": r.tests, "reason": r.reason} for r in self.rejected],
         }
-        write_atomically(folder / "run.json", json.dumps(about, indent=1).encode())
-        write_atomically(folder / "tasks.json", json.dumps({t.id: task_json(t) for t in self.tasks}).encode())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether confidences are calibrated: whether there are curves for this backend."""
+        return bool(self.calibration.curves)
 
     def interrupt(self) -> None:
         """Stop: start no more tasks and end the running ones; the iteration then ends within about two seconds."""
@@ -120,14 +135,14 @@ class Run:
 
     def __iter__(self) -> Iterator[Event]:
         """Solve the tasks without a result; leaving the loop early ends the workers."""
-        todo = [t for t in self.tasks if t.id not in self.results]
-        for task in todo:
-            kept = self._kept(task)
-            if kept is not None:
+        for task in self.tasks:
+            if task.id not in self.results and (kept := self._kept.get(task.id)) is not None:
                 self.results[task.id] = kept
                 yield Finished(task.id, kept)
-        todo = [t for t in todo if t.id not in self.results]
+        todo = [t for t in self.tasks if t.id not in self.results]
         if todo:
+            if self.pool == "local":  # on a cluster the nodes may have what this machine has not
+                preflight(self.backend)
             with sharing(self.backend) as backend:
                 yield from self._solve([self._job(t, backend) for t in todo])
 
@@ -199,10 +214,12 @@ class Run:
             workdir.mkdir(parents=True, exist_ok=True)
         return Job(task.without_solutions(), backend, self.budget, task.seed(self.seed), workdir, self.calibration)
 
-    def _kept(self, task: Task) -> TaskResult | None:
+    def _recorded(self, task: Task) -> TaskResult | None:
+        """Return the recorded result of a task, None where there is none or a second try may succeed."""
         key = self._key(task)
         for store in self._stores:
-            if (result := store.get(key, task.id)) is not None and len(result.predictions) == len(task.test):
+            result = store.get(key, task.id)
+            if result is not None and len(result.predictions) == len(task.test) and not result.may_succeed_later:
                 # Records keep the claims, since other curves may apply now.
                 return replace(result, predictions=recalibrated(result.predictions, self.calibration))
         return None
@@ -222,7 +239,29 @@ class Run:
 
     def current(self) -> list[TaskResult]:
         """Return for every task its result, its best answers so far, or fallbacks."""
-        return [self.results.get(task.id) or self._unfinished(task) for task in self.tasks]
+        return [
+            self._at_least_earlier(self.results.get(t.id) or self._kept.get(t.id) or self._unfinished(t))
+            for t in self.tasks
+        ]
+
+    def start_from(self, answers: Answers) -> None:
+        """Use the answers of an earlier submission for test inputs where this run has found nothing yet.
+
+        Args:
+            answers: The result of `read_submission`. Entries that do not fit a task are ignored.
+        """
+        for task in self.tasks:
+            given = answers.get(task.id, ())
+            if len(given) == len(task.test):
+                pairs = ((Attempt(a, 0.0, "earlier", EARLIER), Attempt(b, 0.0, "earlier", EARLIER)) for a, b in given)
+                self._earlier[task.id] = tuple(Prediction(first, second) for first, second in pairs)
+
+    def _at_least_earlier(self, result: TaskResult) -> TaskResult:
+        earlier = self._earlier.get(result.task_id)
+        if earlier is None:
+            return result
+        chosen = zip(result.predictions, earlier, strict=True)
+        return replace(result, predictions=tuple(e if p.first.stage == "fallback" else p for p, e in chosen))
 
     def _unfinished(self, task: Task) -> TaskResult:
         best = self._best.get(task.id)
@@ -251,7 +290,7 @@ def run(
     workers: int = 1,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
     pool: Pool = "local",
     calibration: str | os.PathLike[str] | None = None,
@@ -272,8 +311,9 @@ def run(
         budget: Per task: a `Budget`, seconds, or text such as `"60s"` or `"500 steps"`. Default 60 s, 10 GB.
         workers: How many tasks are solved at a time, each in a process of its own with one thread.
         seed: Of the run. Each task's own seed is derived from it and the task's content.
-        folder: Where records and checkpoints are kept, so that a killed run can be resumed. None keeps nothing.
-        resume: Reuse the records in `folder`; otherwise they are removed.
+        folder: Where records and checkpoints are kept. A run of the same tasks, backend, budget and seed goes on there;
+            any other run gets `folder-2`, `folder-3`, ... Nothing is deleted. None keeps nothing.
+        fresh: Start anew in a folder of its own, even if `folder` holds this very run.
         cache: A folder of records shared between runs; equal content, backend, budget and seed are solved once.
         pool: `local` processes, or `ray` (extra `ray`; connects to a running cluster or starts a local one).
         calibration: A file of confidence curves that `ttt eval --calibrate` wrote; without one those that come with
@@ -285,4 +325,4 @@ def run(
         ValueError: `workers` is below 1, or `pool` is unknown.
         UnreadableFileError: `calibration` is not a file of curves.
     """
-    return Run(tasks, backend, budget, workers, seed, folder, resume, cache, pool, calibration)
+    return Run(tasks, backend, budget, workers, seed, folder, fresh, cache, pool, calibration)

@@ -23,7 +23,7 @@ from ttt.results import choose
 from ttt.values import Progress
 
 SEND_EVERY = 0.1
-"""Seconds between two progress lines; the last one is always sent."""
+"""Seconds between two progress lines."""
 
 
 def main() -> None:
@@ -34,48 +34,81 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.readline())
     clock = Clock(Budget(**job["budget"]), job["seed"], deadline=job["deadline"])
     threading.Thread(target=_listen, args=(sys.stdin.buffer, clock), daemon=True).start()
+    reports = _Reports(out, clock)
     try:
-        last = _solve(job, clock, out)
+        last = _solve(job, clock, reports)
         steps = max(clock.steps_done, last.steps_done if last else 0)
         reason = clock.reason
         if reason is None and clock.budget.steps is not None and steps >= clock.budget.steps:
             reason = "steps"
-        _send(out, clock, kind="done", reason=reason, steps=steps)
+        reports.send(kind="done", reason=reason, steps=steps)
     except MemoryError as error:
-        _send(out, clock, kind="error", type="MemoryLimitError", message=f"the process ran out of memory: {error}")
+        reports.send(kind="error", type="MemoryLimitError", message=f"the process ran out of memory: {error}")
     except Exception as error:  # every error of a backend is a failure of its task, and reported to the parent
         traceback.print_exc()
-        _send(out, clock, kind="error", type=type(error).__name__, message=str(error))
+        reports.send(kind="error", type=type(error).__name__, message=str(error))
     out.flush()
     # Skips the interpreter's teardown, which with big libraries loaded can take seconds of the task's budget.
     sys.stderr.flush()
     os._exit(0)
 
 
-def _solve(job: dict[str, Any], clock: Clock, out: IO[str]) -> Progress | None:
+def _solve(job: dict[str, Any], clock: Clock, reports: _Reports) -> Progress | None:
     # The pickle comes from our own parent, over a pipe that no other process holds.
     backend: Backend = pickle.loads(base64.b64decode(job["backend"]))
     task = task_in(job["task"])
     workdir = Path(job["workdir"]) if job["workdir"] else None
     last: Progress | None = None
-    unsent = False
-    sent_at = 0.0
     for last in backend.solve(task, clock, workdir):
         choose(task, last)  # refuses invalid answers here, where the traceback shows the backend
-        unsent = time.monotonic() - sent_at < SEND_EVERY
-        if not unsent:
-            _send(out, clock, kind="progress", **progress_out(last))
-            sent_at = time.monotonic()
-    if last is not None and unsent:
-        _send(out, clock, kind="progress", **progress_out(last))
+        reports.progress(last)
     return last
 
 
-def _send(out: IO[str], clock: Clock, **message: Any) -> None:
-    message["cpu_seconds"] = time.process_time() + clock.helper_cpu
-    message["peak_memory"] = max(peak_bytes(), clock.helper_peak)
-    out.write(json.dumps(message) + "\n")
-    out.flush()
+class _Reports:
+    """Writes JSON lines for the parent: progress at most every `SEND_EVERY` seconds, and none later than that."""
+
+    def __init__(self, out: IO[str], clock: Clock) -> None:
+        self._out, self._clock = out, clock
+        self._sent_at = 0.0
+        self._pending: dict[str, Any] | None = None
+        self._changed = threading.Condition()
+        threading.Thread(target=self._send_late, daemon=True).start()
+
+    def progress(self, progress: Progress) -> None:
+        """Send the latest answers, now or within `SEND_EVERY` seconds."""
+        with self._changed:
+            self._pending = {"kind": "progress", **progress_out(progress)}
+            if time.monotonic() - self._sent_at >= SEND_EVERY:
+                self._send_pending()
+            else:
+                self._changed.notify()
+
+    def send(self, **message: Any) -> None:
+        """Send what is pending, then a message."""
+        with self._changed:
+            self._send_pending()
+            self._write(message)
+
+    def _send_late(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending is not None)
+            time.sleep(max(0.0, self._sent_at + SEND_EVERY - time.monotonic()))
+            with self._changed:
+                self._send_pending()
+
+    def _send_pending(self) -> None:
+        if self._pending is not None:
+            self._write(self._pending)
+            self._pending = None
+            self._sent_at = time.monotonic()
+
+    def _write(self, message: dict[str, Any]) -> None:
+        message["cpu_seconds"] = time.process_time() + self._clock.helper_cpu
+        message["peak_memory"] = max(peak_bytes(), self._clock.helper_peak)
+        self._out.write(json.dumps(message) + "\n")
+        self._out.flush()
 
 
 def _listen(stdin: IO[bytes], clock: Clock) -> None:

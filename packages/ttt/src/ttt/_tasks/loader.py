@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttt.errors import InvalidTaskError, UnreadableFileError
-from ttt.values import Grid, Pair, Task, as_grid
+from ttt.values import Pair, Task, as_grid
 
 MAX_BYTES = 64 << 20
 """Largest file that is read; the largest public ARC file is about 5 MB."""
@@ -93,7 +93,8 @@ def parse_task(task_id: str, value: Any, solutions: Any = None) -> Task:
 
     Args:
         task_id: Its id, from the file name or the key.
-        value: `{"train": [{"input": …, "output": …}], "test": [{"input": …}]}`; other keys are ignored.
+        value: `{"train": [{"input": …, "output": …}], "test": [{"input": …}]}`; a
+            test output may be null or []; other keys are ignored.
         solutions: The outputs of its test inputs, in order, from a separate solutions file.
 
     Raises:
@@ -111,7 +112,7 @@ def parse_task(task_id: str, value: Any, solutions: Any = None) -> Task:
             got = len(solutions) if isinstance(solutions, list) else type(solutions).__name__
             raise InvalidTaskError(f"{where}: got {got} solutions for {len(test)} test inputs")
         test = tuple(
-            Pair(pair.input, as_grid(cells, f"{where}, solution {i}"))
+            Pair(pair.input, None if _unknown(cells) else as_grid(cells, f"{where}, solution {i}"))
             for i, (pair, cells) in enumerate(zip(test, solutions, strict=True))
         )
     return Task(task_id, train, test)
@@ -135,8 +136,14 @@ def _pair(value: Any, where: str, *, outputs: bool) -> Pair:
     given = as_grid(value["input"], f"{where}, input")
     if outputs and "output" not in value:
         raise InvalidTaskError(f"{where}: has no 'output'")
-    made: Grid | None = as_grid(value["output"], f"{where}, output") if "output" in value else None
-    return Pair(given, made)
+    if not outputs and _unknown(value.get("output")):
+        return Pair(given)
+    return Pair(given, as_grid(value["output"], f"{where}, output"))
+
+
+def _unknown(output: Any) -> bool:
+    """Return whether a test output is left open: absent, null or an empty list."""
+    return output is None or output == []
 
 
 def parse_collection(value: Any, where: str, solutions: Any = None) -> tuple[list[Task], list[Rejected]]:

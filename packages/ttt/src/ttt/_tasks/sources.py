@@ -106,11 +106,19 @@ def _distinct(tasks: Iterable[Task], rejected: list[Rejected]) -> tuple[tuple[Ta
     clashes: list[Rejected] = []
     for task in tasks:
         first = kept.setdefault(task.id, task)
-        if first.content != task.content:
+        if first.content == task.content:
+            kept[task.id] = _with_outputs(first, task)
+        else:
             reason = f"task {task.id}: a task with this id and other content was loaded before"
             clashes.append(Rejected(task.id, len(task.test), reason))
     refused = {r.id: r for r in rejected if r.id not in kept}
     return tuple(kept.values()), (*refused.values(), *clashes)
+
+
+def _with_outputs(task: Task, other: Task) -> Task:
+    """Return a task with the test outputs that only an equal task has."""
+    pairs = zip(task.test, other.test, strict=True)
+    return Task(task.id, task.train, tuple(a if a.output is not None else b for a, b in pairs))
 
 
 Part = tuple[list[Task], list[Rejected]]

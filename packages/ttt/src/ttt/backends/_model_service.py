@@ -22,13 +22,19 @@ def choose_device(wanted: str = "auto") -> torch.device:
     """Return the requested device; `auto` is CUDA where available, else the CPU.
 
     Raises:
-        InvalidBackendError: CUDA is requested and not available.
+        InvalidBackendError: The device is unknown, or CUDA is requested and not available.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wanted)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidBackendError(f"device {wanted!r}: PyTorch finds no CUDA device here; use 'cpu' or 'auto'")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise InvalidBackendError(f"device {wanted!r}: PyTorch has no such device; use auto, cpu or cuda") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InvalidBackendError(f"device {wanted!r}: PyTorch finds no CUDA device here; use 'cpu' or 'auto'")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InvalidBackendError(f"device {wanted!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
 
 
@@ -62,6 +68,18 @@ def _transformers() -> Any:
     return transformers
 
 
+def check_model_folder(path: Path) -> None:
+    """Check that a folder looks like a saved model, without loading it.
+
+    Raises:
+        InvalidBackendError: It has no configuration, or no weights as safetensors.
+    """
+    if not (path / "config.json").is_file():
+        raise InvalidBackendError(f"{path}: no config.json; use the folder of a saved causal language model")
+    if not any(path.glob("*.safetensors")):
+        raise InvalidBackendError(f"{path}: no .safetensors file; save the model with save_pretrained")
+
+
 def load_model(path: Path, device: torch.device) -> Any:
     """Read a causal language model from its safetensors into memory, in the number format that the device works in.
 
@@ -70,8 +88,7 @@ def load_model(path: Path, device: torch.device) -> Any:
         MissingExtraError: Transformers is not installed.
     """
     transformers = _transformers()
-    if not (path / "config.json").is_file():
-        raise InvalidBackendError(f"{path}: no config.json; use the folder of a saved causal language model")
+    check_model_folder(path)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=dtype, **LOCAL)

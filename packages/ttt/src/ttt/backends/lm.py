@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,10 @@ from typing import Any
 
 from ttt._budget import Clock
 from ttt.backends._adapter import Adaptation, LoraSettings, TTTAdapter
-from ttt.backends._model_service import MemoryProfile, ModelService, choose_device, load_model
+from ttt.backends._model_service import MemoryProfile, ModelService, check_model_folder, choose_device, load_model
 from ttt.backends._sharing import on_this_node, published
 from ttt.checkpoint import CheckpointStore
-from ttt.errors import InvalidBackendError
+from ttt.errors import InvalidBackendError, MissingExtraError
 from ttt.values import Progress, Task
 
 __all__ = ["Adaptation", "LmBackend", "LoraSettings", "MemoryProfile", "ModelService", "TTTAdapter"]
@@ -44,6 +45,14 @@ class LmBackend:
             LoraSettings(**self.lora)
         except TypeError as error:
             raise InvalidBackendError(f"lm: lora: {error}") from error
+
+    def preflight(self) -> None:
+        """Check device, model folder and extras; loads nothing."""
+        choose_device(self.device)
+        check_model_folder(Path(self.model))
+        for extra in ("transformers", "peft"):
+            if importlib.util.find_spec(extra) is None:
+                raise MissingExtraError(f'the lm backend needs {extra}: pip install "pentad-ttt[lm]"')
 
     @contextmanager
     def sharing(self) -> Iterator[LmBackend]:

@@ -59,6 +59,7 @@ def evaluate(results: Sequence[TaskResult], tasks: Sequence[Task]) -> Evaluation
         InvalidSubmissionError: A task has no result or its outputs are not known.
     """
     scored = score(results, tasks)
+    tasks = [t for t in tasks if t.has_solutions]
     by_id = {r.task_id: r for r in results}
     mine = [by_id[t.id] for t in tasks]
     right = [solved(t, r) is True for t, r in zip(tasks, mine, strict=True)]

@@ -25,17 +25,19 @@ class Score:
         pass1: Sum over tasks, first attempts only.
         pass2: Sum over tasks, both attempts: the ARC score.
         solved: Ids of the tasks with all test inputs solved.
-        missed: Ids of the other tasks.
+        missed: Ids of the other tasks that were scored.
+        unknown: Ids of the tasks that were not scored, since not all their test outputs are known.
     """
 
     pass1: float
     pass2: float
     solved: tuple[str, ...]
     missed: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
-        """Number of tasks."""
+        """Number of tasks that were scored."""
         return len(self.solved) + len(self.missed)
 
     def interval(self) -> tuple[float, float]:
@@ -48,6 +50,7 @@ class Score:
         return (
             f"solved {len(self.solved)} of {self.total} tasks; pass@2 {share:.1f} %, "
             f"95 % interval of tasks solved {100 * low:.0f} to {100 * high:.0f} %"
+            + (f"; not scored, as their outputs are not known: {len(self.unknown)}" if self.unknown else "")
         )
 
 
@@ -76,7 +79,7 @@ def solved(task: Task, result: TaskResult) -> bool | None:
 
 
 def score(answers: Iterable[TaskResult] | Answers | str | os.PathLike[str], tasks: Iterable[Task]) -> Score:
-    """Score answers against tasks whose test outputs are known.
+    """Score answers against the tasks whose test outputs are known.
 
     Example:
         >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
@@ -85,10 +88,10 @@ def score(answers: Iterable[TaskResult] | Answers | str | os.PathLike[str], task
 
     Args:
         answers: Results of a run, what `read_submission` gave, or the path of a submission.
-        tasks: What is scored; an answer for a task that is not among them is not looked at.
+        tasks: The tasks; those without known test outputs are listed in `unknown`. Other answers are ignored.
 
     Raises:
-        InvalidSubmissionError: A task has no answer, too few or too many, or its test outputs are not known.
+        InvalidSubmissionError: A task has no answer, too few or too many, or no task has known test outputs.
     """
     if isinstance(answers, str | os.PathLike):
         answers = read_submission(answers)
@@ -97,18 +100,24 @@ def score(answers: Iterable[TaskResult] | Answers | str | os.PathLike[str], task
     pass1 = pass2 = 0.0
     solved: list[str] = []
     missed: list[str] = []
+    unknown: list[str] = []
     for task in tasks:
+        if not task.has_solutions:
+            unknown.append(task.id)
+            continue
         given = answers.get(task.id)
         if given is None:
             raise InvalidSubmissionError(f"task {task.id}: the submission has no answer for it")
         if len(given) != len(task.test):
             raise InvalidSubmissionError(f"task {task.id}: {len(given)} answers for {len(task.test)} test inputs")
         truths = [p.output for p in task.test if p.output is not None]
-        if len(truths) != len(task.test):
-            raise InvalidSubmissionError(f"task {task.id}: its test outputs are not known, so it cannot be scored")
         first = sum(attempts_solve(a[:1], t) for a, t in zip(given, truths, strict=True))
         both = sum(attempts_solve(a, t) for a, t in zip(given, truths, strict=True))
         pass1 += first / len(truths)
         pass2 += both / len(truths)
         (solved if both == len(truths) else missed).append(task.id)
-    return Score(pass1, pass2, tuple(solved), tuple(missed))
+    if unknown and not solved and not missed:
+        raise InvalidSubmissionError(
+            f"the test outputs of none of the {len(unknown)} tasks are known: nothing to score"
+        )
+    return Score(pass1, pass2, tuple(solved), tuple(missed), tuple(unknown))
