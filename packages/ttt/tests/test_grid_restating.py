@@ -25,7 +25,7 @@ def test_every_restatement_can_be_undone(grids: list[np.ndarray]) -> None:
         assert len(restatement.outputs) == len(outputs)
 
 
-def test_a_rule_about_the_commonest_colour_is_found_by_restating() -> None:
+def test_a_rule_about_the_commonest_colour_is_found() -> None:
     """Cells below the rarer colour take it; the two colours differ in every pair."""
     rng = np.random.default_rng(4)
     inputs, outputs = [], []
@@ -40,7 +40,17 @@ def test_a_rule_about_the_commonest_colour_is_found_by_restating() -> None:
             break
     else:
         pytest.fail("the search ended without the rule")
-    assert any(p.why.startswith("with colours") for _, p, _ in answers)
+
+
+def test_a_rule_about_the_longer_side_is_found_by_restating() -> None:
+    """The first half along the longer side, whichever that is."""
+    rng = np.random.default_rng(5)
+    inputs = [rng.integers(0, 5, size=size).astype(np.uint8) for size in ((3, 8), (10, 4), (3, 10), (8, 5))]
+    outputs = [g[:, : g.shape[1] // 2] if g.shape[1] > g.shape[0] else g[: g.shape[0] // 2] for g in inputs]
+    *_, found = search(inputs, outputs[:-1], 0, Work(lambda: False))
+    _, program, grid = votes(found.programs, 1)[0][0]
+    assert grid.tolist() == outputs[-1].tolist()
+    assert program.why == "with tall grids transposed: cut down to its left half"
 
 
 def test_transposing_aligns_tall_and_wide_pairs() -> None:

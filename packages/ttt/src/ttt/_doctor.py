@@ -45,6 +45,7 @@ def examine(folder: Path) -> list[Finding]:
         _disk(folder),
         _writable(folder),
         *_torch(),
+        _search_core(),
     ]
     return found + [_package(name, extra) for name, extra in EXTRAS.items()]
 
@@ -54,6 +55,14 @@ def _package(name: str, extra: str) -> Finding:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, None, f'absent; pip install "pentad-ttt[{extra}]" if wanted')
+
+
+def _search_core() -> Finding:
+    from ttt._grid.compose.core import library
+
+    if library() is not None:
+        return Finding("search core", True, "compiled")
+    return Finding("search core", None, "absent: the search runs in numpy, with the same answers but far slower")
 
 
 def _disk(folder: Path) -> Finding:

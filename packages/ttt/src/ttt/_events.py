@@ -19,7 +19,7 @@ class TaskResult:
         >>> run = ttt.run([ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one),))], budget="20 steps")
         >>> results = [event.result for event in run if isinstance(event, ttt.Finished)]
         >>> results[0].status, len(results[0].predictions)
-        ('stopped', 1)
+        ('done', 1)
 
     Attributes:
         task_id: The task's id.

@@ -1,4 +1,4 @@
-"""The commands `score`, `show`, `report`, `leaks`, `checkpoints` and `doctor`."""
+"""The commands `score`, `show`, `report`, `leaks`, `checkpoints`, `explain` and `doctor`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,12 @@ def add_commands(sub: Commands) -> None:
     p.add_argument("--keep", type=positive, default=3, metavar="N", help="prune: newest versions to keep (default 3)")
     add_json(p)
     p.set_defaults(function=checkpoints)
+
+    text = "Where in the source each step of an answer lives: the words as solve and eval show them."
+    p = sub.add_parser("explain", help="find the source of an answer's steps", description=text)
+    p.add_argument("words", help="the words of an answer, in quotes")
+    add_json(p)
+    p.set_defaults(function=explain)
 
     p = sub.add_parser("doctor", help="what this machine offers", description="Look at this machine; change nothing.")
     p.add_argument("--folder", type=Path, default=Path(), help="where runs would be written")
@@ -156,6 +162,21 @@ def _kind_in(manifest: Path) -> str:
         return str(json.loads(manifest.read_bytes())["kind"])
     except (ValueError, KeyError, TypeError):
         return "state"
+
+
+def explain(args: argparse.Namespace) -> int:
+    """`ttt explain`; status 1 when no step is known."""
+    from ttt._grid.where import steps  # here, because the search takes half a second to load
+
+    found = steps(args.words)
+    if args.json:
+        print_json([asdict(step) for step in found])
+        return 0 if found else 1
+    for step in found:
+        print(f"{step.words}: {', '.join(step.places)}")
+    if not found:
+        print("no step of the search has a name in these words")
+    return 0 if found else 1
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ttt._grid.compose.screening import Screen, disjoint
 from ttt._grid.features.columns import Cells, Column, Paint
 from ttt._grid.geometry import Numbers
 from ttt.values import Grid
@@ -18,8 +19,10 @@ SCREEN = 2400
 """How many cells, or pairs of cells, rules are screened on before they are verified on all."""
 MOST_VERIFIED = 300
 """Most sets of columns that are verified, and most choices that are kept."""
-TOGETHER = 64
-"""How many columns share one matrix product when mistakes are counted; for one alone, reading the paints dominates."""
+
+
+FIRST_COLUMNS = 14
+"""How many columns, the best first, are paired with every other for choices by two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class Program:
     Args:
         why: The rule in words.
         cost: Length of its description.
-        kind: "transform", "table 1", "table 2", "table 3", "choice 1", "choice 2", "things" or "things by property".
+        kind: "composed", "layered", "transform",
+            "table 1", "table 2", "table 3", "choice 1", "choice 2", "things" or "things by property".
         grids: Per test its output, None where a test shows a case that no training pair has.
         trust: Factor of its confidence; below 1 if it fails a training pair.
     """
@@ -41,34 +45,8 @@ class Program:
     trust: float = 1.0
 
 
-_Fitting = tuple[tuple[Column, ...], Numbers, int, npt.NDArray[np.float32]]
-"""Columns, their joint code per cell, the number of codes, and per code and paint the mistakes on some cells."""
-
-
-def _hopeless(mistakes: npt.NDArray[np.float32], codes: Numbers) -> npt.NDArray[np.bool_]:
-    """Return which codes occur and have no paint that is right on all their cells."""
-    present = np.bincount(codes, minlength=len(mistakes)) > 0
-    hopeless: npt.NDArray[np.bool_] = np.logical_and(present, mistakes.min(axis=1) > 0.5)
-    return hopeless
-
-
-def _one_hot(columns: Sequence[Column], cells: Numbers) -> tuple[npt.NDArray[np.float32], Numbers]:
-    """Return a row per code of each column, 1 in the cells that have it, and where each column's rows start and end."""
-    ends = np.cumsum([0, *(c.keys for c in columns)])
-    rows = np.zeros((int(ends[-1]), len(cells)), dtype=np.float32)
-    for c, start in zip(columns, ends, strict=False):
-        rows[start + c.codes[cells], np.arange(len(cells))] = 1.0
-    return rows, ends
-
-
-def _mistakes(
-    columns: Sequence[Column], cells: Numbers, wrong: npt.NDArray[np.float32]
-) -> Iterator[tuple[Column, npt.NDArray[np.float32]]]:
-    """Yield each column with the mistakes that each paint (the columns of `wrong`) makes on the cells of each code."""
-    for at in range(0, len(columns), TOGETHER):
-        some = columns[at : at + TOGETHER]
-        rows, ends = _one_hot(some, cells)
-        yield from zip(some, np.split(rows @ wrong, ends[1:-1]), strict=True)
+_Fitting = tuple[tuple[Column, ...], Numbers, npt.NDArray[np.bool_]]
+"""Columns, their joint code per cell, and for each code and paint whether the paint is wrong on a screened cell."""
 
 
 class Rules:
@@ -143,14 +121,13 @@ class Rules:
         a, b = self._hard_pairs(codes)
         if not len(a):
             return []
-        blind = (codes[:, a] == codes[:, b]).astype(np.float32)
+        blind = codes[:, a] == codes[:, b]
         cost = np.array([c.cost + ENTRY * c.keys for c in columns])
         if size == 3:
-            blind = blind[:, blind[0] > 0]
-        missed = blind @ blind.T
-        first, second = np.nonzero(np.triu(missed < 0.5, 1))
+            blind = blind[:, blind[0]]
+        first, second = disjoint(blind)
         order = np.argsort(cost[first] + cost[second], kind="stable")[: MOST_VERIFIED * 4]
-        alone = blind.sum(axis=1) < 0.5
+        alone = ~blind.any(axis=1)
         pairs = [(int(first[o]), int(second[o])) for o in order]
         if size == 2:
             return [(*p,) for p in pairs if not (alone[p[0]] or alone[p[1]])][:MOST_VERIFIED]
@@ -176,52 +153,47 @@ class Rules:
         """Return rules that choose, by the code of one or two columns, which paint a cell takes."""
         paints = sorted(self.cells.paints, key=lambda p: p.cost)
         screen = self._screen()
-        wrong = np.stack([p.colours[screen] != self.cells.target[screen] for p in paints]).astype(np.float32).T
-        columns = [c for c in self.cells.columns if c.keys <= 12]
+        wrong = np.stack([p.colours[screen] != self.cells.target[screen] for p in paints])
         if size == 1:
-            fitting: Iterable[_Fitting] = [
-                ((c,), c.codes, c.keys, mistakes)
-                for c, mistakes in _mistakes(columns, screen, wrong)
-                if not _hopeless(mistakes, c.codes[screen]).any()
-            ]
+            fitting = self._fitting([c for c in self.cells.columns if c.keys <= 12], screen, wrong)
         else:
-            near = wrong.sum(axis=0).argsort(kind="stable")[:40]
+            near = wrong.sum(axis=1).argsort(kind="stable")[:40]
             near = np.union1d(near, [i for i, p in enumerate(paints) if p.cost <= 0.7])
-            paints, wrong = [paints[i] for i in near], np.ascontiguousarray(wrong[:, near])
-            few = [c for c in columns if c.keys <= 6]
-            least = [float(mistakes.min(axis=1).sum()) for _, mistakes in _mistakes(few, screen, wrong)]
-            scored = sorted((least[i] + 2.0 * c.cost, i) for i, c in enumerate(few))
-            fitting = self._fitting_pairs([few[i] for _, i in scored[:160]], screen, wrong)
+            paints, wrong = [paints[i] for i in near], wrong[near]
+            fitting = self._fitting_pairs([c for c in self.cells.columns if c.keys <= 6], screen, wrong)
         found: list[Program] = []
-        for chosen, codes, keys, mistakes in fitting:
-            made = self._choice(chosen, codes, keys, paints, mistakes)
+        for chosen, codes, mistaken in fitting:
+            made = self._choice(chosen, codes, paints, mistaken)
             if made:
                 found.append(made)
                 if len(found) >= MOST_VERIFIED:
                     break
         return found
 
-    def _fitting_pairs(
-        self, columns: list[Column], screen: Numbers, wrong: npt.NDArray[np.float32]
-    ) -> Iterator[_Fitting]:
+    @staticmethod
+    def _fitting(columns: list[Column], screen: Numbers, wrong: npt.NDArray[np.bool_]) -> Iterator[_Fitting]:
+        """Yield columns where, for every code, some paint makes no mistake on the screened cells."""
+        if not columns:
+            return
+        asked = Screen(np.stack([c.codes[screen] for c in columns]), [c.keys for c in columns], wrong)
+        for column, codes, mistaken in zip(columns, asked.codes, asked.mistaken(), strict=True):
+            present = np.bincount(codes, minlength=column.keys) > 0
+            if not (present & mistaken.all(axis=1)).any():
+                yield (column,), column.codes, mistaken
+
+    @staticmethod
+    def _fitting_pairs(columns: list[Column], screen: Numbers, wrong: npt.NDArray[np.bool_]) -> Iterator[_Fitting]:
         """Yield pairs of columns where, for every joint code, some paint makes no mistake on the screened cells."""
         if not columns:
             return
-        one_hot, ends = _one_hot(columns, screen)
-        for i, a in enumerate(columns[:14]):
-            rest = one_hot[ends[i + 1] :]
-            if not len(rest):
-                return
-            cells = [np.flatnonzero(a.codes[screen] == k) for k in range(a.keys)]
-            parts = [rest[:, at] for at in cells]
-            mistakes = np.stack([part @ wrong[at] for part, at in zip(parts, cells, strict=True)])
-            present = np.stack([part.any(axis=1) for part in parts])
-            hopeless = ((mistakes.min(axis=2) > 0.5) & present).any(axis=0)
-            starts = ends[i + 1 : -1] - ends[i + 1]
-            for j in np.flatnonzero(~np.logical_or.reduceat(hopeless, starts)):
-                b, start = columns[i + 1 + j], int(starts[j])
-                joint = mistakes[:, start : start + b.keys].reshape(a.keys * b.keys, -1)
-                yield (a, b), a.codes * b.keys + b.codes, a.keys * b.keys, joint
+        codes = np.stack([c.codes[screen] for c in columns])
+        least = Screen(codes, [c.keys for c in columns], wrong).least()
+        order = [i for _, i in sorted((least[i] + 2.0 * c.cost, i) for i, c in enumerate(columns))[:160]]
+        columns = [columns[i] for i in order]
+        for i, j in Screen(codes[order], [c.keys for c in columns], wrong).pairs(FIRST_COLUMNS):
+            a, b = columns[i], columns[j]
+            joint = a.codes * b.keys + b.codes
+            yield (a, b), joint, Screen(joint[screen][None], [a.keys * b.keys], wrong).mistaken()[0]
 
     def _screen(self) -> Numbers:
         """Sample training cells, half of them changed by the task."""
@@ -235,22 +207,21 @@ class Rules:
         self,
         chosen: tuple[Column, ...],
         codes: Numbers,
-        keys: int,
         paints: list[Paint],
-        mistakes: npt.NDArray[np.float32],
+        mistaken: npt.NDArray[np.bool_],
     ) -> Program | None:
         """Choose the cheapest right paint for each code; None where a code has none or one paint does for all."""
         known, out = codes[: self.n], np.full(len(codes), -1, dtype=np.int64)
         used: dict[str, float] = {}
         cases = 0
-        for key in range(keys):
+        for key in range(len(mistaken)):
             here = np.flatnonzero(known == key)
             if not len(here):
                 continue
             cases += 1
             right = [
                 i
-                for i in np.flatnonzero(mistakes[key] < 0.5)
+                for i in np.flatnonzero(~mistaken[key])
                 if np.array_equal(paints[i].colours[here], self.cells.target[here])
             ]
             if not right:

@@ -100,13 +100,13 @@ def groups_of(
         return True
 
     first = [derived for derived in _one_deep(inputs, work) if keep(derived)]
-    yield _by_cost(groups)
+    yield by_cost(groups)
     for derived in _two_deep(first[1:bases], sizes, work):
         keep(derived)
     if len(set(sizes)) == 1:
         blank = tuple(np.zeros(sizes[0], dtype=np.uint8) for _ in inputs)
         keep(DerivedInput("an empty grid of the usual size", 2.5, blank))
-    yield _by_cost(groups)
+    yield by_cost(groups)
 
 
 def _one_deep(inputs: Sequence[Grid], work: Work) -> Iterator[DerivedInput]:
@@ -139,5 +139,6 @@ def _two_deep(bases: Sequence[DerivedInput], sizes: Sequence[Shape], work: Work)
                 yield DerivedInput(name, base.cost + second.cost, grids, (*base.recipe, second))
 
 
-def _by_cost(groups: dict[tuple[Shape, ...], Group]) -> list[Group]:
+def by_cost(groups: dict[tuple[Shape, ...], Group]) -> list[Group]:
+    """Return groups likeliest first: by their cheapest member, and by how many there are."""
     return sorted(groups.values(), key=lambda g: g.cost - 0.05 * min(len(g.members), 20))

@@ -10,7 +10,9 @@ from functools import partial
 import numpy as np
 
 from ttt._grid.cell_rules import Program, Rules
-from ttt._grid.derived import DerivedInput, Group, groups_of
+from ttt._grid.compose.compositions import Composition, Compositions, compositions
+from ttt._grid.compose.rows import Limits
+from ttt._grid.derived import DerivedInput, Group, by_cost, groups_of
 from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
@@ -22,6 +24,18 @@ GROUPS = 3
 """How many size groups are searched for rules, cheapest first."""
 OBJECT_RULE_INPUTS = 4
 """How many derived inputs the object rules are tried on when no other rule fits."""
+COMPOSED_INPUTS = 780
+"""How many compositions of a size group the rules may look at."""
+COMPOSING = 5
+"""Work units for composing transformations of the task."""
+COMPOSING_RESTATED = 2
+"""Work units for composing transformations of each restated task."""
+SHORT_COMPOSITION = 2.5
+"""With a composition of at most this cost nothing else is tried: on develop tasks longer ones were wrong as often."""
+LIKELY_COST = 7.0
+"""Programs dearer than this are right less than half the time on develop tasks: the search goes on behind them."""
+PER_UNIT = 20_000_000
+"""Work units of the compositional search in one of the solver's."""
 GUESSED_SIZE = 0.3
 """Factor of the confidence where the size of the output is a guess."""
 RESTATED_BASES = 130
@@ -54,10 +68,16 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         The same `Found`, fuller each time.
     """
     found = Found()
-    for groups in groups_of(inputs, outputs, work):
-        found.groups = groups
-        found.programs = transform_programs(groups, outputs)
-        yield found
+    composed = _composed(inputs, outputs, work, COMPOSING)
+    found.programs = _programs_of(composed, len(outputs))
+    found.groups = _with_composed([], composed)
+    yield found
+    if work.over or _settled(found.programs, SHORT_COMPOSITION):
+        return
+    for derived in groups_of(inputs, outputs, work, bases=1):
+        found.groups = _with_composed(derived, composed)
+    found.programs = found.programs + transform_programs(found.groups, outputs)
+    yield found
     if not found.groups:
         found.groups = guessed_groups(inputs, outputs)
         yield found
@@ -68,21 +88,63 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         found.programs = found.programs + [replace(p, trust=GUESSED_SIZE) if group.guessed else p for p in made]
         yield found
     for base in _object_rule_inputs(found.groups, outputs):
-        if work.over or (base.cost and found.programs):
+        if work.over or (base.cost and _settled(found.programs)):
             return
         found.programs = found.programs + object_programs(base, outputs)
         work.spend(3)
         yield found
-    if found.programs:
+    if _settled(found.programs):
         return
     for restatement in restated(inputs, outputs):
-        groups = list(groups_of(restatement.inputs, restatement.outputs, work, RESTATED_BASES))[-1]
         if work.over:
             return
-        if groups:
-            made = cell_programs(groups[0], restatement.inputs, restatement.outputs, seed, work, False)
-            found.programs = found.programs + [_undone(p, restatement) for p in made]
-            yield found
+        found.programs = found.programs + _restated_programs(restatement, seed, work)
+        yield found
+
+
+def _settled(programs: Sequence[Program], cost: float = LIKELY_COST) -> bool:
+    """Return whether a program is cheap enough to stop at."""
+    return any(p.cost <= cost for p in programs)
+
+
+def _composed(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, units: int) -> Compositions:
+    """Compose transformations, within some work units."""
+    units = units if work.left is None else min(units, work.left)
+    made = compositions(inputs, outputs, Limits(work=units * PER_UNIT), lambda: work.over, COMPOSED_INPUTS)
+    work.spend(units)
+    return made
+
+
+def _programs_of(composed: Compositions, pairs: int) -> list[Program]:
+    """Return the compositions, and layers of them, that make every training output."""
+
+    def program(made: Composition, kind: str) -> Program:
+        return Program(made.words, made.cost, kind, made.grids[pairs:])
+
+    return [program(c, "composed") for c in composed.exact] + [program(c, "layered") for c in composed.layered]
+
+
+def _with_composed(groups: Sequence[Group], composed: Compositions) -> list[Group]:
+    """Return the groups with the compositions of their sizes as further members."""
+    by_sizes = {g.sizes: Group(g.sizes, list(g.members)) for g in groups}
+    for sizes, made in composed.groups.items():
+        group = by_sizes.setdefault(sizes, Group(sizes))
+        known = {m.key for m in group.members}
+        members = [DerivedInput(c.words, c.cost, c.grids) for c in made]
+        group.members += [m for m in members if m.key not in known]
+    return by_cost(by_sizes)
+
+
+def _restated_programs(restatement: Restated, seed: int, work: Work) -> list[Program]:
+    """Return the programs of a restated task, as programs of the task."""
+    inputs, outputs = restatement.inputs, restatement.outputs
+    composed = _composed(inputs, outputs, work, COMPOSING_RESTATED)
+    programs = _programs_of(composed, len(outputs))
+    if not composed.exact:
+        groups = _with_composed(list(groups_of(inputs, outputs, work, bases=1))[-1], composed)
+        if groups and not work.over:
+            programs += cell_programs(groups[0], inputs, outputs, seed, work, bool(programs))
+    return [_undone(p, restatement) for p in programs]
 
 
 def transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
@@ -162,16 +224,22 @@ def candidates(found: Found, tests: int) -> list[list[Candidate]]:
         total = sum(w for w, _, _ in ranked) or 1.0
         result.append(
             [
-                Candidate(
-                    g, BELIEF[p.kind] * p.trust * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why
-                )
+                Candidate(g, _belief(p) * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why)
                 for i, (w, p, g) in enumerate(ranked[:6])
             ]
         )
     return result
 
 
+def _belief(program: Program) -> float:
+    """Return the chance that a program is right, by its kind, and by its cost where compositions are long."""
+    most, belief = LONG.get(program.kind, (math.inf, 0.0))
+    return program.trust * (belief if program.cost > most else BELIEF[program.kind])
+
+
 BELIEF = {
+    "composed": 0.92,
+    "layered": 0.6,
     "transform": 0.92,
     "table 1": 0.93,
     "choice 1": 0.75,
@@ -182,7 +250,5 @@ BELIEF = {
     "things by property": 0.8,
 }
 """Chance that a program of a kind is right, measured on tasks that the kind was not written for."""
-
-
-def _belief(program: Program) -> float:
-    return BELIEF[program.kind] * program.trust
+LONG = {"composed": (SHORT_COMPOSITION, 0.4), "layered": (10.0, 0.15)}
+"""Cost above which a program of a kind is right less often, with the chance there, on develop tasks."""

@@ -1,0 +1,68 @@
+"""Compiles the search's core when the package is built or installed; without a compiler the package is pure Python."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCES = Path("src/ttt/_grid/compose/csrc")
+CORE = Path("src/ttt/_grid/compose/libttt_compose.so")
+FLAGS = ["-std=c99", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"]
+
+
+def compilers() -> list[list[str]]:
+    """Commands to try: the one that the user names, the one that built this Python, the usual ones."""
+    named = [os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc", "gcc", "clang"]
+    commands = [shlex.split(name)[:1] for name in named if name and shlex.split(name)]
+    return [command for command in commands if shutil.which(command[0])]
+
+
+def compile_core(root: Path) -> str | None:
+    """Compile the core beside its source; None on success, else why not."""
+    files, core = sorted((root / SOURCES).iterdir()), root / CORE
+    if core.exists() and core.stat().st_mtime >= max(file.stat().st_mtime for file in files):
+        return None
+    sources = [str(file) for file in files if file.suffix == ".c"]
+    why = "no C compiler found"
+    for command in compilers():
+        # To a name of its own and moved: a running process keeps the library that it has mapped.
+        built = core.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            run = [*command, *FLAGS, "-o", str(built), *sources]
+            done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+            if done.returncode == 0:
+                os.replace(built, core)
+                return None
+            why = f"{shlex.join(command)} failed: {done.stderr.strip()[-500:]}"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            why = f"{shlex.join(command)} failed: {error}"
+        finally:
+            built.unlink(missing_ok=True)
+    core.unlink(missing_ok=True)
+    return why
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the compiled core to wheels and editable installs where it can be compiled."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile; a failure is said and leaves a pure wheel."""
+        if self.target_name != "wheel":
+            return
+        why = compile_core(Path(self.root))
+        if why is not None:
+            print(f"ttt: the compiled core is left out, the search will run in numpy: {why}", file=sys.stderr)
+            return
+        build_data["artifacts"].append(f"/{CORE}")
+        build_data["pure_python"] = False
+        # Loaded by ctypes: bound to the platform, not to a version of Python.
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"

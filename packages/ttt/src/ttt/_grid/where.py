@@ -1,0 +1,92 @@
+"""Where in the source the steps of an answer live."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ttt._grid import features as _features
+from ttt._grid import transforms as _transforms
+from ttt._grid.compose import engine as _engine
+from ttt._grid.compose.parts import JOINS, SPLITS
+from ttt._grid.compose.shapes import SHAPES
+from ttt._grid.compose.table import LINES, Line
+from ttt._grid.features.registry import FEATURES
+from ttt._grid.transforms.registry import TRANSFORMS
+
+TABLES = (_features, _transforms, _engine)
+"""Modules whose functions are in the tables once they are imported."""
+PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of an answer.
+
+    Args:
+        words: The words that name it.
+        places: Files and lines, below the package, of the functions that do it.
+    """
+
+    words: str
+    places: tuple[str, ...]
+
+
+def steps(text: str) -> list[Step]:
+    """Return the steps that an answer's words name, in the order of the words."""
+    found: list[tuple[int, int, Step]] = []
+    for pattern, places in sorted(_names(), key=lambda n: -len(n[0])):
+        for match in re.finditer(pattern, text):
+            start, end = match.span()
+            if not any(start < b and a < end for a, b, _ in found):
+                found.append((start, end, Step(match[0], places())))
+    return [step for *_, step in sorted(found, key=lambda f: f[:2])]
+
+
+def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
+    """Every name as a pattern, with what returns its places."""
+    for line in LINES:
+        yield _pattern(line), partial(_places_of_line, line)
+    for name, transform in TRANSFORMS.items():
+        yield _whole(re.escape(name)), partial(_places_of, transform.make)
+    for name, feature in FEATURES.items():
+        yield _whole(re.escape(name)), partial(_places_of, feature.measure)
+
+
+def _whole(pattern: str) -> str:
+    return rf"(?<!\w){pattern}(?!\w)"
+
+
+def _pattern(line: Line) -> str:
+    """The words of a line with any of its values."""
+    if isinstance(line.args, dict):
+        values = "|".join(re.escape(v) for v in sorted(line.args, key=len, reverse=True))
+    else:
+        values = "[0-9]"
+    return _whole(re.escape(line.words).replace(r"\{\}", f"(?:{values})"))
+
+
+def _places_of_line(line: Line) -> tuple[str, ...]:
+    twins: dict[str, Any] = {**SHAPES, **SPLITS, **JOINS}
+    return (*_places_of(twins[line.function]), *_in_c(line.function))
+
+
+def _places_of(function: Any) -> tuple[str, ...]:
+    """The file and line of a function, or of the one that a partial calls."""
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    return (f"{Path(code.co_filename).relative_to(PACKAGE)}:{code.co_firstlineno}",)
+
+
+def _in_c(name: str) -> Iterator[str]:
+    for file in sorted((PACKAGE / "_grid/compose/csrc").glob("*.c")):
+        for number, text in enumerate(file.read_text().splitlines(), 1):
+            if re.match(rf"(SHAPE|SPLIT|JOIN)\({name}\)", text):
+                yield f"{file.relative_to(PACKAGE)}:{number}"

