@@ -74,6 +74,16 @@ def test_a_page_without_an_output_is_refused_and_filled(tool: Tool) -> None:
     assert documents.filled(filled, printed) == filled
 
 
+def test_figures_that_change_become_dots(tool: Tool) -> None:
+    """Where two runs differ, the written output has `...`, and both runs fit it."""
+    documents = tool("documents")
+    first, second = "slot 0 of process 31286, 3 ms\n", "slot 0 of process 4, 12 ms\n"
+    shown = documents.common(first, second)
+    assert shown == "slot 0 of process ..., ... ms\n"
+    assert documents.same(shown, first)
+    assert documents.same(shown, second)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [

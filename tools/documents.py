@@ -6,7 +6,8 @@
 
 All ```python blocks of a document run in one process, in order, in an empty folder, with warnings as errors. A ```text
 block directly after a Python block is its expected output. `...` in it stands for any text, for figures that change
-from run to run. A block that prints must show its output; one that prints nothing must not have any.
+from run to run: `--write` runs the document twice and writes `...` where the outputs differ. A block that prints must
+show its output; one that prints nothing must not have any.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,6 +148,16 @@ def filled(text: str, printed: list[str]) -> str:
     return text
 
 
+def common(first: str, second: str) -> str:
+    """Return what two outputs of a block have in common, with `...` where they differ."""
+    a, b = (re.findall(r"\w+|\s+|.", text) for text in (first, second))
+    parts = [
+        "".join(a[start:end]) if kind == "equal" else "..."
+        for kind, start, end, _, _ in SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    ]
+    return "".join(parts)
+
+
 def documents() -> list[Path]:
     """Return the documents that run by themselves: the README, and each package's README and tutorial."""
     packages = [*ROOT.glob("packages/*/README.md"), *ROOT.glob("packages/*/docs/tutorial.md")]
@@ -164,6 +176,8 @@ def main(argv: Iterable[str] | None = None) -> int:
         text = document.read_text(encoding="utf-8")
         if args.write:
             printed, failure = outputs(blocks(text), str(document), args.python)
+            again, _ = outputs(blocks(text), str(document), args.python)
+            printed = [common(*pair) for pair in zip(printed, again, strict=False)]
             wrong = [failure] if failure else []
             document.write_text(filled(text, printed), encoding="utf-8")
         else:
