@@ -1,5 +1,7 @@
 """Small random language models of the true shapes' proportions, as transformers has them and as files."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

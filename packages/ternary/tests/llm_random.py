@@ -1,5 +1,7 @@
 """Random language models of any shape, written straight as model files."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from ternary.llm._matrices import TernaryMatrix, from_codes

@@ -1,5 +1,7 @@
 """BitNet b1.58 and Llama: the same logits as transformers, and the same bits from every kernel."""
 
+from __future__ import annotations
+
 import runpy
 from pathlib import Path
 from types import SimpleNamespace

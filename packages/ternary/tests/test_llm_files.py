@@ -1,5 +1,7 @@
 """Checkpoints to model files: packed, sharded, master weights, GGUF; damage is refused, memory stays small."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os

@@ -1,5 +1,7 @@
 """The server, with the official client of OpenAI over a socket of this machine."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import gc

@@ -1,5 +1,7 @@
 """A small language model the whole way: trained, packed, generating, exported to GGUF and read back."""
 
+from __future__ import annotations
+
 import gc
 import runpy
 from pathlib import Path

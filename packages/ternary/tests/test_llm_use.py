@@ -1,5 +1,7 @@
 """Text in, text out: generation, sampling, the command line, transformers' generate, several threads."""
 
+from __future__ import annotations
+
 import gc
 import json
 import os
