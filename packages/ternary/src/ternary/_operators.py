@@ -31,10 +31,17 @@ class _AfterTorch(importlib.abc.MetaPathFinder):
 
         def execute_and_register(module: types.ModuleType) -> None:
             execute(module)
-            importlib.import_module("ternary.runtime")
+            if not _being_imported():
+                importlib.import_module("ternary.runtime")
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign] # of this one loader
         return spec
+
+
+def _being_imported() -> bool:
+    """Return whether a module of this package is importing torch: then that module imports the operators at its end."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("ternary.")]
+    return any(getattr(module.__spec__, "_initializing", False) for module in modules)
 
 
 if "torch" in sys.modules:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ttt.errors import MissingExtraError
@@ -38,7 +37,5 @@ def published(build: Callable[[], Any]) -> Iterator[ModelRef]:
 @contextmanager
 def on_this_node(ref: ModelRef) -> Iterator[ModelRef]:
     """Yield a reference to the model for the processes of this node; a remote model is fetched once per node."""
-    from zerocopy.ref import local_segment
-
-    with local_segment(ref) as path:
-        yield replace(ref, path=str(path), node=None)
+    with ref.on_this_node() as here:
+        yield here
