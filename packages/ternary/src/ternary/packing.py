@@ -173,4 +173,5 @@ def _check_packed(packed: Tensor, k: int, per_byte: int) -> None:
             f"take {size} bytes in the last dimension"
         )
 
+
 import ternary.runtime  # noqa: E402, F401 # registers the operators; it needs the names above

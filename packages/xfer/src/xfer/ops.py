@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xfer._convert.interchange import device_of, library_of
-from xfer._convert.move import _cupy, move
+from xfer._convert.move import load_cupy, move
 
 __all__ = ["add", "apply", "divide", "matmul", "max", "mean", "min", "multiply", "power", "subtract", "sum"]
 
@@ -180,7 +180,7 @@ def apply(function: Callable[..., Any], *arrays: Any, out: Any = None, device: s
 
 def _run(name: str, operands: Sequence[Any], out: Any, device: str | None, **options: Any) -> Any:
     where = device or _busiest(operands)
-    namespace = np if where == "cpu" else _cupy()
+    namespace = np if where == "cpu" else load_cupy()
     prepared = [_bring(operand, where) for operand in operands]
     if isinstance(out, np.ndarray) and where == "cpu":
         getattr(namespace, name)(*prepared, out=out, **options)

@@ -147,7 +147,7 @@ def _torch_from_dlpack(array: Any) -> Any:
 
 
 def _borrow(device: str) -> Step:
-    return Step(f"CuPy views the memory on {device} (DLPack)", False, lambda x: _cupy().from_dlpack(x))
+    return Step(f"CuPy views the memory on {device} (DLPack)", False, lambda x: load_cupy().from_dlpack(x))
 
 
 def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> list[Step]:
@@ -157,7 +157,7 @@ def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> li
         if index >= torch.cuda.device_count():
             raise DeviceUnavailableError(f"torch sees {torch.cuda.device_count()} CUDA devices, not {target}")
         return [] if device == target else [Step(f"{device} to {target} by torch", True, lambda x: x.to(target))]
-    cupy = _cupy()
+    cupy = load_cupy()
     if index >= cupy.cuda.runtime.getDeviceCount():
         raise DeviceUnavailableError(f"CuPy sees {cupy.cuda.runtime.getDeviceCount()} CUDA devices, not {target}")
 
@@ -171,7 +171,8 @@ def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> li
     return steps if device == target else [*steps, Step(f"{device} to {target} by CuPy", True, onto)]
 
 
-def _cupy() -> Any:
+def load_cupy() -> Any:
+    """Import CuPy, or raise DeviceUnavailableError where it or a device is missing."""
     try:
         import cupy
     except ImportError as error:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xfer._convert.move import _cupy
+from xfer._convert.move import load_cupy
 from xfer.errors import BudgetExceededError, DeviceUnavailableError
 
 
@@ -120,7 +120,7 @@ class CupyAllocator:
     """
 
     def __init__(self) -> None:
-        self._cupy = _cupy()
+        self._cupy = load_cupy()
 
     def devices(self) -> tuple[str, ...]:
         """Name the CUDA devices."""

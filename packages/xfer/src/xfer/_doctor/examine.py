@@ -151,10 +151,10 @@ def _dtypes() -> Finding:
 
 
 def _cuda() -> Finding:
-    from xfer._convert.move import _cupy
+    from xfer._convert.move import load_cupy
 
     try:
-        cupy = _cupy()
+        cupy = load_cupy()
     except XferError as error:
         return Finding("CUDA", False, str(error))
     return Finding("CUDA", True, f"CuPy {cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} device(s)")

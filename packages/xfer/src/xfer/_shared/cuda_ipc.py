@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xfer._convert.interchange import library_of
-from xfer._convert.move import _cupy
+from xfer._convert.move import load_cupy
 from xfer._shared import dtypes
 from xfer._shared.handle import HEADER, parse, read_meta
 from xfer.errors import DeviceUnavailableError, StaleHandleError
@@ -28,7 +28,7 @@ def describe(array: Any) -> tuple[bytes, np.dtype[Any], tuple[int, ...], object]
     Raises:
         DeviceUnavailableError: There is no CUDA device or no CuPy.
     """
-    cupy = _cupy()
+    cupy = load_cupy()
     dtype: np.dtype[Any] | None = None
     if library_of(array) == "torch":
         array = array.detach().contiguous()
@@ -56,7 +56,7 @@ def open_record(record: np.ndarray[Any, Any], raw: bytes) -> Any:
         DeviceUnavailableError: The producer's device is not visible here.
         StaleHandleError: The producer's allocation is gone.
     """
-    cupy = _cupy()
+    cupy = load_cupy()
     handle, uuid, offset, _, pid, pointer = RECORD.unpack(record.tobytes())
     fields = parse(raw)
     shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
@@ -103,12 +103,12 @@ def _range_of(pointer: int) -> tuple[int, int]:
 
 
 def _uuid(index: int) -> bytes:
-    raw: bytes = _cupy().cuda.runtime.getDeviceProperties(index)["uuid"]
+    raw: bytes = load_cupy().cuda.runtime.getDeviceProperties(index)["uuid"]
     return bytes(raw)[:16].ljust(16, b"\0")
 
 
 def _device_of_uuid(uuid: bytes) -> int:
-    for index in range(_cupy().cuda.runtime.getDeviceCount()):
+    for index in range(load_cupy().cuda.runtime.getDeviceCount()):
         if _uuid(index) == uuid:
             return index
     raise DeviceUnavailableError(f"the producer's device {uuid.hex()} is not visible to this process")

@@ -1,3 +1,4 @@
+# long because one lock guards what these methods share: putting, lending, releasing and closing
 """The producer's side: a budgeted pool of sealed segments whose slots are filled, handed out, and used again.
 
 A slot is reused only when the producer has released it and the kernel reports that no reader holds a lease on it.
