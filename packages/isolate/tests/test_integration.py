@@ -757,9 +757,7 @@ class TestHandlesOfXfer(IntegrationTestBase):
         """The host's xfer; the mappings that it keeps are given back after the test."""
         xfer = pytest.importorskip("xfer", reason="pentad-xfer is not installed")
         yield xfer
-        from xfer.reader import READER
-
-        READER.trim()
+        xfer.trim()
 
     @pytest.fixture
     def xfer_wheel(self, tmp_path_factory: pytest.TempPathFactory) -> Path:

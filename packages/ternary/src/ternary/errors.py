@@ -57,6 +57,10 @@ class CompileError(TernaryError, ValueError):
         ... except ternary.CompileError as error:
         ...     print(error.diagnostics[0].message)
         'M' has no forward
+
+    Args:
+        source: The text with the errors, and its name.
+        diagnostics: All errors, in source order.
     """
 
     def __init__(self, source: SourceText, diagnostics: tuple[Diagnostic, ...]):

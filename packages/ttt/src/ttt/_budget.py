@@ -114,6 +114,11 @@ class Clock:
         >>> clock.spend(2)
         >>> clock.stop(), clock.reason
         (True, 'steps')
+
+    Args:
+        budget: The limits.
+        seed: The task's own seed.
+        deadline: Monotonic time of the soft limit; None to count from now.
     """
 
     def __init__(self, budget: Budget, seed: int = 0, *, deadline: float | None = None) -> None:

@@ -77,6 +77,9 @@ class Started:
     Example:
         >>> ttt.Started("007bbfb7").task_id
         '007bbfb7'
+
+    Attributes:
+        task_id: Which task.
     """
 
     task_id: str
@@ -89,6 +92,13 @@ class Improved:
     Example:
         >>> ttt.Improved("007bbfb7", (), "search", fraction=0.5, seconds=1.2).stage
         'search'
+
+    Attributes:
+        task_id: Which task.
+        predictions: Two attempts for each test input.
+        stage: Which part of the backend is at work.
+        fraction: How much of the budget is used, 0 to 1.
+        seconds: Wall seconds since the task started.
     """
 
     task_id: str
@@ -105,6 +115,10 @@ class Finished:
     Example:
         >>> ttt.Finished("007bbfb7", ttt.TaskResult("007bbfb7", (), "done")).result.status
         'done'
+
+    Attributes:
+        task_id: Which task.
+        result: Its answers and how it ended.
     """
 
     task_id: str

@@ -106,6 +106,10 @@ class Pair:
     Example:
         >>> ttt.Pair(ttt.as_grid([[1]]), ttt.as_grid([[2]])).output.tolist()
         [[2]]
+
+    Attributes:
+        input: The input grid.
+        output: The output grid; None if unknown.
     """
 
     input: Grid
@@ -126,6 +130,11 @@ class Task:
         >>> task = ttt.Task("mine", train=(ttt.Pair(one, two),), test=(ttt.Pair(one),))
         >>> task.has_solutions
         False
+
+    Attributes:
+        id: The task's id.
+        train: The training pairs.
+        test: The test inputs, with outputs where known.
     """
 
     id: str
@@ -179,6 +188,9 @@ class Candidate:
 
     `confidence` is the backend's own claim in [0, 1]. `stage` names the part of the backend that found it, and `why`
     explains it in words.
+
+    Attributes:
+        grid: The answer.
     """
 
     grid: Grid
@@ -197,6 +209,10 @@ class Progress:
         1
 
     `fraction` in [0, 1] is for the progress bar; `steps_done` counts work units.
+
+    Attributes:
+        answers: For each test input its candidates, best first.
+        stage: Which part of the backend is at work.
     """
 
     answers: tuple[tuple[Candidate, ...], ...]
@@ -214,6 +230,11 @@ class Attempt:
         0.9
 
     `confidence` is the calibrated probability that it is right, `claimed` the backend's own figure.
+
+    Attributes:
+        grid: The answer.
+        stage: Which part of the backend found it.
+        why: The rule behind it, in words.
     """
 
     grid: Grid
@@ -231,6 +252,10 @@ class Prediction:
         >>> guess = ttt.Prediction(ttt.Attempt(one, 0.8), ttt.Attempt(two, 0.1))
         >>> guess.solves(two), guess.solves(two, attempts=1)
         (True, False)
+
+    Attributes:
+        first: The likelier attempt.
+        second: The other attempt.
     """
 
     first: Attempt

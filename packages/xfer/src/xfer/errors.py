@@ -27,7 +27,15 @@ __all__ = [
 
 
 class XferError(Exception):
-    """Base of all errors of xfer."""
+    """Base of all errors of xfer.
+
+    Example:
+        >>> try:
+        ...     xfer.get(b"no handle")
+        ... except xfer.XferError as error:
+        ...     type(error).__name__
+        'HandleError'
+    """
 
 
 class HandleError(XferError, ValueError):

@@ -136,7 +136,8 @@ def become_worker(sandbox: dict[str, Any], parent: int) -> list[str]:
         if not child:
             os.close(read)
             sandbox["private_proc"] = confine.mount_proc()
-            confine.make_read_only(sandbox["write"])
+            if sandbox["private_proc"]:  # else the mounts may be shared with the host's
+                confine.make_read_only(sandbox["write"])
             _be_init(write, sandbox["private_proc"])
             return []
         os.close(write)

@@ -160,5 +160,8 @@ def to_int8(model: nn.Module) -> tuple[nn.Module, Report]:
         >>> small, report = ternary.to_int8(torch.nn.Linear(64, 10))
         >>> report.layers[0].precision
         'int8'
+
+    Args:
+        model: The model to copy; it stays as it is.
     """
     return quantize(model, Recipe(rules=(("*", "int8"),)))

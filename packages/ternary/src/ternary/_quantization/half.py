@@ -23,6 +23,9 @@ def to_fp16(model: nn.Module) -> nn.Module:
         >>> import torch, ternary
         >>> ternary.to_fp16(torch.nn.Linear(2, 2)).weight.dtype
         torch.float16
+
+    Args:
+        model: The model to copy; it stays as it is.
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and tensor.numel():

@@ -65,6 +65,11 @@ def rules_by_sensitivity(
         >>> import ternary
         >>> ternary.rules_by_sensitivity({"head": 0.5, "body": 0.1}, keep=0.5)
         (('head', 'int8'),)
+
+    Args:
+        measured: The error of each layer by its name, largest first, as `sensitivity` returns it.
+        keep: Fraction of the layers to keep, 0 to 1.
+        precision: Precision of the kept layers.
     """
     if not 0.0 <= keep <= 1.0:
         raise ValueError(f"keep is a fraction of layers in [0, 1], got {keep}")

@@ -51,6 +51,10 @@ class Report:
         >>> _, report = ternary.quantize(torch.nn.Linear(64, 64))
         >>> report.bytes_before, report.bytes_after
         (16640, 1536)
+
+    Attributes:
+        layers: What became of each layer, in the order of the model.
+        untouched: The parameters of no such layer, each with the reason why it stays.
     """
 
     layers: tuple[LayerReport, ...]

@@ -54,6 +54,15 @@ class Run:
         folder: Where records and checkpoints are kept, None where they are not.
         continued: Whether the folder held this run already.
         results: The result of each finished task, by task id.
+
+    Args:
+        backend: A backend, or the name of one.
+        budget: The limits of each task.
+        workers: How many tasks run at the same time.
+        seed: Seed of everything random.
+        fresh: Start anew in another folder instead of going on.
+        cache: Folder for results that later runs use again.
+        pool: "local" or "ray".
     """
 
     def __init__(

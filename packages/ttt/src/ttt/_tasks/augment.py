@@ -119,6 +119,9 @@ def leave_one_out(task: Task) -> Iterator[Task]:
         >>> task = ttt.Task("t", (ttt.Pair(one, two), ttt.Pair(two, one)), (ttt.Pair(one),))
         >>> [len(t.train) for t in ttt.leave_one_out(task)]
         [1, 1]
+
+    Args:
+        task: The task to split.
     """
     if len(task.train) < 2:
         return

@@ -26,6 +26,11 @@ class Rejected:
     Example:
         >>> ttt.Rejected("broken", tests=1, reason="has no 'train'").reason
         "has no 'train'"
+
+    Attributes:
+        id: The task's id.
+        tests: How many test inputs it seems to have.
+        reason: Why it was refused.
     """
 
     id: str

@@ -26,6 +26,10 @@ class TaskSet(Sequence[Task]):
         >>> tasks = ttt.TaskSet((ttt.Task("a", (ttt.Pair(one, two),), (ttt.Pair(one),)),))
         >>> tasks["a"].id, len(tasks)
         ('a', 1)
+
+    Attributes:
+        tasks: The tasks.
+        rejected: The refused ones, each with the reason.
     """
 
     tasks: tuple[Task, ...]

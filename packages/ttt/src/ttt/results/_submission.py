@@ -44,6 +44,11 @@ def write_submission(
         ...     ttt.write_submission(f"{folder}/submission.json", [result])
         ...     print(list(ttt.read_submission(f"{folder}/submission.json")))
         ['t']
+
+    Args:
+        path: The file to write.
+        results: The results of the solved tasks.
+        rejected: Refused tasks, which get fallback answers.
     """
     write_atomically(Path(path), submission_text(results, rejected).encode())
 
@@ -60,6 +65,9 @@ def read_submission(path: str | os.PathLike[str]) -> Answers:
     Raises:
         UnreadableFileError: Not readable as JSON.
         InvalidSubmissionError: Not in Kaggle's format; the message names task, test input and attempt.
+
+    Args:
+        path: The file.
     """
     value = read_json(Path(path))
     if not isinstance(value, dict):

@@ -120,6 +120,11 @@ class Subscription(_End):
         ...     reader.recv(timeout=5)
         array([0, 1, 2])
         >>> topic.remove()
+
+    Args:
+        name: The topic's name.
+        keep: How many publications the topic keeps.
+        every: Receive each publication, instead of the latest only.
     """
 
     def __init__(self, name: str, keep: int, every: bool) -> None:

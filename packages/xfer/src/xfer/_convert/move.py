@@ -21,6 +21,11 @@ class Step:
         >>> step = xfer.explain(np.ones(3)[::-1], "torch").steps[0]
         >>> step.copies
         True
+
+    Attributes:
+        what: The step in words.
+        copies: Whether the data is copied.
+        run: The function that does it.
     """
 
     what: str
@@ -37,6 +42,11 @@ class Route:
         >>> print(route)
         other on cpu -> numpy: 1 copy
           copy: NumPy copies the other data into one block
+
+    Attributes:
+        source: Library and device of the array.
+        target: Where it goes.
+        steps: The steps, in order.
     """
 
     source: str

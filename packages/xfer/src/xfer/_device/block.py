@@ -25,6 +25,13 @@ class BlockReport:
         >>> block = manager.allocate(100)
         >>> [(report.device, report.nbytes, report.place) for report in manager.leaks()]
         [('cuda:0', 100, 'device')]
+
+    Attributes:
+        device: Where it was allocated.
+        nbytes: Its size in bytes.
+        age: Seconds since its allocation.
+        site: The line that allocated it, if the manager traces.
+        place: "device", "host" or "disk".
     """
 
     device: str
@@ -143,6 +150,11 @@ class MemoryBlock:
         (2, 3)
         >>> block.place
         'released'
+
+    Args:
+        keeper: What holds the memory; blocks come from `GpuMemoryManager.allocate`.
+        record: What is known of the block.
+        claim: The block's hold on its memory.
     """
 
     def __init__(self, keeper: Keeper, record: Record, claim: Claim) -> None:

@@ -20,6 +20,15 @@ class MemoryPoolStats:
         >>> block = manager.allocate("1MiB")
         >>> manager.stats()["cuda:0"].in_use
         1048576
+
+    Attributes:
+        device: Which device.
+        budget: The most it may reserve; None without a limit of its own.
+        reserved: Taken from the device.
+        in_use: Held by blocks.
+        peak: The most that was in use.
+        allocations: How many buffers were asked for.
+        reused: How many of them were used before.
     """
 
     device: str

@@ -71,6 +71,9 @@ class Handle:
         >>> same = xfer.Handle.from_bytes(bytes(handle))
         >>> same == handle, same.shape, same.dtype, same.nbytes
         (True, (2, 3), dtype('float32'), 24)
+
+    Args:
+        raw: The bytes of an intact handle; `from_bytes` checks bytes that came from outside.
     """
 
     __module__ = "xfer"  # pickles and type names show the public path

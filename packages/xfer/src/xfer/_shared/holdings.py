@@ -22,6 +22,14 @@ class PoolStats:
         >>> stats = pool.stats()
         >>> stats.live, stats.live_bytes
         (1, 800)
+
+    Attributes:
+        budget: The limit on `used`.
+        segments: How many segments there are.
+        live: How many arrays are live.
+        live_bytes: Their bytes.
+        waiting_for_readers: How many released slots readers still hold.
+        free_slots: How many slots are free.
     """
 
     budget: int
@@ -43,6 +51,12 @@ class Leak:
         >>> handle = pool.put(np.zeros(100))
         >>> [(leak.nbytes, leak.leased) for leak in pool.leaks()]
         [(800, False)]
+
+    Attributes:
+        nbytes: Its size in bytes.
+        age: Seconds since it was put.
+        leased: Whether a reader holds it.
+        site: The line that put it, if the pool traces.
     """
 
     nbytes: int
@@ -63,6 +77,10 @@ class Lent:
         >>> lent.nbytes, len(xfer.get(lent.handle))
         (4096, 4096)
         >>> lent.give_back()
+
+    Attributes:
+        nbytes: Its size in bytes.
+        give_back: Call it to end the loan.
     """
 
     memory: Any
