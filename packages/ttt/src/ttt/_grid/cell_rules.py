@@ -15,6 +15,8 @@ from ttt.values import Grid
 
 ENTRY = 0.15
 """Cost of one table entry."""
+CELLS_PER_CASE = 2
+"""Training cells that a table of several columns has for each of its cases, at least: with fewer it only memorises."""
 SCREEN = 2400
 """How many cells, or pairs of cells, rules are screened on before they are verified on all."""
 MOST_VERIFIED = 300
@@ -98,7 +100,7 @@ class Rules:
         for chosen in sets:
             codes, keys = self._joint([columns[i] for i in chosen])
             table = self._table(codes, keys)
-            if table is None:
+            if table is None or (size > 1 and table[1] * CELLS_PER_CASE > self.n):
                 continue
             names = " and ".join(columns[i].name for i in chosen)
             cost = sum(columns[i].cost for i in chosen) + 1.0 * (size > 1) + 0.5 + ENTRY * table[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import numpy as np
 from ttt._grid.cell_rules import Program
 from ttt._grid.derived import DerivedInput, Group, groups_of
 from ttt._grid.objects.rules import object_programs
-from ttt._grid.search import RESTATED_BASES, Found, cell_programs, transform_programs
+from ttt._grid.search import Found, cell_programs, transform_programs
 from ttt._grid.work import Work
 from ttt.values import Grid
 
@@ -18,6 +19,8 @@ FAILED_PAIR = 2.0
 """What a program costs more for a pair that it does not reproduce."""
 UNITS_PER_PAIR = 5
 """Work units for each pair that is left out; it took 0.1 to 0.4 s where a unit is about 0.05 s."""
+SIMPLE = 1.5
+"""Derived inputs of at most this cost are looked at: longer ones fit three pairs and an error by chance."""
 TRUST = 0.85
 """Factor of the confidence of such a program."""
 WRONG_CELLS, WRONG_CHANGES = 0.03, 0.25
@@ -40,24 +43,30 @@ def search_with_one_error(
     if pairs < 2:
         return []
     inside = Work(lambda: work.over)
+    best: list[Program] = []
     for out in range(pairs):
         if work.over:
-            return []
+            return best
         work.spend(UNITS_PER_PAIR)
         order = [*(i for i in range(pairs) if i != out), *range(pairs, len(inputs)), out]
         rest = [outputs[i] for i in order[: pairs - 1]]
         shown = [inputs[i] for i in order]
-        groups = [_reordered(g, order, pairs) for g in found.groups[:1] if not g.guessed]
+        simple = [_simple(g) for g in found.groups[:1] if not g.guessed]
+        groups = [_reordered(g, order, pairs) for g in simple if g.members]
         if not groups:
-            groups = list(groups_of(shown, rest, inside, RESTATED_BASES))[-1]
+            groups = list(groups_of(shown, rest, inside, bases=1))[-1]
         near = [
             Program(f"{p.why}; one training pair differs", p.cost + FAILED_PAIR, p.kind, p.grids[:-1], TRUST)
             for p in _programs(groups, shown, rest, seed, inside)
             if p.grids[-1] is not None and nearly(p.grids[-1], outputs[out], inputs[out])
         ]
-        if near:
-            return near
-    return []
+        best = min(best, near, key=lambda found: min((p.cost for p in found), default=math.inf))
+    return best
+
+
+def _simple(group: Group) -> Group:
+    """Return a group with the simple ones of its members."""
+    return Group(group.sizes, [m for m in group.members if m.cost <= SIMPLE])
 
 
 def _reordered(group: Group, order: Sequence[int], pairs: int) -> Group:
