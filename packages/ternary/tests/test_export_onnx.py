@@ -183,7 +183,7 @@ def test_what_is_in_the_files(written: Written) -> None:
         kinds = {i.name: i.data_type for i in model.graph.initializer}
         assert set(kinds) <= {name for n in model.graph.node for name in n.input}
         if form == "standard":
-            assert kinds["0.packed"] == onnx.TensorProto.INT2
+            assert kinds["0.weight"] == onnx.TensorProto.INT2
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
