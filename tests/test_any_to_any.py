@@ -69,11 +69,11 @@ def test_through_a_device_of_host_memory() -> None:
         block = manager.allocate(start.nbytes, device="cuda:0", spillable=True)
         with block.use(start.shape, start.dtype) as there, xfer.open(handle) as here:
             there[:] = here
-        del here
+        del here, there  # a block stays on its device while a view of it lives
         manager.spill(block)
         assert block.place == "host"
         with block.use(start.shape, start.dtype) as again:
             assert np.array_equal(again, start)
-        del there, again
+        del again
         block.release()
         pool.release(handle)

@@ -69,7 +69,7 @@ def test_old_names_of_errors_work(old: str) -> None:
 def test_architecture_page() -> None:
     """The page names only files that exist, and every room of the package."""
     source = Path(isolate.__file__).parent
-    page = source.parents[1] / "docs" / "architecture.md"
+    page = Path(__file__).parents[1] / "docs" / "architecture.md"
     text = page.read_text()
     named = re.findall(r'\["([^"]+)"\]', text)
     assert named

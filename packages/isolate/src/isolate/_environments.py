@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -22,7 +21,10 @@ from isolate._manifest import Manifest
 from isolate._policy import Policy
 from isolate._programs import Stop, run_program
 from isolate._requirements import environment_key, inputs_hash, parse
-from isolate.errors import EnvironmentBuildError, LockOutOfDateError
+from isolate.errors import EnvironmentBuildError, LockOutOfDateError, UnsupportedSystemError
+
+if sys.platform != "win32":
+    import fcntl
 
 LOCK_FILE = "isolate.lock"
 _MARKER = ".isolate.json"
@@ -96,6 +98,9 @@ class EnvironmentStore:
         offline: Whether to use only what uv has in its cache.
         progress: Called with an extension's name and the stage that begins.
 
+    Raises:
+        UnsupportedSystemError: On Windows.
+
     Example:
         >>> environments = EnvironmentStore(store)
         >>> environment = environments.ensure(read_manifest(extensions / "stats"))
@@ -111,6 +116,10 @@ class EnvironmentStore:
         offline: bool = False,
         progress: Progress = _quiet,
     ) -> None:
+        if sys.platform == "win32":
+            raise UnsupportedSystemError(
+                "isolate runs on Linux and macOS; Windows has no file locks and descriptor passing as it needs them"
+            )
         # Builds run in another working folder, so the path must be absolute.
         self.root = (Path(root) if root is not None else default_store()).absolute()
         self.policy = policy or Policy()

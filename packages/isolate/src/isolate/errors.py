@@ -42,6 +42,7 @@ __all__ = [
     "SandboxUnavailableError",
     "ShareConflictError",
     "UnknownMethodError",
+    "UnsupportedSystemError",
     "UnsupportedTypeError",
     "WireError",
     "WorkerDiedError",
@@ -63,6 +64,10 @@ class InvalidRequirementError(IsolateError, ValueError):
 
 class LockOutOfDateError(IsolateError, ValueError):
     """An extension's lock file was made for other requirements than its manifest has now."""
+
+
+class UnsupportedSystemError(IsolateError, OSError):
+    """This operating system lacks what isolate needs: file locks and passing of descriptors."""
 
 
 class EnvironmentBuildError(IsolateError, RuntimeError):

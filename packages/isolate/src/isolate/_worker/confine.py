@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import struct
+import sys
 from typing import Any
 
 from . import seccomp
+
+if sys.platform != "win32":
+    import resource
 
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _AMBIENT_CLEAR_ALL = 4

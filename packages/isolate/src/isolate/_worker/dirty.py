@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import itertools
 import mmap
 import os
@@ -20,6 +19,9 @@ import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 SMALLEST = 4 << 20
 _SYSCALL = {"x86_64": 323, "aarch64": 282}

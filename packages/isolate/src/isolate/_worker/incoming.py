@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import mmap
 import os
@@ -14,6 +13,9 @@ from typing import Any
 
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 from .segments import DTYPE, F_SEAL_FUTURE_WRITE, SHRINK_GROW, TENSOR_TYPES, Mapping
+
+if sys.platform != "win32":
+    import fcntl
 
 
 class Incoming:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import itertools
 import mmap
 import os
 import re
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from .errors import UnsupportedTypeError
+
+if sys.platform != "win32":
+    import fcntl
 
 F_SEAL_FUTURE_WRITE = 0x10
 SHRINK_GROW = 0x2 | 0x4
