@@ -74,8 +74,9 @@ def _settled(count: object, bound: int) -> int:
 def no_leaks() -> Iterator[None]:
     """No descriptor, child process or thread of isolate survives a test."""
     descriptors = len(os.listdir("/proc/self/fd"))
+    before = set(psutil.Process().children(recursive=True))  # another package's tests may have helpers
     yield
-    children = psutil.Process().children(recursive=True)
+    children = [child for child in psutil.Process().children(recursive=True) if child not in before]
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive, f"children left: {alive}"
     threads = lambda: sum(thread.name.startswith(("isolate", "extension")) for thread in threading.enumerate())  # noqa: E731
