@@ -7,7 +7,8 @@
 All ```python blocks of a document run in one process, in order, in an empty folder, with warnings as errors. A ```text
 block directly after a Python block is its expected output. `...` in it stands for any text, for figures that change
 from run to run: `--write` runs the document twice and writes `...` where the outputs differ. A block that prints must
-show its output; one that prints nothing must not have any.
+show its output; one that prints nothing must not have any. A block whose first line is a comment with a path is a file
+of the folder and is not run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -26,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 _BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^```\w+\n# (?P<path>[\w.-]+(?:/[\w.-]+)+)\n(?P<content>.*?)^```\n", re.MULTILINE | re.DOTALL)
 _INSTALL = re.compile(r"(?:\A|(?<=[`\s]))pip install (?:[^`#\n]*)")
 
 # Worker processes may import the main module again, so it does nothing when imported.
@@ -36,6 +38,7 @@ if __name__ == "__main__":
     for _line, _code in _json.loads(_pathlib.Path(_sys.argv[1]).read_text(encoding="utf-8")):
         if _code.lstrip().startswith(">>>"):
             _test = _doctest.DocTestParser().get_doctest(_code, globals(), _sys.argv[2], _sys.argv[2], _line - 1)
+            _test.globs = globals()  # later blocks use its names
             try:
                 _doctest.DebugRunner(optionflags=_doctest.ELLIPSIS).run(_test, clear_globs=False)
             except _doctest.UnexpectedException as _error:
@@ -68,9 +71,16 @@ def blocks(text: str) -> list[Block]:
     """Return the Python blocks of a Markdown text."""
     found = []
     for match in _BLOCK.finditer(text):
+        if _FILE.match(match[0]):
+            continue
         line = text.count("\n", 0, match.start("code")) + 1
         found.append(Block(line, match["code"], match["output"], match.span()))
     return found
+
+
+def files(text: str) -> dict[str, str]:
+    """Return the files that a Markdown text shows, by path."""
+    return {match["path"]: match["content"] for match in _FILE.finditer(text)}
 
 
 def install_line(text: str, distribution: str) -> str | None:
@@ -88,14 +98,21 @@ def same(expected: str, output: str) -> bool:
     return re.fullmatch(pattern, output.rstrip(), re.DOTALL) is not None
 
 
-def outputs(found: list[Block], document: str, python: str, timeout: float = 600) -> tuple[list[str], str]:
-    """Run blocks in a new process and an empty folder.
+def outputs(
+    found: list[Block],
+    document: str,
+    python: str,
+    timeout: float = 600,
+    shown: Mapping[str, str] | None = None,
+) -> tuple[list[str], str]:
+    """Run blocks in a new process, in a folder with nothing but the files that the page shows.
 
     Args:
         found: The blocks.
         document: The document's name, for tracebacks.
         python: The interpreter.
         timeout: Seconds for all of them.
+        shown: The files, by path.
 
     Returns:
         What each block printed, as far as they ran, and what the process wrote to stderr if it failed.
@@ -104,6 +121,9 @@ def outputs(found: list[Block], document: str, python: str, timeout: float = 600
     with tempfile.TemporaryDirectory(prefix="pentad-document-") as folder:
         base, work = Path(folder), Path(folder) / "work"
         work.mkdir()
+        for path, content in (shown or {}).items():
+            (work / path).parent.mkdir(parents=True, exist_ok=True)
+            (work / path).write_text(content, encoding="utf-8")
         (base / "main.py").write_text(_MAIN)
         (base / "blocks.json").write_text(json.dumps([(block.line, block.code) for block in found]))
         command = [python, "-W", "error", str(base / "main.py"), str(base / "blocks.json"), document, mark]
@@ -124,7 +144,7 @@ def problems(text: str, document: str, python: str = sys.executable, complete: b
         complete: Whether a block that prints must show its output.
     """
     found = blocks(text)
-    printed, failure = outputs(found, document, python)
+    printed, failure = outputs(found, document, python, shown=files(text))
     wrong = []
     for block, output in zip(found, printed, strict=False):
         place = f"{document}:{block.line}"
@@ -175,8 +195,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     for document in args.documents or documents():
         text = document.read_text(encoding="utf-8")
         if args.write:
-            printed, failure = outputs(blocks(text), str(document), args.python)
-            again, _ = outputs(blocks(text), str(document), args.python)
+            printed, failure = outputs(blocks(text), str(document), args.python, shown=files(text))
+            again, _ = outputs(blocks(text), str(document), args.python, shown=files(text))
             printed = [common(*pair) for pair in zip(printed, again, strict=False)]
             wrong = [failure] if failure else []
             document.write_text(filled(text, printed), encoding="utf-8")

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sybil import Sybil
@@ -15,20 +14,18 @@ from sybil.parsers.rest import DocTestParser
 ROOT = Path(__file__).parents[1]
 
 
-def test_readme_sessions(tmp_path: Path, store: Path) -> None:
+def test_readme_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every session of the README gives what it shows."""
     text = (ROOT / "README.md").read_text()
     folder = tmp_path / "extensions" / "stats"
     folder.mkdir(parents=True)
-    (tmp_path / "nothing-here").mkdir()
     files = re.findall(r"```(?:yaml|python)\n# extensions/stats/(\S+)\n(.*?)```", text, re.S)
     assert [name for name, _ in files] == ["manifest.yaml", "main.py"]
     for name, content in files:
         (folder / name).write_text(content)
-    namespace: dict[str, Any] = {"store": store, "extensions": tmp_path / "extensions"}
+    monkeypatch.chdir(tmp_path)
     document = Sybil([DocTestParser()]).parse(ROOT / "README.md")
     ran = 0
-    document.namespace.update(namespace)
     try:
         for example in document.examples():
             example.evaluate()
