@@ -11,9 +11,18 @@ static uint32_t next(void) {
     return state >> 8;
 }
 
+static void *kept[256];
+static int kept_count = 0;
+
+/* Memory that lives until the end of the program. */
+static void *keep(int64_t bytes) {
+    void *memory = malloc((size_t)bytes);
+    if (!memory || kept_count == 256) exit(2);
+    return kept[kept_count++] = memory;
+}
+
 static void *filled(int64_t count, int64_t size) {
-    void *memory = malloc((size_t)(count * size));
-    if (!memory) exit(2);
+    void *memory = keep(count * size);
     for (int64_t i = 0; i < count; i++) {
         if (size == 4) ((float *)memory)[i] = 0.5f + (float)(next() % 1000) / 1000.0f;
         else ((int8_t *)memory)[i] = (int8_t)(next() % 255 - 127);
@@ -23,8 +32,7 @@ static void *filled(int64_t count, int64_t size) {
 
 static llm_matrix matrix(int64_t outputs, int64_t inputs) {
     const int64_t bytes = ceil_div(outputs, 16) * (inputs / 16) * 64;
-    uint8_t *tiles = malloc((size_t)bytes);
-    if (!tiles) exit(2);
+    uint8_t *tiles = keep(bytes);
     for (int64_t i = 0; i < bytes; i++) {
         tiles[i] = 0;
         for (int j = 0; j < 4; j++) tiles[i] |= (uint8_t)(next() % 3 << 2 * j);
@@ -86,6 +94,7 @@ int main(void) {
     float values[WORDS];
     wrong += ternary_llm_top(expected, WORDS, seen, 2, 1.5, WORDS, ids, values) != WORDS;
     for (int i = 1; i < WORDS; i++) wrong += values[i] > values[i - 1];
+    while (kept_count) free(kept[--kept_count]);
     printf("%d runs, %d wrong\n", runs, wrong);
     return wrong != 0;
 }
