@@ -1,4 +1,4 @@
-"""The decoder that runs a model file: the compiled core, or numpy where there is none."""
+"""The engine that runs a model file: the compiled core, or numpy where there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts work units and decides when to stop."""
+"""The work that the grid solver has done: counts units and says when to stop."""
 
 from __future__ import annotations
 

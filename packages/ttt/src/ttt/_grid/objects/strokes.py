@@ -1,4 +1,4 @@
-"""The cells that an action of a thing paints: the thing recoloured, moved, copied, mirrored, extended, filled."""
+"""Strokes: the cells that an action paints, by kind: the thing recoloured, moved, copied, mirrored, extended, filled."""
 
 # mypy: disable-error-code="import-untyped"
 from __future__ import annotations
