@@ -1,4 +1,4 @@
-"""Strokes: the cells that an action paints, by kind: the thing recoloured, moved, copied, mirrored, extended, filled."""
+"""Strokes: the cells that an action paints: the thing recoloured, moved, copied, mirrored, extended or filled."""
 
 # mypy: disable-error-code="import-untyped"
 from __future__ import annotations
