@@ -10,6 +10,8 @@ import sys
 import textwrap
 import threading
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from integration_test_base import IntegrationTestBase
 
 from isolate import EnvironmentStore, Policy, ProxiedSingleton, Quotas, read_manifest
 from isolate._worker.codec import Codec
+from isolate._worker.segments import taken
 from isolate._worker.wire import pack
 from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTypeError
 
@@ -27,6 +30,19 @@ from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTy
 def codec(limit: int | None = 1 << 20) -> Codec:
     """Return a codec that does not trust the other side."""
     return Codec(lambda value: None, lambda code, payload: None, lambda code, payload: None, limit)
+
+
+def test_threads_that_take_what_ended_get_each_number_once() -> None:
+    """Answers on several threads give segments back at the same time."""
+    numbers = deque(range(100_000))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            got = [number for part in pool.map(lambda _: list(taken(numbers)), range(4)) for number in part]
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(got) == list(range(100_000))
 
 
 COLLIDING = {

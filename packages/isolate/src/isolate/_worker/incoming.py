@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import OverloadedError, UnsupportedTypeError, WireError
-from .segments import DTYPE, F_SEAL_FUTURE_WRITE, SHRINK_GROW, TENSOR_TYPES, Mapping
+from .segments import DTYPE, F_SEAL_FUTURE_WRITE, SHRINK_GROW, TENSOR_TYPES, Mapping, taken
 
 if sys.platform != "win32":
     import fcntl
@@ -227,10 +227,7 @@ class Incoming:
 
     def take_freed(self) -> list[int]:
         """Return the lent segments that nothing here views any more."""
-        freed = []
-        while self._freed:
-            freed.append(self._freed.popleft())
-        return freed
+        return list(taken(self._freed))
 
     def close(self) -> None:
         """Give up all segments; views that are still held live on."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from .dirty import SMALLEST, TRACKER, partial_pages
 from .errors import OverloadedError, UnsupportedTypeError, WireError
-from .segments import TENSOR_TYPES, Block, Segment, dtype_text, size_class
+from .segments import TENSOR_TYPES, Block, Segment, dtype_text, size_class, taken
 
 SMALL = 32 << 10
 """Arrays of at most so many bytes travel inside the frame."""
@@ -260,8 +260,7 @@ class Outgoing:
     def take_dropped(self) -> list[int]:
         """Return the announced segments of shared arrays that ended."""
         dropped = []
-        while self._dropped:
-            number = self._dropped.popleft()
+        for number in taken(self._dropped):
             if number in self._announced:
                 self._announced.discard(number)
                 dropped.append(number)

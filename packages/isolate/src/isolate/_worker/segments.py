@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .errors import UnsupportedTypeError
@@ -26,6 +27,15 @@ _INTEGERS = ("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint
 TENSOR_TYPES = frozenset(_FLOATS + _INTEGERS)
 """The torch dtypes that travel."""
 _ids = itertools.count(1)
+
+
+def taken(numbers: deque[int]) -> Iterator[int]:
+    """Take and yield what a deque holds; other threads may take from it and add to it at the same time."""
+    while True:
+        try:
+            yield numbers.popleft()
+        except IndexError:
+            return
 
 
 class Mapping:
