@@ -121,8 +121,8 @@ class EnvironmentStore:
                 "isolate runs on Linux and macOS; Windows has no file locks and descriptor passing as it needs them"
             )
         # Builds run in another working folder, so the path must be absolute.
-        self.root = (Path(root) if root is not None else default_store()).absolute()
-        self.policy = policy or Policy()
+        self.root: Path = (Path(root) if root is not None else default_store()).absolute()
+        self.policy: Policy = policy or Policy()
         self._offline = offline
         self._local = threading.local()
         self._progress = progress

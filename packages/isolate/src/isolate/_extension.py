@@ -88,9 +88,9 @@ class Extension:
         self.manifest = manifest
         self._granted, self._refused = grant(manifest, context.store.policy)
         self.context = context
-        self.name = manifest.name
-        self.logger = logging.getLogger(f"isolate.{manifest.name}")
-        self.state = State.NEW
+        self.name: str = manifest.name
+        self.logger: logging.Logger = logging.getLogger(f"isolate.{manifest.name}")
+        self.state: State = State.NEW
         self.report: LoadReport | None = None
         self.call: Any = BlockingMethods(self._lookup, timeout=self._granted.timeouts.call)
         self.aio: Any = AwaitableMethods(self._lookup, timeout=self._granted.timeouts.call)

@@ -104,7 +104,7 @@ class Board:
     def __init__(self, name: str, keep: int, kind: int) -> None:
         if not OFD:
             raise UnsupportedPlatformError("topics need Linux")
-        self.path = path_of(name)
+        self.path: str = path_of(name)
         self.keep = keep
         self._fds: list[int] = []
         self._bells: dict[int, int] = {}
@@ -115,11 +115,11 @@ class Board:
             self.words: Any = memoryview(self._map).cast("Q")
             self._acquire(self._fd, _INIT, time.monotonic() + 5)
             try:
-                self.end = self._take_place(kind)
+                self.end: int = self._take_place(kind)
                 self.words[PLACES] = max(self.words[PLACES], self.end + 1)
             finally:
                 _lock(self._fd, fcntl.F_UNLCK, _INIT)
-            self.bell = self._bell(self.end)
+            self.bell: int = self._bell(self.end)
         except BaseException:
             self.close()
             raise

@@ -42,8 +42,8 @@ class Channel:
             raise ValueError(f"got capacity {capacity}, want at least 1")
         self._owner = RingOwner(capacity)
         self._finalizer = weakref.finalize(self, self._owner.close)
-        self.sender = Sender(self._owner.token, spin, compiled, pool)
-        self.receiver = Receiver(self._owner.token, spin, compiled)
+        self.sender: Sender = Sender(self._owner.token, spin, compiled, pool)
+        self.receiver: Receiver = Receiver(self._owner.token, spin, compiled)
         self.sender.pair(self.receiver)
         self.receiver.pair(self.sender)
 

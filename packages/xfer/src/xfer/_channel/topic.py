@@ -326,7 +326,8 @@ class Topic:
     def __init__(self, name: str, keep: int = 1, *, pool: Pool | None = None) -> None:
         if keep < 1:
             raise ValueError(f"got keep={keep}, want at least 1")
-        self.name, self.keep = name, keep
+        self.name: str = name
+        self.keep: int = keep
         self._pool = pool
         self._path = _board.path_of(name)
         self._lock = threading.Lock()

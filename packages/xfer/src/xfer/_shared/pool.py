@@ -96,8 +96,8 @@ class Pool:  # long because the argument texts of the public methods are in it
         require_locks()
         if backend not in ("auto", "nameless", "named"):
             raise ValueError(f"got backend {backend!r}, want 'auto', 'nameless' or 'named'")
-        self.budget = parse_size(budget)
-        self.pid = os.getpid()
+        self.budget: int = parse_size(budget)
+        self.pid: int = os.getpid()
         self._trace = trace
         self._owner = names.Owner() if backend == "named" or (backend == "auto" and not nameless_works()) else None
         self._lock = threading.Lock()
