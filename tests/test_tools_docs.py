@@ -85,3 +85,17 @@ def test_a_site_from_a_folder_searches_in_a_frame(tmp_path: Path, root: Path) ->
         program += f"delete globalThis.Worker;\n{script}\nconsole.log(typeof globalThis.Worker);"
         done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("package", ["xfer", "zerocopy", "isolate", "ternary", "ttt"])
+def test_every_public_name_is_described_and_shown(tool: Tool, package: str) -> None:
+    """Each name of a public module has a docstring; each function and class has a session, but for the errors."""
+    docs = tool("docs")
+    silent = []
+    for name in (name for listed in docs.public_names(package).values() for name in listed):
+        entry = docs.defined(docs.tree(package)[name.removeprefix(f"{package}.")])
+        text = entry.docstring.value if entry.docstring else ""
+        shown = entry.kind.value not in ("function", "class") or name.endswith("Error") or ">>> " in text
+        if not text or not shown:
+            silent.append(name)
+    assert silent == []
