@@ -172,10 +172,22 @@ def test_exceptions_end_in_error(package: str) -> None:
     assert wrong == []
 
 
-def command(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a package's command line as a module."""
-    line = [sys.executable, "-m", package, *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+COMMANDS = (("--version",), ("--json", "doctor"), ("doctor", "--json"), ("no-such-command",))
+
+
+@pytest.fixture(scope="module")
+def ran(package: str) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
+    """What a package's command line does for each of COMMANDS; two run at a time, because imports take seconds."""
+
+    def command(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", package, *arguments]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(COMMANDS, pool.map(command, COMMANDS), strict=True))
+
+
+Ran = dict[tuple[str, ...], subprocess.CompletedProcess[str]]
 
 
 def shape(value: Any) -> Any:
@@ -185,19 +197,18 @@ def shape(value: Any) -> Any:
     return type(value).__name__ if isinstance(value, bool | str | list) else "number or null"
 
 
-def test_command_lines_say_their_version(package: str) -> None:
+def test_command_lines_say_their_version(package: str, ran: Ran) -> None:
     """The script is `X._cli:main`, and `python -m X --version` prints the version of the distribution."""
     project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {package: f"{package}._cli:main"}
-    done = command(package, "--version")
+    done = ran["--version",]
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split()[-1] == project["version"]
 
 
-def test_doctor_speaks_json_before_and_after(package: str) -> None:
+def test_doctor_speaks_json_before_and_after(ran: Ran) -> None:
     """`--json` means the same before the command and after it, down to the indent."""
-    with ThreadPoolExecutor(2) as pool:  # each imports what it examines, which takes seconds
-        before, after = pool.map(lambda line: command(package, *line), (("--json", "doctor"), ("doctor", "--json")))
+    before, after = ran["--json", "doctor"], ran["doctor", "--json"]
     assert before.returncode == after.returncode in (0, 1), before.stderr
     assert "Traceback" not in before.stderr + after.stderr
     assert shape(json.loads(before.stdout)) == shape(json.loads(after.stdout))
@@ -205,9 +216,9 @@ def test_doctor_speaks_json_before_and_after(package: str) -> None:
     assert set(indents[0]) == set(indents[1])
 
 
-def test_a_wrong_command_is_one_line(package: str) -> None:
+def test_a_wrong_command_is_one_line(package: str, ran: Ran) -> None:
     """A command that does not exist ends with status 2, and the last line of stderr names the program."""
-    done = command(package, "no-such-command")
+    done = ran["no-such-command",]
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -219,7 +230,7 @@ def test_a_closed_pipe_is_no_traceback(package: str) -> None:
     """A reader that goes away, as `head` does, ends the command without a word."""
     read, write = os.pipe()
     os.close(read)
-    line = [sys.executable, "-m", package, "doctor", "--json"]
+    line = [sys.executable, "-m", package, "--help"]
     done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert done.stderr == ""

@@ -99,3 +99,18 @@ def test_every_public_name_is_described_and_shown(tool: Tool, package: str) -> N
         if not text or not shown:
             silent.append(name)
     assert silent == []
+
+
+def test_links_to_other_projects_need_no_network(
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lists of names that can be fetched become links; without a network there are none, and the build goes on."""
+    docs = tool("docs")
+    (tmp_path / "objects.inv").write_bytes(b"names")
+    monkeypatch.setattr(docs, "LINKED", {"one": f"{tmp_path.as_uri()}/"})
+    (found,) = docs.inventories(tmp_path)
+    assert found["base_url"] == f"{tmp_path.as_uri()}/"
+    assert (tmp_path / "one.inv").read_bytes() == b"names"
+    monkeypatch.setattr(docs, "LINKED", {"one": f"{tmp_path.as_uri()}/missing/", "two": "http://127.0.0.1:9/"})
+    assert docs.inventories(tmp_path) == []
+    assert "types do not link to one" in capsys.readouterr().err
