@@ -19,8 +19,10 @@ __all__ = [
     "ProducerGoneError",
     "ReadOnlyStoreError",
     "StaleHandleError",
+    "TooManyOpenFilesError",
     "UnsupportedDtypeError",
     "UnsupportedPlatformError",
+    "UntrustedFileError",
     "WaitTimeoutError",
     "XferError",
 ]
@@ -117,6 +119,14 @@ class ReadOnlyStoreError(XferError, PermissionError):
 
 class UnsupportedPlatformError(XferError, OSError):
     """This operating system lacks a mechanism that the call is built on."""
+
+
+class TooManyOpenFilesError(XferError, OSError):
+    """This process, or the system, has no file descriptor left for the request."""
+
+
+class UntrustedFileError(XferError, PermissionError):
+    """A file in a place that users share is not this user's alone: another's, a link, of another kind, or too open."""
 
 
 class DeviceUnavailableError(XferError, RuntimeError):
