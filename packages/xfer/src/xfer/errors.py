@@ -19,8 +19,10 @@ __all__ = [
     "ProducerGoneError",
     "ReadOnlyStoreError",
     "StaleHandleError",
+    "TooManyOpenFilesError",
     "UnsupportedDtypeError",
     "UnsupportedPlatformError",
+    "UntrustedFileError",
     "WaitTimeoutError",
     "XferError",
 ]
@@ -167,6 +169,14 @@ class UnsupportedPlatformError(XferError, OSError):
 
     Run `xfer doctor` to see what works here. Shared memory needs Linux, and parts of it work on macOS.
     """
+
+
+class TooManyOpenFilesError(XferError, OSError):
+    """This process, or the system, has no file descriptor left for the request."""
+
+
+class UntrustedFileError(XferError, PermissionError):
+    """A file in a place that users share is not this user's alone: another's, a link, of another kind, or too open."""
 
 
 class DeviceUnavailableError(XferError, RuntimeError):
