@@ -42,6 +42,7 @@ __all__ = [
     "SandboxUnavailableError",
     "ShareConflictError",
     "UnknownMethodError",
+    "UnsafeStoreError",
     "UnsupportedSystemError",
     "UnsupportedTypeError",
     "WireError",
@@ -68,6 +69,10 @@ class LockOutOfDateError(IsolateError, ValueError):
 
 class UnsupportedSystemError(IsolateError, OSError):
     """This operating system lacks what isolate needs: file locks and passing of descriptors."""
+
+
+class UnsafeStoreError(IsolateError, PermissionError):
+    """Another user could put code into the store of environments; the message names the folder and the remedy."""
 
 
 class EnvironmentBuildError(IsolateError, RuntimeError):
