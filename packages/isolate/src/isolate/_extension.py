@@ -199,7 +199,10 @@ class Extension:
 
     async def _launch(self, environment: Environment | None) -> WorkerHandle:
         began = time.perf_counter()
-        worker = WorkerHandle(self._granted, self.context, environment, self.logger, self._worker_ended)
+        try:
+            worker = WorkerHandle(self._granted, self.context, environment, self.logger, self._worker_ended)
+        except OSError as failure:
+            raise ExtensionStartError(f"{self.name}: the host cannot start a worker: {failure}") from failure
         try:
             async with asyncio.timeout(self._granted.timeouts.start):
                 described = await worker.ready

@@ -42,6 +42,7 @@ __all__ = [
     "SandboxUnavailableError",
     "ShareConflictError",
     "UnknownMethodError",
+    "UnsafeStoreError",
     "UnsupportedSystemError",
     "UnsupportedTypeError",
     "WireError",
@@ -80,6 +81,10 @@ class UnsupportedSystemError(IsolateError, OSError):
 
     Run the host on Linux.
     """
+
+
+class UnsafeStoreError(IsolateError, PermissionError):
+    """Another user could put code into the store of environments; the message names the folder and the remedy."""
 
 
 class EnvironmentBuildError(IsolateError, RuntimeError):
