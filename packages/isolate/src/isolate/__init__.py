@@ -12,6 +12,7 @@ from isolate._host import Host, Loaded
 from isolate._manifest import Manifest, read_manifest
 from isolate._policy import Policy, Quotas
 from isolate._states import State
+from isolate._worker.converters import converter
 from isolate._worker.outgoing import share
 from isolate.errors import (
     CallTimeoutError,
@@ -40,6 +41,7 @@ __all__ = [
     "RemoteError",
     "State",
     "WorkerDiedError",
+    "converter",
     "read_manifest",
     "share",
 ]

@@ -92,8 +92,9 @@ class Extension:
         self.logger = logging.getLogger(f"isolate.{manifest.name}")
         self.state = State.NEW
         self.report: LoadReport | None = None
-        self.call: Any = BlockingMethods(self._lookup, timeout=self._granted.timeouts.call)
-        self.aio: Any = AwaitableMethods(self._lookup, timeout=self._granted.timeouts.call)
+        returns = _contracts.returns(contract)
+        self.call: Any = BlockingMethods(self._lookup, timeout=self._granted.timeouts.call, returns=returns)
+        self.aio: Any = AwaitableMethods(self._lookup, timeout=self._granted.timeouts.call, returns=returns)
         self._contract = contract
         self._methods: dict[str, dict[str, Any]] = {}
         self._kinds: dict[str, str] = {}
