@@ -8,6 +8,7 @@ from isolate import _moved
 from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import ProxiedSingleton
 from isolate._extension import Extension, LoadReport
+from isolate._function import Function, function, run
 from isolate._host import Host, Loaded
 from isolate._manifest import Manifest, read_manifest
 from isolate._policy import Policy, Quotas
@@ -29,6 +30,7 @@ __all__ = [
     "Environment",
     "EnvironmentStore",
     "Extension",
+    "Function",
     "Host",
     "IsolateError",
     "LoadReport",
@@ -42,7 +44,9 @@ __all__ = [
     "State",
     "WorkerDiedError",
     "converter",
+    "function",
     "read_manifest",
+    "run",
     "share",
 ]
 

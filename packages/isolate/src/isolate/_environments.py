@@ -185,7 +185,7 @@ class EnvironmentStore:
         """Choose versions anew, write them with hashes beside the manifest, and return the text."""
         inputs, _ = self.key_of_inputs(manifest, excluded)
         text = f"{_HEADER}{inputs}\n{self._compile(manifest, excluded or [])}"
-        _write(manifest.directory / LOCK_FILE, text)
+        write_atomically(manifest.directory / LOCK_FILE, text)
         return text
 
     def key_of_inputs(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
@@ -284,7 +284,7 @@ class EnvironmentStore:
                 lock = kept.read_text("utf-8")
             except FileNotFoundError:
                 lock = self._compile(manifest, excluded)
-        _write(kept, lock)
+        write_atomically(kept, lock)
         building = self.root / "tmp" / f"{key}-{os.getpid()}-{secrets.token_hex(4)}"
         building.parent.mkdir(exist_ok=True)
         try:
@@ -311,7 +311,9 @@ class EnvironmentStore:
                     self._uv(manifest, *install)
             own_files(building)
             packages = _installed(building)
-            _write(building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name}))
+            write_atomically(
+                building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name})
+            )
             target = self.root / "envs" / key
             target.parent.mkdir(exist_ok=True)
             if target.exists():  # incomplete: it has no marker, or no interpreter
@@ -411,7 +413,8 @@ def _installed(environment: Path) -> list[str]:
     return sorted(names)
 
 
-def _write(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that its readers see the old content or all of the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:

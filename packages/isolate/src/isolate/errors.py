@@ -30,6 +30,7 @@ __all__ = [
     "ExtensionDisabledError",
     "ExtensionStartError",
     "ForkedError",
+    "FunctionSourceError",
     "InvalidManifestError",
     "InvalidRequirementError",
     "IsolateError",
@@ -60,6 +61,10 @@ class InvalidManifestError(IsolateError, ValueError):
 
 class InvalidRequirementError(IsolateError, ValueError):
     """A dependency is not a plain requirement, or the host's policy does not allow it."""
+
+
+class FunctionSourceError(IsolateError, ValueError):
+    """A function's source is not to be had, or it uses a global that cannot go with it."""
 
 
 class LockOutOfDateError(IsolateError, ValueError):
