@@ -15,7 +15,7 @@ from typing import Any
 from isolate import _sandbox, _sharing
 from isolate._environments import EnvironmentStore, default_store, find_uv
 from isolate._host import Host
-from isolate._manifest import FILES, Manifest, read_manifest
+from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._policy import Policy, grant
 from isolate._worker import dirty
 from isolate.errors import IsolateError
@@ -112,10 +112,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, str], None]]:
 
 def _manifests(folders: Sequence[Path]) -> Iterator[tuple[Path, Manifest | IsolateError]]:
     for folder in folders:
-        if any((folder / name).exists() for name in FILES):
+        if is_extension(folder):
             places = [folder]
         elif folder.is_dir():
-            places = sorted(path for path in folder.iterdir() if any((path / name).exists() for name in FILES))
+            places = sorted(path for path in folder.iterdir() if is_extension(path))
         else:
             raise FileNotFoundError(f"there is no folder {folder}")
         for place in places:

@@ -27,7 +27,7 @@ from isolate._places import (
 )
 from isolate._policy import Policy
 from isolate._programs import Stop, run_program
-from isolate._requirements import environment_key, inputs_hash, parse
+from isolate._requirements import environment_key, inputs_hash, package_sources, parse
 from isolate.errors import (
     EnvironmentBuildError,
     IsolateError,
@@ -38,7 +38,6 @@ from isolate.errors import (
 if sys.platform != "win32":
     import fcntl
 
-LOCK_FILE = "isolate.lock"
 _LOCK_LIMIT = 16 << 20
 _HEADER = "# isolate lock, inputs "
 _logger = logging.getLogger("isolate")
@@ -147,17 +146,18 @@ class EnvironmentStore:
 
     def _own_lock(self, manifest: Manifest, inputs: str) -> str | None:
         try:
-            text = read_regular(manifest.directory / LOCK_FILE, _LOCK_LIMIT).decode()
+            text = read_regular(manifest.directory / manifest.lock_file, _LOCK_LIMIT).decode()
         except FileNotFoundError:
             return None
         except ValueError as failure:
-            raise LockOutOfDateError(f"{manifest.name}: {LOCK_FILE} cannot be read: {failure}") from None
+            raise LockOutOfDateError(f"{manifest.name}: {manifest.lock_file} cannot be read: {failure}") from None
         except OSError as failure:
-            raise EnvironmentBuildError(f"{manifest.name}: {LOCK_FILE} cannot be read: {failure}") from failure
+            raise EnvironmentBuildError(f"{manifest.name}: {manifest.lock_file} cannot be read: {failure}") from failure
         first, _, rest = text.partition("\n")
         if first != _HEADER + inputs:
             raise LockOutOfDateError(
-                f"{manifest.name}: {LOCK_FILE} was made for other requirements, another Python or another platform; "
+                f"{manifest.name}: {manifest.lock_file} was made for other requirements, another Python or another "
+                "platform; "
                 "renew it with: isolate lock"
             )
         return rest
@@ -229,14 +229,15 @@ class EnvironmentStore:
         inputs, _ = self.key_of_inputs(manifest, excluded)
         with self._typed(manifest.name):
             text = f"{_HEADER}{inputs}\n{self._compile(manifest, excluded or [])}"
-            write_atomically(manifest.directory / LOCK_FILE, text.encode(), private=False)
+            write_atomically(manifest.directory / manifest.lock_file, text.encode(), private=False)
         return text
 
     def key_of_inputs(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """Like `key_of`, but ignore a lock file beside the manifest."""
         requirements = parse(manifest.dependencies, self.policy, manifest.name)
         constraints = parse(manifest.constraints, self.policy, manifest.name)
-        inputs = inputs_hash(requirements, constraints, manifest.python, self.policy, excluded or [])
+        sources = package_sources(manifest, self.policy)
+        inputs = inputs_hash(requirements, constraints, manifest.python, sources, self.policy, excluded or [])
         return inputs, environment_key(inputs, None)
 
     def _folder(self, name: str) -> Path:
@@ -288,11 +289,12 @@ class EnvironmentStore:
     def _stop(self) -> Stop:
         return getattr(self._local, "stop", None) or Stop(self.policy.build_seconds)
 
-    def _index_arguments(self) -> list[str]:
-        policy = self.policy
-        index = ["--default-index", policy.index_url] if policy.index_url else []
-        links = [part for link in policy.find_links for part in ("--find-links", link)]
-        return index + links + ([] if policy.allow_sdists else ["--only-binary", ":all:"])
+    def _index_arguments(self, manifest: Manifest) -> list[str]:
+        sources = package_sources(manifest, self.policy)
+        found = ["--default-index", sources.index] if sources.index else []
+        found += [part for index in sources.extra_indexes for part in ("--index", index)]
+        found += [part for link in sources.find_links for part in ("--find-links", link)]
+        return found + ([] if self.policy.allow_sdists else ["--only-binary", ":all:"])
 
     def _compile(self, manifest: Manifest, excluded: list[str]) -> str:
         self._progress(manifest.name, "choosing versions")
@@ -318,7 +320,7 @@ class EnvironmentStore:
                 "compile",
                 "-",
                 *options,
-                *self._index_arguments(),
+                *self._index_arguments(manifest),
                 stdin="\n".join(map(str, requirements)),
             )
 
@@ -346,15 +348,8 @@ class EnvironmentStore:
             )
             if lock.strip():
                 self._progress(manifest.name, "installing packages")
-                options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments()]
-                install = ("pip", "install", *options, "-r", str(kept))
-                try:
-                    # The versions are chosen, so the cache is enough if it has them.
-                    self._uv(manifest, *install, offline=True)
-                except EnvironmentBuildError:
-                    if self._offline:
-                        raise
-                    self._uv(manifest, *install)
+                options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments(manifest)]
+                self._install(manifest, ("pip", "install", *options, "-r", str(kept)))
             own_files(building, self._stop.check)
             marker = describe(building, inputs, manifest.name)
             write_atomically(building / MARKER, marker)
@@ -365,6 +360,19 @@ class EnvironmentStore:
         self._progress(manifest.name, "ready")
         found = read_marker(marker)
         return Environment(key, target, found.packages if found else (), "built", 0.0)
+
+    def _install(self, manifest: Manifest, install: tuple[str, ...]) -> None:
+        requirements = parse(manifest.dependencies, self.policy, manifest.name)
+        changing = [part for item in requirements if item.url for part in ("--refresh-package", item.name)]
+        if not changing:
+            try:
+                # The versions are chosen, so the cache is enough if it has them.
+                self._uv(manifest, *install, offline=True)
+                return
+            except EnvironmentBuildError:
+                if self._offline:
+                    raise
+        self._uv(manifest, *install, *([] if self._offline else changing))
 
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""

@@ -30,6 +30,7 @@ __all__ = [
     "ExtensionDisabledError",
     "ExtensionStartError",
     "ForkedError",
+    "FunctionSourceError",
     "InvalidManifestError",
     "InvalidRequirementError",
     "IsolateError",
@@ -67,6 +68,10 @@ class InvalidRequirementError(IsolateError, ValueError):
 
     Name a package and a version range, or allow addresses and paths in the host's `Policy`.
     """
+
+
+class FunctionSourceError(IsolateError, ValueError):
+    """A function's source is not to be had, or it uses a global that cannot go with it."""
 
 
 class LockOutOfDateError(IsolateError, ValueError):
