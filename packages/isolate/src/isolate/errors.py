@@ -71,7 +71,10 @@ class InvalidRequirementError(IsolateError, ValueError):
 
 
 class FunctionSourceError(IsolateError, ValueError):
-    """A function's source is not to be had, or it uses a global that cannot go with it."""
+    """A function's source is not to be had, or it uses a global that cannot go with it.
+
+    Define the function in a file or a notebook cell, and import what it needs inside it or pass it as an argument.
+    """
 
 
 class LockOutOfDateError(IsolateError, ValueError):
@@ -89,7 +92,10 @@ class UnsupportedSystemError(IsolateError, OSError):
 
 
 class UnsafeStoreError(IsolateError, PermissionError):
-    """Another user could put code into the store of environments; the message names the folder and the remedy."""
+    """Another user could put code into the store of environments.
+
+    Take the right to write from others (`chmod go-w`) on the folder that the message names, or choose another store.
+    """
 
 
 class EnvironmentBuildError(IsolateError, RuntimeError):

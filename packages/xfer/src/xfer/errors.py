@@ -172,11 +172,17 @@ class UnsupportedPlatformError(XferError, OSError):
 
 
 class TooManyOpenFilesError(XferError, OSError):
-    """This process, or the system, has no file descriptor left for the request."""
+    """This process, or the system, has no file descriptor left for the request.
+
+    Close channels, topics and arrays that are no longer used, or raise the limit with `ulimit -n`.
+    """
 
 
 class UntrustedFileError(XferError, PermissionError):
-    """A file in a place that users share is not this user's alone: another's, a link, of another kind, or too open."""
+    """A file in a place that users share is not this user's alone: another's, a link, of another kind, or too open.
+
+    Remove the file that the message names, or use another name. xfer reads nothing of it.
+    """
 
 
 class DeviceUnavailableError(XferError, RuntimeError):
