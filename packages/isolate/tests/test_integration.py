@@ -94,7 +94,7 @@ class TestMultipleExtensionsWithConflictingDependencies(IntegrationTestBase):
             """,
         )
         host, _ = self.load_extensions()
-        for name in ("numpy", "msgspec", "isolate", "pytest", "yaml"):
+        for name in ("numpy", "msgspec", "pytest", "yaml"):
             assert util.find_spec(name) is not None
             assert not host["bare"].call.find(name)
         assert not any("isolate/src" in entry for entry in host["bare"].call.path())

@@ -13,6 +13,8 @@ from enum import Enum
 from typing import Any
 
 from isolate._manifest import Manifest
+from isolate._worker import kinds
+from isolate._worker.convert import Convert, converter, hints_of
 from isolate._worker.loading import annotation_text
 from isolate._worker.spelling import suggest
 from isolate.errors import ContractMismatchError
@@ -33,6 +35,7 @@ _WIRE = (
     pathlib.Path,
     object,
 )
+_STREAMS = ("Iterator", "Iterable", "Generator", "AsyncIterator", "AsyncIterable", "AsyncGenerator")
 _ARRAYS = {("numpy", "ndarray"), ("torch", "Tensor"), ("xfer", "Handle")}
 
 
@@ -58,7 +61,9 @@ def travels(annotation: Any) -> bool:
         annotation in _WIRE
         or is_dataclass(annotation)
         or issubclass(annotation, Enum)
+        or (issubclass(annotation, tuple) and hasattr(annotation, "_fields"))
         or _is_array(annotation)
+        or kinds.handles(annotation)
         or annotation.__module__ == "collections.abc"
     )
 
@@ -117,21 +122,9 @@ def check_provides(manifest: Manifest, methods: dict[str, dict[str, Any]], contr
 
 
 def _wanted(contract: type) -> dict[str, inspect.Signature]:
-    names = [
-        name
-        for kind in contract.__mro__
-        if kind.__module__ != "typing"
-        for name, value in vars(kind).items()
-        if inspect.isfunction(value) and not name.startswith("_")
-    ]
     wanted = {}
-    for name in names:
-        function = getattr(contract, name)
-        try:
-            hints = typing.get_type_hints(function)
-        except Exception:
-            hints = {}
-        for parameter, hint in hints.items():
+    for name, function in _functions(contract).items():
+        for parameter, hint in hints_of(function).items():
             if not travels(hint):
                 raise ContractMismatchError(
                     contract.__name__, [f"{name}: the type {annotation_text(hint)} of {parameter!r} does not travel"]
@@ -140,6 +133,29 @@ def _wanted(contract: type) -> dict[str, inspect.Signature]:
         parameters = list(signature.parameters.values())[1:]
         wanted[name] = signature.replace(parameters=parameters)
     return wanted
+
+
+def returns(contract: type | None) -> dict[str, Convert]:
+    """Return what rebuilds the results of a contract's methods, or the items of its streams."""
+    found = {}
+    for name, function in _functions(contract).items() if contract is not None else ():
+        hint = hints_of(function).get("return")
+        if getattr(typing.get_origin(hint), "__name__", "") in _STREAMS and typing.get_args(hint):
+            hint = typing.get_args(hint)[0]
+        change = converter(hint)
+        if change is not None:
+            found[name] = change
+    return found
+
+
+def _functions(contract: type) -> dict[str, Any]:
+    return {
+        name: getattr(contract, name)
+        for kind in contract.__mro__
+        if kind.__module__ != "typing"
+        for name, value in vars(kind).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
 
 
 def _compare(wanted: inspect.Signature, found: dict[str, Any]) -> list[str]:

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
+import logging
 import os
-import secrets
 import shutil
-import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from isolate._integrity import MARKER, Marker, changes, describe, first_change, own_files, read_marker
 from isolate._manifest import Manifest
+from isolate._places import (
+    locked,
+    open_private,
+    private_folder,
+    read_private,
+    read_regular,
+    sweep,
+    workplace,
+    write_atomically,
+)
 from isolate._policy import Policy
 from isolate._programs import Stop, run_program
-from isolate._requirements import environment_key, inputs_hash, parse
-from isolate.errors import EnvironmentBuildError, LockOutOfDateError, UnsupportedSystemError
+from isolate._requirements import environment_key, inputs_hash, package_sources, parse
+from isolate.errors import (
+    EnvironmentBuildError,
+    IsolateError,
+    LockOutOfDateError,
+    UnsupportedSystemError,
+)
 
 if sys.platform != "win32":
     import fcntl
 
-LOCK_FILE = "isolate.lock"
-_MARKER = ".isolate.json"
+_LOCK_LIMIT = 16 << 20
 _HEADER = "# isolate lock, inputs "
+_logger = logging.getLogger("isolate")
 Progress = Callable[[str, str], None]
 
 
@@ -134,30 +146,58 @@ class EnvironmentStore:
 
     def _own_lock(self, manifest: Manifest, inputs: str) -> str | None:
         try:
-            text = (manifest.directory / LOCK_FILE).read_text("utf-8")
+            text = read_regular(manifest.directory / manifest.lock_file, _LOCK_LIMIT).decode()
         except FileNotFoundError:
             return None
+        except ValueError as failure:
+            raise LockOutOfDateError(f"{manifest.name}: {manifest.lock_file} cannot be read: {failure}") from None
+        except OSError as failure:
+            raise EnvironmentBuildError(f"{manifest.name}: {manifest.lock_file} cannot be read: {failure}") from failure
         first, _, rest = text.partition("\n")
         if first != _HEADER + inputs:
             raise LockOutOfDateError(
-                f"{manifest.name}: {LOCK_FILE} was made for other requirements, another Python or another platform; "
+                f"{manifest.name}: {manifest.lock_file} was made for other requirements, another Python or another "
+                "platform; "
                 "renew it with: isolate lock"
             )
         return rest
 
     def find(self, key: str) -> Environment | None:
-        """Return the complete environment of that key; None if there is none."""
+        """Return the complete environment of that key; None if there is none, or if a file was changed or is missing.
+
+        Raises:
+            UnsafeStoreError: Another user could write to the store.
+        """
+        marker = self._marker(key)
+        if marker is None:
+            return None
+        path = self.root / "envs" / key
+        change = first_change(path, marker)
+        if change:
+            _logger.warning("the environment %s of %s is damaged: %s", key, marker.extension, change)
+            return None
+        return Environment(key, path, marker.packages, "ready", 0.0)
+
+    def _marker(self, key: str) -> Marker | None:
         path = self.root / "envs" / key
         try:
-            marker = json.loads((path / _MARKER).read_text("utf-8"))
-        except (OSError, ValueError):
+            private_folder(path, create=False)
+            return read_marker(read_private(path / MARKER))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        if not (path / "bin" / "python").exists():
-            return None
-        return Environment(key, path, tuple(marker["packages"]), "ready", 0.0)
+
+    def verify(self, key: str) -> list[str]:
+        """Return all that has changed in an environment since it was built; reads every file but bytecode."""
+        marker = self._marker(key)
+        return ["it is not complete"] if marker is None else changes(self.root / "envs" / key, marker)
 
     def ensure(
-        self, manifest: Manifest, excluded: list[str] | None = None, cancel: threading.Event | None = None
+        self,
+        manifest: Manifest,
+        excluded: list[str] | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        anew: bool = False,
     ) -> Environment:
         """Return the environment of a manifest; build it if it does not exist.
 
@@ -165,56 +205,70 @@ class EnvironmentStore:
             manifest: The manifest.
             excluded: Distributions not to install, because a lower layer provides them.
             cancel: Set it from another thread to end a build within a second.
+            anew: Whether to build it even if it exists; workers that run in the old one keep what they have opened.
 
         Raises:
             InvalidRequirementError: A dependency line is malformed or not allowed.
-            EnvironmentBuildError: uv could not resolve or install them.
+            EnvironmentBuildError: uv could not resolve or install them, or the store's disk is full.
+            UnsafeStoreError: Another user could write to the store.
         """
         began = time.perf_counter()
         self._local.stop = Stop(self.policy.build_seconds, cancel)
         inputs, key = self.key_of(manifest, excluded)
-        found = self.find(key)
-        if found is None:
-            with self._locked(f"{key}.build"):
-                found = self.find(key)
-                if found is None:
-                    found = self._build(manifest, inputs, key, excluded or [])
+        with self._typed(manifest.name):
+            found = None if anew else self.find(key)
+            if found is None:
+                with self._locked(f"{key}.build"):
+                    found = None if anew else self.find(key)
+                    if found is None:
+                        found = self._build(manifest, inputs, key, excluded or [])
         return Environment(key, found.path, found.packages, found.origin, time.perf_counter() - began)
 
     def lock(self, manifest: Manifest, excluded: list[str] | None = None) -> str:
         """Choose versions anew, write them with hashes beside the manifest, and return the text."""
         inputs, _ = self.key_of_inputs(manifest, excluded)
-        text = f"{_HEADER}{inputs}\n{self._compile(manifest, excluded or [])}"
-        _write(manifest.directory / LOCK_FILE, text)
+        with self._typed(manifest.name):
+            text = f"{_HEADER}{inputs}\n{self._compile(manifest, excluded or [])}"
+            write_atomically(manifest.directory / manifest.lock_file, text.encode(), private=False)
         return text
 
     def key_of_inputs(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """Like `key_of`, but ignore a lock file beside the manifest."""
         requirements = parse(manifest.dependencies, self.policy, manifest.name)
         constraints = parse(manifest.constraints, self.policy, manifest.name)
-        inputs = inputs_hash(requirements, constraints, manifest.python, self.policy, excluded or [])
+        sources = package_sources(manifest, self.policy)
+        inputs = inputs_hash(requirements, constraints, manifest.python, sources, self.policy, excluded or [])
         return inputs, environment_key(inputs, None)
 
+    def _folder(self, name: str) -> Path:
+        """Return a folder of the store, created if needed, that no other user can write to."""
+        private_folder(self.root / name)
+        return self.root / name
+
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{name}.flock", "w") as file:
-            stop = self._stop
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:  # another process builds the same
-                    stop.check()
-                    time.sleep(0.02)
+    def _typed(self, name: str) -> Iterator[None]:
+        """Turn what the operating system refuses into an error of this package."""
+        try:
             yield
+        except IsolateError:
+            raise
+        except OSError as failure:
+            raise EnvironmentBuildError(f"{name}: the store {self.root} cannot be used: {failure}") from failure
+
+    def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        stop = self._stop
+
+        def wait() -> None:  # another process builds the same
+            stop.check()
+            time.sleep(0.02)
+
+        return locked(self._folder("locks") / f"{name}.flock", wait)
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
         """Protect an environment from `gc` in any process until the result is closed."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / f"{key}.use", "w")  # noqa: SIM115 - the caller keeps it open
+        with self._typed(key):
+            fd = open_private(self._folder("locks") / f"{key}.use", write=True)
+        file = open(fd, "rb")  # noqa: SIM115 - the caller keeps it open
         fcntl.flock(file, fcntl.LOCK_SH)
         return file
 
@@ -235,11 +289,12 @@ class EnvironmentStore:
     def _stop(self) -> Stop:
         return getattr(self._local, "stop", None) or Stop(self.policy.build_seconds)
 
-    def _index_arguments(self) -> list[str]:
-        policy = self.policy
-        index = ["--default-index", policy.index_url] if policy.index_url else []
-        links = [part for link in policy.find_links for part in ("--find-links", link)]
-        return index + links + ([] if policy.allow_sdists else ["--only-binary", ":all:"])
+    def _index_arguments(self, manifest: Manifest) -> list[str]:
+        sources = package_sources(manifest, self.policy)
+        found = ["--default-index", sources.index] if sources.index else []
+        found += [part for index in sources.extra_indexes for part in ("--index", index)]
+        found += [part for link in sources.find_links for part in ("--find-links", link)]
+        return found + ([] if self.policy.allow_sdists else ["--only-binary", ":all:"])
 
     def _compile(self, manifest: Manifest, excluded: list[str]) -> str:
         self._progress(manifest.name, "choosing versions")
@@ -247,10 +302,7 @@ class EnvironmentStore:
         constraints = parse(manifest.constraints, self.policy, manifest.name)
         if not requirements:
             return ""
-        self.root.mkdir(parents=True, exist_ok=True)
-        folder = self.root / "tmp" / f"lock-{os.getpid()}-{secrets.token_hex(4)}"
-        folder.mkdir(parents=True)
-        try:
+        with workplace(self._folder("tmp")) as folder:
             extra = []
             if constraints:
                 (folder / "constraints.txt").write_text("\n".join(map(str, constraints)), "utf-8")
@@ -268,26 +320,22 @@ class EnvironmentStore:
                 "compile",
                 "-",
                 *options,
-                *self._index_arguments(),
+                *self._index_arguments(manifest),
                 stdin="\n".join(map(str, requirements)),
             )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _build(self, manifest: Manifest, inputs: str, key: str, excluded: list[str]) -> Environment:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        sweep(self._folder("tmp"))
         lock = self._own_lock(manifest, inputs)
-        kept = self.root / "locks" / f"{key}.txt"
+        kept = self._folder("locks") / f"{key}.txt"
         if lock is None:
             try:
-                lock = kept.read_text("utf-8")
+                lock = read_private(kept).decode()
             except FileNotFoundError:
                 lock = self._compile(manifest, excluded)
-        _write(kept, lock)
-        building = self.root / "tmp" / f"{key}-{os.getpid()}-{secrets.token_hex(4)}"
-        building.parent.mkdir(exist_ok=True)
-        try:
+        write_atomically(kept, lock.encode())
+        with workplace(self._folder("tmp")) as work:
+            building = work / "environment"
             self._progress(manifest.name, "creating the environment")
             self._uv(
                 manifest,
@@ -300,39 +348,37 @@ class EnvironmentStore:
             )
             if lock.strip():
                 self._progress(manifest.name, "installing packages")
-                options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments()]
-                install = ("pip", "install", *options, "-r", str(kept))
-                try:
-                    # The versions are chosen, so the cache is enough if it has them.
-                    self._uv(manifest, *install, offline=True)
-                except EnvironmentBuildError:
-                    if self._offline:
-                        raise
-                    self._uv(manifest, *install)
-            own_files(building)
-            packages = _installed(building)
-            _write(building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name}))
-            target = self.root / "envs" / key
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():  # incomplete: it has no marker, or no interpreter
-                shutil.rmtree(target)
+                options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments(manifest)]
+                self._install(manifest, ("pip", "install", *options, "-r", str(kept)))
+            own_files(building, self._stop.check)
+            marker = describe(building, inputs, manifest.name)
+            write_atomically(building / MARKER, marker)
+            target = self._folder("envs") / key
+            if os.path.lexists(target):  # incomplete or damaged
+                os.rename(target, work / "old")
             os.rename(building, target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
         self._progress(manifest.name, "ready")
-        return Environment(key, target, tuple(packages), "built", 0.0)
+        found = read_marker(marker)
+        return Environment(key, target, found.packages if found else (), "built", 0.0)
 
-    def _sweep(self) -> None:
-        """Remove the unfinished builds of processes that no longer exist."""
-        for path in (self.root / "tmp").glob("*"):
-            owner = path.name.split("-")[-2] if path.name.count("-") >= 2 else ""
-            if owner.isdigit() and not _alive(int(owner)):
-                shutil.rmtree(path, ignore_errors=True)
+    def _install(self, manifest: Manifest, install: tuple[str, ...]) -> None:
+        requirements = parse(manifest.dependencies, self.policy, manifest.name)
+        changing = [part for item in requirements if item.url for part in ("--refresh-package", item.name)]
+        if not changing:
+            try:
+                # The versions are chosen, so the cache is enough if it has them.
+                self._uv(manifest, *install, offline=True)
+                return
+            except EnvironmentBuildError:
+                if self._offline:
+                    raise
+        self._uv(manifest, *install, *([] if self._offline else changing))
 
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""
         folder = self.root / "envs"
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        with self._typed("list"):
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def gc(self, keep: set[str], dry_run: bool = False) -> list[tuple[str, int]]:
         """Remove the environments that are neither in `keep` nor in use by a running host.
@@ -340,92 +386,27 @@ class EnvironmentStore:
         Returns:
             Key and size in bytes of each removed environment; hard links that other environments share count in full.
         """
-        removed = []
+        keys = [key for key in self.all_keys() if key not in keep]
         if self.root.is_dir():
-            self._sweep()
-        for key in self.all_keys():
-            if key in keep:
-                continue
-            with open(self.root / "locks" / f"{key}.use", "w") as use:
-                try:
-                    fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                path = self.root / "envs" / key
-                size = sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())
-                if not dry_run:
-                    # The marker goes first, so that an interrupted removal leaves no environment that looks complete.
-                    (path / _MARKER).unlink(missing_ok=True)
-                    shutil.rmtree(path, ignore_errors=True)
-                    (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
+            sweep(self._folder("tmp"))
+        removed = []
+        for key in keys:
+            path = self.root / "envs" / key
+            size = sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())
+            if self.discard(key, dry_run=dry_run):
                 removed.append((key, size))
         return removed
 
-
-def own_files(folder: Path) -> None:
-    """Replace every hard link below a folder by a copy.
-
-    uv links installed files to its cache. A write into such a file would change it for every other environment, for
-    later builds and for the user's own projects. On file systems with shared extents the kernel copies nothing.
-    """
-    linked = [
-        Path(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if (status := os.lstat(os.path.join(place, name))).st_nlink > 1 and stat.S_ISREG(status.st_mode)
-    ]
-    with ThreadPoolExecutor(4, "isolate-copy") as threads:
-        for _ in threads.map(_own_file, linked):
-            pass
-
-
-def _own_file(path: Path) -> None:
-    copy = path.with_name(f"{path.name}.isolate-copy")
-    with open(path, "rb", buffering=0) as source, open(copy, "xb", buffering=0) as target:
-        status = os.fstat(source.fileno())
-        left = status.st_size
-        while left:
-            left -= _copy_some(source.fileno(), target.fileno(), left)
-        os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode))
-        os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.replace(copy, path)
-
-
-def _copy_some(source: int, target: int, count: int) -> int:
-    try:
-        done = os.copy_file_range(source, target, count)
-    except OSError as failure:
-        if failure.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        done = os.sendfile(target, source, None, count)
-    if not done:
-        raise EnvironmentBuildError("a file of the environment became shorter while it was copied")
-    return done
-
-
-def _installed(environment: Path) -> list[str]:
-    names = []
-    for info in (environment / "lib").glob("python*/site-packages/*.dist-info"):
-        name, _, version = info.name.removesuffix(".dist-info").partition("-")
-        names.append(f"{name.replace('_', '-').lower()}=={version}")
-    return sorted(names)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    def discard(self, key: str, *, dry_run: bool = False) -> bool:
+        """Remove one environment unless a running host uses it; return whether it is removed, or could be."""
+        use_file = self._folder("locks") / f"{key}.use"
+        with self._typed(key), open(open_private(use_file, write=True), "rb") as use:
+            try:
+                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if not dry_run:
+                with workplace(self._folder("tmp")) as work, contextlib.suppress(FileNotFoundError):
+                    os.rename(self._folder("envs") / key, work / "old")
+                (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
         return True
-    return True

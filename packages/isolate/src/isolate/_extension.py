@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from isolate._manifest import Manifest
 from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
+from isolate._worker.convert import Convert
 from isolate._worker.link import Link
 from isolate._worker.protocol import PROTOCOL
 from isolate._worker.proxies import AwaitableMethods, BlockingMethods
@@ -92,8 +94,9 @@ class Extension:
         self.logger: logging.Logger = logging.getLogger(f"isolate.{manifest.name}")
         self.state: State = State.NEW
         self.report: LoadReport | None = None
-        self.call: Any = BlockingMethods(self._lookup, timeout=self._granted.timeouts.call)
-        self.aio: Any = AwaitableMethods(self._lookup, timeout=self._granted.timeouts.call)
+        self.call: Any
+        self.aio: Any
+        self.expect(_contracts.returns(contract))
         self._contract = contract
         self._methods: dict[str, dict[str, Any]] = {}
         self._kinds: dict[str, str] = {}
@@ -124,6 +127,12 @@ class Extension:
             return {"pending": 0, "serving": 0}
         link = self._current.link
         return {"pending": link.pending, "serving": link.serving.count, **link.values.stats()}
+
+    def expect(self, returns: Mapping[str, Convert]) -> None:
+        """Set what rebuilds the results of methods, see `convert.converter`."""
+        timeout = self._granted.timeouts.call
+        self.call = BlockingMethods(self._lookup, timeout=timeout, returns=returns)
+        self.aio = AwaitableMethods(self._lookup, timeout=timeout, returns=returns)
 
     def _lookup(self, target: str) -> tuple[Link, str]:
         current = self._current
@@ -199,7 +208,10 @@ class Extension:
 
     async def _launch(self, environment: Environment | None) -> WorkerHandle:
         began = time.perf_counter()
-        worker = WorkerHandle(self._granted, self.context, environment, self.logger, self._worker_ended)
+        try:
+            worker = WorkerHandle(self._granted, self.context, environment, self.logger, self._worker_ended)
+        except OSError as failure:
+            raise ExtensionStartError(f"{self.name}: the host cannot start a worker: {failure}") from failure
         try:
             async with asyncio.timeout(self._granted.timeouts.start):
                 described = await worker.ready

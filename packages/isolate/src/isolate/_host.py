@@ -16,7 +16,7 @@ from isolate._environments import EnvironmentStore, Progress
 from isolate._exports import Exports
 from isolate._extension import Extension
 from isolate._guardian import Guardian
-from isolate._manifest import FILES, Manifest, read_manifest
+from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._policy import Policy
 from isolate._states import State
 from isolate._worker import forks
@@ -234,7 +234,7 @@ class Host:
         """Load one extension: build its environment if needed, start it, check what it provides.
 
         Args:
-            source: The folder or manifest file, or a manifest. A stopped extension may be loaded again.
+            source: The folder, manifest file or script, or a manifest. A stopped extension may be loaded again.
             contract: A Protocol whose methods the extension must have.
 
         Raises:
@@ -292,9 +292,9 @@ class Host:
         loaded = Loaded()
         found: list[tuple[str, Manifest]] = []
         for path in sorted(folder.iterdir()):
-            if not path.is_dir() or not any((path / name).exists() for name in FILES):
-                continue
             try:
+                if not is_extension(path):
+                    continue
                 manifest = read_manifest(path)
             except Exception as failure:
                 loaded.errors[path.name] = failure

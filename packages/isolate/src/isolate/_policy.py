@@ -69,6 +69,8 @@ class Policy:
         wedged_seconds: A worker that handles no message for so long after a call was given up is replaced.
         quotas: What one extension may make the host hold or do.
         nice: How far the priority of workers is below the host's, so that they cannot starve it of processor time.
+        allow_indexes: Patterns of the package indexes that manifests may name.
+        allow_find_links: Patterns of the folders and pages with wheels that manifests may name, besides their own.
         index_url: The package index, None for uv's own configuration.
         find_links: Further folders or pages with wheels.
 
@@ -95,6 +97,8 @@ class Policy:
     wedged_seconds: float = 10.0
     nice: int = 0
     quotas: Quotas = field(default_factory=Quotas)
+    allow_indexes: tuple[str, ...] = ()
+    allow_find_links: tuple[str, ...] = ()
     index_url: str | None = None
     find_links: tuple[str, ...] = ()
 

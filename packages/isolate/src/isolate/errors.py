@@ -30,6 +30,7 @@ __all__ = [
     "ExtensionDisabledError",
     "ExtensionStartError",
     "ForkedError",
+    "FunctionSourceError",
     "InvalidManifestError",
     "InvalidRequirementError",
     "IsolateError",
@@ -42,6 +43,7 @@ __all__ = [
     "SandboxUnavailableError",
     "ShareConflictError",
     "UnknownMethodError",
+    "UnsafeStoreError",
     "UnsupportedSystemError",
     "UnsupportedTypeError",
     "WireError",
@@ -68,6 +70,13 @@ class InvalidRequirementError(IsolateError, ValueError):
     """
 
 
+class FunctionSourceError(IsolateError, ValueError):
+    """A function's source is not to be had, or it uses a global that cannot go with it.
+
+    Define the function in a file or a notebook cell, and import what it needs inside it or pass it as an argument.
+    """
+
+
 class LockOutOfDateError(IsolateError, ValueError):
     """An extension's lock file was made for other requirements than its manifest has now.
 
@@ -79,6 +88,13 @@ class UnsupportedSystemError(IsolateError, OSError):
     """This operating system lacks what isolate needs: file locks and passing of descriptors.
 
     Run the host on Linux.
+    """
+
+
+class UnsafeStoreError(IsolateError, PermissionError):
+    """Another user could put code into the store of environments.
+
+    Take the right to write from others (`chmod go-w`) on the folder that the message names, or choose another store.
     """
 
 

@@ -19,8 +19,10 @@ __all__ = [
     "ProducerGoneError",
     "ReadOnlyStoreError",
     "StaleHandleError",
+    "TooManyOpenFilesError",
     "UnsupportedDtypeError",
     "UnsupportedPlatformError",
+    "UntrustedFileError",
     "WaitTimeoutError",
     "XferError",
 ]
@@ -166,6 +168,20 @@ class UnsupportedPlatformError(XferError, OSError):
     """This operating system lacks a mechanism that the call is built on.
 
     Run `xfer doctor` to see what works here. Shared memory needs Linux, and parts of it work on macOS.
+    """
+
+
+class TooManyOpenFilesError(XferError, OSError):
+    """This process, or the system, has no file descriptor left for the request.
+
+    Close channels, topics and arrays that are no longer used, or raise the limit with `ulimit -n`.
+    """
+
+
+class UntrustedFileError(XferError, PermissionError):
+    """A file in a place that users share is not this user's alone: another's, a link, of another kind, or too open.
+
+    Remove the file that the message names, or use another name. xfer reads nothing of it.
     """
 
 

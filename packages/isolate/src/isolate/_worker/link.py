@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from . import failures, forks
+from . import declared, failures, forks
 from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
 from .channel import Channel
+from .convert import Convert
 from .errors import (
     CallTimeoutError,
     DepthExceededError,
@@ -144,9 +145,14 @@ class Link:  # long because calls and answers in both directions share the table
     # Calls to the other side
 
     def call(
-        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None = None,
+        returns: Convert | None = None,
     ) -> Any:
-        """Call and block until the answer comes."""
+        """Call and block until the answer comes; `returns` rebuilds it."""
         if self.on_loop_thread:
             raise WouldDeadlockError(
                 f"a blocking call to {self.name} on the event loop's own thread could never be answered; "
@@ -161,12 +167,17 @@ class Link:  # long because calls and answers in both directions share the table
         except BaseException:
             self.abandon(number)
             raise
-        return reply.take()
+        return declared.result(reply.take(), returns)
 
     async def acall(
-        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None = None,
+        returns: Convert | None = None,
     ) -> Any:
-        """Call from a coroutine, on any event loop."""
+        """Call from a coroutine, on any event loop; `returns` rebuilds the answer."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         deadline = deadline_after(timeout)
@@ -176,7 +187,7 @@ class Link:  # long because calls and answers in both directions share the table
             late = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), lambda: settle(future, None, late))
         try:
-            return await future
+            return declared.result(await future, returns)
         except (asyncio.CancelledError, CallTimeoutError):
             self.abandon(number)
             raise

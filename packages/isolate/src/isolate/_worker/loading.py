@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,14 @@ HOOKS = frozenset({"on_stop"})
 def import_entry(directory: str, entry: str, private_name: str | None = None) -> tuple[ModuleType, str]:
     """Return the entry's module and the name after the colon; with `private_name`, `sys.path` stays unchanged."""
     module_name, _, attribute = entry.partition(":")
+    if module_name == ".":  # the folder itself is a package
+        module_name = ""
+        private_name = private_name or re.sub(r"\W", "_", Path(directory).name)
     if private_name is None:
         if directory not in sys.path:
             sys.path.insert(0, directory)
         return importlib.import_module(module_name), attribute
-    path = Path(directory, *module_name.split("."))
+    path = Path(directory, *filter(None, module_name.split(".")))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not source.is_file():
         raise ModuleNotFoundError(f"No module named {module_name!r} in {directory}", name=module_name)

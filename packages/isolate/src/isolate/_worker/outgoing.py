@@ -70,6 +70,20 @@ class Shared:
         return entry[0], int(array.__array_interface__["data"][0] - base.__array_interface__["data"][0])
 
 
+class Filled:
+    """Bytes that are made in place, in the memory that the other side reads; they arrive as an array of bytes.
+
+    Args:
+        nbytes: How many.
+        fill: Writes them into a memoryview of at least that size.
+    """
+
+    __slots__ = ("fill", "nbytes")
+
+    def __init__(self, nbytes: int, fill: Callable[[Any], None]) -> None:
+        self.nbytes, self.fill = nbytes, fill
+
+
 SHARED = Shared()
 
 
@@ -133,8 +147,15 @@ class Outgoing:
         """Return the wire form of an array, tensor or bytes object; None for anything else."""
         if type(value) is bytes:
             return ["bytes", self._store(len(value), lambda target: _fill_bytes(target, value)), None, [len(value)]]
+        if type(value) is Filled:
+            return [
+                "numpy",
+                self._store(value.nbytes, lambda target: value.fill(target[: value.nbytes])),
+                "|u1",
+                [value.nbytes],
+            ]
         numpy = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray):
+        if numpy is not None and type(value) is numpy.ndarray:
             text = dtype_text(value.dtype)
             shared = SHARED.find(value)
             if shared is not None and value.nbytes:
@@ -146,7 +167,7 @@ class Outgoing:
             where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), value, address)
             return ["numpy", where, text, list(value.shape)]
         torch = sys.modules.get("torch")
-        if torch is not None and isinstance(value, torch.Tensor):
+        if torch is not None and type(value) is torch.Tensor:
             name = str(value.dtype).removeprefix("torch.")
             if name not in TENSOR_TYPES or value.layout is not torch.strided:
                 raise UnsupportedTypeError(f"a {value.layout} tensor of dtype {value.dtype} does not travel")
@@ -161,7 +182,7 @@ class Outgoing:
         if nbytes <= SMALL or not hasattr(os, "memfd_create"):  # without it, large arrays travel in the frame
             data = bytearray(nbytes)
             if nbytes:
-                fill(data)
+                fill(memoryview(data))
             return bytes(data)
         stamp = None if address is None else TRACKER.stamp(owner, address, nbytes)
         block = self._take(size_class(nbytes), stamp)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from .convert import Convert
+from .converters import converter
 from .errors import UnknownMethodError
 from .link import Link
 from .outgoing import share
@@ -17,14 +20,21 @@ Lookup = Callable[[str], "tuple[Link, str]"]
 class Methods:
     """Methods as attributes. Calling the object sets options: `methods(timeout=0.5).name(...)`."""
 
-    def __init__(self, lookup: Lookup, prefix: str = "", timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        prefix: str = "",
+        timeout: float | None = None,
+        returns: Mapping[str, Convert] = MappingProxyType({}),
+    ) -> None:
         self._lookup = lookup
         self._prefix = prefix
         self._timeout = timeout
+        self._returns = returns
 
     def __call__(self, *, timeout: float | None) -> Any:
         """The same methods with another timeout in seconds."""
-        return type(self)(self._lookup, self._prefix, timeout)
+        return type(self)(self._lookup, self._prefix, timeout, self._returns)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -41,13 +51,13 @@ class BlockingMethods(Methods):
     """Methods that block until the answer comes, and streams as iterators."""
 
     def _method(self, target: str) -> Callable[..., Any]:
-        lookup, timeout = self._lookup, self._timeout
+        lookup, timeout, returns = self._lookup, self._timeout, self._returns.get(target)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             link, kind = lookup(target)
             if kind in ("stream", "astream"):
-                return stream(link, target, args, kwargs, timeout)
-            return link.call(target, args, kwargs, timeout)
+                return stream(link, target, args, kwargs, timeout, returns)
+            return link.call(target, args, kwargs, timeout, returns)
 
         return call
 
@@ -56,13 +66,13 @@ class AwaitableMethods(Methods):
     """Methods that return awaitables, and streams as async iterators."""
 
     def _method(self, target: str) -> Callable[..., Any]:
-        lookup, timeout = self._lookup, self._timeout
+        lookup, timeout, returns = self._lookup, self._timeout, self._returns.get(target)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             link, kind = lookup(target)
             if kind in ("stream", "astream"):
-                return astream(link, target, args, kwargs, timeout)
-            return link.acall(target, args, kwargs, timeout)
+                return astream(link, target, args, kwargs, timeout, returns)
+            return link.acall(target, args, kwargs, timeout, returns)
 
         return call
 
@@ -86,6 +96,7 @@ class HostProxy:
     """An extension's view of its host: `host.call.API.method(...)`, or `await host.aio.API.method(...)`.
 
     `host.share(array)` returns a copy of an array that travels without another copy.
+    `host.converter(Type, to=…, back=…)` lets values of a type of its own travel.
 
     Attributes:
         name: The extension's own name.
@@ -93,6 +104,7 @@ class HostProxy:
     """
 
     share = staticmethod(share)
+    converter = staticmethod(converter)
 
     def __init__(self, link: Link, name: str, apis: dict[str, dict[str, str]]) -> None:
         self.name = name

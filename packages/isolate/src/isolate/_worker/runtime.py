@@ -10,7 +10,7 @@ import socket
 import sys
 from typing import Any
 
-from . import failures, layer, loading
+from . import failures, inside, layer, loading
 from .calls import Export
 from .errors import WireError
 from .link import Link
@@ -90,6 +90,7 @@ class Worker:
             report = self._report or {"enforced": [], "missing": [], "tried": {}}
             if not self._in_process:
                 layer.install(config.get("layer"))
+                inside.install()
                 if config["sandbox"]["limits"].get("memory"):
                     self._link.serving.answer = self._memory_guard(self._link.serving.answer)  # type: ignore[method-assign]
             host = HostProxy(self._link, config["name"], config["apis"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
+from . import declared
 from .calls import CURRENT, Context, Export, kind_of
 from .errors import CallCancelledError, OverloadedError, WireError
 from .protocol import WINDOW
@@ -97,6 +98,7 @@ class _ThreadCall:
         args, kwargs, self._args, self._kwargs = self._args, self._kwargs, [], {}
         if self._export.convert is not None:
             args, kwargs = self._export.convert(args, kwargs)
+        declared.arguments(args, kwargs)
         if self._export.kind == "stream":
             self._run_stream(args, kwargs)
             return
@@ -242,6 +244,7 @@ class Serving:
             CURRENT.set(context)
             if export.convert is not None:
                 args, kwargs = export.convert(args, kwargs)
+            declared.arguments(args, kwargs)
             if export.kind == "astream":
                 await self._run_stream(number, export.function(*args, **kwargs))
                 return

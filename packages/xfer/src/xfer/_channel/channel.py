@@ -49,10 +49,12 @@ class Channel:
 
     def close(self) -> None:
         """Close both ends where they are held by this process, and let no process attach any more."""
-        self.receiver.close()
-        if self.sender.attached:
-            self.sender.close(timeout=0)
-        self._finalizer()
+        try:
+            self.receiver.close()
+            if self.sender.attached:
+                self.sender.close(timeout=0)
+        finally:
+            self._finalizer()
 
     def __reduce__(self) -> Any:
         raise TypeError("cannot pickle a Channel: give its `sender` to one process and its `receiver` to another")
