@@ -76,6 +76,19 @@ def test_sessions_of_docstrings_keep_their_lines(tool: Tool, root: Path) -> None
     assert "examples" in kinds
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_site_searches_in_a_browser_from_a_folder(tool: Tool, tmp_path: Path) -> None:
+    """The built site, opened as a file, finds pages; every public name has a heading."""
+    assert tool("docs").build(tmp_path / "site") == 0
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    page = f"{(tmp_path / 'site' / 'index.html').as_uri()}?q=stale+handle"
+    command = ["chromium", *options, "--virtual-time-budget=20000", "--dump-dom", page]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert re.search(r"\d+ matching documents", shown)
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_a_site_from_a_folder_searches_in_a_frame(tmp_path: Path, root: Path) -> None:
     """Where a page comes from a folder, the script puts a class in place of Worker; from a server it does nothing."""
