@@ -20,6 +20,8 @@ griffe = pytest.importorskip("griffe", reason="needs the docs group")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
+# Command lines import what they examine, which takes long on a busy machine.
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module", params=PACKAGES)
@@ -181,7 +183,7 @@ def ran(package: str) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]
 
     def command(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", package, *arguments]
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        return subprocess.run(line, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(COMMANDS, pool.map(command, COMMANDS), strict=True))
@@ -231,6 +233,6 @@ def test_a_closed_pipe_is_no_traceback(package: str) -> None:
     read, write = os.pipe()
     os.close(read)
     line = [sys.executable, "-m", package, "--help"]
-    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert done.stderr == ""

@@ -51,7 +51,7 @@ def imported() -> dict[str, subprocess.CompletedProcess[str]]:
         return dict(zip(PACKAGES, pool.map(load, PACKAGES), strict=True))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_module_imports_without_the_siblings(
     package: str, imported: dict[str, subprocess.CompletedProcess[str]]

@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
+# Each use imports a package in a new process, which takes long on a busy machine.
+pytestmark = pytest.mark.timeout(240)
 HERE = {"linux": "linux", "darwin": "macos", "win32": "windows"}[sys.platform]
 
 # How each package is used first: what must work where it works, and raise the typed error where it does not.
