@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from isolate import _contracts, _sandbox, _sharing
 from isolate._environments import Environment
@@ -18,6 +18,7 @@ from isolate._manifest import Manifest
 from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
+from isolate._versions import Versions, versions
 from isolate._worker.convert import Convert
 from isolate._worker.link import Link
 from isolate._worker.protocol import PROTOCOL
@@ -26,6 +27,7 @@ from isolate._worker.spelling import suggest
 from isolate._worker_handle import HostContext, WorkerHandle
 from isolate.errors import (
     ExtensionStartError,
+    IsolateError,
     NotReadyError,
     SandboxUnavailableError,
     UnknownMethodError,
@@ -60,7 +62,10 @@ class LoadReport:
     refused: tuple[str, ...] = ()
 
 
-class Extension:
+Contract = TypeVar("Contract")
+
+
+class Extension(Generic[Contract]):
     """A loaded extension; `Host.load` returns it.
 
     Args:
@@ -76,7 +81,8 @@ class Extension:
         failure: Why its last start or worker failed; None after a success.
         logger: The logger of its output.
         context: What its host provides.
-        call: Its methods, blocking: `extension.call.name(...)`, `extension.call(timeout=0.5).name(...)`.
+        call: Its methods, blocking: `extension.call.name(...)`, `extension.call(timeout=0.5).name(...)`. A type checker
+            knows them by the contract.
         aio: Its methods, to be awaited: `await extension.aio.name(...)`.
 
     Example:
@@ -86,7 +92,7 @@ class Extension:
         (3.0, ['mean', 'wait'])
     """
 
-    def __init__(self, manifest: Manifest, context: HostContext, contract: type | None) -> None:
+    def __init__(self, manifest: Manifest, context: HostContext, contract: Callable[..., Contract] | None) -> None:
         self.manifest = manifest
         self._granted, self._refused = grant(manifest, context.store.policy)
         self.context = context
@@ -94,16 +100,17 @@ class Extension:
         self.logger = logging.getLogger(f"isolate.{manifest.name}")
         self.state = State.NEW
         self.report: LoadReport | None = None
-        self.call: Any
+        self.call: Contract
         self.aio: Any
-        self.expect(_contracts.returns(contract))
-        self._contract = contract
+        self.expect(_contracts.returns(cast("type | None", contract)))
+        self._contract = cast("type | None", contract)
         self._methods: dict[str, dict[str, Any]] = {}
         self._kinds: dict[str, str] = {}
         self._current: WorkerHandle | None = None
         self._held: Any = None
         self._crashes: deque[float] = deque()
         self._restart: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
         self.failure: BaseException | None = None
@@ -131,8 +138,10 @@ class Extension:
     def expect(self, returns: Mapping[str, Convert]) -> None:
         """Set what rebuilds the results of methods, see `convert.converter`."""
         timeout = self._granted.timeouts.call
-        self.call = BlockingMethods(self._lookup, timeout=timeout, returns=returns)
-        self.aio = AwaitableMethods(self._lookup, timeout=timeout, returns=returns)
+        described = lambda: self._methods  # noqa: E731 - they change with each load
+        methods: Any = BlockingMethods(self._lookup, timeout=timeout, returns=returns, described=described)
+        self.call = methods
+        self.aio = AwaitableMethods(self._lookup, timeout=timeout, returns=returns, described=described)
 
     def _lookup(self, target: str) -> tuple[Link, str]:
         current = self._current
@@ -341,9 +350,45 @@ class Extension:
         while (worker.link.pending or worker.link.serving.count) and time.monotonic() < end:
             await asyncio.sleep(0.01)
 
+    def within(self, timeout: float | None) -> Contract:
+        """Return `call` with another timeout in seconds, and the same type for a type checker."""
+        methods: Any = self.call
+        limited: Contract = methods(timeout=timeout)
+        return limited
+
+    def watch(self, seconds: float = 0.5) -> None:
+        """Reload whenever a Python file in the extension's folder changes, until it is stopped.
+
+        A new version that cannot be loaded is logged, and the old one goes on answering.
+
+        Args:
+            seconds: Time between two looks at the folder.
+        """
+        self.context.run(self._begin_watching(seconds))
+
+    async def _begin_watching(self, seconds: float) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        before = await asyncio.to_thread(versions, self.manifest.directory)
+        self._watching = asyncio.create_task(self._watch(seconds, before))
+
+    async def _watch(self, seconds: float, before: Versions) -> None:
+        while self.state is not State.STOPPED:
+            await asyncio.sleep(seconds)
+            found = await asyncio.to_thread(versions, self.manifest.directory)
+            if found != before:
+                before = found
+                try:
+                    await self.areload()
+                except IsolateError as failure:
+                    self.logger.error("%s was changed and cannot be loaded: %s", self.name, failure)
+
     async def astop(self, drain: bool = True) -> None:
         """Stop it: wait for running calls within the stop timeout, ask it to exit, then kill it. Idempotent."""
         self._cancel_restart()
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
         async with self._busy:
             current, self._current = self._current, None
             if current is not None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from isolate._canaries import Canaries
 from isolate._environments import EnvironmentStore, Progress
 from isolate._exports import Exports
-from isolate._extension import Extension
+from isolate._extension import Contract, Extension
 from isolate._guardian import Guardian
 from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._policy import Policy
@@ -41,7 +41,7 @@ class Loaded:
         (['stats'], {}, [])
     """
 
-    extensions: dict[str, Extension] = field(default_factory=dict)
+    extensions: dict[str, Extension[Any]] = field(default_factory=dict)
     errors: dict[str, Exception] = field(default_factory=dict)
     disabled: list[str] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ class Host:
         options = {"progress": progress} if progress is not None else {}
         self.store = EnvironmentStore(Path(store) if store else None, policy, offline=offline, **options)
         self._exports = Exports()
-        self._extensions: dict[str, Extension] = {}
+        self._extensions: dict[str, Extension[Any]] = {}
         self._guardian = Guardian()
         self._canaries = Canaries()
         self._threads = Threads(threads, "isolate-host")
@@ -216,19 +216,31 @@ class Host:
     # Extensions
 
     @property
-    def extensions(self) -> Mapping[str, Extension]:
+    def extensions(self) -> Mapping[str, Extension[Any]]:
         """The extensions by name, in load order."""
         return MappingProxyType(self._extensions)
 
-    def __getitem__(self, name: str) -> Extension:
+    def __getitem__(self, name: str) -> Extension[Any]:
         return self._extensions[name]
 
-    async def aload(self, source: str | Path | Manifest, contract: type | None = None) -> Extension:
+    @overload
+    async def aload(self, source: str | Path | Manifest, contract: None = None) -> Extension[Any]: ...
+
+    @overload
+    async def aload(self, source: str | Path | Manifest, contract: Callable[..., Contract]) -> Extension[Contract]: ...
+
+    async def aload(self, source: str | Path | Manifest, contract: Any = None) -> Extension[Any]:
         """Like `load`, from a coroutine."""
-        extension: Extension = await self._on_loop(self._load(source, contract))
+        extension: Extension[Any] = await self._on_loop(self._load(source, contract))
         return extension
 
-    def load(self, source: str | Path | Manifest, contract: type | None = None) -> Extension:
+    @overload
+    def load(self, source: str | Path | Manifest, contract: None = None) -> Extension[Any]: ...
+
+    @overload
+    def load(self, source: str | Path | Manifest, contract: Callable[..., Contract]) -> Extension[Contract]: ...
+
+    def load(self, source: str | Path | Manifest, contract: Any = None) -> Extension[Any]:
         """Load one extension: build its environment if needed, start it, check what it provides.
 
         Args:
@@ -239,10 +251,10 @@ class Host:
             IsolateError: Its subclass and message say what is wrong with the manifest, a requirement, the environment,
                 the sandbox, the contract or the extension's own code.
         """
-        extension: Extension = self._run(self._load(source, contract))
+        extension: Extension[Any] = self._run(self._load(source, contract))
         return extension
 
-    async def _load(self, source: str | Path | Manifest, contract: type | None) -> Extension:
+    async def _load(self, source: str | Path | Manifest, contract: type | None) -> Extension[Any]:
         manifest = source if isinstance(source, Manifest) else read_manifest(source)
         if not manifest.enabled:
             raise ExtensionDisabledError(f"{manifest.name} is disabled; its manifest says enabled: false")
@@ -267,7 +279,7 @@ class Host:
             self._decoder.submit,
             self._run,
         )
-        extension = Extension(manifest, context, contract)
+        extension: Extension[Any] = Extension(manifest, context, contract)
         self._extensions[manifest.name] = extension
         try:
             await extension.start()

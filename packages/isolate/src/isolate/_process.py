@@ -17,6 +17,7 @@ from pathlib import Path
 from isolate._cgroup import Group
 from isolate._guardian import MARKER, Guardian, kill_family
 from isolate._output import OutputLines
+from isolate._records import Records
 
 
 class WorkerProcess:
@@ -28,7 +29,7 @@ class WorkerProcess:
         environment: The child's whole environment.
         cwd: The child's working folder.
         guardian: Marks the child and all its descendants, and ends them if the host dies.
-        logger: Gets each line of stdout (info) and stderr (warning).
+        logger: Gets each line of stdout (info) and stderr (warning), and what the extension logs.
         on_exit: Called once on the loop when the process has ended and its output is read.
         group: The control group for it and its descendants.
         log_bytes: Bytes of each of its output streams that are logged in a second.
@@ -73,8 +74,9 @@ class WorkerProcess:
         guardian.note("+", self.pid)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._stdout = OutputLines(self._loop, os.dup(self._process.stdout.fileno()), logger.info, log_bytes)
-        self._stderr = OutputLines(self._loop, os.dup(self._process.stderr.fileno()), logger.warning, log_bytes)
+        records = Records(logger)
+        self._stdout = OutputLines(self._loop, os.dup(self._process.stdout.fileno()), records.out, log_bytes)
+        self._stderr = OutputLines(self._loop, os.dup(self._process.stderr.fileno()), records.err, log_bytes)
         self._process.stdout.close()
         self._process.stderr.close()
         self._pidfd = -1

@@ -122,6 +122,8 @@ class WorkerHandle:
             "entry": manifest.entry,
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
             "sandbox": confinement,
+            "serial": manifest.serial,
+            "log_level": logger.getEffectiveLevel(),
             "layer": layer,
         }
         # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
@@ -286,7 +288,8 @@ def _checked_ready(value: Any) -> dict[str, Any]:
     for name, method in value["methods"].items():
         good = type(method) is dict and method.get("kind") in ("sync", "async", "stream", "astream")
         params = method.get("params") if good else ()
-        good = good and isinstance(method.get("returns"), str) and (params is None or type(params) is list)
+        texts = [method.get("returns"), method.get("doc")] if good else []
+        good = good and all(isinstance(text, str) for text in texts) and (params is None or type(params) is list)
         for item in params or ():
             good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
         if not good or not name.isidentifier():
