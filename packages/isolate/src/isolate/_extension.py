@@ -8,26 +8,25 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 from isolate import _contracts, _sandbox, _sharing
 from isolate._environments import Environment
 from isolate._manifest import Manifest
+from isolate._methods import Contract, MethodTable
 from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
-from isolate._versions import Versions, versions
-from isolate._worker.convert import Convert
+from isolate._versions import reload_on_change
 from isolate._worker.link import Link
 from isolate._worker.protocol import PROTOCOL
-from isolate._worker.proxies import AwaitableMethods, BlockingMethods
 from isolate._worker.spelling import suggest
 from isolate._worker_handle import HostContext, WorkerHandle
 from isolate.errors import (
     ExtensionStartError,
-    IsolateError,
     NotReadyError,
     SandboxUnavailableError,
     UnknownMethodError,
@@ -62,10 +61,7 @@ class LoadReport:
     refused: tuple[str, ...] = ()
 
 
-Contract = TypeVar("Contract")
-
-
-class Extension(Generic[Contract]):
+class Extension(MethodTable[Contract]):
     """A loaded extension; `Host.load` returns it.
 
     Args:
@@ -100,28 +96,19 @@ class Extension(Generic[Contract]):
         self.logger = logging.getLogger(f"isolate.{manifest.name}")
         self.state = State.NEW
         self.report: LoadReport | None = None
-        self.call: Contract
-        self.aio: Any
-        self.expect(_contracts.returns(cast("type | None", contract)))
         self._contract = cast("type | None", contract)
-        self._methods: dict[str, dict[str, Any]] = {}
-        self._kinds: dict[str, str] = {}
+        super().__init__(self._lookup, self._granted.timeouts.call, _contracts.returns(self._contract))
         self._current: WorkerHandle | None = None
         self._held: Any = None
         self._crashes: deque[float] = deque()
         self._restart: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: Future[None] | None = None
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
         self.failure: BaseException | None = None
 
     def __repr__(self) -> str:
         return f"<Extension {self.name}, {self.state.value}>"
-
-    @property
-    def methods(self) -> dict[str, dict[str, Any]]:
-        """For each method its kind, parameters and return annotation."""
-        return dict(self._methods)
 
     @property
     def pid(self) -> int | None:
@@ -135,23 +122,15 @@ class Extension(Generic[Contract]):
         link = self._current.link
         return {"pending": link.pending, "serving": link.serving.count, **link.values.stats()}
 
-    def expect(self, returns: Mapping[str, Convert]) -> None:
-        """Set what rebuilds the results of methods, see `convert.converter`."""
-        timeout = self._granted.timeouts.call
-        described = lambda: self._methods  # noqa: E731 - they change with each load
-        methods: Any = BlockingMethods(self._lookup, timeout=timeout, returns=returns, described=described)
-        self.call = methods
-        self.aio = AwaitableMethods(self._lookup, timeout=timeout, returns=returns, described=described)
-
     def _lookup(self, target: str) -> tuple[Link, str]:
         current = self._current
         if current is None:
             why = f": {self.failure}" if self.failure is not None and self.state is not State.STOPPED else ""
             raise NotReadyError(f"{self.name} is {self.state.value}{why}")
-        kind = self._kinds.get(target)
-        if kind is None:
+        method = self._methods.get(target)
+        if method is None:
             raise UnknownMethodError(f"{self.name} has no method {target!r}{suggest(target, list(self._methods))}")
-        return current.link, kind
+        return current.link, method["kind"]
 
     def _become(self, state: State) -> None:
         self.state = check(self.state, state)
@@ -242,7 +221,6 @@ class Extension(Generic[Contract]):
                 ) from None
             raise
         self._methods = described["methods"]
-        self._kinds = {name: method["kind"] for name, method in self._methods.items()}
         seconds = time.perf_counter() - began
         self.report = LoadReport(self.name, environment, described["python"], seconds, report, self._refused)
         self.failure = None
@@ -350,12 +328,6 @@ class Extension(Generic[Contract]):
         while (worker.link.pending or worker.link.serving.count) and time.monotonic() < end:
             await asyncio.sleep(0.01)
 
-    def within(self, timeout: float | None) -> Contract:
-        """Return `call` with another timeout in seconds, and the same type for a type checker."""
-        methods: Any = self.call
-        limited: Contract = methods(timeout=timeout)
-        return limited
-
     def watch(self, seconds: float = 0.5) -> None:
         """Reload whenever a Python file in the extension's folder changes, until it is stopped.
 
@@ -364,31 +336,18 @@ class Extension(Generic[Contract]):
         Args:
             seconds: Time between two looks at the folder.
         """
-        self.context.run(self._begin_watching(seconds))
+        self._stop_watching()
+        self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, seconds), self.context.loop)
 
-    async def _begin_watching(self, seconds: float) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-        before = await asyncio.to_thread(versions, self.manifest.directory)
-        self._watching = asyncio.create_task(self._watch(seconds, before))
-
-    async def _watch(self, seconds: float, before: Versions) -> None:
-        while self.state is not State.STOPPED:
-            await asyncio.sleep(seconds)
-            found = await asyncio.to_thread(versions, self.manifest.directory)
-            if found != before:
-                before = found
-                try:
-                    await self.areload()
-                except IsolateError as failure:
-                    self.logger.error("%s was changed and cannot be loaded: %s", self.name, failure)
+    def _stop_watching(self) -> None:
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
 
     async def astop(self, drain: bool = True) -> None:
         """Stop it: wait for running calls within the stop timeout, ask it to exit, then kill it. Idempotent."""
         self._cancel_restart()
-        watching, self._watching = self._watching, None
-        if watching is not None:
-            watching.cancel()
+        self._stop_watching()
         async with self._busy:
             current, self._current = self._current, None
             if current is not None:

@@ -14,9 +14,10 @@ from typing import Any, Self, overload
 from isolate._canaries import Canaries
 from isolate._environments import EnvironmentStore, Progress
 from isolate._exports import Exports
-from isolate._extension import Contract, Extension
+from isolate._extension import Extension
 from isolate._guardian import Guardian
 from isolate._manifest import Manifest, is_extension, read_manifest
+from isolate._methods import Contract
 from isolate._policy import Policy
 from isolate._states import State
 from isolate._worker import forks

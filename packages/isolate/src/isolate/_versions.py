@@ -1,10 +1,17 @@
-"""The versions of an extension's source files, to notice that one has changed."""
+"""Notices that a source file of an extension has changed, and reloads the extension."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 from pathlib import Path
+from typing import Protocol
+
+from isolate._manifest import Manifest
+from isolate._states import State
+from isolate.errors import IsolateError
 
 Versions = dict[str, tuple[int, int]]
 _SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
@@ -24,3 +31,34 @@ def versions(folder: Path) -> Versions:
                     status = os.stat(path)
                     found[path] = (status.st_mtime_ns, status.st_size)
     return found
+
+
+class Reloadable(Protocol):
+    """What can be watched."""
+
+    manifest: Manifest
+    name: str
+    logger: logging.Logger
+    state: State
+
+    async def areload(self) -> None:
+        """Replace the worker by a fresh one."""
+
+
+async def reload_on_change(extension: Reloadable, seconds: float) -> None:
+    """Reload an extension whenever one of its files has changed, until it is stopped.
+
+    Args:
+        extension: The extension. A version that cannot be loaded is logged, and the one before goes on.
+        seconds: Time between two looks at the folder.
+    """
+    before = await asyncio.to_thread(versions, extension.manifest.directory)
+    while extension.state is not State.STOPPED:
+        await asyncio.sleep(seconds)
+        found = await asyncio.to_thread(versions, extension.manifest.directory)
+        if found != before:
+            before = found
+            try:
+                await extension.areload()
+            except IsolateError as failure:
+                extension.logger.error("%s was changed and cannot be loaded: %s", extension.name, failure)

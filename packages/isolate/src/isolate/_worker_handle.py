@@ -117,13 +117,9 @@ class WorkerHandle:
         )
         config = {
             "protocol": PROTOCOL,
-            "name": manifest.name,
-            "directory": str(manifest.directory),
-            "entry": manifest.entry,
+            **_described(manifest, logger),
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
             "sandbox": confinement,
-            "serial": manifest.serial,
-            "log_level": logger.getEffectiveLevel(),
             "layer": layer,
         }
         # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
@@ -256,6 +252,17 @@ class WorkerHandle:
             assert self.thread is not None
             await asyncio.get_running_loop().run_in_executor(None, self.thread.join, grace)
         self.link.close(self.death())
+
+
+def _described(manifest: Manifest, logger: logging.Logger) -> dict[str, Any]:
+    """Return what a worker needs to know of its extension."""
+    return {
+        "name": manifest.name,
+        "directory": str(manifest.directory),
+        "entry": manifest.entry,
+        "serial": manifest.serial,
+        "log_level": logger.getEffectiveLevel(),
+    }
 
 
 def _link_limits(quotas: Quotas) -> LinkLimits:

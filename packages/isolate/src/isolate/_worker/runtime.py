@@ -14,6 +14,7 @@ from typing import Any
 from . import failures, inside, layer, loading, logs
 from .calls import Export
 from .errors import WireError
+from .libraries import allow_imports
 from .link import Link
 from .protocol import FAILED, LOAD, PROTOCOL, READY, STOP
 from .proxies import HostProxy
@@ -93,6 +94,7 @@ class Worker:
             if not self._in_process:
                 layer.install(config.get("layer"))
                 inside.install()
+                allow_imports()
                 logs.install(config["log_level"])
                 if config["sandbox"]["limits"].get("memory"):
                     self._link.serving.answer = self._memory_guard(self._link.serving.answer)  # type: ignore[method-assign]
