@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,32 @@ def test_source_has_what_is_used_and_nothing_more() -> None:
     assert space["isolate_function"](2) == 6
     assert "Order" not in text
     assert "pytest" not in text
+
+
+def test_spare_processes(store: Path) -> None:
+    """A process that waits is used by the next start in the same environment; a dead one is not; none is left."""
+    with Host(store, spares=1) as host:
+        first = isolate.Function(triple, host=host)
+        assert first(1) == 3
+
+        def spare() -> int:
+            end = time.monotonic() + 20
+            while not host._spares._waiting:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            return host._spares._waiting[0][1].process.pid
+
+        waiting = spare()
+        second = isolate.Function(later, host=host)
+        assert asyncio.run(second(1)) == 2  # type: ignore[arg-type]
+        assert second.extension._current.process.pid == waiting  # type: ignore[union-attr]
+        dead = spare()
+        assert dead != waiting
+        os.kill(dead, 9)
+        first.stop()
+        assert first(2) == 6
+        assert first.extension._current.process.pid != dead  # type: ignore[union-attr]
+        spare()
 
 
 NOTEBOOK = """

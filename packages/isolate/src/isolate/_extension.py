@@ -77,8 +77,7 @@ class Extension(MethodTable[Contract]):
         failure: Why its last start or worker failed; None after a success.
         logger: The logger of its output.
         context: What its host provides.
-        call: Its methods, blocking: `extension.call.name(...)`, `extension.call(timeout=0.5).name(...)`. A type checker
-            knows them by the contract.
+        call: Its methods, blocking, typed by the contract: `extension.call.name(...)`, `call(timeout=0.5).name(...)`.
         aio: Its methods, to be awaited: `await extension.aio.name(...)`.
 
     Example:

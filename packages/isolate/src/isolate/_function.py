@@ -43,7 +43,7 @@ class _Default:
         """Return it."""
         with self._lock:
             if self._host is None or self._generation != forks.generation():
-                self._host = Host(progress=_say).__enter__()
+                self._host = Host(progress=_say, spares=1).__enter__()
                 self._generation = forks.generation()
                 if not self._registered:
                     self._registered = True

@@ -19,6 +19,7 @@ from isolate._guardian import Guardian
 from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._methods import Contract
 from isolate._policy import Policy
+from isolate._spares import Spares
 from isolate._states import State
 from isolate._worker import forks
 from isolate._worker.threads import Threads
@@ -59,6 +60,7 @@ class Host:
         offline: Whether to build environments only from what uv has in its cache.
         max_depth: The largest nesting depth of calls between host and extensions.
         threads: Threads for blocking methods that extensions call on the host.
+        spares: Processes kept ready for extensions in environments that are in use; each takes about 20 MB.
         progress: Called from any thread with an extension's name and the stage that begins.
 
     Example:
@@ -76,6 +78,7 @@ class Host:
         offline: bool = False,
         max_depth: int = 64,
         threads: int = 32,
+        spares: int = 0,
         progress: Progress | None = None,
     ) -> None:
         options = {"progress": progress} if progress is not None else {}
@@ -84,6 +87,7 @@ class Host:
         self._extensions: dict[str, Extension[Any]] = {}
         self._guardian = Guardian()
         self._canaries = Canaries()
+        self._spares = Spares(spares, self._guardian)
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth
         # One thread for all: more would only take turns with the loop more often.
@@ -191,6 +195,7 @@ class Host:
     def _finish(self) -> None:
         self._closed = True
         self._threads.close()
+        self._spares.close()
         self._guardian.close()
         self._canaries.close()
         self._decoder.shutdown(cancel_futures=True)
@@ -276,6 +281,7 @@ class Host:
             self.store,
             self._guardian,
             self._canaries,
+            self._spares,
             self._max_depth,
             self._decoder.submit,
             self._run,
