@@ -122,6 +122,19 @@ def test_every_public_callable_shows_itself(package: str, tree: Any) -> None:
     assert "doctest" in runner.read_text()
 
 
+def test_every_error_says_what_to_do(tree: Any) -> None:
+    """Each public error has a first paragraph with its condition and a second one with a remedy, but for the base."""
+    errors = tree["errors"]
+    silent = []
+    for name in sorted(errors.exports):
+        entry = errors[str(name)]
+        entry = entry.final_target if entry.is_alias else entry
+        texts = [part.value for part in entry.docstring.parsed if part.kind.value == "text"]
+        if len("\n".join(texts).split("\n\n")) < 2 and "Base of " not in texts[0]:
+            silent.append(entry.path)
+    assert silent == []
+
+
 def test_docstrings_have_one_style(tree: Any) -> None:
     """Single backticks, and an argument's text begins with a capital letter."""
     wrong = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +12,7 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("mermaidx", reason="needs the docs group")
+griffe = pytest.importorskip("griffe", reason="needs the docs group")
 
 Tool = Callable[[str], ModuleType]
 
@@ -41,3 +45,43 @@ def test_a_diagram_with_a_mistake_is_refused(tool: Tool, tmp_path: Path) -> None
     """A block that is no mermaid ends the build, and the error quotes it."""
     with pytest.raises(RuntimeError, match="Parse error"):
         tool("docs").draw("```mermaid\nflowchart LR\n a[[[ --> \n```\n", Path("index.md"), tmp_path)
+
+
+@pytest.mark.parametrize("package", ["xfer", "zerocopy", "isolate", "ternary", "ttt"])
+def test_the_reference_and_the_page_on_errors_have_every_public_name(tool: Tool, package: str) -> None:
+    """Each name of a public module is on the reference page or on that of the errors; each error has its own words."""
+    docs = tool("docs")
+    pages = docs.generated(package)
+    shown = set(re.findall(r"^::: (\S+)", pages["reference"] + "\n" + pages["troubleshooting"], re.MULTILINE))
+    names = [name for listed in docs.public_names(package).values() for name in listed]
+    assert len(names) > 20
+    missing = [name for name in names if name not in shown]
+    assert [name for name in missing if f"{package}.errors.{name.rpartition('.')[2]}" not in shown] == []
+
+
+def test_examples_are_on_the_site(tool: Tool) -> None:
+    """A package's example programs are shown in full, with their paths."""
+    page = tool("docs").examples("isolate")
+    assert "## `host.py`" in page
+    assert "## `extensions/" in page
+    assert "isolate.Host(" in page or "Host(" in page
+
+
+def test_sessions_of_docstrings_keep_their_lines(tool: Tool, root: Path) -> None:
+    """`Example:` is read as a section with sessions, not as running text."""
+    extensions = griffe.load_extensions(str(root / "tools" / "theme" / "examples.py"))
+    source = [str(root / "packages" / "xfer" / "src")]
+    xfer = griffe.load("xfer", search_paths=source, docstring_parser="google", extensions=extensions)
+    kinds = [part.kind.value for part in xfer["_shared.pool.Pool"].docstring.parsed]
+    assert "examples" in kinds
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_site_from_a_folder_searches_in_a_frame(tmp_path: Path, root: Path) -> None:
+    """Where a page comes from a folder, the script puts a class in place of Worker; from a server it does nothing."""
+    script = (root / "tools" / "theme" / "from-a-folder.js").read_text()
+    for protocol, expected in (("file:", "function"), ("https:", "undefined")):
+        program = f"globalThis.window = globalThis; globalThis.location = {{ protocol: '{protocol}' }};\n"
+        program += f"delete globalThis.Worker;\n{script}\nconsole.log(typeof globalThis.Worker);"
+        done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected

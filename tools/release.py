@@ -338,7 +338,7 @@ def try_out(package: str, python: str, address: str, fast: bool) -> list[str]:
     if readme is None:
         return [f"packages/{package}/README.md prints no install line"]
     pages: dict[str, list[Path]] = {}
-    for page in [folder / "README.md"] if fast else [folder / "README.md", folder / "docs" / "tutorial.md"]:
+    for page in (folder / name for name in (("README.md",) if fast else documents.PAGES)):
         line = documents.install_line(page.read_text(), f"pentad-{package}") or readme
         pages.setdefault(line, []).append(page)
     wrong = []
@@ -352,7 +352,7 @@ def try_out(package: str, python: str, address: str, fast: bool) -> list[str]:
             interpreter = str(programs / "python")
             for page in group:
                 shown = str(page.relative_to(ROOT))
-                found = documents.problems(page.read_text(), shown, interpreter, complete=False)
+                found = documents.problems(page.read_text(), shown, interpreter, page.parent)
                 wrong += [f"after `{line}`: {problem}" for problem in found]
             wrong += _command_line(package, programs)
     return wrong

@@ -365,7 +365,7 @@ def test_many_shapes_and_threads(pool: xfer.Pool) -> None:
             for number in range(200):
                 channel.sender.send(np.full((1 + number % 20, base), base), timeout=30)
 
-        threads = [threading.Thread(target=send, args=(base,)) for base in (1, 2, 3, 4)]
+        threads = [threading.Thread(target=send, args=(base,), daemon=True) for base in (1, 2, 3, 4)]
         for thread in threads:
             thread.start()
         counts = [0] * 5

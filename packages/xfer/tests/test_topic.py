@@ -75,6 +75,18 @@ def test_a_slow_reader_misses_or_holds_up_as_it_chose(name: str, pool: xfer.Pool
         topic.publish(np.full(3, 12), timeout=1)
 
 
+def test_a_dropped_topic_has_published_all_the_same(name: str) -> None:
+    """Without `close` the last publication stays for late readers, and older ones are released, however often."""
+    with xfer.Pool("1MiB") as pool:
+        for number in range(100):
+            xfer.Topic(name, pool=pool).publish(np.full(50_000, number % 250, np.uint8))
+        assert pool.stats().live == 1
+        with xfer.Topic(name).subscribe() as reader:
+            assert reader.recv(timeout=1)[0] == 99
+        xfer.Topic(name).close()
+        assert pool.stats().live == 0
+
+
 def test_many_writers_and_readers(name: str, helper: Callable[..., Any]) -> None:
     """Two readers that want every publication get all of two writers', each writer's in order."""
     readers = [helper(READ, name, "4", "every") for _ in range(2)]
@@ -124,7 +136,7 @@ def test_waits_end_by_close_and_cancellation(name: str) -> None:
         except errors.ChannelClosedError as error:
             said.append(error)
 
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     time.sleep(0.05)
     reader.close()

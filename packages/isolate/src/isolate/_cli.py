@@ -1,4 +1,4 @@
-"""The `isolate` command: run, list, lock, export, gc and doctor; everything it does is also in the library."""
+"""The `isolate` command: run, list, lock, export, verify, repair, gc and doctor; the library does all of it too."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ _EXAMPLES = """examples:
   isolate list plugins                         show each extension and whether its environment is ready
   isolate lock plugins/stats                   pin versions and hashes beside the manifest
   isolate export plugins --to wheels           download all wheels for a machine without a network
+  isolate verify plugins                       read every file of their environments and name what was changed
   isolate gc plugins --dry-run                 show what could be removed, keeping what these need
   isolate doctor                               show what this machine can do
 """
@@ -72,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("folders", type=Path, nargs="*", help="extensions, or folders of extensions, to keep")
     gc.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     gc.set_defaults(do=_gc)
+    verify = commands.add_parser("verify", help="compare every file of environments with what was installed")
+    verify.set_defaults(do=_verify)
+    repair = commands.add_parser("repair", help="build environments anew in which a file was changed or is missing")
+    repair.set_defaults(do=_repair)
+    for command in (verify, repair):
+        command.add_argument("folders", type=Path, nargs="+", help="extensions, or folders of extensions")
+    parser.set_defaults(status=0)
     for command in commands.choices.values():  # before the command or after it
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -208,6 +216,37 @@ def _export(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
     )
 
 
+def _damages(options: argparse.Namespace, store: EnvironmentStore) -> Iterator[tuple[Manifest, str, list[str]]]:
+    """Yield each manifest with the key of its environment and what has changed in it."""
+    for _, manifest in _manifests(options.folders, store.policy):
+        if isinstance(manifest, IsolateError):
+            raise manifest
+        if manifest.isolated:
+            key = store.key_of(manifest, _excluded(manifest))[1]
+            yield manifest, key, store.verify(key)
+
+
+def _verify(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    rows, lines = [], []
+    for manifest, key, changes in _damages(options, store):
+        rows.append({"name": manifest.name, "key": key, "changes": changes})
+        lines.append(f"{manifest.name}: {'damaged' if changes else 'as installed'}")
+        lines += [f"  {change}" for change in changes]
+        options.status = options.status or bool(changes)
+    return rows, "\n".join(lines)
+
+
+def _repair(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    rows = []
+    with _progress(options.json) as progress:
+        building = EnvironmentStore(store.root, store.policy, offline=options.offline, progress=progress)
+        for manifest, key, changes in _damages(options, store):
+            if changes:
+                building.ensure(manifest, _excluded(manifest), anew=True)
+                rows.append({"name": manifest.name, "key": key, "changes": changes})
+    return rows, "\n".join(f"{row['name']}: built anew" for row in rows) or "nothing to repair"
+
+
 def _doctor(_options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     try:
         uv = find_uv()
@@ -257,14 +296,15 @@ def _complete(options: argparse.Namespace) -> tuple[int, Any, str]:
     except Exception as failure:  # what the extension's method raised
         shown = {"error": type(failure).__name__, "message": str(failure), "traceback": str(failure.__cause__ or "")}
         return 1, shown, str(failure.__cause__ or failure)
-    return 0, value, text
+    return int(options.status), value, text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0 if it did what was asked, 1 if the called method raised, 2 for any other error, 130 after Ctrl-C.
+        0 if it did what was asked, 1 if the called method raised or `verify` found a change, 2 for any other error,
+        130 after Ctrl-C.
     """
     options = _parser().parse_args(argv)
     status, value, text = _complete(options)
@@ -272,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps(value, default=str, indent=2), flush=True)
         else:
-            print(text, file=sys.stderr if status else sys.stdout, flush=True)
+            print(text, file=sys.stderr if status and not options.status else sys.stdout, flush=True)
     except BrokenPipeError:  # the reader has enough; what is left in the buffer must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
+import logging
 import os
-import secrets
 import shutil
-import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from isolate._integrity import MARKER, Marker, changes, describe, first_change, own_files, read_marker
 from isolate._locks import Locks
 from isolate._manifest import Manifest
+from isolate._places import (
+    locked,
+    open_private,
+    private_folder,
+    read_private,
+    sweep,
+    workplace,
+    write_atomically,
+)
 from isolate._policy import Policy
 from isolate._programs import Stop, run_program
 from isolate._requirements import environment_key
-from isolate.errors import EnvironmentBuildError, UnsupportedSystemError
+from isolate.errors import EnvironmentBuildError, IsolateError, UnsupportedSystemError
 
 if sys.platform != "win32":
     import fcntl
 
-_MARKER = ".isolate.json"
+_logger = logging.getLogger("isolate")
 Progress = Callable[[str, str], None]
 
 
@@ -120,8 +126,8 @@ class EnvironmentStore:
                 "isolate runs on Linux and macOS; Windows has no file locks and descriptor passing as it needs them"
             )
         # Builds run in another working folder, so the path must be absolute.
-        self.root = (Path(root) if root is not None else default_store()).absolute()
-        self.policy = policy or Policy()
+        self.root: Path = (Path(root) if root is not None else default_store()).absolute()
+        self.policy: Policy = policy or Policy()
         self._offline = offline
         self._local = threading.local()
         self._progress = progress
@@ -132,18 +138,41 @@ class EnvironmentStore:
         return inputs, environment_key(inputs, Locks(manifest, self.policy, excluded or []).own())
 
     def find(self, key: str) -> Environment | None:
-        """Return the complete environment of that key; None if there is none."""
+        """Return the complete environment of that key; None if there is none, or if a file was changed or is missing.
+
+        Raises:
+            UnsafeStoreError: Another user could write to the store.
+        """
+        marker = self._marker(key)
+        if marker is None:
+            return None
+        path = self.root / "envs" / key
+        change = first_change(path, marker)
+        if change:
+            _logger.warning("the environment %s of %s is damaged: %s", key, marker.extension, change)
+            return None
+        return Environment(key, path, marker.packages, "ready", 0.0)
+
+    def _marker(self, key: str) -> Marker | None:
         path = self.root / "envs" / key
         try:
-            marker = json.loads((path / _MARKER).read_text("utf-8"))
-        except (OSError, ValueError):
+            private_folder(path, create=False)
+            return read_marker(read_private(path / MARKER))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        if not (path / "bin" / "python").exists():
-            return None
-        return Environment(key, path, tuple(marker["packages"]), "ready", 0.0)
+
+    def verify(self, key: str) -> list[str]:
+        """Return all that has changed in an environment since it was built; reads every file but bytecode."""
+        marker = self._marker(key)
+        return ["it is not complete"] if marker is None else changes(self.root / "envs" / key, marker)
 
     def ensure(
-        self, manifest: Manifest, excluded: list[str] | None = None, cancel: threading.Event | None = None
+        self,
+        manifest: Manifest,
+        excluded: list[str] | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        anew: bool = False,
     ) -> Environment:
         """Return the environment of a manifest; build it if it does not exist.
 
@@ -151,20 +180,23 @@ class EnvironmentStore:
             manifest: The manifest.
             excluded: Distributions not to install, because a lower layer provides them.
             cancel: Set it from another thread to end a build within a second.
+            anew: Whether to build it even if it exists; workers that run in the old one keep what they have opened.
 
         Raises:
             InvalidRequirementError: A dependency line is malformed or not allowed.
-            EnvironmentBuildError: uv could not resolve or install them.
+            EnvironmentBuildError: uv could not resolve or install them, or the store's disk is full.
+            UnsafeStoreError: Another user could write to the store.
         """
         began = time.perf_counter()
         self._local.stop = Stop(self.policy.build_seconds, cancel)
         inputs, key = self.key_of(manifest, excluded)
-        found = self.find(key)
-        if found is None:
-            with self._locked(f"{key}.build"):
-                found = self.find(key)
-                if found is None:
-                    found = self._build(manifest, inputs, key, excluded or [])
+        with self._typed(manifest.name):
+            found = None if anew else self.find(key)
+            if found is None:
+                with self._locked(f"{key}.build"):
+                    found = None if anew else self.find(key)
+                    if found is None:
+                        found = self._build(manifest, inputs, key, excluded or [])
         return Environment(key, found.path, found.packages, found.origin, time.perf_counter() - began)
 
     def lock(self, manifest: Manifest, excluded: list[str] | None = None) -> str:
@@ -174,9 +206,9 @@ class EnvironmentStore:
         3.11 and later.
         """
         locks = Locks(manifest, self.policy, excluded or [])
-        with self._scratch("lock") as scratch:
-            text = f"{locks.header}\n{self._compile(locks, scratch, universal=True)}"
-        write_atomically(manifest.directory / manifest.lock_file, text)
+        with self._typed(manifest.name):
+            text = f"{locks.header}\n{self._compile(locks, universal=True)}"
+            write_atomically(manifest.directory / manifest.lock_file, text.encode(), private=False)
         return text
 
     def key_of_inputs(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
@@ -184,26 +216,35 @@ class EnvironmentStore:
         inputs = Locks(manifest, self.policy, excluded or []).inputs
         return inputs, environment_key(inputs, None)
 
+    def _folder(self, name: str) -> Path:
+        """Return a folder of the store, created if needed, that no other user can write to."""
+        private_folder(self.root / name)
+        return self.root / name
+
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{name}.flock", "w") as file:
-            stop = self._stop
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:  # another process builds the same
-                    stop.check()
-                    time.sleep(0.02)
+    def _typed(self, name: str) -> Iterator[None]:
+        """Turn what the operating system refuses into an error of this package."""
+        try:
             yield
+        except IsolateError:
+            raise
+        except OSError as failure:
+            raise EnvironmentBuildError(f"{name}: the store {self.root} cannot be used: {failure}") from failure
+
+    def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        stop = self._stop
+
+        def wait() -> None:  # another process builds the same
+            stop.check()
+            time.sleep(0.02)
+
+        return locked(self._folder("locks") / f"{name}.flock", wait)
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
         """Protect an environment from `gc` in any process until the result is closed."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / f"{key}.use", "w")  # noqa: SIM115 - the caller keeps it open
+        with self._typed(key):
+            fd = open_private(self._folder("locks") / f"{key}.use", write=True)
+        file = open(fd, "rb")  # noqa: SIM115 - the caller keeps it open
         fcntl.flock(file, fcntl.LOCK_SH)
         return file
 
@@ -230,48 +271,37 @@ class EnvironmentStore:
         On a machine without a network, `Policy(find_links=(folder,))` and `offline=True` build the same environment.
         """
         locks = Locks(manifest, self.policy, excluded or [])
-        lock = locks.own()
-        folder.mkdir(parents=True, exist_ok=True)
-        before = set(folder.iterdir())
-        with self._scratch("export") as scratch:
-            lock = self._compile(locks, scratch) if lock is None else lock
+        with self._typed(manifest.name):
+            lock = locks.own()
+            lock = self._compile(locks) if lock is None else lock
+            folder.mkdir(parents=True, exist_ok=True)
+            before = set(folder.iterdir())
             if lock.strip():
                 self._progress(manifest.name, "downloading packages")
-                self._uv(manifest, *locks.download_arguments(lock, folder, scratch))
-        return sorted(path.name for path in set(folder.iterdir()) - before)
+                with workplace(self._folder("tmp")) as scratch:
+                    self._uv(manifest, *locks.download_arguments(lock, folder, scratch))
+            return sorted(path.name for path in set(folder.iterdir()) - before)
 
-    def _compile(self, locks: Locks, scratch: Path, universal: bool = False) -> str:
+    def _compile(self, locks: Locks, universal: bool = False) -> str:
         self._progress(locks.manifest.name, "choosing versions")
         if not locks.requirements:
             return ""
-        return self._uv(locks.manifest, *locks.compile_arguments(scratch, universal), stdin=locks.text)
-
-    @contextlib.contextmanager
-    def _scratch(self, name: str) -> Iterator[Path]:
-        """A folder that goes when the work is done, or when a later build finds that its process has ended."""
-        folder = self.root / "tmp" / f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with workplace(self._folder("tmp")) as scratch:
+            return self._uv(locks.manifest, *locks.compile_arguments(scratch, universal), stdin=locks.text)
 
     def _build(self, manifest: Manifest, inputs: str, key: str, excluded: list[str]) -> Environment:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        sweep(self._folder("tmp"))
         locks = Locks(manifest, self.policy, excluded)
         lock = locks.own()
-        kept = self.root / "locks" / f"{key}.txt"
+        kept = self._folder("locks") / f"{key}.txt"
         if lock is None:
             try:
-                lock = kept.read_text("utf-8")
+                lock = read_private(kept).decode()
             except FileNotFoundError:
-                with self._scratch("lock") as scratch:
-                    lock = self._compile(locks, scratch)
-        write_atomically(kept, lock)
-        building = self.root / "tmp" / f"{key}-{os.getpid()}-{secrets.token_hex(4)}"
-        building.parent.mkdir(exist_ok=True)
-        try:
+                lock = self._compile(locks)
+        write_atomically(kept, lock.encode())
+        with workplace(self._folder("tmp")) as work:
+            building = work / "environment"
             self._progress(manifest.name, "creating the environment")
             self._uv(
                 manifest,
@@ -286,20 +316,16 @@ class EnvironmentStore:
                 self._progress(manifest.name, "installing packages")
                 options = ["--no-deps", "--python", str(building / "bin" / "python"), *locks.index_arguments]
                 self._install(locks, ("pip", "install", *options, "-r", str(kept)))
-            own_files(building)
-            packages = _installed(building)
-            write_atomically(
-                building / _MARKER, json.dumps({"packages": packages, "inputs": inputs, "extension": manifest.name})
-            )
-            target = self.root / "envs" / key
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():  # incomplete: it has no marker, or no interpreter
-                shutil.rmtree(target)
+            own_files(building, self._stop.check)
+            marker = describe(building, inputs, manifest.name)
+            write_atomically(building / MARKER, marker)
+            target = self._folder("envs") / key
+            if os.path.lexists(target):  # incomplete or damaged
+                os.rename(target, work / "old")
             os.rename(building, target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
         self._progress(manifest.name, "ready")
-        return Environment(key, target, tuple(packages), "built", 0.0)
+        found = read_marker(marker)
+        return Environment(key, target, found.packages if found else (), "built", 0.0)
 
     def _install(self, locks: Locks, install: tuple[str, ...]) -> None:
         changing = [part for item in locks.requirements if item.url for part in ("--refresh-package", item.name)]
@@ -313,17 +339,11 @@ class EnvironmentStore:
                     raise
         self._uv(locks.manifest, *install, *([] if self._offline else changing))
 
-    def _sweep(self) -> None:
-        """Remove the unfinished builds of processes that no longer exist."""
-        for path in (self.root / "tmp").glob("*"):
-            owner = path.name.split("-")[-2] if path.name.count("-") >= 2 else ""
-            if owner.isdigit() and not _alive(int(owner)):
-                shutil.rmtree(path, ignore_errors=True)
-
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""
         folder = self.root / "envs"
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        with self._typed("list"):
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def gc(self, keep: set[str], dry_run: bool = False) -> list[tuple[str, int]]:
         """Remove the environments that are neither in `keep` nor in use by a running host.
@@ -331,93 +351,27 @@ class EnvironmentStore:
         Returns:
             Key and size in bytes of each removed environment; hard links that other environments share count in full.
         """
-        removed = []
+        keys = [key for key in self.all_keys() if key not in keep]
         if self.root.is_dir():
-            self._sweep()
-        for key in self.all_keys():
-            if key in keep:
-                continue
-            with open(self.root / "locks" / f"{key}.use", "w") as use:
-                try:
-                    fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                path = self.root / "envs" / key
-                size = sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())
-                if not dry_run:
-                    # The marker goes first, so that an interrupted removal leaves no environment that looks complete.
-                    (path / _MARKER).unlink(missing_ok=True)
-                    shutil.rmtree(path, ignore_errors=True)
-                    (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
+            sweep(self._folder("tmp"))
+        removed = []
+        for key in keys:
+            path = self.root / "envs" / key
+            size = sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())
+            if self.discard(key, dry_run=dry_run):
                 removed.append((key, size))
         return removed
 
-
-def own_files(folder: Path) -> None:
-    """Replace every hard link below a folder by a copy.
-
-    uv links installed files to its cache. A write into such a file would change it for every other environment, for
-    later builds and for the user's own projects. On file systems with shared extents the kernel copies nothing.
-    """
-    linked = [
-        Path(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if (status := os.lstat(os.path.join(place, name))).st_nlink > 1 and stat.S_ISREG(status.st_mode)
-    ]
-    with ThreadPoolExecutor(4, "isolate-copy") as threads:
-        for _ in threads.map(_own_file, linked):
-            pass
-
-
-def _own_file(path: Path) -> None:
-    copy = path.with_name(f"{path.name}.isolate-copy")
-    with open(path, "rb", buffering=0) as source, open(copy, "xb", buffering=0) as target:
-        status = os.fstat(source.fileno())
-        left = status.st_size
-        while left:
-            left -= _copy_some(source.fileno(), target.fileno(), left)
-        os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode))
-        os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.replace(copy, path)
-
-
-def _copy_some(source: int, target: int, count: int) -> int:
-    try:
-        done = os.copy_file_range(source, target, count)
-    except OSError as failure:
-        if failure.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        done = os.sendfile(target, source, None, count)
-    if not done:
-        raise EnvironmentBuildError("a file of the environment became shorter while it was copied")
-    return done
-
-
-def _installed(environment: Path) -> list[str]:
-    names = []
-    for info in (environment / "lib").glob("python*/site-packages/*.dist-info"):
-        name, _, version = info.name.removesuffix(".dist-info").partition("-")
-        names.append(f"{name.replace('_', '-').lower()}=={version}")
-    return sorted(names)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that its readers see the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    def discard(self, key: str, *, dry_run: bool = False) -> bool:
+        """Remove one environment unless a running host uses it; return whether it is removed, or could be."""
+        use_file = self._folder("locks") / f"{key}.use"
+        with self._typed(key), open(open_private(use_file, write=True), "rb") as use:
+            try:
+                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if not dry_run:
+                with workplace(self._folder("tmp")) as work, contextlib.suppress(FileNotFoundError):
+                    os.rename(self._folder("envs") / key, work / "old")
+                (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
         return True
-    return True

@@ -91,9 +91,9 @@ class Extension(MethodTable[Contract]):
         self.manifest = manifest
         self._granted, self._refused = grant(manifest, context.store.policy)
         self.context = context
-        self.name = manifest.name
-        self.logger = logging.getLogger(f"isolate.{manifest.name}")
-        self.state = State.NEW
+        self.name: str = manifest.name
+        self.logger: logging.Logger = logging.getLogger(f"isolate.{manifest.name}")
+        self.state: State = State.NEW
         self.report: LoadReport | None = None
         self._contract = cast("type | None", contract)
         super().__init__(self._lookup, self._granted.timeouts.call, _contracts.returns(self._contract))
@@ -195,7 +195,10 @@ class Extension(MethodTable[Contract]):
 
     async def _launch(self, environment: Environment | None) -> WorkerHandle:
         began = time.perf_counter()
-        worker = WorkerHandle(self._granted, self.context, environment, self.logger, self._worker_ended)
+        try:
+            worker = WorkerHandle(self._granted, self.context, environment, self.logger, self._worker_ended)
+        except OSError as failure:
+            raise ExtensionStartError(f"{self.name}: the host cannot start a worker: {failure}") from failure
         try:
             async with asyncio.timeout(self._granted.timeouts.start):
                 described = await worker.ready

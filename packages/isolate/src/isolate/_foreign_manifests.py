@@ -10,6 +10,7 @@ from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from isolate._places import read_regular
 from isolate._requirement_file import read_requirement_file
 from isolate.errors import InvalidManifestError
 
@@ -92,14 +93,13 @@ def _script(file: Path) -> dict[str, Any] | None:
 
 def _text(file: Path) -> str:
     try:
-        data = file.read_bytes()
-        if len(data) > _SIZE_LIMIT:
-            raise InvalidManifestError(f"{file}: {len(data)} bytes; the limit is {_SIZE_LIMIT}")
-        return data.decode("utf-8")
+        return read_regular(file, _SIZE_LIMIT).decode("utf-8")
     except OSError as failure:
         raise InvalidManifestError(f"{file}: {failure.strerror}") from None
     except UnicodeDecodeError:
         raise InvalidManifestError(f"{file}: not UTF-8") from None
+    except ValueError as failure:
+        raise InvalidManifestError(f"a manifest cannot be read: {failure}") from None
 
 
 def _toml(file: Path, text: str) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from isolate._environments import write_atomically
 from isolate._extension import Extension
 from isolate._host import Host
 from isolate._manifest import Manifest, Timeouts
+from isolate._places import private_folder, read_private, write_atomically
 from isolate._source import EXPORTED, Captured, capture, returns_of
 from isolate._states import State
 from isolate._worker import forks
@@ -181,7 +181,8 @@ class Function(Generic[P, R]):
         folder = host.store.root / "functions" / key
         main = folder / "main.py"
         if _content(main) != text:
-            write_atomically(main, text)
+            private_folder(folder)
+            write_atomically(main, text.encode())
         return Manifest(
             name=f"{name}-{key}",
             dependencies=self._dependencies,
@@ -227,8 +228,8 @@ class Function(Generic[P, R]):
 
 def _content(path: Path) -> str | None:
     try:
-        return path.read_text("utf-8")
-    except OSError:
+        return read_private(path).decode("utf-8", "replace")
+    except FileNotFoundError:
         return None
 
 

@@ -82,7 +82,9 @@ class Host:
         progress: Progress | None = None,
     ) -> None:
         options = {"progress": progress} if progress is not None else {}
-        self.store = EnvironmentStore(Path(store) if store else None, policy, offline=offline, **options)
+        self.store: EnvironmentStore = EnvironmentStore(
+            Path(store) if store else None, policy, offline=offline, **options
+        )
         self._exports = Exports()
         self._extensions: dict[str, Extension[Any]] = {}
         self._guardian = Guardian()

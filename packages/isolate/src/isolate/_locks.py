@@ -9,11 +9,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from isolate._manifest import Manifest
+from isolate._places import read_regular
 from isolate._policy import Policy
 from isolate._requirements import OLDEST_PYTHON, Sources, inputs_hash, lock_hash, package_sources, parse
-from isolate.errors import LockOutOfDateError
+from isolate.errors import EnvironmentBuildError, LockOutOfDateError
 
 _HEADER = "# isolate lock, inputs "
+_LIMIT = 16 << 20
 
 
 class Locks:
@@ -70,15 +72,19 @@ class Locks:
         Raises:
             LockOutOfDateError: It was made for other requirements.
         """
+        name, file = self.manifest.name, self.manifest.lock_file
         try:
-            text = (self.manifest.directory / self.manifest.lock_file).read_text("utf-8")
+            text = read_regular(self.manifest.directory / file, _LIMIT).decode()
         except FileNotFoundError:
             return None
+        except ValueError as failure:
+            raise LockOutOfDateError(f"{name}: {file} cannot be read: {failure}") from None
+        except OSError as failure:
+            raise EnvironmentBuildError(f"{name}: {file} cannot be read: {failure}") from failure
         first, _, rest = text.partition("\n")
         if first != self.header:
             raise LockOutOfDateError(
-                f"{self.manifest.name}: {self.manifest.lock_file} was made for other requirements or another Python; "
-                "renew it with: isolate lock"
+                f"{name}: {file} was made for other requirements or another Python; renew it with: isolate lock"
             )
         return rest
 

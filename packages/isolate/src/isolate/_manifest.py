@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from isolate._foreign_manifests import is_foreign, read_foreign
+from isolate._places import read_regular
 from isolate._worker.spelling import suggest
 from isolate._yamlsafe import YamlError, read_yaml
 from isolate.errors import InvalidManifestError
@@ -172,11 +173,11 @@ def read_manifest(path: str | Path) -> Manifest:
         return _read_foreign(path)
     file = find_manifest(path)
     try:
-        data = file.read_bytes()
+        data = read_regular(file, _SIZE_LIMIT)
     except OSError as failure:
         raise InvalidManifestError(f"{file}: {failure.strerror}") from None
-    if len(data) > _SIZE_LIMIT:
-        raise InvalidManifestError(f"{file}: {len(data)} bytes are too many for a manifest; the limit is {_SIZE_LIMIT}")
+    except ValueError as failure:
+        raise InvalidManifestError(f"a manifest cannot be read: {failure}") from None
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as failure:

@@ -62,6 +62,7 @@ def run_program(
         cwd=folder,
         env=environment,
         start_new_session=True,
+        umask=0o077,
     )
     try:
         while True:

@@ -28,8 +28,8 @@ LOCK_FORMAT = 2
 """Changes what a lock file says; 2: for every machine."""
 OLDEST_PYTHON = "3.11"
 """A lock of an extension that names no Python is good for this one and all later ones."""
-ENVIRONMENT_FORMAT = 2
-"""Changes how environments are built from the same inputs; 2: no hard links."""
+ENVIRONMENT_FORMAT = 3
+"""Changes how environments are built from the same inputs; 3: no hard links, a table of all files."""
 
 # sysconfig fills its table on first use, and before Python 3.12 without a lock: a second thread then sees it half
 # filled. Environments are built concurrently in threads, so it is filled here, under the import lock.

@@ -74,7 +74,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path | str, *, kind: str = "state") -> None:
         """Open a folder of versions; `kind`, such as a backend's name, must equal that of every version."""
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self.kind = kind
 
     def save(self, tensors: Tensors, about: Mapping[str, Any] | None = None, *, score: float | None = None) -> int:

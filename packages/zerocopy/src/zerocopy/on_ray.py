@@ -16,8 +16,8 @@ from zerocopy.errors import MissingExtraError
 
 try:
     import ray
-except ImportError as error:
-    raise MissingExtraError('this needs Ray: pip install "pentad-zerocopy[ray]", or use mode="local"') from error
+except ImportError as _error:
+    raise MissingExtraError('this needs Ray: pip install "pentad-zerocopy[ray]", or use mode="local"') from _error
 
 __all__ = ["BatchPredictor", "ModelActor", "deployment"]
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .errors import UnsupportedTypeError
+from .errors import OverloadedError, UnsupportedTypeError
 
 if sys.platform != "win32":
     import fcntl
@@ -96,12 +96,16 @@ class Segment:
         self.number = next(_ids)
         self.size = size
         self.writable = writable
-        self.fd = os.memfd_create("isolate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = -1
         try:
+            self.fd = os.memfd_create("isolate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, size)
             self.view = Mapping(self.fd, size, writable=True).view
             seals = SHRINK_GROW if writable else SHRINK_GROW | F_SEAL_FUTURE_WRITE
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        except OSError as failure:
+            self.close()
+            raise OverloadedError(f"{size} bytes of shared memory cannot be made: {failure}") from failure
         except BaseException:
             self.close()
             raise

@@ -116,7 +116,7 @@ class TTTAdapter:
 
     def __init__(self, service: ModelService, settings: LoraSettings | None = None) -> None:
         self.service = service
-        self.settings = settings or LoraSettings()
+        self.settings: LoraSettings = settings or LoraSettings()
 
     @contextmanager
     def adapted(self, task: Task, clock: Clock, store: CheckpointStore | None = None) -> Iterator[Adaptation]:

@@ -110,10 +110,10 @@ class ModelService:
             device: `auto`, `cpu` or `cuda`.
             shared: A reference from `ttt.backends._sharing`; the weights are then mapped instead of read.
         """
-        self.path = Path(path)
-        self.device = choose_device(device)
+        self.path: Path = Path(path)
+        self.device: torch.device = choose_device(device)
         self.model: Any = load_model(self.path, self.device) if shared is None else shared.load()
-        self.symbols = self._symbols()
+        self.symbols: torch.Tensor = self._symbols()
         self.model.to(self.device)
         self.model.requires_grad_(False)
         self.model.eval()

@@ -122,20 +122,24 @@ class VitTraining:
     """One task's network, its optimizer and its moving average."""
 
     def __init__(self, settings: VitBackend, task: Task, seed: int) -> None:
-        self.settings, self.task, self.seed = settings, task, seed
-        self.device = choose_device(settings.device)
-        self.shape = CanvasShape(**settings.shape)
+        self.settings: VitBackend = settings
+        self.task: Task = task
+        self.seed: int = seed
+        self.device: torch.device = choose_device(settings.device)
+        self.shape: CanvasShape = CanvasShape(**settings.shape)
         largest = max(max(g.shape) for p in (*task.train, *task.test) for g in (p.input, p.output) if g is not None)
         if largest > self.shape.side:
             raise InvalidBackendError(f"task {task.id}: has grids of {largest} cells, the canvas {self.shape.side}")
-        self.model = self._fresh().to(self.device)
-        self.parameters = dict(self.model.named_parameters())
-        self.averages = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01)
-        self.views = random_views(task, 64, seed, shuffle_pairs=False)
+        self.model: CanvasViT = self._fresh().to(self.device)
+        self.parameters: dict[str, torch.nn.Parameter] = dict(self.model.named_parameters())
+        self.averages: dict[str, torch.Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01
+        )
+        self.views: list[View] = random_views(task, 64, seed, shuffle_pairs=False)
         about = asdict(replace(settings, shared=None))
-        self.about = {"seed": seed, "task": task.content, "settings": about}
-        self.step = 0
+        self.about: dict[str, Any] = {"seed": seed, "task": task.content, "settings": about}
+        self.step: int = 0
         self.losses: list[float] = []
 
     def _fresh(self) -> CanvasViT:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 import sys
 import threading
@@ -10,10 +12,10 @@ import weakref
 from typing import Any, Self
 
 from xfer._channel.layout import WAKE_AT_ONCE
-from xfer._channel.ring import Ring
+from xfer._channel.ring import Ring, announce
 from xfer._channel.waiting import Sleepers, on_exit
 from xfer._forks import on_fork
-from xfer.errors import ChannelClosedError, EndpointTakenError, WaitTimeoutError
+from xfer.errors import ChannelClosedError, EndpointTakenError, WaitTimeoutError, XferError
 
 SPIN = 200e-6
 
@@ -26,6 +28,15 @@ def deadline(timeout: float | None) -> float | None:
 def left(end: float | None) -> float | None:
     """Return how many seconds are left, at least 0; None for ever."""
     return None if end is None else max(0.0, end - time.monotonic())
+
+
+def _holds(value: Any, end: Any, depth: int) -> bool:
+    """Return whether a container, or one in it, holds an end."""
+    if value is end:
+        return True
+    if not depth or not isinstance(value, dict | list | tuple):
+        return False
+    return any(_holds(item, end, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
 
 
 class Endpoint:
@@ -83,7 +94,7 @@ class Endpoint:
     def expect(self, process: Any) -> None:
         """Name the process that is to attach the other end; its death before that counts as the end's.
 
-        An end that is an argument of `multiprocessing.Process` with the spawn method does this by itself.
+        An end that is an argument of a `multiprocessing.Process` does this by itself.
 
         Args:
             process: A process number, or an object with a `pid`, such as `subprocess.Popen`.
@@ -160,7 +171,7 @@ class Endpoint:
             if ring is self._ring and not self._closed and not self._exiting:
                 pid = getattr(self._expected, "pid", self._expected)
                 if isinstance(pid, int):
-                    ring.expect(pid)
+                    ring.named = pid
                 ring.wait(word, value, left(end), how)
         except (OSError, ValueError):
             if not self._closed:  # a signal handler of this thread has closed this end
@@ -202,6 +213,16 @@ class Endpoint:
         if self._ring is not None:
             self._let_go(self._ring)
             self._closed = True
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None and not self._closed:
+            util.register_after_fork(self, operator.methodcaller("_in_worker"))
+
+    def _in_worker(self) -> None:
+        """In a forked `multiprocessing.Process` that was given this end: have the other end notice its death."""
+        process = sys.modules["multiprocessing.process"].current_process()
+        if not self._closed and _holds(vars(process), self, 4):
+            with contextlib.suppress(XferError):
+                announce(self._token, self._sending)
 
     def _let_go(self, ring: Ring) -> None:
         if self._finalizer is not None:

@@ -35,6 +35,11 @@ class _End:
         on_fork(child=self._after_fork_in_child)
         on_exit(self._stop)
 
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed, or belongs to the process that this one was forked from."""
+        return self._closed
+
     def _check_open(self) -> None:
         if self._closed:
             raise ChannelClosedError("this end of the topic is closed")
@@ -299,6 +304,10 @@ class _Publisher(_End):
             pool.release_later(handle)
 
 
+# What this process publishes by each name stays when the object that published it is dropped.
+_publishers: dict[tuple[str, int], _Publisher] = {}
+
+
 class Topic:
     """A named stream from many writers to many readers of one user; the name outlives them all.
 
@@ -326,12 +335,11 @@ class Topic:
     def __init__(self, name: str, keep: int = 1, *, pool: Pool | None = None) -> None:
         if keep < 1:
             raise ValueError(f"got keep={keep}, want at least 1")
-        self.name, self.keep = name, keep
+        self.name: str = name
+        self.keep: int = keep
         self._pool = pool
         self._path = _board.path_of(name)
-        self._lock = threading.Lock()
-        self._publisher: _Publisher | None = None
-        on_fork(child=self._after_fork_in_child)
+        self._key = self._path, keep
 
     def publish(self, array: Any, *, timeout: float | None = None) -> None:
         """Publish an array or a tree.
@@ -344,12 +352,19 @@ class Topic:
             WaitTimeoutError: Such a reader took nothing in time.
             BudgetExceededError: The pool has no room.
             ChannelClosedError: Another thread closed this topic.
+            UntrustedFileError: What has the topic's name in shared memory is not this user's alone.
         """
         pool = self._pool
         if pool is None or pool.closed:
             pool = self._pool = default_pool()
-        with self._lock:
-            publisher = self._publisher = self._publisher or _Publisher(self.name, self.keep)
+        publisher = _publishers.get(self._key)
+        if publisher is None or publisher.closed:
+            made = _Publisher(self.name, self.keep)
+            publisher = _publishers.setdefault(self._key, made) if publisher is None else made
+            if publisher is made:
+                _publishers[self._key] = made
+            else:  # another thread was faster
+                made.close()
         publisher.publish(pool, array, None if timeout is None else time.monotonic() + timeout)
 
     def subscribe(self, *, every: bool = False) -> Subscription:
@@ -361,9 +376,8 @@ class Topic:
         return Subscription(self.name, self.keep, every)
 
     def close(self) -> None:
-        """Release what this process has published, and end its waits. The name stays."""
-        with self._lock:
-            publisher, self._publisher = self._publisher, None
+        """Release what this process has published by this name, and end its waits. The name stays."""
+        publisher = _publishers.pop(self._key, None)
         if publisher is not None:
             publisher.close()
 
@@ -380,6 +394,3 @@ class Topic:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _after_fork_in_child(self) -> None:
-        self._lock, self._publisher = threading.Lock(), None

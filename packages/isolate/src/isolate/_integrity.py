@@ -1,0 +1,197 @@
+"""The files of an environment: private copies, a table of what was installed, and what has changed since."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from isolate.errors import EnvironmentBuildError
+
+MARKER = ".isolate.json"
+"""The file that makes an environment complete."""
+_BYTECODE = "__pycache__"
+
+
+class Row(NamedTuple):
+    """One file of an environment.
+
+    Attributes:
+        path: Where it is, below the environment's folder.
+        size: Its bytes.
+        mtime: When it was written, in nanoseconds.
+        digest: The SHA-256 of its content as in its wheel's record, or of the file where no record has it.
+    """
+
+    path: str
+    size: int
+    mtime: int
+    digest: str
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """What is written into an environment when it is complete."""
+
+    packages: tuple[str, ...]
+    inputs: str
+    extension: str
+    files: tuple[Row, ...]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield all that is not a folder, by its path below this one, without Python's own caches of bytecode."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = below + entry.name
+                if not entry.is_dir(follow_symlinks=False):
+                    yield name, entry.stat(follow_symlinks=False)
+                elif entry.name != _BYTECODE:
+                    waiting.append(name + "/")
+
+
+def own_files(folder: Path, check: Callable[[], None]) -> None:
+    """Replace every hard link below a folder by a copy.
+
+    uv links installed files to its cache. A write into such a file would change it for every other environment, for
+    later builds and for the user's own projects. On file systems with shared extents the kernel copies nothing.
+
+    Args:
+        folder: The environment.
+        check: Called between files; ends the work by raising.
+    """
+    linked = [folder / name for name, status in _walk(folder) if status.st_nlink > 1 and stat.S_ISREG(status.st_mode)]
+
+    def own(path: Path) -> None:
+        check()
+        _own_file(path)
+
+    with ThreadPoolExecutor(4, "isolate-copy") as threads:
+        for _ in threads.map(own, linked):
+            pass
+
+
+def _own_file(path: Path) -> None:
+    copy = path.with_name(f"{path.name}.isolate-copy")
+    with open(path, "rb", buffering=0) as source, open(copy, "xb", buffering=0) as target:
+        status = os.fstat(source.fileno())
+        left = status.st_size
+        while left:
+            left -= _copy_some(source.fileno(), target.fileno(), left)
+        os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode) & ~0o022)
+        os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(copy, path)
+
+
+def _copy_some(source: int, target: int, count: int) -> int:
+    try:
+        done = os.copy_file_range(source, target, count)
+    except OSError as failure:
+        if failure.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        done = os.sendfile(target, source, None, count)
+    if not done:
+        raise EnvironmentBuildError("a file of the environment became shorter while it was copied")
+    return done
+
+
+def installed(environment: Path) -> tuple[str, ...]:
+    """Return the packages of an environment as `name==version`."""
+    names = []
+    for info in (environment / "lib").glob("python*/site-packages/*.dist-info"):
+        name, _, version = info.name.removesuffix(".dist-info").partition("-")
+        names.append(f"{name.replace('_', '-').lower()}=={version}")
+    return tuple(sorted(names))
+
+
+def describe(folder: Path, inputs: str, extension: str) -> bytes:
+    """Return the marker of an environment that is complete."""
+    recorded = _recorded(folder)
+    rows = []
+    for name, status in _walk(folder):
+        digest = recorded.get(name) or _digest(folder / name, status)
+        rows.append(Row(name, status.st_size, status.st_mtime_ns, digest))
+    return msgspec.json.encode(Marker(installed(folder), inputs, extension, tuple(rows)))
+
+
+def read_marker(data: bytes) -> Marker | None:
+    """Return what a marker says; None if it is damaged."""
+    try:
+        return msgspec.json.decode(data, type=Marker)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """Return the digests that the packages' own records have, by path below the environment's folder."""
+    found = {}
+    for record in (folder / "lib").glob("python*/site-packages/*.dist-info/RECORD"):
+        site = record.parents[1].relative_to(folder)
+        with contextlib.suppress(OSError, ValueError, csv.Error), open(record, encoding="utf-8", newline="") as file:
+            for name, digest, *_ in csv.reader(file):
+                if digest.startswith("sha256="):
+                    found[os.path.normpath(site / name)] = digest.removeprefix("sha256=")
+    return found
+
+
+def _digest(path: Path, status: os.stat_result) -> str:
+    """Return the digest of a file's content, or of a link's target."""
+    if stat.S_ISLNK(status.st_mode):
+        return _text(hashlib.sha256(os.fsencode(os.readlink(path))).digest())
+    with open(path, "rb") as file:
+        return _text(hashlib.file_digest(file, "sha256").digest())
+
+
+def _text(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _broken(folder: Path) -> str:
+    if not (folder / "bin" / "python").exists():
+        return "its interpreter is missing"
+    return "" if any((folder / "lib").glob("python*/site-packages/")) else "its site-packages is missing"
+
+
+def first_change(folder: Path, marker: Marker) -> str:
+    """Return what differs from the table in size or time, or is missing; empty if nothing does."""
+    if broken := _broken(folder):
+        return broken
+    base = f"{folder}/"
+    for path, size, mtime, _ in marker.files:
+        try:
+            status = os.lstat(base + path)
+        except OSError:
+            return f"{path} is missing"
+        if status.st_size != size or status.st_mtime_ns != mtime:
+            return f"{path} was changed"
+    return ""
+
+
+def changes(folder: Path, marker: Marker) -> list[str]:
+    """Return all that differs from the table, contents and owners included; reads every file."""
+    found = [broken] if (broken := _broken(folder)) else []
+    known = {row.path: row for row in marker.files}
+    for name, status in _walk(folder):
+        row = known.pop(name, None)
+        if row is None:
+            if name != MARKER:
+                found.append(f"{name} was added")
+        elif not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+            found.append(f"{name} is not a regular file")
+        elif status.st_size != row.size or _digest(folder / name, status) != row.digest:
+            found.append(f"{name} was changed")
+        if status.st_uid not in (0, os.geteuid()):
+            found.append(f"{name} belongs to another user")
+    return sorted(found + [f"{name} is missing" for name in known])
