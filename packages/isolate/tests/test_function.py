@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -168,6 +170,44 @@ def test_what_cannot_run_elsewhere() -> None:
             isolate.run(function)
     with pytest.raises(TypeError, match="no Python function"):
         isolate.run(len, [1])
+
+
+@functools.lru_cache
+def cached(x: int) -> int:
+    """Decorated by something else."""
+    return x + 1
+
+
+@isolate.function
+def inner(x: int) -> int:
+    """Runs in the process of the function that uses it."""
+    return cached(x)
+
+
+def outer(x: int) -> int:
+    """Uses decorated functions, and itself."""
+    return inner(x) if x else outer(x + 1)
+
+
+def test_decorated_functions_come_along(host: Host) -> None:
+    """With their other decorators; an isolated one runs where its user runs."""
+    assert isolate.run(outer, 0, host=host) == 2
+    assert len(host.extensions) == 1
+
+
+def test_source_is_that_of_the_definition(host: Host, tmp_path: Path) -> None:
+    """A file that has changed since the function was defined changes nothing."""
+    file = tmp_path / "changing.py"
+    file.write_text("import isolate\n@isolate.function\ndef f(): return 1\n")
+    spec = importlib.util.spec_from_file_location("changing", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    file.write_text("import isolate\n\n\n\ndef g(): return 2\n@isolate.function\ndef f(): return 3\n")
+    there = isolate.Function(module.f.local, host=host)
+    there._text = module.f._text
+    assert there() == 1
 
 
 def test_source_has_what_is_used_and_nothing_more() -> None:

@@ -21,7 +21,7 @@ from isolate._extension import Extension
 from isolate._host import Host
 from isolate._manifest import Manifest, Timeouts
 from isolate._places import private_folder, read_private, write_atomically
-from isolate._source import EXPORTED, Captured, capture, returns_of
+from isolate._source import EXPORTED, Captured, capture, read_source, returns_of
 from isolate._states import State
 from isolate._worker import forks
 from isolate._worker.convert import converter as conversion
@@ -120,6 +120,7 @@ class Function(Generic[P, R]):
         self._timeout = timeout
         self._host = host
         self._lock = threading.Lock()
+        self._text = read_source(function)
         self._captured: Captured | None = None
         self._extension: Extension[Any] | None = None
         self._returns = conversion(returns_of(function))
@@ -138,7 +139,7 @@ class Function(Generic[P, R]):
         with self._lock:
             if not self._is_ready():
                 if self._captured is None or not self._captured.is_current():
-                    self._captured = capture(self.local, function)  # type: ignore[arg-type]
+                    self._captured = capture(self.local, function, self._text)  # type: ignore[arg-type]
                 self._extension = self._start(self._captured.text)
             assert self._extension is not None
             return self._extension
