@@ -331,9 +331,7 @@ class Extension(MethodTable[Contract]):
             await asyncio.sleep(0.01)
 
     def watch(self, seconds: float = 0.5) -> None:
-        """Reload whenever a Python file in the extension's folder changes, until it is stopped.
-
-        A new version that cannot be loaded is logged, and the old one goes on answering.
+        """Reload whenever a Python file in its folder changes; what cannot be loaded is logged and changes nothing.
 
         Args:
             seconds: Time between two looks at the folder.
@@ -342,9 +340,8 @@ class Extension(MethodTable[Contract]):
         self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, seconds), self.context.loop)
 
     def _stop_watching(self) -> None:
-        watching, self._watching = self._watching, None
-        if watching is not None:
-            watching.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def astop(self, drain: bool = True) -> None:
         """Stop it: wait for running calls within the stop timeout, ask it to exit, then kill it. Idempotent."""
