@@ -30,6 +30,7 @@ from isolate._worker.link import Link
 from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
 from isolate._worker.quotas import LinkLimits
 from isolate._worker.threads import Threads
+from isolate._worker.turns import Turns
 from isolate.errors import ExtensionStartError, OverloadedError, WireError, WorkerDiedError
 
 _BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
@@ -48,6 +49,7 @@ class HostContext:
     canaries: Canaries
     max_depth: int
     decode: Callable[..., Future[Any]]
+    turns: Turns
     run: Callable[[Any], Any]
 
 
@@ -101,6 +103,7 @@ class WorkerHandle:
             limits=_link_limits(context.store.policy.quotas),
             offload=context.decode,
             on_abandoned=self._on_abandoned,
+            turns=context.turns,
         )
         layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
         folders = layer["folders"] if layer else []

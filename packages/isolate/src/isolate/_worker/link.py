@@ -12,7 +12,6 @@ import copy
 import itertools
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -54,11 +53,12 @@ from .segments import Segment
 from .serving import Serving
 from .streams import StreamReply, Unread
 from .threads import Threads
+from .turns import Turns
 from .values import Values
 
 _WITH_VALUES = (RESULT, CALL, ERROR, ITEM, LOAD, READY, FAILED, STOP)
 _CONTROL = (LOAD, READY, FAILED, STOP)
-_LARGE = 8 << 10
+_LARGE = 4 << 10
 """Larger messages are decoded elsewhere than on the loop, where the link has such a place."""
 Offload = Callable[..., "Future[Any]"]
 Decoded = Callable[[], "tuple[Any, int]"]
@@ -82,6 +82,7 @@ class Link:  # long because calls and answers in both directions share the table
         limits: What the other side may make this one hold or do; the defaults trust it.
         offload: Runs a function elsewhere than on the loop; used to decode large messages.
         on_abandoned: Called from any thread when a call was given up before its answer.
+        turns: Shared by the links of the loop.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Link:  # long because calls and answers in both directions share the table
         limits: LinkLimits = TRUSTED,
         offload: Offload | None = None,
         on_abandoned: Callable[[], None] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.name = name
         self.loop = loop
@@ -124,7 +126,7 @@ class Link:  # long because calls and answers in both directions share the table
         self._offload = offload
         self._on_abandoned = on_abandoned
         self.frames_received = 0
-        self.channel = Channel(sock, loop, self._on_frame, on_closed, limits.frame_bytes, limits.queued_bytes)
+        self.channel = Channel(sock, loop, self._on_frame, on_closed, limits.frame_bytes, limits.queued_bytes, turns)
         self.serving = Serving(loop, threads, self._answer, limits)
 
     @property
@@ -232,18 +234,29 @@ class Link:  # long because calls and answers in both directions share the table
 
     # What the other side sends
 
-    def _on_frame(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
+    def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
         self.frames_received += 1
         if kind not in _WITH_VALUES:
-            self._on_other(kind, number, payload, descriptors)
+            self._on_other(kind, number, payload)
         elif len(payload) > _LARGE and self._offload is not None:
             # What follows must wait for it, so nothing is read meanwhile.
             self.channel.pause()
             self._offload(self.values.weigh, payload).add_done_callback(
                 lambda done: self._on_loop(self._on_decoded, kind, number, done.result)
             )
+        elif payload == _NONE:
+            self._on_value(kind, number, None, 0, None)
         else:
-            self._on_value(kind, number, lambda: (None, 0) if payload == _NONE else self.values.weigh(payload))
+            self._decode(kind, number, self.values.weigh, payload)
+
+    def _decode(self, kind: int, number: int, decode: Callable[..., tuple[Any, int]], *payload: bytes) -> None:
+        value, weight = None, 0
+        refused: Exception | None = None
+        try:
+            value, weight = decode(*payload)
+        except (UnsupportedTypeError, OverloadedError) as failure:
+            refused = failure.with_traceback(None)
+        self._on_value(kind, number, value, weight, refused)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -253,20 +266,14 @@ class Link:  # long because calls and answers in both directions share the table
         if self._closing is not None:
             return
         try:
-            self._on_value(kind, number, decoded)
+            self._decode(kind, number, decoded)
         except Exception as failure:
             self.channel.fail(failure)
         else:
             self.channel.resume()
 
-    def _on_value(self, kind: int, number: int, decoded: Decoded) -> None:
-        """Handle a frame with a value; `decoded` returns the value and its weight, or raises."""
-        value, weight = None, 0
-        refused: Exception | None = None
-        try:
-            value, weight = decoded()
-        except (UnsupportedTypeError, OverloadedError) as failure:
-            refused = failure.with_traceback(None)
+    def _on_value(self, kind: int, number: int, value: Any, weight: int, refused: Exception | None) -> None:
+        """Handle a frame with a value, or with one that is refused here."""
         if kind == CALL:
             if refused is not None:
                 self.serving.answer("ERROR", number, refused)
@@ -328,7 +335,7 @@ class Link:  # long because calls and answers in both directions share the table
         else:
             self.serving.begin(number, export, args, kwargs, context)
 
-    def _on_other(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
+    def _on_other(self, kind: int, number: int, payload: bytes) -> None:
         if kind == PING:
             self.tell(PONG, 0, None)
         elif kind == PONG:
@@ -352,9 +359,9 @@ class Link:  # long because calls and answers in both directions share the table
             for segment in self.values.numbers(payload):
                 self.values.incoming.dropped(segment)
         elif kind == SEGMENT:
-            if not descriptors:
+            if not self.channel.descriptors:
                 raise WireError("a segment was announced without its descriptor")
-            self.values.incoming.arrived(number, descriptors.popleft())
+            self.values.incoming.arrived(number, self.channel.descriptors.popleft())
         else:
             raise WireError(f"frames of kind {kind} are not part of the protocol")
 
