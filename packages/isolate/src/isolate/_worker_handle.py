@@ -236,6 +236,9 @@ class WorkerHandle:
         """Tell the owner, then fail what waits for this worker: who learns of the end finds the state that follows."""
         self.died = death
         self.link.channel.drain()
+        if self.link.channel.paused and not self.link.channel.closed:  # its last answer is being decoded
+            self._loop.call_later(0.002, self.end, death)
+            return
         if not self.ready.done():
             self.ready.set_exception(death)
             self.ready.exception()

@@ -39,6 +39,8 @@ class Channel:
 
     Attributes:
         closed: Whether the channel is closed.
+        draining: Whether `drain` was called.
+        paused: Whether `pause` was called, and `resume` not yet.
         descriptors: Those received that no frame has taken yet.
     """
 
@@ -64,8 +66,8 @@ class Channel:
         self._usage = Usage()
         self._until = 0.0
         self._waits = False
-        self._turn_length = TURN
-        self._paused = False
+        self.draining = False
+        self.paused = False
         self._lock = threading.Lock()
         self._turn = False
         self._batch: list[bytes] = []
@@ -185,12 +187,12 @@ class Channel:
     def _next_turn(self) -> None:
         if self._waits:
             self._waits = False
-            if not self._paused and not self.closed:
+            if not self.paused and not self.closed:
                 self._use(self._continue, time.perf_counter())
 
     def _use(self, work: Callable[[], None], began: float) -> None:
         """Use the loop's thread for about one turn."""
-        self._until = began + self._turn_length
+        self._until = float("inf") if self.draining else began + TURN
         try:
             work()
         except Exception as failure:
@@ -202,14 +204,14 @@ class Channel:
     def _continue(self) -> None:
         """Deliver what has arrived already, then read more if there is time."""
         self._reader.received(0, self._on_frame, self._goes_on)
-        if not (self._waits or self._paused or self.closed):
+        if not (self._waits or self.paused or self.closed):
             self._receive()
 
     def _goes_on(self) -> bool:
         """Return whether the next frame is delivered now; else others have their turn before."""
-        if not self._paused and not self.closed and time.perf_counter() > self._until:
+        if not self.paused and not self.closed and time.perf_counter() > self._until:
             self._wait()
-        return not (self.closed or self._paused or self._waits)
+        return not (self.closed or self.paused or self._waits)
 
     def _receive(self) -> None:
         try:
@@ -242,14 +244,14 @@ class Channel:
 
     def pause(self) -> None:
         """Read and deliver nothing until `resume`; call it on the loop, from `on_frame`."""
-        self._paused = True
+        self.paused = True
         self._loop.remove_reader(self._sock.fileno())
 
     def resume(self) -> None:
         """Deliver what has arrived meanwhile, and read again; call it on the loop."""
         if self.closed:
             return
-        self._paused = False
+        self.paused = False
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
         if self._turns is None or self._turns.may_begin(self._usage, time.perf_counter()):
             self._waits = True
@@ -259,9 +261,9 @@ class Channel:
 
     def drain(self) -> None:
         """Deliver what has arrived and was not read yet; for a peer that has exited."""
-        self._turn_length = float("inf")
+        self.draining = True
         self._next_turn()
-        while not (self.closed or self._paused):
+        while not (self.closed or self.paused):
             before = self._reader.partial
             self._use(self._receive, time.perf_counter())
             if self._reader.partial == before:

@@ -19,6 +19,7 @@ from typing import Any
 from . import failures, forks
 from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
 from .channel import Channel
+from .copies import ON_LOOP, STATE, Copier, CopyNeededError
 from .errors import (
     CallTimeoutError,
     DepthExceededError,
@@ -64,6 +65,8 @@ Offload = Callable[..., "Future[Any]"]
 Decoded = Callable[[], "tuple[Any, int]"]
 _ANSWERS = {"RESULT": RESULT, "ERROR": ERROR, "ITEM": ITEM, "END": END}
 _NONE = b"\xc0"
+_BYTES = b"\xa5bytes"
+"""In messages with bytes objects that are copied out of shared memory."""
 
 
 class Link:  # long because calls and answers in both directions share the table of pending numbers
@@ -127,7 +130,8 @@ class Link:  # long because calls and answers in both directions share the table
         self._on_abandoned = on_abandoned
         self.frames_received = 0
         self.channel = Channel(sock, loop, self._on_frame, on_closed, limits.frame_bytes, limits.queued_bytes, turns)
-        self.serving = Serving(loop, threads, self._answer, limits)
+        self.copier = Copier()
+        self.serving = Serving(loop, threads, self._answer, limits, self.copier)
 
     @property
     def pending(self) -> int:
@@ -172,7 +176,10 @@ class Link:  # long because calls and answers in both directions share the table
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         deadline = deadline_after(timeout)
-        number = self.begin(target, args, kwargs, deadline, future if loop is self.loop else ForeignReply(loop, future))
+        reply = future if loop is self.loop else ForeignReply(loop, future)
+        number = self.begin_here(target, args, kwargs, deadline, reply)
+        if number is None:
+            number = await self.begin_elsewhere(target, args, kwargs, deadline, reply)
         timer = None
         if deadline is not None:
             late = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
@@ -216,6 +223,30 @@ class Link:  # long because calls and answers in both directions share the table
             raise self._closing
         return number
 
+    def begin_here(self, *call: Any) -> int | None:
+        """Like `begin`, on an event loop's thread; None, and nothing is sent, if much would be copied there."""
+        STATE.left = ON_LOOP
+        try:
+            return self.begin(*call)
+        except CopyNeededError:
+            return None
+        finally:
+            STATE.left = None
+
+    async def begin_elsewhere(self, *call: Any) -> int:
+        """Like `begin`, in another thread, after `begin_here` has returned None."""
+        begun = self.copier.again(self.begin, *call)
+        try:
+            number: int = await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(self._abandon_begun)
+            raise
+        return number
+
+    def _abandon_begun(self, begun: asyncio.Future[int]) -> None:
+        if not begun.cancelled() and begun.exception() is None:
+            self.abandon(begun.result())
+
     def abandon(self, number: int) -> None:
         """Cancel a call unless it is answered already."""
         if self._pending.pop(number, None) is not None:
@@ -238,16 +269,21 @@ class Link:  # long because calls and answers in both directions share the table
         self.frames_received += 1
         if kind not in _WITH_VALUES:
             self._on_other(kind, number, payload)
-        elif len(payload) > _LARGE and self._offload is not None:
-            # What follows must wait for it, so nothing is read meanwhile.
-            self.channel.pause()
-            self._offload(self.values.weigh, payload).add_done_callback(
-                lambda done: self._on_loop(self._on_decoded, kind, number, done.result)
-            )
+        elif len(payload) > _LARGE and self._offload is not None and not self.channel.draining:
+            self._decode_elsewhere(kind, number, payload, self._offload)
+        elif len(payload) <= _LARGE and _BYTES in payload and not self.channel.draining:
+            self._decode_elsewhere(kind, number, payload, self.copier.submit)
         elif payload == _NONE:
             self._on_value(kind, number, None, 0, None)
         else:
             self._decode(kind, number, self.values.weigh, payload)
+
+    def _decode_elsewhere(self, kind: int, number: int, payload: bytes, offload: Offload) -> None:
+        # What follows must wait for it, so nothing is read meanwhile.
+        self.channel.pause()
+        offload(self.values.weigh, payload).add_done_callback(
+            lambda done: self._on_loop(self._on_decoded, kind, number, done.result)
+        )
 
     def _decode(self, kind: int, number: int, decode: Callable[..., tuple[Any, int]], *payload: bytes) -> None:
         value, weight = None, 0
@@ -416,6 +452,7 @@ class Link:  # long because calls and answers in both directions share the table
             _, reply = self._pending.popitem()
             self._resolve(reply, None, _copy(self._closing))
         self.serving.close()
+        self.copier.close()
         self.values.close()
 
 
