@@ -29,6 +29,7 @@ from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
 from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
 from isolate._worker.quotas import LinkLimits
+from isolate._worker.supervisor import OVER_LIMIT
 from isolate._worker.threads import Threads
 from isolate._worker.turns import Turns
 from isolate.errors import ExtensionStartError, OverloadedError, WireError, WorkerDiedError
@@ -88,6 +89,7 @@ class WorkerHandle:
         self._asking = False
         self._wedged_seconds = context.store.policy.wedged_seconds
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
+        self._limits = manifest.limits.as_numbers()
         ours, theirs = socket.socketpair()
         offered = context.exports.offered(manifest.needs)
         self.link = Link(
@@ -226,6 +228,9 @@ class WorkerHandle:
         reason = self.reason
         if not reason and code == 137:
             reason = "it reached its memory limit"
+        for name, exit_code in OVER_LIMIT.items():
+            if not reason and code == exit_code and name in self._limits:
+                reason = f"it had more than {self._limits[name]} {name}, its limit"
         if not reason and signal_number == signal.SIGXCPU:
             reason = "it used up its processor time"
         if self.process is not None and code is None and signal_number is None:
