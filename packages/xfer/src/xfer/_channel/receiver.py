@@ -21,6 +21,7 @@ from xfer.errors import (
     ProducerGoneError,
     StaleHandleError,
     WaitTimeoutError,
+    XferError,
 )
 
 _NOTHING = object()
@@ -69,7 +70,10 @@ class Receiver(Endpoint):
             with self._lock:
                 core = self._core
                 if core is not None:
-                    array = core.recv(nanoseconds)
+                    try:
+                        array = core.recv(nanoseconds)
+                    except dtypes.MISFITS as error:
+                        raise self._damaged(error) from error
                     if array is not None:
                         if self._armed:
                             self._quiet()
@@ -136,6 +140,13 @@ class Receiver(Endpoint):
             if self._armed:
                 self._quiet()
         return present(array, fields, message.meta, as_)
+
+    def _damaged(self, error: BaseException) -> HandleError:
+        """Pass over a message that does not make sense; return the error to raise."""
+        ring = self._ring
+        if ring is not None:
+            ring.took(ring.words[TAIL])
+        return HandleError(f"a message of the channel is damaged: {error}")
 
     def _quiet(self) -> None:
         if self._ring is not None:
@@ -205,10 +216,20 @@ def _from_slot(ring: Ring, core: Receiving, message: Message) -> Any:
         stride, slots, epoch, handle = ring.slab()
         if epoch != message.epoch:
             raise StaleHandleError("the sender of this array has ended, and another one took its place")
-        core.use_slab(READER.array(handle)[0], stride, slots, epoch)
-    shape, token = read_meta(message.meta, message.ndim)
-    core.learn(message.meta, message.ndim, shape, dtypes.decode(token))
-    array = core.recv(0)
+        try:
+            core.use_slab(READER.array(handle)[0], stride, slots, epoch)
+        except dtypes.MISFITS as error:
+            if isinstance(error, XferError):
+                raise
+            raise HandleError(f"the channel's memory is damaged: {error}") from error
+    try:
+        shape, token = read_meta(message.meta, message.ndim)
+        core.learn(message.meta, message.ndim, shape, dtypes.decode(token))
+        array = core.recv(0)
+    except dtypes.MISFITS as error:
+        if isinstance(error, HandleError):
+            raise
+        raise HandleError(f"a message of the channel is damaged: {error}") from error
     if array is None:
         raise HandleError("the channel's memory is damaged: a message does not fit its slab")
     return array

@@ -28,7 +28,7 @@ from xfer._channel.layout import (
     TAIL,
     UNKNOWN,
 )
-from xfer._channel.ring import Ring
+from xfer._channel.ring import COUNT, Ring
 from xfer._compiled import module
 from xfer._deferred import Deferred
 
@@ -232,7 +232,8 @@ class ReceiverCore:
         known = self._known.get((message.meta, message.ndim))
         if message.slot >= self._slots or message.epoch != self.epoch or message.nbytes > self._stride or not known:
             return None
-        array: np.ndarray[Any, Any] = np.ndarray(*known, self._base, message.slot * self._stride)
+        start = message.slot * self._stride
+        array: np.ndarray[Any, Any] = np.ndarray(*known, self._base[start : start + message.nbytes])
         watch = _SlotWatch(array, self._dropped.note)
         watch.slot, watch.epoch, watch.generation = message.slot, message.epoch, self._generation
         self._watches[id(watch)] = watch
@@ -263,4 +264,4 @@ class ReceiverCore:
         if head - words[RETURN_TAIL] <= mask:  # otherwise the slot stays out of use, which is safe
             words[RETURNS + (head & mask)] = watch.epoch << 32 | watch.slot
             ring.fence()
-            words[RETURN_HEAD] = head + 1
+            words[RETURN_HEAD] = head + 1 & COUNT

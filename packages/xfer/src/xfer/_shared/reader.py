@@ -308,7 +308,11 @@ def _check_current(mapping: Mapping, fields: Fields, raw: bytes, kept: bool) -> 
 def _view(
     mapping: Mapping, raw: bytes, fields: Fields, private: bool
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the bytes of a slot, which are the base of every view of them, and the array over them."""
+    """Return the bytes of a slot, which are the base of every view of them, and the array over them.
+
+    Raises:
+        HandleError: The array that the handle describes does not fit its bytes.
+    """
     offset, flags, nbytes = mapping.start + fields.slot * mapping.stride, fields.flags, fields.nbytes
     plain: np.ndarray[Any, Any] = np.ndarray((nbytes,), np.uint8, mapping.map, offset)
     base = plain
@@ -316,10 +320,15 @@ def _view(
         base = mapping.private(offset, nbytes) if nbytes > COPY_UP_TO else plain.copy()
     if flags & (CUDA | TREE):
         return base, base
-    shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
-    if flags & TOKEN_IN_SLOT:
-        token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
-    return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
+    try:
+        shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
+        if flags & TOKEN_IN_SLOT:
+            token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
+        return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
+    except dtypes.MISFITS as error:
+        if isinstance(error, XferError):
+            raise
+        raise HandleError(f"the array that the handle describes does not fit its {nbytes} bytes: {error}") from error
 
 
 class View:

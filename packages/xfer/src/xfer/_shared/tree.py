@@ -209,7 +209,7 @@ def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
         if as_ == "torch":
             return build(iter([to_torch(array)[0] for array in arrays]), iter(plain))
         return build(iter(arrays), iter(plain))
-    except (ValueError, TypeError, KeyError, IndexError, struct.error, StopIteration) as error:
+    except dtypes.MISFITS as error:
         if isinstance(error, HandleError | UnsupportedDtypeError):
             raise
         raise HandleError(f"the tree behind this handle cannot be read: {error}") from error
