@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +159,49 @@ def test_torch_through_a_channel(pool: xfer.Pool) -> None:
                 assert not tensor.any()
         with pytest.raises(ValueError, match="want 'numpy' or 'torch'"):
             channel.receiver.recv(timeout=0, as_="jax")  # type: ignore[arg-type]
+
+
+SMALL: list[Callable[[], torch.Tensor]] = [
+    lambda: torch.ones(8),
+    lambda: torch.arange(6).reshape(2, 3),
+    lambda: torch.ones(2, 3).t(),
+    lambda: torch.arange(12, dtype=torch.int16).reshape(3, 4)[:, 1:3],
+    lambda: torch.arange(9.0)[2:],
+    lambda: torch.arange(9.0)[::2],
+    lambda: torch.tensor(5.0),
+    lambda: torch.ones(1, 1, 1),
+    lambda: torch.zeros(0),
+    lambda: torch.tensor([True, False]),
+    lambda: torch.ones(3, dtype=torch.bfloat16),
+    lambda: torch.ones(3, dtype=torch.float8_e4m3fn),
+    lambda: torch.tensor([1 + 2j, 3 - 4j]).conj(),
+    lambda: torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+    lambda: torch.ones(3, requires_grad=True),
+    lambda: torch.nn.Parameter(torch.ones(3)),
+]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_small_tensors_of_every_kind_come_as_they_are(pool: xfer.Pool, compiled: bool) -> None:
+    """Whatever their memory looks like, strided, conjugated, negated, with a gradient; also once they are known."""
+    with xfer.Channel(4, pool=pool, compiled=compiled) as channel:
+        for _ in range(3):
+            for make in SMALL:
+                tensor = make()
+                channel.sender.send(tensor, timeout=5)
+                got = channel.receiver.recv(timeout=5, as_="torch")
+                want = tensor.detach().resolve_conj().resolve_neg()
+                assert (got.dtype, got.shape) == (want.dtype, want.shape)
+                assert got.tolist() == want.tolist() or torch.equal(got.float(), want.float())
+                got.copy_(torch.zeros_like(got))
+                channel.sender.send(tensor, timeout=5)
+                again = channel.receiver.recv(timeout=5)
+                assert again.tobytes() == xfer.move(want.contiguous(), "numpy").tobytes()
+                del again
+        for wrong in (torch.ones(8, device="meta"), torch.ones(8).to_sparse()):  # a dtype and shape that are known
+            with pytest.raises(errors.UnsupportedDtypeError):
+                channel.sender.send(wrong, timeout=1)
 
 
 def test_a_spawned_trainer_changes_its_batch_in_place(pool: xfer.Pool) -> None:

@@ -10,7 +10,7 @@ from xfer._channel.endpoints import Endpoint, deadline
 from xfer._channel.layout import HEAD, SENDER_PID, SLAB_SPENT, TAIL
 from xfer._channel.ring import HANDLE, Message, Ring
 from xfer._channel.slab import Receiving, receiving_core
-from xfer._convert.interchange import Library, private_tensor
+from xfer._convert.interchange import Library, dlpack_kind, private_tensor, tensor_interface
 from xfer._shared import dtypes
 from xfer._shared.handle import read_meta
 from xfer._shared.reader import READER, check_library, present
@@ -49,6 +49,7 @@ class Receiver(Endpoint):
 
     _sending = False
     _core: Receiving | None = None
+    _torch_known = False
 
     def recv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
         """Return the next array or tree: no copy, read-only, its slot taken until the last view of it is gone.
@@ -71,13 +72,13 @@ class Receiver(Endpoint):
                 core = self._core
                 if core is not None:
                     try:
-                        array = core.recv(nanoseconds)
+                        array = core.recv(nanoseconds) if as_ == "numpy" else self._recv_tensor(core, nanoseconds)
                     except dtypes.MISFITS as error:
                         raise self._damaged(error) from error
                     if array is not None:
                         if self._armed:
                             self._quiet()
-                        return array if as_ == "numpy" else private_tensor(array)
+                        return array
                 array = self._take(as_)
                 if array is not _NOTHING:
                     return array
@@ -141,6 +142,21 @@ class Receiver(Endpoint):
                 self._quiet()
         return present(array, fields, message.meta, as_)
 
+    def _recv_tensor(self, core: Receiving, nanoseconds: int) -> Any:
+        """Return the next array as a tensor with memory of its own, or None as the core does."""
+        if not self._torch_known:
+            import torch  # noqa: F401 - the caller wants tensors
+
+            interface = tensor_interface()
+            if interface is not None:
+                core.use_tensors(interface[1])
+            self._torch_known = True
+        tensor = core.recv_tensor(nanoseconds)
+        if tensor is not None:
+            return tensor
+        array = core.recv(0)  # of a kind that the core makes no tensors of
+        return None if array is None else private_tensor(array)
+
     def _damaged(self, error: BaseException) -> HandleError:
         """Pass over a message that does not make sense; return the error to raise."""
         ring = self._ring
@@ -192,6 +208,7 @@ class Receiver(Endpoint):
 
     def _make_core(self, ring: Ring) -> None:
         core = self._core = receiving_core(ring, self._compiled)
+        self._torch_known = False
         self._finalizer = weakref.finalize(self, _end, ring, core)
         self._finalizer.atexit = False
         if ring.successor:
@@ -224,7 +241,8 @@ def _from_slot(ring: Ring, core: Receiving, message: Message) -> Any:
             raise HandleError(f"the channel's memory is damaged: {error}") from error
     try:
         shape, token = read_meta(message.meta, message.ndim)
-        core.learn(message.meta, message.ndim, shape, dtypes.decode(token))
+        dtype = dtypes.decode(token)
+        core.learn(message.meta, message.ndim, shape, dtype, dlpack_kind(dtype))
         array = core.recv(0)
     except dtypes.MISFITS as error:
         if isinstance(error, HandleError):

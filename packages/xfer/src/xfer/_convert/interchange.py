@@ -116,6 +116,27 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
     return view
 
 
+# DLPack's codes of kinds of elements.
+_CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
+_ML_CODES = {"bfloat16": 4, "float8_e4m3fn": 10, "float8_e4m3fnuz": 11, "float8_e5m2": 12, "float8_e5m2fnuz": 13}
+
+
+def dlpack_kind(dtype: np.dtype[Any]) -> int:
+    """Return DLPack's code, bits and lanes of a dtype as one number, or 0 where torch has no such dtype."""
+    ml = dtype.type.__module__.split(".")[0] == "ml_dtypes"
+    code = _ML_CODES.get(dtype.name) if ml else _CODES.get(dtype.kind)
+    if code is None or not dtype.isnative or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+        return 0
+    return code | dtype.itemsize * 8 << 8 | 1 << 16
+
+
+def tensor_interface() -> tuple[type, Any] | None:
+    """Return torch's class of tensors and its DLPack exchange interface, or None where torch has none."""
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    interface = getattr(kind, "__dlpack_c_exchange_api__", None)
+    return None if kind is None or interface is None else (kind, interface)
+
+
 def private_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Return a torch tensor over a copy of a small array.
 
