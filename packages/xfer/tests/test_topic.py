@@ -91,6 +91,32 @@ def test_a_dropped_topic_has_published_all_the_same(name: str) -> None:
         assert pool.stats().live == 0
 
 
+def test_threads_and_a_forked_child_publish_by_one_name(name: str, pool: xfer.Pool) -> None:
+    """Threads of a process share its end of the topic; a forked child has its own."""
+    topics = [xfer.Topic(name, pool=pool) for _ in range(8)]
+    threads = [threading.Thread(target=topic.publish, args=(np.zeros(3),), daemon=True) for topic in topics]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert pool.stats().live == 1
+    with xfer.Topic(name).subscribe() as reader:
+        assert reader.recv(timeout=5).tolist() == [0, 0, 0]
+        child = os.fork()
+        if child == 0:
+            try:
+                xfer.Topic(name).publish(np.ones(3), timeout=5)
+                time.sleep(20)
+            finally:
+                os._exit(1)
+        got = reader.recv(timeout=10)
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        assert got.tolist() == [1, 1, 1]
+    topics[0].close()
+    assert pool.stats().live == 0
+
+
 def test_many_writers_and_readers(name: str, helper: Callable[..., Any]) -> None:
     """Two readers that want every publication get all of two writers', each writer's in order."""
     readers = [helper(READ, name, "4", "every") for _ in range(2)]

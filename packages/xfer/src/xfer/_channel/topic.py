@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import weakref
@@ -34,11 +35,6 @@ class _End:
         self._finalizer = weakref.finalize(self, board.close)
         on_fork(child=self._after_fork_in_child)
         on_exit(self._stop)
-
-    @property
-    def closed(self) -> bool:
-        """Whether this end was closed, or belongs to the process that this one was forked from."""
-        return self._closed
 
     def _check_open(self) -> None:
         if self._closed:
@@ -306,6 +302,17 @@ class _Publisher(_End):
 
 # What this process publishes by each name stays when the object that published it is dropped.
 _publishers: dict[tuple[str, int], _Publisher] = {}
+_opening = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _opening
+    _opening = threading.Lock()
+    _publishers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Topic:
@@ -356,14 +363,10 @@ class Topic:
         pool = self._pool
         if pool is None or pool.closed:
             pool = self._pool = default_pool()
-        publisher = _publishers.get(self._key)
-        if publisher is None or publisher.closed:
-            made = _Publisher(self.name, self.keep)
-            publisher = _publishers.setdefault(self._key, made) if publisher is None else made
-            if publisher is made:
-                _publishers[self._key] = made
-            else:  # another thread was faster
-                made.close()
+        with _opening:
+            publisher = _publishers.get(self._key)
+            if publisher is None:
+                publisher = _publishers[self._key] = _Publisher(self.name, self.keep)
         publisher.publish(pool, array, None if timeout is None else time.monotonic() + timeout)
 
     def subscribe(self, *, every: bool = False) -> Subscription:
@@ -376,7 +379,8 @@ class Topic:
 
     def close(self) -> None:
         """Release what this process has published by this name, and end its waits. The name stays."""
-        publisher = _publishers.pop(self._key, None)
+        with _opening:
+            publisher = _publishers.pop(self._key, None)
         if publisher is not None:
             publisher.close()
 

@@ -116,6 +116,8 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
     return view
 
 
+# What `torch.from_numpy` takes as it is; a list, since looking for a dtype by identity is faster than its hash.
+_PLAIN_KINDS = [np.dtype(kind) for kind in ("f4", "i8", "f8", "i4", "u1", "?", "f2", "i2", "i1")]
 # DLPack's codes of kinds of elements.
 _CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
 _ML_CODES = {"bfloat16": 4, "float8_e4m3fn": 10, "float8_e4m3fnuz": 11, "float8_e5m2": 12, "float8_e5m2fnuz": 13}
@@ -148,6 +150,18 @@ def private_tensor(array: np.ndarray[Any, Any]) -> Any:
         return sys.modules["torch"].from_numpy(copy)
     except (KeyError, TypeError, ValueError):  # torch is not imported yet, or takes this dtype only by another
         return to_torch(copy)[0]
+
+
+def tensors(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
+    """Return torch tensors over arrays, or over copies where torch needs one.
+
+    Raises:
+        UnsupportedDtypeError: Torch lacks a dtype.
+    """
+    import torch
+
+    plain, make = _PLAIN_KINDS, torch.from_numpy
+    return [make(array) if array.dtype in plain and array.flags.writeable else to_torch(array)[0] for array in arrays]
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:
