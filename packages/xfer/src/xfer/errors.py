@@ -18,6 +18,7 @@ __all__ = [
     "PoolClosedError",
     "ProducerGoneError",
     "ReadOnlyStoreError",
+    "SpilledDataLostError",
     "StaleHandleError",
     "TooManyOpenFilesError",
     "UnsupportedDtypeError",
@@ -119,6 +120,10 @@ class ReadOnlyStoreError(XferError, PermissionError):
 
 class UnsupportedPlatformError(XferError, OSError):
     """This operating system lacks a mechanism that the call is built on."""
+
+
+class SpilledDataLostError(XferError, OSError):
+    """A block that was spilled to disk cannot be read back: its file was cut, or is this process's parent's."""
 
 
 class TooManyOpenFilesError(XferError, OSError):

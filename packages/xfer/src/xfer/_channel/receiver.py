@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from xfer._channel.endpoints import Endpoint, deadline
+from xfer._channel.end import Incoming, deadline
+from xfer._channel.endpoints import Endpoint
 from xfer._channel.layout import HEAD, SENDER_PID, SLAB_SPENT, TAIL
 from xfer._channel.ring import HANDLE, Message, Ring
 from xfer._channel.slab import Receiving, receiving_core
@@ -27,7 +27,7 @@ from xfer.errors import (
 _NOTHING = object()
 
 
-class Receiver(Endpoint):
+class Receiver(Incoming, Endpoint):
     """The end that receives; iterate over it, or call `recv`. `async for` and `arecv` wait in an event loop.
 
     Any of its waits ends when another thread calls `close`. A receiver that is dropped is closed. When the sender's
@@ -87,25 +87,6 @@ class Receiver(Endpoint):
                 tail = ring.words[TAIL]
             if not self._wait(ring, HEAD, tail, end):
                 raise WaitTimeoutError("nothing was sent in time")
-
-    async def arecv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
-        """Return the next array or tree like `recv`, and let the event loop run while it waits.
-
-        Args:
-            timeout: Seconds to wait; None waits for ever.
-            as_: "numpy" or "torch", as in `recv`.
-
-        Raises:
-            WaitTimeoutError: Nothing came in time.
-            ChannelClosedError: The sender has closed and everything was taken, or this end was closed.
-            PeerDiedError: The sender's process has ended.
-        """
-        end = deadline(timeout)
-        while True:
-            try:
-                return self.recv(timeout=0, as_=as_)
-            except WaitTimeoutError:
-                await self._sleep(end)
 
     def _take(self, as_: Library) -> Any:
         """Take a message by the slow way, or return _NOTHING where none waits."""
@@ -167,28 +148,6 @@ class Receiver(Endpoint):
     def _quiet(self) -> None:
         if self._ring is not None:
             self._ring.quiet()
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            try:
-                array = self.recv()
-            except PeerDiedError:
-                raise
-            except ChannelClosedError:
-                return
-            yield array
-            del array
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            try:
-                array = await self.arecv()
-            except PeerDiedError:
-                raise
-            except ChannelClosedError:
-                return
-            yield array
-            del array
 
     def close(self) -> None:
         """Tell the sender that nothing more is wanted. Arrays received stay valid."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xfer._channel.endpoints import SPIN, Endpoint, deadline, left
+from xfer._channel.end import deadline, left
+from xfer._channel.endpoints import SPIN, Endpoint
 from xfer._channel.layout import HEAD, RECEIVER_PID, SENT, SLAB_SPENT, TAIL, WAKE_AT_HALF, WAKE_AT_ONCE
 from xfer._channel.ring import MESSAGE_ROOM, Ring
 from xfer._channel.slab import LARGEST, Sending, sending_core, slab_shape

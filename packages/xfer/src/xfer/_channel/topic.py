@@ -8,43 +8,31 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from xfer._channel import board as _board
 from xfer._channel.board import CURSOR, EVERY, LATEST, WAITS, WRITER, Board
-from xfer._channel.endpoints import deadline, left
-from xfer._channel.waiting import Sleepers, on_exit
+from xfer._channel.end import End, Incoming, deadline, left
 from xfer._convert.interchange import Library
 from xfer._forks import on_fork
 from xfer._shared.default import default_pool
 from xfer._shared.handle import Handle
 from xfer._shared.pool import Pool
 from xfer._shared.reader import READER, check_library, present
-from xfer.errors import ChannelClosedError, HandleError, PoolClosedError, StaleHandleError, WaitTimeoutError
+from xfer.errors import HandleError, PoolClosedError, StaleHandleError, WaitTimeoutError
 
 
-class _End:
-    """What writers and readers of a topic share: waits that end by timeout, close, cancellation and exit."""
+class _End(End):
+    """What writers and readers of a topic share."""
 
     def __init__(self, board: Board) -> None:
+        super().__init__()
         self._board = board
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._closed = self._exiting = self._armed = False
-        self._sleepers = Sleepers()
         self._finalizer = weakref.finalize(self, board.close)
         on_fork(child=self._after_fork_in_child)
-        on_exit(self._stop)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ChannelClosedError("this end of the topic is closed")
-        if self._exiting:
-            raise ChannelClosedError("the interpreter is exiting")
-
-    def ready(self) -> bool:
-        """Return whether this end would not wait."""
-        raise NotImplementedError
+    def _ring_own(self) -> None:
+        self._board.wake_own()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when this end may be ready."""
@@ -91,27 +79,19 @@ class _End:
         if self._closed:
             return
         self._closed = True
-        self._board.wake_own()
-        self._sleepers.wake()
+        self._wake()
         with self._turn, self._lock:
             self._finalizer()
 
-    def _stop(self) -> None:
-        if not self._closed:
-            self._exiting = True
-            self._board.wake_own()
-            self._sleepers.wake()
-
     def _after_fork_in_child(self) -> None:
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._sleepers = Sleepers()
+        self._renew()
         if not self._closed:
             self._closed = True
             self._finalizer.detach()
             self._board.drop()
 
 
-class Subscription(_End):
+class Subscription(Incoming, _End):
     """A reader of a topic; made by `Topic.subscribe`.
 
     Example:
@@ -155,26 +135,6 @@ class Subscription(_End):
             if not self._wait(end, []):
                 raise WaitTimeoutError("nothing was published in time")
 
-    async def arecv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
-        """Return the next publication like `recv`, and let the event loop run while it waits.
-
-        Args:
-            timeout: Seconds to wait; None waits for ever.
-            as_: "numpy" or "torch", as in `xfer.get`.
-
-        Raises:
-            WaitTimeoutError: Nothing came in time.
-            ChannelClosedError: This end was closed.
-        """
-        end = deadline(timeout)
-        while True:
-            try:
-                return self.recv(timeout=0, as_=as_)
-            except WaitTimeoutError:
-                if left(end) == 0:
-                    raise
-                await self._sleepers.readable(self.fileno(), left(end))
-
     def _next(self, as_: Library) -> tuple[Any] | None:
         board = self._board
         while True:
@@ -213,30 +173,6 @@ class Subscription(_End):
                 return True
             self._quiet()
             return False
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            try:
-                array = self.recv()
-            except ChannelClosedError:
-                return
-            yield array
-            del array
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            try:
-                array = await self.arecv()
-            except ChannelClosedError:
-                return
-            yield array
-            del array
-
-    def __enter__(self) -> Subscription:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class _Publisher(_End):
