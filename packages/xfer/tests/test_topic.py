@@ -91,6 +91,21 @@ def test_a_dropped_topic_has_published_all_the_same(name: str) -> None:
         assert pool.stats().live == 0
 
 
+def test_a_writer_finds_the_name_again_after_it_was_removed(
+    name: str, pool: xfer.Pool, helper: Callable[..., Any]
+) -> None:
+    """Another process removes the topic: what is published next is seen by new readers."""
+    topic = xfer.Topic(name, keep=2, pool=pool)
+    topic.publish(np.zeros(3))
+    assert helper("xfer.Topic(arg[0], keep=2).remove(); say('removed')", name).line() == "removed"
+    topic.publish(np.ones(3))
+    with xfer.Topic(name, keep=2).subscribe() as reader:
+        assert reader.recv(timeout=5).tolist() == [1, 1, 1]
+    assert pool.stats().live == 1
+    xfer.Topic(name).remove()
+    assert pool.stats().live == 0
+
+
 def test_threads_and_a_forked_child_publish_by_one_name(name: str, pool: xfer.Pool) -> None:
     """Threads of a process share its end of the topic; a forked child has its own."""
     topics = [xfer.Topic(name, pool=pool) for _ in range(8)]

@@ -209,6 +209,11 @@ class Board:
         return self._bells[end]
 
     @property
+    def removed(self) -> bool:
+        """Whether the file has no name any more."""
+        return os.fstat(self._fd).st_nlink == 0
+
+    @property
     def count(self) -> int:
         """How many publications there were."""
         count: int = self.words[COUNT]

@@ -183,6 +183,11 @@ class _Publisher(_End):
         self._kept: deque[tuple[int, Pool, Handle]] = deque()
         self._joined: weakref.WeakSet[Pool] = weakref.WeakSet()
 
+    @property
+    def removed(self) -> bool:
+        """Whether the topic's name was removed, so that no new reader finds this end."""
+        return self._board.removed
+
     def publish(self, pool: Pool, array: Any, end: float | None) -> None:
         if pool not in self._joined:
             self._joined.add(pool)
@@ -301,6 +306,9 @@ class Topic:
             pool = self._pool = default_pool()
         with _opening:
             publisher = _publishers.get(self._key)
+            if publisher is not None and publisher.removed:
+                publisher.close()
+                publisher = None
             if publisher is None:
                 publisher = _publishers[self._key] = _Publisher(self.name, self.keep)
         publisher.publish(pool, array, None if timeout is None else time.monotonic() + timeout)
@@ -321,8 +329,11 @@ class Topic:
             publisher.close()
 
     def remove(self) -> None:
-        """Close, and remove the name. Ends that are attached lose sight of those that come later."""
-        self.close()
+        """Close, and remove the name. Readers that are attached lose sight of what is published later."""
+        with _opening:
+            gone = [_publishers.pop(key) for key in list(_publishers) if key[0] == self._path]
+        for publisher in gone:
+            publisher.close()
         _board.remove(self._path)
 
     def __reduce__(self) -> tuple[Any, tuple[str, int]]:

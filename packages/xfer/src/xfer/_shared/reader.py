@@ -27,7 +27,7 @@ from xfer._forks import on_fork
 from xfer._shared import dtypes, tree
 from xfer._shared.bequest import HEIR
 from xfer._shared.consumed import check_not_taken, take_over
-from xfer._shared.files import NO_DESCRIPTOR, NO_MEMORY, typed
+from xfer._shared.files import NO_DESCRIPTOR, NO_MEMORY, typed, typed_errors
 from xfer._shared.handle import CONSUME, CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, TREE, Fields, Handle, parse, read_meta
 from xfer._shared.lease import OFD, Leases
 from xfer._shared.segment import WORDS, Mapping
@@ -290,7 +290,8 @@ def _ledger(mapping: Mapping, fields: Fields) -> int:
         estate = HEIR.find(fields.segment)
         if estate is None:
             raise
-        mapping.ledger = os.dup(estate.ledger)
+        with typed_errors("the ledger of consumed arrays"):
+            mapping.ledger = os.dup(estate.ledger)
         return mapping.ledger
 
 
