@@ -161,7 +161,9 @@ def tensors(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
     import torch
 
     plain, make = _PLAIN_KINDS, torch.from_numpy
-    return [make(array) if array.dtype in plain and array.flags.writeable else to_torch(array)[0] for array in arrays]
+    if not all(array.flags.writeable for array in arrays):
+        return [to_torch(array)[0] for array in arrays]
+    return [make(array) if array.dtype in plain else to_torch(array)[0] for array in arrays]
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:

@@ -133,14 +133,17 @@ def _take_apart(value: Any, leaves: list[np.ndarray[Any, Any]], values: list[Any
 def _all_of(items: Iterable[Any], leaves: list[np.ndarray[Any, Any]], values: list[Any], depth: int) -> tuple[Any, ...]:
     """Take the items of a container apart; arrays and tensors on the host, of which there may be many, at once."""
     found: list[Any] = []
+    checked = None
     for item in items:
         array = item if type(item) is np.ndarray else on_host(item)
-        if type(array) is np.ndarray:
-            dtypes.encode(array.dtype)
-            leaves.append(array)
-            found.append("a")
-        else:
+        if type(array) is not np.ndarray:
             found.append(_take_apart(item, leaves, values, depth + 1))
+            continue
+        if array.dtype is not checked:
+            checked = array.dtype
+            dtypes.encode(checked)
+        leaves.append(array)
+        found.append("a")
     return tuple(found)
 
 
