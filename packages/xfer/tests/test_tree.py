@@ -204,6 +204,43 @@ def test_small_tensors_of_every_kind_come_as_they_are(pool: xfer.Pool, compiled:
                 channel.sender.send(wrong, timeout=1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can pin memory")
+def test_pinning_without_a_device_says_so_and_takes_nothing(pool: xfer.Pool) -> None:
+    """Where torch finds no CUDA device the error says what to leave out, and the array can still be received."""
+    handle = pool.put(np.arange(3))
+    with xfer.Channel(2, pool=pool) as channel:
+        channel.sender.send(np.arange(4))
+        for call in (
+            lambda: xfer.get(handle, as_="torch", pin=True),
+            lambda: channel.receiver.recv(timeout=1, as_="torch", pin=True),
+        ):
+            with pytest.raises(errors.DeviceUnavailableError, match="leave `pin` out"):
+                call()
+        with pytest.raises(ValueError, match="as_='torch'"):
+            channel.receiver.recv(timeout=1, pin=True)
+        assert channel.receiver.recv(timeout=1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.cuda
+def test_tensors_are_pinned(pool: xfer.Pool) -> None:
+    """Arrays and trees, by handle and by channel, come as tensors in pinned memory that are written without effect."""
+    value = {"x": torch.arange(12.0).reshape(3, 4).t(), "n": [torch.ones(50_000), 1]}
+    handle = pool.put(value)
+    with xfer.Channel(4, pool=pool) as channel:
+        for _ in range(2):
+            channel.sender.send(value)
+            channel.sender.send(value["x"])
+            got = [xfer.get(handle, as_="torch", pin=True), channel.receiver.recv(timeout=5, as_="torch", pin=True)]
+            for one in got:
+                assert one["x"].is_pinned()
+                assert one["n"][0].is_pinned()
+                assert torch.equal(one["x"], value["x"])
+                one["x"].zero_()
+            small = channel.receiver.recv(timeout=5, as_="torch", pin=True)
+            assert small.is_pinned()
+            assert torch.equal(small, value["x"])
+
+
 def test_a_spawned_trainer_changes_its_batch_in_place(pool: xfer.Pool) -> None:
     """In another process: no signal, whatever is done in place."""
     handle = pool.put({"x": torch.zeros(300_000), "n": [torch.zeros(3, dtype=torch.bfloat16)]})

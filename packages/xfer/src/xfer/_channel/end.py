@@ -93,16 +93,17 @@ class End:
 class Incoming(End):
     """An end that receives."""
 
-    def recv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+    def recv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
         """Return the next array or tree."""
         raise NotImplementedError
 
-    async def arecv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+    async def arecv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
         """Return the next array or tree like `recv`, with its errors, and let the event loop run while it waits.
 
         Args:
             timeout: Seconds to wait; None waits for ever.
             as_: "numpy" or "torch", as in `recv`.
+            pin: Copy tensors into pinned memory, as in `xfer.get`.
 
         Raises:
             WaitTimeoutError: Nothing came in time.
@@ -110,7 +111,7 @@ class Incoming(End):
         end = deadline(timeout)
         while True:
             try:
-                return self.recv(timeout=0, as_=as_)
+                return self.recv(timeout=0, as_=as_, pin=pin)
             except WaitTimeoutError:
                 await self._sleep(end)
 

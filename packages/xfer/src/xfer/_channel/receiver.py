@@ -10,10 +10,18 @@ from xfer._channel.endpoints import Endpoint
 from xfer._channel.layout import HEAD, SENDER_PID, SLAB_SPENT, TAIL
 from xfer._channel.ring import HANDLE, Message, Ring
 from xfer._channel.slab import Receiving, receiving_core
-from xfer._convert.interchange import Library, dlpack_kind, private_tensor, tensor_interface
+from xfer._convert.interchange import (
+    Library,
+    check_library,
+    dlpack_kind,
+    pinned,
+    private_tensor,
+    tensor_interface,
+    to_torch,
+)
 from xfer._shared import dtypes
 from xfer._shared.handle import read_meta
-from xfer._shared.reader import READER, check_library, present
+from xfer._shared.reader import READER, present
 from xfer.errors import (
     ChannelClosedError,
     HandleError,
@@ -51,20 +59,21 @@ class Receiver(Incoming, Endpoint):
     _core: Receiving | None = None
     _torch_known = False
 
-    def recv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+    def recv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
         """Return the next array or tree: no copy, read-only, its slot taken until the last view of it is gone.
 
         Args:
             timeout: Seconds to wait; None waits for ever.
             as_: "numpy", or "torch" for writable tensors over private memory, as in `xfer.get`.
+            pin: Copy tensors into pinned memory, as in `xfer.get`.
 
         Raises:
             WaitTimeoutError: Nothing came in time.
             ChannelClosedError: The sender has closed and everything was taken, or this end was closed.
             PeerDiedError: The sender's process has ended.
         """
-        if as_ != "numpy":
-            check_library(as_)
+        if as_ != "numpy" or pin:
+            check_library(as_, pin)
         end = deadline(timeout)
         nanoseconds = 0 if timeout == 0 else self._nanoseconds
         while True:
@@ -72,14 +81,15 @@ class Receiver(Incoming, Endpoint):
                 core = self._core
                 if core is not None:
                     try:
-                        array = core.recv(nanoseconds) if as_ == "numpy" else self._recv_tensor(core, nanoseconds)
+                        plain = as_ == "numpy" or pin
+                        array = core.recv(nanoseconds) if plain else self._recv_tensor(core, nanoseconds)
                     except dtypes.MISFITS as error:
                         raise self._damaged(error) from error
                     if array is not None:
                         if self._armed:
                             self._quiet()
-                        return array
-                array = self._take(as_)
+                        return to_torch(pinned(array))[0] if pin else array
+                array = self._take(as_, pin)
                 if array is not _NOTHING:
                     return array
                 ring = self._ring
@@ -88,7 +98,7 @@ class Receiver(Incoming, Endpoint):
             if not self._wait(ring, HEAD, tail, end):
                 raise WaitTimeoutError("nothing was sent in time")
 
-    def _take(self, as_: Library) -> Any:
+    def _take(self, as_: Library, pin: bool) -> Any:
         """Take a message by the slow way, or return _NOTHING where none waits."""
         ring, core = self._open(), self._core
         assert core is not None
@@ -108,8 +118,10 @@ class Receiver(Incoming, Endpoint):
         try:
             if message.slot != HANDLE:
                 array = _from_slot(ring, core, message)
+                if pin:
+                    return to_torch(pinned(array))[0]
                 return array if as_ == "numpy" else private_tensor(array)
-            array, fields = READER.array(message.meta, private=as_ == "torch")
+            array, fields = READER.array(message.meta, private=as_ == "torch" and not pin)
         except ProducerGoneError as error:
             raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error
         except StaleHandleError as error:
@@ -121,7 +133,7 @@ class Receiver(Incoming, Endpoint):
                 ring.took(tail)
             if self._armed:
                 self._quiet()
-        return present(array, fields, message.meta, as_)
+        return present(array, fields, message.meta, as_, pin)
 
     def _recv_tensor(self, core: Receiving, nanoseconds: int) -> Any:
         """Return the next array as a tensor with memory of its own, or None as the core does."""

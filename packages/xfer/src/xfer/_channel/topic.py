@@ -13,12 +13,12 @@ from typing import Any
 from xfer._channel import board as _board
 from xfer._channel.board import CURSOR, EVERY, LATEST, WAITS, WRITER, Board
 from xfer._channel.end import End, Incoming, deadline, left
-from xfer._convert.interchange import Library
+from xfer._convert.interchange import Library, check_library
 from xfer._forks import on_fork
 from xfer._shared.default import default_pool
 from xfer._shared.handle import Handle
 from xfer._shared.pool import Pool
-from xfer._shared.reader import READER, check_library, present
+from xfer._shared.reader import READER, present
 from xfer.errors import HandleError, PoolClosedError, StaleHandleError, WaitTimeoutError
 
 
@@ -111,7 +111,7 @@ class Subscription(Incoming, _End):
     def __init__(self, name: str, keep: int, every: bool) -> None:
         super().__init__(Board(name, keep, EVERY if every else LATEST))
 
-    def recv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+    def recv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
         """Return the next publication that this reader has not had: no copy, leased until its last view is gone.
 
         A publication whose writer has died is skipped.
@@ -119,23 +119,24 @@ class Subscription(Incoming, _End):
         Args:
             timeout: Seconds to wait; None waits for ever.
             as_: "numpy" or "torch", as in `xfer.get`.
+            pin: Copy tensors into pinned memory, as in `xfer.get`.
 
         Raises:
             WaitTimeoutError: Nothing came in time.
             ChannelClosedError: This end was closed.
         """
-        check_library(as_)
+        check_library(as_, pin)
         end = deadline(timeout)
         while True:
             with self._lock:
                 self._check_open()
-                found = self._next(as_)
+                found = self._next(as_, pin)
                 if found is not None:
                     return found[0]
             if not self._wait(end, []):
                 raise WaitTimeoutError("nothing was published in time")
 
-    def _next(self, as_: Library) -> tuple[Any] | None:
+    def _next(self, as_: Library, pin: bool) -> tuple[Any] | None:
         board = self._board
         while True:
             count, cursor = board.count, board.get(CURSOR)
@@ -149,13 +150,13 @@ class Subscription(Incoming, _End):
                     if board.count == count:
                         self._took(number)
                     continue
-                array, fields = READER.array(raw, private=as_ == "torch")
+                array, fields = READER.array(raw, private=as_ == "torch" and not pin)
             except (StaleHandleError, HandleError):  # released for a newer one, or its writer has died
                 self._took(number)
                 continue
             self._took(number)
             self._quiet()
-            return (present(array, fields, raw, as_),)
+            return (present(array, fields, raw, as_, pin),)
 
     def _took(self, number: int) -> None:
         self._board.set(CURSOR, number)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xfer.errors import UnsupportedDtypeError
+from xfer.errors import DeviceUnavailableError, UnsupportedDtypeError
 
 _DLPACK_CPU = {1, 3, 11, 13}  # host, CUDA pinned host, ROCm pinned host, CUDA managed
 _DLPACK_CUDA = 2
@@ -150,6 +150,35 @@ def private_tensor(array: np.ndarray[Any, Any]) -> Any:
         return sys.modules["torch"].from_numpy(copy)
     except (KeyError, TypeError, ValueError):  # torch is not imported yet, or takes this dtype only by another
         return to_torch(copy)[0]
+
+
+def check_library(as_: str, pin: bool = False) -> None:
+    """Refuse the name of a library that arrays cannot be received in, and pinned memory where there is none.
+
+    Raises:
+        ValueError: It is no such library, or cannot be pinned.
+        DeviceUnavailableError: There is no CUDA device.
+    """
+    if as_ not in ("numpy", "torch"):
+        raise ValueError(f"got as_={as_!r}, want 'numpy' or 'torch'")
+    if not pin:
+        return
+    if as_ != "torch":
+        raise ValueError("only tensors are pinned: use as_='torch' with pin=True")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceUnavailableError("pinned memory needs a CUDA device that torch can use: leave `pin` out here")
+
+
+def pinned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a copy of an array in pinned memory, from which a GPU copies without waiting for the host."""
+    import torch
+
+    memory = torch.empty(array.nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+    copy: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, memory, 0, None, "F" if array.flags.fnc else "C")
+    copy[...] = array
+    return copy
 
 
 def tensors(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:

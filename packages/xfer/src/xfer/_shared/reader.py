@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from xfer._convert.interchange import Library, to_torch
+from xfer._convert.interchange import Library, check_library, pinned, to_torch
 from xfer._convert.move import move
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
@@ -353,13 +353,14 @@ READER = Reader()
 on_fork(before=READER.before_fork, parent=READER.after_fork_in_parent, child=READER.after_fork_in_child)
 
 
-def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
+def get(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -> Any:
     """Return the array or the tree behind a handle: no copy, read-only by the kernel, leased until its last view ends.
 
     Args:
         handle: A `Handle`, or its bytes.
         as_: "numpy", or "torch" for tensors. Those are writable: they lie over a private mapping of the same memory, so
             that an in-place operation copies the pages that it touches, and stays in this process.
+        pin: Copy tensors into pinned memory, for a copy to a GPU that does not wait; needs a CUDA device.
 
     Returns:
         A NumPy array or a torch tensor, a tree of them, or a CuPy array where the producer put one of a CUDA device.
@@ -368,6 +369,7 @@ def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
         HandleError: The bytes are damaged.
         StaleHandleError: The array was released.
         ProducerGoneError: The process that put it has ended.
+        DeviceUnavailableError: `pin` without a CUDA device.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -379,13 +381,15 @@ def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
         >>> xfer.release(handle)
     """
     raw = bytes(handle)
-    check_library(as_)
-    array, fields = READER.array(raw, private=as_ == "torch")
-    return present(array, fields, raw, as_)
+    check_library(as_, pin)
+    array, fields = READER.array(raw, private=as_ == "torch" and not pin)
+    return present(array, fields, raw, as_, pin)
 
 
-def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
+def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library, pin: bool = False) -> Any:
     """Return what a leased array stands for: a tree, a device array, or itself, in the library that was asked for."""
+    if pin and not fields.flags & CUDA:
+        array = pinned(array)
     if not fields.flags & (CUDA | TREE | CONSUME):
         return array if as_ == "numpy" else to_torch(array)[0]
     found = _present(array, fields, raw, as_)
@@ -405,13 +409,7 @@ def _present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Libra
     return array if as_ == "numpy" else to_torch(array)[0]
 
 
-def check_library(as_: str) -> None:
-    """Refuse the name of a library that arrays cannot be received in."""
-    if as_ not in ("numpy", "torch"):
-        raise ValueError(f"got as_={as_!r}, want 'numpy' or 'torch'")
-
-
-def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
+def open(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -> View:
     """Like `get`, as a context: `with xfer.open(handle) as array: ...`.
 
     The lease ends when the block has ended and no view of the array is left, whichever is later: an array that is still
@@ -420,6 +418,7 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
     Args:
         handle: A `Handle`, or its bytes.
         as_: "numpy" or "torch", as in `get`.
+        pin: Copy tensors into pinned memory, as in `get`.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -429,7 +428,7 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
         >>> del array
         >>> xfer.release(handle)
     """
-    return View(get(handle, as_=as_))
+    return View(get(handle, as_=as_, pin=pin))
 
 
 def trim() -> int:
