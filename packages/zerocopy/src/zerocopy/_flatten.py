@@ -32,7 +32,7 @@ from zerocopy._torch_private import (
     untyped_storage,
 )
 from zerocopy._walk import tensor_names, walk
-from zerocopy.errors import UnshareableError
+from zerocopy.errors import CorruptSegmentError, UnshareableError
 
 ALIGNMENT = 64  # bytes; matrix products over weights at addresses shifted by 4 or 8 differ in the last bit
 _MASK = ~(ALIGNMENT - 1)
@@ -350,9 +350,12 @@ class _Rebuilder(pickle.Unpickler):
         rows, root, *arrays = pickle.loads(skeleton)  # a segment of an older version has no arrays
         super().__init__(io.BytesIO(root))
         self._buffers = buffers
-        self._arrays = [row.over(buffers[row.block]) for row in (arrays[0] if arrays else ())]
         self._storages: dict[int, torch.UntypedStorage] = {}
-        self._tensors = [self._make(row) for row in rows]
+        try:
+            self._arrays = [row.over(buffers[row.block]) for row in (arrays[0] if arrays else ())]
+            self._tensors = [self._make(row) for row in rows]
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise CorruptSegmentError(f"the table of tensors does not fit the blocks: {error}") from None
 
     def persistent_load(self, pid: Any) -> Any:
         if type(pid) is int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from zerocopy import _directory as places
 from zerocopy._ref import ModelRef, ref_of, unknown
-from zerocopy.errors import CorruptSegmentError, SegmentGoneError
+from zerocopy.errors import CorruptSegmentError, SegmentGoneError, UntrustedPathError, ZerocopyError
 
 _log = logging.getLogger(__name__)
 _followers: weakref.WeakSet[Live] = weakref.WeakSet()
@@ -53,7 +53,11 @@ class Live:
         if target != self._seen:
             with self._lock:
                 if target != self._seen:
-                    found = self._newest(self._ref)
+                    try:
+                        found = self._newest(self._ref)
+                    except ZerocopyError as error:  # no descriptor is left, or others may write the folder
+                        _log.error("%s: keeping version %s: %s", self._name, self._ref.version, error)
+                        return self._ref, self._model
                     if found is not None:
                         self._ref, self._model = found
                     self._seen = target
@@ -70,6 +74,8 @@ class Live:
                 return ref, ref.load()
             except SegmentGoneError:
                 continue  # its publisher and readers have left
+            except UntrustedPathError as error:
+                _log.error("%s: %s", self._name, error)
             except CorruptSegmentError as error:
                 if mine is None:
                     raise

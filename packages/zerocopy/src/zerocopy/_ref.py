@@ -24,7 +24,13 @@ from zerocopy._segment.checking import open_segment
 from zerocopy._segment.mapping import Mapping as Mapped
 from zerocopy._segment.mapping import map_file, map_segment
 from zerocopy._torch_private import neutral
-from zerocopy.errors import CorruptSegmentError, OtherFormatError, SegmentGoneError, UnknownNameError
+from zerocopy.errors import (
+    CorruptSegmentError,
+    OtherFormatError,
+    SegmentGoneError,
+    UnknownNameError,
+    UntrustedPathError,
+)
 
 _lock = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
@@ -131,16 +137,18 @@ class ModelRef:
         Raises:
             SegmentGoneError: Its publisher and every reader have left.
             CorruptSegmentError: Its file was truncated or altered.
+            UntrustedPathError: Its file belongs to another user, or others can write it.
         """
-        key = self.digest, str(device)
+        place = _place(device)
+        key = self.digest, str(place)
         with _lock:
             model = _loaded.get(key) if cached else None
             if model is None:
-                on_cpu = str(device) == "cpu"
+                on_cpu = place.type == "cpu"
                 model = _build(self, on_cpu=on_cpu)
                 if not on_cpu:
                     with neutral():
-                        model = model.to(device)
+                        model = model.to(place)
                 if cached and isinstance(model, nn.Module):
                     _loaded[key] = model
         return model
@@ -156,6 +164,16 @@ class ModelRef:
         """
         with local_segment(self) as path:
             yield replace(self, path=str(path), node=None)
+
+
+def _place(device: str | torch.device) -> torch.device:
+    """Return the device with its number, under which a process keeps one copy; the host has none."""
+    place = torch.device(device)
+    if place.type == "cpu":
+        return torch.device("cpu")
+    if place.index is None and place.type == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return place
 
 
 @contextmanager
@@ -198,20 +216,24 @@ def _map(ref: ModelRef) -> Mapped:
         return map_segment(path)
 
 
-def _map_base(base: ModelRef, delta: Mapped) -> Mapped:
+def _map_base(fields: dict[str, Any], delta: Mapped) -> Mapped:
     """Map a base: where it was published, or beside its delta by file name or content, as after moving a folder."""
     folder = delta.path.parent
+    try:
+        base = ModelRef.from_dict(fields)
+    except ValueError as error:
+        raise CorruptSegmentError(f"{delta.path} has a base that is no reference: {error}") from error
     try:
         mapping = _map(base)
         if mapping.manifest.digest == base.digest:
             return mapping
-    except (SegmentGoneError, OtherFormatError):
+    except (SegmentGoneError, OtherFormatError, UntrustedPathError):
         pass
     beside = folder / Path(base.path).name
     for path in (beside, *(each for each in segments(folder) if each not in (beside, delta.path))):
         try:
             head = open_segment(path)
-        except (SegmentGoneError, CorruptSegmentError):
+        except (SegmentGoneError, CorruptSegmentError, UntrustedPathError):
             continue
         close(head.fd)
         if head.manifest.digest == base.digest:
@@ -228,12 +250,15 @@ def _build(ref: ModelRef, *, on_cpu: bool) -> Any:
     if manifest.digest != ref.digest:
         raise CorruptSegmentError(f"{mapping.path} holds model {manifest.digest[:12]} instead of {ref.digest[:12]}")
     bases = [
-        map_file(manifest, index, mapping.path.parent) if "file" in fields else _map_base(ModelRef(**fields), mapping)
+        map_file(manifest, index, mapping.path.parent) if "file" in fields else _map_base(fields, mapping)
         for index, fields in enumerate(manifest.bases)
     ]
     for base in bases:
         base.delta = mapping  # keeps the lease on a segment all of whose blocks lie in bases
     own, others = memoryview(mapping), [memoryview(base) for base in bases]
+    for block in manifest.blocks:
+        if block.base is not None and block.offset + block.nbytes > len(bases[block.base]):
+            raise CorruptSegmentError(f"{mapping.path} needs bytes beyond the end of {bases[block.base].path}")
     buffers = [
         (own if block.base is None else others[block.base])[block.offset : block.offset + block.nbytes]
         for block in manifest.blocks

@@ -18,11 +18,17 @@ from zerocopy._arena import Arena, InArena
 from zerocopy._checkpoint.files import files_of
 from zerocopy._checkpoint.publishing import publish_checkpoint
 from zerocopy._hub import publish_pretrained
-from zerocopy._lease import TEMPORARY, close, gate
+from zerocopy._lease import TEMPORARY, close, gate, opened
 from zerocopy._publish import Options, from_base, publish_made
 from zerocopy._ref import ModelRef, ref_of
 from zerocopy._segment.checking import open_segment
-from zerocopy.errors import CorruptSegmentError, OtherBuildError, SegmentGoneError, ShareTimeoutError
+from zerocopy.errors import (
+    CorruptSegmentError,
+    OtherBuildError,
+    SegmentGoneError,
+    ShareTimeoutError,
+    UntrustedPathError,
+)
 
 _PAUSE = 0.02  # seconds between two looks of a process that waits
 Progress = Callable[[str], object]
@@ -108,7 +114,7 @@ def _existing(folder: Path, name: str, source: str) -> Any:
             return ref_of(path).load()
         except SegmentGoneError:
             continue
-        except CorruptSegmentError:
+        except (CorruptSegmentError, UntrustedPathError):
             continue  # a leader makes a new version
     return None
 
@@ -145,7 +151,7 @@ def _clear(folder: Path, name: str) -> None:
 def _is_alive(path: Path) -> bool:
     """Return whether an unfinished file has been held for a while, so that its publisher is not a killed leader."""
     with suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime > 60
+        return time.time() - path.lstat().st_mtime > 60
     return False
 
 
@@ -162,13 +168,22 @@ class _Note:
         self._done += nbytes
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.1
+            text = json.dumps({"pid": os.getpid(), "done": self._done}).encode()
             with suppress(OSError):
-                self._lock.write_text(json.dumps({"pid": os.getpid(), "done": self._done}))
+                fd = opened(self._lock, os.O_WRONLY)
+                try:
+                    os.ftruncate(fd, os.pwrite(fd, text, 0))
+                finally:
+                    close(fd)
 
 
 def _progress(lock: Path, name: str) -> str:
     try:
-        noted = json.loads(lock.read_text())
+        fd = opened(lock, os.O_RDONLY)
+        try:
+            noted = json.loads(os.pread(fd, 1000, 0))
+        finally:
+            close(fd)
         return f"process {noted['pid']} publishes {name!r}: {noted['done'] >> 20} MiB done"
     except (OSError, ValueError, KeyError, TypeError):
         return f"another process builds {name!r}"

@@ -14,6 +14,8 @@ __all__ = [
     "ShareTimeoutError",
     "UnknownNameError",
     "UnshareableError",
+    "UntrustedPathError",
+    "UnusableDirectoryError",
     "WriteRefusedError",
     "ZerocopyError",
 ]
@@ -49,7 +51,15 @@ class SegmentGoneError(ZerocopyError, FileNotFoundError):
 
 
 class NoSpaceError(ZerocopyError, OSError):
-    """The directory is too small for the segment. Nothing became visible."""
+    """The directory is too small for the segment, or the process may not open more files. Nothing became visible."""
+
+
+class UntrustedPathError(ZerocopyError, PermissionError):
+    """A file or folder belongs to another user, can be written by others, or is of another kind. It was not read."""
+
+
+class UnusableDirectoryError(ZerocopyError, OSError):
+    """The system does not let this process use a segment directory, or another process does not release its lock."""
 
 
 class UnknownNameError(ZerocopyError, LookupError):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from zerocopy._lease import close, inherit, opened
+from zerocopy._lease import close, inherit, opened, typed_errors
 from zerocopy._segment.checking import open_segment, stamp, verify
 from zerocopy._segment.format import Manifest, Placed
 from zerocopy._segment.verified import is_verified, note_verified
@@ -116,7 +116,7 @@ def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
     if not path.exists() and (folder / path.name).exists():
         path = folder / path.name
     try:
-        fd = opened(path, os.O_RDONLY)
+        fd = opened(path, os.O_RDONLY, foreign=True)
     except FileNotFoundError as error:
         raise SegmentGoneError(f"{path} is gone, and the model was published in place: put it back") from error
     try:
@@ -134,7 +134,8 @@ def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
 
 
 def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
-    mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
+    with typed_errors(path):
+        mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
     mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
     weakref.finalize(mapping, os.close, fd).atexit = False
     inherit(fd)
