@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from zerocopy._arrays import ArrayRow, is_shareable, span, storage_of
+from zerocopy._remote_code import Modules, is_remote, refuse_loading, refuse_publishing, sources_of
 from zerocopy._torch_private import (
     UninitializedTensorMixin,
     inject_parametrizations,
@@ -106,6 +108,7 @@ class _Collector:
         self.uses: list[int] = []  # per storage: how many tensors and storage objects of the model are over it
         self.rows: list[list[Any]] = []
         self.arrays: list[ArrayRow] = []
+        self.remote: set[str] = set()  # modules of code that came with a checkpoint
         self._block_of: dict[int, int] = {}
         self._row_of: dict[int, int] = {}
         self._array_of: dict[int, int] = {}
@@ -231,6 +234,8 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
                 return _reduce_wrapper(obj)
             if _is_plain(obj):
                 return _same, (_Bare(self._collector.row(obj)),), dict(obj.__dict__), None, None, _set_attributes
+        elif isinstance(obj, type | types.FunctionType) and is_remote(obj.__module__):
+            self._collector.remote.add(obj.__module__)
         elif isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction):
             remedy = "TorchScript is deprecated: publish the nn.Module it was made from, or its torch.export."
             raise self._collector.refuse(obj, "TorchScript", remedy)
@@ -287,19 +292,21 @@ def _set_parametrized(module: nn.Module, state: dict[str, Any]) -> None:
     inject_parametrizations(module)
 
 
-def flatten(model: Any) -> Flat:
+def flatten(model: Any, *, trust_remote_code: bool = False) -> Flat:
     """Split a model, or any picklable object that holds tensors, into a skeleton and blocks of bytes.
 
     Nothing is copied: the blocks point at the model's own storages.
 
     Args:
         model: A module, a pipeline or a dict of tensors.
+        trust_remote_code: See `publish`.
 
     Returns:
         The skeleton (bytes, a few hundred per module) and the blocks.
 
     Raises:
         UnshareableError: Something in it cannot be shared. The message gives its dotted path and a remedy.
+        RemoteCodeError: Its classes come from code of a checkpoint, which `trust_remote_code` does not allow.
 
     Example:
         >>> import torch, zerocopy
@@ -316,8 +323,12 @@ def flatten(model: Any) -> Flat:
         raise
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         raise UnshareableError(f"{_unpicklable(model)}: cannot be pickled ({error})") from error
+    if collector.remote and not trust_remote_code:
+        raise refuse_publishing(collector.remote)
     blocks = collector.blocks()
-    parts = (collector.table(blocks), file.getvalue(), collector.array_table(blocks))
+    parts: tuple[Any, ...] = (collector.table(blocks), file.getvalue(), collector.array_table(blocks))
+    if collector.remote:
+        parts += (sources_of(collector.remote),)
     return Flat(pickle.dumps(parts, protocol=5), blocks)
 
 
@@ -346,16 +357,25 @@ def _unpicklable(model: object) -> str:
 class _Rebuilder(pickle.Unpickler):
     """Reads a skeleton, with a tensor in the place of each number."""
 
-    def __init__(self, skeleton: bytes, buffers: Sequence[Buffer]) -> None:
-        rows, root, *arrays = pickle.loads(skeleton)  # a segment of an older version has no arrays
+    def __init__(self, skeleton: bytes, buffers: Sequence[Buffer], trust_remote_code: bool) -> None:
+        try:
+            rows, root, *more = pickle.loads(skeleton)  # a segment of an older version has no arrays
+        except (ValueError, TypeError) as error:
+            raise CorruptSegmentError(f"the skeleton has other parts: {error}") from None
         super().__init__(io.BytesIO(root))
+        if len(more) > 1 and not trust_remote_code:
+            raise refuse_loading(more[1])
+        self._modules = Modules(more[1]) if len(more) > 1 else None
         self._buffers = buffers
         self._storages: dict[int, torch.UntypedStorage] = {}
         try:
-            self._arrays = [row.over(buffers[row.block]) for row in (arrays[0] if arrays else ())]
+            self._arrays = [row.over(buffers[row.block]) for row in (more[0] if more else ())]
             self._tensors = [self._make(row) for row in rows]
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise CorruptSegmentError(f"the table of tensors does not fit the blocks: {error}") from None
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(module if self._modules is None else self._modules.name_of(module), name)
 
     def persistent_load(self, pid: Any) -> Any:
         if type(pid) is int:
@@ -388,16 +408,21 @@ class _Rebuilder(pickle.Unpickler):
         return tensor.requires_grad_() if requires_grad else tensor
 
 
-def rebuild(skeleton: bytes, buffers: Sequence[Buffer]) -> Any:
+def rebuild(skeleton: bytes, buffers: Sequence[Buffer], *, trust_remote_code: bool = False) -> Any:
     """Put a model together over memory that already holds its bytes. No byte of a weight is copied.
 
     Args:
         skeleton: What `flatten` returned, from a source you trust: it is a pickle.
         buffers: The bytes of each block, in the order of `flatten`; writable, as torch has no read-only tensors.
+        trust_remote_code: See `ModelRef.load`.
 
     Returns:
         The model, with the ties, strides, classes, flags and attributes of the original. Each block becomes a storage
         of its own, so that saving one tensor saves no other.
+
+    Raises:
+        CorruptSegmentError: The skeleton is no skeleton, or its tensors do not fit into the buffers.
+        RemoteCodeError: It takes code of a checkpoint along, which `trust_remote_code` does not allow.
 
     Example:
         >>> import torch, zerocopy
@@ -406,4 +431,7 @@ def rebuild(skeleton: bytes, buffers: Sequence[Buffer]) -> Any:
         {'weight': tensor([1., 1., 1.])}
     """
     with neutral():
-        return _Rebuilder(skeleton, buffers).load()
+        try:
+            return _Rebuilder(skeleton, buffers, trust_remote_code).load()
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise CorruptSegmentError(f"the skeleton is no pickle of a model: {error}") from None

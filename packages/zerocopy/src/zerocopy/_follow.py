@@ -23,6 +23,7 @@ class Live:
     Args:
         name: The name it was published under.
         directory: Where it was published; the default directory if None.
+        trust_remote_code: See `ModelRef.load`.
 
     Example:
         >>> import torch, zerocopy
@@ -33,8 +34,11 @@ class Live:
         >>> zerocopy.unpublish(ref)
     """
 
-    def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, name: str, *, directory: str | os.PathLike[str] | None = None, trust_remote_code: bool = False
+    ) -> None:
         self._name = places.check_name(name)
+        self._trust = trust_remote_code
         self._folder = places.folder_of(directory)
         self.renew_lock()
         self._seen = places.current_target(self._folder, self._name)
@@ -71,7 +75,7 @@ class Live:
                 return None
             try:
                 ref = ref_of(path)
-                return ref, ref.load()
+                return ref, ref.load(trust_remote_code=self._trust)
             except SegmentGoneError:
                 continue  # its publisher and readers have left
             except UntrustedPathError as error:
@@ -102,15 +106,16 @@ class Live:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the name alone. The receiving process looks it up."""
-        return _follow, (self._name, str(self._folder))
+        return _follow, (self._name, str(self._folder), self._trust)
 
 
-def follow(name: str, *, directory: str | os.PathLike[str] | None = None) -> Live:
+def follow(name: str, *, directory: str | os.PathLike[str] | None = None, trust_remote_code: bool = False) -> Live:
     """Return a callable that runs the current version of a published name at each call.
 
     Args:
         name: The name it was published under.
         directory: Where it was published; the default directory if None.
+        trust_remote_code: See `ModelRef.load`.
 
     Returns:
         The follower. Call it like the model.
@@ -127,11 +132,11 @@ def follow(name: str, *, directory: str | os.PathLike[str] | None = None) -> Liv
         torch.Size([1, 3])
         >>> zerocopy.unpublish(second)
     """
-    return Live(name, directory=directory)
+    return Live(name, directory=directory, trust_remote_code=trust_remote_code)
 
 
-def _follow(name: str, folder: str) -> Live:
-    return Live(name, directory=folder)
+def _follow(name: str, folder: str, trust_remote_code: bool = False) -> Live:
+    return Live(name, directory=folder, trust_remote_code=trust_remote_code)
 
 
 def _is_older(path: Path, mine: ModelRef) -> bool:

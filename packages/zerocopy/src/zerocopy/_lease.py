@@ -105,6 +105,8 @@ def opened(path: Path, flags: int, *, folder: bool = False, foreign: bool = Fals
             fd = open_trusted(str(path), flags, folder=folder, follow=folder or foreign, foreign=foreign)
         except (FileNotFoundError, FileExistsError):
             raise
+        except ValueError as error:  # a zero byte in the path
+            raise FileNotFoundError(errno.ENOENT, f"{str(path)!r} is no path") from error
         except OSError as error:
             if error.errno is None:
                 remedy = "pass a folder inside it, which is made for this user alone, or take the right to write away"

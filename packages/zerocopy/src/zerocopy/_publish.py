@@ -44,6 +44,7 @@ class Options:
     base: ModelRef | None = None
     source: str = ""
     tick: Tick | None = None
+    trust_remote_code: bool = False
 
     def ticking(self, title: str, total: int) -> AbstractContextManager[Tick]:
         """Return a context in which progress is shown, if it is wanted."""
@@ -98,6 +99,7 @@ def publish(
     directory: str | os.PathLike[str] | None = None,
     keep: bool = False,
     progress: bool = False,
+    trust_remote_code: bool = False,
 ) -> ModelRef:
     """Write a model's weights where every process of this machine can map them.
 
@@ -112,11 +114,14 @@ def publish(
         directory: Where to put the segment: shared memory by default, or any folder.
         keep: Leave the segment there when all processes have ended, until `unpublish`.
         progress: Show a bar on standard error (needs the extra `cli`).
+        trust_remote_code: Take along the sources of classes that transformers loaded from the checkpoint with its
+            argument of this name. Loaders have to allow that too.
 
     Returns:
         The reference to pass to other processes.
 
     Raises:
+        RemoteCodeError: The model has such classes, and this is not allowed.
         UnshareableError: The model holds something that has no bytes to share.
         NoSpaceError: The directory cannot hold it. Nothing was published.
         UntrustedPathError: The directory belongs to another user, or others can write it.
@@ -132,7 +137,7 @@ def publish(
         torch.Size([1, 2])
         >>> zerocopy.unpublish(ref)
     """
-    how = Options(name, version, directory, keep, progress, base)
+    how = Options(name, version, directory, keep, progress, base, trust_remote_code=trust_remote_code)
     return publish_made(lambda _arena: model, from_base(base), how, in_arena=False)
 
 
@@ -240,7 +245,7 @@ def _made(
         if in_arena:
             model = make(arena)
             gc.collect()  # gives back what the build used and dropped in cycles
-        flat = flatten(model)
+        flat = flatten(model, trust_remote_code=how.trust_remote_code)
         name = places.name_of_class(type(model)) if how.name is None else how.name
         draft = Manifest(name, number, how.keep, "", (), (), how.source)
         used = arena is not None and arena.used
@@ -437,5 +442,5 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
 
 def digest(model: Any) -> str:
     """Return the digest that a model would be published with."""
-    flat = flatten(model)
+    flat = flatten(model, trust_remote_code=True)
     return model_digest(flat.skeleton, hash_blocks(block.bytes_view() for block in flat.blocks))

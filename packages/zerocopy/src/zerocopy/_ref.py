@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,7 +121,7 @@ class ModelRef:
             raise ValueError("the JSON of a reference is an object")
         return cls.from_dict(fields)
 
-    def load(self, *, device: str | torch.device = "cpu", cached: bool = True) -> Any:
+    def load(self, *, device: str | torch.device = "cpu", cached: bool = True, trust_remote_code: bool = False) -> Any:
         """Return the model with its weights mapped from the segment, without copying them.
 
         A write to a weight stays in this process, and `zerocopy.written` lists it.
@@ -130,6 +130,7 @@ class ModelRef:
             device: Where the weights should be. Any device but "cpu" gets a copy.
             cached: Return the model that this process loaded before, if it still exists. False makes another one, over
                 a mapping of its own.
+            trust_remote_code: Run the code that the model takes along from its checkpoint, if it does.
 
         Returns:
             The model, as it was published.
@@ -138,6 +139,7 @@ class ModelRef:
             SegmentGoneError: Its publisher and every reader have left.
             CorruptSegmentError: Its file was truncated or altered.
             UntrustedPathError: Its file belongs to another user, or others can write it.
+            RemoteCodeError: It takes code along, and this is not allowed. Nothing of it was run.
         """
         place = _place(device)
         key = self.digest, str(place)
@@ -145,7 +147,7 @@ class ModelRef:
             model = _loaded.get(key) if cached else None
             if model is None:
                 on_cpu = place.type == "cpu"
-                model = _build(self, on_cpu=on_cpu)
+                model = _build(self, on_cpu=on_cpu, trust_remote_code=trust_remote_code)
                 if not on_cpu:
                     with neutral():
                         model = model.to(place)
@@ -244,7 +246,23 @@ def _map_base(fields: dict[str, Any], delta: Mapped) -> Mapped:
     )
 
 
-def _build(ref: ModelRef, *, on_cpu: bool) -> Any:
+def _check_bases(delta: Mapped, bases: Sequence[Mapped]) -> None:
+    """Refuse blocks that their base does not hold: its own manifest says which it does."""
+    held = [
+        None if "file" in fields else {(block.offset, block.nbytes, block.digest) for block in base.manifest.blocks}
+        for base, fields in zip(bases, delta.manifest.bases, strict=True)
+    ]
+    for block in delta.manifest.blocks:
+        if block.base is None or not block.nbytes:
+            continue
+        there = held[block.base]
+        if block.offset + block.nbytes > len(bases[block.base]) or (
+            there is not None and (block.offset, block.nbytes, block.digest) not in there
+        ):
+            raise CorruptSegmentError(f"{delta.path} needs bytes that {bases[block.base].path} does not hold")
+
+
+def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
     mapping = _map(ref)
     manifest = mapping.manifest
     if manifest.digest != ref.digest:
@@ -256,14 +274,12 @@ def _build(ref: ModelRef, *, on_cpu: bool) -> Any:
     for base in bases:
         base.delta = mapping  # keeps the lease on a segment all of whose blocks lie in bases
     own, others = memoryview(mapping), [memoryview(base) for base in bases]
-    for block in manifest.blocks:
-        if block.base is not None and block.offset + block.nbytes > len(bases[block.base]):
-            raise CorruptSegmentError(f"{mapping.path} needs bytes beyond the end of {bases[block.base].path}")
+    _check_bases(mapping, bases)
     buffers = [
         (own if block.base is None else others[block.base])[block.offset : block.offset + block.nbytes]
         for block in manifest.blocks
     ]
-    model = rebuild(mapping.skeleton, buffers)
+    model = rebuild(mapping.skeleton, buffers, trust_remote_code=trust_remote_code)
     if on_cpu:
         remember(model, str(mapping.path), manifest, buffers)
     for index, each in enumerate((mapping, *bases)):

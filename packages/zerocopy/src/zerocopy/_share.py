@@ -43,6 +43,7 @@ def share(
     timeout: float = 600,
     directory: str | os.PathLike[str] | None = None,
     on_wait: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Return a model that any number of processes share, built by one of them.
 
@@ -58,6 +59,7 @@ def share(
         timeout: Seconds to wait for the leader.
         directory: The segment directory; shared memory by default.
         on_wait: Called with a line of text about the leader's progress while this process waits.
+        trust_remote_code: Allow code of the checkpoint, in the leader and in this process; see `publish`.
 
     Returns:
         The model.
@@ -80,13 +82,15 @@ def share(
     lock = folder / f"{places.check_name(name)}@0-0{places.SUFFIX}.gate{TEMPORARY}"
     end = time.monotonic() + timeout
     while True:
-        model = _existing(folder, name, source)
+        model = _existing(folder, name, source, trust_remote_code)
         if model is not None:
             return model
         with gate(lock, wait=False) as leads:
             if leads:
-                model = _existing(folder, name, source)  # another leader may have been done meanwhile
-                how = Options(name, None, directory, source=source, tick=_Note(lock))
+                model = _existing(folder, name, source, trust_remote_code)  # another leader may have been done
+                how = Options(
+                    name, None, directory, source=source, tick=_Note(lock), trust_remote_code=trust_remote_code
+                )
                 return _lead(folder, build_or_checkpoint, build, auto_class, how) if model is None else model
         line = _progress(lock, name)
         if on_wait is not None and line != told:
@@ -96,7 +100,7 @@ def share(
         time.sleep(_PAUSE)
 
 
-def _existing(folder: Path, name: str, source: str) -> Any:
+def _existing(folder: Path, name: str, source: str, trust_remote_code: bool) -> Any:
     """Load the newest version of a name, or return None if there is none.
 
     Raises:
@@ -111,7 +115,7 @@ def _existing(folder: Path, name: str, source: str) -> Any:
                     f"{name!r} is shared from {head.manifest.source.splitlines()[0]}, which differs from this "
                     f"{source.splitlines()[0]}: use another name, or end the processes that share the other one"
                 )
-            return ref_of(path).load()
+            return ref_of(path).load(trust_remote_code=trust_remote_code)
         except SegmentGoneError:
             continue
         except (CorruptSegmentError, UntrustedPathError):
@@ -122,7 +126,7 @@ def _existing(folder: Path, name: str, source: str) -> Any:
 def _lead(folder: Path, what: Any, build: Callable[[], Any] | None, auto_class: Any, how: Options) -> Any:
     """Publish and load the model, once what a killed leader left is gone."""
     _clear(folder, how.name or "")
-    return _publish(what, build, auto_class, how).load()
+    return _publish(what, build, auto_class, how).load(trust_remote_code=how.trust_remote_code)
 
 
 def _publish(what: Any, build: Callable[[], Any] | None, auto_class: Any, how: Options) -> ModelRef:

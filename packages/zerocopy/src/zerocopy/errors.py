@@ -10,6 +10,7 @@ __all__ = [
     "NoSpaceError",
     "OtherBuildError",
     "OtherFormatError",
+    "RemoteCodeError",
     "SegmentGoneError",
     "ShareTimeoutError",
     "UnknownNameError",
@@ -80,6 +81,10 @@ class CheckpointMismatchError(ZerocopyError, ValueError):
 
 class OtherBuildError(ZerocopyError, ValueError):
     """A name is shared from another build or checkpoint than the one that was given."""
+
+
+class RemoteCodeError(ZerocopyError, PermissionError):
+    """A model's classes come from code of its checkpoint, and the publisher or the loader does not allow that."""
 
 
 class ShareTimeoutError(ZerocopyError, TimeoutError):

@@ -90,12 +90,13 @@ class Manifest:
 
         Raises:
             ValueError: It is not a manifest, or has blocks outside the file.
+            OtherFormatError: Its fields are those of another version.
         """
         raw = json.loads(data)
         try:
             manifest = cls(**{**raw, "blocks": tuple(map(Placed._make, raw["blocks"]))})
         except (TypeError, KeyError) as error:
-            raise ValueError(f"its fields are others ({error})") from error
+            raise OtherFormatError(f"a manifest with other fields ({error}): publish it again") from error
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]
         if wrong or not all(_is_base(base) for base in manifest.bases):
             raise ValueError(f"fields have the wrong type: {', '.join(wrong) or 'bases'}")
@@ -194,6 +195,8 @@ def check(fd: int, path: Path) -> Opened:
     untouched = (status.st_ino, status.st_mtime_ns) == (inode, mtime)
     try:
         manifest = Manifest.decode(body[:manifest_size], data_offset, size)
+    except OtherFormatError as error:
+        raise OtherFormatError(f"{path} has {error}") from error
     except (ValueError, RecursionError) as error:
         raise CorruptSegmentError(f"{path} has a manifest that cannot be read: {error}") from error
     return Opened(fd, manifest, body[manifest_size:], data_offset, untouched)
