@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -357,25 +357,17 @@ def _unpicklable(model: object) -> str:
 class _Rebuilder(pickle.Unpickler):
     """Reads a skeleton, with a tensor in the place of each number."""
 
-    def __init__(self, skeleton: bytes, buffers: Sequence[Buffer], trust_remote_code: bool) -> None:
-        try:
-            rows, root, *more = pickle.loads(skeleton)  # a segment of an older version has no arrays
-        except (ValueError, TypeError) as error:
-            raise CorruptSegmentError(f"the skeleton has other parts: {error}") from None
+    def __init__(
+        self, root: bytes, rows: Sequence[_Row], arrays: Sequence[ArrayRow], buffers: Sequence[Buffer]
+    ) -> None:
         super().__init__(io.BytesIO(root))
-        if len(more) > 1 and not trust_remote_code:
-            raise refuse_loading(more[1])
-        self._modules = Modules(more[1]) if len(more) > 1 else None
         self._buffers = buffers
         self._storages: dict[int, torch.UntypedStorage] = {}
         try:
-            self._arrays = [row.over(buffers[row.block]) for row in (more[0] if more else ())]
+            self._arrays = [row.over(buffers[row.block]) for row in arrays]
             self._tensors = [self._make(row) for row in rows]
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise CorruptSegmentError(f"the table of tensors does not fit the blocks: {error}") from None
-
-    def find_class(self, module: str, name: str) -> Any:
-        return super().find_class(module if self._modules is None else self._modules.name_of(module), name)
 
     def persistent_load(self, pid: Any) -> Any:
         if type(pid) is int:
@@ -408,6 +400,24 @@ class _Rebuilder(pickle.Unpickler):
         return tensor.requires_grad_() if requires_grad else tensor
 
 
+class _RemoteRebuilder(_Rebuilder):
+    """Takes classes from the code that a model takes along."""
+
+    modules: Modules
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(self.modules.name_of(module), name)
+
+
+def _parts(skeleton: bytes) -> tuple[Sequence[_Row], bytes, Sequence[ArrayRow], Mapping[str, str]]:
+    """Return the table of tensors, the pickle, the table of arrays, and the sources of code."""
+    try:
+        rows, root, *more = pickle.loads(skeleton)
+    except (ValueError, TypeError) as error:
+        raise CorruptSegmentError(f"the skeleton has other parts: {error}") from None
+    return rows, root, more[0] if more else (), more[1] if len(more) > 1 else {}  # an older one has no arrays
+
+
 def rebuild(skeleton: bytes, buffers: Sequence[Buffer], *, trust_remote_code: bool = False) -> Any:
     """Put a model together over memory that already holds its bytes. No byte of a weight is copied.
 
@@ -432,6 +442,13 @@ def rebuild(skeleton: bytes, buffers: Sequence[Buffer], *, trust_remote_code: bo
     """
     with neutral():
         try:
-            return _Rebuilder(skeleton, buffers, trust_remote_code).load()
+            rows, root, arrays, sources = _parts(skeleton)
+            if not sources:
+                return _Rebuilder(root, rows, arrays, buffers).load()
+            if not trust_remote_code:
+                raise refuse_loading(sources)
+            remote = _RemoteRebuilder(root, rows, arrays, buffers)
+            remote.modules = Modules(sources)
+            return remote.load()
         except (pickle.UnpicklingError, EOFError) as error:
             raise CorruptSegmentError(f"the skeleton is no pickle of a model: {error}") from None

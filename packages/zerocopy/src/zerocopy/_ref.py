@@ -274,7 +274,8 @@ def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
     for base in bases:
         base.delta = mapping  # keeps the lease on a segment all of whose blocks lie in bases
     own, others = memoryview(mapping), [memoryview(base) for base in bases]
-    _check_bases(mapping, bases)
+    if bases:
+        _check_bases(mapping, bases)
     buffers = [
         (own if block.base is None else others[block.base])[block.offset : block.offset + block.nbytes]
         for block in manifest.blocks
@@ -282,8 +283,9 @@ def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
     model = rebuild(mapping.skeleton, buffers, trust_remote_code=trust_remote_code)
     if on_cpu:
         remember(model, str(mapping.path), manifest, buffers)
+    memory = f"{default_directory()}{os.sep}"
     for index, each in enumerate((mapping, *bases)):
         each.used = [block for block in manifest.blocks if block.base == (index - 1 if index else None)]
-        if each.path.parent == default_directory():  # memory; from a disk, only the used pages should be read
+        if str(each.path).startswith(memory):  # from a disk, only the used pages should be read
             each.read_ahead()
     return model

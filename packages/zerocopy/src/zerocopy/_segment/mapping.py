@@ -54,13 +54,17 @@ class Mapping(mmap.mmap):
 
     def _ranges(self) -> list[tuple[int, int]]:
         """Return (address, length) of the parts that hold blocks: reading a hole would take memory."""
+        page = mmap.PAGESIZE
+        if self.used:
+            first, last = self.used[0].offset, self.used[-1].offset + self.used[-1].nbytes
+            if 0 <= last - first - sum([block.nbytes for block in self.used]) <= _GAP:  # in a row, as usual
+                return [(self.address + first // page * page, last - first // page * page)]
         ranges: list[tuple[int, int]] = []
         for start, end in sorted((block.offset, block.offset + block.nbytes) for block in self.used):
             if ranges and start - sum(ranges[-1]) <= _GAP:
                 ranges[-1] = ranges[-1][0], end - ranges[-1][0]
             else:
                 ranges.append((start, end - start))
-        page = mmap.PAGESIZE
         return [(self.address + start // page * page, nbytes + start % page) for start, nbytes in ranges]
 
 
