@@ -20,6 +20,7 @@ __all__ = [
     "TimeLimitError",
     "UnknownSourceError",
     "UnreadableFileError",
+    "UnsafeFolderError",
     "WorkerDiedError",
 ]
 
@@ -66,6 +67,10 @@ class InvalidBackendError(TTTError, TypeError):
 
 class InvalidAnswerError(TTTError, ValueError):
     """A backend returned an answer that is not an ARC grid or does not match the test inputs."""
+
+
+class UnsafeFolderError(TTTError, PermissionError):
+    """A folder for records can be written by other users, who could plant answers; the message says what to change."""
 
 
 class WorkerDiedError(TTTError, RuntimeError):

@@ -107,10 +107,14 @@ def _head(run: SavedRun, finished: Sequence[Task], known: Sequence[Task]) -> str
         f"{budget['steps']} steps" if budget["steps"] else "",
     ]
     limits.append(f"{budget['memory'] / 1e9:g} GB" if budget["memory"] else "")
-    line = (
-        f"backend {run.about['backend']['name']}, {', '.join(x for x in limits if x)} a task, "
-        f"{run.about['workers']} worker{'s' if run.about['workers'] != 1 else ''}, seed {run.about['seed']}"
-    )
+    limits = [x for x in limits if x]
+    parts = [f"backend {run.about['backend']['name']}", *([f"{', '.join(limits)} a task"] if limits else [])]
+    if run.about.get("total"):
+        parts.append(f"{run.about['total']:g} s for all tasks")
+    workers = run.about["workers"]
+    if workers is not None:
+        parts.append(f"{workers} worker{'s' if workers != 1 else ''}")
+    line = ", ".join([*parts, f"seed {run.about['seed']}"])
     return f'<h1>ttt run</h1><div class="soft">{escape(line)}</div><div class="facts">{boxes}</div>'
 
 

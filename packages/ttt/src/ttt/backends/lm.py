@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ttt._budget import Clock
+from ttt._runs.records import data_digest
 from ttt.backends._adapter import Adaptation, LoraSettings, TTTAdapter
 from ttt.backends._model_service import MemoryProfile, ModelService, check_model_folder, choose_device, load_model
 from ttt.backends._sharing import on_this_node, published
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError, MissingExtraError
 from ttt.values import Progress, Task
+
+MODEL_FILES = {".safetensors", ".json", ".model", ".txt"}
 
 __all__ = ["Adaptation", "LmBackend", "LoraSettings", "MemoryProfile", "ModelService", "TTTAdapter"]
 
@@ -41,6 +44,8 @@ class LmBackend:
             raise InvalidBackendError(
                 "lm needs model: the folder of a saved causal language model (--set model=FOLDER)"
             )
+        if Path(self.model).is_dir():  # worker processes and nodes may have another working folder
+            object.__setattr__(self, "model", str(Path(self.model).resolve()))
         try:
             LoraSettings(**self.lora)
         except TypeError as error:
@@ -53,6 +58,20 @@ class LmBackend:
         for extra in ("transformers", "peft"):
             if importlib.util.find_spec(extra) is None:
                 raise MissingExtraError(f'the lm backend needs {extra}: pip install "pentad-ttt[lm]"')
+
+    def identity(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of the model; empty where this machine does not have it."""
+        return data_digest(p for p in Path(self.model).glob("*") if p.suffix in MODEL_FILES)
+
+    def uses_gpu(self) -> bool:
+        """Return whether the device may be a GPU."""
+        return self.device == "auto" or self.device.startswith("cuda")
+
+    def memory_needed(self) -> int:
+        """Return the bytes of the weights in a task's process: none of its own where they are shared or on a GPU."""
+        if self.share or choose_device(self.device).type == "cuda":
+            return 0
+        return sum(p.stat().st_size for p in Path(self.model).glob("*.safetensors"))
 
     @contextmanager
     def sharing(self) -> Iterator[LmBackend]:

@@ -12,9 +12,10 @@ from ttt.results._calibration import (
     reliability,
 )
 from ttt.results._evaluate import Evaluation, calibration_text, evaluate
+from ttt.results._merging import merged
 from ttt.results._scoring import Score, score, solved, wilson
 from ttt.results._selection import choose, distinct, fallbacks, recalibrated
-from ttt.results._submission import Answers, read_submission, submission_text, write_submission
+from ttt.results._submission import Answers, SubmissionText, read_submission, submission_text, write_submission
 
 __all__ = [
     "AS_CLAIMED",
@@ -23,6 +24,7 @@ __all__ = [
     "Curve",
     "Evaluation",
     "Score",
+    "SubmissionText",
     "calibration_error",
     "calibration_text",
     "choose",
@@ -30,6 +32,7 @@ __all__ = [
     "evaluate",
     "fallbacks",
     "fit_curve",
+    "merged",
     "read_calibration",
     "read_submission",
     "recalibrated",
