@@ -74,7 +74,7 @@ def read_regular(path: Path, limit: int, *, follow: bool = True) -> bytes:
         if about.st_size > limit:
             raise OSError(errno.EFBIG, f"has {about.st_size} bytes, wanted at most {limit}", str(path))
         with os.fdopen(os.dup(descriptor), "rb") as file:
-            return file.read(limit + 1)
+            return file.read(about.st_size + 1)
     finally:
         os.close(descriptor)
 
@@ -99,7 +99,8 @@ def open_folder(folder: Path) -> None:
         UnsafeFolderError: Other users can write to it, or one of them owns it.
         OSError: It cannot be made.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would make those of the usual mode
     if os.name != "posix":
         return
     about = folder.stat()

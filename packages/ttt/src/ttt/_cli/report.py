@@ -4,61 +4,23 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from ttt._events import TaskResult
-from ttt._runs.records import Records
-from ttt._tasks.loader import Rejected, parse_collection, read_json
+from ttt._files import OUTPUT, write_atomically
+from ttt._runs.saved import SavedRun, read_run
 from ttt._tasks.picture import grid_image, png
-from ttt.errors import UnreadableFileError
-from ttt.results import Calibration, Curve, recalibrated, score, solved
+from ttt.results import score, solved
 from ttt.results._calibration import reliability
 from ttt.results._evaluate import KINDS
 from ttt.values import Grid, Task, same
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """What a run's folder holds."""
-
-    about: dict[str, Any]
-    tasks: tuple[Task, ...]
-    results: dict[str, TaskResult]
-    rejected: tuple[Rejected, ...]
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether its confidences are calibrated; without curves the report shows no percentages."""
-        return bool(self.about["curves"])
-
-
-def read_run(folder: Path) -> SavedRun:
-    """Read a run's folder; tasks that have not finished have no result.
-
-    Raises:
-        UnreadableFileError: It is not the folder of a run.
-    """
-    if not (folder / "run.json").is_file():
-        raise UnreadableFileError(f"{folder}: not the folder of a run (no run.json); use the folder that solve printed")
-    about = read_json(folder / "run.json")
-    tasks, _ = parse_collection(read_json(folder / "tasks.json"), str(folder / "tasks.json"))
-    records = Records(folder / "records")
-    curves = {stage: Curve(tuple(claimed), tuple(true)) for stage, (claimed, true) in about["curves"].items()}
-    calibration = Calibration(about["backend"]["name"], curves)
-    results = {}
-    for task in tasks:
-        if (result := records.get(about["keys"][task.id], task.id)) is not None:
-            results[task.id] = replace(result, predictions=recalibrated(result.predictions, calibration))
-    return SavedRun(about, tuple(tasks), results, tuple(Rejected(**r) for r in about["rejected"]))
-
-
 def write_report(folder: Path, out: Path) -> None:
     """Write the HTML report of a run's folder."""
-    out.write_text(report_html(read_run(folder)), encoding="utf-8")
+    write_atomically(out, report_html(read_run(folder)).encode(), OUTPUT)
 
 
 def report_html(run: SavedRun) -> str:

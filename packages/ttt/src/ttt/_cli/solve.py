@@ -22,11 +22,12 @@ from rich.table import Table
 
 from ttt._cli.arguments import Commands, add_running, add_tasks, make_run, part_of, positive, print_json, warn_rejected
 from ttt._cli.display import Display
-from ttt._cli.report import read_run, report_html
+from ttt._cli.report import report_html
 from ttt._events import TaskResult
 from ttt._files import FULL, OUTPUT, write_atomically
 from ttt._runs.folders import keep_aside
 from ttt._runs.run import Run
+from ttt._runs.saved import read_run
 from ttt._tasks.sources import load
 from ttt.errors import TTTError
 from ttt.results import Evaluation, Score, calibration_text, evaluate, read_submission

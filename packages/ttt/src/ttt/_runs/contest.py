@@ -13,7 +13,7 @@ from ttt._runs.supervise import Job
 from ttt.results import merged
 from ttt.values import Task
 
-FIRST_PASS = 0.35
+FIRST_PASS = 0.2
 """Share of the time that the first pass may take: each task's share of the whole time, times this."""
 SURE = 0.9
 """A task whose confidence reaches this is not tried again."""
@@ -84,7 +84,7 @@ def try_key(key: str, number: int) -> str:
 class Contest:
     """The plan of a contest.
 
-    Every task gets a first try, short enough that all of them fit into a third of the time. What is still open then
+    Every task gets a first try, short enough that all of them fit into a fifth of the time. What is still open then
     shares the time that is left, most promising first, with another seed (and another backend, if there are more) in
     each try; this is repeated until the time is over.
 
