@@ -11,7 +11,7 @@ from pathlib import Path
 from ttt._events import TaskResult
 from ttt._files import OUTPUT, write_atomically
 from ttt._runs.saved import SavedRun, read_run
-from ttt._tasks.picture import grid_image, png
+from ttt._tasks.picture import differences, grid_image, png
 from ttt.results import score, solved
 from ttt.results._calibration import reliability
 from ttt.results._evaluate import KINDS
@@ -31,20 +31,27 @@ def report_html(run: SavedRun) -> str:
     if known:
         parts.append(_overview(known, [run.results[t.id] for t in known], calibrated=run.calibrated))
     parts.append("<h2>Tasks</h2>")
-    parts += [_task(t, run.results[t.id], first=i < 6, calibrated=run.calibrated) for i, t in enumerate(finished)]
+    parts += [
+        task_section(t, run.results[t.id], first=i < 6, calibrated=run.calibrated) for i, t in enumerate(finished)
+    ]
     waiting = [t.id for t in run.tasks if t.id not in run.results]
     if waiting:
         parts.append(f"<h2>Not finished</h2><p>{', '.join(f'<code>{escape(i)}</code>' for i in waiting)}</p>")
     if run.rejected:
         rows = "".join(f"<li><code>{escape(r.id)}</code> {escape(r.reason)}</li>" for r in run.rejected)
         parts.append(f"<h2>Refused</h2><ul>{rows}</ul>")
+    return document("ttt run", "".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    """Return a whole HTML document in the style of the reports, without scripts or external resources."""
     style = files("ttt._cli").joinpath("report.css").read_text("utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>ttt run</title>'
-        f"<style>{style}</style></head><body>{''.join(parts)}</body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+        f"<style>{style}</style></head><body>{body}</body></html>\n"
     )
 
 
@@ -136,15 +143,30 @@ def _shares(groups: Sequence[tuple[str, list[bool]]], right: Sequence[bool]) -> 
     return f'<table class="shares">{"".join(rows)}</table>'
 
 
-def _image(grid: Grid, title: str, *, hit: bool = False) -> str:
-    cell = max(4, min(18, 190 // max(grid.shape)))
-    data = base64.b64encode(png(grid_image(grid, cell))).decode()
-    mark = ' class="hit"' if hit else ""
-    picture = f'<img alt="" src="data:image/png;base64,{data}">'
+def _image(grid: Grid, title: str, *, truth: Grid | None = None) -> str:
+    cell = max(6, min(18, 190 // max(grid.shape)))
+    wrong = None if truth is None else differences(grid, truth)
+    hit = truth is not None and same(grid, truth)
+    # Where everything is wrong, crosses would hide the answer and tell nothing.
+    crossed = None if wrong is None or wrong.all() else wrong
+    data = base64.b64encode(png(grid_image(grid, cell, crossed))).decode()
+    mark = "" if truth is None else ' class="hit"' if hit else ' class="miss"'
+    words = "; ".join("".join(map(str, row)) for row in grid.tolist())
+    picture = f'<img alt="{escape(title)}: {words}" src="data:image/png;base64,{data}">'
     return f"<figure{mark}><figcaption>{escape(title)}</figcaption>{picture}</figure>"
 
 
-def _task(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> str:
+def _verdict(made: Grid, truth: Grid | None) -> str:
+    """Return in words how an answer differs from the truth."""
+    if truth is None:
+        return ""
+    if made.shape != truth.shape:
+        return f", wrong: {made.shape[0]} x {made.shape[1]} instead of {truth.shape[0]} x {truth.shape[1]}"
+    wrong = int(differences(made, truth).sum())
+    return f", wrong in {wrong} of {truth.size} cells" if wrong else ", right"
+
+
+def task_section(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> str:
     right = solved(task, result)
     kind, word = {True: ("solved", "solved"), False: ("wrong", "wrong"), None: ("open", "open")}[right]
     if result.status == "failed":
@@ -168,9 +190,10 @@ def _task(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> s
     for i, (pair, guess) in enumerate(zip(task.test, result.predictions, strict=True)):
         row = [_image(pair.input, f"test {i}")]
         for n, a in ((1, guess.first), (2, guess.second)):
-            hit = pair.output is not None and same(a.grid, pair.output)
             sure = f"{a.confidence:.0%} " if calibrated else ""
-            row.append(_image(a.grid, f"attempt {n}: {sure}{a.stage}{', right' if hit else ''}", hit=hit))
+            row.append(
+                _image(a.grid, f"attempt {n}: {sure}{a.stage}{_verdict(a.grid, pair.output)}", truth=pair.output)
+            )
         if pair.output is not None:
             row.append(_image(pair.output, "truth"))
         answers.append(f'<div class="row answer">{"".join(row)}</div>')

@@ -11,6 +11,7 @@ from ttt.results._calibration import (
     read_calibration,
     reliability,
 )
+from ttt.results._comparison import Comparison, compare
 from ttt.results._evaluate import Evaluation, calibration_text, evaluate
 from ttt.results._merging import merged
 from ttt.results._scoring import Score, score, solved, wilson
@@ -21,6 +22,7 @@ __all__ = [
     "AS_CLAIMED",
     "Answers",
     "Calibration",
+    "Comparison",
     "Curve",
     "Evaluation",
     "Score",
@@ -28,6 +30,7 @@ __all__ = [
     "calibration_error",
     "calibration_text",
     "choose",
+    "compare",
     "distinct",
     "evaluate",
     "fallbacks",
