@@ -147,8 +147,8 @@ def _image(grid: Grid, title: str, *, truth: Grid | None = None) -> str:
     cell = max(6, min(18, 190 // max(grid.shape)))
     wrong = None if truth is None else differences(grid, truth)
     hit = truth is not None and same(grid, truth)
-    # Where everything is wrong, crosses would hide the answer and tell nothing.
-    crossed = None if wrong is None or wrong.all() else wrong
+    # Where most cells are wrong, crosses would hide the answer and tell nothing.
+    crossed = None if wrong is None or wrong.mean() > 0.5 else wrong
     data = base64.b64encode(png(grid_image(grid, cell, crossed))).decode()
     mark = "" if truth is None else ' class="hit"' if hit else ' class="miss"'
     words = "; ".join("".join(map(str, row)) for row in grid.tolist())

@@ -76,15 +76,17 @@ def answer_view(task: Task, predictions: Sequence[Prediction], *, percentages: b
     parts: list[RenderableType] = []
     for i, (pair, guess) in enumerate(zip(task.test, predictions, strict=True)):
         row: list[RenderableType] = [Group(Text(f"test {i}", "dim"), grid_text(pair.input))]
+        reasons = []
         for n, attempt in ((1, guess.first), (2, guess.second)):
             wrong = None if pair.output is None else differences(attempt.grid, pair.output)
             verdict = "" if pair.output is None else ", right" if same(attempt.grid, pair.output) else ", wrong"
             sure = f"{attempt.confidence:.0%} " if percentages else ""
-            title = Text(f"attempt {n}: {sure}{attempt.stage}{verdict}", "dim")
-            row.append(Group(title, grid_text(attempt.grid, wrong), Text(attempt.why, "dim")))
+            title = Text(f"attempt {n}{verdict}", "dim", no_wrap=True)
+            row.append(Group(title, grid_text(attempt.grid, wrong)))
+            reasons.append(Text(f"attempt {n}: {sure}{attempt.stage}: {attempt.why}", "dim"))
         if pair.output is not None:
             row.append(Group(Text("truth", "dim"), grid_text(pair.output)))
-        parts.append(_side_by_side(row))
+        parts += [_side_by_side(row), *reasons, Text()]
     return Group(*parts)
 
 
