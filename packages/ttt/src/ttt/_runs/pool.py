@@ -100,7 +100,7 @@ class LocalPool:
                     self._queue.put(event)
         except BaseException as error:
             last = error
-        # The slot is free before the end is reported, so that whoever reads that can start the next job.
+        # The slot is free before the end is reported, so that the next job can start at once.
         with self._lock:
             self._slots.append(slot)
             self._threads.discard(threading.current_thread())

@@ -98,7 +98,7 @@ class Run:
         self.total = parse_seconds(total) if isinstance(total, str) else total
         self.budget = Budget.of(budget) if self.total is None or budget is not None else Budget(seconds=None)
         self.workers, self.seed, self.pool, self.gpu_tasks = workers, seed, pool, gpu_tasks
-        self._check()
+        _check(self)
         self._by_id = {t.id: t for t in self.tasks}
         curves = read_calibration(calibration)
         self._curves = [curves if curves.backend == b.name else AS_CLAIMED for b in self.backends]
@@ -122,24 +122,6 @@ class Run:
         self._fallbacks: dict[str, TaskResult] = {}
         self._began = time.monotonic()
         self._text = SubmissionText(self.rejected)
-
-    def _check(self) -> None:
-        if not self.backends:
-            raise TTTError("no backend given; name at least one")
-        if len({t.id for t in self.tasks}) != len(self.tasks):
-            raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers: got {self.workers}, wanted 1 or more")
-        if self.gpu_tasks < 1:
-            raise ValueError(f"gpu_tasks: got {self.gpu_tasks}, wanted 1 or more")
-        if self.pool not in get_args(Where):
-            raise ValueError(f"pool: got {self.pool!r}, wanted one of {', '.join(get_args(Where))}")
-        if self.total is None and len(self.backends) > 1:
-            raise TTTError(f"{len(self.backends)} backends take turns within a total time; set total, or name one")
-        if self.total is not None and not 0 < self.total < float("inf"):
-            raise InvalidBudgetError(f"total: got {self.total}, wanted a time above 0 such as 11.5h")
-        if self.total is not None and self.budget.steps is not None:
-            raise InvalidBudgetError("steps and a total time exclude each other; leave one out")
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -211,7 +193,7 @@ class Run:
 
     def _solve(self, backends: Sequence[Backend]) -> Iterator[Event]:
         """Solve what is to do; after an interrupt the remaining tasks are skipped."""
-        pool, workers = self._open_pool(backends)
+        pool, workers = _open_pool(self, backends)
         used = self._keeper.seconds_used() if self.total is not None else 0.0
         try:
             for message in drive(self._plan(backends, workers, used), pool, self._stop):
@@ -231,17 +213,6 @@ class Run:
                 unfinished = self._unfinished(task)
                 self.results[task.id] = unfinished
                 yield Finished(task.id, unfinished)
-
-    def _open_pool(self, backends: Sequence[Backend]) -> tuple[Pool, int]:
-        """Return the pool and its number of slots (for a cluster, as it is now)."""
-        if self.pool == "ray":
-            from ttt._runs.on_ray import RayPool
-
-            far = RayPool(backends, self.workers, self.gpu_tasks)
-            return far, self.workers or far.cpus()
-        gpus = visible_gpus() if any(map(uses_gpu, backends)) else ()
-        slots = slots_of(self.workers, gpus, per_gpu=self.gpu_tasks)
-        return LocalPool(slots), len(slots)
 
     def _plan(self, backends: Sequence[Backend], workers: int, used: float) -> Plan:
         if self.total is None:
@@ -369,6 +340,38 @@ class Run:
     def score(self) -> Score:
         """Score the answers so far; the test outputs of every task must be known."""
         return score(self.current(), self.tasks)
+
+
+def _check(run: Run) -> None:
+    """Refuse settings that cannot work, before anything is written."""
+    if not run.backends:
+        raise TTTError("no backend given; name at least one")
+    if len({t.id for t in run.tasks}) != len(run.tasks):
+        raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
+    if run.workers is not None and run.workers < 1:
+        raise ValueError(f"workers: got {run.workers}, wanted 1 or more")
+    if run.gpu_tasks < 1:
+        raise ValueError(f"gpu_tasks: got {run.gpu_tasks}, wanted 1 or more")
+    if run.pool not in get_args(Where):
+        raise ValueError(f"pool: got {run.pool!r}, wanted one of {', '.join(get_args(Where))}")
+    if run.total is None and len(run.backends) > 1:
+        raise TTTError(f"{len(run.backends)} backends take turns within a total time; set total, or name one")
+    if run.total is not None and not 0 < run.total < float("inf"):
+        raise InvalidBudgetError(f"total: got {run.total}, wanted a time above 0 such as 11.5h")
+    if run.total is not None and run.budget.steps is not None:
+        raise InvalidBudgetError("steps and a total time exclude each other; leave one out")
+
+
+def _open_pool(run: Run, backends: Sequence[Backend]) -> tuple[Pool, int]:
+    """Return the pool and its number of slots (for a cluster, as it is now)."""
+    if run.pool == "ray":
+        from ttt._runs.on_ray import RayPool
+
+        far = RayPool(backends, run.workers, run.gpu_tasks)
+        return far, run.workers or far.cpus()
+    gpus = visible_gpus() if any(map(uses_gpu, backends)) else ()
+    slots = slots_of(run.workers, gpus, per_gpu=run.gpu_tasks)
+    return LocalPool(slots), len(slots)
 
 
 def run(  # long because more than half of it is documentation
