@@ -12,7 +12,14 @@ from typing import Any
 from ttt._budget import Clock
 from ttt._runs.records import data_digest
 from ttt.backends._adapter import Adaptation, LoraSettings, TTTAdapter
-from ttt.backends._model_service import MemoryProfile, ModelService, check_model_folder, choose_device, load_model
+from ttt.backends._model_service import (
+    SYMBOL_TEXTS,
+    MemoryProfile,
+    ModelService,
+    check_model_folder,
+    choose_device,
+    load_model,
+)
 from ttt.backends._sharing import on_this_node, published
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError, MissingExtraError
@@ -27,6 +34,9 @@ __all__ = ["Adaptation", "LmBackend", "LoraSettings", "MemoryProfile", "ModelSer
 class LmBackend:
     """Adapts the model in folder `model` to each task; `lora` holds fields of `LoraSettings`.
 
+    Prompts are written in the tokens that the model's own tokenizer has for the sixteen texts of `symbols`: ten
+    colours, then the end of a row, before an input, before an output, the end of a grid, padding, and the beginning.
+
     With `share` the base weights are loaded once per machine and mapped by every task's process (extra `zerocopy`);
     The run sets `shared` to a reference to them.
     """
@@ -36,6 +46,7 @@ class LmBackend:
     lora: dict[str, Any] = field(default_factory=dict)
     share: bool = False
     shared: Any = field(default=None, repr=False)
+    symbols: tuple[str, ...] = SYMBOL_TEXTS
     name: str = "lm"
 
     def __post_init__(self) -> None:
@@ -46,6 +57,9 @@ class LmBackend:
             )
         if Path(self.model).is_dir():  # worker processes and nodes may have another working folder
             object.__setattr__(self, "model", str(Path(self.model).resolve()))
+        object.__setattr__(self, "symbols", tuple(self.symbols))
+        if len(set(self.symbols)) != len(SYMBOL_TEXTS) or not all(isinstance(s, str) for s in self.symbols):
+            raise InvalidBackendError(f"lm: symbols: got {self.symbols!r}, wanted {len(SYMBOL_TEXTS)} different texts")
         try:
             LoraSettings(**self.lora)
         except TypeError as error:
@@ -90,7 +104,7 @@ class LmBackend:
         store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
         settings = LoraSettings(**self.lora)
         with (
-            ModelService(self.model, self.device, self.shared) as service,
+            ModelService(self.model, self.device, self.shared, self.symbols) as service,
             TTTAdapter(service, settings).adapted(task, clock, store) as adaptation,
         ):
             for n, answers in enumerate(adaptation.predict(clock), 1):
