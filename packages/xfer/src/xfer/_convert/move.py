@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -153,7 +154,10 @@ def _to_torch(array: Any, library: str, device: str) -> list[Step]:
 def _torch_from_dlpack(array: Any) -> Any:
     from torch.utils.dlpack import from_dlpack
 
-    return from_dlpack(array)
+    if library_of(array) != "cupy":
+        return from_dlpack(array)
+    with load_cupy().cuda.Device(array.data.device_id):  # CuPy orders its work behind that device's current stream
+        return from_dlpack(array)
 
 
 def _borrow(device: str) -> Step:
@@ -172,8 +176,7 @@ def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> li
         raise DeviceUnavailableError(f"CuPy sees {cupy.cuda.runtime.getDeviceCount()} CUDA devices, not {target}")
 
     def onto(array: Any) -> Any:
-        with cupy.cuda.Device(index):
-            return cupy.asarray(array)
+        return _onto_device(cupy, array, index)
 
     steps = [] if library == "cupy" or device == "cpu" else [_borrow(device)]
     if device == "cpu" and library != "numpy":
@@ -181,14 +184,50 @@ def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> li
     return steps if device == target else [*steps, Step(f"{device} to {target} by CuPy", True, onto)]
 
 
+def _onto_device(cupy: Any, array: Any, index: int) -> Any:
+    """Return a copy on a device, ordered with the work of the device that the array is on."""
+    there = array.data.device_id if library_of(array) == "cupy" else index
+    if there == index:
+        with cupy.cuda.Device(index):
+            return cupy.asarray(array)
+    with cupy.cuda.Device(there):
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            array = cupy.ascontiguousarray(array)  # CuPy does not copy other layouts between devices
+        source = cupy.cuda.get_current_stream()
+        written = source.record()
+    with cupy.cuda.Device(index):
+        stream = cupy.cuda.get_current_stream()
+        stream.wait_event(written)
+        copy = cupy.asarray(array)
+        read = stream.record()
+    with cupy.cuda.Device(there):
+        source.wait_event(read)  # what is freed on that stream from now on is not used again before the copy is done
+    return copy
+
+
+_cuda_process = 0
+
+
 def load_cupy() -> Any:
-    """Import CuPy, or raise DeviceUnavailableError where it or a device is missing."""
+    """Import CuPy, or raise DeviceUnavailableError where it or a device is missing, or was lost by a fork."""
+    global _cuda_process
     try:
         import cupy
     except ImportError as error:
         raise DeviceUnavailableError("CUDA arrays need CuPy: install pentad-xfer[cuda12] or [cuda13]") from error
-    if not cupy.cuda.is_available():
+    available = cupy.cuda.is_available()
+    try:
+        lost = bool(available) and (_cuda_process not in (0, os.getpid()) or cupy.cuda.runtime.getDeviceCount() < 1)
+    except cupy.cuda.runtime.CUDARuntimeError:
+        lost = True
+    if lost:
+        raise DeviceUnavailableError(
+            f"process {os.getpid()} was forked from one that used CUDA, which CUDA does not support: start it with "
+            "multiprocessing's spawn or forkserver, or as a program of its own"
+        )
+    if not available:
         raise DeviceUnavailableError("CuPy is installed but finds no CUDA device; run `xfer doctor`")
+    _cuda_process = os.getpid()
     return cupy
 
 
