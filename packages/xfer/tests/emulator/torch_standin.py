@@ -30,7 +30,12 @@ class CudaTensor(torch.Tensor):
             for index in range(len(machine.uuids)):
                 with cupy.cuda.Device(index):
                     current_stream(index).synchronize()
-        return super().__torch_function__(func, types, args, kwargs or {})
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, cls) and not hasattr(result, "owner"):
+            result.owner = [
+                argument.owner for argument in args if isinstance(argument, cls) and hasattr(argument, "owner")
+            ]
+        return result
 
     @property
     def array(self) -> Any:

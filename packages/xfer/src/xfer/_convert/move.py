@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xfer._convert.interchange import device_of, host_array, library_of, to_torch
+from xfer._convert.interchange import device_of, host_array, library_of, plain_tensor, to_torch
 from xfer.errors import DeviceUnavailableError
 
 
@@ -70,7 +70,8 @@ def move(array: Any, to: str) -> Any:
     Args:
         array: An array of NumPy, torch or CuPy, or anything with DLPack or the array interface.
         to: "numpy", "torch" or "cupy" (that library; same device where the library can), "cpu" (host memory, same
-            library if it can), or "cuda", "cuda:1" ... (that device, same library if it can).
+            library if it can), "cuda", "cuda:1" ... (that device, same library if it can), or "handle" (a handle of the
+            default pool for another process, as `xfer.put` returns).
 
     Raises:
         ValueError: `to` is none of these.
@@ -95,6 +96,8 @@ def explain(array: Any, to: str) -> Route:
     """
     library, device = library_of(array), device_of(array)
     kind, _, index = to.partition(":")
+    if to == "handle":
+        return Route(f"{library} on {device}", to, tuple(_to_handle(array, library, device)))
     if to in ("numpy", "cpu"):
         steps = _to_host(array, library, device, keep_library=to == "cpu")
     elif to == "torch":
@@ -102,7 +105,7 @@ def explain(array: Any, to: str) -> Route:
     elif kind in ("cupy", "cuda") and (index.isdigit() or not index):
         steps = _to_cuda(array, library, device, kind, int(index or _index(device)))
     else:
-        raise ValueError(f"got to={to!r}, want 'numpy', 'torch', 'cupy', 'cpu', 'cuda' or 'cuda:N'")
+        raise ValueError(f"got to={to!r}, want 'numpy', 'torch', 'cupy', 'cpu', 'cuda', 'cuda:N' or 'handle'")
     return Route(f"{library} on {device}", to, tuple(steps))
 
 
@@ -149,6 +152,23 @@ def _to_torch(array: Any, library: str, device: str) -> list[Step]:
     why = [reason for reason, holds in reasons.items() if holds]
     what = f"the array is {' and '.join(why)}" if why else "torch views NumPy's memory"
     return [*steps, Step(what, bool(why), lambda x: to_torch(x)[0])]
+
+
+def _to_handle(array: Any, library: str, device: str) -> list[Step]:
+    from xfer._shared.default import put
+
+    if device == "cpu":
+        return [Step("the array is copied into shared memory", True, put)]
+    from xfer._shared.cuda_ipc import can_share
+
+    with load_cupy().cuda.Device(int(_index(device))):
+        placed = array if library == "cupy" else load_cupy().from_dlpack(plain_tensor(array)[0])
+    if not (placed.flags.c_contiguous or placed.flags.f_contiguous):
+        return [Step(f"the array is copied into one block on {device} and shared by CUDA IPC", True, put)]
+    if not can_share(placed):
+        what = "expandable, managed or asynchronous memory has no CUDA IPC handle, so that it is copied on"
+        return [Step(f"{what} {device} into memory that has one", True, put)]
+    return [Step(f"the array's memory on {device} is shared by CUDA IPC", False, put)]
 
 
 def _torch_from_dlpack(array: Any) -> Any:

@@ -36,7 +36,7 @@ class Allocator(Protocol):
         ...
 
     def to_host(self, buffer: Any, nbytes: int, stays: bool) -> np.ndarray[Any, Any]:
-        """Wait for the device's work and copy the first bytes to the host; if they stay there, to page-locked memory."""
+        """Wait for the device's work and copy the first bytes to the host, to page-locked memory if they stay there."""
         ...
 
     def from_host(self, buffer: Any, data: np.ndarray[Any, Any]) -> None:
@@ -174,9 +174,10 @@ class CupyAllocator:
 def _pinned(cuda: Any, nbytes: int) -> np.ndarray[Any, Any]:
     """Return page-locked memory that is freed with its array; CuPy's pool would keep it."""
     memory = cuda.PinnedMemory(nbytes)
-    buffer = (ctypes.c_uint8 * nbytes).from_address(int(memory))
+    buffer: Any = (ctypes.c_uint8 * nbytes).from_address(int(memory))
     buffer.memory = memory
-    return np.frombuffer(buffer, np.uint8)
+    array: np.ndarray[Any, Any] = np.frombuffer(buffer, np.uint8)
+    return array
 
 
 def default_allocator() -> Allocator:

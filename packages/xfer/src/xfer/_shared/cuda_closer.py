@@ -14,7 +14,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from xfer._convert.move import load_cupy
-from xfer._forks import on_fork
 from xfer.errors import DeviceUnavailableError
 
 _PAUSE = 0.05
@@ -44,7 +43,6 @@ class CudaCloser:
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        on_fork(child=self._after_fork_in_child)
 
     def start(self) -> None:
         """Start the thread unless it runs."""
@@ -67,20 +65,25 @@ class CudaCloser:
         return done.wait(timeout)
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            items = [item]
-            while True:
-                try:
-                    more = self._queue.get_nowait()
-                except Empty:
-                    break
-                if more is None:
-                    self._queue.put(None)
-                    break
-                items.append(more)
+        while items := self._next():
             for device in {one.device for one in items if one.device >= 0}:
                 _close(device, [one for one in items if one.device == device])
-            del item, items  # the leases go back here
+            del items  # the leases go back here
+
+    def _next(self) -> list[_Item]:
+        """Wait for an item and return all that are there; none at the end."""
+        items = []
+        item = self._queue.get()
+        while item is not None:
+            items.append(item)
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+        else:
+            if items:
+                self._queue.put(None)
+        return items
 
     def _stop(self) -> None:
         thread, pid = self._thread, os.getpid()
@@ -88,7 +91,8 @@ class CudaCloser:
         if thread is not None and pid == os.getpid():
             thread.join(timeout=2)
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's memory and thread; the leases that were queued go."""
         self._queue, self._thread, self._lock = SimpleQueue(), None, threading.Lock()
         atexit.unregister(self._stop)
 
@@ -117,3 +121,5 @@ def _close(device: int, items: list[_Item]) -> None:
 
 
 CLOSER = CudaCloser()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=CLOSER.after_fork_in_child)

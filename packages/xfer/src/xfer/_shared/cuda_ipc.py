@@ -114,10 +114,10 @@ def _export(cupy: Any, array: Any) -> tuple[bytes, int, Any]:
         pass  # an expandable segment, managed memory, or memory of cudaMallocAsync
     try:
         memory = cupy.cuda.MemoryPointer(cupy.cuda.Memory(array.nbytes), 0)
-        order = "C" if array.flags.c_contiguous else "F"
-        copy = cupy.ndarray(array.shape, array.dtype, memory, order=order)
+        handle = runtime.ipcGetMemHandle(memory.ptr)
         memory.copy_from_device_async(array.data, array.nbytes)
-        return runtime.ipcGetMemHandle(memory.ptr), 0, copy
+        cupy.cuda.get_current_stream().synchronize()  # memory of no pool must not be freed while the copy is queued
+        return handle, 0, cupy.ndarray(array.shape, array.dtype, memory, order="C" if array.flags.c_contiguous else "F")
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise BudgetExceededError(
             f"the array's memory has no CUDA IPC handle and must be copied, but the device has no {array.nbytes} bytes",

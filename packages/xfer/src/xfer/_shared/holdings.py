@@ -30,7 +30,7 @@ class PoolStats:
         live_bytes: Their bytes.
         waiting_for_readers: How many released slots readers still hold.
         free_slots: How many slots are free.
-        device_bytes: Bytes of CUDA arrays that are kept: live, or released and still read. They do not count for `used`.
+        device_bytes: Bytes of CUDA arrays that are kept: live, or released and still read. They are not in `used`.
     """
 
     budget: int

@@ -27,7 +27,7 @@ add, subtract, multiply, divide, power, matmul = map(
     binary, ("add", "subtract", "multiply", "divide", "power", "matmul")
 )
 maximum, minimum, hypot, array_equal = map(binary, ("maximum", "minimum", "hypot", "array_equal"))
-sum, mean, max, min, sqrt, exp = map(unary, (np.sum, np.mean, np.max, np.min, np.sqrt, np.exp))  # noqa: A001
+sum, mean, max, min, sqrt, exp = map(unary, (np.sum, np.mean, np.max, np.min, np.sqrt, np.exp))
 
 
 def zeros(shape, dtype=float):

@@ -8,7 +8,6 @@ import numpy as np
 
 from cupy import cuda
 from cupy._machine import POISON, machine
-from cupy.cuda import _state
 
 
 class _Flags:
@@ -17,7 +16,7 @@ class _Flags:
         self.writeable = True
 
 
-class ndarray:  # noqa: N801 - CuPy's name
+class ndarray:
     """An array on a device."""
 
     __array_priority__ = 100
@@ -50,7 +49,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     device = property(lambda self: cuda.Device(self.data.device_id))
 
     @property
-    def T(self):  # noqa: N802 - NumPy's name
+    def T(self):
         return self._view(self._np.T)
 
     def _view(self, view):
@@ -194,7 +193,9 @@ def _call(function, *operands):
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         like = np.asarray(function(*shapes))
-    made = ndarray(like.shape, like.dtype, order="F" if like.flags.f_contiguous and not like.flags.c_contiguous else "C")
+    made = ndarray(
+        like.shape, like.dtype, order="F" if like.flags.f_contiguous and not like.flags.c_contiguous else "C"
+    )
     _launch(lambda out, *values: np.copyto(out, function(*values), casting="unsafe"), made._np, operands)
     return made
 

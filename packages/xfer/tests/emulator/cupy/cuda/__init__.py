@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 from typing import Any
 
@@ -176,7 +175,7 @@ class _Driver:
     """The functions of libcuda.so.1 that xfer calls."""
 
     @staticmethod
-    def cuMemGetAddressRange_v2(base: Any, length: Any, pointer: Any) -> int:  # noqa: N802 - CUDA's name
+    def cuMemGetAddressRange_v2(base: Any, length: Any, pointer: Any) -> int:
         """Find the allocation of a pointer."""
         region = machine.find(pointer.value)
         if region is None:
@@ -204,10 +203,10 @@ def remove() -> None:
 
 
 def _end() -> None:
+    """End the machine; the file `sitecustomize` calls it after all other exit handlers, as the C library does CUDA's."""
     if not _state.ending:
         _state.ending = True
         machine.end()
 
 
 install()
-atexit.register(_end)

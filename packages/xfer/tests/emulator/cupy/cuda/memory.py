@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+
 from cupy import _machine
 from cupy._machine import CUDARuntimeError, machine
 from cupy.cuda import _state

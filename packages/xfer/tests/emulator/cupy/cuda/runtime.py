@@ -6,14 +6,14 @@ from cupy._machine import CUDARuntimeError, machine
 
 __all__ = ["CUDARuntimeError"]
 
-cudaIpcMemLazyEnablePeerAccess = 1  # noqa: N816 - CUDA's name
-eventBlockingSync, eventDisableTiming, eventInterprocess = 1, 2, 4  # noqa: N816 - CUDA's names
-streamLegacy, streamPerThread = 1, 2  # noqa: N816 - CUDA's names
-memcpyHostToDevice, memcpyDeviceToHost, memcpyDefault = 1, 2, 4  # noqa: N816 - CUDA's names
+cudaIpcMemLazyEnablePeerAccess = 1
+eventBlockingSync, eventDisableTiming, eventInterprocess = 1, 2, 4
+streamLegacy, streamPerThread = 1, 2
+memcpyHostToDevice, memcpyDeviceToHost, memcpyDefault = 1, 2, 4
 
-getDevice = lambda: machine.device  # noqa: E731, N816 - CUDA's name
+getDevice = lambda: machine.device  # noqa: E731 - CUDA's name
 setDevice = machine.set_device
-streamDestroy = lambda stream: None  # noqa: E731, N816 - its work still completes
+streamDestroy = lambda stream: None  # noqa: E731 - its work still completes
 eventCreateWithFlags = machine.new_event
 eventDestroy = machine.destroy_event
 eventRecord = machine.record
@@ -24,10 +24,10 @@ ipcGetEventHandle = machine.export_event
 ipcOpenEventHandle = machine.import_event
 malloc = machine.malloc
 free = machine.free
-hostAlloc = lambda size, flags=0: machine.host_alloc(size)  # noqa: E731, N816 - CUDA's name
+hostAlloc = lambda size, flags=0: machine.host_alloc(size)  # noqa: E731 - CUDA's name
 
 
-def getDeviceCount() -> int:  # noqa: N802 - CUDA's name
+def getDeviceCount() -> int:
     """Count the visible devices."""
     machine.check()
     if not machine.uuids:
@@ -35,7 +35,7 @@ def getDeviceCount() -> int:  # noqa: N802 - CUDA's name
     return len(machine.uuids)
 
 
-def getDeviceProperties(index: int) -> dict:  # noqa: N802 - CUDA's name
+def getDeviceProperties(index: int) -> dict:
     """Return what a device is; a slow call."""
     machine.check()
     machine.calls["getDeviceProperties"] += 1
@@ -44,28 +44,28 @@ def getDeviceProperties(index: int) -> dict:  # noqa: N802 - CUDA's name
     return {"name": b"Emulated", "uuid": machine.uuids[index], "integrated": 0, "major": 9, "minor": 0}
 
 
-def ipcOpenMemHandle(handle: bytes, flags: int = 1) -> int:  # noqa: N802 - CUDA's name
+def ipcOpenMemHandle(handle: bytes, flags: int = 1) -> int:
     """Open another process's memory on the current device."""
     return machine.open(handle, flags)
 
 
-def deviceSynchronize() -> None:  # noqa: N802 - CUDA's name
+def deviceSynchronize() -> None:
     """Wait for all work of the current device."""
     machine.calls["deviceSynchronize"] += 1
     machine.synchronize()
 
 
-def streamSynchronize(stream: int) -> None:  # noqa: N802 - CUDA's name
+def streamSynchronize(stream: int) -> None:
     """Wait for the work of a stream."""
     machine.run(machine.stream(stream).tail)
 
 
-def streamWaitEvent(stream: int, event: int, flags: int = 0) -> None:  # noqa: N802 - CUDA's name
+def streamWaitEvent(stream: int, event: int, flags: int = 0) -> None:
     """Make a stream wait for an event."""
     machine.wait_event(stream, event)
 
 
-def eventQuery(event: int) -> int:  # noqa: N802 - CUDA's name
+def eventQuery(event: int) -> int:
     """Return 0 if an event is done, 600 if not."""
     return 0 if machine.query_event(event) else 600
 
@@ -75,11 +75,11 @@ def memcpy(dst: int, src: int, size: int, kind: int) -> None:
     machine.copy(dst, src, size)
 
 
-def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None:  # noqa: N802 - CUDA's name
+def memcpyAsync(dst: int, src: int, size: int, kind: int, stream: int) -> None:
     """Copy on a stream."""
     machine.copy(dst, src, size, stream)
 
 
-def deviceCanAccessPeer(device: int, peer: int) -> int:  # noqa: N802 - CUDA's name
+def deviceCanAccessPeer(device: int, peer: int) -> int:
     """Return 1: all emulated devices reach each other."""
     return 1
