@@ -1,4 +1,4 @@
-"""Ends the emulated devices after all exit handlers: Python imports this file first, so that its handler is the last."""
+"""Ends the emulated devices after all exit handlers: Python imports this file first, so its handler is the last."""
 
 from __future__ import annotations
 

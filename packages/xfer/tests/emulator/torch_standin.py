@@ -1,6 +1,6 @@
 """CUDA tensors without a GPU: real torch tensors over the emulated devices' memory, which say that they are on CUDA.
 
-Torch's own work is done at once, which CUDA permits. What is queued on torch's current stream is late, as in `_machine`.
+Torch's own work is done at once, which CUDA permits, after what is queued on torch's current stream.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An emulated CUDA runtime: devices in shared files, and streams whose work runs as late as CUDA's documents permit.
 
-A test finds here what a fast GPU hides. Work that is queued on a stream runs only when a documented rule makes something
-wait for it. Memory that is freed shows poison at once. The rules, with their sources:
+A test finds here what a fast GPU hides. Work that is queued on a stream runs only when a documented rule makes
+something wait for it. Memory that is freed shows poison at once. The rules, with their sources:
 
 1. A stream runs its work in order. Streams are not ordered with each other except by events and by the legacy default
    stream, which waits for all blocking streams and makes them wait; non-blocking streams take no part in that.
@@ -437,7 +437,7 @@ class Machine:
         return any(base <= pointer < base + data.nbytes for base, data in self.pinned.items())
 
     def copy(self, dst, src, size, stream=None):
-        """Copy bytes between host and devices (rule 2); on the legacy default stream and waiting if `stream` is None."""
+        """Copy bytes between host and devices (rule 2); on the legacy default stream if `stream` is None."""
         with self.lock:
             to, of = self.find(dst), self.find(src)
             waits = stream is None

@@ -203,7 +203,7 @@ def remove() -> None:
 
 
 def _end() -> None:
-    """End the machine; the file `sitecustomize` calls it after all other exit handlers, as the C library does CUDA's."""
+    """End the machine; `sitecustomize` calls it after all other exit handlers, as the C library does CUDA's."""
     if not _state.ending:
         _state.ending = True
         machine.end()
