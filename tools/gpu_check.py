@@ -25,6 +25,7 @@ import time
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,7 +135,7 @@ def read(suite: str, report: Path, seconds: float) -> Outcome:
     return Outcome(suite, passed, failed, skipped, lacking, seconds)
 
 
-def measure(rehearse: bool, env: dict[str, str], limit: float) -> dict[str, object]:
+def measure(rehearse: bool, env: dict[str, str], limit: float) -> dict[str, Any]:
     """Measure in a new process, which leaves the GPU's memory to the tests, and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
@@ -149,7 +150,8 @@ def measure(rehearse: bool, env: dict[str, str], limit: float) -> dict[str, obje
             subprocess.run(command, cwd=ROOT, env=env, timeout=max(limit, 1))
         except subprocess.TimeoutExpired:
             print(f"measurements were not done after {limit:.0f} s")
-        return json.loads(file.read_text()) if file.exists() else {"rows": [], "failed": {"all": "no result"}}
+        result: dict[str, Any] = {"rows": [], "failed": {"all": "no result"}}
+        return json.loads(file.read_text()) if file.exists() else result
 
 
 def gather(folder: Path) -> int:
@@ -212,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         result = measured | {"tests": [asdict(outcome) for outcome in outcomes], "rehearsed": args.rehearse}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    broken = {name: why for name, why in dict(measured.get("failed") or {}).items() if "ModuleNotFoundError" not in why}
+    broken = {name: why for name, why in measured["failed"].items() if "ModuleNotFoundError" not in why}
     return 1 if any(outcome.failed for outcome in outcomes) or broken else 0
 
 

@@ -183,10 +183,8 @@ def steps(rehearse: bool) -> list[Row]:
     grids = [rng.integers(0, 3, (12, 12)).astype(np.uint8) for _ in range(5)]
     pairs = tuple(ttt.Pair(ttt.as_grid(grid), ttt.as_grid(grid.T.copy())) for grid in grids)
     task = ttt.Task("transpose", pairs[:4], pairs[4:])
-    trainings = [
-        VitTraining(VitBackend(device=name, batch=8), task, 0)
-        for name in (["cpu", "cpu"] if rehearse else ["cuda", "cpu"])
-    ]
+    devices = ["cpu", "cpu"] if rehearse else ["cuda", "cpu"]
+    trainings = [VitTraining(VitBackend(device=name, batch=8), task, 0) for name in devices]
     wait = (lambda: None) if rehearse else torch.cuda.synchronize
     times = turns(*(lambda t=t: t.one_step(0.5) for t in trainings), wait, 1 if rehearse else 5)
     return [row("ttt", "one step of vit", times, "CPU")]

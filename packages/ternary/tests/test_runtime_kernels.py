@@ -304,6 +304,11 @@ def test_kernel_names_end_with_plain_torch() -> None:
     assert available_kernels()[-1] == "torch"
 
 
+# cuda: ternary.runtime._gpu:* by interpreter
+# cuda: ternary.runtime._gpu:_kernel by compiled
+# cuda: ternary.runtime._ops:_linear_cpu by interpreter
+# cuda: ternary.runtime._ops:on_triton by stand-in
+# cuda: ternary.runtime._shortcut:Shortcut.linear by interpreter
 class TestTriton:
     """The GPU kernel in Triton's interpreter; in a process of its own, since the interpreter is chosen at import."""
 
@@ -367,6 +372,31 @@ assert gpu.why_not(torch.device("cpu")) is None, gpu.why_not(torch.device("cpu")
             assert ops.on_triton("triton", torch.uint8, torch.device("cpu"))
         finally:
             gpu.why_not.cache_clear()
+
+    # cuda: ternary.runtime._doctor:* by stand-in
+    def test_the_doctor_names_the_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The report has the device's name, and whether Triton is there."""
+        from ternary.runtime import doctor
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+        monkeypatch.setattr(gpu, "is_available", lambda: False)
+        report = doctor()
+        assert "Test GPU, Triton not installed" in str(report)
+
+    # cuda: ternary._training.loop:_Training.__init__ by stand-in
+    def test_training_on_a_gpu_scales_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With `amp`, a model on CUDA is trained with a gradient scaler that is on."""
+        from ternary._training import loop
+
+        made: list[tuple[str, bool]] = []
+        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: made.append((device, enabled)))
+        monkeypatch.setattr(loop, "make_optimizer", lambda *_: None)
+        there = type("There", (torch.nn.Parameter,), {"device": torch.device("cuda")})
+        model = torch.nn.Module()
+        model.parameters = lambda *_: iter([there(torch.zeros(1))])  # type: ignore[method-assign]
+        loop._Training(model, loop.TrainConfig(amp=True), torch.nn.MSELoss(), None)
+        assert made == [("cuda", True)]
 
     @pytest.mark.slow
     @pytest.mark.skipif(not gpu.is_available(), reason="triton is not installed")

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 import xfer
 from xfer import ops
 
+# cuda: xfer.ops:* by emulator
 DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.cuda)]
 ELEMENTWISE = ["add", "subtract", "multiply", "divide", "power"]
 REDUCTIONS = ["sum", "mean", "max", "min"]

@@ -21,6 +21,8 @@ from xfer._device.allocators import Allocator, default_allocator
 
 MIB = 1 << 20
 
+# cuda: xfer._device.allocators:* by emulator
+
 
 def _allocator(kind: str) -> Allocator:
     return xfer.CupyAllocator() if kind == "cuda" else xfer.HostAllocator(2)

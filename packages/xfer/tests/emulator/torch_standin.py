@@ -76,7 +76,8 @@ class CudaTensor(torch.Tensor):
 
     def cpu(self) -> torch.Tensor:
         """Copy to the host, behind the work of torch's current stream."""
-        current_stream(self.index).synchronize()
+        with cupy.cuda.Device(self.index):
+            current_stream(self.index).synchronize()
         return _plain(self).clone()
 
     def numpy(self, **options: Any) -> Any:

@@ -225,6 +225,7 @@ def _onto_device(cupy: Any, array: Any, index: int) -> Any:
     return copy
 
 
+_NOT_INITIALIZED = 3  # CUDA's answer in a child of a process that had initialised it
 _cuda_process = 0
 
 
@@ -235,11 +236,11 @@ def load_cupy() -> Any:
         import cupy
     except ImportError as error:
         raise DeviceUnavailableError("CUDA arrays need CuPy: install pentad-xfer[cuda12] or [cuda13]") from error
-    available = cupy.cuda.is_available()
+    lost = _cuda_process not in (0, os.getpid())
     try:
-        lost = bool(available) and (_cuda_process not in (0, os.getpid()) or cupy.cuda.runtime.getDeviceCount() < 1)
-    except cupy.cuda.runtime.CUDARuntimeError:
-        lost = True
+        available = not lost and cupy.cuda.runtime.getDeviceCount() > 0
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        available, lost = False, error.status == _NOT_INITIALIZED
     if lost:
         raise DeviceUnavailableError(
             f"process {os.getpid()} was forked from one that used CUDA, which CUDA does not support: start it with "

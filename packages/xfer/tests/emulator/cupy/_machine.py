@@ -142,7 +142,7 @@ class Machine:
         self.pid, self.calls = os.getpid(), Counter()
         self.streams, self.events, self.regions = {}, {}, {}
         self.reusable, self.pinned, self.opened, self.used = {}, {}, {}, Counter()
-        self.next, self.serving = 1000, False
+        self.next, self.serving, self.pinned_peak = 1000, False, 0
 
     # devices
 
@@ -431,6 +431,7 @@ class Machine:
             memory = mmap.mmap(-1, max(size, 1))
             data = np.frombuffer(memory, np.uint8)
             self.pinned[data.ctypes.data] = data
+            self.pinned_peak = max(self.pinned_peak, sum(memory.nbytes for memory in self.pinned.values()))
             return data.ctypes.data
 
     def is_pinned(self, pointer):
