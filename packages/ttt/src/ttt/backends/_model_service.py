@@ -184,13 +184,15 @@ class ModelService:
         """Prepare the model for training, with gradient checkpointing on a GPU; return it to inference afterwards."""
         saving = self.device.type == "cuda" and self.model.supports_gradient_checkpointing
         self.model.train()
+        # Transformers 5 calls it activation checkpointing, and warns of the name before.
+        kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         if saving:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(self.model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         try:
             yield
         finally:
             if saving:
-                self.model.gradient_checkpointing_disable()
+                getattr(self.model, f"{kind}_checkpointing_disable")()
             self.model.eval()
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,8 @@ def device_of(array: Any) -> str:
         return "cpu"
     if library_of(array) == "torch" and array.device.type == "meta":
         raise UnsupportedDtypeError("a meta tensor has no data: put a tensor on the host or on a device")
+    if library_of(array) == "cupy":
+        return f"cuda:{array.data.device_id}"  # managed memory too, which DLPack counts with the host's
     kind, index = array.__dlpack_device__()
     if int(kind) in _DLPACK_CPU:
         return "cpu"
@@ -137,6 +139,27 @@ def tensor_interface() -> tuple[type, Any] | None:
     kind = getattr(sys.modules.get("torch"), "Tensor", None)
     interface = getattr(kind, "__dlpack_c_exchange_api__", None)
     return None if kind is None or interface is None else (kind, interface)
+
+
+def plain_tensor(tensor: Any) -> tuple[Any, np.dtype[Any] | None]:
+    """Return a tensor of a device as DLPack can export it, and its dtype where only ml_dtypes has it.
+
+    Raises:
+        UnsupportedDtypeError: It is not one array, such as a sparse or quantized tensor.
+    """
+    torch = sys.modules["torch"]
+    if tensor.layout is not torch.strided or getattr(tensor, "is_nested", False) or tensor.is_quantized:
+        raise UnsupportedDtypeError(
+            f"a {'quantized' if tensor.is_quantized else 'sparse or nested'} tensor is several arrays: put its parts"
+        )
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    name = str(tensor.dtype).removeprefix("torch.")
+    carrier = next((bits for start, bits in _BITS.items() if name.startswith(start)), None)
+    if carrier is None:
+        return tensor, None
+    from xfer._shared import dtypes
+
+    return tensor.view(getattr(torch, carrier)), dtypes.decode(f"{dtypes.ML_PREFIX}{name}".encode())
 
 
 def private_tensor(array: np.ndarray[Any, Any]) -> Any:

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from xfer._convert.interchange import Library, check_library, pinned, to_torch
-from xfer._convert.move import move
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
 from xfer._shared import dtypes, tree
@@ -70,6 +69,7 @@ class Reader:
         """
         fields = parse(raw)
         slot = fields.slot
+        private = private and not fields.flags & CUDA  # the slot holds a record, and the lease must last
         with self._lock:
             self._dropped.drain()
             mapping = self._mappings.get(fields.segment)
@@ -353,23 +353,26 @@ READER = Reader()
 on_fork(before=READER.before_fork, parent=READER.after_fork_in_parent, child=READER.after_fork_in_child)
 
 
-def get(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -> Any:
+def get(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False, stream: Any = None) -> Any:
     """Return the array or the tree behind a handle: no copy, read-only by the kernel, leased until its last view ends.
 
     Args:
         handle: A `Handle`, or its bytes.
         as_: "numpy", or "torch" for tensors. Those are writable: they lie over a private mapping of the same memory, so
-            that an in-place operation copies the pages that it touches, and stays in this process.
+            that an in-place operation copies the pages that it touches, and stays in this process. Both apply to host
+            memory: of a CUDA device, a tensor arrives as a tensor, and a CuPy array as one unless `as_` is "torch".
         pin: Copy tensors into pinned memory, for a copy to a GPU that does not wait; needs a CUDA device.
+        stream: A stream of CuPy or torch, or its address, that uses a CUDA array. It waits for the stream that the
+            producer named; without it, `get` waits.
 
     Returns:
-        A NumPy array or a torch tensor, a tree of them, or a CuPy array where the producer put one of a CUDA device.
+        A NumPy array or a torch tensor, a tree of them, or a CuPy array or tensor over the producer's device memory.
 
     Raises:
         HandleError: The bytes are damaged.
         StaleHandleError: The array was released.
         ProducerGoneError: The process that put it has ended.
-        DeviceUnavailableError: `pin` without a CUDA device.
+        DeviceUnavailableError: The producer's device cannot be used from this process, or `pin` without a CUDA device.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -383,33 +386,34 @@ def get(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) ->
     raw = bytes(handle)
     check_library(as_, pin)
     array, fields = READER.array(raw, private=as_ == "torch" and not pin)
-    return present(array, fields, raw, as_, pin)
+    return present(array, fields, raw, as_, pin, stream)
 
 
-def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library, pin: bool = False) -> Any:
+def present(
+    array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library, pin: bool = False, stream: Any = None
+) -> Any:
     """Return what a leased array stands for: a tree, a device array, or itself, in the library that was asked for."""
     if pin and not fields.flags & CUDA:
         array = pinned(array)
     if not fields.flags & (CUDA | TREE | CONSUME):
         return array if as_ == "numpy" else to_torch(array)[0]
-    found = _present(array, fields, raw, as_)
+    found = _present(array, fields, raw, as_, stream)
     if fields.flags & CONSUME:
         READER.take_over(fields)  # last: what cannot be read here is not lost
     return found
 
 
-def _present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
+def _present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library, stream: Any) -> Any:
     if fields.flags & CUDA:
         from xfer._shared.cuda_ipc import open_record
 
-        device_array = open_record(array, raw)
-        return device_array if as_ == "numpy" else move(device_array, as_)
+        return open_record(array, raw, as_, stream)
     if fields.flags & TREE:
         return tree.unpack(array, as_)
     return array if as_ == "numpy" else to_torch(array)[0]
 
 
-def open(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -> View:
+def open(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False, stream: Any = None) -> View:
     """Like `get`, as a context: `with xfer.open(handle) as array: ...`.
 
     The lease ends when the block has ended and no view of the array is left, whichever is later: an array that is still
@@ -419,6 +423,7 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -
         handle: A `Handle`, or its bytes.
         as_: "numpy" or "torch", as in `get`.
         pin: Copy tensors into pinned memory, as in `get`.
+        stream: The stream that uses a CUDA array, as in `get`.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -428,7 +433,7 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -
         >>> del array
         >>> xfer.release(handle)
     """
-    return View(get(handle, as_=as_, pin=pin))
+    return View(get(handle, as_=as_, pin=pin, stream=stream))
 
 
 def trim() -> int:
