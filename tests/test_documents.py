@@ -19,7 +19,8 @@ DOCUMENTS = {
     "packages/ttt/docs/tutorial.md": 5,
     "packages/xfer/docs/how-to.md": 1,
     "packages/zerocopy/docs/how-to.md": 1,
-    "packages/isolate/docs/how-to.md": 1,
+    "packages/isolate/docs/how-to.md": 2,
+    "packages/isolate/docs/values.md": 2,
     "packages/ternary/docs/how-to.md": 1,
     "packages/ttt/docs/how-to.md": 1,
 }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +172,44 @@ def test_what_cannot_run_elsewhere() -> None:
         isolate.run(len, [1])
 
 
+@functools.lru_cache
+def cached(x: int) -> int:
+    """Decorated by something else."""
+    return x + 1
+
+
+@isolate.function
+def inner(x: int) -> int:
+    """Runs in the process of the function that uses it."""
+    return cached(x)
+
+
+def outer(x: int) -> int:
+    """Uses decorated functions, and itself."""
+    return inner(x) if x else outer(x + 1)
+
+
+def test_decorated_functions_come_along(host: Host) -> None:
+    """With their other decorators; an isolated one runs where its user runs."""
+    assert isolate.run(outer, 0, host=host) == 2
+    assert len(host.extensions) == 1
+
+
+def test_source_is_that_of_the_definition(host: Host, tmp_path: Path) -> None:
+    """A file that has changed since the function was defined changes nothing."""
+    file = tmp_path / "changing.py"
+    file.write_text("import isolate\n@isolate.function\ndef f(): return 1\n")
+    spec = importlib.util.spec_from_file_location("changing", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    file.write_text("import isolate\n\n\n\ndef g(): return 2\n@isolate.function\ndef f(): return 3\n")
+    there = isolate.Function(module.f.local, host=host)
+    there._text = module.f._text
+    assert there() == 1
+
+
 def test_source_has_what_is_used_and_nothing_more() -> None:
     """Imports, constants and definitions in an order that runs; names that are attributes only are left out."""
     text = capture(triple).text  # type: ignore[arg-type]
@@ -177,6 +218,32 @@ def test_source_has_what_is_used_and_nothing_more() -> None:
     assert space["isolate_function"](2) == 6
     assert "Order" not in text
     assert "pytest" not in text
+
+
+def test_spare_processes(store: Path) -> None:
+    """A process that waits is used by the next start in the same environment; a dead one is not; none is left."""
+    with Host(store, spares=1) as host:
+        first = isolate.Function(triple, host=host)
+        assert first(1) == 3
+
+        def spare() -> int:
+            end = time.monotonic() + 20
+            while not host._spares._waiting:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            return host._spares._waiting[0][1].process.pid
+
+        waiting = spare()
+        second = isolate.Function(later, host=host)
+        assert asyncio.run(second(1)) == 2  # type: ignore[arg-type]
+        assert second.extension._current.process.pid == waiting  # type: ignore[union-attr]
+        dead = spare()
+        assert dead != waiting
+        os.kill(dead, 9)
+        first.stop()
+        assert first(2) == 6
+        assert first.extension._current.process.pid != dead  # type: ignore[union-attr]
+        spare()
 
 
 NOTEBOOK = """

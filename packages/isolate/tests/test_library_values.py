@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,6 +88,16 @@ def test_frames(travel: Travel) -> None:
         assert (travel(scalar), type(travel(scalar)), str(travel(scalar))) == (scalar, type(scalar), str(scalar))
     assert travel(pd.NaT) is pd.NaT
     assert travel(pd.NA) is pd.NA
+
+
+def test_a_host_imports_nothing_for_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value of a library that the receiver has not imported is refused with what to do."""
+    from isolate._worker import kinds
+
+    for tag, module in (("pandas.NaT", "pandas"), ("pyarrow.Table", "pyarrow"), ("PIL.Image", "PIL.Image")):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(UnsupportedTypeError, match=f"{module} is not imported here; import it before the call"):
+            kinds.build([tag, b""])
 
 
 def test_frames_that_would_change(travel: Travel) -> None:

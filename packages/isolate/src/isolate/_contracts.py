@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import inspect
 import pathlib
@@ -200,9 +201,52 @@ def _compare(wanted: inspect.Signature, found: dict[str, Any]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return an annotation without quotes, spaces and module paths, so that two spellings of one type are equal."""
-    words = text.replace("'", "").replace('"', "").replace(" ", "")
-    out = ""
-    for part in words.replace("[", " [ ").replace("]", " ] ").replace(",", " , ").replace("|", " | ").split():
-        out += part.rsplit(".", 1)[-1]
-    return out
+    """Return an annotation in one spelling, so that `Optional[int]` and `int | None`, `List` and `list` are equal."""
+    try:
+        return _spelled(ast.parse(text.strip().strip("'\""), mode="eval").body)
+    except (SyntaxError, RecursionError):
+        return text.replace(" ", "")
+
+
+def _spelled(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return _plain(node.value) if isinstance(node.value, str) else repr(node.value)
+    if isinstance(node, ast.Name | ast.Attribute):
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        return _SPELLINGS.get(name, name)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _union([node.left, node.right])
+    if isinstance(node, ast.Subscript):
+        items = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+        name = _spelled(node.value)
+        if name in ("Optional", "Union"):
+            return _union([node])
+        if name == "Annotated":
+            return _spelled(items[0])
+        return f"{name}[{','.join(map(_spelled, items))}]"
+    if isinstance(node, ast.List):
+        return f"[{','.join(map(_spelled, node.elts))}]"
+    return ast.unparse(node).replace(" ", "")
+
+
+def _union(nodes: list[ast.expr]) -> str:
+    return "|".join(sorted({part for node in nodes for part in _members(node)}))
+
+
+def _members(node: ast.expr) -> list[str]:
+    """Return the members of a union, however it is written and nested."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _members(ast.parse(node.value, mode="eval").body)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _members(node.left) + _members(node.right)
+    if isinstance(node, ast.Subscript) and (name := _spelled(node.value)) in ("Optional", "Union"):
+        items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return [part for item in items for part in _members(item)] + ["None"] * (name == "Optional")
+    return [_spelled(node)]
+
+
+_SPELLINGS = {
+    **{name: name.lower() for name in ("List", "Dict", "Tuple", "Set", "FrozenSet", "Type")},
+    "NoneType": "None",
+    "Text": "str",
+}

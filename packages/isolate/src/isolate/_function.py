@@ -21,7 +21,7 @@ from isolate._extension import Extension
 from isolate._host import Host
 from isolate._manifest import Manifest, Timeouts
 from isolate._places import private_folder, read_private, write_atomically
-from isolate._source import EXPORTED, Captured, capture, returns_of
+from isolate._source import EXPORTED, Captured, capture, read_source, returns_of
 from isolate._states import State
 from isolate._worker import forks
 from isolate._worker.convert import converter as conversion
@@ -43,7 +43,7 @@ class _Default:
         """Return it."""
         with self._lock:
             if self._host is None or self._generation != forks.generation():
-                self._host = Host(progress=_say).__enter__()
+                self._host = Host(progress=_say, spares=1).__enter__()
                 self._generation = forks.generation()
                 if not self._registered:
                     self._registered = True
@@ -72,7 +72,7 @@ class _Printer(logging.Handler):
         print(self.format(record), file=sys.stderr if record.levelno > logging.INFO else sys.stdout, flush=True)
 
 
-_RUNNING: weakref.WeakKeyDictionary[Host, dict[Any, Extension]] = weakref.WeakKeyDictionary()
+_RUNNING: weakref.WeakKeyDictionary[Host, dict[Any, Extension[Any]]] = weakref.WeakKeyDictionary()
 """For each host the extensions of functions, by the function's place."""
 
 
@@ -120,8 +120,9 @@ class Function(Generic[P, R]):
         self._timeout = timeout
         self._host = host
         self._lock = threading.Lock()
+        self._text = read_source(function)
         self._captured: Captured | None = None
-        self._extension: Extension | None = None
+        self._extension: Extension[Any] | None = None
         self._returns = conversion(returns_of(function))
 
     def __repr__(self) -> str:
@@ -133,12 +134,12 @@ class Function(Generic[P, R]):
         raise TypeError(f"{self.local.__qualname__} is a method; isolate functions outside of classes")
 
     @property
-    def extension(self) -> Extension:
+    def extension(self) -> Extension[Any]:
         """The extension that runs it, started if needed."""
         with self._lock:
             if not self._is_ready():
                 if self._captured is None or not self._captured.is_current():
-                    self._captured = capture(self.local, function)  # type: ignore[arg-type]
+                    self._captured = capture(self.local, function, self._text)  # type: ignore[arg-type]
                 self._extension = self._start(self._captured.text)
             assert self._extension is not None
             return self._extension
@@ -148,7 +149,7 @@ class Function(Generic[P, R]):
         runs = extension is not None and extension.state is State.READY
         return runs and captured is not None and captured.is_current()
 
-    def _start(self, text: str) -> Extension:
+    def _start(self, text: str) -> Extension[Any]:
         host = self._host or _DEFAULT.host()
         manifest = self._manifest(host, text)
         extension = host.extensions.get(manifest.name)
@@ -167,7 +168,7 @@ class Function(Generic[P, R]):
             self._replace(host, extension)
         return extension
 
-    def _replace(self, host: Host, extension: Extension) -> None:
+    def _replace(self, host: Host, extension: Extension[Any]) -> None:
         """Stop what ran an earlier definition of the function, as that of a notebook's cell before it was run again."""
         running = _RUNNING.setdefault(host, {})
         place = (self.local.__module__, self.local.__qualname__, self._dependencies, self._python)
@@ -208,7 +209,7 @@ class Function(Generic[P, R]):
         extension = await self._aready()
         return await getattr(extension.aio, EXPORTED)(*args, **kwargs)
 
-    async def _aready(self) -> Extension:
+    async def _aready(self) -> Extension[Any]:
         if self._extension is not None and self._is_ready():
             return self._extension
         return await asyncio.to_thread(lambda: self.extension)

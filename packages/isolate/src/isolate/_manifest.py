@@ -112,6 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     python: str | None = None
     isolated: bool = True
     share_torch: bool = False
+    serial: bool = False
     enabled: bool = True
     provides: tuple[str, ...] = ()
     needs: dict[str, tuple[str, ...]] | None = None

@@ -23,7 +23,11 @@ from isolate._policy import Policy
 from isolate.errors import InvalidRequirementError
 
 FORMAT = 1
-"""Changes what a lock file is made for."""
+"""Changes how versions are chosen from the same inputs."""
+LOCK_FORMAT = 2
+"""Changes what a lock file says; 2: for every machine."""
+OLDEST_PYTHON = "3.11"
+"""A lock of an extension that names no Python is good for this one and all later ones."""
 ENVIRONMENT_FORMAT = 3
 """Changes how environments are built from the same inputs; 3: no hard links, a table of all files."""
 
@@ -140,6 +144,15 @@ def inputs_hash(
     if local:
         content["local"] = local
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def lock_hash(
+    requirements: list[Requirement], constraints: list[Requirement], python: str | None, excluded: list[str]
+) -> str:
+    """Return a hash of what a lock file is made for; it is the same on every machine and under every policy."""
+    lists = [sorted(map(str, requirements)), sorted(map(str, constraints)), sorted(excluded)]
+    content = json.dumps([LOCK_FORMAT, *lists, ".".join((python or "").split(".")[:2])])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def local_digest(requirement: Requirement) -> str | None:

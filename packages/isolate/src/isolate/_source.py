@@ -57,31 +57,38 @@ class _Module:
         return FunctionSourceError(f"{self.owner} cannot run elsewhere: {what}")
 
 
-def capture(function: FunctionType, decorator: object = None) -> Captured:
+def read_source(value: Any) -> str:
+    """Return the source of a function or class as it is now; empty if it is not to be had."""
+    try:
+        return textwrap.dedent(inspect.getsource(_plain(value)))
+    except (OSError, TypeError):
+        return ""
+
+
+def capture(function: FunctionType, decorator: object = None, text: str | None = None) -> Captured:
     """Return the module of a function.
 
     Args:
         function: The function; what it uses of its module comes along, as imports, constants and sources.
         decorator: Left out of the source, with all decorators above it.
+        text: The function's source, if it was read before: a file or cell may have changed since.
 
     Raises:
         FunctionSourceError: The source is not to be had, or a global that it uses cannot come along.
     """
     module = _Module(function.__qualname__, decorator)
-    _define(module, function, function.__name__)
+    _define(module, function, function.__name__, read_source(function) if text is None else text)
     lines = ["from __future__ import annotations", "", *module.imports.values(), "", *module.constants.values(), ""]
     lines += [*module.definitions, f"{EXPORTED} = {function.__name__}", ""]
     return Captured("\n".join(lines), module.uses)
 
 
-def _define(module: _Module, value: Any, name: str) -> None:
+def _define(module: _Module, value: Any, name: str, text: str) -> None:
     """Add the source of a function or class, after what it uses."""
-    try:
-        text = textwrap.dedent(inspect.getsource(value))
-    except (OSError, TypeError):
+    if not text:
         raise module.refuse(
             f"the source of {name!r} is not to be had; define it in a file or a notebook cell, not in exec()"
-        ) from None
+        )
     try:
         node = ast.parse(text).body[0]
     except SyntaxError:
@@ -94,7 +101,7 @@ def _define(module: _Module, value: Any, name: str) -> None:
     for used, is_needed in _names(node, text):
         _use(module, space, used, is_needed)
     alias = [] if node.name == name else [f"{name} = {node.name}"]
-    file = inspect.getsourcefile(value) or "<"
+    file = inspect.getsourcefile(_plain(value)) or "<"
     # A notebook's cell has a new file whenever it is run; its source is the same.
     origin = [] if file.startswith("<") or "ipykernel" in file else [f"# from {file}"]
     module.definitions += [*origin, text, *alias, ""]
@@ -102,7 +109,7 @@ def _define(module: _Module, value: Any, name: str) -> None:
 
 def _namespace(value: Any) -> Mapping[str, Any]:
     """Return the globals and captured variables of a function, or the globals of a class's module."""
-    value = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else value
+    value = _plain(value)
     if not isinstance(value, FunctionType):
         return vars(sys.modules[value.__module__])
     if not value.__closure__:
@@ -117,7 +124,7 @@ class _Cells(dict[str, Any]):
         try:
             return super().__getitem__(name).cell_contents
         except ValueError:  # not assigned yet
-            raise KeyError(name) from None
+            return _MISSING
 
 
 def _strip(node: _Definition, space: Mapping[str, Any], stripped: object) -> None:
@@ -181,8 +188,8 @@ def _use(module: _Module, space: Mapping[str, Any], name: str, is_needed: bool) 
     if line is not None:
         optional = f"try:\n    {line}\nexcept ImportError:\n    pass"
         module.imports[name] = line if is_needed else optional
-    elif isinstance(value, FunctionType | type) and _is_own(value):
-        _define(module, value, name)
+    elif isinstance(_plain(value), FunctionType | type) and _is_own(value):
+        _define(module, value, name, read_source(value))
     elif _is_literal(value):
         module.constants[name] = f"{name} = {value!r}"
     elif is_needed:
@@ -207,9 +214,7 @@ def _import_of(name: str, value: Any) -> str | None:
     own_name = next((n for key in ("__qualname__", "__name__", "_name") if (n := getattr(value, key, None))), None)
     if not isinstance(home, str) or not isinstance(own_name, str) or not own_name.isidentifier():
         return None
-    if getattr(sys.modules.get(home), own_name, None) is not value or (
-        isinstance(value, FunctionType | type) and _is_own(value)
-    ):
+    if getattr(sys.modules.get(home), own_name, None) is not value or _is_own(value):
         return None
     return f"from {home} import {own_name}" + (f" as {name}" if name != own_name else "")
 
@@ -217,8 +222,13 @@ def _import_of(name: str, value: Any) -> str | None:
 _INSTALLED = tuple(f"{sysconfig.get_path(key)}/" for key in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
+def _plain(value: Any) -> Any:
+    """Return the function inside of what decorators made of it."""
+    return value if isinstance(value, type) or not callable(value) else inspect.unwrap(value)
+
+
 def _is_own(value: Any) -> bool:
-    """Return whether a function or class is of the program itself, and not of something installed."""
+    """Return whether something is of the program itself, and not of a module that is installed."""
     found = sys.modules.get(value.__module__)
     file = getattr(found, "__file__", None)
     if value.__module__ == "__main__" or found is None:

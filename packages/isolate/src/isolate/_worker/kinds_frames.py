@@ -7,19 +7,13 @@ from typing import Any
 from .declared import LIVE, refuse
 from .errors import UnsupportedTypeError, WireError
 from .kinds_standard import wanted, zone_of, zone_parts
+from .libraries import library
 
 _TAGS = ("DataFrame", "Series", "Index", "Array", "Timestamp", "Timedelta", "NaT", "NA")
 
 
 def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise UnsupportedTypeError(
-            "a value of pandas came and pandas is not installed here; add it to the dependencies, "
-            "or send a dict of arrays or a pyarrow.Table"
-        ) from None
-    return pandas
+    return library("pandas", "a value of pandas")
 
 
 # One-dimensional arrays

@@ -6,6 +6,7 @@ from typing import Any
 
 from .errors import UnsupportedTypeError, WireError
 from .kinds_standard import wanted
+from .libraries import library
 
 _BITS = {
     "1": 1,
@@ -46,12 +47,9 @@ def build(tag: str, parts: Any) -> Any:
     """Return the image for its parts."""
     if tag != "PIL.Image":
         raise WireError(f"there is no type {tag!r:.40} in the protocol")
-    try:
-        from PIL import Image, ImagePalette
-    except ImportError:
-        raise UnsupportedTypeError(
-            "an image came and Pillow is not installed here; add it to the dependencies"
-        ) from None
+    library("PIL.Image", "an image")
+    from PIL import Image, ImagePalette
+
     mode, (width, height), data, colours, info = parts
     wanted(mode in _BITS and type(width) is int and type(height) is int and width >= 0 <= height, "an image")
     # Checked before the library makes room for the pixels.

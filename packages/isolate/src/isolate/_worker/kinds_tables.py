@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import UnsupportedTypeError, WireError
 from .kinds_standard import wanted
+from .libraries import library
 from .outgoing import Filled
 
 _NAMES = ("Table", "RecordBatch", "ChunkedArray", "Schema")
@@ -14,8 +15,7 @@ _NAMES = ("Table", "RecordBatch", "ChunkedArray", "Schema")
 
 def describe(value: Any, kind: type) -> tuple[str, Any] | None:
     """Return tag and parts; None for what does not travel."""
-    import pyarrow as pa
-
+    pa = library("pyarrow", "an Arrow table")
     if kind is pa.Table:
         return "pyarrow.Table", _filled(pa, value.schema, value.to_batches())
     if kind is pa.RecordBatch:
@@ -58,12 +58,7 @@ def _filled(pa: Any, schema: Any, batches: list[Any]) -> Any:
 
 def build(tag: str, parts: Any) -> Any:
     """Return the value for an IPC stream; everything in it is checked before use."""
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise UnsupportedTypeError(
-            "an Arrow table came and pyarrow is not installed here; add it to the dependencies"
-        ) from None
+    pa = library("pyarrow", "an Arrow table")
     name = tag.partition(".")[2]
     if name not in (*_NAMES, "Array"):
         raise WireError(f"there is no type {tag!r:.40} in the protocol")

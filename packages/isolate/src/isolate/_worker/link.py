@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from . import declared, failures, forks
+from . import declared, failures, forks, stacks
 from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
 from .channel import Channel
 from .convert import Convert
@@ -48,6 +48,7 @@ from .protocol import (
     RELEASE,
     RESULT,
     SEGMENT,
+    STACK,
     STOP,
 )
 from .quotas import TRUSTED, LinkLimits
@@ -108,6 +109,7 @@ class Link:  # long because calls and answers in both directions share the table
         self._max_depth = max_depth
         self._numbers = itertools.count(1)
         self._pending: dict[int, Any] = {}
+        self._stacks: dict[int, Any] = {}
         self._released: list[int] = []
         self._housekeeping = False
         self._closing: BaseException | None = None
@@ -163,7 +165,9 @@ class Link:  # long because calls and answers in both directions share the table
         number = self.begin(target, args, kwargs, deadline, reply)
         try:
             if not reply.wait(deadline):
-                raise CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+                stack = ThreadReply()
+                self._ask_stack(number, stack)
+                raise self._late(target, stack.value if stack.wait(time.monotonic() + stacks.WAIT) else "")
         except BaseException:
             self.abandon(number)
             raise
@@ -184,11 +188,17 @@ class Link:  # long because calls and answers in both directions share the table
         number = self.begin(target, args, kwargs, deadline, future if loop is self.loop else ForeignReply(loop, future))
         timer = None
         if deadline is not None:
-            late = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+            late = self._late(target, "")
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), lambda: settle(future, None, late))
         try:
             return declared.result(await future, returns)
-        except (asyncio.CancelledError, CallTimeoutError):
+        except CallTimeoutError:
+            stack: asyncio.Future[Any] = loop.create_future()
+            self._ask_stack(number, stack if loop is self.loop else ForeignReply(loop, stack))
+            await asyncio.wait([stack], timeout=stacks.WAIT)
+            self.abandon(number)
+            raise self._late(target, stack.result() if stack.done() else "") from None
+        except asyncio.CancelledError:
             self.abandon(number)
             raise
         finally:
@@ -227,10 +237,23 @@ class Link:  # long because calls and answers in both directions share the table
 
     def abandon(self, number: int) -> None:
         """Cancel a call unless it is answered already."""
+        self._stacks.pop(number, None)
         if self._pending.pop(number, None) is not None:
             self.tell(CANCEL, number, None)
             if self._on_abandoned is not None:
                 self._on_abandoned()
+
+    def _ask_stack(self, number: int, reply: Any) -> None:
+        """Cancel a call and ask where it was; `reply` gets the text."""
+        if number in self._pending:
+            self._stacks[number] = reply
+            self.tell(CANCEL, number, True)
+
+    def _late(self, target: str | int, stack: str) -> CallTimeoutError:
+        error = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+        if stack:
+            error.add_note(f"In {self.name} it was here:\n{stack}")
+        return error
 
     def tell(self, kind: int, number: int, value: Any) -> None:
         """Send a frame; no error if the other side is gone."""
@@ -350,7 +373,15 @@ class Link:  # long because calls and answers in both directions share the table
                 self._pending.pop(number)
                 reply.set_result(None)
         elif kind == CANCEL:
+            stack = self.serving.stack(number) if self.serving.shows_stacks and payload != _NONE else ""
             self.serving.cancel(number)
+            if stack:
+                self.tell(STACK, number, stack)
+        elif kind == STACK:
+            waiter = self._stacks.pop(number, None)
+            text = self.values.decode(payload) if len(payload) <= 4 * stacks.LIMIT else ""
+            if waiter is not None and type(text) is str:
+                self._resolve(waiter, text, None)
         elif kind == CREDIT:
             self.serving.credit(number, self.values.decode(payload))
         elif kind == RELEASE:

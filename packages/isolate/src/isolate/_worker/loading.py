@@ -16,6 +16,7 @@ from .calls import Export, kind_of
 from .convert import arguments
 
 HOOKS = frozenset({"on_stop"})
+_DOC_LIMIT = 4000
 
 
 def import_entry(directory: str, entry: str, private_name: str | None = None) -> tuple[ModuleType, str]:
@@ -110,10 +111,11 @@ def annotation_text(annotation: Any) -> str:
 
 
 def describe_methods(methods: dict[str, Callable[..., Any]]) -> dict[str, dict[str, Any]]:
-    """Return for each method its kind, parameters (name, kind, has a default, annotation) and return annotation."""
+    """Return for each method its kind, parameters (name, kind, has a default, annotation), return annotation, doc."""
     described: dict[str, dict[str, Any]] = {}
     for name, method in methods.items():
-        entry: dict[str, Any] = {"kind": kind_of(method), "params": None, "returns": ""}
+        doc = (inspect.getdoc(method) or "")[:_DOC_LIMIT]
+        entry: dict[str, Any] = {"kind": kind_of(method), "params": None, "returns": "", "doc": doc}
         try:
             signature = inspect.signature(method)
         except (TypeError, ValueError):

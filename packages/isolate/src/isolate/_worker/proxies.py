@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -26,25 +27,57 @@ class Methods:
         prefix: str = "",
         timeout: float | None = None,
         returns: Mapping[str, Convert] = MappingProxyType({}),
+        described: Callable[[], Mapping[str, dict[str, Any]]] = dict,
     ) -> None:
         self._lookup = lookup
         self._prefix = prefix
         self._timeout = timeout
         self._returns = returns
+        self._described = described
 
     def __call__(self, *, timeout: float | None) -> Any:
         """The same methods with another timeout in seconds."""
-        return type(self)(self._lookup, self._prefix, timeout, self._returns)
+        return type(self)(self._lookup, self._prefix, timeout, self._returns, self._described)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         method = self._method(self._prefix + name)
-        self.__dict__[name] = method
+        about = self._described().get(name)
+        if about is not None:
+            method.__name__ = method.__qualname__ = name
+            method.__doc__ = about["doc"] or None
+            if about["params"] is not None:
+                method.__signature__ = signature_of(about)  # type: ignore[attr-defined]
+            self.__dict__[name] = method
         return method
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._described())
 
     def _method(self, target: str) -> Callable[..., Any]:
         raise NotImplementedError
+
+
+class _Default:
+    """Stands for a default that the other side has and did not send."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+_DEFAULT = _Default()
+
+
+def signature_of(method: dict[str, Any]) -> inspect.Signature:
+    """Return the signature of a described method; defaults are shown as `...`."""
+    kinds = {kind.name: kind for kind in inspect._ParameterKind}  # noqa: SLF001 - no public name for the enum
+    empty = inspect.Parameter.empty
+    parameters = [
+        inspect.Parameter(name, kinds[kind], default=_DEFAULT if default else empty, annotation=note or empty)
+        for name, kind, default, note in method["params"]
+    ]
+    return inspect.Signature(parameters, return_annotation=method["returns"] or inspect.Signature.empty)
 
 
 class BlockingMethods(Methods):
