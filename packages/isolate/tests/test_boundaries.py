@@ -23,6 +23,7 @@ from integration_test_base import IntegrationTestBase
 from isolate import EnvironmentStore, Policy, ProxiedSingleton, Quotas, read_manifest
 from isolate._worker.codec import Codec
 from isolate._worker.segments import taken
+from isolate._worker.turns import Turns, Usage
 from isolate._worker.wire import pack
 from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTypeError
 
@@ -266,6 +267,37 @@ def test_builds_end_within_a_second(how: str, tmp_path: Path, monkeypatch: pytes
         building.ensure(read_manifest(tmp_path), cancel=cancel)
     assert time.monotonic() - began < 1.5
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_busy_connections_leave_the_loop_free_for_others() -> None:
+    """One that always has something to read uses all of the loop while it is alone, and a part beside another."""
+
+    async def share(beside_another: bool) -> float:
+        loop = asyncio.get_running_loop()
+        turns, busy, light = Turns(loop), Usage(), Usage()
+        used = 0.0
+
+        def turn() -> None:
+            nonlocal used
+            began = time.perf_counter()
+            while time.perf_counter() - began < 0.0005:
+                pass
+            now = time.perf_counter()
+            used += now - began
+            busy.add(now - began, now)
+            turns.may_begin(busy, now)
+            turns.wait(turn)
+
+        turns.wait(turn)
+        began = time.perf_counter()
+        while time.perf_counter() - began < 0.6:
+            if beside_another:
+                assert turns.may_begin(light, time.perf_counter())
+            await asyncio.sleep(0.005)
+        return used / (time.perf_counter() - began)
+
+    assert asyncio.run(share(False)) > 0.7
+    assert asyncio.run(share(True)) < 0.5
 
 
 class TestEnvironments(IntegrationTestBase):

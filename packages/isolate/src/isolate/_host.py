@@ -23,6 +23,7 @@ from isolate._spares import Spares
 from isolate._states import State
 from isolate._worker import forks
 from isolate._worker.threads import Threads
+from isolate._worker.turns import Turns
 from isolate._worker_handle import HostContext
 from isolate.errors import ExtensionDisabledError, InvalidManifestError, WouldDeadlockError
 
@@ -95,6 +96,7 @@ class Host:
         # One thread for all: more would only take turns with the loop more often.
         self._decoder = ThreadPoolExecutor(1, "isolate-decode")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns: Turns | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._generation = forks.generation()
@@ -276,6 +278,7 @@ class Host:
                 f"which is {present.state.value}; stop that one first, or rename this one"
             )
         assert self._loop is not None
+        self._turns = self._turns or Turns(self._loop)
         context = HostContext(
             self._loop,
             self._threads,
@@ -286,6 +289,7 @@ class Host:
             self._spares,
             self._max_depth,
             self._decoder.submit,
+            self._turns,
             self._run,
         )
         extension: Extension[Any] = Extension(manifest, context, contract)

@@ -52,6 +52,7 @@ from xfer.errors import (
     ForeignHandleError,
     PoolClosedError,
     UnsupportedDtypeError,
+    UnsupportedPlatformError,
 )
 
 Backend = Literal["auto", "nameless", "named"]
@@ -132,6 +133,8 @@ class Pool:  # long because the argument texts of the public methods are in it
         Raises:
             UnsupportedDtypeError: The array holds Python objects.
             BudgetExceededError: No room, and nothing came free within `timeout`.
+            TooManyOpenFilesError: No descriptor is left for a new segment.
+            UnsupportedPlatformError: `consume` where `/proc` is closed.
         """
         flags = CONSUME if consume else 0
         if type(array) is not np.ndarray:
@@ -349,8 +352,11 @@ class Pool:  # long because the argument texts of the public methods are in it
             for live in self._live.values():
                 if not live.consume or live.keep is not None:
                     live.place.clear()
+            for place in self._lent.values():
+                place.clear()
             for segment in waiting.values():
                 del self._slots.segments[segment.id]
+            self._closed = True
         return list(waiting.values())
 
     def __reduce__(self) -> Any:
@@ -406,6 +412,10 @@ class Pool:  # long because the argument texts of the public methods are in it
         with self._lock:
             self._check_open()
             if flags & CONSUME:
+                if self._owner is not None and not nameless_works():
+                    raise UnsupportedPlatformError(
+                        "consume=True needs memfd and an open /proc: release the array instead"
+                    )
                 segment.keep_ledger()
                 leave_at_exit(self)
             stamp = self._stamp = (self._stamp + 1) & _MASK or 1
