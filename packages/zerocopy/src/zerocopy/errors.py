@@ -68,8 +68,8 @@ class SegmentGoneError(ZerocopyError, FileNotFoundError):
 class NoSpaceError(ZerocopyError, OSError):
     """The directory is too small for the segment, or the process may not open more files. Nothing became visible.
 
-    Make the directory larger (in Docker: `--shm-size`), or pass `directory=` with a folder on a larger file system. Raise
-    the limit of open files with `ulimit -n`.
+    Make the directory larger (in Docker: `--shm-size`), or pass `directory=` with a folder on a larger file system.
+    Raise the limit of open files with `ulimit -n`.
     """
 
 
