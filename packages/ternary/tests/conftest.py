@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import sys
@@ -131,6 +132,15 @@ def benchmark_config(request: pytest.FixtureRequest) -> BenchmarkConfig:
     """A configuration for what is measured in tests; no test fails for being slow."""
     warmup = request.config.getoption("--benchmark-warmup", default=1)
     return BenchmarkConfig(warmup=warmup if isinstance(warmup, int) else 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_collections() -> Iterator[None]:
+    """A collection looks only at what a module's tests made: with PyTorch loaded all the rest takes a second."""
+    gc.collect(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

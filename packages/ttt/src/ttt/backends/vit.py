@@ -36,6 +36,11 @@ UNFITTED, FITTED = 0.04, 0.75
 class VitBackend:
     """Trains a small vision transformer on views of a task's pairs and lets views of the test input vote.
 
+    Example:
+        >>> from ttt.backends.vit import VitBackend
+        >>> VitBackend(steps=20, device="cpu").name
+        'vit'
+
     Attributes:
         shape: Fields of CanvasShape.
         weights: A safetensors file to start from, of the same shape.
@@ -119,7 +124,17 @@ class VitBackend:
 
 
 class VitTraining:
-    """One task's network, its optimizer and its moving average."""
+    """One task's network, its optimizer and its moving average.
+
+    Example:
+        >>> from ttt.backends.vit import VitBackend, VitTraining
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> small = VitBackend({"side": 8, "patch": 2, "width": 32, "heads": 2, "depth": 1}, device="cpu")
+        >>> training = VitTraining(small, task, seed=0)
+        >>> training.one_step(0.0)
+        >>> training.step
+        1
+    """
 
     def __init__(self, settings: VitBackend, task: Task, seed: int) -> None:
         self.settings: VitBackend = settings
@@ -245,6 +260,17 @@ class VitTraining:
 
 def load_canvas(shape: CanvasShape, path: str) -> CanvasViT:
     """Load a network of a shape from a safetensors file.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> from ttt.backends.vit import VitBackend, VitTraining, load_canvas
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> small = VitBackend({"side": 8, "patch": 2, "width": 32, "heads": 2, "depth": 1}, device="cpu")
+        >>> training = VitTraining(small, task, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(training.model.state_dict(), f"{folder}/weights.safetensors")
+        ...     type(load_canvas(training.shape, f"{folder}/weights.safetensors")).__name__
+        'CanvasViT'
 
     Raises:
         InvalidBackendError: The file cannot be read, or its weights are of another shape.
