@@ -112,6 +112,13 @@ class TestForeign(IntegrationTestBase):
         assert extension.call.x() == 20
 
 
+def test_addresses_without_a_name(tmp_path: Path) -> None:
+    """An address alone is refused with the line to write."""
+    (tmp_path / "requirements.txt").write_text("git+https://host.invalid/x/img2texture.git@main\n")
+    with pytest.raises(InvalidRequirementError, match=r"write 'img2texture @ git\+https://host\.invalid"):
+        EnvironmentStore(tmp_path / "store").key_of(read_manifest(tmp_path))
+
+
 def test_requirement_files(tmp_path: Path) -> None:
     """Comments, continuations, inclusions, short and long options."""
     (tmp_path / "more").mkdir()

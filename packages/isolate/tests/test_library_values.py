@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integration_test_base import IntegrationTestBase
 
 from isolate._worker.codec import Codec
 from isolate._worker.incoming import Incoming
@@ -155,11 +156,58 @@ def test_arrow_attacks(travel: Travel) -> None:
     wild = text.replace(before, after)
     good = stream(pa.record_batch({"a": [1, 2]}))
     for data in (stream(bomb, compression="zstd"), stream(bomb, compression="lz4"), wild, good[:50], b"x" * 99):
-        with pytest.raises(WireError):
+        with pytest.raises((WireError, UnsupportedTypeError)):
             kinds.build(["pyarrow.Table", data])
     for at in range(0, len(good), 3):
-        with contextlib.suppress(WireError):
+        with contextlib.suppress(WireError, UnsupportedTypeError):
             kinds.build(["pyarrow.Table", good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :]])
+
+
+LIBRARIES = """
+import numpy, pandas, pyarrow
+from PIL import Image
+
+class Extension:
+    def echo(self, value): return value
+    def versions(self): return [numpy.__version__, pandas.__version__]
+    def frame(self): return pandas.DataFrame({"a": [1, 2], "t": pandas.date_range("2020", periods=2, tz="Asia/Tokyo")})
+    def table(self): return pyarrow.table({"a": numpy.arange(100_000)})
+    def image(self): return Image.new("RGBA", (640, 480), (1, 2, 3, 4))
+"""
+
+
+@pytest.mark.slow
+class TestOtherVersions(IntegrationTestBase):
+    """The same to a worker with numpy 1 and an older pandas, and back."""
+
+    @pytest.mark.skipif(sys.version_info >= (3, 13), reason="numpy 1 has no wheels for this Python")
+    def test_libraries_of_another_generation(self) -> None:
+        """Frames, tables and images are equal after both ways; what only one version has is refused or equal."""
+        pd, pa = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+        image_module = pytest.importorskip("PIL.Image")
+        old = ["numpy<2", "pandas<2.3", "pyarrow<20", "pillow<11.3"]
+        self.create_extension("old", LIBRARIES, dependencies=old)
+        host, loaded = self.load_extensions()
+        assert not loaded.errors
+        call = host["old"].call
+        assert call.versions()[0] < "2" < np.__version__
+        square = pd.DataFrame(
+            np.random.default_rng(0).random((20_000, 4)), columns=pd.Index(list("abcd"), dtype=object)
+        )
+        mixed = wide(pd).drop(columns=["s", "c", "st"]).reset_index(drop=True)
+        mixed.columns = mixed.columns.astype(object)
+        for frame in (square, square[::2], mixed):
+            pd.testing.assert_frame_equal(call.echo(frame), frame, check_exact=True)
+        if pd.__version__ >= "3":
+            with pytest.raises(UnsupportedTypeError, match=r"send it as objects: frame\.astype"):
+                call.echo(pd.DataFrame({"a": ["text"]}))
+        moment = pd.Timestamp("2020-10-25 01:30:00.123456789", tz="UTC").tz_convert("Europe/Berlin")
+        assert call.echo([moment, pd.NaT])[0] == moment
+        table = pa.table({"a": pa.chunked_array([[1, 2], [None]]), "s": ["x", None, "z"]})
+        assert call.echo(table).equals(table, check_metadata=True)
+        assert call.table()["a"].to_pylist()[-1] == 99_999
+        assert call.image() == image_module.new("RGBA", (640, 480), (1, 2, 3, 4))
+        assert str(call.frame()["t"].iloc[1]) == "2020-01-02 00:00:00+09:00"
 
 
 def test_images(travel: Travel) -> None:

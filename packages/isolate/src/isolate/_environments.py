@@ -258,6 +258,11 @@ class EnvironmentStore:
         status, out, err = run_program(command, environment, self.root, stdin, self._stop)
         if status != 0:
             said = err.strip() or f"exit code {status}"
+            if "no usable wheels" in said and not self.policy.allow_sdists:
+                said += (
+                    "\nThe host can allow to build packages from source, which runs their code while installing: "
+                    "Policy(allow_sdists=True)"
+                )
             raise EnvironmentBuildError(f"{manifest.name}: uv {arguments[0]} failed: {said}")
         return out
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ def _parse(line: str, policy: Policy, owner: str) -> Requirement:
         raise InvalidRequirementError(
             f"{owner}: {line!r} is a bare path; with Policy(allow_paths=True), write 'name @ file:///…'"
         )
+    if "://" in text.split(";")[0] and not re.match(r"[\w.-]+\s*(\[[^]]*\])?\s*@", text):
+        name = re.sub(r"(\.git|\.whl|[@#?].*)+\Z", "", text.rstrip("/").rpartition("/")[2]).partition("-")[0]
+        raise InvalidRequirementError(f"{owner}: {line!r} is an address without a name; write {name + ' @ ' + text!r}")
     try:
         requirement = Requirement(text)
     except PackagingError as failure:

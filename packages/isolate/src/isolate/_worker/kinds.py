@@ -67,7 +67,11 @@ def build(parts: Any) -> Any:
     except (WireError, OverloadedError, UnsupportedTypeError, MemoryError):
         raise
     except Exception as failure:
-        raise WireError(f"a {tag:.40} is malformed: {failure}"[:500]) from None
+        why = f"{type(failure).__name__}: {failure}"[:500]
+        if maker in (standard.build, declared.build):
+            raise WireError(f"a {tag:.40} is malformed: {why}") from None
+        # Another version of a library may be unable to build what is sound.
+        raise UnsupportedTypeError(f"a {tag:.40} cannot be built here: {why}") from None
 
 
 def handles(kind: type) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from .declared import LIVE, refuse
@@ -14,6 +15,22 @@ _TAGS = ("DataFrame", "Series", "Index", "Array", "Timestamp", "Timedelta", "NaT
 
 def _pandas() -> Any:
     return library("pandas", "a value of pandas")
+
+
+def _zone_parts(zone: Any) -> Any:
+    """Like `standard.zone_parts`, and for a zone of pytz, which older versions of pandas use, its name."""
+    name = getattr(zone, "zone", None)
+    if type(zone).__module__.partition(".")[0] == "pytz" and name is not None:
+        return ["pytz", name]
+    return zone_parts(zone)
+
+
+def _zone_of(parts: Any) -> Any:
+    if type(parts) is not list or parts[0] != "pytz":
+        return zone_of(parts)
+    zone = zone_of(["zone", parts[1]])  # checks the name; pandas takes both for the same
+    pytz = sys.modules.get("pytz")
+    return zone if pytz is None else pytz.timezone(parts[1])
 
 
 # One-dimensional arrays
@@ -32,7 +49,7 @@ def _array_parts(pd: Any, array: Any) -> list[Any]:
     if isinstance(dtype, pd.CategoricalDtype):
         return ["categories", np.asarray(array.codes), _index_parts(pd, dtype.categories), bool(dtype.ordered)]
     if isinstance(dtype, pd.DatetimeTZDtype):
-        return ["zoned", np.asarray(array.tz_convert(None)), zone_parts(dtype.tz)]
+        return ["zoned", np.asarray(array.tz_convert(None)), _zone_parts(dtype.tz)]
     if isinstance(dtype, pd.PeriodDtype):
         return ["periods", array.asi8, array.freqstr]
     if isinstance(dtype, pd.IntervalDtype):
@@ -68,7 +85,7 @@ def _array_of(pd: Any, parts: Any) -> Any:
         dtype = pd.CategoricalDtype(_index_of(pd, rest[0]), bool(rest[1]))
         return pd.Categorical.from_codes(content, dtype=dtype)
     if form == "zoned":
-        return pd.DatetimeIndex(content).tz_localize("UTC").tz_convert(zone_of(rest[0])).array
+        return pd.DatetimeIndex(content).tz_localize("UTC").tz_convert(_zone_of(rest[0])).array
     if form == "periods":
         wanted(type(rest[0]) is str and len(rest[0]) < 40, "a column of periods")
         return pd.PeriodIndex.from_ordinals(content, freq=rest[0]).array
@@ -79,13 +96,25 @@ def _array_of(pd: Any, parts: Any) -> Any:
         storage, is_na = rest
         wanted(type(content) is list and storage in ("python", "pyarrow"), "a column of texts")
         wanted(all(text is None or type(text) is str for text in content), "a column of texts")
-        kind = pd.StringDtype(storage) if is_na else pd.StringDtype(storage, na_value=np.nan)
+        kind = _text_dtype(pd, storage, is_na)
         return pd.array([pd.NA if text is None else text for text in content], dtype=kind)
     if form == "nullable":
         names = {"b": pd.arrays.BooleanArray, "i": pd.arrays.IntegerArray, "u": pd.arrays.IntegerArray}
         return names.get(content.dtype.kind, pd.arrays.FloatingArray)(np.array(content), np.array(rest[0]))
     wanted(form == "arrow", "a column")
     return pd.arrays.ArrowExtensionArray(content)
+
+
+def _text_dtype(pd: Any, storage: str, is_na: bool) -> Any:
+    if is_na:
+        return pd.StringDtype(storage)
+    try:
+        return pd.StringDtype(storage, na_value=float("nan"))
+    except TypeError:
+        raise UnsupportedTypeError(
+            f"a column or index of texts of dtype str came, which pandas {pd.__version__} does not have; send it as "
+            "objects: frame.astype({name: object}), or frame.set_axis(frame.columns.astype(object), axis=1)"
+        ) from None
 
 
 # Indexes
@@ -135,7 +164,7 @@ def describe(value: Any, kind: type) -> tuple[str, Any] | None:
         return ("pandas.NaT" if value is pd.NaT else "pandas.NA"), None
     if kind is pd.Timestamp:
         moment = (value if value.tz is None else value.tz_convert(None)).to_datetime64()
-        return "pandas.Timestamp", [moment, value.fold, zone_parts(value.tz)]
+        return "pandas.Timestamp", [moment, value.fold, _zone_parts(value.tz)]
     if kind is pd.Timedelta:
         return "pandas.Timedelta", value.to_timedelta64()
     if isinstance(value, pd.Index):
@@ -162,7 +191,7 @@ def build(tag: str, parts: Any) -> Any:
     if name == "Timestamp":
         moment, fold, zone = parts
         made = pd.Timestamp(moment)
-        return made.replace(fold=fold) if zone is None else made.tz_localize("UTC").tz_convert(zone_of(zone))
+        return made.replace(fold=fold) if zone is None else made.tz_localize("UTC").tz_convert(_zone_of(zone))
     if name == "Series":
         index, array, label, attrs, duplicates = parts
         made = pd.Series(_array_of(pd, array), index=_index_of(pd, index), name=label, copy=False)
