@@ -82,14 +82,13 @@ class WorkerHandle:
         self.environment = environment
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.reason = ""
-        self.stopping = False
+        self.stopping, self._limits = False, manifest.limits.as_numbers()
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
         self._asking = False
         self._wedged_seconds = context.store.policy.wedged_seconds
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
-        self._limits = manifest.limits.as_numbers()
         ours, theirs = socket.socketpair()
         offered = context.exports.offered(manifest.needs)
         self.link = Link(

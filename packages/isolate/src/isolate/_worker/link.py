@@ -442,15 +442,20 @@ class Link:  # long because calls and answers in both directions share the table
 
     # The end
 
+    def fail_pending(self, reason: Exception) -> None:
+        """Fail every pending call."""
+        while self._pending:
+            _, reply = self._pending.popitem()
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                self._resolve(reply, None, _copy(reason))
+
     def close(self, reason: Exception | None = None, flush: bool = False) -> None:
         """Fail every pending call with `reason`, cancel what runs here, close the socket; idempotent."""
         if self._closing is not None:
             return
         self._closing = reason or LinkClosedError(f"{self.name} is gone")
         self.channel.close(flush)
-        while self._pending:
-            _, reply = self._pending.popitem()
-            self._resolve(reply, None, _copy(self._closing))
+        self.fail_pending(self._closing)
         self.serving.close()
         self.copier.close()
         self.values.close()
