@@ -300,6 +300,30 @@ def test_busy_connections_leave_the_loop_free_for_others() -> None:
     assert asyncio.run(share(True)) < 0.5
 
 
+def test_builds_end_with_a_killed_host(tmp_path: Path) -> None:
+    """A host that is killed leaves no program of a build behind."""
+    program = tmp_path / "uv"
+    program.write_text(f"#!/bin/sh\nsleep 1000 &\necho $$ $! > {tmp_path}/pids\nsleep 1000\n")
+    program.chmod(0o755)
+    (tmp_path / "manifest.yaml").write_text("name: a\n")
+    code = f"""
+    import isolate, isolate._environments
+    isolate._environments.find_uv = lambda: {str(program)!r}
+    isolate.Host({str(tmp_path / "store")!r}).__enter__().load({str(tmp_path)!r})
+    """
+    host = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    end = time.monotonic() + 40
+    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text().strip():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert all(map(psutil.pid_exists, pids))
+    host.kill()
+    host.wait()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    assert not alive
+
+
 class TestEnvironments(IntegrationTestBase):
     """Environments share no file with anything else."""
 

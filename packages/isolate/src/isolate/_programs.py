@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from isolate.errors import EnvironmentBuildError
@@ -39,7 +40,12 @@ class Stop:
 
 
 def run_program(
-    command: list[str], environment: dict[str, str], folder: Path, stdin: str | None, stop: Stop
+    command: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    stdin: str | None,
+    stop: Stop,
+    on_group: Callable[[str, int], None],
 ) -> tuple[int, str, str]:
     """Run a program to its end; return its exit status, output and error output.
 
@@ -49,6 +55,7 @@ def run_program(
         folder: Its working folder.
         stdin: What it reads.
         stop: When it must end; it is killed then with all that it started in its session.
+        on_group: Called with `+` and its process group when it has begun, and with `-` when it has ended.
 
     Raises:
         EnvironmentBuildError: It had to end.
@@ -65,6 +72,7 @@ def run_program(
         umask=0o077,
     )
     try:
+        on_group("+", process.pid)
         while True:
             try:
                 out, err = process.communicate(stdin, timeout=0.1)
@@ -78,3 +86,5 @@ def run_program(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise
+    finally:
+        on_group("-", process.pid)
