@@ -307,11 +307,13 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, manifest: Manifest) -> Non
     from isolate import EnvironmentStore, read_manifest
     from isolate.errors import EnvironmentBuildError
     libc = ctypes.CDLL(None, use_errno=True)
-    flags = 0x00020000 | (0 if os.geteuid() == 0 else 0x10000000)
-    place = sys.argv[1].encode()
-    if libc.unshare(flags) or libc.mount(b"none", b"/", None, 1 << 14 | 1 << 18, None) or libc.mount(
-        b"none", place, b"tmpfs", 0, b"size=" + sys.argv[3].encode()
-    ):
+    user, flags = os.geteuid(), 0x00020000
+    failed = libc.unshare(flags | (0x10000000 if user else 0))
+    if user and not failed:
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    place, private = sys.argv[1].encode(), 1 << 14 | 1 << 18
+    failed = failed or libc.mount(b"none", b"/", None, private, None)
+    if failed or libc.mount(b"none", place, b"tmpfs", 0, b"size=" + sys.argv[3].encode()):
         print("no mount")
         sys.exit()
     try:
