@@ -139,8 +139,8 @@ class EnvironmentStore:
         self._offline = offline
         self._local = threading.local()
         self._progress = progress
-        # A host notes the groups of running programs, to end them if it is killed.
-        self.on_group: Callable[[str, int], None] = lambda *_: None
+        # A host adds a variable by which its guardian finds what it must end if the host is killed.
+        self.variables: Callable[[], dict[str, str]] = dict
 
     def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """Return the hash of a manifest's inputs and the key of its environment; runs nothing."""
@@ -279,8 +279,9 @@ class EnvironmentStore:
         environment = {
             name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
         }
+        environment.update(self.variables())
         # A neutral folder, so that no uv.toml or pyproject.toml of the host's working folder is used.
-        status, out, err = run_program(command, environment, self.root, stdin, self._stop, self.on_group)
+        status, out, err = run_program(command, environment, self.root, stdin, self._stop)
         if status != 0:
             said = err.strip() or f"exit code {status}"
             raise EnvironmentBuildError(f"{manifest.name}: uv {arguments[0]} failed: {said}")

@@ -86,7 +86,7 @@ class Host:
         self._exports = Exports()
         self._extensions: dict[str, Extension] = {}
         self._guardian = Guardian()
-        self.store.on_group = self._guardian.note
+        self.store.variables = self._guardian.variables
         self._canaries = Canaries()
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth

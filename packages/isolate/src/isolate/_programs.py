@@ -8,7 +8,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from isolate.errors import EnvironmentBuildError
@@ -40,12 +39,7 @@ class Stop:
 
 
 def run_program(
-    command: list[str],
-    environment: dict[str, str],
-    folder: Path,
-    stdin: str | None,
-    stop: Stop,
-    on_group: Callable[[str, int], None],
+    command: list[str], environment: dict[str, str], folder: Path, stdin: str | None, stop: Stop
 ) -> tuple[int, str, str]:
     """Run a program to its end; return its exit status, output and error output.
 
@@ -55,7 +49,6 @@ def run_program(
         folder: Its working folder.
         stdin: What it reads.
         stop: When it must end; it is killed then with all that it started in its session.
-        on_group: Called with `+` and its process group when it has begun, and with `-` when it has ended.
 
     Raises:
         EnvironmentBuildError: It had to end.
@@ -72,7 +65,6 @@ def run_program(
         umask=0o077,
     )
     try:
-        on_group("+", process.pid)
         while True:
             try:
                 out, err = process.communicate(stdin, timeout=0.1)
@@ -86,5 +78,3 @@ def run_program(
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise
-    finally:
-        on_group("-", process.pid)
