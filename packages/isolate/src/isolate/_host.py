@@ -199,6 +199,7 @@ class Host:
         self._closed = True
         _open.discard(self)
         self._threads.close()
+        self.store.variables = dict
         self._guardian.close()
         self._canaries.close()
         self._decoder.shutdown(cancel_futures=True)
