@@ -102,6 +102,17 @@ def _quiet(_name: str, _stage: str) -> None:
     return None
 
 
+@contextlib.contextmanager
+def _typed(name: str, root: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into an error of this package."""
+    try:
+        yield
+    except IsolateError:
+        raise
+    except OSError as failure:
+        raise EnvironmentBuildError(f"{name}: the store {root} cannot be used: {failure}") from failure
+
+
 class EnvironmentStore:
     """Builds and keeps environments in one folder, which any number of hosts may share.
 
@@ -217,7 +228,7 @@ class EnvironmentStore:
         began = time.perf_counter()
         self._local.stop = Stop(self.policy.build_seconds, cancel)
         inputs, key = self.key_of(manifest, excluded)
-        with self._typed(manifest.name):
+        with _typed(manifest.name, self.root):
             found = None if anew else self.find(key)
             if found is None:
                 with self._locked(f"{key}.build"):
@@ -229,7 +240,7 @@ class EnvironmentStore:
     def lock(self, manifest: Manifest, excluded: list[str] | None = None) -> str:
         """Choose versions anew, write them with hashes beside the manifest, and return the text."""
         inputs, _ = self.key_of_inputs(manifest, excluded)
-        with self._typed(manifest.name):
+        with _typed(manifest.name, self.root):
             text = f"{_HEADER}{inputs}\n{self._compile(manifest, excluded or [])}"
             write_atomically(manifest.directory / LOCK_FILE, text.encode(), private=False)
         return text
@@ -246,16 +257,6 @@ class EnvironmentStore:
         private_folder(self.root / name)
         return self.root / name
 
-    @contextlib.contextmanager
-    def _typed(self, name: str) -> Iterator[None]:
-        """Turn what the operating system refuses into an error of this package."""
-        try:
-            yield
-        except IsolateError:
-            raise
-        except OSError as failure:
-            raise EnvironmentBuildError(f"{name}: the store {self.root} cannot be used: {failure}") from failure
-
     def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
         stop = self._stop
 
@@ -267,7 +268,7 @@ class EnvironmentStore:
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
         """Protect an environment from `gc` in any process until the result is closed."""
-        with self._typed(key):
+        with _typed(key, self.root):
             fd = open_private(self._folder("locks") / f"{key}.use", write=True)
         file = open(fd, "rb")  # noqa: SIM115 - the caller keeps it open
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -372,7 +373,7 @@ class EnvironmentStore:
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""
         folder = self.root / "envs"
-        with self._typed("list"):
+        with _typed("list", self.root):
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def gc(self, keep: set[str], dry_run: bool = False) -> list[tuple[str, int]]:
@@ -395,7 +396,7 @@ class EnvironmentStore:
     def discard(self, key: str, *, dry_run: bool = False) -> bool:
         """Remove one environment unless a running host uses it; return whether it is removed, or could be."""
         use_file = self._folder("locks") / f"{key}.use"
-        with self._typed(key), open(open_private(use_file, write=True), "rb") as use:
+        with _typed(key, self.root), open(open_private(use_file, write=True), "rb") as use:
             try:
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
