@@ -85,7 +85,7 @@ class WorkerHandle:
         self.environment = environment
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.reason = ""
-        self.stopping = False
+        self.stopping, self._limits = False, manifest.limits.as_numbers()
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
@@ -94,7 +94,6 @@ class WorkerHandle:
         self._context = context
         self._spare: tuple[list[str], dict[str, str]] | None = None
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
-        self._limits = manifest.limits.as_numbers()
         layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
         folders = layer["folders"] if layer else []
         theirs: socket.socket | None = None

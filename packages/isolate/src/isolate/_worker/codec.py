@@ -150,7 +150,7 @@ class Codec:
         room = Room(self._decoded_limit)
         before, self._state.room = self._state.room, room
         try:
-            value = unpack(bytes(payload), self._hook, room)
+            value = unpack(payload, self._hook, room)
         finally:
             self._state.room = before
         return value, int(self._decoded_limit - room.left)
@@ -159,7 +159,7 @@ class Codec:
         room = self._state.room
         if room is None:
             return self.decode(payload)
-        return unpack(bytes(payload), self._hook, room)
+        return unpack(payload, self._hook, room)
 
     def _hook(self, code: int, payload: Any) -> Any:
         state = self._state

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from .errors import WireError
 
@@ -46,13 +47,13 @@ class FrameReader:
         return self._view[self._end :] if self._end else self._view
 
     def received(
-        self, count: int, on_frame: Callable[[int, int, bytes], None], go_on: Callable[[], bool] = lambda: True
+        self, count: int, on_frame: Callable[[int, int, Any], None], go_on: Callable[[], bool] = lambda: True
     ) -> None:
         """Pass on each frame that is complete now.
 
         Args:
             count: How many bytes were written into `room()`.
-            on_frame: Called with kind, call number and payload.
+            on_frame: Called with kind, call number and payload: bytes, or a view of them if they are many.
             go_on: Asked before each further frame; if it returns False, the rest comes with the next call.
 
         Raises:
@@ -71,11 +72,15 @@ class FrameReader:
             if start and not go_on():
                 break
             start = stop
-            on_frame(kind, number, bytes(self._view[stop - length : stop]))
-        if start == end:
-            if len(self._buffer) > _BUFFER:
+            if length > _BUFFER:  # it fills a buffer of its own, which is passed on without a copy
+                payload = self._view[13:]
                 self._buffer = bytearray(_BUFFER)
                 self._view = memoryview(self._buffer)
+                self._end = 0
+                on_frame(kind, number, payload)
+                return
+            on_frame(kind, number, bytes(self._view[stop - length : stop]))
+        if start == end:
             self._end = 0
         else:
             self._make_room(start, 13)

@@ -67,6 +67,8 @@ Offload = Callable[..., "Future[Any]"]
 Decoded = Callable[[], "tuple[Any, int]"]
 _ANSWERS = {"RESULT": RESULT, "ERROR": ERROR, "ITEM": ITEM, "END": END}
 _NONE = b"\xc0"
+_NUMBERS, _NUMBERS_BYTES = 10_000, 128 << 10
+"""Most numbers in one frame of housekeeping, and bytes that such a frame may have."""
 _BYTES = b"\xa5bytes"
 """In messages with bytes objects that are copied out of shared memory."""
 
@@ -299,27 +301,31 @@ class Link:  # long because calls and answers in both directions share the table
 
     # What the other side sends
 
-    def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
+    def _on_frame(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         self.frames_received += 1
         if kind not in _WITH_VALUES:
+            if len(payload) > _NUMBERS_BYTES:
+                raise WireError(f"a frame of kind {kind} has {len(payload)} bytes; the limit is {_NUMBERS_BYTES}")
             self._on_other(kind, number, payload)
         elif len(payload) > _LARGE and self._offload is not None and not self.channel.draining:
             self._decode_elsewhere(kind, number, payload, self._offload)
-        elif len(payload) <= _LARGE and _BYTES in payload and not self.channel.draining:
+        elif len(payload) <= _LARGE and _BYTES in bytes(payload) and not self.channel.draining:
             self._decode_elsewhere(kind, number, payload, self.copier.submit)
         elif payload == _NONE:
             self._on_value(kind, number, None, 0, None)
         else:
             self._decode(kind, number, self.values.weigh, payload)
 
-    def _decode_elsewhere(self, kind: int, number: int, payload: bytes, offload: Offload) -> None:
+    def _decode_elsewhere(self, kind: int, number: int, payload: bytes | memoryview, offload: Offload) -> None:
         # What follows must wait for it, so nothing is read meanwhile.
         self.channel.pause()
         offload(self.values.weigh, payload).add_done_callback(
             lambda done: self._on_loop(self._on_decoded, kind, number, done.result)
         )
 
-    def _decode(self, kind: int, number: int, decode: Callable[..., tuple[Any, int]], *payload: bytes) -> None:
+    def _decode(
+        self, kind: int, number: int, decode: Callable[..., tuple[Any, int]], *payload: bytes | memoryview
+    ) -> None:
         value, weight = None, 0
         refused: Exception | None = None
         try:
@@ -405,7 +411,7 @@ class Link:  # long because calls and answers in both directions share the table
         else:
             self.serving.begin(number, export, args, kwargs, context)
 
-    def _on_other(self, kind: int, number: int, payload: bytes) -> None:
+    def _on_other(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         if kind == PING:
             self.tell(PONG, 0, None)
         elif kind == PONG:
@@ -479,10 +485,17 @@ class Link:  # long because calls and answers in both directions share the table
         released, self._released = self._released, []
         freed, dropped = self.values.take_ended()
         for kind, numbers in ((RELEASE, released), (FREE, freed), (DROP, dropped)):
-            if numbers:
-                self.tell(kind, 0, numbers)
+            for first in range(0, len(numbers), _NUMBERS):
+                self.tell(kind, 0, numbers[first : first + _NUMBERS])
 
     # The end
+
+    def fail_pending(self, reason: Exception) -> None:
+        """Fail every pending call."""
+        while self._pending:
+            _, reply = self._pending.popitem()
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                self._resolve(reply, None, _copy(reason))
 
     def close(self, reason: Exception | None = None, flush: bool = False) -> None:
         """Fail every pending call with `reason`, cancel what runs here, close the socket; idempotent."""
@@ -490,9 +503,7 @@ class Link:  # long because calls and answers in both directions share the table
             return
         self._closing = reason or LinkClosedError(f"{self.name} is gone")
         self.channel.close(flush)
-        while self._pending:
-            _, reply = self._pending.popitem()
-            self._resolve(reply, None, _copy(self._closing))
+        self.fail_pending(self._closing)
         self.serving.close()
         self.copier.close()
         self.values.close()

@@ -20,7 +20,10 @@ _LIGHT = 0.002
 _LONG = 0.0003
 """Seconds above which it is asked whether the kernel interrupted a turn."""
 _FREE = 3.0
-"""While others are served too, busy connections leave the thread free for so many times as long as they had it."""
+"""While one that needs little is served too, busy connections leave the thread free for so many times as long as they
+had it."""
+_SEEN = 0.05
+"""Seconds for which such a connection is remembered."""
 
 
 class Usage:
@@ -69,6 +72,8 @@ class Turns:
         self._running = False
         self._last: Usage | None = None
         self._changed = 0.0
+        self._light: Usage | None = None
+        self._light_at = 0.0
         self._not_before = 0.0
 
     def may_begin(self, usage: Usage, now: float) -> bool:
@@ -79,7 +84,10 @@ class Turns:
             self._last = usage
         elif now - self._changed > _MEMORY:  # no other connection was served meanwhile
             return True
-        return usage.at(now) < _LIGHT
+        if usage.at(now) >= _LIGHT:
+            return False
+        self._light, self._light_at = usage, now
+        return True
 
     def wait(self, turn: Callable[[], None]) -> None:
         """Call `turn` when it is its turn; it returns within about `TURN`."""
@@ -100,7 +108,7 @@ class Turns:
         while self._waiting and now - began < TURN:
             self._waiting.popleft()()
             now = time.perf_counter()
-        if now - self._changed < _MEMORY:
+        if self._light is not None and now - self._light_at < _SEEN and self._light.at(now) < _LIGHT:
             self._not_before = now + _FREE * (now - began)
         self._running = bool(self._waiting)
         if self._running:
