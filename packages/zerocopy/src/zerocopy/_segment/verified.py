@@ -47,7 +47,7 @@ def note_verified(fd: int, manifest: Manifest) -> None:
     try:
         prepare(None)
         folder = _folder()
-        prepare(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
         (folder / _note(fd, manifest)).touch(mode=0o600)
         notes = sorted((entry.stat().st_mtime, entry.path) for entry in os.scandir(folder))
         oldest = time.time() - _DAYS * 86400
