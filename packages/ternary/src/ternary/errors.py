@@ -20,6 +20,7 @@ __all__ = [
     "LayerShapeError",
     "ManifestError",
     "MissingExtraError",
+    "ModelClosedError",
     "ModelFileError",
     "NonFiniteActivationError",
     "NonFiniteWeightError",
@@ -152,6 +153,10 @@ class ContextLengthError(TernaryError, ValueError):
 
 class ChatTemplateError(TernaryError, ValueError):
     """Messages cannot become a prompt: the model has no tokenizer or chat template, or the template fails."""
+
+
+class ModelClosedError(TernaryError, RuntimeError):
+    """A language model is used after it was closed."""
 
 
 class ServerBusyError(TernaryError, RuntimeError):
