@@ -344,7 +344,7 @@ def contenders_of(folder: Path, shape: str, names: list[str]) -> dict[str, Path]
     return {name: files[name]() for name in names}
 
 
-def measure(folder: Path, shape: str, rounds: int, names: list[str]) -> dict[str, Any]:
+def measure(folder: Path, shape: str, rounds: int, names: list[str], counts: list[int]) -> dict[str, Any]:
     """Run all contenders in turn."""
     files = contenders_of(folder, shape, names)
     ours = files["ternary"]
@@ -355,26 +355,20 @@ def measure(folder: Path, shape: str, rounds: int, names: list[str]) -> dict[str
 
     def note(name: str, value: float) -> None:
         samples.setdefault(name, []).append(value)
+        print(f"{name:40} {value:12.4g}", flush=True)
 
     for _ in range(rounds):
-        for threads in (1, 2):
+        for threads in counts:
             if program is not None:
                 done = subprocess.run([program, ours, str(threads)], capture_output=True, text=True, check=True)
                 note(f"limit/{threads}", float(done.stdout) * 1e9 / read)
             for who, path in files.items():
                 for name, value in child(who, path, threads).items():
                     note(f"{who}/{name}/{threads}", value)
-        note("first_token_seconds", first_token(ours))
+        if 1 in counts:
+            note("first_token_seconds", first_token(ours))
     made = {name: statistics.median(values) for name, values in samples.items()}
     return {"shape": shape, "file_bytes": ours.stat().st_size, "read_bytes": read, "median": made, "samples": samples}
-
-
-def show(row: dict[str, Any]) -> None:
-    """Print the table of one shape."""
-    found = row["median"]
-    print(f"{row['shape']}: file {row['file_bytes'] / 1e6:.0f} MB, a token reads {row['read_bytes'] / 1e6:.0f} MB")
-    for name, value in found.items():
-        print(f"{name:40} {value:12.4g}")
 
 
 def rows_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -418,7 +412,7 @@ def picture(rows: dict[str, dict[str, Any]], file: Path) -> None:
         keys = {who: key for who, key in keys.items() if key.format(1) in found}
         for at, (who, key) in enumerate(keys.items()):
             places = [threads + (at - len(keys) / 2 + 0.5) * 0.17 for threads in (1, 2)]
-            values = [found[key.format(threads)] for threads in (1, 2)]
+            values = [found.get(key.format(threads), 0.0) for threads in (1, 2)]
             bars = axis.bar(places, values, 0.16, label=shown.get(who, who), color=colours.get(who, "#5a6bd0"))
             axis.bar_label(bars, fmt="%.3g", fontsize=7)
         axis.set_xticks([1, 2], ["1 thread", "2 threads"])
@@ -453,6 +447,7 @@ def main() -> None:
     parser.add_argument("--make", action="store_true", help="only write the models")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--publish", action="store_true", help="merge the run into language_models.json, and draw it")
+    parser.add_argument("--count", type=int, action="append", choices=(1, 2), help="how many threads; again for more")
     parser.add_argument("--against", action="append", choices=CONTENDERS, help="who takes part; again for more")
     parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -470,8 +465,8 @@ def main() -> None:
     if args.clock == "cpu":
         measure_processor_time(args.folder, args.shape, args.rounds)
         return
-    row = measure(args.folder, args.shape, args.rounds, args.against or ["ternary", "llama.cpp"])
-    show(row)
+    names = args.against or ["ternary", "llama.cpp"]
+    row = measure(args.folder, args.shape, args.rounds, names, args.count or [1, 2])
     if args.publish:
         publish(row)
     if args.json:
