@@ -32,6 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "0.5B": {"hidden": 1536, "inner": 4096, "layers": 16, "heads": 12, "kv_heads": 3, "head_size": 128},
 }
 CONTENDERS = ("ternary", "llama.cpp", "llama.cpp TQ1_0", "transformers")
+KINDS_OF_TIME = {0: "processor time of 1 thread", 1: "1 thread", 2: "2 threads"}
 VOCABULARY, PROMPT, DECODED = 32000, 512, 24
 
 
@@ -126,14 +127,15 @@ def run_transformers(path: Path, threads: int) -> dict[str, float]:
     import torch
     import transformers
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or 1)
+    clock = time.perf_counter if threads else time.process_time
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
     ids = torch.tensor([prompt(1)])
     with torch.inference_mode():
         known = model(ids, use_cache=True)
-        begin = time.perf_counter()
+        begin = clock()
         model(ids, past_key_values=known.past_key_values, use_cache=True)
-        end = time.perf_counter()
+        end = clock()
     return {"decode": 1 / (end - begin)}
 
 
@@ -269,7 +271,8 @@ def processor_time(who: str, path: Path) -> dict[str, float]:
         run(ids, count)
         return time.process_time() - begin
 
-    beside = {"eight_sequences": steps_of(model, 8, time.process_time)} if who == "ternary" else {}
+    clock = time.process_time
+    beside = {"eight": steps_of(model, 8, clock), "one": steps_of(model, 1, clock)} if who == "ternary" else {}
     took(4, 2)
     short, more, long = took(8, 1), took(9, 1 + DECODED), took(8 + 128, 1)
     return {"decode": DECODED / (more - short), "prefill": 128 / (long - short), **beside}
@@ -286,21 +289,6 @@ def steps_of(model: Any, sequences: int, clock: Callable[[], float]) -> float:
         model.engine.run([Row(300 + i, position, cache, True) for i, cache in enumerate(caches)])
         best = min(best, clock() - begin)
     return sequences / best
-
-
-def measure_processor_time(folder: Path, shape: str, rounds: int) -> None:
-    """Print what one thread does in a second of processor time."""
-    ours, theirs = make(folder, shape)
-    program = reader(folder)
-    read = ours.stat().st_size - VOCABULARY * SHAPES[shape]["hidden"]
-    for _ in range(rounds):
-        if program is not None:
-            done = subprocess.run([program, ours, "1", "cpu"], capture_output=True, text=True, check=True)
-            print(f"limit      decode {float(done.stdout) * 1e9 / read:7.1f}")
-        for who, path in (("ternary", ours), ("llama.cpp", theirs)):
-            found = child(who, path, 0)
-            eight = f" eight sequences {found['eight_sequences']:7.1f}" if "eight_sequences" in found else ""
-            print(f"{who:10} decode {found['decode']:7.1f} prefill of 128 {found['prefill']:7.1f}{eight}", flush=True)
 
 
 def child(who: str, path: Path, threads: int) -> dict[str, float]:
@@ -360,7 +348,8 @@ def measure(folder: Path, shape: str, rounds: int, names: list[str], counts: lis
     for _ in range(rounds):
         for threads in counts:
             if program is not None:
-                done = subprocess.run([program, ours, str(threads)], capture_output=True, text=True, check=True)
+                how = [str(threads)] if threads else ["1", "cpu"]
+                done = subprocess.run([program, ours, *how], capture_output=True, text=True, check=True)
                 note(f"limit/{threads}", float(done.stdout) * 1e9 / read)
             for who, path in files.items():
                 for name, value in child(who, path, threads).items():
@@ -383,17 +372,28 @@ def rows_of(row: dict[str, Any]) -> list[dict[str, Any]]:
                 measures.row(metric, "tokens/s", found[key], peer, other, target, "higher", samples=samples[key])
             )
 
-    for threads in (1, 2):
-        many = f"{threads} thread{'s' * (threads > 1)}"
+    for threads, many in KINDS_OF_TIME.items():
         decode, prefill = f"ternary/decode/{threads}", f"ternary/prefill/{threads}"
         at = f"language model {shape}, {{}}, {many}"
         add(at.format("decode"), decode, "reading the bytes", f"limit/{threads}", 0.75)
         for peer, target in (("llama.cpp", 1.7), ("llama.cpp TQ1_0", None), ("transformers", 10.0)):
-            shown = {"llama.cpp": "llama.cpp TQ2_0", "transformers": "transformers, packed"}.get(peer, peer)
+            shown = shown_name(peer)
             add(at.format("decode"), decode, shown, f"{peer}/decode/{threads}", target)
-            add(at.format("prefill of 512"), prefill, shown, f"{peer}/prefill/{threads}", 3.0 if target else None)
+            add(
+                at.format(f"prefill of {PROMPT if threads else 128}"),
+                prefill,
+                shown,
+                f"{peer}/prefill/{threads}",
+                3.0 if target else None,
+            )
         add(at.format("8 requests at once"), f"ternary/eight/{threads}", "one request", f"ternary/one/{threads}", 3.0)
     return made
+
+
+def shown_name(who: str) -> str:
+    """Return what a contender is called in tables and pictures."""
+    names = {"limit": "reading the bytes", "llama.cpp": "llama.cpp TQ2_0", "transformers": "transformers, packed"}
+    return names.get(who, who)
 
 
 def picture(rows: dict[str, dict[str, Any]], file: Path) -> None:
@@ -405,17 +405,18 @@ def picture(rows: dict[str, dict[str, Any]], file: Path) -> None:
 
     figure, axes = plt.subplots(1, len(rows), figsize=(5.5 * len(rows), 3.8), squeeze=False)
     colours = {"limit": "#bbbbbb", "ternary": "#2a7f62", "llama.cpp": "#b5483a", "llama.cpp TQ1_0": "#d08a5a"}
-    shown = {"limit": "reading the bytes", "llama.cpp": "llama.cpp TQ2_0", "transformers": "transformers, packed"}
     for axis, row in zip(axes.flat, rows.values(), strict=True):
         found = row["median"]
-        keys = {"limit": "limit/{}"} | {who: who + "/decode/{}" for who in (*colours, "transformers") if who != "limit"}
-        keys = {who: key for who, key in keys.items() if key.format(1) in found}
+        keys = {"limit": "limit/{}"} | {who: who + "/decode/{}" for who in CONTENDERS}
+        times = [threads for threads in KINDS_OF_TIME if f"ternary/decode/{threads}" in found]
+        keys = {who: key for who, key in keys.items() if any(key.format(threads) in found for threads in times)}
         for at, (who, key) in enumerate(keys.items()):
-            places = [threads + (at - len(keys) / 2 + 0.5) * 0.17 for threads in (1, 2)]
-            values = [found.get(key.format(threads), 0.0) for threads in (1, 2)]
-            bars = axis.bar(places, values, 0.16, label=shown.get(who, who), color=colours.get(who, "#5a6bd0"))
+            known = [(place, found[key.format(n)]) for place, n in enumerate(times) if key.format(n) in found]
+            places = [place + (at - len(keys) / 2 + 0.5) * 0.17 for place, _ in known]
+            values = [value for _, value in known]
+            bars = axis.bar(places, values, 0.16, label=shown_name(who), color=colours.get(who, "#5a6bd0"))
             axis.bar_label(bars, fmt="%.3g", fontsize=7)
-        axis.set_xticks([1, 2], ["1 thread", "2 threads"])
+        axis.set_xticks(range(len(times)), [KINDS_OF_TIME[threads] for threads in times])
         axis.set_title(f"{row['shape']}: decoding one text, tokens/s")
         axis.legend(fontsize=7)
     figure.tight_layout()
@@ -428,8 +429,8 @@ def publish(new: dict[str, Any]) -> None:
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"shapes": {}}
     known["machine"], known["versions"] = measures.machine(), measures.versions()
     merged = known["shapes"].setdefault(new["shape"], new)
-    merged["median"] |= new["median"]
     merged["samples"] |= new["samples"]
+    merged["median"] |= new["median"]
     known["rows"] = [made for shape in known["shapes"].values() for made in rows_of(shape)]
     file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     picture(known["shapes"], file.with_suffix(".png"))
@@ -455,18 +456,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         run = {"ternary": run_ours, "transformers": run_transformers}.get(args.child, run_llama_cpp)
-        found = run(args.file, args.threads) if args.threads else processor_time(args.child, args.file)
+        alone = args.threads or args.child == "transformers"
+        found = run(args.file, args.threads) if alone else processor_time(args.child, args.file)
         print("\n" + json.dumps(found), flush=True)
         os._exit(0)  # the peer's server has threads of its own
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.make:
         contenders_of(args.folder, args.shape, args.against or ["ternary", "llama.cpp"])
         return
-    if args.clock == "cpu":
-        measure_processor_time(args.folder, args.shape, args.rounds)
-        return
     names = args.against or ["ternary", "llama.cpp"]
-    row = measure(args.folder, args.shape, args.rounds, names, args.count or [1, 2])
+    row = measure(args.folder, args.shape, args.rounds, names, [0] if args.clock == "cpu" else args.count or [1, 2])
     if args.publish:
         publish(row)
     if args.json:
