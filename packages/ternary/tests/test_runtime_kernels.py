@@ -119,7 +119,7 @@ class TestLinearIntegers:
     @settings(max_examples=30, deadline=None)
     @given(n=st.integers(1, 100), k=st.integers(1, 300), seed=st.integers(0, 9))
     def test_the_same_weights_again(self, path, n, k, seed) -> None:
-        """Single rows, of which every second goes backwards through the weights, on memory that the test holds."""
+        """Single rows, one after another, on memory that the test holds."""
         values = ternary(n, k, seed=seed)
         tiles, scale, number = to_tiles(values), torch.ones(n), native.path_number(path)
         for row in integers(4, k, seed).split(1):
