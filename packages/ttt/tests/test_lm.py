@@ -261,6 +261,30 @@ class TestAdapter:
                 )
                 assert candidates[0].confidence == pytest.approx(math.exp(plain), rel=1e-3)
 
+    def test_training_gains_on_what_was_held_out(self, tiny_lm: Path) -> None:
+        """With rsLoRA and a cosine schedule: the true output of the test, never trained on, gets likelier."""
+        task = small_task()
+        truth = task.test[0].output
+        assert truth is not None
+        asked = (prompt(task.train, task.test[0].input), grid_symbols(truth))
+        with ModelService(tiny_lm) as service:
+            before = log_probability(service, service.model, *asked)
+            settings = LoraSettings(steps=60, batch=2, micro_batch=2, schedule="cosine", rslora=True, rank=8, alpha=8)
+            with TTTAdapter(service, settings).adapted(task.without_solutions(), free_clock()) as adaptation:
+                after = log_probability(service, adaptation.model, *asked)
+            assert log_probability(service, service.model, *asked) == before, "the base is as it was"
+        print(f"log probability of the held-out output: {before:.2f} before, {after:.2f} after")
+        assert after > before + 0.5
+
+    def test_the_schedule_falls(self) -> None:
+        """Ten warm-up steps, then constant, or down to a tenth; another word is refused."""
+        constant, cosine = LoraSettings(steps=100), LoraSettings(steps=100, schedule="cosine")
+        assert [round(constant.rate(i) / 1e-3, 3) for i in (0, 9, 50, 99)] == [0.1, 1.0, 1.0, 1.0]
+        assert cosine.rate(99) == pytest.approx(1e-4)
+        assert cosine.rate(30) > cosine.rate(60) > cosine.rate(98)
+        with pytest.raises(InvalidBackendError, match="wanted one of constant, cosine"):
+            LmBackend(model="x", lora={"schedule": "linear"})
+
     def test_micro_batches_do_not_change_the_gradient(self, tiny_lm: Path) -> None:
         """A batch in one piece and in pieces trains alike, but for rounding."""
         losses = []

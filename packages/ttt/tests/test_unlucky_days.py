@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -251,7 +252,9 @@ def test_kill_ends_the_process_and_its_session(sample_arc_tasks: list[ttt.Task])
     pid = child._process.pid
     try:
         assert os.getsid(pid) == pid
-        child.kill()
+        killing = threading.Thread(target=child.kill, daemon=True)  # it waits for the end, which might not come
+        killing.start()
+        killing.join(10)
         assert child._process.poll() == -9
     finally:
         if psutil.pid_exists(pid):

@@ -21,8 +21,10 @@ LONGER = 1.5
 """A task that ran out of time gets at least this many times as much the next time."""
 MARGIN = 0.3
 """Seconds before the end at which the last tries must stop."""
+USEFUL = 5.0
+"""Seconds that a try takes at least, while there is time: starting its process and loading its libraries take some."""
 SHORTEST = 3.0
-"""Seconds of the shortest try that is worth starting."""
+"""Seconds left at the end for which no try is started any more; less where the whole time is short."""
 AGAIN_AFTER_END = 0.3
 """Chance that another seed helps a task whose backend had ended, relative to more time for one that was stopped."""
 FAILURES = 3
@@ -120,7 +122,7 @@ class Contest:
         if left < self._shortest or not waiting:
             return None
         entry = min(waiting, key=lambda e: (bool(e.tries), -e.gain))
-        seconds = min(left, max(self._shortest, self._share(entry, left)))
+        seconds = min(left, max(USEFUL, self._share(entry, left)))
         self._running.add(entry.task.id)
         grace = min(self._budget.grace, max(0.2, 0.01 * self._total))
         return self._job(entry.task, len(entry.tries), replace(self._budget, seconds=seconds, grace=grace))
@@ -132,8 +134,7 @@ class Contest:
             share = FIRST_PASS * self._total * workers / len(self.entries)
             # A run that was resumed late still gives every task a first try.
             untried = sum(not e.tries for e in self.entries.values())
-            share = min(share, left * workers / max(1, untried))
-            return share if self._budget.seconds is None else min(share, self._budget.seconds)
+            return min(share, left * workers / max(1, untried), self._budget.seconds or float("inf"))
         tried = len(entry.tries)
         same_round = sum(e.open and len(e.tries) <= tried for e in self.entries.values())
         return max(left * workers / max(workers, same_round), LONGER * entry.longest)

@@ -16,7 +16,7 @@ from ttt._backend import Backend, check_portable, named_backend, preflight, shar
 from ttt._budget import Budget, parse_seconds
 from ttt._events import Event, Finished, Improved, Started, TaskResult
 from ttt._files import OUTPUT, write_atomically
-from ttt._runs.contest import Contest, Entry, clock_of, merged_result, try_key
+from ttt._runs.contest import USEFUL, Contest, Entry, clock_of, merged_result, try_key
 from ttt._runs.devices import slots_of, uses_gpu, visible_gpus
 from ttt._runs.drive import Once, Plan, drive
 from ttt._runs.keeper import Keeper
@@ -221,6 +221,10 @@ class Run:
         if left() <= 0:
             self.notes.append(
                 f"the total of {self.total:g} s was used up by earlier starts; raise it, or start anew with fresh"
+            )
+        if left() > 0 and (fits := int(left() * workers / USEFUL)) < len(self.tasks):
+            self.notes.append(
+                f"the time suffices for a try at about {fits} of {len(self.tasks)} tasks; raise the total"
             )
         return Contest(
             [Entry(t, self._tries[t.id]) for t in self.tasks],

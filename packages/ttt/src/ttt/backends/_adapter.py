@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from ttt.backends._training_state import keep, pack, unpack
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import MissingExtraError
 from ttt.values import Candidate, Grid, Pair, Task, grid_bytes
+
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class LoraSettings:
         rank: Rank of the LoRA matrices; `alpha` is their scale (both as in Hu et al. 2021).
         steps: Training steps at most; the clock may end it earlier.
         batch: Examples per step, in micro-batches of `micro_batch`.
-        learning_rate: Learning rate of AdamW, constant after ten warm-up steps.
+        learning_rate: Learning rate of AdamW, after ten warm-up steps.
+        schedule: `constant`, or `cosine`, which falls to a tenth of it at the last step.
+        rslora: Whether the scale is `alpha` by the root of the rank (Kalajdzievski 2023), not by the rank.
         views: Symmetries, colour and pair orders drawn for training.
         prediction_views: Views that are decoded and scored.
         threshold: Grids below this probability are not decoded.
@@ -50,12 +54,26 @@ class LoraSettings:
     batch: int = 2
     micro_batch: int = 1
     learning_rate: float = 1e-3
+    schedule: Schedule = "constant"
+    rslora: bool = False
     views: int = 32
     prediction_views: int = 4
     threshold: float = 0.1
     max_symbols: int = 4096
     training_share: float = 0.6
     checkpoint_every: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that is not known."""
+        if self.schedule not in get_args(Schedule):
+            raise TypeError(f"schedule: got {self.schedule!r}, wanted one of {', '.join(get_args(Schedule))}")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        warm = self.learning_rate * min(1.0, (step + 1) / 10)
+        if self.schedule == "constant":
+            return warm
+        return warm * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps - 1)))))
 
 
 @dataclass
@@ -153,7 +171,9 @@ class TTTAdapter:
             raise MissingExtraError('the lm backend needs peft: pip install "pentad-ttt[lm]"') from error
         s = self.settings
         with seeded(clock.seed, self.service.device):
-            config = LoraConfig(r=s.rank, lora_alpha=s.alpha, target_modules="all-linear", lora_dropout=0.0)
+            config = LoraConfig(
+                r=s.rank, lora_alpha=s.alpha, target_modules="all-linear", lora_dropout=0.0, use_rslora=s.rslora
+            )
             model = get_peft_model(self.service.model, config)
         try:
             adaptation = Adaptation(task, self.service, model, s, clock.seed, 0)
@@ -190,7 +210,7 @@ class TTTAdapter:
                 view = views[int(rng.integers(len(views)))]
                 chosen.append(example(view.apply_task(one), s.max_symbols))
             for group in optimizer.param_groups:
-                group["lr"] = s.learning_rate * min(1.0, (step + 1) / 10)
+                group["lr"] = s.rate(step)
             with seeded(clock.seed + step, self.service.device):
                 loss = self._step(adaptation.model, chosen)
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
