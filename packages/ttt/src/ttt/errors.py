@@ -94,7 +94,10 @@ class InvalidAnswerError(TTTError, ValueError):
 
 
 class UnsafeFolderError(TTTError, PermissionError):
-    """A folder for records can be written by other users, who could plant answers; the message says what to change."""
+    """A folder for records can be written by other users, who could plant answers; the message says what to change.
+
+    Choose a folder of your own, or take the right to write there from the group and from others (`chmod go-w`).
+    """
 
 
 class WorkerDiedError(TTTError, RuntimeError):

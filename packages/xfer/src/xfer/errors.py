@@ -173,7 +173,10 @@ class UnsupportedPlatformError(XferError, OSError):
 
 
 class SpilledDataLostError(XferError, OSError):
-    """A block that was spilled to disk cannot be read back: its file was cut, or is this process's parent's."""
+    """A block that was spilled to disk cannot be read back: its file was cut, or is this process's parent's.
+
+    Fill the block again. After a fork, only the parent reads back what it has spilled.
+    """
 
 
 class TooManyOpenFilesError(XferError, OSError):
