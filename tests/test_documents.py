@@ -68,6 +68,13 @@ def test_its_examples_do_what_the_page_shows(tool: Tool, document: str, root: Pa
     assert documents.problems(text, document, folder=(root / document).parent) == []
 
 
+def test_a_block_may_read_the_source_of_its_functions(tool: Tool) -> None:
+    """A function of a block has its source, at its line of the page."""
+    page = "# Page\n\n```python\nx = 1\n```\n\n```python\nimport inspect\n\n\ndef f():\n    return 2\n\n\n"
+    page += "print(inspect.getsource(f), inspect.getsourcelines(f)[1])\n```\n"
+    assert tool("documents").run(page, "page.md").printed[1] == "def f():\n    return 2\n 11\n"
+
+
 PICTURE = """# Page
 
 ```python

@@ -79,10 +79,12 @@ def test_no_init_in_a_tests_folder() -> None:
 
 
 def test_no_package_index_is_named() -> None:
-    """No file names the host of a package index; each machine configures its own."""
+    """No file names the host of a package index; each machine configures its own. Reserved names are no hosts."""
     pattern = r"https?://[^ \"'>)]*/simple\b|files\.[a-z]+hosted\."
     found = subprocess.run(["git", "grep", "-nIE", pattern, "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    assert found.stdout == ""
+    assert [
+        line for line in found.stdout.splitlines() if not re.search(r"https?://[\w.]+\.(invalid|example)/", line)
+    ] == []
 
 
 def test_source_files_stay_readable() -> None:

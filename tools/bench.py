@@ -6,6 +6,7 @@
     uv run tools/bench.py --json rows.json      also write the rows as JSON
     uv run tools/bench.py --publish             also make it the published run, unless a row is invalid
     uv run tools/bench.py --render              measure nothing; write the documents from the published runs
+    uv run tools/bench.py --gpu FILE            publish what tools/gpu_check.py measured on a GPU, as a page of its own
 
 A benchmark is packages/X/benchmarks/bench.py. It runs the library and its peers on the same work in the same run,
 interleaved, and writes JSON: {"machine": {…}, "versions": {…}, "rows": […]}. One row:
@@ -49,6 +50,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 Row = dict[str, Any]
 PAGE = ROOT / "packages" / "benchmarks.md"
+GPU_PAGE = ROOT / "packages" / "gpu.md"
 README = ROOT / "README.md"
 BLOCK = r"(?<=<!-- {0}, by tools/bench.py -->\n).*?(?=<!-- end of {0} -->)"
 HEADLINES = re.compile(BLOCK.format("headlines"), re.DOTALL)
@@ -263,6 +265,31 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def gpu_page(result: dict[str, Any]) -> str:
+    """Render what tools/gpu_check.py measured and tested on a GPU.
+
+    Raises:
+        ValueError: It was rehearsed without a GPU, or a row is invalid.
+    """
+    broken = [violation for row in result["rows"] for violation in violations(row)]
+    if result.get("rehearsed") or broken:
+        raise ValueError(f"nothing to publish: {'; '.join(broken) or 'the run was rehearsed without a GPU'}")
+    machine = ", ".join(f"{key} {value}" for key, value in (result["machine"] | result["versions"]).items())
+    lines = [
+        "# On a GPU",
+        "",
+        f"Rendered by `tools/bench.py --gpu` from one run of `tools/gpu_check.py`: {machine}.",
+        "",
+    ]
+    for package in dict.fromkeys(row["package"] for row in result["rows"]):
+        lines += [f"## {package}", "", *table([row for row in result["rows"] if row["package"] == package]), ""]
+    lines += ["## Tests", "", "| suite | passed | failed | skipped | not run |", "|---|---|---|---|---|"]
+    for suite in result["tests"]:
+        counts = (suite["passed"], *(len(suite[key]) for key in ("failed", "skipped", "lacking")))
+        lines.append("| " + " | ".join(map(str, (suite["suite"], *counts))) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the chosen benchmarks; return 0 if every row is valid. A missed target is reported and is no error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,11 +301,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--render", action="store_true", help="measure nothing; write the documents from the published runs"
     )
+    parser.add_argument("--gpu", type=Path, metavar="FILE", help="publish a result of tools/gpu_check.py")
     args = parser.parse_args(argv)
     unknown = set(args.packages) - set(PACKAGES)
     if unknown:
         parser.error(f"no benchmark for {sorted(unknown)}; there are {', '.join(PACKAGES)}")
 
+    if args.gpu:
+        GPU_PAGE.write_text(gpu_page(json.loads(args.gpu.read_text())))
+        return 0
     if args.render:
         render()
         return 0

@@ -1,6 +1,6 @@
 """Run all checks except the workspace's own tests, and print a table of the results.
 
-    uv run tools/check.py                   style, types, imports, workflows, the site, and every package alone
+    uv run tools/check.py                   style, types, imports, workflows, CUDA, the site, every package alone
     uv run tools/check.py style types       only these
     uv run tools/check.py alone --package ttt
     uv run tools/check.py coverage          not part of the default: the tests run once more
@@ -9,6 +9,7 @@ style      ruff: lint and format
 types      mypy --strict, each package's src on its own, and the tools; pyright knows the type of every public name
 imports    import-linter: what a package and its rooms must not import
 workflows  .github/workflows against GitHub's schema, and zizmor's security audit, both offline
+cuda       each function with a path for CUDA is run by something in the tests
 site       the documentation builds without a warning
 alone      each package as a wheel in an empty environment outside the workspace: it imports with nothing but its own
            dependencies, and its tests pass with its dev extra
@@ -121,6 +122,11 @@ def workflows(_: list[str]) -> Iterator[Outcome]:
     yield run("zizmor", ["zizmor", "--offline", "--no-progress", ".github/workflows"])
 
 
+def cuda(_: list[str]) -> Iterator[Outcome]:
+    """Each function with a path for CUDA is run by a test, on a GPU or without."""
+    yield run("CUDA branches", [sys.executable, "tools/cuda_branches.py"])
+
+
 def site(_: list[str]) -> Iterator[Outcome]:
     """The documentation builds without a warning."""
     with tempfile.TemporaryDirectory(prefix="pentad-site-") as folder:
@@ -204,6 +210,7 @@ CHECKS: dict[str, Callable[[list[str]], Iterator[Outcome]]] = {
     "types": types,
     "imports": imports,
     "workflows": workflows,
+    "cuda": cuda,
     "site": site,
     "alone": alone,
     "coverage": coverage,

@@ -204,6 +204,13 @@ def relink(text: str, source: Path, places: dict[Path, Path], page: Path) -> str
         address = os.path.relpath(places[file], page.parent)
         return f"[{match[1]}]({address}{'#' + anchor if anchor else ''})"
 
+    def picture(match: re.Match[str]) -> str:
+        file = (source.parent / match[2]).resolve()
+        if "://" in match[2] or not file.is_relative_to(ROOT / "packages"):
+            return match[0]
+        return f"![{match[1]}]({os.path.relpath(file.relative_to(ROOT / 'packages'), page.parent)})"
+
+    text = re.sub(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)", picture, text)
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
 
 

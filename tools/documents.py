@@ -40,9 +40,14 @@ _INSTALL = re.compile(r"(?:\A|(?<=[`\s]))pip install (?:[^`#\n]*)")
 # Worker processes may import the main module again, so it does nothing when imported.
 _MAIN = """\
 if __name__ == "__main__":
-    import doctest as _doctest, json as _json, os as _os, pathlib as _pathlib, sys as _sys
+    import doctest as _doctest, json as _json, linecache as _linecache, os as _os, pathlib as _pathlib, sys as _sys
 
-    for _line, _code in _json.loads(_pathlib.Path(_sys.argv[1]).read_text(encoding="utf-8")):
+    _blocks = _json.loads(_pathlib.Path(_sys.argv[1]).read_text(encoding="utf-8"))
+    # Programs may read the source of a function, as from a file or a notebook cell.
+    _lines = {_line + _n: _text for _line, _code in _blocks for _n, _text in enumerate(_code.splitlines(True))}
+    _source = [_lines.get(_n, "\\n") for _n in range(1, max(_lines, default=0) + 1)]
+    _linecache.cache[_sys.argv[2]] = (sum(map(len, _source)), None, _source, _sys.argv[2])
+    for _line, _code in _blocks:
         if _code.lstrip().startswith(">>>"):
             _test = _doctest.DocTestParser().get_doctest(_code, globals(), _sys.argv[2], _sys.argv[2], _line - 1)
             _test.globs = globals()  # later blocks use its names

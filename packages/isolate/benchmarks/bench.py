@@ -210,6 +210,35 @@ async def arrays(table: Table, extension: Any, peers: dict[str, Any], rounds: in
     table.add("64 MB ndarray result, fresh (image * 2)", "ms", fresh, "work and memcpy", work_here, 1.3)
 
 
+async def pauses(table: Table, extension: Any, rounds: int) -> None:
+    """How long the event loop does nothing else while arrays are sent that must be copied."""
+    for megabytes in (64, 256):
+        array = np.ones(megabytes << 17)
+        samples = []
+        for _ in range(rounds):
+            array += 1
+            samples.append(await longest_pause(extension.aio.first(array)) * 1e3)
+        table.add(f"longest pause of the loop, {megabytes} MB argument", "ms", samples, target=5)
+
+
+async def longest_pause(call: Any) -> float:
+    """Seconds between two callbacks of the loop that are due at once, while a call runs."""
+    loop = asyncio.get_running_loop()
+    longest, last, running = 0.0, time.perf_counter(), True
+
+    def tick() -> None:
+        nonlocal longest, last
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+        if running:
+            loop.call_soon(tick)
+
+    tick()
+    await call
+    running = False
+    return longest
+
+
 def environments(table: Table, folder: Path, rounds: int) -> None:
     """An environment that is there, and one that uv has in its cache."""
     numpy = folder / "numpy"
@@ -306,6 +335,7 @@ async def measure(quick: bool, skip: list[str]) -> Table:
             table.add("recursion host-extension, depth 10", "ms", down, target=1.6)
             await concurrent(table, extension, peers, 5 if quick else 20)
             await arrays(table, extension, peers, 10 if quick else 50)
+            await pauses(table, extension, 5 if quick else 15)
             async with Host(folder / "store", spares=1) as own:  # as the host of functions that name none
                 await functions(table, own, 5 if quick else 15)
             await starts(table, host, folder, 5 if quick else 15)

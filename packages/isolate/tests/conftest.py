@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,23 @@ def coverage_of_workers() -> Iterator[None]:
         yield
 
 
+# Not every system has /proc.
+_DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests of this package were skipped, and why: a sandbox that is not there is not tested."""
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else "unknown"
+        for report in terminalreporter.stats.get("skipped", [])
+        if "isolate" in report.nodeid
+    )
+    if reasons:
+        terminalreporter.section("isolate: skipped tests")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:>4}  {reason}")
+
+
 def _settled(count: object, bound: int) -> int:
     value = count()  # type: ignore[operator]
     end = time.monotonic() + 10
@@ -82,7 +100,7 @@ def short_collections() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """No descriptor, child process or thread of isolate survives a test."""
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(os.listdir(_DESCRIPTORS))
     before = set(psutil.Process().children(recursive=True))  # another package's tests may have helpers
     yield
     children = [child for child in psutil.Process().children(recursive=True) if child not in before]
@@ -90,5 +108,5 @@ def no_leaks() -> Iterator[None]:
     assert not alive, f"children left: {alive}"
     threads = lambda: sum(thread.name.startswith(("isolate", "extension")) for thread in threading.enumerate())  # noqa: E731
     assert _settled(threads, 0) == 0, [thread.name for thread in threading.enumerate()]
-    left = _settled(lambda: len(os.listdir("/proc/self/fd")), descriptors)
+    left = _settled(lambda: len(os.listdir(_DESCRIPTORS)), descriptors)
     assert left <= descriptors, f"{left - descriptors} descriptors left"

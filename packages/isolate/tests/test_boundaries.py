@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import resource
 import subprocess
@@ -23,6 +24,7 @@ from integration_test_base import IntegrationTestBase
 from isolate import EnvironmentStore, Policy, ProxiedSingleton, Quotas, read_manifest
 from isolate._worker.codec import Codec
 from isolate._worker.segments import taken
+from isolate._worker.turns import Turns, Usage
 from isolate._worker.wire import pack
 from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTypeError
 
@@ -266,6 +268,65 @@ def test_builds_end_within_a_second(how: str, tmp_path: Path, monkeypatch: pytes
         building.ensure(read_manifest(tmp_path), cancel=cancel)
     assert time.monotonic() - began < 1.5
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_busy_connections_leave_the_loop_free_for_others() -> None:
+    """Those that always have something to read use all of the loop, and a part beside one that needs little."""
+
+    async def share(busy: int, light: Usage | None) -> float:
+        loop = asyncio.get_running_loop()
+        turns = Turns(loop)
+        used = 0.0
+
+        def turn(usage: Usage) -> None:
+            nonlocal used
+            began = time.perf_counter()
+            while time.perf_counter() - began < 0.0005:
+                pass
+            now = time.perf_counter()
+            used += now - began
+            usage.add(now - began, now)
+            turns.may_begin(usage, now)
+            turns.wait(functools.partial(turn, usage))
+
+        for _ in range(busy):
+            turns.wait(functools.partial(turn, Usage()))
+        await asyncio.sleep(0.02)
+        began, used = time.perf_counter(), 0.0
+        while time.perf_counter() - began < 0.5:
+            if light is not None:
+                assert turns.may_begin(light, time.perf_counter())
+            await asyncio.sleep(0.005)
+        return used / (time.perf_counter() - began)
+
+    assert asyncio.run(share(1, None)) > 0.7
+    assert asyncio.run(share(3, None)) > 0.7
+    assert asyncio.run(share(1, Usage())) < 0.5
+    assert asyncio.run(share(3, Usage())) < 0.5
+
+
+def test_builds_end_with_a_killed_host(tmp_path: Path) -> None:
+    """A host that is killed leaves no program of a build behind."""
+    program = tmp_path / "uv"
+    program.write_text(f"#!/bin/sh\nsleep 1000 &\necho $$ $! > {tmp_path}/pids\nsleep 1000\n")
+    program.chmod(0o755)
+    (tmp_path / "manifest.yaml").write_text("name: a\n")
+    code = f"""
+    import isolate, isolate._environments
+    isolate._environments.find_uv = lambda: {str(program)!r}
+    isolate.Host({str(tmp_path / "store")!r}).__enter__().load({str(tmp_path)!r})
+    """
+    host = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    end = time.monotonic() + 40
+    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text().strip():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert all(map(psutil.pid_exists, pids))
+    host.kill()
+    host.wait()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    assert not alive
 
 
 class TestEnvironments(IntegrationTestBase):

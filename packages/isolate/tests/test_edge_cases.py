@@ -311,21 +311,37 @@ class TestExtensionErrors(IntegrationTestBase):
             host["busy"].call.spin()
         assert caught.value.signal == signal.SIGXCPU
 
-    def test_process_limit(self) -> None:
-        """A limit on processes is kept by the kernel, or reported as missing where it cannot be: for root."""
-        code = DYING + "\ndef file_limit():\n    return [open('/dev/null') for _ in range(200)] and None\n"
-        self.create_extension("crowd", code, limits={"processes": 1, "open_files": 100})
-        host, _ = self.load_extensions()
+    @pytest.mark.parametrize("level", ["limits", "landlock"])
+    @pytest.mark.parametrize("what", ["processes", "threads"])
+    def test_limits_of_one_extension(self, what: str, level: str) -> None:
+        """Processes and threads are counted for each extension alone, for root too; descriptors by the kernel."""
+        code = """
+        import subprocess, threading, time
+        def file_limit():
+            return [open('/dev/null') for _ in range(200)] and None
+        def processes(count):
+            kept = [subprocess.Popen(["sleep", "100"], start_new_session=True) for _ in range(count)]
+            time.sleep(0.5)
+            return len(kept)
+        def threads(count):
+            for _ in range(count): threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
+            time.sleep(0.5)
+            return count
+        """
+        limits = {what: 20, "open_files": 100}
+        self.create_extension("crowd", code, limits=limits, restart={"policy": "never"}, sandbox={"level": level})
+        self.create_extension("neighbour", "def fine(): return 1")
+        host, loaded = self.load_extensions()
+        assert not loaded.errors
         report = host["crowd"].report.sandbox  # type: ignore[union-attr]
+        assert f"{what} at most 20, counted by its supervisor" in report.enforced
+        assert "open_files at most 100" in report.enforced
         with pytest.raises(OSError, match="Too many open files"):
             host["crowd"].call.file_limit()
-        if os.geteuid() == 0:
-            assert any("does not count the processes of root" in line for line in report.missing)
-            assert host["crowd"].call.spawn() > 0
-        else:
-            assert "processes at most 1" in report.enforced
-            with pytest.raises(BlockingIOError):
-                host["crowd"].call.spawn()
+        assert getattr(host["crowd"].call, what)(3) == 3
+        with pytest.raises(WorkerDiedError, match=f"more than 20 {what}"):
+            getattr(host["crowd"].call(timeout=20), what)(30)
+        assert host["neighbour"].call.fine() == 1
 
     def test_restart_policy_gives_up(self) -> None:
         """After more crashes than the policy allows the extension is failed, and calls say why; a reload revives it."""

@@ -17,25 +17,31 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import measure as measures
 
 HERE = Path(__file__).parent
 SHAPES: dict[str, dict[str, Any]] = {
     "2B": {"hidden": 2560, "inner": 6912, "layers": 30, "heads": 20, "kv_heads": 5, "head_size": 128},
     "0.5B": {"hidden": 1536, "inner": 4096, "layers": 16, "heads": 12, "kv_heads": 3, "head_size": 128},
 }
+CONTENDERS = ("ternary", "llama.cpp", "llama.cpp TQ1_0", "transformers")
+KINDS_OF_TIME = {0: "processor time of 1 thread", 1: "1 thread", 2: "2 threads"}
 VOCABULARY, PROMPT, DECODED = 32000, 512, 24
 
 
-def tokenizer() -> bytes:
-    """A byte-level tokenizer of the vocabulary's size."""
+def tokenizer(vocabulary: int = VOCABULARY) -> bytes:
+    """A byte-level tokenizer of a vocabulary's size."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
-    pieces += [f"t{i}" for i in range(VOCABULARY - len(pieces))]
+    pieces += [f"t{i}" for i in range(vocabulary - len(pieces))]
     made = Tokenizer(models.BPE({piece: at for at, piece in enumerate(pieces)}, [("a", "b")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return made.to_str().encode()
@@ -64,7 +70,7 @@ def run_ours(path: Path, threads: int) -> dict[str, float]:
     """Prefill and decode with this library."""
     from ternary.llm import load
 
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model = load(path, threads=threads, context=1024)
     opened = time.perf_counter() - begin
     list(model.generate([1, 2, 3], max_tokens=2).iterate_tokens())
@@ -76,12 +82,142 @@ def run_ours(path: Path, threads: int) -> dict[str, float]:
     count = sum(1 for _ in tokens)
     end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    cache = generation._cache
     return {
         "prefill": PROMPT / (first - begin),
         "decode": count / (end - first),
         "open_seconds": opened,
         "peak_bytes": float(peak),
+        "cache_bytes": float(cache.bytes_a_position * (PROMPT + DECODED)),
+        "before_bytes": float(before),
+        "eight": steps_of(model, 8, time.perf_counter),
+        "one": steps_of(model, 1, time.perf_counter),
+        "outside_products": 1 - products_of(model, threads) / (1 / steps_of(model, 1, time.perf_counter)),
     }
+
+
+def products_of(model: Any, threads: int) -> float:
+    """Seconds that the packed products of one token and the head take when they are called one after another."""
+    from ternary import _core
+    from ternary.llm._cache import Row
+
+    config, file, path = model.config, model._file, _core.path_number("auto")
+    x, y = np.ones(config.inner, np.float32), np.empty(config.inner, np.float32)
+    library, one = _core.core().library, (1, 1, 1, 1, 0, 0, 1, 1)
+    problems = []
+    for _, matrix in file.matrices():
+        at = (x.ctypes.data, matrix.tiles.ctypes.data, matrix.scale.ctypes.data, 0, y.ctypes.data, 0, 2)
+        problems.append(_core.PROBLEM.pack(path, threads, 1, 1, 1, matrix.inputs, matrix.outputs, 1, *one, *at))
+    best = float("inf")
+    for _ in range(6):
+        begin = time.perf_counter()
+        for problem in problems:
+            library.ternary_run(problem)
+        best = min(best, time.perf_counter() - begin)
+    cache, head = model.engine.new_cache(16), []
+    for wanted in (False, True) * 6:
+        begin = time.perf_counter()
+        model.engine.run([Row(300, 0, cache, wanted)])
+        head.append(time.perf_counter() - begin)
+    return best + min(head[1::2]) - min(head[::2])
+
+
+def run_transformers(path: Path, threads: int) -> dict[str, float]:
+    """Decode with the packed BitNet layers of transformers."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads or 1)
+    clock = time.perf_counter if threads else time.process_time
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    ids = torch.tensor([prompt(1)])
+    with torch.inference_mode():
+        known = model(ids, use_cache=True)
+        begin = clock()
+        model(ids, past_key_values=known.past_key_values, use_cache=True)
+        end = clock()
+    return {"decode": 1 / (end - begin)}
+
+
+def packed_folder(ours: Path, folder: Path) -> Path:
+    """Write a model file as a Hugging Face folder with packed uint8 weights, unless it is there."""
+    import torch
+    from safetensors.torch import save_file
+
+    from ternary.llm._modelfile import open_file
+
+    made = folder / f"{ours.stem}-packed"
+    if (made / "config.json").exists():
+        return made
+    made.mkdir(exist_ok=True)
+    file = open_file(ours)
+    config, state = file.config, {}
+    names = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
+    names |= {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    for name, matrix in file.matrices():
+        _, layer, part = name.split(".")
+        quarter = (matrix.values() + 1).astype(np.uint8).reshape(4, -1, matrix.inputs)
+        codes = quarter[0] | quarter[1] << 2 | quarter[2] << 4 | quarter[3] << 6
+        full = f"model.layers.{layer}.{names[part]}.weight"
+        state[full] = torch.from_numpy(codes)
+        state[full + "_scale"] = torch.tensor([1 / float(matrix.scale[0])], dtype=torch.bfloat16)
+    for layer in range(config.layers):
+        at = f"model.layers.{layer}."
+        for ours_name, theirs in (("attention", "input"), ("feed", "post_attention")):
+            norm = file.tensors[f"layers.{layer}.{ours_name}_norm"]
+            state[f"{at}{theirs}_layernorm.weight"] = torch.tensor(norm).bfloat16()
+    state["model.norm.weight"] = torch.tensor(file.tensors["norm"]).bfloat16()
+    for ours_name, theirs in (("embedding", "model.embed_tokens"), ("head", "lm_head")):
+        rows = file.tensors[ours_name].astype(np.float32) * file.tensors[ours_name + ".scale"][:, None]
+        state[theirs + ".weight"] = torch.from_numpy(rows).bfloat16()
+    save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+    values = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.inner,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "max_position_embeddings": config.context,
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "bitlinear",
+            "quantization_mode": "offline",
+            "modules_to_not_convert": ["lm_head"],
+        },
+    }
+    (made / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return made
+
+
+def one_in_three(theirs: Path) -> Path:
+    """Write the GGUF with TQ1_0 in place of TQ2_0, five weights a byte, unless it is there."""
+    import gguf
+
+    made = theirs.with_name(theirs.stem + "-tq1.gguf")
+    if made.exists():
+        return made
+    reader = gguf.GGUFReader(theirs)
+    writer = gguf.GGUFWriter(str(made), "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            inner = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+    for tensor in reader.tensors:
+        if tensor.tensor_type == gguf.GGMLQuantizationType.TQ2_0:
+            kind = gguf.GGMLQuantizationType.TQ1_0
+            data = gguf.quants.quantize(gguf.quants.dequantize(tensor.data, tensor.tensor_type), kind)
+        else:
+            kind, data = tensor.tensor_type, tensor.data
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return made
 
 
 def run_llama_cpp(path: Path, threads: int) -> dict[str, float]:
@@ -135,38 +271,24 @@ def processor_time(who: str, path: Path) -> dict[str, float]:
         run(ids, count)
         return time.process_time() - begin
 
-    beside = {"eight_sequences": steps_of(model, 8)} if who == "ternary" else {}
+    clock = time.process_time
+    beside = {"eight": steps_of(model, 8, clock), "one": steps_of(model, 1, clock)} if who == "ternary" else {}
     took(4, 2)
     short, more, long = took(8, 1), took(9, 1 + DECODED), took(8 + 128, 1)
     return {"decode": DECODED / (more - short), "prefill": 128 / (long - short), **beside}
 
 
-def steps_of(model: Any, sequences: int) -> float:
-    """Tokens per second of processor time of so many sequences that run in the same steps, as the server runs them."""
+def steps_of(model: Any, sequences: int, clock: Callable[[], float]) -> float:
+    """Tokens per second of so many sequences that run in the same steps, as the server runs them."""
     from ternary.llm._cache import Row
 
     caches = [model.engine.new_cache(128) for _ in range(sequences)]
     best = float("inf")
     for position in range(16):
-        begin = time.process_time()
+        begin = clock()
         model.engine.run([Row(300 + i, position, cache, True) for i, cache in enumerate(caches)])
-        best = min(best, time.process_time() - begin)
+        best = min(best, clock() - begin)
     return sequences / best
-
-
-def measure_processor_time(folder: Path, shape: str, rounds: int) -> None:
-    """Print what one thread does in a second of processor time."""
-    ours, theirs = make(folder, shape)
-    program = reader(folder)
-    read = ours.stat().st_size - VOCABULARY * SHAPES[shape]["hidden"]
-    for _ in range(rounds):
-        if program is not None:
-            done = subprocess.run([program, ours, "1", "cpu"], capture_output=True, text=True, check=True)
-            print(f"limit      decode {float(done.stdout) * 1e9 / read:7.1f}")
-        for who, path in (("ternary", ours), ("llama.cpp", theirs)):
-            found = child(who, path, 0)
-            eight = f" eight sequences {found['eight_sequences']:7.1f}" if "eight_sequences" in found else ""
-            print(f"{who:10} decode {found['decode']:7.1f} prefill of 128 {found['prefill']:7.1f}{eight}", flush=True)
 
 
 def child(who: str, path: Path, threads: int) -> dict[str, float]:
@@ -198,9 +320,22 @@ def first_token(path: Path) -> float:
     return time.perf_counter() - begin
 
 
-def measure(folder: Path, shape: str, rounds: int) -> dict[str, Any]:
-    """Run all contenders in turn."""
+def contenders_of(folder: Path, shape: str, names: list[str]) -> dict[str, Path]:
+    """Return the file of each contender, made if it is not there."""
     ours, theirs = make(folder, shape)
+    files: dict[str, Callable[[], Path]] = {
+        "ternary": lambda: ours,
+        "llama.cpp": lambda: theirs,
+        "llama.cpp TQ1_0": lambda: one_in_three(theirs),
+        "transformers": lambda: packed_folder(ours, folder),
+    }
+    return {name: files[name]() for name in names}
+
+
+def measure(folder: Path, shape: str, rounds: int, names: list[str], counts: list[int]) -> dict[str, Any]:
+    """Run all contenders in turn."""
+    files = contenders_of(folder, shape, names)
+    ours = files["ternary"]
     program = reader(folder)
     # A token reads the file but the embedding, of which it reads one row.
     read = ours.stat().st_size - VOCABULARY * SHAPES[shape]["hidden"]
@@ -208,34 +343,97 @@ def measure(folder: Path, shape: str, rounds: int) -> dict[str, Any]:
 
     def note(name: str, value: float) -> None:
         samples.setdefault(name, []).append(value)
+        print(f"{name:40} {value:12.4g}", flush=True)
 
     for _ in range(rounds):
-        for threads in (1, 2):
+        for threads in counts:
             if program is not None:
-                done = subprocess.run([program, ours, str(threads)], capture_output=True, text=True, check=True)
+                how = [str(threads)] if threads else ["1", "cpu"]
+                done = subprocess.run([program, ours, *how], capture_output=True, text=True, check=True)
                 note(f"limit/{threads}", float(done.stdout) * 1e9 / read)
-            for who, path in (("ternary", ours), ("llama.cpp", theirs)):
+            for who, path in files.items():
                 for name, value in child(who, path, threads).items():
                     note(f"{who}/{name}/{threads}", value)
-        note("first_token_seconds", first_token(ours))
+        if 1 in counts:
+            note("first_token_seconds", first_token(ours))
     made = {name: statistics.median(values) for name, values in samples.items()}
     return {"shape": shape, "file_bytes": ours.stat().st_size, "read_bytes": read, "median": made, "samples": samples}
 
 
-def show(row: dict[str, Any]) -> None:
-    """Print the table of one shape."""
-    found = row["median"]
-    print(f"{row['shape']}: file {row['file_bytes'] / 1e6:.0f} MB, a token reads {row['read_bytes'] / 1e6:.0f} MB")
-    print(f"{'tokens/s':24} {'ternary':>9} {'llama.cpp':>10} {'ratio':>6} {'limit':>7} {'share':>6}")
-    for threads in (1, 2):
-        for what in ("decode", "prefill"):
-            ours, theirs = found[f"ternary/{what}/{threads}"], found[f"llama.cpp/{what}/{threads}"]
-            limit = found.get(f"limit/{threads}") if what == "decode" else None
-            share = f"{limit:7.1f} {ours / limit:6.2f}" if limit else ""
-            print(f"{what + f', {threads} thread(s)':24} {ours:9.1f} {theirs:10.1f} {ours / theirs:6.2f} {share}")
-    print(f"first token {found['first_token_seconds']:.2f} s, opened in {1e3 * found['ternary/open_seconds/1']:.1f} ms")
-    peak, cache = found["ternary/peak_bytes/1"], found["llama.cpp/peak_bytes/1"]
-    print(f"peak memory: ternary {peak / 1e6:.0f} MB, llama.cpp {cache / 1e6:.0f} MB")
+def rows_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows for the published benchmarks."""
+    found, shape, samples = row["median"], row["shape"], row["samples"]
+    made = []
+
+    def add(metric: str, key: str, peer: str | None, peer_key: str, target: float | None) -> None:
+        if key in found and (peer is None or peer_key in found):
+            other = found.get(peer_key) if peer else None
+            made.append(
+                measures.row(metric, "tokens/s", found[key], peer, other, target, "higher", samples=samples[key])
+            )
+
+    for threads, many in KINDS_OF_TIME.items():
+        decode, prefill = f"ternary/decode/{threads}", f"ternary/prefill/{threads}"
+        at = f"language model {shape}, {{}}, {many}"
+        add(at.format("decode"), decode, "reading the bytes", f"limit/{threads}", 0.75)
+        for peer, target in (("llama.cpp", 1.7), ("llama.cpp TQ1_0", None), ("transformers", 10.0)):
+            shown = shown_name(peer)
+            add(at.format("decode"), decode, shown, f"{peer}/decode/{threads}", target)
+            add(
+                at.format(f"prefill of {PROMPT if threads else 128}"),
+                prefill,
+                shown,
+                f"{peer}/prefill/{threads}",
+                3.0 if target else None,
+            )
+        add(at.format("8 requests at once"), f"ternary/eight/{threads}", "one request", f"ternary/one/{threads}", 3.0)
+    return made
+
+
+def shown_name(who: str) -> str:
+    """Return what a contender is called in tables and pictures."""
+    names = {"limit": "reading the bytes", "llama.cpp": "llama.cpp TQ2_0", "transformers": "transformers, packed"}
+    return names.get(who, who)
+
+
+def picture(rows: dict[str, dict[str, Any]], file: Path) -> None:
+    """Draw tokens per second by threads, beside the peers and the limit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(rows), figsize=(5.5 * len(rows), 3.8), squeeze=False)
+    colours = {"limit": "#bbbbbb", "ternary": "#2a7f62", "llama.cpp": "#b5483a", "llama.cpp TQ1_0": "#d08a5a"}
+    for axis, row in zip(axes.flat, rows.values(), strict=True):
+        found = row["median"]
+        keys = {"limit": "limit/{}"} | {who: who + "/decode/{}" for who in CONTENDERS}
+        times = [threads for threads in KINDS_OF_TIME if f"ternary/decode/{threads}" in found]
+        keys = {who: key for who, key in keys.items() if any(key.format(threads) in found for threads in times)}
+        for at, (who, key) in enumerate(keys.items()):
+            known = [(place, found[key.format(n)]) for place, n in enumerate(times) if key.format(n) in found]
+            places = [place + (at - len(keys) / 2 + 0.5) * 0.17 for place, _ in known]
+            values = [value for _, value in known]
+            bars = axis.bar(places, values, 0.16, label=shown_name(who), color=colours.get(who, "#5a6bd0"))
+            axis.bar_label(bars, fmt="%.3g", fontsize=7)
+        axis.set_xticks(range(len(times)), [KINDS_OF_TIME[threads] for threads in times])
+        axis.set_title(f"{row['shape']}: decoding one text, tokens/s")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def publish(new: dict[str, Any]) -> None:
+    """Merge a run into the published file, and draw and print what it now holds."""
+    file = HERE / "language_models.json"
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"shapes": {}}
+    known["machine"], known["versions"] = measures.machine(), measures.versions()
+    merged = known["shapes"].setdefault(new["shape"], new)
+    merged["samples"] |= new["samples"]
+    merged["median"] |= new["median"]
+    known["rows"] = [made for shape in known["shapes"].values() for made in rows_of(shape)]
+    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    picture(known["shapes"], file.with_suffix(".png"))
 
 
 def main() -> None:
@@ -249,24 +447,27 @@ def main() -> None:
     )
     parser.add_argument("--make", action="store_true", help="only write the models")
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--child", choices=("ternary", "llama.cpp"), help=argparse.SUPPRESS)
+    parser.add_argument("--publish", action="store_true", help="merge the run into language_models.json, and draw it")
+    parser.add_argument("--count", type=int, action="append", choices=(1, 2), help="how many threads; again for more")
+    parser.add_argument("--against", action="append", choices=CONTENDERS, help="who takes part; again for more")
+    parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        run = run_ours if args.child == "ternary" else run_llama_cpp
-        found = run(args.file, args.threads) if args.threads else processor_time(args.child, args.file)
+        run = {"ternary": run_ours, "transformers": run_transformers}.get(args.child, run_llama_cpp)
+        alone = args.threads or args.child == "transformers"
+        found = run(args.file, args.threads) if alone else processor_time(args.child, args.file)
         print("\n" + json.dumps(found), flush=True)
         os._exit(0)  # the peer's server has threads of its own
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.make:
-        make(args.folder, args.shape)
+        contenders_of(args.folder, args.shape, args.against or ["ternary", "llama.cpp"])
         return
-    if args.clock == "cpu":
-        measure_processor_time(args.folder, args.shape, args.rounds)
-        return
-    row = measure(args.folder, args.shape, args.rounds)
-    show(row)
+    names = args.against or ["ternary", "llama.cpp"]
+    row = measure(args.folder, args.shape, args.rounds, names, [0] if args.clock == "cpu" else args.count or [1, 2])
+    if args.publish:
+        publish(row)
     if args.json:
         args.json.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 

@@ -53,7 +53,7 @@ static int check(int path, int threads, int dense_only) {
     p.x = x, p.weight = weight, p.scale = scale, p.bias = bias;
     p.sums = sums;
     int wrong = ternary_run(&p) != OK;
-    p.sums = NULL, p.y = y; /* the same weights again: single rows go backwards through them */
+    p.sums = NULL, p.y = y;
     wrong |= ternary_run(&p) != OK;
     for (int64_t at = 0; at < outputs && !wrong; at++) {
         const int64_t o = at % p.out_channels, pixel = at / p.out_channels, b = pixel / (oh * ow);

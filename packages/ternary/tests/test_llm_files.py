@@ -326,6 +326,42 @@ def test_load_converts_once(tmp_path, monkeypatch) -> None:
     assert len(list((tmp_path / "cache" / "pentad-ternary").iterdir())) == 2
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners of files")
+@pytest.mark.parametrize("how", ["writable", "link", "owner"])
+def test_a_cache_folder_of_others_is_refused(how, tmp_path, monkeypatch) -> None:
+    """Where another user can put files, a converted model is not believed, and none is written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, _ = models.folder_of(tmp_path)
+    made = tmp_path / "cache" / "pentad-ternary"
+    made.parent.mkdir()
+    if how == "link":
+        (tmp_path / "elsewhere").mkdir()
+        made.symlink_to(tmp_path / "elsewhere")
+    else:
+        made.mkdir()
+        made.chmod(0o777 if how == "writable" else 0o755)
+    if how == "owner":
+        owner = made.stat().st_uid
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(ModelFileError, match="others can write"):
+        load(folder)
+    assert not list(made.iterdir())
+
+
+def test_a_source_replaced_under_its_name_is_converted_again(tmp_path, monkeypatch) -> None:
+    """Also where the new files have the size and the modification time of the old ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, _ = models.folder_of(tmp_path)
+    one = load(folder).logits([1, 2, 3])
+    file = folder / "model-00001-of-00001.safetensors"
+    status = file.stat()
+    data = bytearray(file.read_bytes())
+    data[-40000:-39000] = bytes(1000)
+    file.write_bytes(data)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not np.array_equal(load(folder).logits([1, 2, 3]), one)
+
+
 def test_neither_folder_nor_file(tmp_path) -> None:
     """Another file is refused, a missing one is the system's error."""
     (tmp_path / "x").write_bytes(b"hello")

@@ -19,7 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ternary._cli.entry import main
-from ternary.errors import ChatTemplateError, ContextLengthError, KernelUnavailableError, NonFiniteActivationError
+from ternary.errors import (
+    ChatTemplateError,
+    ContextLengthError,
+    KernelUnavailableError,
+    ModelClosedError,
+    NonFiniteActivationError,
+)
 from ternary.llm import Sampling, convert, load
 from ternary.llm._sampling import Sampler
 from ternary.llm._tokenizer import StopFinder
@@ -209,6 +215,34 @@ class TestGenerate:
             os._exit(0 if model.generate("the quick", max_tokens=5).text() == expected else 1)
         assert os.waitpid(child, 0)[1] == 0
 
+    def test_a_closed_model(self, path) -> None:
+        """It lets go of the file, says so when it is used, and may be closed again."""
+        with load(path, threads=1) as model:
+            first = model.generate("the", max_tokens=3)
+            next(first)
+        with pytest.raises(ModelClosedError):
+            model.logits([1])
+        with pytest.raises(ModelClosedError):
+            list(first)
+        with pytest.raises(ModelClosedError):
+            list(model.generate([5]).iterate_tokens())
+        del first
+        gc.collect()
+        if sys.platform == "linux":
+            assert path.name not in Path("/proc/self/maps").read_text()
+        model.close()
+
+    def test_workers_share_published_weights(self, path) -> None:
+        """A reference of zerocopy gives the same logits, and its arrays lie in the published segment."""
+        zerocopy = pytest.importorskip("zerocopy")
+        from ternary.llm import publish
+
+        ref = publish(path)
+        with load(ref, threads=1) as model, load(path, threads=1) as alone:
+            np.testing.assert_array_equal(model.logits([1, 2, 3]), alone.logits([1, 2, 3]))
+        zerocopy.forget(ref)
+        zerocopy.unpublish(ref)
+
 
 class TestSampler:
     """The choice of a token."""
@@ -283,6 +317,41 @@ class TestCommands:
         assert main(["chat", str(path), "--max-tokens", "4", "--stop", "\n"]) == 0
         answers = capsys.readouterr().out.split("\n")
         assert answers[0] == answers[2]
+
+    def test_a_stream_of_json(self, path, capsys) -> None:
+        """A line for each piece as it comes, and the whole in the last one."""
+        assert main(["generate", str(path), "the quick", "--max-tokens", "5", "--json", "--stream"]) == 0
+        *pieces, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert "".join(line["piece"] for line in pieces) == last["text"]
+
+    def test_a_long_chat_loses_its_oldest_turns(self, path, monkeypatch, capsys) -> None:
+        """Past the context the talk goes on without the oldest turns; a line that is too long itself is refused."""
+        lines = iter(["the fox"] * 6 + ["fox " * 200, "the dog", "/exit"])
+        monkeypatch.setattr("builtins.input", lambda _="": next(lines))
+        assert main(["chat", str(path), "--max-tokens", "4", "--context", "48", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert len(out.splitlines()) == 7
+        assert err.startswith("ternary: got a prompt of")
+
+    def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat(self, path, monkeypatch, capsys) -> None:
+        """No traceback, and the talk goes on after an answer that was ended."""
+        from ternary.llm import Generation
+
+        given = iter(["the fox", "the dog"])
+        monkeypatch.setattr(
+            "builtins.input", lambda _="": next(given, None) or (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        real, calls = Generation.__next__, []
+
+        def interrupted(self):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(self)
+
+        monkeypatch.setattr(Generation, "__next__", interrupted)
+        assert main(["chat", str(path), "--max-tokens", "4", "--temperature", "1", "--seed", "1"]) == 0
+        assert "[interrupted]" in capsys.readouterr().out
 
     def test_convert_and_a_pipe(self, path, tmp_path) -> None:
         """A process of its own: convert, then the text from standard input."""

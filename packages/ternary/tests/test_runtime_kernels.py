@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ class TestLinearIntegers:
     @settings(max_examples=30, deadline=None)
     @given(n=st.integers(1, 100), k=st.integers(1, 300), seed=st.integers(0, 9))
     def test_the_same_weights_again(self, path, n, k, seed) -> None:
-        """Single rows, of which every second goes backwards through the weights, on memory that the test holds."""
+        """Single rows, one after another, on memory that the test holds."""
         values = ternary(n, k, seed=seed)
         tiles, scale, number = to_tiles(values), torch.ones(n), native.path_number(path)
         for row in integers(4, k, seed).split(1):
@@ -303,6 +304,11 @@ def test_kernel_names_end_with_plain_torch() -> None:
     assert available_kernels()[-1] == "torch"
 
 
+# cuda: ternary.runtime._gpu:* by interpreter
+# cuda: ternary.runtime._gpu:_kernel by compiled
+# cuda: ternary.runtime._ops:_linear_cpu by interpreter
+# cuda: ternary.runtime._ops:on_triton by stand-in
+# cuda: ternary.runtime._shortcut:Shortcut.linear by interpreter
 class TestTriton:
     """The GPU kernel in Triton's interpreter; in a process of its own, since the interpreter is chosen at import."""
 
@@ -328,10 +334,97 @@ for m, n, k in [(1, 1, 1), (3, 70, 50), (17, 64, 128), (5, 33, 300), (2, 16, 0),
 q = torch.full((2, 700), 127, dtype=torch.int8)
 values = torch.ones(4, 700, dtype=torch.int8)
 assert gpu.linear_sums(q, to_tiles(values), 4).unique().tolist() == [700 * 127]
+generator = torch.Generator().manual_seed(0)
+for case in range(20):
+    m, n, k = (int(torch.randint(1, limit, (1,), generator=generator)) for limit in (40, 90, 400))
+    values = torch.randint(-1, 2, (n, k), dtype=torch.int8, generator=generator)
+    q = torch.randint(-127, 128, (m, k), generator=generator).to(torch.int8)
+    native = torch.ops.ternary.linear(q.float(), to_tiles(values), torch.ones(n))
+    assert torch.allclose(native, gpu.linear(q.float(), to_tiles(values), torch.ones(n), None), rtol=1e-6), (m, n, k)
+    assert torch.equal(gpu.linear_sums(q, to_tiles(values), n).long(), q.long() @ values.long().T), (m, n, k)
+torch.cuda.get_device_capability = lambda _: (9, 0)
+assert gpu.why_not(torch.device("cpu")) is None, gpu.why_not(torch.device("cpu"))
 """
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0)])
+    def test_a_device_that_cannot_use_it_gets_plain_torch(
+        self, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Old GPUs and a compiler or driver that fails: "auto" falls back, and "triton" raises a typed error."""
+        from ternary.errors import KernelUnavailableError
+        from ternary.runtime import _ops as ops
+
+        def fails(*_: object, **__: object) -> None:
+            raise RuntimeError("PassManager::run failed")
+
+        device = torch.device("cuda", 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(gpu, "is_available", lambda: True)
+        monkeypatch.setattr(torch, "full", fails)
+        gpu.why_not.cache_clear()
+        try:
+            assert not ops.on_triton("auto", torch.uint8, device)
+            with pytest.raises(KernelUnavailableError, match=r"compute capability 8\.0|PassManager"):
+                ops.on_triton("triton", torch.uint8, device)
+            assert ops.on_triton("triton", torch.uint8, torch.device("cpu"))
+        finally:
+            gpu.why_not.cache_clear()
+
+    # cuda: ternary.runtime._doctor:* by stand-in
+    def test_the_doctor_names_the_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The report has the device's name, and whether Triton is there."""
+        from ternary.runtime import doctor
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+        monkeypatch.setattr(gpu, "is_available", lambda: False)
+        report = doctor()
+        assert "Test GPU, Triton not installed" in str(report)
+
+    # cuda: ternary._training.loop:_Training.__init__ by stand-in
+    def test_training_on_a_gpu_scales_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With `amp`, a model on CUDA is trained with a gradient scaler that is on."""
+        from ternary._training import loop
+
+        made: list[tuple[str, bool]] = []
+        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: made.append((device, enabled)))
+        monkeypatch.setattr(loop, "make_optimizer", lambda *_: None)
+        there = type("There", (torch.nn.Parameter,), {"device": torch.device("cuda")})
+        model = torch.nn.Module()
+        model.parameters = lambda *_: iter([there(torch.zeros(1))])  # type: ignore[method-assign]
+        loop._Training(model, loop.TrainConfig(amp=True), torch.nn.MSELoss(), None)
+        assert made == [("cuda", True)]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not gpu.is_available(), reason="triton is not installed")
+    def test_it_compiles_for_every_generation_from_the_lowest(self, tmp_path: Path) -> None:
+        """Without a GPU, Triton compiles the kernel for 8.0, 9.0 and 12.0; it does not for 7.0 and 7.5."""
+        import subprocess
+        import sys
+
+        code = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ternary.runtime import _gpu as gpu
+types = dict(q="*i8", tiles="*u8", out="*i32", rows="i32", n="i32", k16="i32")
+sizes = dict(BLOCK_M=16, BLOCK_N=64, BLOCK_BYTES=32)
+source = ASTSource(gpu._kernel(), types | dict.fromkeys(sizes, "constexpr"), constexprs=sizes)
+for capability in (70, 75, 80, 90, 120):
+    try:
+        print(capability, len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]) > 0)
+    except Exception as error:
+        print(capability, type(error).__name__)
+"""
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line[:1].isdigit())
+        assert {key: found[key] for key in ("80", "90", "120")} == dict.fromkeys(("80", "90", "120"), "True")
+        assert found["70"] != "True"
+        assert found["75"] != "True"
 
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

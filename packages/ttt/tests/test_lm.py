@@ -336,3 +336,44 @@ def test_preflight_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InvalidBackendError, match=r"no \.safetensors file"):
         LmBackend(str(tmp_path), device="cpu").preflight()
+
+
+def save_tokenizer(folder: Path, texts: list[str]) -> None:
+    """A tokenizer that knows these texts, each as one token, in this order."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {text: i for i, text in enumerate([*texts, "[UNK]"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]").save_pretrained(folder)
+
+
+def test_prompts_are_in_the_tokens_of_the_models_own_tokenizer(tiny_lm: Path, tmp_path: Path) -> None:
+    """A model of sixteen tokens in another order is asked in that order; texts that it does not know are an error."""
+    import shutil
+
+    from ttt.backends._model_service import SYMBOL_TEXTS
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_lm, folder)
+    with ModelService(folder, "cpu") as service:
+        assert service.symbols.tolist() == list(range(16)), "without a tokenizer the order is ttt's"
+    save_tokenizer(folder, list(SYMBOL_TEXTS[::-1]))
+    with ModelService(folder, "cpu") as service:
+        assert service.symbols.tolist() == list(range(15, -1, -1))
+    letters = [*"abcdefghij", *SYMBOL_TEXTS[10:]]
+    save_tokenizer(folder, letters)
+    with pytest.raises(InvalidBackendError, match=r"does not write .* as single tokens"):
+        ModelService(folder, "cpu")
+    with ModelService(folder, "cpu", texts=letters) as service:
+        assert service.symbols.tolist() == list(range(16))
+    with pytest.raises(InvalidBackendError, match="wanted 16 different texts"):
+        LmBackend(model=str(folder), symbols=("a", "b"))
+
+
+def test_weights_that_do_not_fit_are_found_before_a_process_starts(tiny_lm: Path) -> None:
+    """A memory limit below the size of the weights ends the run before its first task, with the remedy."""
+    backend = LmBackend(model=str(tiny_lm), device="cpu")
+    run = ttt.run([small_task()], backend=backend, budget=Budget(seconds=5, memory=200_000))
+    with pytest.raises(ttt.TTTError, match="raise it, or share the weights"):
+        next(iter(run))
+    assert run.results == {}

@@ -256,3 +256,26 @@ def test_outputs_of_equal_tasks_are_joined(tmp_path: Path) -> None:
         assert len(tasks) == 1
         assert tasks[0].has_solutions
         assert tasks.rejected == ()
+
+
+def test_folders_of_other_collections_load_as_they_are(integration_test_dir: Path) -> None:
+    """The layouts of ConceptARC, Mini-ARC and ARC-AGI-2: nested folders, and lists of ids beside them."""
+    names = [
+        "ConceptARC/corpus/AboveBelow/AboveBelow1.json",
+        "ConceptARC/corpus/Center/Center1.json",
+        "ConceptARC/MinimalTasks/Center/CenterMinimal1.json",
+        "MINI-ARC/data/MiniARC/3_l6aejqqqc1b47pjr5g4.json",
+        "MINI-ARC/data/MiniARC/4-way_symmetry_x.json",
+        "ARC-AGI-2/data/training/007bbfb7.json",
+        "ARC-AGI-2/data/evaluation/0934a4d8.json",
+    ]
+    for i, name in enumerate(names):
+        path = integration_test_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pair = {"input": [[i]], "output": [[i]]}
+        path.write_text(json.dumps({"train": [pair, pair], "test": [pair, pair, pair]}))
+    (integration_test_dir / "ARC-AGI-2/data/evaluation.txt").write_text("0934a4d8\n")
+    for folder, count in (("ConceptARC", 3), ("MINI-ARC", 2), ("ARC-AGI-2", 2)):
+        loaded = ttt.load(integration_test_dir / folder)
+        assert (len(loaded), loaded.rejected) == (count, ())
+    assert ttt.load(integration_test_dir / "ConceptARC")["Center1"].has_solutions

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
+import psutil
 import pytest
-from ttt_test_backends import Misbehaving, Wanderer
+import ttt_test_cluster
+from ttt_test_backends import Counting, KillsItsPlace, Misbehaving, Wanderer
 from ttt_test_commands import solve_command
 
 import ttt
@@ -52,6 +58,98 @@ def test_ray_gives_the_same_bytes(ray_cluster: object, sample_arc_tasks: list[tt
     failed = finish(ttt.run(sample_arc_tasks[:1], backend=Misbehaving("raises"), budget=30, pool="ray"))
     assert failed.results["identity"].error is not None
     assert failed.results["identity"].answered
+
+
+@pytest.mark.parametrize("pool", ["local", "ray"])
+def test_an_interrupt_hands_over_answers_and_checkpoints(
+    request: pytest.FixtureRequest,
+    sample_arc_tasks: list[ttt.Task],
+    integration_test_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: Literal["local", "ray"],
+) -> None:
+    """Both pools: after Ctrl-C running tasks have their last answers, and the same run goes on from its checkpoints.
+
+    The run's folder is relative to a folder that the cluster knows nothing about.
+    """
+    if pool == "ray":
+        request.getfixturevalue("ray_cluster")
+    monkeypatch.chdir(integration_test_dir)
+    chosen = sample_arc_tasks[:3]
+    arguments: dict[str, Any] = {"backend": Counting(), "budget": "400 steps", "folder": "run", "pool": pool}
+    first = ttt.run(chosen, workers=2, **arguments)
+    improved = set()
+    for event in first:
+        if isinstance(event, ttt.Improved):
+            improved.add(event.task_id)
+            if len(improved) == 2:
+                first.interrupt()
+    reasons = {i: (r.status, r.reason, r.answered) for i, r in first.results.items()}
+    assert reasons == {
+        "identity": ("stopped", "interrupt", True),
+        "mirror": ("stopped", "interrupt", True),
+        "turn": ("skipped", "interrupt", False),
+    }
+    second = finish(ttt.run(chosen, **arguments))  # as many workers as there are slots
+    begun = {i: int(r.predictions[0].first.why.split()[1]) for i, r in second.results.items()}
+    assert begun["identity"] > 0
+    assert begun["mirror"] > 0
+    assert begun["turn"] == 0
+    assert {r.steps for r in second.results.values()} == {400}
+    assert second.folder is not None
+    assert list((second.folder / "work").iterdir()) == [], "finished tasks leave no checkpoints"
+
+
+def test_tasks_of_a_place_that_dies_go_elsewhere(
+    ray_cluster: object, sample_arc_tasks: list[ttt.Task], integration_test_dir: Path
+) -> None:
+    """A task whose supervising process is killed is started again, and it is said."""
+    run = finish(ttt.run(sample_arc_tasks[:1], backend=KillsItsPlace(str(integration_test_dir)), budget=30, pool="ray"))
+    result = run.results["identity"]
+    assert (result.status, result.predictions[0].first.stage) == ("done", "second place"), result.error
+    assert any("started again" in note for note in run.notes)
+
+
+def test_a_cluster_that_cannot_solve_says_why(ray_cluster: object, sample_arc_tasks: list[ttt.Task]) -> None:
+    """A backend that no node can use ends the run with the reason, before a task is touched."""
+    from ttt_test_vit import SHAPE
+
+    from ttt.backends.vit import VitBackend
+
+    run = ttt.run(sample_arc_tasks, backend=VitBackend(shape=SHAPE, device="cud"), budget=5, pool="ray")
+    with pytest.raises(ttt.TTTError, match=r"no node of the cluster can solve tasks: .*no such device"):
+        finish(run)
+    assert run.results == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cluster_of_bad_days(integration_test_dir: Path) -> None:
+    """Four raylets, one without ttt and one killed on the way: every task is answered, as on one machine.
+
+    TTT_CLUSTER_TASKS sets the number of tasks; 1,000 take about ten minutes of two cores.
+    """
+    pytest.importorskip("ray", reason='needs the extra "ray"')
+    tasks = int(os.environ.get("TTT_CLUSTER_TASKS", "80"))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    command = [sys.executable, ttt_test_cluster.__file__, str(tasks), str(integration_test_dir)]
+    before = {p.pid for p in psutil.process_iter()}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=850)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["answered"] == tasks
+    assert told["same_bytes"]
+    assert any("ModuleNotFoundError" in note and "left out" in note for note in told["notes"]), told["notes"]
+    assert told["driver_share"] < 0.2, told
+    left = [p for p in psutil.process_iter() if p.pid not in before and "ttt._runs.worker" in " ".join(_line(p))]
+    assert left == []
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import pytest
 from ttt_test_backends import ColourTable, Misbehaving
 
 import ttt
-from ttt._cli.report import read_run, write_report
+from ttt._cli.report import write_report
+from ttt._runs.saved import read_run
 from ttt.errors import UnreadableFileError
 from ttt.results._calibration import Curve, calibration_error, calibration_json, fit_curve, reliability
 

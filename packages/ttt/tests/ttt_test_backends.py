@@ -218,3 +218,92 @@ class Silent:
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """End at once."""
         yield from ()
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Counts steps in its work folder; each answer says from which count this process went on."""
+
+    seconds_per_step: float = 0.01
+    name: str = "counting"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Go on counting until told to stop."""
+        assert workdir is not None
+        file = workdir / "count"
+        begun = count = int(file.read_text()) if file.exists() else 0
+        clock.spend(begun)
+        while not clock.stop():
+            count += 1
+            clock.spend()
+            file.write_text(str(count))
+            time.sleep(self.seconds_per_step)
+            why = f"from {begun}"
+            yield Progress(tuple((Candidate(p.input, 0.3, "count", why),) for p in task.test), "count", count, 0.5)
+
+
+@dataclass(frozen=True)
+class KillsItsPlace:
+    """Ends the process that supervises it, as the end of a node would, the first time that a task is tried."""
+
+    marker: str
+    name: str = "kills-its-place"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Kill the supervisor if the marker is not there yet, else answer."""
+        try:
+            Path(self.marker, task.id).touch(exist_ok=False)
+        except FileExistsError:
+            yield Progress(tuple((Candidate(p.input, 0.3, "second place"),) for p in task.test))
+            return
+        os.kill(os.getppid(), 9)
+        time.sleep(60)
+
+
+@dataclass(frozen=True)
+class LeavesAChild:
+    """Starts another process, names it in its answer, and hangs."""
+
+    name: str = "leaves-a-child"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Answer with the ids of this process and of the one that it has started."""
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(50)"])
+        why = f"{os.getpid()} {child.pid}"
+        yield Progress(tuple((Candidate(p.input, 0.3, "identity", why),) for p in task.test))
+        time.sleep(50)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Solves a task by `ColourTable` after the seconds that it needs, and says how sure it is."""
+
+    seconds: dict[str, float]
+    name: str = "needs"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Wait, then answer; answer badly at first."""
+        yield Progress(tuple((Candidate(p.input, 0.01, "guess"),) for p in task.test), "guess", 0, 0.0)
+        end = time.monotonic() + self.seconds[task.id]
+        while time.monotonic() < end:
+            if clock.stop():
+                return
+            time.sleep(0.02)
+        yield from ColourTable().solve(task, clock, workdir)
+
+
+@dataclass(frozen=True)
+class SeesGpu:
+    """Names the GPU that its process may use; takes half a second."""
+
+    name: str = "sees-gpu"
+
+    def uses_gpu(self) -> bool:
+        """Return that it does."""
+        return True
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Answer with the GPU's name in `why`."""
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        yield Progress(tuple((Candidate(p.input, 0.3, "identity", gpu),) for p in task.test))
+        time.sleep(0.5)

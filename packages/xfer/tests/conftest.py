@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import xfer
+from xfer._shared.cuda_closer import CLOSER
 from xfer._shared.reader import READER
 
 if sys.platform == "linux":
@@ -25,6 +26,10 @@ REQUIRE_CUDA = os.environ.get("REQUIRE_CUDA") == "1"
 
 def cuda_is_there() -> bool:
     """Tell whether CuPy is installed and finds a device."""
+    return _cuda_is_there
+
+
+def _find_cuda() -> bool:
     try:
         import cupy
     except ImportError:
@@ -32,12 +37,53 @@ def cuda_is_there() -> bool:
     return bool(cupy.cuda.is_available())
 
 
+_cuda_is_there = _find_cuda()
+
+
+EMULATOR = Path(__file__).parent / "emulator"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a CUDA test without CUDA, or fail it where CUDA is required."""
-    if item.get_closest_marker("cuda") and not cuda_is_there():
-        if REQUIRE_CUDA:
-            pytest.fail("REQUIRE_CUDA=1, but CuPy finds no CUDA device")
-        pytest.skip("no CUDA device, or no CuPy")
+    """Fail a CUDA test without CUDA where it is required; else it runs on the emulator."""
+    if item.get_closest_marker("cuda") and REQUIRE_CUDA and not cuda_is_there():
+        pytest.fail("REQUIRE_CUDA=1, but CuPy finds no CUDA device")
+
+
+@pytest.fixture
+def on_gpu() -> bool:
+    """Whether CUDA tests run on a GPU; they run on the emulator where there is none."""
+    return cuda_is_there()
+
+
+@pytest.fixture(autouse=True)
+def cuda(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Let a CUDA test and its helper processes find a GPU, or the emulator, whose rules they may not break."""
+    if request.node.get_closest_marker("cuda") is None or cuda_is_there():
+        yield
+        return
+    folder = tmp_path_factory.mktemp("emulated-cuda")
+    inherited = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("EMULATED_CUDA", str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EMULATOR), *([inherited] if inherited else [])]))
+    for setting in getattr(request.node.get_closest_marker("cuda"), "kwargs", {}).items():
+        monkeypatch.setenv(setting[0], str(setting[1]))
+    monkeypatch.syspath_prepend(EMULATOR)
+    monkeypatch.setattr("xfer._convert.move._cuda_process", 0)
+    import cupy
+    import torch_standin
+
+    torch_standin.install(monkeypatch)
+    yield
+    gc.collect()
+    CLOSER.settle()
+    sys.modules["cupy.cuda"].remove()
+    del cupy, torch_standin
+    for name in [name for name in sys.modules if name.split(".")[0] in ("cupy", "torch_standin")]:
+        del sys.modules[name]
+    broken = folder / "violations"
+    assert not broken.exists(), broken.read_text()
 
 
 _OURS = {os.getpid()}  # process numbers of this run; other programs make files with names of xfer as well
@@ -73,7 +119,7 @@ def short_collections() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def nothing_left_behind(cuda: None) -> Iterator[None]:
     """Fail a test that leaves a descriptor, a child process, a lease or a named segment."""
     if sys.platform != "linux":
         yield
@@ -84,6 +130,7 @@ def nothing_left_behind() -> Iterator[None]:
     deadline = time.monotonic() + 5
     while True:
         gc.collect()
+        CLOSER.settle()
         READER.trim()
         if xfer.default_pool().stats().live == 0:
             xfer.default_pool().close()

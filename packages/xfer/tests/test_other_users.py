@@ -26,7 +26,7 @@ import xfer
 from xfer import _cli as cli
 from xfer import errors
 from xfer._channel import board
-from xfer._shared import names
+from xfer._shared import bequest, names
 from xfer._shared.files import check_folder, open_own
 
 pytestmark = pytest.mark.skipif(
@@ -306,3 +306,52 @@ def test_what_was_opened_is_checked_and_closed_again(place: str) -> None:
     with pytest.raises(errors.UntrustedFileError, match=f"belongs to user {STRANGER}"):
         open_own(path, os.O_RDONLY)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_results_are_left_to_and_taken_from_the_same_user_only() -> None:
+    """Another user's mailbox gets nothing, and what another user sends is closed unread."""
+    before = len(os.listdir("/proc/self/fd"))
+    with xfer.Pool("1MiB") as pool:
+        handle = pool.put(np.arange(3), consume=True)
+        segment = pool._slots.segments[handle.fields.segment]
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:  # it has the mailbox's name, and is another user
+            try:
+                address = f"\0xfer-results-0-{os.getpid()}"
+                bequest.HEIR._socket.close()
+                os.setuid(STRANGER)
+                with socket.socket(socket.AF_UNIX) as box:
+                    box.bind(address)
+                    box.listen()
+                    os.write(told, b"x")
+                    time.sleep(20)
+            except Exception as error:
+                os.write(told, repr(error).encode())
+            finally:
+                os._exit(0)
+        try:
+            assert os.read(ready, 100) == b"x"
+            assert not bequest._send(child, [segment])
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(ready)
+            os.close(told)
+
+        def intrude() -> bool:
+            with socket.socket(socket.AF_UNIX) as made, tempfile.TemporaryFile() as file:
+                made.connect(f"\0xfer-results-0-{os.getppid()}")
+                socket.send_fds(made, [b"XFB1"], [file.fileno(), file.fileno()])
+            return True
+
+        assert as_user(STRANGER, intrude) is True
+        for what in ("/dev/zero", "/proc/self/exe"):  # and this user's own nonsense
+            with socket.socket(socket.AF_UNIX) as made, open(what, "rb") as file:
+                made.connect(f"\0xfer-results-0-{os.getpid()}")
+                socket.send_fds(made, [b"XFB1"], [file.fileno(), file.fileno()])
+                socket.send_fds(made, [b"XFB1"], [file.fileno()])
+        assert bequest.HEIR.find(1) is None
+        assert len(bequest.HEIR._pending) == 0
+    xfer.trim()
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -9,6 +9,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import random
 import resource
 import select
 import signal
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from xfer._channel.layout import RECEIVER_PID
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "workers"))
 workers = importlib.import_module("xfer_workers")
+BUDGET_SECONDS = float(os.environ.get("XFER_BUDGET_SECONDS", "20"))
 RECEIVE = "rx = xfer.Receiver.from_bytes(bytes.fromhex(arg[0]))\n"
 
 
@@ -586,6 +589,59 @@ def test_any_mix_of_sizes_fits_below_the_mark(random: Any, budget: int) -> None:
             live[handle] = size
             total += size
         assert pool.stats().used == total
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(int(BUDGET_SECONDS) + 120)
+def test_a_budget_serves_for_minutes() -> None:
+    """Arrays, trees and loans of every size are put, held, consumed, released and streamed; nothing is refused.
+
+    XFER_BUDGET_SECONDS=300 makes it run for five minutes.
+    """
+    chance, budget = random.Random(11), 16 << 20
+    held: dict[Any, tuple[int, Callable[[], Any]]] = {}  # bytes, and how to let go, of what is live
+    with xfer.Pool(budget) as pool, xfer.Channel(4, pool=pool) as channel:
+        thread, said = in_thread(lambda: [int(array[0]) for array in channel.receiver])
+        total, sent, end = 0, 0, time.monotonic() + BUDGET_SECONDS
+        while time.monotonic() < end:
+            size = int(budget / 4 ** chance.uniform(1, 11)) or 1
+            while held and total + size + 4096 > budget / 1.25:
+                nbytes, let_go = held.pop(chance.choice(list(held)))
+                let_go()
+                total -= nbytes
+            kind = chance.random()
+            if kind < 0.3:
+                channel.sender.send(np.full(min(size, budget // 64), sent % 251, np.uint8), timeout=30)
+                sent += 1
+                continue
+            if kind < 0.5:
+                loan = pool.loan(size, np.uint8)
+                with loan as array:
+                    array[:] = 7
+                del array
+                handle = loan.handle
+            else:
+                handle = pool.put({"a": np.full(size, 7, np.uint8)} if kind < 0.6 else np.full(size, 7, np.uint8))
+            if kind > 0.8:  # released, and still read
+                views = [xfer.get(handle)]
+                pool.release(handle)
+                held[handle] = size, views.clear
+            elif kind > 0.7:
+                pool.release(handle)
+                views = [xfer.get(pool.put(np.full(size, 7, np.uint8), consume=True))]
+                held[handle] = size, views.clear
+            else:
+                held[handle] = size + (4096 if kind < 0.6 else 0), partial(pool.release, handle)
+            total += held[handle][0]
+        channel.sender.close(timeout=30)
+        thread.join(30)
+        assert said[0] == [number % 251 for number in range(sent)]
+        for _, let_go in held.values():
+            let_go()
+        channel.receiver.close()
+        gc.collect()
+        assert pool.stats().live == 0
+        assert pool.stats().waiting_for_readers == 0
 
 
 def test_many_small_arrays_fit(pool: xfer.Pool) -> None:

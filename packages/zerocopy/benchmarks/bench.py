@@ -99,7 +99,7 @@ def rows_of(
                 mine["again_s"],
                 "Ray's flag",
                 flag["again_s"],
-                None,
+                1.1,
             ),
             row("load in a warm worker", "ms", mine["loads"], None, None, 5.0),
             row("load in a warm worker", "ms", mine["loads"], "Ray's flag", flag["loads"], 1.0),
@@ -130,6 +130,12 @@ def rows_of(
         for count, total in ours["totals"].items():
             peer = [result["totals"][count]] if result else None
             found.append(row(f"total memory, {count} workers", "bytes", [total], variant, peer, None))
+        for count, total in ours["with_tables"].items():
+            if variant == "Ray's flag":
+                peer = [result["with_tables"][count]] if result else None
+                target = 1.0 if count in ("4", "8") else None
+                metric = f"total memory with page tables, {count} workers"
+                found.append(row(metric, "bytes", [total], variant, peer, target))
     if tasks is not None:
         samples = tasks["samples"]
         local = statistics.median(samples["local"])

@@ -36,6 +36,13 @@ def anonymous() -> int:
     return int(line.split()[1]) * 1024
 
 
+def page_tables() -> int:
+    """Return the memory of this process's page tables in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("VmPTE"))
+    return int(line.split()[1]) * 1024
+
+
 def shared_memory() -> int:
     """Return the machine's shared memory in bytes."""
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -69,7 +76,7 @@ class Worker:
             tiny(torch.zeros(1, 16, 1024))
         self.model: Any = None
         del tiny
-        self.before = anonymous()
+        self.before, self.tables_before = anonymous(), page_tables()
 
     def load(self, handle: Any) -> dict[str, Any]:
         """Load the model and call it once."""
@@ -90,6 +97,10 @@ class Worker:
     def private(self) -> int:
         """Return the private growth since before the model."""
         return anonymous() - self.before
+
+    def tables(self) -> int:
+        """Return the growth of the page tables since before the model."""
+        return page_tables() - self.tables_before
 
     def calls(self) -> dict[str, int]:
         """Call the model up to the 20th time."""
@@ -213,7 +224,14 @@ def measure(name: str, blocks: int, workers: list[int]) -> dict[str, Any]:
     if variant.on_ray:
         start_ray(variant, int(nbytes * 2.5) + (200 << 20))
     pool = (Actors if variant.on_ray else Processes)(max(workers), name, blocks)
-    result: dict[str, Any] = {"variant": name, "model_bytes": nbytes, "totals": {}, "loads": [], "firsts": []}
+    result: dict[str, Any] = {
+        "variant": name,
+        "model_bytes": nbytes,
+        "totals": {},
+        "with_tables": {},
+        "loads": [],
+        "firsts": [],
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         publishes, peaks = [], []
@@ -241,6 +259,8 @@ def measure(name: str, blocks: int, workers: list[int]) -> dict[str, Any]:
                 extra = caretakers() if name.startswith("zerocopy") else 0
                 result["totals"][index + 1] = store + sum(private) + extra
                 result["private"] = statistics.median(private)
+                tables = [pool.ask(i, "tables") for i in range(index + 1)]
+                result["with_tables"][index + 1] = result["totals"][index + 1] + sum(tables)
         result.update(pool.ask(0, "calls"))
         result.update(publish_s=publishes, peak=statistics.median(peaks), exact=exact, caretaker=caretakers())
         if name == "zerocopy":

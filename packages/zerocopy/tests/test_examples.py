@@ -85,3 +85,70 @@ def test_ray_actors(fresh_run: Any) -> None:
     pytest.importorskip("ray")
     printed = fresh_run(str(EXAMPLES / "ray_actors.py"), "2").stdout
     assert "answers are the model's: True\nversions: [2, 2]" in printed, printed
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_prefork_server(tmp_path: Path, eventually: Any) -> None:
+    """Two forked workers answer by HTTP with the current version, before a reload and after it; nothing is left."""
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", str(EXAMPLES / "prefork_server.py"), "2", str(port), str(tmp_path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def get(path: str = "", data: bytes | None = None) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", data, timeout=30) as got:
+            return dict(json.load(got))
+
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("version 1")
+        seen = [get() for _ in range(20)]
+        assert {(each["version"], each["answer"]) for each in seen} == {(1, 1.0)}
+        assert server.pid not in {each["worker"] for each in seen}
+        assert get("publish", b"")["asked"] == server.pid
+        assert eventually(lambda: get()["version"] == 2, 60)
+        seen = [get() for _ in range(20)]
+        assert {(each["version"], each["answer"]) for each in seen} == {(2, 2.0)}
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+    assert server.returncode == 0
+    assert eventually(lambda: list(tmp_path.iterdir()) == [])
+
+
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_dataloader_workers(start: str, fresh_run: Any) -> None:
+    """Workers of a DataLoader compute what the model does, and write nothing."""
+    printed = fresh_run("-W", "ignore", str(EXAMPLES / "dataloader_workers.py"), "2", start).stdout
+    assert printed == "64 items by 2 workers, as the model's: True\nweights written by workers: 0\n"
+
+
+@pytest.mark.slow
+def test_peft_adapters(fresh_run: Any) -> None:
+    """Two workers switch adapters per request, and a retrained adapter stores its own weights alone."""
+    pytest.importorskip("peft")
+    lines = fresh_run("-W", "ignore", str(EXAMPLES / "peft_adapters.py"), "2").stdout.splitlines()
+    assert lines[:2] == ["30 answers of 3 adapters by 2 workers are right: True", "weights written by workers: 0"]
+    stored, total = (int(word) for word in lines[2].replace(" of ", " ").split() if word.isdigit())
+    assert stored * 20 < total
+
+
+@pytest.mark.slow
+def test_ray_data(fresh_run: Any) -> None:
+    """A data set is predicted by two workers as the model would."""
+    pytest.importorskip("ray.data")
+    printed = fresh_run("-W", "ignore", str(EXAMPLES / "ray_data.py"), "2").stdout
+    assert "200 rows by 2 workers, as the model's: True" in printed, printed
+
+
+@pytest.mark.slow
+def test_ray_serve(fresh_run: Any) -> None:
+    """Two replicas answer by HTTP with the first version, and after a reload with the second."""
+    pytest.importorskip("ray.serve")
+    printed = fresh_run("-W", "ignore", str(EXAMPLES / "ray_serve.py"), "2", str(free_port())).stdout
+    assert "version 1: [4.0]\nversion 2: [8.0]\n" in printed, printed

@@ -94,6 +94,17 @@ def _quiet(_name: str, _stage: str) -> None:
     return None
 
 
+@contextlib.contextmanager
+def _typed(name: str, root: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into an error of this package."""
+    try:
+        yield
+    except IsolateError:
+        raise
+    except OSError as failure:
+        raise EnvironmentBuildError(f"{name}: the store {root} cannot be used: {failure}") from failure
+
+
 class EnvironmentStore:
     """Builds and keeps environments in one folder, which any number of hosts may share.
 
@@ -131,6 +142,8 @@ class EnvironmentStore:
         self._offline = offline
         self._local = threading.local()
         self._progress = progress
+        # A host adds a variable by which its guardian finds what it must end if the host is killed.
+        self.variables: Callable[[], dict[str, str]] = dict
 
     def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """Return the hash of a manifest's inputs and the key of its environment; runs nothing."""
@@ -190,7 +203,7 @@ class EnvironmentStore:
         began = time.perf_counter()
         self._local.stop = Stop(self.policy.build_seconds, cancel)
         inputs, key = self.key_of(manifest, excluded)
-        with self._typed(manifest.name):
+        with _typed(manifest.name, self.root):
             found = None if anew else self.find(key)
             if found is None:
                 with self._locked(f"{key}.build"):
@@ -206,7 +219,7 @@ class EnvironmentStore:
         3.11 and later.
         """
         locks = Locks(manifest, self.policy, excluded or [])
-        with self._typed(manifest.name):
+        with _typed(manifest.name, self.root):
             text = f"{locks.header}\n{self._compile(locks, universal=True)}"
             write_atomically(manifest.directory / manifest.lock_file, text.encode(), private=False)
         return text
@@ -221,16 +234,6 @@ class EnvironmentStore:
         private_folder(self.root / name)
         return self.root / name
 
-    @contextlib.contextmanager
-    def _typed(self, name: str) -> Iterator[None]:
-        """Turn what the operating system refuses into an error of this package."""
-        try:
-            yield
-        except IsolateError:
-            raise
-        except OSError as failure:
-            raise EnvironmentBuildError(f"{name}: the store {self.root} cannot be used: {failure}") from failure
-
     def _locked(self, name: str) -> contextlib.AbstractContextManager[None]:
         stop = self._stop
 
@@ -242,7 +245,7 @@ class EnvironmentStore:
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
         """Protect an environment from `gc` in any process until the result is closed."""
-        with self._typed(key):
+        with _typed(key, self.root):
             fd = open_private(self._folder("locks") / f"{key}.use", write=True)
         file = open(fd, "rb")  # noqa: SIM115 - the caller keeps it open
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -254,6 +257,7 @@ class EnvironmentStore:
         environment = {
             name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
         }
+        environment.update(self.variables())
         # A neutral folder, so that no uv.toml or pyproject.toml of the host's working folder is used.
         status, out, err = run_program(command, environment, self.root, stdin, self._stop)
         if status != 0:
@@ -276,7 +280,7 @@ class EnvironmentStore:
         On a machine without a network, `Policy(find_links=(folder,))` and `offline=True` build the same environment.
         """
         locks = Locks(manifest, self.policy, excluded or [])
-        with self._typed(manifest.name):
+        with _typed(manifest.name, self.root):
             lock = locks.own()
             lock = self._compile(locks) if lock is None else lock
             folder.mkdir(parents=True, exist_ok=True)
@@ -347,7 +351,7 @@ class EnvironmentStore:
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""
         folder = self.root / "envs"
-        with self._typed("list"):
+        with _typed("list", self.root):
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def gc(self, keep: set[str], dry_run: bool = False) -> list[tuple[str, int]]:
@@ -370,7 +374,7 @@ class EnvironmentStore:
     def discard(self, key: str, *, dry_run: bool = False) -> bool:
         """Remove one environment unless a running host uses it; return whether it is removed, or could be."""
         use_file = self._folder("locks") / f"{key}.use"
-        with self._typed(key), open(open_private(use_file, write=True), "rb") as use:
+        with _typed(key, self.root), open(open_private(use_file, write=True), "rb") as use:
             try:
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -358,6 +358,11 @@ class Extension(MethodTable[Contract]):
                 self._become(State.STOPPED)
             self._release()
 
+    def abandon_calls(self) -> None:
+        """Fail the calls that wait for an answer, at the interpreter's exit; callable from any thread."""
+        if self._current is not None:
+            self._current.link.fail_pending(NotReadyError(f"{self.name}: the interpreter exits"))
+
     def stop(self, drain: bool = True) -> None:
         """Like `astop`, blocking."""
         self.context.run(self.astop(drain))

@@ -18,7 +18,7 @@ _PROGRAM = Path(__file__).with_name("_guardian_process.py")
 
 
 class Guardian:
-    """Starts the guardian's process with the host's first worker; one for each host."""
+    """Starts the guardian's process with the host's first program or worker; one for each host."""
 
     def __init__(self) -> None:
         self._token = secrets.token_hex(12)
@@ -30,23 +30,33 @@ class Guardian:
         """Return a mark for one more worker; its descendants inherit it in their environment."""
         return f"{self._token}.{next(self._serials)}"
 
+    def variables(self) -> dict[str, str]:
+        """Return a variable for the environment of a program that must not outlive the host."""
+        with self._lock, contextlib.suppress(OSError):
+            self._start()
+        return {MARKER: self.mark()}
+
     def note(self, operation: str, group: int) -> None:
         """Report a process group: `+` when it begins, `-` when it has ended."""
         with self._lock, contextlib.suppress(OSError):
-            if self._process is None:
-                if operation == "-":
-                    return
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_PROGRAM), f"{MARKER}={self._token}"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env={"PATH": os.defpath},
-                    cwd="/",
-                    start_new_session=True,
-                )
-            assert self._process.stdin is not None
-            os.write(self._process.stdin.fileno(), f"{operation} {group}\n".encode())
+            if self._process is None and operation == "-":
+                return
+            process = self._start()
+            assert process.stdin is not None
+            os.write(process.stdin.fileno(), f"{operation} {group}\n".encode())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_PROGRAM), f"{MARKER}={self._token}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"PATH": os.defpath},
+                cwd="/",
+                start_new_session=True,
+            )
+        return self._process
 
     def close(self) -> None:
         """Let it end; call this after the workers have ended."""

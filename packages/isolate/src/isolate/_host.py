@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from isolate._spares import Spares
 from isolate._states import State
 from isolate._worker import forks
 from isolate._worker.threads import Threads
+from isolate._worker.turns import Turns
 from isolate._worker_handle import HostContext
 from isolate.errors import ExtensionDisabledError, InvalidManifestError, WouldDeadlockError
 
@@ -88,6 +92,7 @@ class Host:
         self._exports = Exports()
         self._extensions: dict[str, Extension[Any]] = {}
         self._guardian = Guardian()
+        self.store.variables = self._guardian.variables
         self._canaries = Canaries()
         self._spares = Spares(spares, self._guardian)
         self._threads = Threads(threads, "isolate-host")
@@ -95,6 +100,7 @@ class Host:
         # One thread for all: more would only take turns with the loop more often.
         self._decoder = ThreadPoolExecutor(1, "isolate-decode")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns: Turns | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._generation = forks.generation()
@@ -114,6 +120,7 @@ class Host:
         if self._loop is not None:
             raise RuntimeError("this host is already running")
         self._loop = asyncio.get_running_loop()
+        _open.add(self)
         return self
 
     async def __aexit__(
@@ -139,6 +146,7 @@ class Host:
             self._thread = threading.Thread(target=run, name="isolate-loop", daemon=True)
             self._thread.start()
             started.wait()
+            _open.add(self)
         return self._loop
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -196,15 +204,28 @@ class Host:
 
     def _finish(self) -> None:
         self._closed = True
+        _open.discard(self)
         self._threads.close()
         self._spares.close()
+        self.store.variables = dict
         self._guardian.close()
         self._canaries.close()
         self._decoder.shutdown(cancel_futures=True)
 
-    async def _stop_all(self) -> None:
+    async def _stop_all(self, drain: bool = True) -> None:
         for extension in reversed(list(self._extensions.values())):
-            await extension.astop()
+            await extension.astop(drain)
+
+    def close_at_exit(self) -> None:
+        """Stop the extensions of a host that was left open, and fail the calls that threads wait for."""
+        if self._generation != forks.generation():
+            return
+        if self._loop is not None and self._thread is not None and not self._closed:
+            stopping = asyncio.run_coroutine_threadsafe(self._stop_all(drain=False), self._loop)
+            with contextlib.suppress(Exception):
+                stopping.result(_EXIT_SECONDS)
+        for extension in self._extensions.values():
+            extension.abandon_calls()
 
     # APIs
 
@@ -276,6 +297,7 @@ class Host:
                 f"which is {present.state.value}; stop that one first, or rename this one"
             )
         assert self._loop is not None
+        self._turns = self._turns or Turns(self._loop)
         context = HostContext(
             self._loop,
             self._threads,
@@ -286,6 +308,7 @@ class Host:
             self._spares,
             self._max_depth,
             self._decoder.submit,
+            self._turns,
             self._run,
         )
         extension: Extension[Any] = Extension(manifest, context, contract)
@@ -334,3 +357,17 @@ class Host:
 
         await asyncio.gather(*(one(*item) for item in found))
         return loaded
+
+
+_EXIT_SECONDS = 10
+_open: weakref.WeakSet[Host] = weakref.WeakSet()
+
+
+def _close_left_open() -> None:
+    for host in list(_open):
+        with contextlib.suppress(Exception):
+            host.close_at_exit()
+
+
+# Before the interpreter joins its threads, which may wait for an answer; `atexit` would come too late.
+getattr(threading, "_register_atexit", atexit.register)(_close_left_open)

@@ -84,15 +84,16 @@ def own_files(folder: Path, check: Callable[[], None]) -> None:
 
 
 def _own_file(path: Path) -> None:
-    copy = path.with_name(f"{path.name}.isolate-copy")
-    with open(path, "rb", buffering=0) as source, open(copy, "xb", buffering=0) as target:
-        status = os.fstat(source.fileno())
-        left = status.st_size
-        while left:
-            left -= _copy_some(source.fileno(), target.fileno(), left)
-        os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode) & ~0o022)
-        os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.replace(copy, path)
+    with open(path, "rb", buffering=0) as source:
+        # Not by a rename over the old file: ext4 would begin to write each of them to the disk at once.
+        path.unlink()
+        with open(path, "xb", buffering=0) as target:
+            status = os.fstat(source.fileno())
+            left = status.st_size
+            while left:
+                left -= _copy_some(source.fileno(), target.fileno(), left)
+            os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode) & ~0o022)
+            os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _copy_some(source: int, target: int, count: int) -> int:

@@ -28,13 +28,15 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         memory: Bytes of private memory: a number, or a text with a unit (`2GiB`). A worker that exceeds it ends.
         cpu_seconds: Processor time of the worker process.
-        processes: Processes of the same user, above which the worker can start no more.
-        open_files: Open descriptors.
+        processes: Processes of the extension, its children and theirs included. A worker that exceeds it ends.
+        threads: Threads of all these processes. A worker that exceeds it ends.
+        open_files: Open descriptors of each process.
     """
 
     memory: int | str | None = None
     cpu_seconds: int | None = None
     processes: int | None = None
+    threads: int | None = None
     open_files: int | None = None
 
     def as_numbers(self) -> dict[str, int]:

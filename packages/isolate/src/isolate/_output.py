@@ -11,8 +11,10 @@ from collections.abc import Callable
 TAIL_LINES = 20
 _LINE_LIMIT = 8192
 _CONTINUES = " … (the line continues)".encode()
-_READ = 8192
+_READ, _READ_DROPPED = 8192, 65536
 _LINES_PER_SECOND = 2000
+_PAUSE = 0.005
+"""Seconds for which output beyond the limit waits in its pipe, so that dropping it costs little."""
 
 
 class OutputLines:
@@ -35,16 +37,18 @@ class OutputLines:
         self._bytes = 0
         self._lines = 0
         self._dropped = 0
+        self._paused: asyncio.TimerHandle | None = None
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         os.set_blocking(fd, False)
-        loop.add_reader(fd, self.read)
+        self._listen()
 
     def read(self) -> bool:
         """Take some of what is there; return False at the end or when there is nothing."""
         if self._fd < 0:
             return False
+        over = self._is_over
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, _READ_DROPPED if over else _READ)
         except BlockingIOError:
             return False
         except OSError:
@@ -56,6 +60,19 @@ class OutputLines:
         if now - self._second >= 1:
             self._report_dropped()
             self._second, self._bytes, self._lines = now, 0, 0
+        if over:
+            self._drop(data)
+        else:
+            self._log_lines(data)
+        if self._is_over:
+            self._pause()
+        return True
+
+    @property
+    def _is_over(self) -> bool:
+        return self._bytes > self._limit or self._lines > _LINES_PER_SECOND
+
+    def _log_lines(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LINE_LIMIT:
             lines.append(self._rest[:_LINE_LIMIT] + _CONTINUES)
@@ -63,12 +80,27 @@ class OutputLines:
         for index, line in enumerate(lines):
             self._bytes += len(line) + 1
             self._lines += 1
-            if self._bytes > self._limit or self._lines > _LINES_PER_SECOND:
+            if self._is_over:
                 self._dropped += len(lines) - index
                 self.tail.extend(map(_text, lines[-TAIL_LINES:]))
-                break
+                return
             self._emit(line)
-        return True
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped += data.count(b"\n")
+        *lines, self._rest = data[-_READ:].split(b"\n")[-TAIL_LINES - 1 :]
+        self._rest = self._rest[-_LINE_LIMIT:]
+        self.tail.extend(map(_text, lines))
+
+    def _pause(self) -> None:
+        if self._fd >= 0 and self._paused is None:
+            self._loop.remove_reader(self._fd)
+            self._paused = self._loop.call_later(_PAUSE, self._listen)
+
+    def _listen(self) -> None:
+        self._paused = None
+        if self._fd >= 0:
+            self._loop.add_reader(self._fd, self.read)
 
     def _report_dropped(self) -> None:
         if self._dropped:
@@ -83,6 +115,8 @@ class OutputLines:
     def close(self) -> None:
         """Close the pipe and log what is left."""
         if self._fd >= 0:
+            if self._paused is not None:
+                self._paused.cancel()
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1

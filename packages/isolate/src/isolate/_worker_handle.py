@@ -31,7 +31,9 @@ from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
 from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
 from isolate._worker.quotas import LinkLimits
+from isolate._worker.supervisor import OVER_LIMIT
 from isolate._worker.threads import Threads
+from isolate._worker.turns import Turns
 from isolate.errors import ExtensionStartError, OverloadedError, WireError, WorkerDiedError
 
 _BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
@@ -51,6 +53,7 @@ class HostContext:
     spares: Spares
     max_depth: int
     decode: Callable[..., Future[Any]]
+    turns: Turns
     run: Callable[[Any], Any]
 
 
@@ -82,7 +85,7 @@ class WorkerHandle:
         self.environment = environment
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.reason = ""
-        self.stopping = False
+        self.stopping, self._limits = False, manifest.limits.as_numbers()
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
@@ -137,6 +140,7 @@ class WorkerHandle:
             limits=_link_limits(self._context.store.policy.quotas),
             offload=self._context.decode,
             on_abandoned=self._on_abandoned,
+            turns=self._context.turns,
         )
 
     def _begin(self, manifest: Manifest, environment: Environment, folders: list[str]) -> Started:
@@ -236,6 +240,9 @@ class WorkerHandle:
         reason = self.reason
         if not reason and code == 137:
             reason = "it reached its memory limit"
+        for name, exit_code in OVER_LIMIT.items():
+            if not reason and code == exit_code and name in self._limits:
+                reason = f"it had more than {self._limits[name]} {name}, its limit"
         if not reason and signal_number == signal.SIGXCPU:
             reason = "it used up its processor time"
         if self.process is not None and code is None and signal_number is None:
@@ -246,6 +253,9 @@ class WorkerHandle:
         """Tell the owner, then fail what waits for this worker: who learns of the end finds the state that follows."""
         self.died = death
         self.link.channel.drain()
+        if self.link.channel.paused and not self.link.channel.closed:  # its last answer is being decoded
+            self._loop.call_later(0.002, self.end, death)
+            return
         if not self.ready.done():
             self.ready.set_exception(death)
             self.ready.exception()

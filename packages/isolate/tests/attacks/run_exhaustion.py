@@ -1,6 +1,7 @@
 """Runs exhaustion attacks at once beside a neighbour, and prints what they did to it and to the host, as JSON.
 
-Run as `run_exhaustion.py FOLDER SECONDS NAME...`.
+Run as `run_exhaustion.py FOLDER SECONDS NAME...`. `burner1`, `burner2` and so on are no attacks: they only use the
+processor. As many of them as there are attacks show what the kernel's scheduler alone does to a neighbour.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,6 +20,13 @@ from isolate import Host, Manifest, Policy, ProxiedSingleton
 from isolate._manifest import Restart
 
 ATTACKS = Path(__file__).parent / "exhaustion"
+BURNER = """
+import time
+def attack(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+"""
 
 
 class StoreSingleton(ProxiedSingleton):
@@ -62,7 +69,8 @@ async def run(folder: Path, seconds: float, names: list[str]) -> dict[str, Any]:
     (folder / "neighbour" / "main.py").write_text("async def fine(): return 1\n")
     for name in names:
         (folder / name).mkdir()
-        shutil.copy(ATTACKS / f"{name}.py", folder / name / "main.py")
+        code = BURNER if name.startswith("burner") else (ATTACKS / f"{name}.py").read_text()
+        (folder / name / "main.py").write_text(code)
     never = Restart(policy="never")
     async with Host(folder / "store", policy=Policy()) as host:
         host.export(StoreSingleton)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from torch import Tensor, nn
 
 from ternary import packing
 from ternary._language.compiler import compile as compile_source
+from ternary._language.compiler import count_layers
+from ternary._language.diagnostics import SourceText
+from ternary._tensorheader import parse_json, read_tensor_header
 from ternary._wholefile import whole_file
 from ternary.errors import ModelFileError, PackedDataError
 from ternary.nn._layers import ternary_layers
@@ -29,6 +31,10 @@ FORMAT, VERSION, VERSION_WITH_TIES = "pentad-ternary", 1, 2
 SMALLEST_TIE = 4096
 """Tensors of fewer bytes are stored as often as they have names."""
 ENCODINGS = ("2bit", "base3")
+FREE_LAYERS = 10_000
+"""Layers that a program in a file may have, or one for each byte of the file if that is more."""
+FREE_WEIGHTS, MOST_WEIGHTS = 1_000_000, 8
+"""Weights that it may have, or so many for each byte: five in base 3, and more where tensors are tied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +177,8 @@ def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}
-        with path.open("rb") as raw:
-            length = struct.unpack("<Q", raw.read(8))[0]
-            table = json.loads(raw.read(length))
-        header = json.loads(metadata["ternary"])
+        table, _ = read_tensor_header(path)
+        header = parse_json(metadata["ternary"])
         if header["format"] != FORMAT:
             raise ModelFileError(f"{path} is of format {header['format']!r}, not {FORMAT!r}")
         if header["version"] not in (VERSION, VERSION_WITH_TIES):
@@ -193,7 +197,7 @@ def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
         raise ModelFileError(f"{path} is no ternary model file: its header lacks {e}") from None
     except ModelFileError:
         raise
-    except (SafetensorError, ValueError, struct.error, TypeError, AttributeError) as e:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as e:
         raise ModelFileError(f"{path} is damaged or no safetensors file: {e}") from None
     return found, header
 
@@ -276,15 +280,11 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
         >>> type(again).__name__
         'MLP'
     """
-    found, _ = _info(Path(path))
+    found, header = _info(Path(path))
     if model is None:
         if not found.source:
             raise ModelFileError(f"{path} carries no program; pass the model to load into")
-        made = compile_source(found.source, found.model, name=str(path))
-        try:
-            model = made(**found.arguments)
-        except (TypeError, ValueError, RuntimeError) as e:
-            raise ModelFileError(f"{path}: {found.model} cannot be made with {found.arguments}: {e}") from None
+        model = _make(found, header, path)
     state = read_state(path)
     _fit_scales(state, model)
     try:
@@ -295,6 +295,47 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
         if layer.scale_positive is None:
             layer.quantizer = "exact"
     return pack(model) if packed else model.eval()
+
+
+def _make(found: ModelInfo, header: dict[str, Any], path: str | Path) -> nn.Module:
+    """Make the model that a file describes, once its own tables have shown that it is as large as the file says."""
+    made = compile_source(found.source, found.model, name=str(path))
+    try:
+        count = count_layers(SourceText(found.source, str(path)), found.model, found.arguments)
+        if count > max(FREE_LAYERS, found.file_bytes):
+            raise ModelFileError(f"{path}: its program has {count:,} layers, in a file of {found.file_bytes:,} bytes")
+        with torch.device("meta"):
+            sketch = made(**found.arguments)
+        _compare(sketch, found, header, path)
+        model: nn.Module = made(**found.arguments)
+    except (ArithmeticError, TypeError, ValueError, RuntimeError) as e:
+        if isinstance(e, ModelFileError):
+            raise
+        raise ModelFileError(f"{path}: {found.model} cannot be made with {str(found.arguments)[:200]}: {e}") from None
+    return model
+
+
+def _compare(sketch: nn.Module, found: ModelInfo, header: dict[str, Any], path: str | Path) -> None:
+    """Compare the sizes of a model without memory with those of the file's tensors."""
+    ties = header.get("ties") or {}
+    ternary = ternary_layers(sketch)
+    total = sum(tensor.numel() for tensor in sketch.state_dict().values())
+    if total > max(FREE_WEIGHTS, MOST_WEIGHTS * found.file_bytes):
+        raise ModelFileError(f"{path}: {found.model} has {total:,} weights, in a file of {found.file_bytes:,} bytes")
+    for name, tensor in sketch.state_dict().items():
+        layer, _, last = name.rpartition(".")
+        if layer in ternary and last in ("scale_positive", "scale_negative"):
+            continue  # one for each row of the weight at most
+        entry = found.layers.get(layer) if last == "weight" else None
+        stored = f"{layer}.weight.packed".removeprefix(".") if entry is not None else str(ties.get(name, name))
+        if stored not in found.tensor_bytes:
+            raise ModelFileError(f"{path}: {found.model} has the tensor {name}, which the file lacks")
+        per_byte = 5 if entry is not None and entry.encoding == "base3" else 4
+        room = found.tensor_bytes[stored] * per_byte if entry is not None else found.tensor_bytes[stored]
+        if tensor.numel() > room:
+            raise ModelFileError(
+                f"{path}: {found.model} has {name} of shape {tuple(tensor.shape)}; the file's is smaller"
+            )
 
 
 def _fit_scales(state: dict[str, Tensor], model: nn.Module) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "LayerShapeError",
     "ManifestError",
     "MissingExtraError",
+    "ModelClosedError",
     "ModelFileError",
     "NonFiniteActivationError",
     "NonFiniteWeightError",
@@ -214,6 +215,10 @@ class ChatTemplateError(TernaryError, ValueError):
 
     Pass the prompt as text, or convert the model together with its tokenizer and template.
     """
+
+
+class ModelClosedError(TernaryError, RuntimeError):
+    """A language model is used after it was closed."""
 
 
 class ServerBusyError(TernaryError, RuntimeError):

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ttt._budget import Clock
-from ttt.errors import InvalidBackendError
+from ttt._budget import Budget, Clock
+from ttt.errors import InvalidBackendError, InvalidBudgetError
 from ttt.values import Progress, Task
 
 NAMED = {
@@ -91,17 +91,24 @@ def sharing(backend: Backend) -> AbstractContextManager[Backend]:
     return nullcontext(backend) if own is None else own()
 
 
-def preflight(backend: Backend) -> None:
-    """Check what a backend needs (files, devices, extras), before any task is started.
+def preflight(backend: Backend, budget: Budget | None = None) -> None:
+    """Check what a backend needs (files, devices, extras, memory), before any task is started.
 
-    A backend may have a method `preflight` for it, which raises an error that says what is missing.
+    A backend may have a method `preflight`, which raises an error that says what is missing, and a method
+    `memory_needed`, which returns the bytes that a task's process holds at least.
 
     Raises:
-        TTTError: Something is missing.
+        TTTError: Something is missing, or the budget's memory is too small.
     """
     own = getattr(backend, "preflight", None)
     if own is not None:
         own()
+    needed = getattr(backend, "memory_needed", None)
+    if needed is not None and budget is not None and budget.memory is not None and needed() > 0.9 * budget.memory:
+        raise InvalidBudgetError(
+            f"{backend.name} needs about {needed() / 1e9:.1f} GB of memory in each task's process, the limit is "
+            f"{budget.memory / 1e9:.1f} GB; raise it, or share the weights between the processes"
+        )
 
 
 def check_portable(backend: Backend) -> None:

@@ -10,6 +10,7 @@ makes versions distinct among any number of writers. Pickle is never read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -28,6 +29,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from ttt._files import PRIVATE, read_regular, sync_folder
 from ttt.errors import (
     CheckpointNotFoundError,
     CheckpointWriteError,
@@ -137,12 +139,11 @@ class CheckpointStore:
             raise ValueError(f"about: {error}") from error
         temporary = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=".writing-"))
-            os.chmod(temporary, 0o755)
             _write(temporary / PAYLOAD, payload)
             _write(temporary / MANIFEST, manifest)
-            _sync_folder(temporary)
+            sync_folder(temporary)
             return self._publish(temporary)
         except OSError as error:
             if temporary is not None:
@@ -162,7 +163,7 @@ class CheckpointStore:
                     raise
                 version += 1
             else:
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
                 return version
 
     def versions(self) -> list[int]:
@@ -273,7 +274,7 @@ class CheckpointStore:
             raise CorruptCheckpointError(f"{path.name}: {PAYLOAD} is not what was written (its SHA-256 differs)")
         try:
             tensors = safetensors.numpy.load(payload)
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CorruptCheckpointError(f"{path.name}: {PAYLOAD} is no safetensors file: {error}") from error
         return Checkpoint(version, tensors, body["about"], body["score"], body["written"])
 
@@ -283,20 +284,34 @@ class CheckpointStore:
             raise ForeignCheckpointError(f"{path.name}: {MANIFEST} is a pickle or an archive, which ttt never reads")
         try:
             value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptCheckpointError(f"{path.name}: {MANIFEST} is not JSON") from error
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ForeignCheckpointError(f"{path.name}: {MANIFEST} is not a manifest of {FORMAT}")
         claimed = value.pop("sha256", None)
-        if claimed is None or _sealed(value) != data:
+        if claimed is None or _resealed(value) != data:
             raise CorruptCheckpointError(f"{path.name}: {MANIFEST} is not what was written (its SHA-256 differs)")
-        if value["format_version"] != FORMAT_VERSION:
+        found = value.get("format_version")
+        if found != FORMAT_VERSION:
             raise ForeignCheckpointError(
-                f"{path.name}: written in format {value['format_version']}, this ttt reads {FORMAT_VERSION}; update ttt"
+                f"{path.name}: written in format {found}, this ttt reads {FORMAT_VERSION}; update ttt"
             )
+        if not _complete(value):
+            raise ForeignCheckpointError(f"{path.name}: {MANIFEST} lacks what this format needs")
         if value["kind"] != self.kind:
             raise ForeignCheckpointError(f"{path.name}: holds a state of {value['kind']!r}, wanted {self.kind!r}")
         return value
+
+
+def _complete(value: dict[str, Any]) -> bool:
+    """Return whether a manifest has every field that is read, each of its type."""
+    try:
+        payload = value["files"][PAYLOAD]
+        numbers = isinstance(value["score"], float | int | None) and isinstance(value["written"], float | int)
+        named = isinstance(payload["sha256"], str) and isinstance(value["kind"], str)
+        return numbers and named and isinstance(value["about"], dict) and int(payload["bytes"]) >= 0
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _sealed(body: dict[str, Any]) -> bytes:
@@ -308,37 +323,37 @@ def _sealed(body: dict[str, Any]) -> bytes:
     return canonical({**body, "sha256": hashlib.sha256(canonical(body)).hexdigest()})
 
 
+def _resealed(value: dict[str, Any]) -> bytes | None:
+    try:
+        return _sealed(value)
+    except ValueError:  # NaN, which no manifest of ours holds
+        return None
+
+
 def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows has no such thing as syncing a folder
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_file(path: Path, size: int | None) -> bytes:
+    limit = MAX_MANIFEST if size is None else size
     try:
-        found = path.stat().st_size
-        if size is not None and found != size:
-            raise CorruptCheckpointError(f"{path.parent.name}: {path.name} has {found} bytes, {size} were written")
-        if size is None and found > MAX_MANIFEST:
-            raise ForeignCheckpointError(f"{path.parent.name}: {path.name} has {found} bytes, too many for a manifest")
-        return path.read_bytes()
+        data = read_regular(path, limit, follow=False)
     except FileNotFoundError as error:
         if not path.parent.is_dir():
             raise CheckpointNotFoundError(f"{path.parent.parent}: {path.parent.name} is gone") from error
         raise CorruptCheckpointError(f"{path.parent.name}: {path.name} is missing") from error
     except OSError as error:
+        if error.errno == errno.EFBIG and size is None:
+            raise ForeignCheckpointError(
+                f"{path.parent.name}: {path.name} {error.strerror}, too many for a manifest"
+            ) from error
         raise CorruptCheckpointError(f"{path.parent.name}: {path.name}: {error.strerror}") from error
+    if size is not None and len(data) != size:
+        raise CorruptCheckpointError(f"{path.parent.name}: {path.name} has {len(data)} bytes, {size} were written")
+    return data
 
 
 def _size(path: Path) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "TimeLimitError",
     "UnknownSourceError",
     "UnreadableFileError",
+    "UnsafeFolderError",
     "WorkerDiedError",
 ]
 
@@ -90,6 +91,10 @@ class InvalidAnswerError(TTTError, ValueError):
 
     Yield one tuple of candidates for each test input, each an ARC grid.
     """
+
+
+class UnsafeFolderError(TTTError, PermissionError):
+    """A folder for records can be written by other users, who could plant answers; the message says what to change."""
 
 
 class WorkerDiedError(TTTError, RuntimeError):

@@ -18,6 +18,7 @@ __all__ = [
     "PoolClosedError",
     "ProducerGoneError",
     "ReadOnlyStoreError",
+    "SpilledDataLostError",
     "StaleHandleError",
     "TooManyOpenFilesError",
     "UnsupportedDtypeError",
@@ -169,6 +170,10 @@ class UnsupportedPlatformError(XferError, OSError):
 
     Run `xfer doctor` to see what works here. Shared memory needs Linux, and parts of it work on macOS.
     """
+
+
+class SpilledDataLostError(XferError, OSError):
+    """A block that was spilled to disk cannot be read back: its file was cut, or is this process's parent's."""
 
 
 class TooManyOpenFilesError(XferError, OSError):

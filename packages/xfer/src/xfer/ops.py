@@ -6,6 +6,7 @@ library as the first array.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -175,7 +176,8 @@ def apply(function: Callable[..., Any], *arrays: Any, out: Any = None, device: s
         array([5.])
     """
     where = device or _busiest(arrays)
-    return _deliver(function(*(_bring(array, where) for array in arrays)), out, arrays)
+    with _on(where):
+        return _deliver(function(*(_bring(array, where) for array in arrays)), out, arrays)
 
 
 def _run(name: str, operands: Sequence[Any], out: Any, device: str | None, **options: Any) -> Any:
@@ -185,7 +187,14 @@ def _run(name: str, operands: Sequence[Any], out: Any, device: str | None, **opt
     if isinstance(out, np.ndarray) and where == "cpu":
         getattr(namespace, name)(*prepared, out=out, **options)
         return out
-    return _deliver(getattr(namespace, name)(*prepared, **options), out, operands)
+    with _on(where):
+        return _deliver(getattr(namespace, name)(*prepared, **options), out, operands)
+
+
+def _on(where: str) -> Any:
+    """Make a CUDA device the current one, on which CuPy works."""
+    index = where.partition(":")[2]
+    return load_cupy().cuda.Device(int(index)) if index.isdigit() else contextlib.nullcontext()
 
 
 def _busiest(operands: Sequence[Any]) -> str:

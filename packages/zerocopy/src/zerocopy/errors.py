@@ -10,10 +10,13 @@ __all__ = [
     "NoSpaceError",
     "OtherBuildError",
     "OtherFormatError",
+    "RemoteCodeError",
     "SegmentGoneError",
     "ShareTimeoutError",
     "UnknownNameError",
     "UnshareableError",
+    "UntrustedPathError",
+    "UnusableDirectoryError",
     "WriteRefusedError",
     "ZerocopyError",
 ]
@@ -63,9 +66,24 @@ class SegmentGoneError(ZerocopyError, FileNotFoundError):
 
 
 class NoSpaceError(ZerocopyError, OSError):
-    """The directory is too small for the segment. Nothing became visible.
+    """The directory is too small for the segment, or the process may not open more files. Nothing became visible.
 
     Make the directory larger (in Docker: `--shm-size`), or pass `directory=` with a folder on a larger file system.
+    Raise the limit of open files with `ulimit -n`.
+    """
+
+
+class UntrustedPathError(ZerocopyError, PermissionError):
+    """A file or folder belongs to another user, can be written by others, or is of another kind. It was not read.
+
+    Remove what the message names, or take the right to write from others (`chmod go-w`).
+    """
+
+
+class UnusableDirectoryError(ZerocopyError, OSError):
+    """The system does not let this process use a segment directory, or another process does not release its lock.
+
+    Pass `directory=` with a folder in which this process may write, or end the process that holds the lock.
     """
 
 
@@ -102,6 +120,13 @@ class OtherBuildError(ZerocopyError, ValueError):
     """A name is shared from another build or checkpoint than the one that was given.
 
     Use another name, or give every worker the same build and checkpoint.
+    """
+
+
+class RemoteCodeError(ZerocopyError, PermissionError):
+    """A model's classes come from code of its checkpoint, and the publisher or the loader does not allow that.
+
+    Read that code. If you trust it, pass `trust_remote_code=True` to the publisher and to `load`.
     """
 
 

@@ -15,15 +15,14 @@ from typing import Any
 
 from .errors import LinkClosedError, OverloadedError, WireError
 from .frames import FRAME_LIMIT, FrameReader, frame
+from .turns import TURN, Turns, Usage
 
 _FDS_PER_READ = 8
-_TURN = 0.001
-"""Seconds for which one connection may deliver frames before the others have their turn."""
 _ANCILLARY = socket.CMSG_SPACE(_FDS_PER_READ * 4)
 # Plain numbers: an operation on the enum's members takes microseconds.
 _CUT, _CLOEXEC = int(socket.MSG_CTRUNC), int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 
-OnFrame = Callable[[int, int, bytes, "deque[int]"], None]
+OnFrame = Callable[[int, int, bytes], None]
 
 
 class Channel:
@@ -32,10 +31,17 @@ class Channel:
     Args:
         sock: A connected stream socket; the channel owns it.
         loop: The event loop that reads; `send` may be called from any thread.
-        on_frame: Called on the loop with kind, call number, payload and the queue of descriptors received so far.
+        on_frame: Called on the loop with kind, call number and payload.
         on_closed: Called once on the loop, with None at end of stream and with the error otherwise.
         limit: Largest payload in bytes that is accepted or sent.
         queued_limit: Bytes that may wait until the other side reads them.
+        turns: Shared by the loop's channels; decides when each may use its thread. None for an only channel.
+
+    Attributes:
+        closed: Whether the channel is closed.
+        draining: Whether `drain` was called.
+        paused: Whether `pause` was called, and `resume` not yet.
+        descriptors: Those received that no frame has taken yet.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Channel:
         on_closed: Callable[[BaseException | None], None],
         limit: int = FRAME_LIMIT,
         queued_limit: int = 1 << 30,
+        turns: Turns | None = None,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -55,10 +62,12 @@ class Channel:
         self._on_closed = on_closed
         self._limit = limit
         self._queued_limit = queued_limit
+        self._turns = turns
+        self._usage = Usage()
         self._until = 0.0
-        self._yielded = False
-        self._turn_length = _TURN
-        self._paused = False
+        self._waits = False
+        self.draining = False
+        self.paused = False
         self._lock = threading.Lock()
         self._turn = False
         self._batch: list[bytes] = []
@@ -66,7 +75,7 @@ class Channel:
         self._backlog: deque[tuple[memoryview, int | None]] = deque()
         self._backlog_size = 0
         self._reader = FrameReader(limit)
-        self._descriptors: deque[int] = deque()
+        self.descriptors: deque[int] = deque()
         self.closed = False
         loop.add_reader(sock.fileno(), self._on_readable)
 
@@ -160,8 +169,51 @@ class Channel:
             self._loop.remove_writer(self._sock.fileno())
 
     def _on_readable(self) -> None:
-        if self._yielded:
-            return  # what is buffered comes first
+        if self._waits:
+            return
+        now = time.perf_counter()
+        if self._turns is None or self._turns.may_begin(self._usage, now):
+            self._use(self._receive, now)
+        else:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._waits = True
+        if self._turns is None:
+            self._loop.call_soon(self._next_turn)
+        else:
+            self._turns.wait(self._next_turn)
+
+    def _next_turn(self) -> None:
+        if self._waits:
+            self._waits = False
+            if not self.paused and not self.closed:
+                self._use(self._continue, time.perf_counter())
+
+    def _use(self, work: Callable[[], None], began: float) -> None:
+        """Use the loop's thread for about one turn."""
+        self._until = float("inf") if self.draining else began + TURN
+        try:
+            work()
+        except Exception as failure:
+            self._finish(failure)
+        if self._turns is not None:
+            now = time.perf_counter()
+            self._usage.add(now - began, now)
+
+    def _continue(self) -> None:
+        """Deliver what has arrived already, then read more if there is time."""
+        self._reader.received(0, self._on_frame, self._goes_on)
+        if not (self._waits or self.paused or self.closed):
+            self._receive()
+
+    def _goes_on(self) -> bool:
+        """Return whether the next frame is delivered now; else others have their turn before."""
+        if not self.paused and not self.closed and time.perf_counter() > self._until:
+            self._wait()
+        return not (self.closed or self.paused or self._waits)
+
+    def _receive(self) -> None:
         try:
             count, ancillary, flags, _ = self._sock.recvmsg_into(
                 [self._reader.room()],
@@ -173,68 +225,47 @@ class Channel:
         except OSError as failure:
             self._finish(None if failure.errno == errno.ECONNRESET else failure)
             return
-        try:
-            if ancillary or flags & _CUT:
-                self._take_descriptors(ancillary, flags)
-            if not count:
-                self._finish(WireError("the stream ends inside a frame") if self._reader.partial else None)
-                return
-            self._until = time.perf_counter() + self._turn_length
-            self._reader.received(count, self._deliver)
-        except Exception as failure:
-            self._finish(failure)
+        if ancillary or flags & _CUT:
+            self._take_descriptors(ancillary, flags)
+        if not count:
+            self._finish(WireError("the stream ends inside a frame") if self._reader.partial else None)
+            return
+        self._reader.received(count, self._on_frame, self._goes_on)
 
     def _take_descriptors(self, ancillary: list[Any], flags: int) -> None:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(data) // 4 * 4
-                self._descriptors.extend(struct.unpack(f"{whole // 4}i", data[:whole]))
+                self.descriptors.extend(struct.unpack(f"{whole // 4}i", data[:whole]))
         if flags & _CUT:
             os.close(os.dup(self._sock.fileno()))  # fails if this process has too many files open: not the peer's fault
-        if flags & _CUT or len(self._descriptors) > _FDS_PER_READ * 2:
-            raise WireError(f"{len(self._descriptors)} descriptors came without a frame that names them")
-
-    def _deliver(self, kind: int, number: int, payload: bytes) -> bool:
-        self._on_frame(kind, number, payload, self._descriptors)
-        if not self._paused and not self.closed and time.perf_counter() > self._until:
-            # The other connections have their turn before the rest of this one's frames.
-            self._yielded = True
-            self._loop.call_soon(self._next_turn)
-        return not (self.closed or self._paused or self._yielded)
-
-    def _next_turn(self) -> None:
-        if self._yielded:
-            self._yielded = False
-            if not self._paused and not self.closed:
-                self._deliver_rest()
+        if flags & _CUT or len(self.descriptors) > _FDS_PER_READ * 2:
+            raise WireError(f"{len(self.descriptors)} descriptors came without a frame that names them")
 
     def pause(self) -> None:
         """Read and deliver nothing until `resume`; call it on the loop, from `on_frame`."""
-        self._paused = True
+        self.paused = True
         self._loop.remove_reader(self._sock.fileno())
 
     def resume(self) -> None:
         """Deliver what has arrived meanwhile, and read again; call it on the loop."""
         if self.closed:
             return
-        self._paused = False
+        self.paused = False
         self._loop.add_reader(self._sock.fileno(), self._on_readable)
-        self._deliver_rest()
-
-    def _deliver_rest(self) -> None:
-        self._until = time.perf_counter() + self._turn_length
-        try:
-            self._reader.received(0, self._deliver)
-        except Exception as failure:
-            self._finish(failure)
+        if self._turns is None or self._turns.may_begin(self._usage, time.perf_counter()):
+            self._waits = True
+            self._next_turn()
+        else:
+            self._wait()
 
     def drain(self) -> None:
         """Deliver what has arrived and was not read yet; for a peer that has exited."""
-        self._turn_length = float("inf")
+        self.draining = True
         self._next_turn()
-        while not (self.closed or self._paused):
+        while not (self.closed or self.paused):
             before = self._reader.partial
-            self._on_readable()
+            self._use(self._receive, time.perf_counter())
             if self._reader.partial == before:
                 return
 
@@ -267,7 +298,7 @@ class Channel:
                     os.close(descriptor)
             self._backlog.clear()
             self._batch = []
-            for descriptor in self._descriptors:
+            for descriptor in self.descriptors:
                 os.close(descriptor)
-            self._descriptors.clear()
+            self.descriptors.clear()
             self._sock.close()

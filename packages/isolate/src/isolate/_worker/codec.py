@@ -145,19 +145,21 @@ class Codec:
             raise WireError(f"a list of numbers holds something else: {failure}") from None
 
     def _unpack(self, payload: Any) -> tuple[Any, int]:
+        if self._decoded_limit is None:
+            return unpack(bytes(payload), self._hook), 0
         room = Room(self._decoded_limit)
         before, self._state.room = self._state.room, room
         try:
-            value = unpack(bytes(payload), self._hook, room)
+            value = unpack(payload, self._hook, room)
         finally:
             self._state.room = before
-        return value, int(self._decoded_limit - room.left) if self._decoded_limit is not None else 0
+        return value, int(self._decoded_limit - room.left)
 
     def _inner(self, payload: Any) -> Any:
         room = self._state.room
         if room is None:
             return self.decode(payload)
-        return unpack(bytes(payload), self._hook, room)
+        return unpack(payload, self._hook, room)
 
     def _hook(self, code: int, payload: Any) -> Any:
         state = self._state

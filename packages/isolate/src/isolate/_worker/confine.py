@@ -180,29 +180,31 @@ def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def _limits(limits: dict[str, int], enforced: list[str], missing: list[str]) -> None:
+def _limits(limits: dict[str, int], contained: bool, enforced: list[str], missing: list[str]) -> None:
     for name, number in (
         ("memory", resource.RLIMIT_DATA),
         ("cpu_seconds", resource.RLIMIT_CPU),
-        ("processes", getattr(resource, "RLIMIT_NPROC", -1)),
         ("open_files", resource.RLIMIT_NOFILE),
     ):
         value = limits.get(name)
         if value is None:
             continue
-        root = name == "processes" and os.geteuid() == 0
         try:
             # SIGXCPU comes a second before SIGKILL, so that the exit status has the reason.
             resource.setrlimit(number, (value, value + 1 if name == "cpu_seconds" else value))
         except (OSError, ValueError) as failure:
             missing.append(f"{name} at most {value}: {failure}")
             continue
-        if root:
-            missing.append(f"processes at most {value}: the kernel does not count the processes of root")
-        elif name == "memory":
+        if name == "memory":
             enforced.append(f"memory at most {value}, private memory of each process")
         else:
             enforced.append(f"{name} at most {value}")
+    for name in ("processes", "threads"):
+        value = limits.get(name)
+        if value is not None and contained:
+            missing.append(f"{name} at most {value}: nothing counts them in bubblewrap's namespace")
+        elif value is not None:
+            enforced.append(f"{name} at most {value}, counted by its supervisor")
 
 
 def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -216,7 +218,7 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     """
     enforced: list[str] = []
     missing: list[str] = []
-    _limits(config["limits"], enforced, missing)
+    _limits(config["limits"], config["contained"], enforced, missing)
     level = config["level"]
     if level == "none":
         return enforced, missing

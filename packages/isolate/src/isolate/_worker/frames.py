@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from .errors import WireError
 
@@ -43,15 +44,17 @@ class FrameReader:
 
     def room(self) -> memoryview:
         """The memory that the next bytes are read into; never empty."""
-        return self._view[self._end :]
+        return self._view[self._end :] if self._end else self._view
 
-    def received(self, count: int, on_frame: Callable[[int, int, bytes], bool]) -> None:
+    def received(
+        self, count: int, on_frame: Callable[[int, int, Any], None], go_on: Callable[[], bool] = lambda: True
+    ) -> None:
         """Pass on each frame that is complete now.
 
         Args:
             count: How many bytes were written into `room()`.
-            on_frame: Called with kind, call number and payload; returns whether to go on. The rest comes with the next
-                call.
+            on_frame: Called with kind, call number and payload: bytes, or a view of them if they are many.
+            go_on: Asked before each further frame; if it returns False, the rest comes with the next call.
 
         Raises:
             WireError: A frame announces more than the limit.
@@ -66,12 +69,18 @@ class FrameReader:
             if stop > end:
                 self._make_room(start, 13 + length)
                 return
-            start = stop
-            if not on_frame(kind, number, bytes(self._view[stop - length : stop])):
+            if start and not go_on():
                 break
-        if start == end and len(self._buffer) > _BUFFER:
-            self._buffer = bytearray(_BUFFER)
-            self._view = memoryview(self._buffer)
+            start = stop
+            if length > _BUFFER:  # it fills a buffer of its own, which is passed on without a copy
+                payload = self._view[13:]
+                self._buffer = bytearray(_BUFFER)
+                self._view = memoryview(self._buffer)
+                self._end = 0
+                on_frame(kind, number, payload)
+                return
+            on_frame(kind, number, bytes(self._view[stop - length : stop]))
+        if start == end:
             self._end = 0
         else:
             self._make_room(start, 13)

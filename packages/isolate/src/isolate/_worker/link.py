@@ -12,7 +12,6 @@ import copy
 import itertools
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -21,6 +20,7 @@ from . import declared, failures, forks, stacks
 from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
 from .channel import Channel
 from .convert import Convert
+from .copies import ON_LOOP, STATE, Copier, CopyNeededError
 from .errors import (
     CallTimeoutError,
     DepthExceededError,
@@ -56,16 +56,21 @@ from .segments import Segment
 from .serving import Serving
 from .streams import StreamReply, Unread
 from .threads import Threads
+from .turns import Turns
 from .values import Values
 
 _WITH_VALUES = (RESULT, CALL, ERROR, ITEM, LOAD, READY, FAILED, STOP)
 _CONTROL = (LOAD, READY, FAILED, STOP)
-_LARGE = 8 << 10
+_LARGE = 4 << 10
 """Larger messages are decoded elsewhere than on the loop, where the link has such a place."""
 Offload = Callable[..., "Future[Any]"]
 Decoded = Callable[[], "tuple[Any, int]"]
 _ANSWERS = {"RESULT": RESULT, "ERROR": ERROR, "ITEM": ITEM, "END": END}
 _NONE = b"\xc0"
+_NUMBERS, _NUMBERS_BYTES = 10_000, 128 << 10
+"""Most numbers in one frame of housekeeping, and bytes that such a frame may have."""
+_BYTES = b"\xa5bytes"
+"""In messages with bytes objects that are copied out of shared memory."""
 
 
 class Link:  # long because calls and answers in both directions share the table of pending numbers
@@ -84,6 +89,7 @@ class Link:  # long because calls and answers in both directions share the table
         limits: What the other side may make this one hold or do; the defaults trust it.
         offload: Runs a function elsewhere than on the loop; used to decode large messages.
         on_abandoned: Called from any thread when a call was given up before its answer.
+        turns: Shared by the links of the loop.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class Link:  # long because calls and answers in both directions share the table
         limits: LinkLimits = TRUSTED,
         offload: Offload | None = None,
         on_abandoned: Callable[[], None] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.name = name
         self.loop = loop
@@ -127,8 +134,9 @@ class Link:  # long because calls and answers in both directions share the table
         self._offload = offload
         self._on_abandoned = on_abandoned
         self.frames_received = 0
-        self.channel = Channel(sock, loop, self._on_frame, on_closed, limits.frame_bytes, limits.queued_bytes)
-        self.serving = Serving(loop, threads, self._answer, limits)
+        self.channel = Channel(sock, loop, self._on_frame, on_closed, limits.frame_bytes, limits.queued_bytes, turns)
+        self.copier = Copier()
+        self.serving = Serving(loop, threads, self._answer, limits, self.copier)
 
     @property
     def pending(self) -> int:
@@ -185,7 +193,10 @@ class Link:  # long because calls and answers in both directions share the table
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         deadline = deadline_after(timeout)
-        number = self.begin(target, args, kwargs, deadline, future if loop is self.loop else ForeignReply(loop, future))
+        reply = future if loop is self.loop else ForeignReply(loop, future)
+        number = self.begin_here(target, args, kwargs, deadline, reply)
+        if number is None:
+            number = await self.begin_elsewhere(target, args, kwargs, deadline, reply)
         timer = None
         if deadline is not None:
             late = self._late(target, "")
@@ -235,6 +246,30 @@ class Link:  # long because calls and answers in both directions share the table
             raise self._closing
         return number
 
+    def begin_here(self, *call: Any) -> int | None:
+        """Like `begin`, on an event loop's thread; None, and nothing is sent, if much would be copied there."""
+        STATE.left = ON_LOOP
+        try:
+            return self.begin(*call)
+        except CopyNeededError:
+            return None
+        finally:
+            STATE.left = None
+
+    async def begin_elsewhere(self, *call: Any) -> int:
+        """Like `begin`, in another thread, after `begin_here` has returned None."""
+        begun = self.copier.again(self.begin, *call)
+        try:
+            number: int = await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(self._abandon_begun)
+            raise
+        return number
+
+    def _abandon_begun(self, begun: asyncio.Future[int]) -> None:
+        if not begun.cancelled() and begun.exception() is None:
+            self.abandon(begun.result())
+
     def abandon(self, number: int) -> None:
         """Cancel a call unless it is answered already."""
         self._stacks.pop(number, None)
@@ -266,18 +301,38 @@ class Link:  # long because calls and answers in both directions share the table
 
     # What the other side sends
 
-    def _on_frame(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
+    def _on_frame(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         self.frames_received += 1
         if kind not in _WITH_VALUES:
-            self._on_other(kind, number, payload, descriptors)
-        elif len(payload) > _LARGE and self._offload is not None:
-            # What follows must wait for it, so nothing is read meanwhile.
-            self.channel.pause()
-            self._offload(self.values.weigh, payload).add_done_callback(
-                lambda done: self._on_loop(self._on_decoded, kind, number, done.result)
-            )
+            if len(payload) > _NUMBERS_BYTES:
+                raise WireError(f"a frame of kind {kind} has {len(payload)} bytes; the limit is {_NUMBERS_BYTES}")
+            self._on_other(kind, number, payload)
+        elif len(payload) > _LARGE and self._offload is not None and not self.channel.draining:
+            self._decode_elsewhere(kind, number, payload, self._offload)
+        elif len(payload) <= _LARGE and _BYTES in bytes(payload) and not self.channel.draining:
+            self._decode_elsewhere(kind, number, payload, self.copier.submit)
+        elif payload == _NONE:
+            self._on_value(kind, number, None, 0, None)
         else:
-            self._on_value(kind, number, lambda: (None, 0) if payload == _NONE else self.values.weigh(payload))
+            self._decode(kind, number, self.values.weigh, payload)
+
+    def _decode_elsewhere(self, kind: int, number: int, payload: bytes | memoryview, offload: Offload) -> None:
+        # What follows must wait for it, so nothing is read meanwhile.
+        self.channel.pause()
+        offload(self.values.weigh, payload).add_done_callback(
+            lambda done: self._on_loop(self._on_decoded, kind, number, done.result)
+        )
+
+    def _decode(
+        self, kind: int, number: int, decode: Callable[..., tuple[Any, int]], *payload: bytes | memoryview
+    ) -> None:
+        value, weight = None, 0
+        refused: Exception | None = None
+        try:
+            value, weight = decode(*payload)
+        except (UnsupportedTypeError, OverloadedError) as failure:
+            refused = failure.with_traceback(None)
+        self._on_value(kind, number, value, weight, refused)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -287,20 +342,14 @@ class Link:  # long because calls and answers in both directions share the table
         if self._closing is not None:
             return
         try:
-            self._on_value(kind, number, decoded)
+            self._decode(kind, number, decoded)
         except Exception as failure:
             self.channel.fail(failure)
         else:
             self.channel.resume()
 
-    def _on_value(self, kind: int, number: int, decoded: Decoded) -> None:
-        """Handle a frame with a value; `decoded` returns the value and its weight, or raises."""
-        value, weight = None, 0
-        refused: Exception | None = None
-        try:
-            value, weight = decoded()
-        except (UnsupportedTypeError, OverloadedError) as failure:
-            refused = failure.with_traceback(None)
+    def _on_value(self, kind: int, number: int, value: Any, weight: int, refused: Exception | None) -> None:
+        """Handle a frame with a value, or with one that is refused here."""
         if kind == CALL:
             if refused is not None:
                 self.serving.answer("ERROR", number, refused)
@@ -362,7 +411,7 @@ class Link:  # long because calls and answers in both directions share the table
         else:
             self.serving.begin(number, export, args, kwargs, context)
 
-    def _on_other(self, kind: int, number: int, payload: bytes, descriptors: deque[int]) -> None:
+    def _on_other(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         if kind == PING:
             self.tell(PONG, 0, None)
         elif kind == PONG:
@@ -394,9 +443,9 @@ class Link:  # long because calls and answers in both directions share the table
             for segment in self.values.numbers(payload):
                 self.values.incoming.dropped(segment)
         elif kind == SEGMENT:
-            if not descriptors:
+            if not self.channel.descriptors:
                 raise WireError("a segment was announced without its descriptor")
-            self.values.incoming.arrived(number, descriptors.popleft())
+            self.values.incoming.arrived(number, self.channel.descriptors.popleft())
         else:
             raise WireError(f"frames of kind {kind} are not part of the protocol")
 
@@ -436,10 +485,17 @@ class Link:  # long because calls and answers in both directions share the table
         released, self._released = self._released, []
         freed, dropped = self.values.take_ended()
         for kind, numbers in ((RELEASE, released), (FREE, freed), (DROP, dropped)):
-            if numbers:
-                self.tell(kind, 0, numbers)
+            for first in range(0, len(numbers), _NUMBERS):
+                self.tell(kind, 0, numbers[first : first + _NUMBERS])
 
     # The end
+
+    def fail_pending(self, reason: Exception) -> None:
+        """Fail every pending call."""
+        while self._pending:
+            _, reply = self._pending.popitem()
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                self._resolve(reply, None, _copy(reason))
 
     def close(self, reason: Exception | None = None, flush: bool = False) -> None:
         """Fail every pending call with `reason`, cancel what runs here, close the socket; idempotent."""
@@ -447,10 +503,9 @@ class Link:  # long because calls and answers in both directions share the table
             return
         self._closing = reason or LinkClosedError(f"{self.name} is gone")
         self.channel.close(flush)
-        while self._pending:
-            _, reply = self._pending.popitem()
-            self._resolve(reply, None, _copy(self._closing))
+        self.fail_pending(self._closing)
         self.serving.close()
+        self.copier.close()
         self.values.close()
 
 

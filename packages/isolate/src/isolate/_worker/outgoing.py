@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from . import copies
 from .dirty import SMALLEST, TRACKER, partial_pages
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 from .segments import TENSOR_TYPES, Block, Segment, dtype_text, size_class, taken
@@ -24,6 +25,8 @@ SMALL = 32 << 10
 """Arrays of at most so many bytes travel inside the frame."""
 IDLE_BUDGET = 512 << 20
 """Bytes of idle blocks that a pool keeps."""
+_LOOKED_AT = 128 << 20
+"""Larger arrays are not looked at for changes on an event loop's thread either."""
 _LARGEST, _SMALLEST = 256 << 20, 1 << 20
 """Sizes between which the segments of a pool grow: many arrays need few of them, and so few descriptors."""
 
@@ -180,11 +183,18 @@ class Outgoing:
 
     def _store(self, nbytes: int, fill: Callable[[Any], None], owner: Any = None, address: int | None = None) -> Any:
         if nbytes <= SMALL or not hasattr(os, "memfd_create"):  # without it, large arrays travel in the frame
+            copies.count(nbytes)
             data = bytearray(nbytes)
             if nbytes:
                 fill(memoryview(data))
             return bytes(data)
-        stamp = None if address is None else TRACKER.stamp(owner, address, nbytes)
+        stamp = None if address is None else self._version(owner, address, nbytes)
+        if copies.STATE.left is not None and not self._has(size_class(nbytes), stamp):
+            try:
+                copies.count(nbytes)
+            except copies.CopyNeededError:
+                copies.STATE.versions[id(owner)] = stamp
+                raise
         block = self._take(size_class(nbytes), stamp)
         try:
             view = block.view
@@ -201,6 +211,19 @@ class Outgoing:
             self.returned(block.lease)
             raise
         return [block.segment.number, block.offset, block.lease, False]
+
+    @staticmethod
+    def _version(owner: Any, address: int, nbytes: int) -> int | None:
+        versions = copies.STATE.versions
+        if id(owner) in versions:
+            return versions.pop(id(owner))
+        if nbytes > _LOOKED_AT:
+            copies.count(nbytes)
+        return TRACKER.stamp(owner, address, nbytes)
+
+    def _has(self, size: int, stamp: int | None) -> bool:
+        with self._lock:
+            return stamp is not None and any(block.stamp == stamp for block in self._idle.get(size, ()))
 
     def _take(self, size: int, stamp: int | None) -> Block:
         """Return a free block that already holds this version, else any free one whose content is outdated."""
@@ -309,7 +332,10 @@ class Outgoing:
 
 
 def _fill_bytes(target: Any, value: bytes) -> None:
-    target[: len(value)] = value
+    if len(value) <= SMALL:
+        target[: len(value)] = value
+    else:  # other threads go on meanwhile
+        ctypes.memmove((ctypes.c_char * len(value)).from_buffer(target), value, len(value))
 
 
 def _fill_numpy(numpy: Any, target: Any, value: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import declared, stacks
 from .calls import CURRENT, Context, Export, kind_of
+from .copies import ON_LOOP, STATE, Copier, CopyNeededError
 from .errors import CallCancelledError, OverloadedError, WireError
 from .protocol import WINDOW
 from .quotas import LinkLimits
@@ -147,9 +148,18 @@ class Serving:
         threads: Where sync methods run.
         answer: Sends an answer; raises what the encoding raises.
         limits: How many calls run at once, and on how many threads.
+        copier: Copies the large arrays of answers that the loop would have to send.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, answer: Answer, limits: LinkLimits) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        threads: Threads,
+        answer: Answer,
+        limits: LinkLimits,
+        copier: Copier,
+    ) -> None:
+        self._copier = copier
         self._loop = loop
         self._threads = threads
         self._limit = limits.open_calls
@@ -282,6 +292,18 @@ class Serving:
             except Exception:
                 return
 
+    async def _answer_from_loop(self, kind: str, number: int, value: Any) -> None:
+        """Like `answer`; much data is copied in another thread."""
+        STATE.left = ON_LOOP
+        try:
+            self.answer(kind, number, value)
+            return
+        except CopyNeededError:
+            pass
+        finally:
+            STATE.left = None
+        await self._copier.again(self.answer, kind, number, value)
+
     async def _run(
         self, number: int, export: Export, args: list[Any], kwargs: dict[str, Any], context: Context
     ) -> None:
@@ -295,7 +317,7 @@ class Serving:
                 return
             coroutine = export.function(*args, **kwargs)
             del args, kwargs
-            self.answer("RESULT", number, await coroutine)
+            await self._answer_from_loop("RESULT", number, await coroutine)
         except asyncio.CancelledError:
             return
         except BaseException as failure:
@@ -310,7 +332,7 @@ class Serving:
         try:
             async for item in generator:
                 await gate.acquire()
-                self.answer("ITEM", number, item)
+                await self._answer_from_loop("ITEM", number, item)
             self.answer("END", number, None)
         finally:
             await generator.aclose()

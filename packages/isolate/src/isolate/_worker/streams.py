@@ -143,6 +143,12 @@ class Streaming(Protocol):
     ) -> int:
         """Send a call and return its number."""
 
+    def begin_here(self, *call: Any) -> int | None:
+        """Like `begin`, on an event loop's thread; None, and nothing is sent, if much would be copied there."""
+
+    async def begin_elsewhere(self, *call: Any) -> int:
+        """Like `begin`, in another thread, after `begin_here` has returned None."""
+
     def abandon(self, number: int) -> None:
         """Cancel a call unless it is answered already."""
 
@@ -202,7 +208,8 @@ async def astream(
     deadline = deadline_after(timeout)
     number = link.next_number()
     reply = StreamReply(lambda count: link.tell(CREDIT, number, count), wake, link.unread)
-    link.begin(target, args, kwargs, deadline, reply, number)
+    if link.begin_here(target, args, kwargs, deadline, reply, number) is None:
+        await link.begin_elsewhere(target, args, kwargs, deadline, reply, number)
     try:
         while True:
             changed.clear()

@@ -22,6 +22,9 @@ from .protocol import FAILED, LOAD
 from .wire import pack, unpack
 
 _PR_SET_CHILD_SUBREAPER = 36
+OVER_LIMIT = {"processes": 71, "threads": 72}
+"""The exit codes of a supervisor whose worker exceeded a limit."""
+_COUNT_SECONDS = 0.1
 _PROC = ["/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory"]
 
 
@@ -85,7 +88,70 @@ def _end_like(status: int) -> None:
     os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
 
 
-def _supervise(child: int) -> None:
+class _Counter:
+    """Counts the processes and threads of a worker some times a second, and ends the worker above a limit.
+
+    Args:
+        child: The process that ends the worker when it is killed.
+        limits: The most `processes` and `threads`.
+
+    Attributes:
+        exit_code: What to exit with if a limit was exceeded; 0 if not.
+    """
+
+    def __init__(self, child: int, limits: dict[str, int]) -> None:
+        self._child = child
+        self._limits = {name: limits[name] for name in OVER_LIMIT if name in limits}
+        self.exit_code = 0
+        if self._limits:
+            signal.signal(signal.SIGALRM, self._check)
+            signal.setitimer(signal.ITIMER_REAL, _COUNT_SECONDS, _COUNT_SECONDS)
+
+    def _check(self, _number: int, _frame: Any) -> None:
+        pids = self._pids()
+        counts = {"processes": len(pids)}
+        if "threads" in self._limits:
+            counts["threads"] = sum(map(_threads, pids))
+        for name, limit in self._limits.items():
+            if counts[name] > limit:
+                self.exit_code = OVER_LIMIT[name]
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                with contextlib.suppress(OSError):
+                    os.kill(self._child, signal.SIGKILL)
+                return
+
+    @staticmethod
+    def _pids() -> list[int]:
+        if not os.path.exists(
+            "/proc/self"
+        ):  # /proc shows the worker's namespace, to which this process does not belong
+            return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+        found: list[int] = []
+        waiting = [os.getpid()]
+        while waiting:
+            children = _children(waiting.pop())
+            found += children
+            waiting += children
+        return found
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:  # it has ended
+        return 0
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def _supervise(child: int, limits: dict[str, int]) -> None:
     """Wait for the worker, then end what it left behind; never returns."""
 
     def stop(_number: int, _frame: Any) -> None:
@@ -94,9 +160,12 @@ def _supervise(child: int) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     confine.die_with_parent(0, signal.SIGTERM)
+    counter = _Counter(child, limits)
     status = _wait_for(child)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _kill_descendants()
+    if counter.exit_code:
+        os._exit(counter.exit_code)
     _end_like(status)
 
 
@@ -142,17 +211,17 @@ def become_worker(sandbox: dict[str, Any], parent: int) -> list[str]:
             return []
         os.close(write)
         _close_all_but(read)
-        _supervise_namespace(child, read)
+        _supervise_namespace(child, read, sandbox["limits"])
     me = os.getpid()
     child = os.fork()
     if child:
         _close_all_but(-1)
-        _supervise(child)
+        _supervise(child, sandbox["limits"])
     confine.die_with_parent(me, signal.SIGKILL)
     return []
 
 
-def _supervise_namespace(child: int, report: int) -> None:
+def _supervise_namespace(child: int, report: int, limits: dict[str, int]) -> None:
     """As `_supervise`, for a worker in a pid namespace, whose end takes all its processes with it; never returns."""
 
     def stop(_number: int, _frame: Any) -> None:
@@ -161,9 +230,12 @@ def _supervise_namespace(child: int, report: int) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     confine.die_with_parent(0, signal.SIGTERM)
+    counter = _Counter(child, limits)
     status = _wait_for(child)
     told = os.read(report, 4)
     _kill_descendants()
+    if counter.exit_code:
+        os._exit(counter.exit_code)
     _end_like(int.from_bytes(told, "little") if len(told) == 4 else status)
 
 
@@ -195,6 +267,14 @@ def confine_and_try(config: dict[str, Any]) -> dict[str, Any]:
     return {"enforced": enforced, "missing": missing, "tried": tried}
 
 
+def lower_priority(steps: int) -> None:
+    """Lower this process's priority; also that of its session, by which some kernels share the processor."""
+    os.nice(steps)
+    if steps:
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
+            file.write(str(os.getpriority(os.PRIO_PROCESS, 0)))
+
+
 def main(fd: int, parent: int) -> None:
     """Run a worker.
 
@@ -209,7 +289,7 @@ def main(fd: int, parent: int) -> None:
     config = read_config(sock)
     os.chdir(config["directory"])
     sandbox = config["sandbox"]
-    os.nice(sandbox["nice"])
+    lower_priority(sandbox["nice"])
     if sandbox["contained"]:
         confine.die_with_parent(parent, signal.SIGKILL)
     else:

@@ -7,7 +7,7 @@ import gc
 import hashlib
 import linecache
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ternary._language import syntax as s
 from ternary._language.codegen import PyTorchCodeGenerator
 from ternary._language.diagnostics import Diagnostic, Diagnostics, SourceText, Span, did_you_mean
+from ternary._language.instances import MAX_SIZE, Instances
 from ternary._language.names import NameChecker
 from ternary._language.parser import parse
 from ternary._language.shapes import ShapeChecker
@@ -163,6 +164,40 @@ def compile(source: str | Path, model: str = "", *, name: str = "", quantized: b
     for key, value in extras.items():
         setattr(made, key, value)
     return made
+
+
+def count_layers(source: SourceText, model: str, arguments: Mapping[str, Any]) -> int:
+    """Return how many layers a model of a checked program has with these arguments, without making any.
+
+    Raises:
+        CompileError: With these arguments something in the program does not hold.
+        UnknownModelError: There is no such model.
+        ValueError: An argument is unknown, missing or of a wrong type, or the number cannot be decided.
+    """
+    diagnostics = Diagnostics()
+    program, _ = parse(source, diagnostics)
+    names = NameChecker(program, diagnostics)
+    names.run()
+    definition = next(d for d in program.definitions if d.name == _choose(program, model))
+    made = Instances(names, source, diagnostics)
+    values: dict[str, Any] = {}
+    for p in definition.parameters:
+        values[p.name] = arguments[p.name] if p.name in arguments else made.default(p, values)
+        legal = type(values[p.name]) is _PYTHON[p.type] or (p.type == "float" and type(values[p.name]) is int)
+        if not legal or (p.type == "int" and abs(values[p.name]) > MAX_SIZE):
+            raise ValueError(f"the argument {p.name} is missing or no {p.type}")
+    unknown = arguments.keys() - values.keys()
+    if unknown:
+        raise ValueError(f"{definition.name} has no argument {min(unknown)}")
+    instance = made.instance(definition, values)
+    if diagnostics:
+        raise CompileError(source, diagnostics.sorted())
+    if made.undecided:
+        raise ValueError(f"the number of layers of {definition.name} depends on more than its arguments")
+    return instance.size
+
+
+_PYTHON = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def _choose(program: s.Program, model: str) -> str:

@@ -20,6 +20,9 @@ class Quotient:
         return f"{_wrap(top)} // {_wrap(bottom)}"
 
 
+MOST_TERMS, MOST_FACTORS, MOST_TEXT, MOST_NUMBER = 200, 64, 2000, 2**63
+"""A size beyond these is refused: it takes some lines of source to let products grow without end."""
+
 Atom: TypeAlias = str | Quotient
 Monomial: TypeAlias = tuple[Atom, ...]
 
@@ -31,6 +34,8 @@ def _wrap(text: str) -> str:
 @dataclass(frozen=True)
 class Dim:
     """A size that may contain symbols; equal sizes in canonical form compare equal.
+
+    Operations raise OverflowError where a result has too many terms or factors, or leaves 64 bits.
 
     Symbols that start with an uppercase letter are sizes of tensors; others are parameters without a value.
     """
@@ -73,8 +78,13 @@ class Dim:
 
     def __mul__(self, other: Dim | int) -> Dim:
         products: dict[Monomial, int] = {}
+        others = dim(other).terms
+        if len(self.terms) * len(others) > MOST_TERMS**2:
+            raise OverflowError("a size has too many terms")
         for left, a in self.terms:
-            for right, b in dim(other).terms:
+            for right, b in others:
+                if len(left) + len(right) > MOST_FACTORS:
+                    raise OverflowError("a size has too many factors")
                 monomial = tuple(sorted((*left, *right), key=str))
                 products[monomial] = products.get(monomial, 0) + a * b
         return _canonical(products)
@@ -86,7 +96,7 @@ class Dim:
             return dim(1)
         if by is None:
             exact = _divide_exactly(self, divisor)
-            return exact if exact is not None else _atom(Quotient(self, divisor))
+            return exact if exact is not None else _divided(self, divisor)
         if by <= 0:
             raise ZeroDivisionError("a size is divided by zero or a negative number")
         whole = {m: c // by for m, c in self.terms}
@@ -142,6 +152,8 @@ def _atom(atom: Atom) -> Dim:
 
 def _canonical(terms: dict[Monomial, int]) -> Dim:
     kept = [(m, c) for m, c in terms.items() if c]
+    if len(kept) > MOST_TERMS or any(abs(c) > MOST_NUMBER for _, c in kept):
+        raise OverflowError("a size has too many terms, or leaves 64 bits")
     return Dim(tuple(sorted(kept, key=lambda t: (len(t[0]), [str(a) for a in t[0]]))))
 
 
@@ -157,7 +169,14 @@ def _quotient(top: Dim, by: int) -> Dim:
                 inner = monomial[0]
         if inner is not None and (step := inner.divisor.constant) and len(top.terms) == 1 + (constant != 0):
             return (inner.numerator + constant * step) // (step * by)
-    return _atom(Quotient(top, dim(by)))
+    return _divided(top, dim(by))
+
+
+def _divided(top: Dim, bottom: Dim) -> Dim:
+    made = Quotient(top, bottom)
+    if len(str(made)) > MOST_TEXT:
+        raise OverflowError("a size has too many divisions inside one another")
+    return _atom(made)
 
 
 def _divide_exactly(top: Dim, bottom: Dim) -> Dim | None:

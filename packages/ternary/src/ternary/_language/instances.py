@@ -78,6 +78,7 @@ class Instances:
         self.made: dict[tuple[str, tuple[Any, ...]], Instance] = {}
         self.context: list[tuple[str, Span]] = []
         self.used: set[str] = set()
+        self.undecided = False  # a number of repetitions or a choice of layers has no value
 
     def error(self, code: str, message: str, span: Span, expected: str = "", hint: str = "") -> None:
         notes = []
@@ -156,6 +157,7 @@ class Instances:
             case s.Conditional(then, condition, otherwise):
                 chosen = self.constant(condition, env)
                 if chosen is UNKNOWN:
+                    self.undecided = True
                     first = self.layer(then, env)
                     second = UNKNOWN if otherwise is None else self.layer(otherwise, env)
                     return Either(first, second, size_of(first) + size_of(second), max(map(depth_of, (first, second))))
@@ -175,6 +177,7 @@ class Instances:
                 if isinstance(count, int) and count < 0:
                     self.error("bad-value", f"repeat({count})", item.count.span, expected="0 or more")
                     count = 0
+                self.undecided |= not isinstance(count, int)
                 out.append((layer, count) if isinstance(count, int) else (UNKNOWN, 1))
             else:
                 out.append((self.layer(item, env), 1))

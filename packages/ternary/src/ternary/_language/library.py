@@ -81,7 +81,10 @@ def same(a: Any, b: Any) -> bool | None:
     """Whether two sizes are equal; None if that cannot be decided yet."""
     if _unknown(a) or _unknown(b):
         return None
-    difference = dim(a) - dim(b)
+    try:
+        difference = dim(a) - dim(b)
+    except OverflowError:
+        return None
     if difference.constant == 0:
         return True
     return False if known(difference) else None

@@ -24,12 +24,17 @@ from ternary._language.library import (
 )
 from ternary._language.names import NameChecker
 
+STEPS = 4_000
+"""Layers of which the shapes are inferred one by one, besides one for each character of the source. Repetitions that
+change no shape count once."""
+
 
 class ShapeChecker:
     """Evaluates every definition that can be, reporting what does not fit."""
 
     def __init__(self, names: NameChecker, source: SourceText, diagnostics: Diagnostics):
         self.diagnostics, self.bad = diagnostics, names.bad
+        self.steps = STEPS + len(source.text)
         self.instances = Instances(names, source, diagnostics)
         self.error, self.constant, self.size = self.instances.error, self.instances.constant, self.instances.size
 
@@ -65,12 +70,20 @@ class ShapeChecker:
 
     def apply(self, layer: Any, inputs: tuple[Tensor, ...], span: Span) -> Tensor | None:
         """Return the output of a layer, None if unknown; raises ShapeError."""
+        self.steps -= 1
+        if self.steps == 0:
+            message = "repetitions that change the shape make too many different layers to check"
+            self.error("too-large", message, span, expected=f"at most {STEPS:,} besides those written out")
+        if self.steps <= 0:
+            return None
         match layer:
             case Builtin(spec, values):
                 if len(inputs) != 1:
                     raise ShapeError(f"{spec.name} got {len(inputs)} tensors", "one")
                 try:
                     return spec.shape(values, inputs[0])
+                except OverflowError as e:
+                    raise ShapeError(str(e)) from None
                 except ShapeError as e:
                     e.assumed = self.assume(spec, values, inputs[0])
                     raise
@@ -98,7 +111,7 @@ class ShapeChecker:
         dims[at] = dim(wanted)
         try:
             return spec.shape(values, Tensor(x.dtype, tuple(dims)))
-        except (ShapeError, UndecidedError):
+        except (ShapeError, UndecidedError, OverflowError):
             return None
 
     def apply_sequence(
@@ -208,6 +221,8 @@ class ShapeChecker:
         except ShapeError as e:
             self.error("shape-mismatch", e.message, expr.span, e.expected, e.hint)
             return UNKNOWN if e.assumed is None else e.assumed
+        except OverflowError as e:
+            self.error("shape-mismatch", str(e), expr.span)
         except UndecidedError:
             pass
         return UNKNOWN

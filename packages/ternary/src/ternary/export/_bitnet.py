@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ternary._tensorheader import parse_json
 from ternary.errors import ImportFormatError
 from ternary.export._imported import TernaryTensor
 
@@ -73,9 +73,9 @@ def read_bitnet(path: str | Path, *, inverse_scale: bool | None = None) -> dict[
 
 def _inverse(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_bytes())
         kind = str(config["quantization_config"].get("linear_class", "bitlinear"))
-    except (OSError, json.JSONDecodeError, KeyError, AttributeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise ImportFormatError(
             f"{folder / 'config.json'} does not tell whether weight_scale multiplies or divides ({e}); "
             "pass inverse_scale"

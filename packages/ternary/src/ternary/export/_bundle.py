@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from ternary import _modelfile as modelfile
+from ternary._tensorheader import parse_json
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError, ManifestError
 from ternary.export._files import packed_form
@@ -162,19 +164,21 @@ def verify(directory: str | Path) -> Manifest:
     """
     directory = Path(directory)
     try:
-        raw = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        raw = parse_json((directory / MANIFEST).read_bytes())
         if raw["version"] != VERSION:
             raise ManifestError(f"{directory / MANIFEST} has version {raw['version']}; this library reads {VERSION}")
         files = tuple(ManifestFile(f["name"], f["format"], f["bytes"], f["sha256"]) for f in raw["files"])
         manifest = Manifest(raw["model"], files, raw["versions"])
+        if any(Path(f.name).name != f.name or "\0" in f.name or len(os.fsencode(f.name)) > 255 for f in files):
+            raise ManifestError(f"{directory / MANIFEST} names a file outside its folder: {[f.name for f in files]}")
     except FileNotFoundError:
         raise ManifestError(f"{directory} has no {MANIFEST}: the export is not there or not complete") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        if isinstance(e, ManifestError):
+            raise
         raise ManifestError(f"{directory / MANIFEST} is damaged: {e}") from None
     for file in manifest.files:
         path = directory / file.name
-        if Path(file.name).name != file.name:
-            raise ManifestError(f"{directory / MANIFEST} names {file.name!r}, which is outside its folder")
         if not path.is_file():
             raise ManifestError(f"{path} is missing")
         if path.stat().st_size != file.bytes or _digest(path) != file.sha256:

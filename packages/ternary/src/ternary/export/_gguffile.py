@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ternary._ggufread import F16, F32, TQ1, TQ2, Entry, read_directory, row_codes
+from ternary._tensorheader import parse_json, read_exactly
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError, ImportFormatError
 from ternary.export._files import optional, packed_form
-from ternary.export._imported import TernaryTensor, split_rows
+from ternary.export._imported import TernaryTensor
 from ternary.runtime._pack import packed_layers, parts
 
 __all__ = ["read_gguf", "to_gguf"]
 
 BLOCK = 256
 _HEADER = "ternary.layers"
+_PLAIN = {F32: "<f4", F16: "<f2", 24: "<i1", 25: "<i2", 26: "<i4", 27: "<i8", 28: "<f8"}
 _HALF_MAX, _HALF_MIN = 65504.0, 6e-8
 
 
@@ -113,48 +116,58 @@ def read_gguf(path: str | Path) -> dict[str, TernaryTensor | Tensor]:
         >>> bool((weight.values == layer.ternary_values()[0]).all())
         True
     """
-    gguf = optional("gguf", "gguf")
     path = Path(path)
-    if path.stat().st_size < 24:
-        raise ImportFormatError(f"{path} is too short for a GGUF file")
     try:
-        reader = gguf.GGUFReader(str(path))
-        tensors = {str(t.name): t for t in reader.tensors}
-        shapes = cast("dict[str, list[int]]", _json(reader, _HEADER))
-        others = cast("dict[str, list[int]]", _json(reader, "ternary.others"))
+        metadata, entries = read_directory(path)
+        shapes, others = _shapes(metadata, _HEADER), _shapes(metadata, "ternary.others")
         made: dict[str, TernaryTensor | Tensor] = {}
-        for name, tensor in tensors.items():
+        for name, entry in entries.items():
             if name.removesuffix("_scale") in shapes and name.endswith("_scale"):
                 continue
-            if np.issubdtype(tensor.data.dtype, np.integer) and tensor.tensor_type.name.startswith("I"):
-                data = torch.from_numpy(np.array(tensor.data))
+            if entry.kind in (TQ1, TQ2):
+                exact = entries.get(name + "_scale") if name in shapes else None
+                made[name] = _ternary(path, name, entry, shapes.get(name), exact)
             else:
-                data = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))
-            if tensor.tensor_type.name in ("TQ1_0", "TQ2_0"):
-                exact = tensors.get(name + "_scale") if name in shapes else None
-                made[name] = _ternary(name, data, shapes.get(name), exact)
-            else:
-                made[name] = data.reshape(others.get(name, [int(d) for d in tensor.shape][::-1]))
-    except (ValueError, KeyError, IndexError, OverflowError, RuntimeError, NotImplementedError) as e:
+                made[name] = _dense(path, name, entry).reshape(others.get(name, list(entry.shape)))
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError) as e:
         if isinstance(e, ImportFormatError):
             raise
         raise ImportFormatError(f"{path} is damaged or holds what the gguf package cannot read: {e}") from None
     return made
 
 
-def _json(reader: Any, key: str) -> dict[str, Any]:
-    field = reader.get_field(key)
-    return dict(json.loads(field.contents())) if field is not None else {}
+def _shapes(metadata: dict[str, Any], key: str) -> dict[str, list[int]]:
+    found = parse_json(metadata[key]) if key in metadata else {}
+    if not isinstance(found, dict):
+        raise ImportFormatError(f"{key} is no JSON object")
+    return found
 
 
-def _ternary(name: str, data: Tensor, shape: list[int] | None, exact: Any) -> TernaryTensor:
-    wanted = shape if shape is not None else list(data.shape)
-    columns = math.prod(wanted[1:])
-    matrix = data.reshape(wanted[0], -1)[:, :columns]
-    found = split_rows(matrix, name)
-    scale = found.scale if exact is None else torch.from_numpy(np.array(exact.data)).float().flatten()
-    if scale.shape != found.scale.shape or not torch.allclose(
-        scale.half()[found.scale != 0], found.scale[found.scale != 0].half()
-    ):
+def _dense(path: Path, name: str, entry: Entry) -> Tensor:
+    """Return a tensor of floats or whole numbers, in the shape that the file gives it."""
+    if entry.kind in _PLAIN:
+        kind = np.dtype(_PLAIN[entry.kind])
+        array = np.frombuffer(read_exactly(path, entry.offset, math.prod(entry.shape) * kind.itemsize), kind)
+        return torch.from_numpy(array.astype(np.float32) if kind == np.float16 else array).reshape(entry.shape)
+    gguf = optional("gguf", "gguf")
+    number = gguf.GGMLQuantizationType(entry.kind)
+    block, size = gguf.GGML_QUANT_SIZES[number]
+    if not entry.shape or entry.shape[-1] % block:
+        raise ImportFormatError(f"{name}: got shape {entry.shape}, wanted rows of whole blocks of {block}")
+    raw = np.frombuffer(read_exactly(path, entry.offset, math.prod(entry.shape) // block * size), np.uint8)
+    found = gguf.quants.dequantize(raw.reshape(-1, entry.shape[-1] // block * size), number)
+    return torch.from_numpy(np.array(found)).reshape(entry.shape)
+
+
+def _ternary(path: Path, name: str, entry: Entry, shape: list[int] | None, exact: Entry | None) -> TernaryTensor:
+    if not entry.shape:
+        raise ImportFormatError(f"{name}: got a single number of a ternary type")
+    wanted = list(entry.shape) if shape is None else shape
+    matrix = Entry(entry.kind, (math.prod(entry.shape[:-1]), entry.shape[-1]), entry.offset)
+    codes, found = row_codes(path, name, matrix)
+    scale = found if exact is None else _dense(path, name + "_scale", exact).float().flatten().numpy()
+    half = found.astype(np.float16)
+    if scale.shape != found.shape or not np.allclose(scale.astype(np.float16)[half != 0], half[half != 0]):
         raise ImportFormatError(f"{name}: its weight_scale does not belong to its blocks")
-    return TernaryTensor(found.values.reshape(wanted), scale)
+    values = torch.from_numpy(codes[:, : math.prod(wanted[1:])].astype(np.int8)).sub_(1)
+    return TernaryTensor(values.reshape(wanted), torch.from_numpy(np.array(scale)))

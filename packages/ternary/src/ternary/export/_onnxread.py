@@ -49,6 +49,16 @@ def read_onnx(path: str | Path) -> dict[str, TernaryTensor]:
         if isinstance(e, OSError):
             raise
         raise ImportFormatError(f"{path} is damaged or no ONNX file: {e}") from None
+    try:
+        return _weights(model, onnx)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
+        if isinstance(e, ImportFormatError):
+            raise
+        raise ImportFormatError(f"{path} is damaged: {e!r}") from None
+
+
+def _weights(model: Any, onnx: Any) -> dict[str, TernaryTensor]:
+    """Return the ternary weights of a parsed file."""
     tensors = {i.name: i for i in model.graph.initializer}
     inputs = {name for n in model.graph.node for name in n.input}
     made: dict[str, TernaryTensor] = {}

@@ -15,7 +15,9 @@ from ternary.llm._sampling import Sampling
 if TYPE_CHECKING:
     from ternary.llm._decoder import Decoder
     from ternary.llm._gguf_export import to_gguf
+    from ternary.llm._on_ray import deployment
     from ternary.llm._save import save
+    from ternary.llm._shared import publish
     from ternary.llm._transformers import TernaryForCausalLM
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
     "Sampling",
     "TernaryForCausalLM",
     "convert",
+    "deployment",
     "load",
+    "publish",
     "save",
     "to_gguf",
 ]
@@ -36,6 +40,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     homes = {"Decoder": "_decoder", "save": "_save", "TernaryForCausalLM": "_transformers", "to_gguf": "_gguf_export"}
+    homes |= {"publish": "_shared", "deployment": "_on_ray"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)

@@ -16,7 +16,7 @@ __all__ = ["ModelConfig", "rotary_tables"]
 Floats = NDArray[np.float32]
 
 _ACTIVATIONS = ("silu", "relu2")
-_MOST = 1 << 31
+_MOST, _MOST_HEAD = 1 << 31, 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse shapes that the decoder cannot run."""
         sizes = [getattr(self, name) for name in _SIZES]
-        if any(type(size) is not int or not 0 < size < _MOST for size in sizes):
-            raise ImportFormatError(f"got sizes {dict(zip(_SIZES, sizes, strict=True))}; wanted whole numbers above 0")
+        if any(type(size) is not int or not 0 < size < _MOST for size in sizes) or self.head_size > _MOST_HEAD:
+            raise ImportFormatError(
+                f"got sizes {dict(zip(_SIZES, sizes, strict=True))}; wanted whole numbers above 0, "
+                f"and heads of at most {_MOST_HEAD}"
+            )
         for name in ("hidden", "inner", "head_size"):
             if getattr(self, name) % 16:
                 raise ImportFormatError(f"got {name} = {getattr(self, name)}; the decoder takes multiples of 16")
@@ -78,8 +81,11 @@ class ModelConfig:
             raise ImportFormatError(
                 f"got the activation {self.activation!r}; the decoder has {', '.join(_ACTIVATIONS)}"
             )
-        if not 0 <= self.epsilon < 1:
+        if type(self.epsilon) not in (float, int) or not 0 <= self.epsilon < 1:
             raise ImportFormatError(f"got an epsilon of {self.epsilon}; wanted a small number, 0 or more")
+        tokens = [*self.eos, *([] if self.bos is None else [self.bos])]
+        if any(type(token) is not int for token in tokens) or not isinstance(self.rope, dict):
+            raise ImportFormatError("got an eos or bos that is no token, or rotary parameters that are no mapping")
         _frequencies(self)
 
     @classmethod
@@ -115,7 +121,7 @@ class ModelConfig:
                 eos=tuple(int(e) for e in (eos if isinstance(eos, list) else [] if eos is None else [eos])),
                 bos=None if config.get("bos_token_id") is None else int(config["bos_token_id"]),
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as e:
             if isinstance(e, ImportFormatError):
                 raise
             raise ImportFormatError(f"config.json lacks a value or has a wrong one: {e!r}") from None
@@ -146,6 +152,14 @@ def _rope(config: dict[str, Any], theta: float) -> dict[str, Any]:
 
 def _frequencies(config: ModelConfig) -> tuple[Floats, float]:
     """Return the angle per position of each pair of dimensions, and the factor of the tables."""
+    with np.errstate(all="ignore"):
+        inverse, factor = _unchecked_frequencies(config)
+    if not bool(np.isfinite(inverse).all()) or not math.isfinite(factor):
+        raise ImportFormatError(f"the rotary parameters {config.rope} lead to angles that are not finite")
+    return inverse, factor
+
+
+def _unchecked_frequencies(config: ModelConfig) -> tuple[Floats, float]:
     rope, size = config.rope, config.head_size
     kind = rope.get("rope_type", "default")
     try:
@@ -166,7 +180,7 @@ def _frequencies(config: ModelConfig) -> tuple[Floats, float]:
             return _llama3(rope, inverse, factor), 1.0
         if kind == "yarn":
             return _yarn(rope, power, factor, config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as e:
         if isinstance(e, ImportFormatError):
             raise
         raise ImportFormatError(f"the rotary parameters {rope} lack a value or have a wrong one: {e!r}") from None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Literal
 
-from ternary.errors import ImportFormatError
+from ternary.errors import ImportFormatError, ModelFileError, TernaryError
 from ternary.llm._gguf import GGUFFile
 from ternary.llm._huggingface import HuggingFaceFolder
 from ternary.llm._model import Model
-from ternary.llm._modelfile import open_file, read_header
+from ternary.llm._modelfile import FORMAT, VERSION, open_file, read_header
+from ternary.llm._shared import Reference
 from ternary.llm._source import Source, write_model
 
 __all__ = ["convert", "load"]
@@ -40,7 +42,17 @@ def convert(source: str | Path, path: str | Path, *, weights: Weights | None = N
     """
     if weights not in (None, "exact", "absmean"):
         raise ValueError(f"got weights={weights!r}; wanted 'exact' or 'absmean'")
-    write_model(_open_source(Path(source), weights), path)
+    _write(_open_source(Path(source), weights), Path(source), path)
+
+
+def _write(opened: Source, source: Path, path: str | Path) -> None:
+    """Write the model file; what damage in the source leads to inside numpy becomes an error of the source."""
+    try:
+        write_model(opened, path)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        if isinstance(e, TernaryError):
+            raise
+        raise ImportFormatError(f"{source} is damaged: {e!r}") from None
 
 
 def _open_source(source: Path, weights: Weights | None) -> Source:
@@ -53,14 +65,16 @@ def _open_source(source: Path, weights: Weights | None) -> Source:
     raise ImportFormatError(f"{source} is neither a Hugging Face folder nor a GGUF file")
 
 
-def load(path: str | Path, *, kernel: str = "auto", threads: int = 0, cache_bits: int = 16, context: int = 0) -> Model:
+def load(
+    path: str | Path | Reference, *, kernel: str = "auto", threads: int = 0, cache_bits: int = 16, context: int = 0
+) -> Model:
     """Open a language model.
 
     A model file opens in milliseconds. A Hugging Face folder or a GGUF file is converted once, to a file in the user's
     cache folder (`$XDG_CACHE_HOME/pentad-ternary`), which later calls open while the source is unchanged.
 
     Args:
-        path: A model file of `convert`, a Hugging Face folder or a GGUF file.
+        path: A model file of `convert`, a Hugging Face folder, a GGUF file, or a reference of `publish`.
         kernel: "auto" for the fastest kernel of this machine, or a name from `ternary.runtime.available_kernels()`.
         threads: Threads of a step, 0 for one per processor.
         cache_bits: Bits of the keys and values that are kept, 8 or 16.
@@ -82,23 +96,41 @@ def load(path: str | Path, *, kernel: str = "auto", threads: int = 0, cache_bits
         >>> llm.load(path, threads=1).logits([1, 2, 3]).shape
         (3, 64)
     """
-    path = Path(path)
-    if path.is_dir() or read_header(path) is None:
-        path = _converted(path)
-    return Model(open_file(path), kernel=kernel, threads=threads, cache_bits=cache_bits, context=context)
+    if isinstance(path, str | Path):
+        path = Path(path)
+        file = open_file(_converted(path) if path.is_dir() or read_header(path) is None else path)
+    else:
+        file = path.load()
+    return Model(file, kernel=kernel, threads=threads, cache_bits=cache_bits, context=context)
 
 
 def _converted(source: Path) -> Path:
     """Return the model file of a source in the cache folder, made now if it is not there."""
     files = sorted(f for f in source.iterdir() if f.is_file()) if source.is_dir() else [source]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{FORMAT} {VERSION}\n".encode())
     for file in files:
         status = file.stat()
-        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        # The time of the last change of the entry, which a copy that keeps its modification time does not keep.
+        changed = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        digest.update(f"{file.resolve()} {changed}\n".encode(errors="surrogateescape"))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pentad-ternary"
     made = folder / f"{source.resolve().stem}-{digest.hexdigest()[:16]}.ternary"
     if not made.exists():
         opened = _open_source(source, None)  # refuse before a folder is made
-        folder.mkdir(parents=True, exist_ok=True)
-        write_model(opened, made)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_foreign(folder)
+        _write(opened, source, made)
+    _refuse_foreign(folder)
     return made
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a cache folder into which another user can put a model."""
+    if not hasattr(os, "geteuid"):
+        return
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ModelFileError(
+            f"{folder} belongs to another user, or others can write to it; make it yours with mode 0700, set "
+            "XDG_CACHE_HOME, or convert to a file of your own"
+        )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ternary.errors import ModelClosedError
 from ternary.llm._cache import LANES, Cache, Row
 from ternary.llm._config import rotary_tables
 from ternary.llm._matrices import TernaryMatrix
@@ -83,6 +84,10 @@ class FallbackModel:
         self.vocabulary: int = file.config.vocabulary
         self._tables = rotary_tables(file.config, -(-positions // LANES) * LANES)
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file = self._file.without_tensors()
+
     def new_cache(self, capacity: int) -> Cache:
         """Return an empty cache for a sequence of up to `capacity` positions."""
         return Cache(self._file, capacity, self._bits)
@@ -90,6 +95,8 @@ class FallbackModel:
     def run(self, rows: Sequence[Row]) -> Floats:
         """Run the rows of one step; return logits of shape (rows with `logits`, vocabulary)."""
         tensors, config = self._file.tensors, self._config
+        if not tensors:
+            raise ModelClosedError("the model is closed")
         tokens = [row.token for row in rows]
         x = tensors["embedding"][tokens].astype(np.float32) * tensors["embedding.scale"][tokens][:, None]
         for layer in range(config.layers):

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._ggufread import BF16, F16, F32, I2S, TQ1, TQ2, Entry, read_directory, refuse_code_3, row_codes
+from ternary._tensorheader import read_exactly
 from ternary.errors import ImportFormatError, MissingExtraError
 from ternary.llm._config import ModelConfig
 from ternary.llm._gguf_tokenizer import tokenizer_json
 from ternary.llm._matrices import TernaryMatrix, exact_rows, from_codes
-from ternary.llm._tensorfile import read_exactly, widen_bfloat16
+from ternary.llm._tensorfile import widen_bfloat16
 
-__all__ = ["GGUFFile", "read_directory"]
+__all__ = ["GGUFFile"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-MAGIC = b"GGUF"
-_MOST_HEADER = 512 << 20
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
-_F32, _F16, _BF16, _TQ1, _TQ2, _I2S = 0, 1, 30, 34, 35, 36
-_BLOCK = 256
 _ROWS = 32 << 20
 _ARCHITECTURES = ("llama", "bitnet", "bitnet-b1.58", "bitnet-25")
 _NAMES = {
@@ -46,80 +40,6 @@ _NAMES = {
     "attention_sub_norm": "attn_sub_norm",
     "feed_sub_norm": "ffn_sub_norm",
 }
-
-
-class _Header:
-    """Reads the numbers and texts at the start of a GGUF file, never past its end."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._data = memoryview(read_exactly(path, 0, min(os.stat(path).st_size, _MOST_HEADER)))
-        self.at = 0
-
-    def take(self, size: int) -> memoryview:
-        if size < 0 or self.at + size > len(self._data):
-            raise ImportFormatError(f"{self._path} is damaged or cut off: its header ends early")
-        self.at += size
-        return self._data[self.at - size : self.at]
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def text(self) -> str:
-        return bytes(self.take(self.number("<Q"))).decode("utf-8", errors="surrogateescape")
-
-    def value(self, kind: int, depth: int = 0) -> Any:
-        if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
-        if kind == _STRING:
-            return self.text()
-        if kind != _ARRAY or depth > 1:
-            raise ImportFormatError(f"{self._path} has a metadata value of type {kind}, which GGUF does not have")
-        inner, count = self.number("<I"), self.number("<Q")
-        if inner in _SCALARS:
-            form = _SCALARS[inner]
-            return np.frombuffer(self.take(count * struct.calcsize(form)), form.replace("?", "?")).tolist()
-        return [self.value(inner, depth + 1) for _ in range(count)]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor of a GGUF file: its type's number, its shape (rows first), and where its bytes start."""
-
-    kind: int
-    shape: tuple[int, ...]
-    offset: int
-
-
-def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
-    """Return the metadata and the tensors' places of a GGUF file of version 2 or 3.
-
-    Raises:
-        ImportFormatError: The file is damaged, cut off, or of another version.
-    """
-    header = _Header(path)
-    if bytes(header.take(4)) != MAGIC:
-        raise ImportFormatError(f"{path} is no GGUF file")
-    version = header.number("<I")
-    if version not in (2, 3):
-        raise ImportFormatError(f"{path} has GGUF version {version}; this library reads 2 and 3, little-endian")
-    tensor_count, value_count = header.number("<Q"), header.number("<Q")
-    metadata = {}
-    for _ in range(value_count):
-        name = header.text()
-        metadata[name] = header.value(header.number("<I"))
-    found = {}
-    for _ in range(tensor_count):
-        name, dimensions = header.text(), header.number("<I")
-        if dimensions > 4:
-            raise ImportFormatError(f"{path}: {name} has {dimensions} dimensions; GGUF tensors have up to 4")
-        shape = tuple(header.number("<Q") for _ in range(dimensions))[::-1]
-        found[name] = (header.number("<I"), shape, header.number("<Q"))
-    alignment = int(metadata.get("general.alignment", 32))
-    if alignment < 1:
-        raise ImportFormatError(f"{path} has an alignment of {alignment}")
-    start = -(-header.at // alignment) * alignment
-    return metadata, {name: Entry(kind, shape, start + offset) for name, (kind, shape, offset) in found.items()}
 
 
 class GGUFFile:
@@ -144,11 +64,15 @@ class GGUFFile:
             raise ImportFormatError(f"got a GGUF of architecture {self._architecture!r}; this library runs {known}")
         try:
             self.config = self._read_config()
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+            self.tokenizer, texts = tokenizer_json(self._values)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
             if isinstance(e, ImportFormatError):
                 raise
             raise ImportFormatError(f"{path} lacks a metadata value or has a wrong one: {e!r}") from None
-        self.tokenizer, texts = tokenizer_json(self._values)
+        if self.config.layers > len(self._tensors):
+            raise ImportFormatError(
+                f"{path} has {len(self._tensors)} tensors, too few for the {self.config.layers} layers of its metadata"
+            )
         self.metadata: dict[str, Any] = {"source": path.stem, **texts}
 
     def _read_config(self) -> ModelConfig:
@@ -217,10 +141,10 @@ class GGUFFile:
         """Return rows of a tensor as float32; a vector is one row."""
         entry = self._entry(name)
         width = entry.shape[-1]
-        if entry.kind in (_F32, _F16, _BF16):
-            size = 4 if entry.kind == _F32 else 2
+        if entry.kind in (F32, F16, BF16):
+            size = 4 if entry.kind == F32 else 2
             raw = read_exactly(self._path, entry.offset + first * width * size, count * width * size)
-            if entry.kind == _BF16:
+            if entry.kind == BF16:
                 return widen_bfloat16(np.frombuffer(raw, "<u2")).reshape(count, width)
             return np.frombuffer(raw, "<f4" if size == 4 else "<f2").reshape(count, width).astype(np.float32)
         gguf = _gguf()
@@ -264,13 +188,13 @@ class GGUFFile:
         if len(entry.shape) != 2 or entry.shape[1] % 16:
             raise ImportFormatError(f"{full}: got shape {entry.shape}, wanted a matrix with 16 n columns")
         readers: dict[int, Callable[[str, Entry], tuple[Bytes, Floats]]] = {
-            _TQ1: self._blocks,
-            _TQ2: self._blocks,
-            _I2S: self._i2s,
+            TQ1: partial(row_codes, self._path),
+            TQ2: partial(row_codes, self._path),
+            I2S: self._i2s,
         }
         if entry.kind in readers:
             codes, scale = readers[entry.kind](full, entry)
-        elif entry.kind in (_F32, _F16, _BF16):
+        elif entry.kind in (F32, F16, BF16):
             codes, scale = exact_rows(self._read(full, 0, entry.shape[0]), full)
         else:
             raise ImportFormatError(f"{full}: its type {entry.kind} is not ternary; wanted TQ1_0, TQ2_0 or I2_S")
@@ -289,50 +213,8 @@ class GGUFFile:
         raw = np.frombuffer(read_exactly(self._path, entry.offset, count // 4 + 4), np.uint8)
         packed = raw[:-4].reshape(-1, 1, 32)
         codes = (packed >> np.array([6, 4, 2, 0], np.uint8)[None, :, None] & 3).reshape(entry.shape)
-        _refuse_code_3(codes, name)
+        refuse_code_3(codes, name)
         return codes.astype(np.uint8), np.full(entry.shape[0], raw[-4:].view("<f4")[0], np.float32)
-
-    def _blocks(self, name: str, entry: Entry) -> tuple[Bytes, Floats]:
-        """TQ1_0 or TQ2_0: blocks of 256 weights of a row with a scale each; all of a row must have the same."""
-        rows, columns = entry.shape
-        if columns % _BLOCK:
-            raise ImportFormatError(f"{name}: got {columns} columns; TQ blocks hold {_BLOCK}")
-        size = 54 if entry.kind == _TQ1 else 66
-        raw = np.frombuffer(read_exactly(self._path, entry.offset, rows * columns // _BLOCK * size), np.uint8)
-        blocks = raw.reshape(-1, size)
-        codes = _tq1_codes(blocks) if entry.kind == _TQ1 else _tq2_codes(blocks)
-        _refuse_code_3(codes, name)
-        scale = np.ascontiguousarray(blocks[:, -2:]).view("<f2").astype(np.float32).reshape(rows, -1)
-        # A block of zeros has a scale of 0 and fits any.
-        most = np.abs(scale).max(axis=1)
-        codes = codes.reshape(rows, columns)
-        empty = (codes.reshape(rows, -1, _BLOCK) == 1).all(axis=2)
-        codes = np.where(np.repeat(scale < 0, _BLOCK, axis=1), 2 - codes, codes).astype(np.uint8)
-        codes = np.where(np.repeat(scale == 0, _BLOCK, axis=1), 1, codes).astype(np.uint8)
-        if not bool(((np.abs(scale) == most[:, None]) | empty | (scale == 0)).all()):
-            raise ImportFormatError(f"{name}: the blocks of a row have different scales; these weights are not ternary")
-        return codes, most
-
-
-def _tq2_codes(blocks: Bytes) -> Bytes:
-    packed = blocks[:, :64].reshape(-1, 2, 1, 32)
-    codes = packed >> np.array([0, 2, 4, 6], np.uint8)[None, None, :, None] & 3
-    return codes.astype(np.uint8).reshape(len(blocks), _BLOCK)
-
-
-def _tq1_codes(blocks: Bytes) -> Bytes:
-    """Five digits a byte as a fraction of 256: each multiplication by 3 brings the next digit to the top."""
-    parts = []
-    for begin, end, digits in ((0, 32, 5), (32, 48, 5), (48, 52, 4)):
-        powers = np.array([1, 3, 9, 27, 81][:digits], np.uint8)[None, :, None]
-        shifted = blocks[:, None, begin:end] * powers
-        parts.append(((shifted.astype(np.uint16) * 3) >> 8).astype(np.uint8).reshape(len(blocks), -1))
-    return np.concatenate(parts, axis=1)
-
-
-def _refuse_code_3(codes: NDArray[Any], name: str) -> None:
-    if codes.size and int(codes.max()) == 3:
-        raise ImportFormatError(f"{name}: got a code that stands for no ternary value; the file is damaged")
 
 
 def _gguf() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._tensorheader import parse_json
 from ternary.errors import ImportFormatError
 from ternary.llm._config import ModelConfig
 from ternary.llm._matrices import TernaryMatrix, exact_rows, from_codes
@@ -32,6 +32,8 @@ _NAMES = {
     "attention_sub_norm": "self_attn.attn_sub_norm",
     "feed_sub_norm": "mlp.ffn_sub_norm",
 }
+_MOST_JSON = 32 << 20
+"""Longest file of settings that is read, in bytes."""
 _GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
 
 
@@ -48,6 +50,14 @@ class HuggingFaceFolder:
     """
 
     def __init__(self, folder: Path, weights: str | None = None):
+        try:
+            self._read(folder, weights)
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
+            if isinstance(e, ImportFormatError):
+                raise
+            raise ImportFormatError(f"{folder}: a setting has a wrong type or value: {e!r}") from None
+
+    def _read(self, folder: Path, weights: str | None) -> None:
         given = _json(folder / "config.json")
         self.config = ModelConfig.from_hugging_face(given)
         method = given.get("quantization_config") or {}
@@ -63,6 +73,10 @@ class HuggingFaceFolder:
             self._tensors |= safetensors_in(file)
         if not self._tensors:
             raise ImportFormatError(f"{folder} holds no .safetensors file with weights")
+        if self.config.layers > len(self._tensors):
+            raise ImportFormatError(
+                f"{folder} has {len(self._tensors)} tensors, too few for the {self.config.layers} layers of config.json"
+            )
         tokenizer = folder / "tokenizer.json"
         self.tokenizer = tokenizer.read_bytes() if tokenizer.exists() else b""
         self.metadata = _metadata(folder, self.config)
@@ -143,10 +157,14 @@ def _absmean(rows: Floats, name: str) -> TernaryMatrix:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MOST_JSON:
+            raise ImportFormatError(f"{path} has {path.stat().st_size} bytes; settings have at most {_MOST_JSON}")
+        found = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise ImportFormatError(f"{path} is missing") from None
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
+        if isinstance(e, ImportFormatError):
+            raise
         raise ImportFormatError(f"{path} is no JSON file: {e}") from None
     if not isinstance(found, dict):
         raise ImportFormatError(f"{path} holds no JSON object")

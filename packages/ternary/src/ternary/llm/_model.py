@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary.errors import ChatTemplateError, ContextLengthError
+from ternary.errors import ChatTemplateError, ContextLengthError, ModelFileError
 from ternary.llm._cache import Cache, Row
 from ternary.llm._config import ModelConfig
 from ternary.llm._engine import Engine, open_engine
@@ -62,8 +62,29 @@ class Model:
         given = {**file.metadata, "bos": file.config.bos}
         self._tokenizer = Tokenizer(text, given) if text is not None else None
         self._ends = frozenset(file.metadata.get("stop_tokens", file.config.eos))
+        try:
+            self.sampling()
+        except (TypeError, ValueError) as e:
+            raise ModelFileError(f"{file.path}: its settings for generation are damaged: {e}") from None
         self._lock = threading.Lock()
         self._idle: tuple[Cache, list[int]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the weights, the caches and the mapped file. A step that runs ends first; later ones fail.
+
+        A closed model raises `ModelClosedError`. Memory that other objects still refer to, such as a running
+        `Generation`, is freed with them.
+        """
+        with self._lock:
+            self._idle = None
+            self._engine.close()
+            self._file = self._file.without_tensors()
 
     @property
     def config(self) -> ModelConfig:
@@ -169,7 +190,8 @@ class Model:
     def give_back(self, cache: Cache, tokens: list[int]) -> None:
         """Keep the cache of a sequence that has ended, for one that begins alike."""
         with self._lock:
-            self._idle = (cache, tokens)
+            if self._file.tensors:
+                self._idle = (cache, tokens)
 
 
 class Generation:

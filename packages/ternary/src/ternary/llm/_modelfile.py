@@ -8,26 +8,38 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._tensorheader import parse_json, read_tensor_header
 from ternary._wholefile import whole_file
 from ternary.errors import ImportFormatError, ModelFileError
 from ternary.llm._config import ModelConfig
 from ternary.llm._matrices import TernaryMatrix
 
-__all__ = ["MATRICES", "ModelFile", "Writer", "matrix_shapes", "open_file", "read_header", "writing"]
+__all__ = [
+    "FORMAT",
+    "MATRICES",
+    "VERSION",
+    "ModelFile",
+    "Writer",
+    "matrix_shapes",
+    "open_file",
+    "read_header",
+    "writing",
+]
 
 FORMAT, VERSION = "pentad-ternary-llm", 1
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 """The ternary matrices of a layer."""
 _ALIGNMENT = 64
 _TYPES: dict[str, Any] = {"U8": np.uint8, "I8": np.int8, "F32": np.float32}
-_MOST_HEADER = 100_000_000
+_LAYER_TENSORS = 16
+"""Tensors that a layer has at least."""
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -149,6 +161,10 @@ class ModelFile:
     metadata: dict[str, Any]
     tensors: dict[str, NDArray[Any]]
 
+    def without_tensors(self) -> ModelFile:
+        """Return what is left when the weights are let go."""
+        return replace(self, tensors={})
+
     def matrix(self, name: str) -> TernaryMatrix:
         """Return a ternary matrix, such as `layers.0.q`."""
         return TernaryMatrix(
@@ -158,7 +174,10 @@ class ModelFile:
     def tokenizer(self) -> str | None:
         """Return the tokenizer as JSON of the `tokenizers` library, or None."""
         data = self.tensors.get("tokenizer")
-        return None if data is None else data.tobytes().decode("utf-8")
+        try:
+            return None if data is None else data.tobytes().decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise ModelFileError(f"{self.path}: the tokenizer is damaged: {e}") from None
 
     def matrices(self) -> Iterator[tuple[str, TernaryMatrix]]:
         """Return every ternary matrix with its name."""
@@ -169,20 +188,14 @@ class ModelFile:
 
 def read_header(path: Path) -> dict[str, Any] | None:
     """Return the header of a safetensors file with a `ternary` language model, or None for another file."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_MOST_HEADER, path.stat().st_size - 8):
-            return None
-        text = file.read(length)
     try:
-        header = json.loads(text)
-        found = json.loads(header["__metadata__"]["ternary"])
+        header, start = read_tensor_header(path)
+        found = parse_json(header["__metadata__"]["ternary"])
         if found["format"] != FORMAT:
             return None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return {"tensors": header, "start": 8 + length, **found}
+    return {**found, "tensors": header, "start": start}
 
 
 def open_file(path: str | Path) -> ModelFile:
@@ -196,15 +209,17 @@ def open_file(path: str | Path) -> ModelFile:
     header = read_header(path)
     if header is None:
         raise ModelFileError(f"{path} is no model file of ternary.llm; convert it with ternary.llm.convert")
-    if header["version"] != VERSION:
-        raise ModelFileError(f"{path} has version {header['version']}; this library reads version {VERSION}")
-    try:
-        config = ModelConfig.from_dict(header["config"])
-    except (ImportFormatError, TypeError) as e:
-        raise ModelFileError(f"{path}: {e}") from None
+    if header.get("version") != VERSION:
+        raise ModelFileError(f"{path} has version {header.get('version')}; this library reads version {VERSION}")
     table = header["tensors"]
-    length = table.get("tokenizer", {}).get("shape", [0])[0]
-    wanted = _layout(config, length if type(length) is int else 0)
+    try:
+        config = ModelConfig.from_dict(header.get("config", {}))
+        length = table["tokenizer"]["shape"][0] if "tokenizer" in table else 0
+    except (ImportFormatError, LookupError, TypeError) as e:
+        raise ModelFileError(f"{path}: {e}") from None
+    if config.layers > len(table) // _LAYER_TENSORS:
+        raise ModelFileError(f"{path} has {len(table)} tensors, too few for the {config.layers} layers of its shape")
+    wanted = _layout(config, length if type(length) is int and length > 0 else 0)
     end = header["start"] + sum(_size(*entry) for entry in wanted.values())
     if os.stat(path).st_size != end:
         raise ModelFileError(f"{path} has {os.stat(path).st_size} bytes; its header says {end}. The file is cut off")
@@ -220,4 +235,17 @@ def open_file(path: str | Path) -> ModelFile:
         tensors[name] = mapped[offset : offset + size].view(_TYPES[dtype]).reshape(shape)
         offset += size
     extra = {k: v for k, v in header.items() if k not in ("tensors", "start", "format", "version", "config")}
-    return ModelFile(path, config, extra, tensors)
+    return ModelFile(path, config, _checked_metadata(extra, path), tensors)
+
+
+_METADATA = {"chat_template": str, "generation": dict, "stop_tokens": list, "bos_token": str, "eos_token": str}
+
+
+def _checked_metadata(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Refuse metadata whose type would fail later."""
+    for name, kind in _METADATA.items():
+        if name in given and not isinstance(given[name], kind):
+            raise ModelFileError(f"{path}: {name} is {type(given[name]).__name__}, wanted {kind.__name__}")
+    if any(type(token) is not int for token in given.get("stop_tokens", [])):
+        raise ModelFileError(f"{path}: a stop token is no whole number")
+    return given

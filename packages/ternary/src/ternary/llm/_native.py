@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary.errors import ModelClosedError
 from ternary.llm._cache import LANES, Cache, Row
 from ternary.llm._config import rotary_tables
 from ternary.llm._modelfile import MATRICES, ModelFile
@@ -85,6 +86,14 @@ class NativeModel:
         )
         self._scratch = np.empty(0, np.uint8)
         self._one_step = threading.Lock()
+        self._open = True
+
+    def close(self) -> None:
+        """Let go of the file, after the step that runs."""
+        with self._one_step:
+            self._open = False
+            self._scratch = np.empty(0, np.uint8)
+            self._file = self._file.without_tensors()
 
     def _address(self, name: str) -> int:
         array = self._file.tensors.get(name)
@@ -105,6 +114,8 @@ class NativeModel:
         table = np.array([(r.token, r.position, r.logits, r.cache.address) for r in rows], np.int64).reshape(-1, 4)
         need = self._library.ternary_llm_scratch(self._words.ctypes.data, len(rows))
         with self._one_step:
+            if not self._open:
+                raise ModelClosedError("the model is closed")
             if len(self._scratch) < need:
                 self._scratch = np.empty(need, np.uint8)
             step = np.array(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._tensorheader import read_exactly, read_tensor_header
 from ternary.errors import ImportFormatError
 
-__all__ = ["Tensor", "read_exactly", "safetensors_in", "widen_bfloat16"]
+__all__ = ["Tensor", "safetensors_in", "widen_bfloat16"]
 
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
 _BLOCK = 32 << 20
-
-
-def read_exactly(path: Path, offset: int, size: int) -> bytearray:
-    """Return so many bytes of a file from `offset` on.
-
-    Raises:
-        ImportFormatError: The file ends before.
-    """
-    buffer = bytearray(size)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        view, done = memoryview(buffer), 0
-        while done < size:
-            got = file.readinto(view[done:])
-            if not got:
-                raise ImportFormatError(f"{path} is cut off: it ends {size - done} bytes early")
-            done += got
-    return buffer
 
 
 def widen_bfloat16(data: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -82,12 +63,8 @@ def safetensors_in(path: Path) -> dict[str, Tensor]:
         ImportFormatError: The file is damaged or holds a dtype that no weight has.
     """
     size = os.stat(path).st_size
-    start = read_exactly(path, 0, 8) if size >= 8 else bytearray(8)
-    length = struct.unpack("<Q", start)[0]
-    if not 2 <= length <= min(size - 8, 100_000_000):
-        raise ImportFormatError(f"{path} is damaged or no safetensors file: its header has {length} bytes")
     try:
-        header = json.loads(read_exactly(path, 8, length))
+        header, start = read_tensor_header(path)
         found = {}
         for name, entry in header.items():
             if name == "__metadata__":
@@ -98,11 +75,11 @@ def safetensors_in(path: Path) -> dict[str, Tensor]:
                 continue  # nothing that a weight is stored in
             if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
                 raise ImportFormatError(f"{path}: {name} has an impossible shape or place")
-            if end - begin != math.prod(shape) * _SIZES[entry["dtype"]] or 8 + length + end > size:
+            if end - begin != math.prod(shape) * _SIZES[entry["dtype"]] or start + end > size:
                 raise ImportFormatError(f"{path}: {name} does not fit its place in the file; the file is cut off")
-            found[name] = Tensor(name, path, 8 + length + begin, entry["dtype"], shape)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            found[name] = Tensor(name, path, start + begin, entry["dtype"], shape)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, ImportFormatError):
             raise
-        raise ImportFormatError(f"{path} is damaged or no safetensors file: {e!r}") from None
+        raise ImportFormatError(f"{path} is damaged or no safetensors file: {e}") from None
     return found

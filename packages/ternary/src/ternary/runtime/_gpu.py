@@ -1,10 +1,11 @@
 """The packed matrix product as a Triton kernel, for CUDA and for Triton's interpreter on a CPU.
 
-The tests run it through the interpreter; it has not run on a GPU yet.
+The tests run it through the interpreter and compile it for five generations of GPUs; it has not run on a GPU yet.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 from typing import Any
@@ -14,10 +15,15 @@ from torch import Tensor
 
 from ternary.errors import KernelUnavailableError
 from ternary.runtime._fallback import quantize
+from ternary.runtime._layout import tile_shape
 
-__all__ = ["is_available", "linear", "linear_sums"]
+__all__ = ["LOWEST", "is_available", "linear", "linear_sums", "why_not"]
 
 _BLOCK_M, _BLOCK_N, _BLOCK_BYTES = 16, 64, 32
+
+
+LOWEST = (8, 0)
+"""The compute capability from which on Triton compiles products of 8-bit integers; a T4 has 7.5, a V100 7.0."""
 
 
 def is_available() -> bool:
@@ -59,6 +65,24 @@ def _kernel() -> Any:
     return multiply
 
 
+@functools.cache
+def why_not(device: torch.device) -> str | None:
+    """Return why the kernel cannot be used on a CUDA device, or None; found out by using it once."""
+    if not is_available():
+        return "triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LOWEST:
+        found, wanted = (".".join(map(str, version)) for version in (capability, LOWEST))
+        return f"Triton needs compute capability {wanted} for 8-bit products, and {device} has {found}"
+    try:
+        q = torch.full((1, 20), 3, dtype=torch.int8, device=device)
+        tiles = torch.full(tile_shape(2, 20, bits=2), 0xAA, dtype=torch.uint8, device=device)  # all weights are 1
+        sums = linear_sums(q, tiles, 2).tolist()
+    except Exception as error:
+        return f"{type(error).__name__} on {device}: {(str(error).splitlines() or [''])[0]}"
+    return None if sums == [[60, 60]] else f"wrong sums on {device}: {sums}"
+
+
 def linear_sums(q: Tensor, tiles: Tensor, n: int) -> Tensor:
     """int32 (M, n) products of int8 (M, K) activations with tiled weights."""
     rows, k = q.shape
@@ -67,7 +91,9 @@ def linear_sums(q: Tensor, tiles: Tensor, n: int) -> Tensor:
     if rows and n and k:
         padded = torch.nn.functional.pad(q, (0, k16 * 16 - k)).contiguous()
         grid = (-(-rows // _BLOCK_M), -(-n // _BLOCK_N))
-        _kernel()[grid](padded, tiles, out, rows, n, k16, _BLOCK_M, _BLOCK_N, _BLOCK_BYTES)
+        # Triton launches on the current device, which need not be the tensors'.
+        with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+            _kernel()[grid](padded, tiles, out, rows, n, k16, _BLOCK_M, _BLOCK_N, _BLOCK_BYTES)
     return out
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ternary._torch_private import version_of
-from ternary.errors import LayerShapeError
+from ternary.errors import KernelUnavailableError, LayerShapeError
 from ternary.runtime import _fallback as fallback
 from ternary.runtime import _gpu as gpu
 from ternary.runtime import _native as native
@@ -130,15 +130,27 @@ def _linear_cpu(
     return y if plain else y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
+def on_triton(path: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether a device other than the CPU multiplies by the Triton kernel.
+
+    Raises:
+        KernelUnavailableError: The path is "triton", and the device cannot use it.
+    """
+    if path == "triton" and device.type == "cuda" and (reason := gpu.why_not(device)):
+        raise KernelUnavailableError(f'got kernel="triton": {reason}; use "auto" or "torch"')
+    if path == "auto":
+        return dtype == torch.uint8 and device.type == "cuda" and gpu.why_not(device) is None
+    return path == "triton"
+
+
 def _linear_elsewhere(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, path: str = "auto", threads: int = 0
 ) -> Tensor:
     del threads  # of the native core
     check_linear(x, weight, scale, bias)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    able = weight.dtype == torch.uint8 and x.is_cuda and gpu.is_available()
-    on_triton = path == "triton" or (path == "auto" and able)
-    y = _without_autocast(gpu.linear if on_triton else fallback.linear, rows, weight, scale, bias)
+    compute = gpu.linear if on_triton(path, weight.dtype, x.device) else fallback.linear
+    y = _without_autocast(compute, rows, weight, scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 

@@ -38,11 +38,30 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--steps", type=positive, metavar="N", help="work units per task; the same answers on every machine"
     )
     parser.add_argument("--memory", type=_bytes, default="10GB", metavar="SIZE", help="per task (default 10GB)")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
-    parser.add_argument("--backend", default="grid", help="grid (default), lm, vit or package.module:Class")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the backend, as JSON; repeatable"
+        "--total",
+        type=_seconds,
+        metavar="TIME",
+        help="for all tasks together: 90min, 11.5h; --budget then limits a try",
+    )
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="tasks at a time (default 1; one a GPU; with --ray all CPUs)"
+    )
+    parser.add_argument("--gpu-tasks", type=positive, default=1, metavar="N", help="tasks that share a GPU (default 1)")
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="only part I of N of the tasks, see ttt merge")
+    parser.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
+    parser.add_argument(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help="grid (default), lm, vit or package.module:Class; with --total repeatable, and they take turns",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the backend, as JSON; repeatable; with several backends NAME.KEY=VALUE",
     )
     parser.add_argument("--ray", action="store_true", help="solve on a Ray cluster (extra ray)")
     parser.add_argument("--fresh", action="store_true", help="start anew, in a folder of its own")
@@ -87,31 +106,42 @@ def _argument(parse: Callable[[str], T], text: str) -> T:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/4")
+    return int(number), int(of)
+
+
 def budget_of(args: argparse.Namespace) -> Budget:
-    """Return the budget that the arguments describe: 60 s, unless time or steps are given."""
-    seconds = args.budget if args.budget is not None else (None if args.steps else 60.0)
+    """Return the budget that the arguments describe: 60 s, unless time, steps or a total are given."""
+    seconds = args.budget if args.budget is not None else (None if args.steps or args.total else 60.0)
     return Budget(seconds=seconds, memory=args.memory, steps=args.steps)
 
 
-def backend_of(args: argparse.Namespace) -> Backend:
-    """Return the backend that the arguments name, with its settings."""
-    settings = {}
+def backends_of(args: argparse.Namespace) -> list[Backend]:
+    """Return the backends that the arguments name, each with its settings."""
+    names: list[str] = args.backend or ["grid"]
+    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for item in args.set:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise InvalidBackendError(f"--set {item!r}: wanted KEY=VALUE")
+        key, equals, text = item.partition("=")
+        name, dot, own = key.rpartition(".")
+        if not equals or (dot and name not in settings) or (not dot and len(settings) > 1):
+            wanted = "KEY=VALUE" if len(settings) == 1 else f"NAME.KEY=VALUE, with a name of {', '.join(settings)}"
+            raise InvalidBackendError(f"--set {item!r}: wanted {wanted}")
         try:
-            settings[key] = json.loads(value)
+            value = json.loads(text)
         except ValueError:
-            settings[key] = value
-    return named_backend(args.backend, **settings)
+            value = text
+        settings[name if dot else names[0]][own] = value
+    return [named_backend(name, **settings[name]) for name in settings]
 
 
 def make_run(args: argparse.Namespace, tasks: TaskSet, folder: Path) -> Run:
     """Return the run that the arguments describe."""
     return run(
         tasks,
-        backend=backend_of(args),
+        backend=backends_of(args),
         budget=budget_of(args),
         workers=args.workers,
         seed=args.seed,
@@ -120,7 +150,17 @@ def make_run(args: argparse.Namespace, tasks: TaskSet, folder: Path) -> Run:
         cache=args.cache,
         pool="ray" if args.ray else "local",
         calibration=args.calibration,
+        total=args.total,
+        gpu_tasks=args.gpu_tasks,
     )
+
+
+def part_of(tasks: TaskSet, shard: tuple[int, int] | None) -> TaskSet:
+    """Return the part of the tasks that `--shard` names; refused tasks belong to the first part."""
+    if shard is None:
+        return tasks
+    number, of = shard
+    return TaskSet(tasks.tasks[number - 1 :: of], tasks.rejected if number == 1 else ())
 
 
 def warn_rejected(tasks: TaskSet) -> None:

@@ -28,7 +28,7 @@ class Display:
         self._calibrated = calibrated
         self._begun = time.monotonic()
         self._running: dict[str, tuple[float, Improved | None]] = {}
-        self._done = 0
+        self._done: set[str] = set()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> Display:
@@ -49,7 +49,7 @@ class Display:
                 self._running[task_id] = (begun, event)
             case Finished(task_id, result):
                 self._running.pop(task_id, None)
-                self._done += 1
+                self._done.add(task_id)
                 if not self._quiet:
                     line = result_line(self._tasks[task_id], result, calibrated=self._calibrated)
                     self._console.print(line, highlight=False)
@@ -58,8 +58,8 @@ class Display:
         now = time.monotonic()
         table = Table.grid(padding=(0, 2))
         table.add_row(
-            Text(f"{self._done}/{len(self._tasks)} tasks"),
-            ProgressBar(total=max(1, len(self._tasks)), completed=self._done, width=30),
+            Text(f"{len(self._done)}/{len(self._tasks)} tasks"),
+            ProgressBar(total=max(1, len(self._tasks)), completed=len(self._done), width=30),
             Text(f"{now - self._begun:.0f} s"),
         )
         for task_id, (begun, best) in list(self._running.items()):

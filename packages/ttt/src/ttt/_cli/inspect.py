@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from rich.text import Text
 from ttt._cli.arguments import Commands, add_json, add_tasks, positive, print_json, warn_rejected
 from ttt._cli.report import write_report
 from ttt._doctor import examine
+from ttt._runs.saved import read_run
+from ttt._runs.wire import predictions_out
 from ttt._tasks.leak import find_leaks
 from ttt._tasks.loader import task_json
-from ttt._tasks.picture import png, task_image, task_view
+from ttt._tasks.picture import answer_view, png, task_image, task_view
 from ttt._tasks.sources import load
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import CheckpointNotFoundError, TTTError
-from ttt.results._scoring import score
+from ttt.results._scoring import score, solved
 
 
 def add_commands(sub: Commands) -> None:
@@ -32,7 +35,8 @@ def add_commands(sub: Commands) -> None:
     add_json(p)
     p.set_defaults(function=score_command)
 
-    p = sub.add_parser("show", help="look at tasks", description="Show tasks in the terminal, or write a picture.")
+    text = "Show tasks in the terminal, or write a picture; with a run's folder first, show its answers to its tasks."
+    p = sub.add_parser("show", help="look at tasks, or at a run's answers", description=text)
     add_tasks(p)
     p.add_argument("--png", type=Path, help="write the (one) task as a picture instead")
     p.add_argument("--hide", action="store_true", help="do not show the test outputs")
@@ -89,6 +93,8 @@ def score_command(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """`ttt show`."""
+    if (Path(args.tasks[0]) / "run.json").is_file():
+        return show_run(args)
     tasks = load(*args.tasks, solutions=args.solutions)
     warn_rejected(tasks)
     if args.png is not None:
@@ -105,6 +111,38 @@ def show(args: argparse.Namespace) -> int:
     for task in tasks:
         console.print(task_view(task, width=width, solutions=not args.hide), soft_wrap=True)
     return 1 if tasks.rejected else 0
+
+
+def show_run(args: argparse.Namespace) -> int:
+    """`ttt show RUN [TASK ...]`: the answers of a run beside the truth."""
+    run = read_run(Path(args.tasks[0]))
+    tasks = [run.task(i) for i in args.tasks[1:]] or [t for t in run.tasks if t.id in run.results]
+    missing = [t.id for t in tasks if t.id not in run.results]
+    if args.png is not None:
+        raise TTTError("--png draws a task; ttt report draws a run with its answers")
+    if args.json:
+        print_json(
+            {
+                t.id: {
+                    "solved": solved(t, r),
+                    "why": [p.first.why for p in r.predictions],
+                    "answers": predictions_out(r.predictions),
+                }
+                for t in tasks
+                if (r := run.results.get(t.id)) is not None
+            }
+        )
+        return 1 if missing else 0
+    console = Console(force_terminal=True, color_system="truecolor") if args.color else Console()
+    width = max(40, shutil.get_terminal_size().columns)
+    for task in tasks:
+        console.print(task_view(task, width=width, solutions=False), soft_wrap=True)
+        if (result := run.results.get(task.id)) is not None:
+            shown = task.without_solutions() if args.hide else task
+            console.print(answer_view(shown, result.predictions, percentages=run.calibrated), soft_wrap=True)
+    for task_id in missing:
+        print(f"ttt: {task_id}: not finished in this run", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def report(args: argparse.Namespace) -> int:

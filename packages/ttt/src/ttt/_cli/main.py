@@ -21,7 +21,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from ttt._cli import inspect, solve
+    from ttt._cli import between, inspect, page, solve
 
     main = argparse.ArgumentParser(
         prog="ttt",
@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--json", action="store_true", dest="json_first", help="print one JSON document instead of text")
     sub = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     solve.add_commands(sub)
+    between.add_commands(sub)
     inspect.add_commands(sub)
+    page.add_commands(sub)
     return main
 
 

@@ -4,61 +4,23 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from ttt._events import TaskResult
-from ttt._runs.records import Records
-from ttt._tasks.loader import Rejected, parse_collection, read_json
-from ttt._tasks.picture import grid_image, png
-from ttt.errors import UnreadableFileError
-from ttt.results import Calibration, Curve, recalibrated, score, solved
+from ttt._files import OUTPUT, write_atomically
+from ttt._runs.saved import SavedRun, read_run
+from ttt._tasks.picture import differences, grid_image, png
+from ttt.results import score, solved
 from ttt.results._calibration import reliability
 from ttt.results._evaluate import KINDS
 from ttt.values import Grid, Task, same
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """What a run's folder holds."""
-
-    about: dict[str, Any]
-    tasks: tuple[Task, ...]
-    results: dict[str, TaskResult]
-    rejected: tuple[Rejected, ...]
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether its confidences are calibrated; without curves the report shows no percentages."""
-        return bool(self.about["curves"])
-
-
-def read_run(folder: Path) -> SavedRun:
-    """Read a run's folder; tasks that have not finished have no result.
-
-    Raises:
-        UnreadableFileError: It is not the folder of a run.
-    """
-    if not (folder / "run.json").is_file():
-        raise UnreadableFileError(f"{folder}: not the folder of a run (no run.json); use the folder that solve printed")
-    about = read_json(folder / "run.json")
-    tasks, _ = parse_collection(read_json(folder / "tasks.json"), str(folder / "tasks.json"))
-    records = Records(folder / "records")
-    curves = {stage: Curve(tuple(claimed), tuple(true)) for stage, (claimed, true) in about["curves"].items()}
-    calibration = Calibration(about["backend"]["name"], curves)
-    results = {}
-    for task in tasks:
-        if (result := records.get(about["keys"][task.id], task.id)) is not None:
-            results[task.id] = replace(result, predictions=recalibrated(result.predictions, calibration))
-    return SavedRun(about, tuple(tasks), results, tuple(Rejected(**r) for r in about["rejected"]))
-
-
 def write_report(folder: Path, out: Path) -> None:
     """Write the HTML report of a run's folder."""
-    out.write_text(report_html(read_run(folder)), encoding="utf-8")
+    write_atomically(out, report_html(read_run(folder)).encode(), OUTPUT)
 
 
 def report_html(run: SavedRun) -> str:
@@ -69,20 +31,27 @@ def report_html(run: SavedRun) -> str:
     if known:
         parts.append(_overview(known, [run.results[t.id] for t in known], calibrated=run.calibrated))
     parts.append("<h2>Tasks</h2>")
-    parts += [_task(t, run.results[t.id], first=i < 6, calibrated=run.calibrated) for i, t in enumerate(finished)]
+    parts += [
+        task_section(t, run.results[t.id], first=i < 6, calibrated=run.calibrated) for i, t in enumerate(finished)
+    ]
     waiting = [t.id for t in run.tasks if t.id not in run.results]
     if waiting:
         parts.append(f"<h2>Not finished</h2><p>{', '.join(f'<code>{escape(i)}</code>' for i in waiting)}</p>")
     if run.rejected:
         rows = "".join(f"<li><code>{escape(r.id)}</code> {escape(r.reason)}</li>" for r in run.rejected)
         parts.append(f"<h2>Refused</h2><ul>{rows}</ul>")
+    return document("ttt run", "".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    """Return a whole HTML document in the style of the reports, without scripts or external resources."""
     style = files("ttt._cli").joinpath("report.css").read_text("utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>ttt run</title>'
-        f"<style>{style}</style></head><body>{''.join(parts)}</body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+        f"<style>{style}</style></head><body>{body}</body></html>\n"
     )
 
 
@@ -107,10 +76,14 @@ def _head(run: SavedRun, finished: Sequence[Task], known: Sequence[Task]) -> str
         f"{budget['steps']} steps" if budget["steps"] else "",
     ]
     limits.append(f"{budget['memory'] / 1e9:g} GB" if budget["memory"] else "")
-    line = (
-        f"backend {run.about['backend']['name']}, {', '.join(x for x in limits if x)} a task, "
-        f"{run.about['workers']} worker{'s' if run.about['workers'] != 1 else ''}, seed {run.about['seed']}"
-    )
+    limits = [x for x in limits if x]
+    parts = [f"backend {run.about['backend']['name']}", *([f"{', '.join(limits)} a task"] if limits else [])]
+    if run.about.get("total"):
+        parts.append(f"{run.about['total']:g} s for all tasks")
+    workers = run.about["workers"]
+    if workers is not None:
+        parts.append(f"{workers} worker{'s' if workers != 1 else ''}")
+    line = ", ".join([*parts, f"seed {run.about['seed']}"])
     return f'<h1>ttt run</h1><div class="soft">{escape(line)}</div><div class="facts">{boxes}</div>'
 
 
@@ -170,15 +143,30 @@ def _shares(groups: Sequence[tuple[str, list[bool]]], right: Sequence[bool]) -> 
     return f'<table class="shares">{"".join(rows)}</table>'
 
 
-def _image(grid: Grid, title: str, *, hit: bool = False) -> str:
-    cell = max(4, min(18, 190 // max(grid.shape)))
-    data = base64.b64encode(png(grid_image(grid, cell))).decode()
-    mark = ' class="hit"' if hit else ""
-    picture = f'<img alt="" src="data:image/png;base64,{data}">'
+def _image(grid: Grid, title: str, *, truth: Grid | None = None) -> str:
+    cell = max(6, min(18, 190 // max(grid.shape)))
+    wrong = None if truth is None else differences(grid, truth)
+    hit = truth is not None and same(grid, truth)
+    # Where most cells are wrong, crosses would hide the answer and tell nothing.
+    crossed = None if wrong is None or wrong.mean() > 0.5 else wrong
+    data = base64.b64encode(png(grid_image(grid, cell, crossed))).decode()
+    mark = "" if truth is None else ' class="hit"' if hit else ' class="miss"'
+    words = "; ".join("".join(map(str, row)) for row in grid.tolist())
+    picture = f'<img alt="{escape(title)}: {words}" src="data:image/png;base64,{data}">'
     return f"<figure{mark}><figcaption>{escape(title)}</figcaption>{picture}</figure>"
 
 
-def _task(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> str:
+def _verdict(made: Grid, truth: Grid | None) -> str:
+    """Return in words how an answer differs from the truth."""
+    if truth is None:
+        return ""
+    if made.shape != truth.shape:
+        return f", wrong: {made.shape[0]} x {made.shape[1]} instead of {truth.shape[0]} x {truth.shape[1]}"
+    wrong = int(differences(made, truth).sum())
+    return f", wrong in {wrong} of {truth.size} cells" if wrong else ", right"
+
+
+def task_section(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> str:
     right = solved(task, result)
     kind, word = {True: ("solved", "solved"), False: ("wrong", "wrong"), None: ("open", "open")}[right]
     if result.status == "failed":
@@ -202,9 +190,10 @@ def _task(task: Task, result: TaskResult, *, first: bool, calibrated: bool) -> s
     for i, (pair, guess) in enumerate(zip(task.test, result.predictions, strict=True)):
         row = [_image(pair.input, f"test {i}")]
         for n, a in ((1, guess.first), (2, guess.second)):
-            hit = pair.output is not None and same(a.grid, pair.output)
             sure = f"{a.confidence:.0%} " if calibrated else ""
-            row.append(_image(a.grid, f"attempt {n}: {sure}{a.stage}{', right' if hit else ''}", hit=hit))
+            row.append(
+                _image(a.grid, f"attempt {n}: {sure}{a.stage}{_verdict(a.grid, pair.output)}", truth=pair.output)
+            )
         if pair.output is not None:
             row.append(_image(pair.output, "truth"))
         answers.append(f'<div class="row answer">{"".join(row)}</div>')

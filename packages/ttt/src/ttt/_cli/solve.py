@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,16 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from ttt._cli.arguments import Commands, add_running, add_tasks, make_run, positive, print_json, warn_rejected
+from ttt._cli.arguments import Commands, add_running, add_tasks, make_run, part_of, positive, print_json, warn_rejected
 from ttt._cli.display import Display
-from ttt._cli.report import write_report
+from ttt._cli.report import report_html
 from ttt._events import TaskResult
-from ttt._files import write_atomically
+from ttt._files import FULL, OUTPUT, write_atomically
 from ttt._runs.folders import keep_aside
 from ttt._runs.run import Run
+from ttt._runs.saved import read_run
 from ttt._tasks.sources import load
 from ttt.errors import TTTError
 from ttt.results import Evaluation, Score, calibration_text, evaluate, read_submission
@@ -59,20 +63,78 @@ def _console(args: argparse.Namespace) -> Console:
     return Console(stderr=args.json, markup=False, highlight=False)
 
 
-def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> None:
-    """Solve, show the progress, and keep a valid submission on disk all the time."""
-    written = 0.0
+def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> Path | None:
+    """Solve, show the progress, and keep a valid submission on disk all the time.
+
+    Returns:
+        Where the submission is; another place than `out` if its disk takes nothing more, None if none does.
+    """
+    # What the interpreter took to start counts as well: the total is what a contest's clock shows.
+    work.count_from(time.monotonic() - (time.time() - psutil.Process().create_time()))
+    files = _SubmissionFile(work, out)
     if out is not None:
-        _keep_earlier(work, out)
-        work.write_submission(out)
+        with contextlib.suppress(OSError):  # said by the first attempt to write it
+            _keep_earlier(work, out)
+    files.write()
     with interruptible(work), Display(work.tasks, console, quiet=quiet, calibrated=work.calibrated) as display:
         for event in work:
             display.show(event)
-            if out is not None and time.monotonic() - written > 1:
-                work.write_submission(out)
-                written = time.monotonic()
-    if out is not None:
-        work.write_submission(out)
+            _say_notes(work)
+            files.write_now_and_then()
+    _say_notes(work)
+    return files.write_at_last()
+
+
+def _say_notes(work: Run) -> None:
+    while work.notes:
+        print(f"ttt: {' '.join(work.notes.pop(0).split())}", file=sys.stderr)
+
+
+class _SubmissionFile:
+    """The submission on disk: written anew every second; a full disk is said and does not stop the run."""
+
+    def __init__(self, work: Run, out: Path | None) -> None:
+        self._work, self._out = work, out
+        self._next = 0.0
+        self._said = False
+
+    def write_now_and_then(self) -> None:
+        """Write it if a second has passed, and twenty times what the last writing took."""
+        if self._out is not None and time.monotonic() >= self._next:
+            begun = time.monotonic()
+            self.write()
+            now = time.monotonic()
+            self._next = now + max(1.0, 20 * (now - begun))
+
+    def write(self) -> bool:
+        """Write it; return whether that was possible."""
+        if self._out is None:
+            return True
+        try:
+            self._work.write_submission(self._out)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            if not self._said:
+                self._work.notes.append(f"{self._out}: cannot be written ({error.strerror}); the run goes on in memory")
+                self._said = True
+            return False
+        return True
+
+    def write_at_last(self) -> Path | None:
+        """Write it, at worst into the temporary folder; return where it is, None if nowhere."""
+        if self._out is None or self.write():
+            return self._out
+        try:
+            spare = Path(tempfile.mkdtemp(prefix="ttt-submission-")) / self._out.name
+            self._work.write_submission(spare)
+        except OSError as error:
+            print(
+                f"ttt: the submission cannot be written anywhere ({error.strerror}): free some space", file=sys.stderr
+            )
+            return None
+        print(f"ttt: {self._out.parent} is full: the submission is at {spare}", file=sys.stderr)
+        return spare
 
 
 def _keep_earlier(work: Run, out: Path) -> None:
@@ -95,6 +157,14 @@ def _say_aside(kept: Path | None) -> None:
         print(f"ttt: an earlier file is kept as {kept}", file=sys.stderr)
 
 
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+
+
 def _add_solve(sub: Commands) -> None:
     p = sub.add_parser(
         "solve", help="solve tasks and write a submission", description="Solve tasks; write a submission."
@@ -107,35 +177,41 @@ def _add_solve(sub: Commands) -> None:
 
 def solve(args: argparse.Namespace) -> int:
     """`ttt solve`."""
-    tasks = load(*args.tasks, solutions=args.solutions)
+    tasks = part_of(load(*args.tasks, solutions=args.solutions), args.shard)
     warn_rejected(tasks)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(args.out)
     work = make_run(args, tasks, args.run or args.out.with_suffix(".run"))
     folder = work.folder
     console = _console(args)
     begun = time.monotonic()
-    follow(work, console, quiet=args.json, out=args.out)
+    written = follow(work, console, quiet=args.json, out=args.out)
     results = work.current()
     known = any(t.has_solutions for t in work.tasks)
     seconds = time.monotonic() - begun
     if args.json:
-        print_json(_summary(work, results, args.out, folder, seconds, work.score() if known else None))
+        print_json(_summary(work, results, written, folder, seconds, work.score() if known else None))
     else:
         if known:
             console.print(str(work.score()))
         console.print(
-            f"{len(results)} tasks in {seconds:.0f} s; submission: {args.out}; records: {folder}", soft_wrap=True
+            f"{len(results)} tasks in {seconds:.0f} s; submission: {written}; records: {folder}", soft_wrap=True
         )
     if work.interrupted:
         return 130
+    if written is None:
+        if not args.json:
+            print(work.submission(), end="")
+        return 1
     return 1 if tasks.rejected or any(r.status == "failed" for r in results) else 0
 
 
 def _summary(
-    work: Run, results: list[TaskResult], out: Path, folder: Path | None, seconds: float, scored: Score | None
+    work: Run, results: list[TaskResult], out: Path | None, folder: Path | None, seconds: float, scored: Score | None
 ) -> dict[str, Any]:
     return {
-        "submission": str(out),
+        "submission": None if out is None else str(out),
+        # Where no disk takes the submission, this document carries the answers.
+        "answers": json.loads(work.submission()) if out is None else None,
         "run": str(folder),
         "seconds": round(seconds, 3),
         "interrupted": work.interrupted,
@@ -176,7 +252,7 @@ def _add_eval(sub: Commands) -> None:
 
 def eval_command(args: argparse.Namespace) -> int:
     """`ttt eval`."""
-    tasks = load(args.split)
+    tasks = part_of(load(args.split), args.shard)
     warn_rejected(tasks)
     if args.sample is not None:
         tasks = tasks.sample(args.sample, args.seed)
@@ -184,9 +260,8 @@ def eval_command(args: argparse.Namespace) -> int:
         raise TTTError(f"{args.split}: no test outputs are known, so it cannot be evaluated; use solve")
     for wanted in (args.out, args.calibrate):
         if wanted is not None:
-            wanted.parent.mkdir(parents=True, exist_ok=True)
+            _make_parent(wanted)
     work = make_run(args, tasks, args.run or args.out.with_suffix(".run"))
-    assert work.folder is not None
     folder = work.folder
     if not work.continued:
         for earlier in (args.out, args.out.with_suffix(".html")):
@@ -197,13 +272,15 @@ def eval_command(args: argparse.Namespace) -> int:
     figures = evaluate([work.results[t.id] for t in done], done)
     about = {"split": args.split, "sample": args.sample, "seed": args.seed}
     budget = asdict(work.budget)
-    document = {**about, "budget": budget, "backend": work.backend.name, **figures.to_json()}
-    write_atomically(args.out, json.dumps(document, indent=2).encode())
-    write_report(folder, args.out.with_suffix(".html"))
+    names = "+".join(b.name for b in work.backends)
+    document = {**about, "budget": budget, "total": work.total, "backend": names, **figures.to_json()}
+    _write(args.out, json.dumps(document, indent=2))
+    if folder is not None:
+        _write(args.out.with_suffix(".html"), report_html(read_run(folder)))
     if args.calibrate is not None:
         note = f"{len(done)} tasks of {args.split}, seed {args.seed}, budget {budget}"
         text_of_curves = calibration_text(work.backend.name, work.current(), done, note)
-        write_atomically(args.calibrate, text_of_curves.encode())
+        _write(args.calibrate, text_of_curves)
     if args.json:
         print_json(document)
     else:
@@ -212,6 +289,16 @@ def eval_command(args: argparse.Namespace) -> int:
             f"figures: {args.out}; report: {args.out.with_suffix('.html')}; records: {folder}", soft_wrap=True
         )
     return 130 if work.interrupted else 0
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file of figures; on a full disk say so, since the figures are also printed."""
+    try:
+        write_atomically(path, text.encode(), OUTPUT)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"ttt: {path}: cannot be written ({error.strerror})", file=sys.stderr)
 
 
 def _print_evaluation(console: Console, figures: Evaluation, *, calibrated: bool) -> None:

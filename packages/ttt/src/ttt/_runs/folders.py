@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ttt._files import FULL, open_folder, read_own
+from ttt._tasks.loader import MAX_BYTES
+
 ABOUT = "run.json"
 
 
@@ -26,7 +29,7 @@ def claim_folder(wanted: Path, about: Mapping[str, Any], *, fresh: bool = False)
         fresh: Whether to use a new folder in any case.
     """
     for folder in _numbered(wanted):
-        folder.mkdir(parents=True, exist_ok=True)
+        open_folder(folder)
         if _create(folder / ABOUT, about):
             return folder, False
         if not fresh and _keys(folder / ABOUT) <= set(about["keys"].values()):
@@ -60,11 +63,15 @@ def _create(path: Path, about: Mapping[str, Any]) -> bool:
             temporary.write(data)
             temporary.flush()
             os.fsync(temporary.fileno())
-            os.chmod(temporary.name, 0o644)
             os.link(temporary.name, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links: another process may then see a part of the file, and look elsewhere
+    except OSError as error:
+        if error.errno in FULL:
+            if os.path.lexists(path):
+                return False
+            raise
+        # A file system without links: another process may then see a part of the file, and look elsewhere.
         with contextlib.suppress(FileExistsError), path.open("xb") as file:
             file.write(data)
             return True
@@ -75,6 +82,6 @@ def _create(path: Path, about: Mapping[str, Any]) -> bool:
 def _keys(path: Path) -> set[str]:
     """Return the record keys of the run that a file describes; a key that no run has where it cannot be read."""
     try:
-        return set(json.loads(path.read_bytes())["keys"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set(json.loads(read_own(path, MAX_BYTES))["keys"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {""}

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import queue
-import shutil
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ttt._backend import Backend, check_portable, named_backend, preflight, sharing
-from ttt._budget import Budget
-from ttt._events import Event, Finished, Improved, TaskResult
-from ttt._files import write_atomically
-from ttt._runs.folders import claim_folder
-from ttt._runs.records import Records, describe_backend, record_key
-from ttt._runs.supervise import Job, supervise
+from ttt._budget import Budget, parse_seconds
+from ttt._events import Event, Finished, Improved, Started, TaskResult
+from ttt._files import OUTPUT, write_atomically
+from ttt._runs.contest import Contest, Entry, clock_of, merged_result, try_key
+from ttt._runs.devices import slots_of, uses_gpu, visible_gpus
+from ttt._runs.drive import Once, Plan, drive
+from ttt._runs.keeper import Keeper
+from ttt._runs.pool import Brought, LocalPool, Lost, Note, Pool
+from ttt._runs.records import describe_backend, record_key
+from ttt._runs.supervise import Job
 from ttt._tasks.loader import Rejected, task_json
 from ttt._tasks.sources import TaskSet
-from ttt.errors import TTTError
+from ttt.errors import InvalidBudgetError, TTTError
 from ttt.results import (
     AS_CLAIMED,
     Answers,
     Calibration,
     Score,
+    SubmissionText,
     choose,
+    merged,
     read_calibration,
     recalibrated,
     score,
-    submission_text,
-    write_submission,
 )
 from ttt.values import Attempt, Prediction, Task
 
-Pool = Literal["local", "ray"]
+Where = Literal["local", "ray"]
 EARLIER = "from the submission that was there"
 
 
@@ -51,88 +55,115 @@ class Run:
     Attributes:
         tasks: The tasks.
         rejected: The tasks that the loader refused.
-        calibration: The confidence curves in use.
+        backends: The backends; only a run with a total time may have several.
         folder: Where records and checkpoints are kept, None where they are not.
         continued: Whether the folder held this run already.
         results: The result of each finished task, by task id.
+        notes: What the user should know: a disk that is full, a node that is left out.
 
     Args:
-        backend: A backend, or the name of one.
-        budget: The limits of each task.
-        workers: How many tasks run at the same time.
+        backend: A backend, the name of one, or several.
+        budget: The limits of each task, or of each try where there is a total time.
+        workers: How many tasks run at the same time; None for 1, one per GPU, or the cluster's CPUs.
         seed: Seed of everything random.
         fresh: Start anew in another folder instead of going on.
         cache: Folder for results that later runs use again.
         pool: "local" or "ray".
+        calibration: A file of confidence curves.
+        total: Time for all tasks together.
+        gpu_tasks: Tasks per GPU, for backends that use one.
     """
 
     def __init__(
         self,
         tasks: Iterable[Task],
-        backend: Backend | str = "grid",
+        backend: Backend | str | Sequence[Backend | str] = "grid",
         budget: Budget | str | float | None = None,
-        workers: int = 1,
+        workers: int | None = None,
         seed: int = 0,
         folder: str | os.PathLike[str] | None = None,
         fresh: bool = False,
         cache: str | os.PathLike[str] | None = None,
-        pool: Pool = "local",
+        pool: Where = "local",
         calibration: str | os.PathLike[str] | None = None,
+        total: str | float | None = None,
+        gpu_tasks: int = 1,
     ) -> None:
-        self.backend: Backend = named_backend(backend)
-        check_portable(self.backend)
+        several: Sequence[Any] = backend if isinstance(backend, list | tuple) else [backend]
+        self.backends: tuple[Backend, ...] = tuple(named_backend(b) for b in several)
+        for each in self.backends:
+            check_portable(each)
         self.tasks: tuple[Task, ...] = tuple(tasks)
         self.rejected: tuple[Rejected, ...] = tasks.rejected if isinstance(tasks, TaskSet) else ()
-        if len({t.id for t in self.tasks}) != len(self.tasks):
-            raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
-        if workers < 1:
-            raise ValueError(f"workers: got {workers}, wanted 1 or more")
-        if pool not in get_args(Pool):
-            raise ValueError(f"pool: got {pool!r}, wanted one of {', '.join(get_args(Pool))}")
+        self.total = parse_seconds(total) if isinstance(total, str) else total
+        self.budget = Budget.of(budget) if self.total is None or budget is not None else Budget(seconds=None)
+        self.workers, self.seed, self.pool, self.gpu_tasks = workers, seed, pool, gpu_tasks
+        _check(self)
         self._by_id = {t.id: t for t in self.tasks}
-        self.budget: Budget = Budget.of(budget)
-        self.workers = workers
-        self.seed = seed
-        self.pool = pool
         curves = read_calibration(calibration)
-        self.calibration: Calibration = curves if curves.backend == self.backend.name else AS_CLAIMED
+        self._curves = [curves if curves.backend == b.name else AS_CLAIMED for b in self.backends]
         self.results: dict[str, TaskResult] = {}
+        self.notes: list[str] = []
         self._best: dict[str, Improved] = {}
         self._stop = threading.Event()
-        self.folder: Path | None = None
-        self.continued: bool = False
-        self._stores: list[Records] = []
-        if folder is not None:
-            self.folder, self.continued = self._open_folder(Path(folder), fresh)
-            self._stores.append(Records(self.folder / "records"))
-        if cache is not None:
-            self._stores.append(Records(Path(cache)))
-        self._kept = {t.id: result for t in self.tasks if (result := self._recorded(t)) is not None}
+        self._described: Any = [describe_backend(b) for b in self.backends]
+        self._keys = {t.id: self._key(t) for t in self.tasks}
+        self._keeper = Keeper(
+            None if folder is None else Path(folder),
+            None if cache is None else Path(cache),
+            self._about,
+            lambda: json.dumps({t.id: task_json(t) for t in self.tasks}),
+            self.notes.append,
+            fresh=fresh,
+        )
+        self._tries = {t.id: self._recorded(t) for t in self.tasks}
+        self._kept = {i: merged_result(tries) for i, tries in self._tries.items() if tries}
         self._earlier: dict[str, tuple[Prediction, ...]] = {}
-
-    def _open_folder(self, wanted: Path, fresh: bool) -> tuple[Path, bool]:
-        about = self._about()
-        folder, continued = claim_folder(wanted, about, fresh=fresh)
-        write_atomically(folder / "run.json", json.dumps(about, indent=1).encode())
-        write_atomically(folder / "tasks.json", json.dumps({t.id: task_json(t) for t in self.tasks}).encode())
-        return folder, continued
+        self._fallbacks: dict[str, TaskResult] = {}
+        self._began = time.monotonic()
+        self._text = SubmissionText(self.rejected)
 
     def _about(self) -> dict[str, Any]:
         return {
-            "backend": describe_backend(self.backend),
+            "backend": {**self._described[0], "name": "+".join(b.name for b in self.backends)},
             "budget": asdict(self.budget),
+            "total": self.total,
             "seed": self.seed,
             "workers": self.workers,
             "pool": self.pool,
             "curves": {stage: [c.claimed, c.true] for stage, c in self.calibration.curves.items()},
-            "keys": {t.id: self._key(t) for t in self.tasks},
+            "keys": self._keys,
             "rejected": [{"id": r.id, "tests": r.tests, "reason": r.reason} for r in self.rejected],
         }
 
     @property
+    def backend(self) -> Backend:
+        """The first backend."""
+        return self.backends[0]
+
+    @property
+    def calibration(self) -> Calibration:
+        """The confidence curves of the first backend."""
+        return self._curves[0]
+
+    @property
+    def folder(self) -> Path | None:
+        """Where records and checkpoints are kept, None where they are not."""
+        return self._keeper.folder
+
+    @property
+    def continued(self) -> bool:
+        """Whether the folder held this run already."""
+        return self._keeper.continued
+
+    @property
     def calibrated(self) -> bool:
-        """Whether confidences are calibrated: whether there are curves for this backend."""
-        return bool(self.calibration.curves)
+        """Whether confidences are calibrated: whether there are curves for every backend."""
+        return all(c.curves for c in self._curves)
+
+    def count_from(self, began: float) -> None:
+        """Count the total time from a monotonic time before now, such as the start of the process."""
+        self._began = min(self._began, began)
 
     def interrupt(self) -> None:
         """Stop: start no more tasks and end the running ones; the iteration then ends within about two seconds."""
@@ -144,115 +175,130 @@ class Run:
         return self._stop.is_set()
 
     def __iter__(self) -> Iterator[Event]:
-        """Solve the tasks without a result; leaving the loop early ends the workers."""
+        """Solve the tasks without a result; leaving the loop early ends the workers.
+
+        With a total time a task may have several tries, and each ends with a `Finished`; `results` merges them.
+        """
         for task in self.tasks:
             if task.id not in self.results and (kept := self._kept.get(task.id)) is not None:
                 self.results[task.id] = kept
                 yield Finished(task.id, kept)
-        todo = [t for t in self.tasks if t.id not in self.results]
-        if todo:
+        if self.total is not None or any(t.id not in self.results for t in self.tasks):
             if self.pool == "local":  # on a cluster the nodes may have what this machine has not
-                preflight(self.backend)
-            with sharing(self.backend) as backend:
-                yield from self._solve([self._job(t, backend) for t in todo])
+                for backend in self.backends:
+                    preflight(backend, self.budget)
+            with contextlib.ExitStack() as stack:
+                backends = [stack.enter_context(sharing(b)) for b in self.backends]
+                yield from self._solve(backends)
 
-    def _solve(self, jobs: list[Job]) -> Iterator[Event]:
-        """Solve jobs; after an interrupt the remaining ones are skipped."""
-        events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
-        running = self._start(jobs, events)
+    def _solve(self, backends: Sequence[Backend]) -> Iterator[Event]:
+        """Solve what is to do; after an interrupt the remaining tasks are skipped."""
+        pool, workers = _open_pool(self, backends)
+        used = self._keeper.seconds_used() if self.total is not None else 0.0
         try:
-            while running:
-                event = events.get()
-                if event is None:
-                    running -= 1
-                elif isinstance(event, BaseException):
-                    raise event
-                else:
-                    self._absorb(event)
-                    yield event
+            for message in drive(self._plan(backends, workers, used), pool, self._stop):
+                if self.total is not None:
+                    self._keeper.note_time(used + time.monotonic() - self._began)
+                if isinstance(message, Note):
+                    self.notes.append(message.text)
+                elif isinstance(message, Brought):
+                    self._keeper.bring(message.folder, message.files)
+                elif not isinstance(message, Lost):  # the loop has given it to another place
+                    yield self._absorb(message)
         finally:
-            if running:
-                self._stop.set()
-            while running:
-                last = events.get()
-                if last is None:
-                    running -= 1
-                elif not isinstance(last, BaseException):
-                    self._absorb(last)
-        for job in jobs:
-            if job.task.id not in self.results:
-                unfinished = self._unfinished(job.task)
-                self.results[job.task.id] = unfinished
-                yield Finished(job.task.id, unfinished)
+            if self.total is not None:
+                self._keeper.note_time(used + time.monotonic() - self._began, now=True)
+        for task in self.tasks:
+            if task.id not in self.results:
+                unfinished = self._unfinished(task)
+                self.results[task.id] = unfinished
+                yield Finished(task.id, unfinished)
 
-    def _start(self, jobs: list[Job], events: queue.SimpleQueue[Event | BaseException | None]) -> int:
-        """Start the worker threads or the Ray driver; each queues events, then None. Return their number."""
-        if self.pool == "ray":
-            from ttt._runs.on_ray import connect, drive
-
-            arguments = (jobs, events, self._stop, self.workers, connect())
-            threading.Thread(target=drive, args=arguments, daemon=True).start()
-            return 1
-        waiting = iter(jobs)
-        lock = threading.Lock()
-
-        def work() -> None:
-            try:
-                while not self._stop.is_set():
-                    with lock:
-                        job = next(waiting, None)
-                    if job is None:
-                        break
-                    for event in supervise(job, self._stop):
-                        events.put(event)
-            except BaseException as error:
-                events.put(error)
-            events.put(None)
-
-        count = min(self.workers, len(jobs))
-        for _ in range(count):
-            threading.Thread(target=work, daemon=True).start()
-        return count
+    def _plan(self, backends: Sequence[Backend], workers: int, used: float) -> Plan:
+        if self.total is None:
+            return Once([self._job(t, backends[0]) for t in self.tasks if t.id not in self.results])
+        left = clock_of(self.total, used, self._began)
+        if left() <= 0:
+            self.notes.append(
+                f"the total of {self.total:g} s was used up by earlier starts; raise it, or start anew with fresh"
+            )
+        return Contest(
+            [Entry(t, self._tries[t.id]) for t in self.tasks],
+            seconds_left=left,
+            total=self.total,
+            workers=lambda: workers,
+            budget=self.budget,
+            job=lambda task, n, budget: self._job(task, backends[n % len(backends)], n, budget),
+        )
 
     def _key(self, task: Task) -> str:
-        return record_key(task, self.backend, self.budget, self.seed)
+        if self.total is None:
+            return record_key(task, self._described[0], self.budget, self.seed)
+        return record_key(task, ["within a total time", *self._described], self.budget, self.seed)
 
-    def _job(self, task: Task, backend: Backend) -> Job:
-        workdir = None
-        if self.folder is not None:
-            workdir = self.folder / "work" / self._key(task)[:40]
-            workdir.mkdir(parents=True, exist_ok=True)
-        return Job(task.without_solutions(), backend, self.budget, task.seed(self.seed), workdir, self.calibration)
+    def _job(self, task: Task, backend: Backend, number: int = 0, budget: Budget | None = None) -> Job:
+        key = self._keys[task.id] if self.total is None else try_key(self._keys[task.id], number)
+        # Every try has a seed of its own; the first has that of a run without a total time.
+        seed = task.seed(self.seed + (number << 32))
+        return Job(
+            task.without_solutions(),
+            backend,
+            budget or self.budget,
+            seed,
+            self._keeper.work_folder(key, make=self.pool == "local"),
+            self._curves[number % len(self._curves)],
+        )
 
-    def _recorded(self, task: Task) -> TaskResult | None:
-        """Return the recorded result of a task, None where there is none or a second try may succeed."""
-        key = self._key(task)
-        for store in self._stores:
-            result = store.get(key, task.id)
-            if result is not None and len(result.predictions) == len(task.test) and not result.may_succeed_later:
-                # Records keep the claims, since other curves may apply now.
-                return replace(result, predictions=recalibrated(result.predictions, self.calibration))
-        return None
+    def _recorded(self, task: Task) -> list[TaskResult]:
+        """Return the recorded tries of a task; none where there is no record or a second try may succeed."""
+        tries: list[TaskResult] = []
+        while True:
+            number = len(tries)
+            key = self._keys[task.id] if self.total is None else try_key(self._keys[task.id], number)
+            found = self._keeper.get(key, task.id)
+            fits = found is not None and len(found.predictions) == len(task.test)
+            if found is None or not fits or (self.total is None and found.may_succeed_later):
+                return tries
+            # Records keep the claims, since other curves may apply now.
+            curves = self._curves[number % len(self._curves)]
+            tries.append(replace(found, predictions=recalibrated(found.predictions, curves)))
+            if self.total is None:
+                return tries
 
-    def _absorb(self, event: Event) -> None:
+    def _absorb(self, event: Event) -> Event:
+        if isinstance(event, Started):
+            return event
+        before = self._kept.get(event.task_id) if self.total is not None else None
         if isinstance(event, Improved):
+            if before is not None:
+                event = replace(event, predictions=merged([before.predictions, event.predictions]))
             self._best[event.task_id] = event
-        if not isinstance(event, Finished):
-            return
-        self.results[event.task_id] = event.result
-        task = self._by_id[event.task_id]
-        key = self._key(task)
-        for store in self._stores:
-            store.put(key, event.result)
-        if self.folder is not None and event.result.reason != "interrupt":
-            shutil.rmtree(self.folder / "work" / key[:40], ignore_errors=True)
+            return event
+        result = event.result
+        key = work = self._keys[event.task_id]
+        if self.total is not None:
+            # The contest has noted the try already.
+            work = try_key(key, len(self._tries[event.task_id]) - 1)
+            self._keeper.put(work, result)
+            result = merged_result(self._tries[event.task_id])
+            self._kept[event.task_id] = result
+        self.results[event.task_id] = result
+        self._best.pop(event.task_id, None)
+        self._keeper.put(key, result)
+        if event.result.reason != "interrupt":
+            self._keeper.forget_work(work)
+        return Finished(event.task_id, result)
 
     def current(self) -> list[TaskResult]:
         """Return for every task its result, its best answers so far, or fallbacks."""
-        return [
-            self._at_least_earlier(self.results.get(t.id) or self._kept.get(t.id) or self._unfinished(t))
-            for t in self.tasks
-        ]
+        return [self._at_least_earlier(self._now(t)) for t in self.tasks]
+
+    def _now(self, task: Task) -> TaskResult:
+        trying = self._best.get(task.id)
+        found = self.results.get(task.id) or self._kept.get(task.id)
+        if found is not None and trying is not None:
+            return replace(found, predictions=trying.predictions)
+        return found or self._unfinished(task)
 
     def start_from(self, answers: Answers) -> None:
         """Use the answers of an earlier submission for test inputs where this run has found nothing yet.
@@ -268,42 +314,80 @@ class Run:
 
     def _at_least_earlier(self, result: TaskResult) -> TaskResult:
         earlier = self._earlier.get(result.task_id)
-        if earlier is None:
+        if earlier is None or all(p.first.stage != "fallback" for p in result.predictions):
             return result
         chosen = zip(result.predictions, earlier, strict=True)
         return replace(result, predictions=tuple(e if p.first.stage == "fallback" else p for p, e in chosen))
 
     def _unfinished(self, task: Task) -> TaskResult:
         best = self._best.get(task.id)
-        if best is None:
-            return TaskResult(task.id, choose(task, None), "skipped", "interrupt")
-        return TaskResult(task.id, best.predictions, "stopped", "interrupt", stage=best.stage, fraction=best.fraction)
+        if best is not None:
+            return TaskResult(
+                task.id, best.predictions, "stopped", "interrupt", stage=best.stage, fraction=best.fraction
+            )
+        if task.id not in self._fallbacks:
+            self._fallbacks[task.id] = TaskResult(task.id, choose(task, None), "skipped", "interrupt")
+        return self._fallbacks[task.id]
 
     def submission(self) -> str:
         """Return the text of a valid submission with the answers so far."""
-        return submission_text(self.current(), self.rejected)
+        return self._text.of(self.current())
 
     def write_submission(self, path: str | os.PathLike[str]) -> None:
         """Write a valid submission with the answers so far."""
-        write_submission(path, self.current(), self.rejected)
+        write_atomically(Path(path), self.submission().encode(), OUTPUT)
 
     def score(self) -> Score:
         """Score the answers so far; the test outputs of every task must be known."""
         return score(self.current(), self.tasks)
 
 
-def run(
+def _check(run: Run) -> None:
+    """Refuse settings that cannot work, before anything is written."""
+    if not run.backends:
+        raise TTTError("no backend given; name at least one")
+    if len({t.id for t in run.tasks}) != len(run.tasks):
+        raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
+    if run.workers is not None and run.workers < 1:
+        raise ValueError(f"workers: got {run.workers}, wanted 1 or more")
+    if run.gpu_tasks < 1:
+        raise ValueError(f"gpu_tasks: got {run.gpu_tasks}, wanted 1 or more")
+    if run.pool not in get_args(Where):
+        raise ValueError(f"pool: got {run.pool!r}, wanted one of {', '.join(get_args(Where))}")
+    if run.total is None and len(run.backends) > 1:
+        raise TTTError(f"{len(run.backends)} backends take turns within a total time; set total, or name one")
+    if run.total is not None and not 0 < run.total < float("inf"):
+        raise InvalidBudgetError(f"total: got {run.total}, wanted a time above 0 such as 11.5h")
+    if run.total is not None and run.budget.steps is not None:
+        raise InvalidBudgetError("steps and a total time exclude each other; leave one out")
+
+
+def _open_pool(run: Run, backends: Sequence[Backend]) -> tuple[Pool, int]:
+    """Return the pool and its number of slots (for a cluster, as it is now)."""
+    if run.pool == "ray":
+        from ttt._runs.on_ray import RayPool
+
+        far = RayPool(backends, run.workers, run.gpu_tasks)
+        return far, run.workers or far.cpus()
+    gpus = visible_gpus() if any(map(uses_gpu, backends)) else ()
+    slots = slots_of(run.workers, gpus, per_gpu=run.gpu_tasks)
+    return LocalPool(slots), len(slots)
+
+
+def run(  # long because more than half of it is documentation
     tasks: Iterable[Task],
     *,
-    backend: Backend | str = "grid",
+    backend: Backend | str | Sequence[Backend | str] = "grid",
     budget: Budget | str | float | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
-    pool: Pool = "local",
+    pool: Where = "local",
     calibration: str | os.PathLike[str] | None = None,
+    total: str | float | None = None,
+    gpu_tasks: int = 1,
 ) -> Run:
     """Prepare a run; iterate over it to solve the tasks.
 
@@ -317,9 +401,11 @@ def run(
 
     Args:
         tasks: The result of `load`, or any tasks with distinct ids. The backend never sees their test outputs.
-        backend: `grid`, `lm`, `vit`, `package.module:Class` or an object, see `Backend`.
+        backend: `grid`, `lm`, `vit`, `package.module:Class` or an object, see `Backend`; with `total` also a list,
+            whose backends take turns.
         budget: Per task: a `Budget`, seconds, or text such as `"60s"` or `"500 steps"`. Default 60 s, 10 GB.
-        workers: How many tasks are solved at a time, each in a process of its own with one thread.
+        workers: How many tasks are solved at a time, each in a process of its own with one thread. Default 1; one per
+            GPU for a backend that uses GPUs; on a cluster, its CPUs.
         seed: Of the run. Each task's own seed is derived from it and the task's content.
         folder: Where records and checkpoints are kept. A run of the same tasks, backend, budget and seed goes on there;
             any other run gets `folder-2`, `folder-3`, ... Nothing is deleted. None keeps nothing.
@@ -328,11 +414,15 @@ def run(
         pool: `local` processes, or `ray` (extra `ray`; connects to a running cluster or starts a local one).
         calibration: A file of confidence curves that `ttt eval --calibrate` wrote; without one those that come with
             ttt. Curves fitted for another backend are not used.
+        total: Time for all tasks together, such as `"11.5h"`: a first pass over every task, then more tries on what is
+            open, until the time is over. A run that goes on in its folder uses what is left of the time.
+        gpu_tasks: How many tasks share a GPU, for backends that use one.
 
     Raises:
         InvalidBackendError: The backend cannot be created or pickled.
-        InvalidBudgetError: The budget is invalid.
+        InvalidBudgetError: The budget or the total time is invalid.
         ValueError: `workers` is below 1, or `pool` is unknown.
         UnreadableFileError: `calibration` is not a file of curves.
+        UnsafeFolderError: Other users can write to the folder or the cache.
     """
-    return Run(tasks, backend, budget, workers, seed, folder, fresh, cache, pool, calibration)
+    return Run(tasks, backend, budget, workers, seed, folder, fresh, cache, pool, calibration, total, gpu_tasks)

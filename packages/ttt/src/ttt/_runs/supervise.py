@@ -11,7 +11,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +44,7 @@ class Job:
     calibration: Calibration = AS_CLAIMED
 
 
-def supervise(job: Job, stop: threading.Event) -> Iterator[Event]:
+def supervise(job: Job, stop: threading.Event, env: Mapping[str, str] | None = None) -> Iterator[Event]:
     """Solve one task, yielding Started, any number of Improved, and Finished.
 
     Errors of the task do not propagate: they are part of its result.
@@ -52,26 +52,35 @@ def supervise(job: Job, stop: threading.Event) -> Iterator[Event]:
     Args:
         job: What to solve, and how.
         stop: Once set, the backend is asked to end; 2 s later its process is killed.
+        env: Environment variables of its process, besides those of this one.
     """
     yield Started(job.task.id)
-    with tempfile.TemporaryFile() as stderr:
-        attempt = _Attempt(job, stderr)
+    with _scratch() as stderr:
+        attempt = _Attempt(job, stderr, env or {})
         with attempt.child:
             yield from attempt.events(stop)
     yield Finished(job.task.id, replace(attempt.result, seconds=round(time.monotonic() - attempt.begun, 3)))
 
 
+def _scratch() -> IO[bytes]:
+    """Return a temporary file for what a task prints, or the null device where none can be made."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.devnull, "w+b")
+
+
 class _Attempt:
     """One attempt at a task: its process, and the result so far."""
 
-    def __init__(self, job: Job, stderr: IO[bytes]) -> None:
+    def __init__(self, job: Job, stderr: IO[bytes], env: Mapping[str, str]) -> None:
         self.begun = time.monotonic()
         self.result = TaskResult(job.task.id, choose(job.task, None), "failed")
         self._job, self._stderr = job, stderr
         self._asked = False
         seconds = job.budget.seconds
         self._kill_at = float("inf") if seconds is None else self.begun + seconds + job.budget.grace
-        self.child = Child("ttt._runs.worker", _lines, env=ONE_THREAD, stderr=stderr, own_session=True)
+        self.child = Child("ttt._runs.worker", _lines, env={**ONE_THREAD, **env}, stderr=stderr, own_session=True)
         self._send(
             {
                 "task": task_out(job.task),
@@ -146,8 +155,9 @@ def _lines(pipe: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _last_line(stderr: IO[bytes]) -> str:
-    stderr.seek(0, os.SEEK_END)
-    stderr.seek(max(0, stderr.tell() - 2000))
+    if not stderr.seekable():
+        return ""
+    stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - 2000))
     lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
     return lines[-1] if lines else ""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ttt._files import read_regular
 from ttt.errors import InvalidTaskError, UnreadableFileError
 from ttt.values import Pair, Task, as_grid
 
@@ -45,12 +46,10 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
         UnreadableFileError: Too large, not UTF-8, not JSON, NaN or infinity, a duplicate key, nested too deep.
     """
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise UnreadableFileError(f"{path}: {size} bytes, wanted at most {max_bytes}")
-        return parse_json(path.read_bytes(), str(path))
+        data = read_regular(path, max_bytes)
     except OSError as error:
         raise UnreadableFileError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_json(data, str(path))
 
 
 def parse_json(data: bytes, where: str) -> Any:

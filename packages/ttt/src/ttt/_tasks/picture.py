@@ -14,25 +14,42 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from ttt.values import Grid, Task
+from ttt._tasks.lettering import lettered
+from ttt.values import Grid, Prediction, Task, same
 
 PALETTE = (
     "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
 )  # fmt: skip
 """The colours in which ARC is usually shown, 0 to 9."""
 LINE = (85, 85, 85)
-PAPER = (255, 255, 255)
+PAPER, INK = (255, 255, 255), (60, 60, 60)
+
+Mask = npt.NDArray[np.bool_]
 
 
-def grid_text(grid: Grid) -> Text:
-    """Return a grid as terminal text: each cell is its digit on its colour, readable without colours too."""
+def differences(made: Grid, truth: Grid) -> Mask:
+    """Return which cells of an answer are wrong; all that lie outside the truth are."""
+    wrong = np.ones(made.shape, bool)
+    h, w = min(made.shape[0], truth.shape[0]), min(made.shape[1], truth.shape[1])
+    wrong[:h, :w] = made[:h, :w] != truth[:h, :w]
+    return wrong
+
+
+def grid_text(grid: Grid, wrong: Mask | None = None) -> Text:
+    """Return a grid as terminal text: each cell is its digit on its colour, readable without colours too.
+
+    Args:
+        grid: The grid.
+        wrong: Cells to mark, with an exclamation mark.
+    """
     text = Text(no_wrap=True)
     for r, row in enumerate(grid.tolist()):
         if r:
             text.append("\n")
-        for c in row:
+        for column, c in enumerate(row):
+            mark = "!" if wrong is not None and wrong[r, column] else " "
             ink = "#ffffff" if c in (0, 1, 2, 6, 9) else "#000000"
-            text.append(f"{c} ", Style(color=ink, bgcolor=PALETTE[c]))
+            text.append(f"{c}{mark}", Style(color=ink, bgcolor=PALETTE[c], bold=mark == "!"))
     return text
 
 
@@ -51,6 +68,25 @@ def task_view(task: Task, *, width: int = 100, solutions: bool = True) -> Render
         row.append(Group(Text(title, "dim"), _pair(given, made)))
         used += cells
     parts.append(_side_by_side(row))
+    return Group(*parts)
+
+
+def answer_view(task: Task, predictions: Sequence[Prediction], *, percentages: bool = True) -> RenderableType:
+    """Return the attempts of a task for the terminal, beside the truth where it is known; wrong cells are marked."""
+    parts: list[RenderableType] = []
+    for i, (pair, guess) in enumerate(zip(task.test, predictions, strict=True)):
+        row: list[RenderableType] = [Group(Text(f"test {i}", "dim"), grid_text(pair.input))]
+        reasons = []
+        for n, attempt in ((1, guess.first), (2, guess.second)):
+            wrong = None if pair.output is None else differences(attempt.grid, pair.output)
+            verdict = "" if pair.output is None else ", right" if same(attempt.grid, pair.output) else ", wrong"
+            sure = f"{attempt.confidence:.0%} " if percentages else ""
+            title = Text(f"attempt {n}{verdict}", "dim", no_wrap=True)
+            row.append(Group(title, grid_text(attempt.grid, wrong)))
+            reasons.append(Text(f"attempt {n}: {sure}{attempt.stage}: {attempt.why}", "dim"))
+        if pair.output is not None:
+            row.append(Group(Text("truth", "dim"), grid_text(pair.output)))
+        parts += [_side_by_side(row), *reasons, Text()]
     return Group(*parts)
 
 
@@ -76,23 +112,53 @@ RGB = np.array([_rgb(c) for c in PALETTE], np.uint8)
 Image = npt.NDArray[np.uint8]
 
 
-def grid_image(grid: Grid, cell: int = 12) -> Image:
-    """Return a grid as an RGB image, `cell` pixels a cell with a thin line between, shape (h, w, 3)."""
+def grid_image(grid: Grid, cell: int = 12, wrong: Mask | None = None) -> Image:
+    """Return a grid as an RGB image, `cell` pixels a cell with a thin line between, shape (h, w, 3).
+
+    Args:
+        grid: The grid.
+        cell: Pixels per cell.
+        wrong: Cells to cross out, in white with a black edge, which shows on every colour.
+    """
     image = RGB[grid].repeat(cell, 0).repeat(cell, 1)
     image[::cell, :] = LINE
     image[:, ::cell] = LINE
     framed = np.empty((image.shape[0] + 1, image.shape[1] + 1, 3), np.uint8)
     framed[:] = LINE
     framed[:-1, :-1] = image
+    for r, c in np.argwhere(wrong) if wrong is not None else ():
+        _cross(framed[r * cell + 1 : (r + 1) * cell, c * cell + 1 : (c + 1) * cell])
     return framed
 
 
+def _cross(place: Image) -> None:
+    """Draw a cross into a square of an image."""
+    rows, columns = np.indices(place.shape[:2])
+    off = np.minimum(abs(rows - columns), abs(rows + columns - (place.shape[0] - 1)))
+    place[off <= 1] = (0, 0, 0)
+    place[off == 0] = PAPER
+
+
+def _labelled(image: Image, text: str) -> Image:
+    """Return an image with a line of text above it."""
+    dots = lettered(text)
+    out = np.empty((dots.shape[0] + 4 + image.shape[0], max(dots.shape[1], image.shape[1]), 3), np.uint8)
+    out[:] = PAPER
+    out[: dots.shape[0], : dots.shape[1]][dots] = INK
+    out[dots.shape[0] + 4 :, : image.shape[1]] = image
+    return out
+
+
 def task_image(task: Task, cell: int = 12, gap: int = 14) -> Image:
-    """Return a task as one image: a column per pair, input above output; unknown test outputs stay blank."""
+    """Return a task as one image: a labelled column per pair, input above output; unknown outputs stay blank."""
     columns = []
-    for pair in (*task.train, *task.test):
-        stack = [grid_image(pair.input, cell)]
-        stack += [] if pair.output is None else [grid_image(pair.output, cell)]
+    named = [
+        *((f"train {i}", p) for i, p in enumerate(task.train)),
+        *((f"test {i}", p) for i, p in enumerate(task.test)),
+    ]
+    for name, pair in named:
+        stack = [_labelled(grid_image(pair.input, cell), f"{name}, input")]
+        stack += [] if pair.output is None else [_labelled(grid_image(pair.output, cell), "output")]
         columns.append(_join(stack, gap, axis=0))
     return _join(columns, gap, axis=1)
 

@@ -16,7 +16,7 @@ from ttt._tasks.augment import View, leave_one_out, random_views
 from ttt.backends._celltext import IGNORED, PAD, SYMBOLS, example, grid_symbols, shorten, symbols_grid
 from ttt.backends._decoding import decode, greedy, log_probability
 from ttt.backends._model_service import ModelService, seeded
-from ttt.backends._training_state import pack, unpack
+from ttt.backends._training_state import keep, pack, unpack
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import MissingExtraError
 from ttt.values import Candidate, Grid, Pair, Task, grid_bytes
@@ -201,8 +201,7 @@ class TTTAdapter:
             clock.spend()
             if store is not None and adaptation.steps_done % s.checkpoint_every == 0:
                 state = {"of": about, "step": adaptation.steps_done, "losses": adaptation.losses}
-                store.save(pack(parameters, optimizer), state, score=-loss)
-                store.prune(2)
+                keep(store, pack(parameters, optimizer), state, score=-loss)
 
     def _step(self, model: Any, chosen: list[tuple[list[int], list[int]]]) -> float:
         """Accumulate the gradient of a batch in micro-batches; return the mean loss per learned symbol."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,11 @@ from ttt.backends._celltext import SYMBOLS
 from ttt.errors import InvalidBackendError, MissingExtraError
 
 SYMBOL_TEXTS = (*"0123456789", "\n", "I", "O", ";", "_", ":")
-"""The text of the sixteen symbols for a model with a tokenizer of its own; each must be one token."""
+"""The texts of the sixteen symbols for a model with a tokenizer of its own; each must be one token.
+
+Ten colours, then the ends of a row, before an input, before an output, the end of a grid, padding, and the beginning.
+"""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -114,14 +118,18 @@ class ModelService:
         16
     """
 
-    def __init__(self, path: str | Path, device: str = "auto", shared: Any = None) -> None:
+    def __init__(
+        self, path: str | Path, device: str = "auto", shared: Any = None, texts: Sequence[str] = SYMBOL_TEXTS
+    ) -> None:
         """Load the model.
 
         Args:
             path: The folder of a saved causal language model.
             device: `auto`, `cpu` or `cuda`.
             shared: A reference from `ttt.backends._sharing`; the weights are then mapped instead of read.
+            texts: The texts of the sixteen symbols, for a model with a tokenizer.
         """
+        self.texts: tuple[str, ...] = tuple(texts)
         self.path: Path = Path(path)
         self.device: torch.device = choose_device(device)
         self.model: Any = load_model(self.path, self.device) if shared is None else shared.load()
@@ -131,15 +139,23 @@ class ModelService:
         self.model.eval()
 
     def _symbols(self) -> torch.Tensor:
-        """Return the token id of each of the sixteen symbols, (16,) int64."""
-        if self.model.config.vocab_size == SYMBOLS:
-            return torch.arange(SYMBOLS, device=self.device)
+        """Return the token id of each of the sixteen symbols, (16,) int64: as the model's own tokenizer writes them.
+
+        Only a model of sixteen tokens may come without a tokenizer; its tokens are the symbols in ttt's order.
+        """
+        size = self.model.config.vocab_size
+        if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
+            if size == SYMBOLS:
+                return torch.arange(SYMBOLS, device=self.device)
+            raise InvalidBackendError(f"{self.path}: has no tokenizer, and {size} tokens; save the tokenizer beside it")
         tokenizer = _transformers().AutoTokenizer.from_pretrained(self.path, **LOCAL)
-        ids = [tokenizer.encode(text, add_special_tokens=False) for text in SYMBOL_TEXTS]
-        if any(len(i) != 1 for i in ids) or len({i[0] for i in ids}) != SYMBOLS:
-            bad = [t for t, i in zip(SYMBOL_TEXTS, ids, strict=True) if len(i) != 1]
+        ids = [tokenizer.encode(text, add_special_tokens=False) for text in self.texts]
+        unknown = tokenizer.unk_token_id
+        bad = [t for t, i in zip(self.texts, ids, strict=True) if len(i) != 1 or i[0] == unknown or i[0] >= size]
+        if bad or len({i[0] for i in ids}) != SYMBOLS:
             raise InvalidBackendError(
-                f"{self.path}: its tokenizer does not write {bad or 'the symbols'} as single tokens"
+                f"{self.path}: its tokenizer does not write {bad or 'the symbols'} as single tokens of their own that "
+                "the model knows; name sixteen other texts with the setting symbols"
             )
         return torch.tensor([i[0] for i in ids], device=self.device)
 
@@ -168,13 +184,15 @@ class ModelService:
         """Prepare the model for training, with gradient checkpointing on a GPU; return it to inference afterwards."""
         saving = self.device.type == "cuda" and self.model.supports_gradient_checkpointing
         self.model.train()
+        # Transformers 5 calls it activation checkpointing, and warns of the name before.
+        kind = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         if saving:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(self.model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         try:
             yield
         finally:
             if saving:
-                self.model.gradient_checkpointing_disable()
+                getattr(self.model, f"{kind}_checkpointing_disable")()
             self.model.eval()
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ttt.checkpoint import CheckpointStore
+from ttt.errors import CheckpointWriteError
 
 Named = Mapping[str, torch.Tensor]
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -23,6 +28,15 @@ def pack(parameters: Named, optimizer: torch.optim.AdamW, averages: Named | None
     for k, v in parameters.items():
         out |= {f"optimizer/{part}/{k}": array(t) for part, t in optimizer.state[v].items()}
     return out | {f"average/{k}": array(v) for k, v in (averages or {}).items()}
+
+
+def keep(store: CheckpointStore, arrays: Arrays, about: Mapping[str, Any], *, score: float) -> None:
+    """Write a version and keep the two newest and the best; a disk that is full does not stop the training."""
+    try:
+        store.save(arrays, about, score=score)
+        store.prune(2)
+    except (CheckpointWriteError, OSError) as error:
+        print(f"ttt: the training goes on without this checkpoint: {error}", file=sys.stderr)
 
 
 @torch.no_grad()

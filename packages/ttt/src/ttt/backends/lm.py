@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from ttt._budget import Clock
+from ttt._runs.records import data_digest
 from ttt.backends._adapter import Adaptation, LoraSettings, TTTAdapter
-from ttt.backends._model_service import MemoryProfile, ModelService, check_model_folder, choose_device, load_model
+from ttt.backends._model_service import (
+    SYMBOL_TEXTS,
+    MemoryProfile,
+    ModelService,
+    check_model_folder,
+    choose_device,
+    load_model,
+)
 from ttt.backends._sharing import on_this_node, published
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError, MissingExtraError
 from ttt.values import Progress, Task
+
+MODEL_FILES = {".safetensors", ".json", ".model", ".txt"}
 
 __all__ = ["Adaptation", "LmBackend", "LoraSettings", "MemoryProfile", "ModelService", "TTTAdapter"]
 
@@ -23,6 +33,9 @@ __all__ = ["Adaptation", "LmBackend", "LoraSettings", "MemoryProfile", "ModelSer
 @dataclass(frozen=True)
 class LmBackend:
     """Adapts the model in folder `model` to each task; `lora` holds fields of `LoraSettings`.
+
+    Prompts are written in the tokens that the model's own tokenizer has for the sixteen texts of `symbols`: ten
+    colours, then the end of a row, before an input, before an output, the end of a grid, padding, and the beginning.
 
     With `share` the base weights are loaded once per machine and mapped by every task's process (extra `zerocopy`);
     The run sets `shared` to a reference to them.
@@ -38,6 +51,7 @@ class LmBackend:
     lora: dict[str, Any] = field(default_factory=dict)
     share: bool = False
     shared: Any = field(default=None, repr=False)
+    symbols: tuple[str, ...] = SYMBOL_TEXTS
     name: str = "lm"
 
     def __post_init__(self) -> None:
@@ -46,6 +60,11 @@ class LmBackend:
             raise InvalidBackendError(
                 "lm needs model: the folder of a saved causal language model (--set model=FOLDER)"
             )
+        if Path(self.model).is_dir():  # worker processes and nodes may have another working folder
+            object.__setattr__(self, "model", str(Path(self.model).resolve()))
+        object.__setattr__(self, "symbols", tuple(self.symbols))
+        if len(set(self.symbols)) != len(SYMBOL_TEXTS) or not all(isinstance(s, str) for s in self.symbols):
+            raise InvalidBackendError(f"lm: symbols: got {self.symbols!r}, wanted {len(SYMBOL_TEXTS)} different texts")
         try:
             LoraSettings(**self.lora)
         except TypeError as error:
@@ -58,6 +77,20 @@ class LmBackend:
         for extra in ("transformers", "peft"):
             if importlib.util.find_spec(extra) is None:
                 raise MissingExtraError(f'the lm backend needs {extra}: pip install "pentad-ttt[lm]"')
+
+    def identity(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of the model; empty where this machine does not have it."""
+        return data_digest(p for p in Path(self.model).glob("*") if p.suffix in MODEL_FILES)
+
+    def uses_gpu(self) -> bool:
+        """Return whether the device may be a GPU."""
+        return self.device == "auto" or self.device.startswith("cuda")
+
+    def memory_needed(self) -> int:
+        """Return the bytes of the weights in a task's process: none of its own where they are shared or on a GPU."""
+        if self.share or choose_device(self.device).type == "cuda":
+            return 0
+        return sum(p.stat().st_size for p in Path(self.model).glob("*.safetensors"))
 
     @contextmanager
     def sharing(self) -> Iterator[LmBackend]:
@@ -76,7 +109,7 @@ class LmBackend:
         store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
         settings = LoraSettings(**self.lora)
         with (
-            ModelService(self.model, self.device, self.shared) as service,
+            ModelService(self.model, self.device, self.shared, self.symbols) as service,
             TTTAdapter(service, settings).adapted(task, clock, store) as adaptation,
         ):
             for n, answers in enumerate(adaptation.predict(clock), 1):

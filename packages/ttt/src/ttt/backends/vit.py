@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ttt._budget import Clock
+from ttt._runs.records import data_digest
 from ttt._tasks.augment import View, random_views
 from ttt._tasks.batching import OUTSIDE, pad
 from ttt.backends._canvas import CLASSES, CanvasShape, CanvasViT
 from ttt.backends._model_service import choose_device, seeded
 from ttt.backends._sharing import on_this_node, published
-from ttt.backends._training_state import pack, unpack, unpack_averages
+from ttt.backends._training_state import keep, pack, unpack, unpack_averages
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import Candidate, Grid, Progress, Task, as_grid, grid_bytes, same
@@ -67,6 +68,9 @@ class VitBackend:
 
     def __post_init__(self) -> None:
         """Refuse an invalid shape."""
+        if self.weights is not None and Path(self.weights).is_file():
+            # Worker processes and nodes may have another working folder.
+            object.__setattr__(self, "weights", str(Path(self.weights).resolve()))
         try:
             CanvasShape(**self.shape)
         except (TypeError, ValueError) as error:
@@ -77,6 +81,14 @@ class VitBackend:
         choose_device(self.device)
         if self.weights is not None and self.shared is None:
             load_canvas(CanvasShape(**self.shape), self.weights)
+
+    def identity(self) -> dict[str, str]:
+        """Return the SHA-256 of the weights; empty without them."""
+        return data_digest(p for p in [Path(self.weights or "")] if p.is_file())
+
+    def uses_gpu(self) -> bool:
+        """Return whether the device may be a GPU."""
+        return self.device == "auto" or self.device.startswith("cuda")
 
     @contextmanager
     def sharing(self) -> Iterator[VitBackend]:
@@ -246,8 +258,7 @@ class VitTraining:
     def save(self, store: CheckpointStore) -> None:
         """Write the whole state; the two newest and the best versions stay."""
         state: Mapping[str, Any] = {"of": self.about, "step": self.step, "losses": self.losses}
-        store.save(pack(self.parameters, self.optimizer, self.averages), state, score=-self.losses[-1])
-        store.prune(2)
+        keep(store, pack(self.parameters, self.optimizer, self.averages), state, score=-self.losses[-1])
 
     def resume(self, store: CheckpointStore) -> None:
         """Load the newest sound state of this training, if there is one."""

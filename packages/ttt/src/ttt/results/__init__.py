@@ -11,25 +11,31 @@ from ttt.results._calibration import (
     read_calibration,
     reliability,
 )
+from ttt.results._comparison import Comparison, compare
 from ttt.results._evaluate import Evaluation, calibration_text, evaluate
+from ttt.results._merging import merged
 from ttt.results._scoring import Score, score, solved, wilson
 from ttt.results._selection import choose, distinct, fallbacks, recalibrated
-from ttt.results._submission import Answers, read_submission, submission_text, write_submission
+from ttt.results._submission import Answers, SubmissionText, read_submission, submission_text, write_submission
 
 __all__ = [
     "AS_CLAIMED",
     "Answers",
     "Calibration",
+    "Comparison",
     "Curve",
     "Evaluation",
     "Score",
+    "SubmissionText",
     "calibration_error",
     "calibration_text",
     "choose",
+    "compare",
     "distinct",
     "evaluate",
     "fallbacks",
     "fit_curve",
+    "merged",
     "read_calibration",
     "read_submission",
     "recalibrated",

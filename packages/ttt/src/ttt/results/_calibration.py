@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ttt._files import read_regular
 from ttt.errors import UnreadableFileError
 
+MAX_BYTES = 1 << 20
 BINS = 10
 """Equal-width bins of confidence in which claims and truth are compared."""
 
@@ -129,14 +131,14 @@ def read_calibration(path: str | os.PathLike[str] | None = None) -> Calibration:
         UnreadableFileError: The file is missing, or is not a file of rising curves.
     """
     try:
-        source = files("ttt.results").joinpath("calibration.json") if path is None else Path(path)
-        raw = json.loads(source.read_text("utf-8"))
+        own = files("ttt.results").joinpath("calibration.json")
+        raw = json.loads(own.read_text("utf-8") if path is None else read_regular(Path(path), MAX_BYTES))
         curves = {
             str(k): Curve(tuple(map(float, c["claimed"])), tuple(map(float, c["true"])))
             for k, c in raw["curves"].items()
         }
         backend = str(raw["backend"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableFileError(
             f"{path}: cannot be read as confidence curves ({type(error).__name__}: {error}); "
             "use a file that ttt eval --calibrate wrote"

@@ -9,13 +9,44 @@ from pathlib import Path
 from typing import Any
 
 from ttt._events import TaskResult
-from ttt._files import write_atomically
+from ttt._files import OUTPUT, write_atomically
 from ttt._tasks.loader import Rejected, read_json
 from ttt.errors import InvalidSubmissionError, InvalidTaskError
-from ttt.values import Grid, as_grid
+from ttt.values import Grid, Prediction, as_grid
 
 Answers = dict[str, tuple[tuple[Grid, Grid], ...]]
 """Task id to, per test input, its two attempts."""
+
+
+class SubmissionText:
+    """Makes the text of a submission again and again; only what has changed since is formatted anew.
+
+    Args:
+        rejected: Refused tasks. They are included, with a single black cell: a submission must have every id.
+    """
+
+    def __init__(self, rejected: Sequence[Rejected] = ()) -> None:
+        blank = {"attempt_1": [[0]], "attempt_2": [[0]]}
+        self._entries = {r.id: _compact([blank] * r.tests) for r in rejected}
+        self._made: dict[str, tuple[tuple[Prediction, ...], str]] = {}
+
+    def of(self, results: Iterable[TaskResult]) -> str:
+        """Return a submission as JSON text, ordered by id, the same bytes for the same answers."""
+        entries = dict(self._entries)
+        for result in results:
+            made = self._made.get(result.task_id)
+            if made is None or made[0] is not result.predictions:
+                answers = [
+                    {"attempt_1": p.first.grid.tolist(), "attempt_2": p.second.grid.tolist()}
+                    for p in result.predictions
+                ]
+                made = self._made[result.task_id] = (result.predictions, _compact(answers))
+            entries[result.task_id] = made[1]
+        return "{" + ",".join(f"{json.dumps(i)}:{entries[i]}" for i in sorted(entries)) + "}\n"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def submission_text(results: Iterable[TaskResult], rejected: Sequence[Rejected] = ()) -> str:
@@ -28,14 +59,7 @@ def submission_text(results: Iterable[TaskResult], rejected: Sequence[Rejected] 
         >>> print(ttt.results.submission_text([result]), end="")
         {"t":[{"attempt_1":[[0,1]],"attempt_2":[[1,0]]}]}
     """
-    entries: dict[str, Any] = {
-        r.id: [{"attempt_1": [[0]], "attempt_2": [[0]]} for _ in range(r.tests)] for r in rejected
-    }
-    for result in results:
-        entries[result.task_id] = [
-            {"attempt_1": p.first.grid.tolist(), "attempt_2": p.second.grid.tolist()} for p in result.predictions
-        ]
-    return json.dumps(entries, sort_keys=True, separators=(",", ":")) + "\n"
+    return SubmissionText(rejected).of(results)
 
 
 def write_submission(
@@ -55,7 +79,7 @@ def write_submission(
         results: The results of the solved tasks.
         rejected: Refused tasks, which get fallback answers.
     """
-    write_atomically(Path(path), submission_text(results, rejected).encode())
+    write_atomically(Path(path), submission_text(results, rejected).encode(), OUTPUT)
 
 
 def read_submission(path: str | os.PathLike[str]) -> Answers:

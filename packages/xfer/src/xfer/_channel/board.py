@@ -209,6 +209,11 @@ class Board:
         return self._bells[end]
 
     @property
+    def removed(self) -> bool:
+        """Whether the file has no name any more."""
+        return os.fstat(self._fd).st_nlink == 0
+
+    @property
     def count(self) -> int:
         """How many publications there were."""
         count: int = self.words[COUNT]
@@ -250,7 +255,7 @@ class Board:
 
     def write(self, handle: bytes) -> int:
         """Publish a handle; the caller has the writers' turn. Return its number, from 1."""
-        number = self.count + 1
+        number = self.count + 1 & (1 << 64) - 1
         start = _ENTRIES + _ENTRY_BYTES * ((number - 1) % self.keep)
         entry = _ENTRY.pack(number, crc32(number.to_bytes(8, "little") + handle), len(handle)) + handle
         self._map[start : start + len(entry)] = entry
@@ -297,7 +302,7 @@ class Board:
                     poll.register(pidfds[-1], select.POLLIN)
                 except ProcessLookupError:
                     return
-                except OSError:  # no descriptor is left to watch it by, so look again soon
+                except (OSError, OverflowError):  # no descriptor is left to watch it by, so look again soon
                     seconds = _LOOK_AGAIN if seconds is None else min(seconds, _LOOK_AGAIN)
                 if not _locked(self._fd, _FIRST_END + end, 1):  # it ended before, and its number may be another's now
                     return

@@ -6,28 +6,16 @@ import contextlib
 import operator
 import os
 import sys
-import threading
-import time
 import weakref
 from typing import Any, Self
 
+from xfer._channel.end import End, left
 from xfer._channel.layout import WAKE_AT_ONCE
 from xfer._channel.ring import Ring, announce
-from xfer._channel.waiting import Sleepers, on_exit
 from xfer._forks import on_fork
-from xfer.errors import ChannelClosedError, EndpointTakenError, WaitTimeoutError, XferError
+from xfer.errors import EndpointTakenError, XferError
 
 SPIN = 200e-6
-
-
-def deadline(timeout: float | None) -> float | None:
-    """Return when a timeout is up."""
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def left(end: float | None) -> float | None:
-    """Return how many seconds are left, at least 0; None for ever."""
-    return None if end is None else max(0.0, end - time.monotonic())
 
 
 def _holds(value: Any, end: Any, depth: int) -> bool:
@@ -39,28 +27,22 @@ def _holds(value: Any, end: Any, depth: int) -> bool:
     return any(_holds(item, end, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
 
 
-class Endpoint:
-    """One end of a channel: a token until its first use, then held by the process that used it.
-
-    `_lock` guards the state and is held for short; `_turn` is held by the one thread that sleeps.
-    """
+class Endpoint(End):
+    """One end of a channel: a token until its first use, then held by the process that used it."""
 
     _sending: bool
 
     def __init__(self, token: bytes, spin: float = SPIN, compiled: bool = True) -> None:
+        super().__init__()
         self._token = token
         self._spin = spin if (os.cpu_count() or 1) > 1 else 0.0
         self._nanoseconds = int(self._spin * 1e9)
         self._compiled = compiled
         self._ring: Ring | None = None
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._closed = self._exiting = self._armed = False
-        self._sleepers = Sleepers()
         self._finalizer: Any = None
         self._other: weakref.ref[Endpoint] | None = None
         self._expected: Any = None
         on_fork(before=self._before_fork, child=self._after_fork_in_child)
-        on_exit(self._stop)
 
     def __bytes__(self) -> bytes:
         return self._token
@@ -142,16 +124,9 @@ class Endpoint:
             self._armed = True
             return ring.arm()
 
-    def close(self) -> None:
-        """Close this end."""
-        raise NotImplementedError
-
     def _open(self) -> Ring:
         """Return the ring; the caller holds the lock."""
-        if self._closed:
-            raise ChannelClosedError("this end is closed")
-        if self._exiting:
-            raise ChannelClosedError("the interpreter is exiting")
+        self._check_open()
         if self._ring is None:
             try:
                 ring = Ring(self._token, self._sending)
@@ -180,36 +155,16 @@ class Endpoint:
             self._turn.release()
         return True
 
-    async def _sleep(self, end: float | None, at_most: float | None = None) -> None:
-        """Wait in a coroutine until this end may go on.
-
-        Raises:
-            WaitTimeoutError: The time is up.
-        """
-        seconds = left(end)
-        if seconds == 0:
-            raise WaitTimeoutError("the time for waiting is up")
-        if at_most is not None:
-            seconds = at_most if seconds is None else min(seconds, at_most)
-        await self._sleepers.readable(self.fileno(), seconds)
-
-    def _wake(self) -> None:
-        """End every wait of this end, in threads and coroutines."""
+    def _ring_own(self) -> None:
         ring = self._ring
         if ring is not None:
             ring.ring_own()
-        self._sleepers.wake()
-
-    def _stop(self) -> None:
-        self._exiting = True
-        self._wake()
 
     def _before_fork(self) -> None:
         pass
 
     def _after_fork_in_child(self) -> None:
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._sleepers = Sleepers()
+        self._renew()
         if self._ring is not None:
             self._let_go(self._ring)
             self._closed = True
@@ -230,12 +185,6 @@ class Endpoint:
         self._drop_core()
         ring.close()
         self._ring = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _make_core(self, ring: Ring) -> None:
         raise NotImplementedError

@@ -50,6 +50,7 @@ from xfer.errors import HandleError, ProducerGoneError, UnsupportedPlatformError
 
 ORDERED_STORES = platform.machine() in {"x86_64", "AMD64", "i686"}
 HANDLE = 0xFFFFFFFF
+COUNT = (1 << 64) - 1  # counters start again after this
 _NOTE = struct.Struct("<IIQI")
 _MESSAGE = struct.Struct(MESSAGE)
 MESSAGE_ROOM = ENTRY - _MESSAGE.size
@@ -208,7 +209,7 @@ class Ring:
         own = SENDER_PID if sending else RECEIVER_PID
         self.successor = bool(self.words[own])  # whether another holder was here before
         self.words[own] = os.getpid()
-        self.words[own + HOLDERS] = (self.words[own + HOLDERS] + 1) & 0xFFFFFFFF  # a process number may come again
+        self.words[own + HOLDERS] = self.words[own + HOLDERS] + 1 & COUNT  # a process number may come again
         self.words[SENDER_CLOSED if sending else RECEIVER_CLOSED] = 0
         self.ring()
 
@@ -267,7 +268,7 @@ class Ring:
         message = _MESSAGE.pack(len(meta), slot, nbytes, ndim, epoch) + meta
         self.map[start : start + len(message)] = message
         self.fence()
-        words[HEAD] = head + 1
+        words[HEAD] = head + 1 & COUNT
         self.fence()
         self.ring_if_waiting()
 
@@ -281,7 +282,7 @@ class Ring:
     def took(self, tail: int) -> None:
         """Publish that the message number `tail` is taken."""
         words = self.words
-        words[TAIL] = tail + 1
+        words[TAIL] = tail + 1 & COUNT
         self.fence()
         # A sender that waits for room is woken at half of the ring, not once for each message, unless it asks for more.
         waits = words[SENDER_WAITS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xfer._convert.interchange import device_of, host_array, library_of, to_torch
+from xfer._convert.interchange import device_of, host_array, library_of, plain_tensor, to_torch
 from xfer.errors import DeviceUnavailableError
 
 
@@ -69,7 +70,8 @@ def move(array: Any, to: str) -> Any:
     Args:
         array: An array of NumPy, torch or CuPy, or anything with DLPack or the array interface.
         to: "numpy", "torch" or "cupy" (that library; same device where the library can), "cpu" (host memory, same
-            library if it can), or "cuda", "cuda:1" ... (that device, same library if it can).
+            library if it can), "cuda", "cuda:1" ... (that device, same library if it can), or "handle" (a handle of the
+            default pool for another process, as `xfer.put` returns).
 
     Raises:
         ValueError: `to` is none of these.
@@ -94,6 +96,8 @@ def explain(array: Any, to: str) -> Route:
     """
     library, device = library_of(array), device_of(array)
     kind, _, index = to.partition(":")
+    if to == "handle":
+        return Route(f"{library} on {device}", to, tuple(_to_handle(array, library, device)))
     if to in ("numpy", "cpu"):
         steps = _to_host(array, library, device, keep_library=to == "cpu")
     elif to == "torch":
@@ -101,7 +105,7 @@ def explain(array: Any, to: str) -> Route:
     elif kind in ("cupy", "cuda") and (index.isdigit() or not index):
         steps = _to_cuda(array, library, device, kind, int(index or _index(device)))
     else:
-        raise ValueError(f"got to={to!r}, want 'numpy', 'torch', 'cupy', 'cpu', 'cuda' or 'cuda:N'")
+        raise ValueError(f"got to={to!r}, want 'numpy', 'torch', 'cupy', 'cpu', 'cuda', 'cuda:N' or 'handle'")
     return Route(f"{library} on {device}", to, tuple(steps))
 
 
@@ -150,10 +154,30 @@ def _to_torch(array: Any, library: str, device: str) -> list[Step]:
     return [*steps, Step(what, bool(why), lambda x: to_torch(x)[0])]
 
 
+def _to_handle(array: Any, library: str, device: str) -> list[Step]:
+    from xfer._shared.default import put
+
+    if device == "cpu":
+        return [Step("the array is copied into shared memory", True, put)]
+    from xfer._shared.cuda_ipc import can_share
+
+    with load_cupy().cuda.Device(int(_index(device))):
+        placed = array if library == "cupy" else load_cupy().from_dlpack(plain_tensor(array)[0])
+    if not (placed.flags.c_contiguous or placed.flags.f_contiguous):
+        return [Step(f"the array is copied into one block on {device} and shared by CUDA IPC", True, put)]
+    if not can_share(placed):
+        what = "expandable, managed or asynchronous memory has no CUDA IPC handle, so that it is copied on"
+        return [Step(f"{what} {device} into memory that has one", True, put)]
+    return [Step(f"the array's memory on {device} is shared by CUDA IPC", False, put)]
+
+
 def _torch_from_dlpack(array: Any) -> Any:
     from torch.utils.dlpack import from_dlpack
 
-    return from_dlpack(array)
+    if library_of(array) != "cupy":
+        return from_dlpack(array)
+    with load_cupy().cuda.Device(array.data.device_id):  # CuPy orders its work behind that device's current stream
+        return from_dlpack(array)
 
 
 def _borrow(device: str) -> Step:
@@ -172,8 +196,7 @@ def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> li
         raise DeviceUnavailableError(f"CuPy sees {cupy.cuda.runtime.getDeviceCount()} CUDA devices, not {target}")
 
     def onto(array: Any) -> Any:
-        with cupy.cuda.Device(index):
-            return cupy.asarray(array)
+        return _onto_device(cupy, array, index)
 
     steps = [] if library == "cupy" or device == "cpu" else [_borrow(device)]
     if device == "cpu" and library != "numpy":
@@ -181,14 +204,51 @@ def _to_cuda(array: Any, library: str, device: str, kind: str, index: int) -> li
     return steps if device == target else [*steps, Step(f"{device} to {target} by CuPy", True, onto)]
 
 
+def _onto_device(cupy: Any, array: Any, index: int) -> Any:
+    """Return a copy on a device, ordered with the work of the device that the array is on."""
+    there = array.data.device_id if library_of(array) == "cupy" else index
+    if there == index:
+        with cupy.cuda.Device(index):
+            return cupy.asarray(array)
+    with cupy.cuda.Device(there):
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            array = cupy.ascontiguousarray(array)  # CuPy does not copy other layouts between devices
+        source = cupy.cuda.get_current_stream()
+        written = source.record()
+    with cupy.cuda.Device(index):
+        stream = cupy.cuda.get_current_stream()
+        stream.wait_event(written)
+        copy = cupy.asarray(array)
+        read = stream.record()
+    with cupy.cuda.Device(there):
+        source.wait_event(read)  # what is freed on that stream from now on is not used again before the copy is done
+    return copy
+
+
+_NOT_INITIALIZED = 3  # CUDA's answer in a child of a process that had initialised it
+_cuda_process = 0
+
+
 def load_cupy() -> Any:
-    """Import CuPy, or raise DeviceUnavailableError where it or a device is missing."""
+    """Import CuPy, or raise DeviceUnavailableError where it or a device is missing, or was lost by a fork."""
+    global _cuda_process
     try:
         import cupy
     except ImportError as error:
         raise DeviceUnavailableError("CUDA arrays need CuPy: install pentad-xfer[cuda12] or [cuda13]") from error
-    if not cupy.cuda.is_available():
+    lost = _cuda_process not in (0, os.getpid())
+    try:
+        available = not lost and cupy.cuda.runtime.getDeviceCount() > 0
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        available, lost = False, error.status == _NOT_INITIALIZED
+    if lost:
+        raise DeviceUnavailableError(
+            f"process {os.getpid()} was forked from one that used CUDA, which CUDA does not support: start it with "
+            "multiprocessing's spawn or forkserver, or as a program of its own"
+        )
+    if not available:
         raise DeviceUnavailableError("CuPy is installed but finds no CUDA device; run `xfer doctor`")
+    _cuda_process = os.getpid()
     return cupy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +31,12 @@ class Allocator(Protocol):
         """Free a buffer."""
         ...
 
-    def to_host(self, buffer: Any, nbytes: int) -> np.ndarray[Any, Any]:
-        """Copy the first bytes to host memory, page-locked where that is faster."""
+    def wait(self, device: str) -> None:
+        """Wait until a device has done all its work, so that memory which was in use may be used for something else."""
+        ...
+
+    def to_host(self, buffer: Any, nbytes: int, stays: bool) -> np.ndarray[Any, Any]:
+        """Wait for the device's work and copy the first bytes to the host, to page-locked memory if they stay there."""
         ...
 
     def from_host(self, buffer: Any, data: np.ndarray[Any, Any]) -> None:
@@ -85,8 +90,12 @@ class HostAllocator:
         if left is not None:
             self._free[device] = left + nbytes
 
-    def to_host(self, buffer: np.ndarray[Any, Any], nbytes: int) -> np.ndarray[Any, Any]:
+    def wait(self, device: str) -> None:
+        """Do nothing: the host's work is done when a call returns."""
+
+    def to_host(self, buffer: np.ndarray[Any, Any], nbytes: int, stays: bool) -> np.ndarray[Any, Any]:
         """Copy the first bytes."""
+        del stays  # there is one kind of host memory
         return buffer[:nbytes].copy()
 
     def from_host(self, buffer: np.ndarray[Any, Any], data: np.ndarray[Any, Any]) -> None:
@@ -137,20 +146,38 @@ class CupyAllocator:
     def free(self, buffer: Any) -> None:
         """Nothing to do: CuPy frees the memory with the last reference."""
 
-    def to_host(self, buffer: Any, nbytes: int) -> np.ndarray[Any, Any]:
-        """Copy to page-locked host memory."""
-        host = np.frombuffer(self._cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
-        buffer.copy_to_host(host.ctypes.data, nbytes)
+    def wait(self, device: str) -> None:
+        """Wait until a device has done the work of all its streams."""
+        self._cupy.cuda.Device(int(device.partition(":")[2])).synchronize()
+
+    def to_host(self, buffer: Any, nbytes: int, stays: bool) -> np.ndarray[Any, Any]:
+        """Wait for the device and copy to the host; memory that stays is page-locked, and freed with its array."""
+        cuda = self._cupy.cuda
+        host = _pinned(cuda, nbytes) if stays else np.empty(nbytes, np.uint8)
+        with cuda.Device(buffer.device_id) as device:
+            device.synchronize()
+            buffer.copy_to_host(host.ctypes.data, nbytes)
         return host
 
     def from_host(self, buffer: Any, data: np.ndarray[Any, Any]) -> None:
-        """Copy from host memory."""
-        buffer.copy_from_host(data.ctypes.data, data.nbytes)
+        """Copy from host memory and wait until the bytes are there, for work on any stream."""
+        with self._cupy.cuda.Device(buffer.device_id) as device:
+            buffer.copy_from_host(data.ctypes.data, data.nbytes)
+            device.synchronize()
 
     def array(self, buffer: Any, shape: tuple[int, ...], dtype: np.dtype[Any], owner: object) -> Any:
         """Return a CuPy array over the memory."""
         memory = self._cupy.cuda.UnownedMemory(buffer.ptr, buffer.mem.size, (buffer, owner), buffer.device_id)
         return self._cupy.ndarray(shape, dtype, self._cupy.cuda.MemoryPointer(memory, 0))
+
+
+def _pinned(cuda: Any, nbytes: int) -> np.ndarray[Any, Any]:
+    """Return page-locked memory that is freed with its array; CuPy's pool would keep it."""
+    memory = cuda.PinnedMemory(nbytes)
+    buffer: Any = (ctypes.c_uint8 * nbytes).from_address(int(memory))
+    buffer.memory = memory
+    array: np.ndarray[Any, Any] = np.frombuffer(buffer, np.uint8)
+    return array
 
 
 def default_allocator() -> Allocator:

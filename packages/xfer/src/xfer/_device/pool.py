@@ -61,6 +61,7 @@ class MemoryPool:
         self.device: str = device
         self.budget: int | None = budget
         self._free: dict[int, list[Any]] = {}
+        self._unsettled: dict[int, list[Any]] = {}  # released, and perhaps still used by queued work
         self._lock = threading.RLock()
         self._reserved = self._in_use = self._peak = self._allocations = self._reused = 0
 
@@ -72,6 +73,8 @@ class MemoryPool:
         """
         size = slot_size(nbytes)
         with self._lock:
+            if not self._free.get(size) and self._unsettled.get(size):
+                self._settle()
             buffers = self._free.get(size)
             if buffers:
                 buffer = buffers.pop()
@@ -84,14 +87,15 @@ class MemoryPool:
             return buffer, size
 
     def release(self, buffer: Any, size: int) -> None:
-        """Take a buffer back for reuse."""
+        """Take a buffer back for reuse, after all work that the device has queued by then."""
         with self._lock:
-            self._free.setdefault(size, []).append(buffer)
+            self._unsettled.setdefault(size, []).append(buffer)
             self._in_use -= size
 
     def trim(self) -> int:
         """Give unused buffers back to the device; return the bytes."""
         with self._lock:
+            self._settle()
             freed = 0
             for size, buffers in self._free.items():
                 for buffer in buffers:
@@ -107,6 +111,13 @@ class MemoryPool:
             return MemoryPoolStats(
                 self.device, self.budget, self._reserved, self._in_use, self._peak, self._allocations, self._reused
             )
+
+    def _settle(self) -> None:
+        if self._unsettled:
+            self._allocator.wait(self.device)
+            for size, buffers in self._unsettled.items():
+                self._free.setdefault(size, []).extend(buffers)
+            self._unsettled.clear()
 
     def _new(self, size: int) -> Any:
         if self.budget is not None and self._reserved + size > self.budget:

@@ -184,8 +184,9 @@ class Vault:
                 self._spill(victim)
 
     def _spill(self, record: Record) -> None:
-        data = self._allocator.to_host(record.buffer, record.nbytes)
-        if self.host_used + record.nbytes <= self._host_budget:
+        stays = self.host_used + record.nbytes <= self._host_budget
+        data = self._allocator.to_host(record.buffer, record.nbytes, stays)
+        if stays:
             record.host, record.place = data, "host"
             self.host_used += record.nbytes
         else:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,9 +71,13 @@ def _named() -> Finding:
         space = os.statvfs(names.DIRECTORY)
     except (XferError, OSError) as error:
         return Finding(what, False, str(error))
-    return Finding(
-        what, True, f"{format_size(space.f_bavail * space.f_frsize)} free; only used where memfd or /proc is closed"
-    )
+    detail = f"{format_size(space.f_bavail * space.f_frsize)} free; only used where memfd or /proc is closed"
+    planted = names.strangers()
+    if planted:
+        detail += (
+            f"; {len(planted)} files have this user's names and are not this user's, so they are not used: {planted[0]}"
+        )
+    return Finding(what, True, detail)
 
 
 def _other_process() -> Finding:
@@ -157,4 +162,25 @@ def _cuda() -> Finding:
         cupy = load_cupy()
     except XferError as error:
         return Finding("CUDA", False, str(error))
-    return Finding("CUDA", True, f"CuPy {cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} device(s)")
+    there = f"CuPy {cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} device(s)"
+    why_not = _hand_over_on_device(cupy)
+    if why_not:
+        return Finding("CUDA", False, f"{there}, but another process cannot read a device array: {why_not}")
+    return Finding("CUDA", True, f"{there}; another process read a device array from its handle")
+
+
+def _hand_over_on_device(cupy: Any) -> str:
+    """Return why another process cannot read a device array, or nothing; Tegra and WSL2 have no CUDA IPC."""
+    from xfer._shared.pool import Pool
+
+    try:
+        with Pool("1MiB") as pool:
+            handle = pool.put(cupy.arange(10))
+            command = [sys.executable, "-m", "xfer._doctor.peer", "sum", bytes(handle).hex()]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            pool.release(handle)
+    except (XferError, OSError, subprocess.SubprocessError, cupy.cuda.runtime.CUDARuntimeError) as error:
+        return str(error)
+    if done.stdout.strip() == "45":
+        return ""
+    return (done.stderr.strip().splitlines()[-1:] or ["it got a wrong array"])[0]

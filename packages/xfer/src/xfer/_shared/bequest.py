@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import os
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -19,7 +20,7 @@ import weakref
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
-from xfer._shared.files import user
+from xfer._shared.files import check_owner, user
 from xfer._shared.segment import ID, MAGIC, MAGIC_VALUE, SLOTS, START, WORDS, Segment
 
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
@@ -138,16 +139,32 @@ class Heir:
                 self._accept(segment, ledger)
 
     def _accept(self, segment: int, ledger: int) -> None:
-        head = os.pread(segment, 8 * WORDS, 0)
-        words = struct.unpack(f"<{WORDS}Q", head) if len(head) == 8 * WORDS else (0,) * WORDS
-        table = os.pread(segment, 16 * words[SLOTS], 8 * WORDS) if words[MAGIC] == MAGIC_VALUE else b""
-        waiting = {stamp for stamp, _ in struct.iter_unpack("<QQ", table) if stamp}
-        known = self._estates.get(words[ID])
-        if known is not None or not waiting or words[START] <= 8 * WORDS:
+        try:
+            number, waiting = _look_into(segment)
+            check_owner(ledger, "the ledger that a worker left")
+        except (OSError, ValueError, struct.error):
+            number, waiting = 0, set()
+        if not waiting or number in self._estates:
             os.close(segment)
             os.close(ledger)
         else:
-            self._estates[words[ID]] = Estate(segment, ledger, waiting)
+            self._estates[number] = Estate(segment, ledger, waiting)
+
+
+def _look_into(segment: int) -> tuple[int, set[int]]:
+    """Return a segment's number, and the stamps of the arrays in it.
+
+    Raises:
+        ValueError: It is no segment.
+        OSError: It is another user's, or cannot be read.
+    """
+    check_owner(segment, "the segment that a worker left")
+    status = os.fstat(segment)
+    words = struct.unpack(f"<{WORDS}Q", os.pread(segment, 8 * WORDS, 0)) if stat.S_ISREG(status.st_mode) else ()
+    if not words or words[MAGIC] != MAGIC_VALUE or words[START] > status.st_size:
+        raise ValueError("this is no segment")
+    table = os.pread(segment, min(16 * words[SLOTS], words[START] - 8 * WORDS), 8 * WORDS)
+    return words[ID], {stamp for stamp, _ in struct.iter_unpack("<QQ", table[: len(table) // 16 * 16]) if stamp}
 
 
 _testators: weakref.WeakSet[Testator] = weakref.WeakSet()

@@ -66,13 +66,14 @@ def set_default_pool(pool: Pool) -> None:
         _pool = pool
 
 
-def put(array: Any, *, timeout: float = 0.0, consume: bool = False) -> Handle:
+def put(array: Any, *, timeout: float = 0.0, consume: bool = False, stream: Any = None) -> Handle:
     """Copy an array or a tree into this process's own pool and return its handle; see `Pool.put`.
 
     Args:
         array: What `Pool.put` takes.
         timeout: Seconds to wait for readers to finish if the budget is spent.
         consume: The first reader takes the array over: no release is needed.
+        stream: The stream on which a CUDA array was last written; without it, `put` waits for its device.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -80,7 +81,7 @@ def put(array: Any, *, timeout: float = 0.0, consume: bool = False) -> Handle:
         array([0, 1, 2])
         >>> xfer.release(handle)
     """
-    return default_pool().put(array, timeout=timeout, consume=consume)
+    return default_pool().put(array, timeout=timeout, consume=consume, stream=stream)
 
 
 def release(handle: Handle | bytes) -> None:

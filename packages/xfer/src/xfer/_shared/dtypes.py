@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import struct
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,11 @@ import numpy as np
 
 from xfer.errors import HandleError, UnsupportedDtypeError
 
+# What NumPy, JSON and struct raise for a description that makes no sense or does not fit its bytes.
+MISFITS = (
+    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, MemoryError,
+    StopIteration, struct.error,
+)  # fmt: skip
 ML_PREFIX = "~"
 # What `dtype.str` makes: byte order, kind, bytes, and the unit of a time. No other text reaches NumPy's own parser.
 _PLAIN = re.compile(r"[<>|=][biufcSUVmM?]\d{1,10}(\[\d{0,10}[A-Za-z]{1,2}\])?|[<>][mM]8")
@@ -41,9 +47,7 @@ def decode(token: bytes) -> np.dtype[Any]:
     try:
         text = token.decode()
         return _from_tree(json.loads(text) if text.startswith("[") else text)
-    except (
-        ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, MemoryError
-    ) as error:  # fmt: skip
+    except MISFITS as error:
         if isinstance(error, UnsupportedDtypeError):
             raise
         raise HandleError(f"the handle's data type {token!r} cannot be read: {error}") from error

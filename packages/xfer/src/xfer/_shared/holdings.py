@@ -30,6 +30,7 @@ class PoolStats:
         live_bytes: Their bytes.
         waiting_for_readers: How many released slots readers still hold.
         free_slots: How many slots are free.
+        device_bytes: Bytes of CUDA arrays that are kept: live, or released and still read. They are not in `used`.
     """
 
     budget: int
@@ -40,6 +41,7 @@ class PoolStats:
     live_bytes: int
     waiting_for_readers: int
     free_slots: int
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

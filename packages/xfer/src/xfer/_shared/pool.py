@@ -40,7 +40,7 @@ from xfer._shared.handle import (
 )
 from xfer._shared.holdings import Leak, Lent, PoolStats
 from xfer._shared.lease import require_locks
-from xfer._shared.linger import linger
+from xfer._shared.linger import close_at_exit, linger, watch
 from xfer._shared.loan import Loan
 from xfer._shared.memory import nameless_works
 from xfer._shared.segment import Segment
@@ -52,6 +52,7 @@ from xfer.errors import (
     ForeignHandleError,
     PoolClosedError,
     UnsupportedDtypeError,
+    UnsupportedPlatformError,
 )
 
 Backend = Literal["auto", "nameless", "named"]
@@ -66,7 +67,7 @@ class _Live(NamedTuple):
     nbytes: int
     site: str
     since: float
-    keep: object = None
+    keep: Any = None
     views: weakref.ref[Any] | None = None
     consume: bool = False
 
@@ -112,10 +113,12 @@ class Pool:  # long because the argument texts of the public methods are in it
         self._under_pressure: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._stamp = secrets.randbits(64)
         self._filled = 0
-        self._finalizer = weakref.finalize(self, _close_all, self._slots, self._owner, self.pid)
+        self._finalizer = weakref.finalize(self, _close_all, self._slots, self._live, self._owner, self.pid)
+        self._device_bytes = 0  # of CUDA arrays that are live
+        self._watched = False  # whether released CUDA arrays are looked at until no reader leases them
         on_fork(child=self._after_fork_in_child)
 
-    def put(self, array: Any, *, timeout: float = 0.0, consume: bool = False) -> Handle:
+    def put(self, array: Any, *, timeout: float = 0.0, consume: bool = False, stream: Any = None) -> Handle:
         """Copy an array, or a tree of arrays, into shared memory and return its handle.
 
         Args:
@@ -125,6 +128,8 @@ class Pool:  # long because the argument texts of the public methods are in it
             timeout: Seconds to wait for readers to finish if the budget is spent.
             consume: The first reader takes the array over: the slot comes back when that reader is done, and no
                 `release` is needed.
+            stream: The stream of CuPy or torch, or its address, on which a CUDA array was last written. The reader
+                waits for it, and `put` returns at once; without it, `put` waits for all work of the array's device.
 
         Returns:
             The handle; the array stays until `release(handle)`, or until it is consumed.
@@ -132,6 +137,8 @@ class Pool:  # long because the argument texts of the public methods are in it
         Raises:
             UnsupportedDtypeError: The array holds Python objects.
             BudgetExceededError: No room, and nothing came free within `timeout`.
+            TooManyOpenFilesError: No descriptor is left for a new segment.
+            UnsupportedPlatformError: `consume` where `/proc` is closed.
         """
         flags = CONSUME if consume else 0
         if type(array) is not np.ndarray:
@@ -140,7 +147,7 @@ class Pool:  # long because the argument texts of the public methods are in it
                 return self._put_with(packed.signature(), packed.write, timeout, flags | TREE)
             device = device_of(array)
             if device != "cpu":
-                return self._put_cuda(array, flags)
+                return self._put_cuda(array, flags, stream)
             array = host_array(array)
         layout = array.flags
         sig = signature(array.dtype, array.shape, layout.f_contiguous and not layout.c_contiguous)
@@ -284,6 +291,7 @@ class Pool:  # long because the argument texts of the public methods are in it
                 live_bytes=sum(live.nbytes for live in self._live.values()),
                 waiting_for_readers=slots.waiting,
                 free_slots=slots.free,
+                device_bytes=self._device_bytes + sum(entry.keep.nbytes for entry in slots.kept()),
             )
 
     def leaks(self, older_than: float = 0.0) -> list[Leak]:
@@ -328,11 +336,8 @@ class Pool:  # long because the argument texts of the public methods are in it
                 return
             self._deferred.drain()
             self._closed = True
-            for live in self._live.values():
-                self._slots.retire(live.place, live.keep)
             for place in self._lent.values():
                 place.clear()
-            self._live.clear()
             self._finalizer()
 
     def bequeath(self) -> list[Segment]:
@@ -346,11 +351,16 @@ class Pool:  # long because the argument texts of the public methods are in it
                 for live in self._live.values()
                 if live.consume and live.keep is None and live.place.segment.path is None
             }
-            for live in self._live.values():
-                if not live.consume or live.keep is not None:
-                    live.place.clear()
+            for stamp, live in list(self._live.items()):
+                if live.keep is None:  # arrays of a device are retired as in `close`
+                    if not live.consume:
+                        live.place.clear()
+                    del self._live[stamp]
+            for place in self._lent.values():
+                place.clear()
             for segment in waiting.values():
                 del self._slots.segments[segment.id]
+            self._closed = True
         return list(waiting.values())
 
     def __reduce__(self) -> Any:
@@ -379,16 +389,21 @@ class Pool:  # long because the argument texts of the public methods are in it
                     self._slots.put_back(place)
             raise
 
-    def _put_cuda(self, array: Any, flags: int) -> Handle:
+    def _put_cuda(self, array: Any, flags: int, stream: Any) -> Handle:
         from xfer._shared.cuda_ipc import describe
 
-        record, dtype, shape, keep = describe(array)
-        sig = signature(dtype, shape, False)
+        shared = describe(array, stream)
+        sig = signature(shared.dtype, shared.shape, shared.fortran)
         if sig.flags & TOKEN_IN_SLOT:
-            raise UnsupportedDtypeError(f"{dtype} is too long to describe in a handle of a device array")
-        place = self._take(len(record), 0.0)
-        place.segment.map[place.offset : place.offset + len(record)] = record
-        return self._publish(place, sig, len(record), flags | CUDA, keep)
+            raise UnsupportedDtypeError(f"{shared.dtype} is too long to describe in a handle of a device array")
+        size = len(shared.record)
+        place = self._take(size, 0.0)
+        place.segment.map[place.offset : place.offset + size] = shared.record
+        handle = self._publish(place, sig, size, flags | CUDA, shared.kept)
+        with self._lock:
+            self._device_bytes += shared.kept.nbytes
+        close_at_exit(self)
+        return handle
 
     def _publish(
         self,
@@ -396,7 +411,7 @@ class Pool:  # long because the argument texts of the public methods are in it
         sig: Signature,
         nbytes: int,
         flags: int = 0,
-        keep: object = None,
+        keep: Any = None,
         views: weakref.ref[Any] | None = None,
     ) -> Handle:
         segment = place.segment
@@ -406,6 +421,10 @@ class Pool:  # long because the argument texts of the public methods are in it
         with self._lock:
             self._check_open()
             if flags & CONSUME:
+                if self._owner is not None and not nameless_works():
+                    raise UnsupportedPlatformError(
+                        "consume=True needs memfd and an open /proc: release the array instead"
+                    )
                 segment.keep_ledger()
                 leave_at_exit(self)
             stamp = self._stamp = (self._stamp + 1) & _MASK or 1
@@ -477,6 +496,26 @@ class Pool:  # long because the argument texts of the public methods are in it
             raise DoubleReleaseError("the array was released before")
         self._refs.pop(stamp, None)
         self._slots.retire(live.place, live.keep, live.views)
+        if live.keep is not None:
+            self._device_bytes -= live.keep.nbytes
+            if not self._watched and self._slots.kept():
+                self._watched = True
+                watch(partial(_kept_no_more, weakref.ref(self)))
+
+    def reclaim_kept(self) -> bool:
+        """Let go of released CUDA arrays that no reader leases; return whether none is left.
+
+        Another thread calls it from time to time, until it returns True.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._closed:
+                self._slots.reclaim()
+                self._watched = bool(self._slots.kept())
+            return self._closed or not self._watched
+        finally:
+            self._lock.release()
 
     def _drop_if_live(self, stamp: int) -> None:
         if not self._closed and stamp in self._live:
@@ -515,9 +554,17 @@ class Pool:  # long because the argument texts of the public methods are in it
                 os.close(self._owner.fd)
 
 
-def _close_all(slots: Slots, owner: names.Owner | None, pid: int) -> None:
+def _kept_no_more(reference: weakref.ref[Pool]) -> bool:
+    pool = reference()
+    return pool is None or pool.reclaim_kept()
+
+
+def _close_all(slots: Slots, live: dict[int, _Live], owner: names.Owner | None, pid: int) -> None:
     if os.getpid() != pid:
         return
+    for entry in live.values():
+        slots.retire(entry.place, entry.keep)
+    live.clear()
     kept = slots.kept()
     held = {entry.place.segment.id for entry in kept}
     for segment in slots.segments.values():

@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from xfer._convert.interchange import Library, to_torch
-from xfer._convert.move import move
+from xfer._convert.interchange import Library, check_library, pinned, to_torch
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
 from xfer._shared import dtypes, tree
 from xfer._shared.bequest import HEIR
 from xfer._shared.consumed import check_not_taken, take_over
-from xfer._shared.files import NO_DESCRIPTOR, NO_MEMORY, typed
+from xfer._shared.files import NO_DESCRIPTOR, NO_MEMORY, typed, typed_errors
 from xfer._shared.handle import CONSUME, CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, TREE, Fields, Handle, parse, read_meta
 from xfer._shared.lease import OFD, Leases
 from xfer._shared.segment import WORDS, Mapping
@@ -70,6 +69,7 @@ class Reader:
         """
         fields = parse(raw)
         slot = fields.slot
+        private = private and not fields.flags & CUDA  # the slot holds a record, and the lease must last
         with self._lock:
             self._dropped.drain()
             mapping = self._mappings.get(fields.segment)
@@ -290,7 +290,8 @@ def _ledger(mapping: Mapping, fields: Fields) -> int:
         estate = HEIR.find(fields.segment)
         if estate is None:
             raise
-        mapping.ledger = os.dup(estate.ledger)
+        with typed_errors("the ledger of consumed arrays"):
+            mapping.ledger = os.dup(estate.ledger)
         return mapping.ledger
 
 
@@ -308,7 +309,11 @@ def _check_current(mapping: Mapping, fields: Fields, raw: bytes, kept: bool) -> 
 def _view(
     mapping: Mapping, raw: bytes, fields: Fields, private: bool
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the bytes of a slot, which are the base of every view of them, and the array over them."""
+    """Return the bytes of a slot, which are the base of every view of them, and the array over them.
+
+    Raises:
+        HandleError: The array that the handle describes does not fit its bytes.
+    """
     offset, flags, nbytes = mapping.start + fields.slot * mapping.stride, fields.flags, fields.nbytes
     plain: np.ndarray[Any, Any] = np.ndarray((nbytes,), np.uint8, mapping.map, offset)
     base = plain
@@ -316,10 +321,15 @@ def _view(
         base = mapping.private(offset, nbytes) if nbytes > COPY_UP_TO else plain.copy()
     if flags & (CUDA | TREE):
         return base, base
-    shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
-    if flags & TOKEN_IN_SLOT:
-        token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
-    return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
+    try:
+        shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
+        if flags & TOKEN_IN_SLOT:
+            token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
+        return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
+    except dtypes.MISFITS as error:
+        if isinstance(error, XferError):
+            raise
+        raise HandleError(f"the array that the handle describes does not fit its {nbytes} bytes: {error}") from error
 
 
 class View:
@@ -343,21 +353,26 @@ READER = Reader()
 on_fork(before=READER.before_fork, parent=READER.after_fork_in_parent, child=READER.after_fork_in_child)
 
 
-def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
+def get(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False, stream: Any = None) -> Any:
     """Return the array or the tree behind a handle: no copy, read-only by the kernel, leased until its last view ends.
 
     Args:
         handle: A `Handle`, or its bytes.
         as_: "numpy", or "torch" for tensors. Those are writable: they lie over a private mapping of the same memory, so
-            that an in-place operation copies the pages that it touches, and stays in this process.
+            that an in-place operation copies the pages that it touches, and stays in this process. Both apply to host
+            memory: of a CUDA device, a tensor arrives as a tensor, and a CuPy array as one unless `as_` is "torch".
+        pin: Copy tensors into pinned memory, for a copy to a GPU that does not wait; needs a CUDA device.
+        stream: A stream of CuPy or torch, or its address, that uses a CUDA array. It waits for the stream that the
+            producer named; without it, `get` waits.
 
     Returns:
-        A NumPy array or a torch tensor, a tree of them, or a CuPy array where the producer put one of a CUDA device.
+        A NumPy array or a torch tensor, a tree of them, or a CuPy array or tensor over the producer's device memory.
 
     Raises:
         HandleError: The bytes are damaged.
         StaleHandleError: The array was released.
         ProducerGoneError: The process that put it has ended.
+        DeviceUnavailableError: The producer's device cannot be used from this process, or `pin` without a CUDA device.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -369,39 +384,36 @@ def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
         >>> xfer.release(handle)
     """
     raw = bytes(handle)
-    check_library(as_)
-    array, fields = READER.array(raw, private=as_ == "torch")
-    return present(array, fields, raw, as_)
+    check_library(as_, pin)
+    array, fields = READER.array(raw, private=as_ == "torch" and not pin)
+    return present(array, fields, raw, as_, pin, stream)
 
 
-def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
+def present(
+    array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library, pin: bool = False, stream: Any = None
+) -> Any:
     """Return what a leased array stands for: a tree, a device array, or itself, in the library that was asked for."""
+    if pin and not fields.flags & CUDA:
+        array = pinned(array)
     if not fields.flags & (CUDA | TREE | CONSUME):
         return array if as_ == "numpy" else to_torch(array)[0]
-    found = _present(array, fields, raw, as_)
+    found = _present(array, fields, raw, as_, stream)
     if fields.flags & CONSUME:
         READER.take_over(fields)  # last: what cannot be read here is not lost
     return found
 
 
-def _present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
+def _present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library, stream: Any) -> Any:
     if fields.flags & CUDA:
         from xfer._shared.cuda_ipc import open_record
 
-        device_array = open_record(array, raw)
-        return device_array if as_ == "numpy" else move(device_array, as_)
+        return open_record(array, raw, as_, stream)
     if fields.flags & TREE:
         return tree.unpack(array, as_)
     return array if as_ == "numpy" else to_torch(array)[0]
 
 
-def check_library(as_: str) -> None:
-    """Refuse the name of a library that arrays cannot be received in."""
-    if as_ not in ("numpy", "torch"):
-        raise ValueError(f"got as_={as_!r}, want 'numpy' or 'torch'")
-
-
-def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
+def open(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False, stream: Any = None) -> View:
     """Like `get`, as a context: `with xfer.open(handle) as array: ...`.
 
     The lease ends when the block has ended and no view of the array is left, whichever is later: an array that is still
@@ -410,6 +422,8 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
     Args:
         handle: A `Handle`, or its bytes.
         as_: "numpy" or "torch", as in `get`.
+        pin: Copy tensors into pinned memory, as in `get`.
+        stream: The stream that uses a CUDA array, as in `get`.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -419,7 +433,7 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
         >>> del array
         >>> xfer.release(handle)
     """
-    return View(get(handle, as_=as_))
+    return View(get(handle, as_=as_, pin=pin, stream=stream))
 
 
 def trim() -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from xfer._shared import names
 from xfer._shared.consumed import Ledger, open_ledger
-from xfer._shared.files import create_own
+from xfer._shared.files import create_own, typed_errors
 from xfer._shared.handle import NAMED, Fields
 from xfer._shared.lease import Leases, fcntl
 from xfer._shared.memory import new_memory, open_by_number
@@ -200,7 +200,10 @@ class Mapping:
         """Map a part once more, writable and private: what is written stays in this process."""
         first = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         length = offset + nbytes - first
-        memory = mmap.mmap(self.fd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=first)
+        with typed_errors("memory of its own for an array"):
+            memory = mmap.mmap(
+                self.fd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=first
+            )
         if sys.platform == "linux" and length >= POPULATE_FROM:
             with contextlib.suppress(OSError, ValueError):  # a kernel before 5.14 faults page by page
                 memory.madvise(_MADV_POPULATE_READ)

@@ -47,7 +47,7 @@ class Retired(NamedTuple):
     """A released slot that may still be in use."""
 
     place: Place
-    keep: object  # stays alive as long as a reader leases the slot
+    keep: Any  # stays alive as long as a reader leases the slot
     views: weakref.ref[Any] | None  # the producer's own writable view of the slot
 
     @property
@@ -118,7 +118,7 @@ class Slots:
         self.used -= place.nbytes
         self._free[place.segment.stride].append((place.segment, place.slot))
 
-    def retire(self, place: Place, keep: object = None, views: weakref.ref[Any] | None = None) -> None:
+    def retire(self, place: Place, keep: Any = None, views: weakref.ref[Any] | None = None) -> None:
         """Release a slot: its handle is stale now, and it is free once it is no longer in use.
 
         Args:

@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="send the text as a user's message, through the chat template"
     )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="with --json: a line for each piece of text as it comes, the whole at the end",
+    )
     add_sampling(parser)
 
 
@@ -35,6 +40,8 @@ def run(a: argparse.Namespace) -> int:
             pieces.append(piece)
             if not a.json:
                 print(piece, end="", flush=True)
+            elif a.stream:
+                print(json.dumps({"piece": piece}, ensure_ascii=False), flush=True)
     end = time.perf_counter()
     if not a.json:
         print()
@@ -48,5 +55,5 @@ def run(a: argparse.Namespace) -> int:
         "first_token_seconds": None if first is None else first - opened,
         "seconds": end - opened,
     }
-    print(json.dumps(row, indent=1, ensure_ascii=False))
+    print(json.dumps(row, indent=None if a.stream else 1, ensure_ascii=False))
     return 0

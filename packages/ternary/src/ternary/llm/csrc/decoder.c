@@ -93,7 +93,7 @@ static void multiply(const work *w, const llm_matrix *a, int64_t strip, int stri
     const int64_t most = a->outputs - strip * 16;
     int32_t acc[32 * 2 * 16];
     if (rows == 1 && w->path->multiply_row)
-        for (int s = 0; s < strips; s++) w->path->multiply_row(tiles + s * stride, k16, panel, acc + s * 16, 0);
+        for (int s = 0; s < strips; s++) w->path->multiply_row(tiles + s * stride, k16, panel, acc + s * 16);
     else w->path->multiply((int)rows, strips, tiles, stride, k16, panel, acc);
     for (int64_t r = 0; r < rows; r++)
         w->path->finish(acc + r * strips * 16, most < 16 * strips ? most : 16 * strips, w->sums[first + r],

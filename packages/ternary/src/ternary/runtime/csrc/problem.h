@@ -78,8 +78,8 @@ typedef struct {
      * bytes], zero behind k16. */
     void (*multiply)(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16, const int8_t *panel,
                      int32_t *acc);
-    /* The same for one row and strip, read from its first tile or from its last; NULL: `multiply` does it. */
-    void (*multiply_row)(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc, int backwards);
+    /* The same for one row and strip; NULL: `multiply` does it. */
+    void (*multiply_row)(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc);
     float (*quantize)(const float *x, int64_t rows, int64_t row, int64_t padded, int permute, int8_t *q, int32_t *sums);
     void (*finish)(const int32_t *acc, int64_t n, int32_t offset, float x_scale, const float *scale, const float *bias,
                    float *y);
@@ -98,7 +98,7 @@ extern const path_table ternary_portable;
 extern const path_table ternary_avx2, ternary_vnni;
 void ternary_multiply8_vnni(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,
                             const int8_t *panel, int32_t *acc);
-void ternary_multiply_vnni_row(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc, int backwards);
+void ternary_multiply_vnni_row(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc);
 #endif
 #if HAVE_AMX
 extern const path_table ternary_amx;

@@ -44,7 +44,6 @@ typedef struct {
     float *x_scale;                     /* per image */
     uint8_t *tiles;                     /* rows of all groups as tiles, if groups > 1 */
     int64_t chunk_rows, row_chunks, chunk_strips, strip_chunks;
-    int backwards;                      /* the last strip comes first, where a single row is multiplied */
     int failed;
 } plan;
 
@@ -160,21 +159,20 @@ static void multiply_chunk(void *context, int64_t chunk) {
     }
     const int one = count == 1 && path->multiply_row;
     const int64_t most_strips = one ? 1 : path->strips;
-    for (int64_t done = first_strip; done < last_strip;) {
-        const int64_t n_strips = last_strip - done < most_strips ? last_strip - done : most_strips;
-        const int64_t s = one && t->backwards ? first_strip + last_strip - 1 - done : done;
+    for (int64_t s = first_strip; s < last_strip;) {
+        const int64_t n_strips = last_strip - s < most_strips ? last_strip - s : most_strips;
         const int64_t n = (t->group_out - s * 16) < 16 * n_strips ? t->group_out - s * 16 : 16 * n_strips;
         for (int64_t r = 0; r < count;) {
             const int64_t rows = ceil_div(count - r, ceil_div(count - r, path->rows));
             int32_t acc[MAX_ROWS * MAX_STRIPS * 16];
-            if (one) path->multiply_row(tiles + s * stride, t->k16, panels, acc, t->backwards);
+            if (one) path->multiply_row(tiles + s * stride, t->k16, panels, acc);
             else path->multiply((int)rows, (int)n_strips, tiles + s * stride, stride, t->k16, panels + r * bytes, acc);
             for (int64_t m = 0; m < rows; m++)
                 emit(t, acc + m * n_strips * 16, first + r + m, group * t->group_out + s * 16, n,
                      t->factor * offsets[r + m]);
             r += rows;
         }
-        done += n_strips;
+        s += n_strips;
     }
     free(memory);
 }
@@ -253,21 +251,6 @@ static void *take(int64_t bytes, int *failed) {
     return memory;
 }
 
-/* Of a matrix larger than the second-level cache, the part read last is still there: a call with the weights of the
- * call before goes through them from the other end. */
-static int from_other_end(const uint8_t *weight) {
-#if defined(__GNUC__)
-    static __thread const uint8_t *last;
-    static __thread int backwards;
-    backwards = weight == last && !backwards;
-    last = weight;
-    return backwards;
-#else
-    (void)weight;
-    return 0;
-#endif
-}
-
 /* Solve one problem; return OK or a reason. The caller has checked that each buffer has the size its shape requires. */
 EXPORT int32_t ternary_run(const problem *p) {
     plan t = {.p = p, .path = ternary_find_path(p->path)};
@@ -316,7 +299,6 @@ EXPORT int32_t ternary_run(const problem *p) {
         } else {
             if (t.tiles) rows_to_tiles(&t);
             lay_out_chunks(&t, threads);
-            t.backwards = threads == 1 && from_other_end(p->weight);
             ternary_in_parallel(multiply_chunk, &t, p->groups * t.row_chunks * t.strip_chunks, threads);
         }
     }

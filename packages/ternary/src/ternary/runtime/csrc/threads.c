@@ -1,4 +1,7 @@
-/* A pool of threads that outlives calls. It runs one job at a time; a second caller works alone. */
+/* A pool of threads that outlives calls. It runs one job at a time; a second caller works alone.
+ *
+ * A helper joins a job while it is open. The caller works too, closes the job when no chunk is left, and waits only for
+ * helpers that have joined: one that the system has not run yet on a busy machine is not waited for. */
 #include "threads.h"
 
 #if HAVE_THREADS
@@ -7,7 +10,7 @@
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-    int started, wanted, running, busy, fork_handled;
+    int started, wanted, open, running, busy, fork_handled;
     uint64_t generation;
     chunk_fn fn;
     void *context;
@@ -42,7 +45,8 @@ static void *worker(void *argument) {
         pthread_mutex_lock(&pool.lock);
         while (pool.generation == seen) pthread_cond_wait(&pool.wake, &pool.lock);
         seen = pool.generation;
-        const int mine = index < pool.wanted;
+        const int mine = pool.open && index < pool.wanted;
+        if (mine) __atomic_add_fetch(&pool.running, 1, __ATOMIC_RELAXED);
         pthread_mutex_unlock(&pool.lock);
         if (!mine) continue;
         work();
@@ -60,7 +64,7 @@ static void after_fork(void) {
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.wake, NULL);
     pthread_cond_init(&pool.done, NULL);
-    pool.started = pool.wanted = pool.running = pool.busy = 0;
+    pool.started = pool.wanted = pool.open = pool.running = pool.busy = 0;
     pool.generation = 0;
 }
 
@@ -83,7 +87,8 @@ static int take_pool(chunk_fn fn, void *context, int64_t chunks, int threads) {
         pool.started++;
     }
     pool.wanted = pool.started < threads - 1 ? pool.started : threads - 1;
-    pool.running = pool.wanted;
+    pool.open = 1;
+    pool.running = 0;
     pool.fn = fn;
     pool.context = context;
     pool.chunks = chunks;
@@ -102,6 +107,9 @@ void ternary_in_parallel(chunk_fn fn, void *context, int64_t chunks, int64_t thr
         return;
     }
     work();
+    pthread_mutex_lock(&pool.lock);
+    pool.open = 0;
+    pthread_mutex_unlock(&pool.lock);
     for (int i = 0; i < SPIN && __atomic_load_n(&pool.running, __ATOMIC_ACQUIRE); i++) relax();
     pthread_mutex_lock(&pool.lock);
     while (__atomic_load_n(&pool.running, __ATOMIC_ACQUIRE)) pthread_cond_wait(&pool.done, &pool.lock);

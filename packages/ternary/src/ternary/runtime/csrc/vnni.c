@@ -12,21 +12,20 @@
     __asm__("vpdpbusd %2%{1to16%}, %1, %0"                                                                             \
             : "+v"(sum)                                                                                                \
             : "v"(_mm512_and_si512(w##tile, _mm512_set1_epi8((char)(3 << 2 * j)))),                                    \
-              "m"(*(const int8_t(*)[4])(panel + (k + tile * step) * 16 + 4 * j)))
+              "m"(*(const int8_t(*)[4])(panel + (k + tile) * 16 + 4 * j)))
 #define TILE(tile)                                                                                                     \
-    FETCH(tiles + (k + tile * step) * 64, step * BYTES_AHEAD, 2);                                                      \
-    FETCH(tiles + (k + tile * step) * 64, step * BYTES_AHEAD / 4, 3);                                                  \
-    const __m512i w##tile = _mm512_loadu_si512(tiles + (k + tile * step) * 64);                                        \
+    FETCH(tiles + (k + tile) * 64, BYTES_AHEAD, 2);                                                                    \
+    FETCH(tiles + (k + tile) * 64, BYTES_AHEAD / 4, 3);                                                                \
+    const __m512i w##tile = _mm512_loadu_si512(tiles + (k + tile) * 64);                                               \
     FIELD(a##tile, tile, 0);                                                                                           \
     FIELD(b##tile, tile, 1);                                                                                           \
     FIELD(c##tile, tile, 2);                                                                                           \
     FIELD(d##tile, tile, 3)
 
-TARGET_VNNI INLINE void multiply_vnni_row_body(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc,
-                                               const int64_t step) {
+TARGET_VNNI void ternary_multiply_vnni_row(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc) {
     __m512i a0 = _mm512_setzero_si512(), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
-    int64_t k = step > 0 ? 0 : k16 - 1;
-    for (int64_t pairs = k16 / 2; pairs; pairs--, k += 2 * step) {
+    int64_t k = 0;
+    for (; k + 2 <= k16; k += 2) {
         TILE(0);
         TILE(1);
     }
@@ -39,22 +38,16 @@ TARGET_VNNI INLINE void multiply_vnni_row_body(const uint8_t *tiles, int64_t k16
     _mm512_storeu_si512(acc, _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)));
 }
 
-TARGET_VNNI void ternary_multiply_vnni_row(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc,
-                                           int backwards) {
-    if (backwards) multiply_vnni_row_body(tiles, k16, panel, acc, -1);
-    else multiply_vnni_row_body(tiles, k16, panel, acc, 1);
-}
-
 TARGET_VNNI INLINE void multiply_vnni_body(const int rows, const int strips, const uint8_t *tiles, int64_t stride,
                                            int64_t k16, const int8_t *panel, int32_t *acc) {
     const __m512i three = _mm512_set1_epi8(3);
-    __m512i a[12][2];
+    __m512i a[9][2];
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int s = 0; s < strips; s++) a[m][s] = _mm512_setzero_si512();
     for (int64_t k = 0; k < k16; k++) {
         __m512i w[2];
         UNROLL for (int s = 0; s < strips; s++) {
-            FETCH_AHEAD(tiles + s * stride + k * 64);
+            FETCH(tiles + s * stride + k * 64, strips * stride, 2); /* strips are read side by side: those that follow */
             w[s] = _mm512_loadu_si512(tiles + s * stride + k * 64);
         }
         UNROLL for (int j = 0; j < 4; j++) {
@@ -80,7 +73,7 @@ TARGET_VNNI static void multiply_vnni(int rows, int strips, const uint8_t *tiles
                                       const int8_t *panel, int32_t *acc) {
     switch (rows) {
     VNNI_CASE(2) VNNI_CASE(3) VNNI_CASE(4) VNNI_CASE(5) VNNI_CASE(6) VNNI_CASE(7)
-    VNNI_CASE(8) VNNI_CASE(9) VNNI_CASE(10) VNNI_CASE(11) VNNI_CASE(12)
+    VNNI_CASE(8) VNNI_CASE(9)
     }
 }
 
@@ -124,6 +117,7 @@ TARGET_VNNI void ternary_multiply8_vnni(int rows, int strips, const uint8_t *til
     }
 }
 
-const path_table ternary_vnni = {12, 2, 1, multiply_vnni, ternary_multiply_vnni_row, quantize_vnni, finish_vnni,
+/* 9 rows: with 10 and more the compilers move sums to memory and back, which costs a fifth of the time. */
+const path_table ternary_vnni = {9, 2, 1, multiply_vnni, ternary_multiply_vnni_row, quantize_vnni, finish_vnni,
                                  taps_vnni, 12, 2, 128, ternary_multiply8_vnni, taps8_vnni};
 #endif

@@ -1,0 +1,115 @@
+"""Turns: the connections of one event loop share its thread, and those that need little of it are served at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+if sys.platform == "linux":
+    import resource
+
+TURN = 0.001
+"""Seconds after which a connection's remaining frames, and all busy connections together, wait for others."""
+_MEMORY = 0.1
+"""Seconds over which the use of the thread is remembered, and for which a connection counts as the only one."""
+_LIGHT = 0.002
+"""Seconds of the thread in that time, up to which a connection is served at once."""
+_LONG = 0.0003
+"""Seconds above which it is asked whether the kernel interrupted a turn."""
+_FREE = 3.0
+"""While one that needs little is served too, busy connections leave the thread free for so many times as long as they
+had it."""
+_SEEN = 0.05
+"""Seconds for which such a connection is remembered."""
+
+
+class Usage:
+    """How much of the loop's thread one connection has used lately; fades with time."""
+
+    __slots__ = ("_at", "_seconds", "_switches")
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._at = 0.0
+        self._switches = 0
+
+    def add(self, seconds: float, now: float) -> None:
+        """Count time that was used until now."""
+        if seconds > _LONG:
+            # The kernel may have given the processor to others meanwhile; that is not this connection's fault.
+            before, self._switches = self._switches, _switches()
+            if self._switches != before:
+                seconds = _LONG
+        self._seconds = self.at(now) + seconds
+        self._at = now
+
+    def at(self, now: float) -> float:
+        """Return the seconds that are remembered."""
+        past = now - self._at
+        return self._seconds * (1 - past / _MEMORY) if past < _MEMORY else 0.0
+
+
+def _switches() -> int:
+    """Return how often the kernel has taken the processor away from this thread."""
+    if sys.platform != "linux":
+        return 0
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+
+
+class Turns:
+    """Decides which connection of an event loop may use its thread now; used on that thread only.
+
+    Args:
+        loop: The event loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._running = False
+        self._last: Usage | None = None
+        self._changed = 0.0
+        self._light: Usage | None = None
+        self._light_at = 0.0
+        self._not_before = 0.0
+
+    def may_begin(self, usage: Usage, now: float) -> bool:
+        """Return whether a connection with that usage may begin at once; if not, it must `wait`."""
+        if self._last is not usage:
+            if self._last is not None:
+                self._changed = now
+            self._last = usage
+        elif now - self._changed > _MEMORY:  # no other connection was served meanwhile
+            return True
+        if usage.at(now) >= _LIGHT:
+            return False
+        self._light, self._light_at = usage, now
+        return True
+
+    def wait(self, turn: Callable[[], None]) -> None:
+        """Call `turn` when it is its turn; it returns within about `TURN`."""
+        self._waiting.append(turn)
+        if not self._running:
+            self._running = True
+            self._later()
+
+    def _later(self) -> None:
+        pause = self._not_before - time.perf_counter()
+        if pause > 0:
+            self._loop.call_later(pause, self._run)
+        else:
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        began = now = time.perf_counter()
+        while self._waiting and now - began < TURN:
+            self._waiting.popleft()()
+            now = time.perf_counter()
+        if self._light is not None and now - self._light_at < _SEEN and self._light.at(now) < _LIGHT:
+            self._not_before = now + _FREE * (now - began)
+        self._running = bool(self._waiting)
+        if self._running:
+            self._later()

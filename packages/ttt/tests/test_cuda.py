@@ -1,0 +1,95 @@
+"""The branches for CUDA without a GPU: the test answers what torch is asked of the device, the rest is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ttt import _doctor
+from ttt.backends import _model_service as service
+from ttt.backends.vit import VitTraining
+from ttt.errors import InvalidBackendError
+
+# cuda: ttt.backends._model_service:* by stand-in
+# cuda: ttt.backends._model_service:ModelService.* by meta
+# cuda: ttt.backends.vit:VitTraining._autocast by stand-in
+# cuda: ttt._doctor:_torch by stand-in
+
+
+@pytest.fixture(scope="module")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with sixteen symbols, as safetensors."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("random-lm")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.random.fork_rng():
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=16, **sizes))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let torch report two GPUs; the calls that free memory are noted."""
+    calls: list[str] = []
+    answers = {"is_available": True, "device_count": 2, "memory_allocated": 500, "max_memory_allocated": 700}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty_cache"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name=f"GPU {index}", total_memory=80e9)
+    )
+    return calls
+
+
+def test_a_device_is_chosen_and_checked(two_gpus: list[str]) -> None:
+    """`auto` is CUDA where it is, an index must exist, and `doctor` lists the GPUs."""
+    assert service.choose_device("auto") == torch.device("cuda")
+    assert service.choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(InvalidBackendError, match="has 2 CUDA devices"):
+        service.choose_device("cuda:2")
+    assert [finding.name for finding in _doctor._torch()][1:] == ["cuda:0", "cuda:1"]
+
+
+def saves_memory(model: service.ModelService) -> bool:
+    """Whether a model computes activations again instead of keeping them."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.model.modules())
+
+
+def test_a_model_on_a_gpu(two_gpus: list[str], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are bfloat16, memory is asked of the GPU, training saves memory there, and close frees it."""
+    gpu = torch.device("cuda", 1)
+    assert service.load_model(tiny_lm, gpu).dtype == torch.bfloat16
+    forked: list[object] = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: forked.append(devices) or torch.no_grad())
+    with service.seeded(3, gpu):
+        assert forked == [[gpu]]
+    model = service.ModelService(tiny_lm, "cpu")
+    model.device = gpu
+    profile = model.memory()
+    assert (profile.gpu, profile.gpu_peak) == (500, 700)
+    with model.training():
+        assert saves_memory(model)
+    assert not saves_memory(model)
+    model.close()
+    assert two_gpus == ["empty_cache"]
+
+
+def test_a_model_of_shapes_only(tiny_lm: Path) -> None:
+    """On torch's meta device, which has no data, everything is on one device and has its shape."""
+    with service.ModelService(tiny_lm, "meta") as model:
+        ids = model.symbols[:5].unsqueeze(0)
+        logits = model.model(input_ids=ids).logits
+        assert model.log_probabilities(logits).shape == (1, 5, 16)
+        assert (model.device.type, logits.device.type) == ("meta", "meta")
+
+
+def test_half_precision_is_for_gpus() -> None:
+    """On CUDA the network computes in bfloat16; torch says that there is none here."""
+    with pytest.warns(UserWarning, match="CUDA is not available"):
+        context = VitTraining._autocast(SimpleNamespace(device=torch.device("cuda")))  # type: ignore[arg-type]
+    assert context.device == "cuda"
+    assert context.fast_dtype == torch.bfloat16

@@ -1,0 +1,239 @@
+"""Measures the CUDA paths on this machine's GPU, or rehearses with small sizes on the emulator and the CPU.
+
+    python tools/gpu/measure.py FILE [--rehearse]
+
+Writes rows as `tools/bench.py` renders them. Each row is measured against its peer in turns, in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+Timed = Callable[[], None]
+Row = dict[str, Any]
+
+
+def turns(measured: Timed, peer: Timed | None, wait: Timed, repeats: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of both, measured in turns after one turn that does not count."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for work, into in zip((measured, peer), times, strict=True):
+            if work is None:
+                continue
+            wait()
+            start = time.perf_counter()
+            work()
+            wait()
+            if turn:
+                into.append(time.perf_counter() - start)
+    return times
+
+
+def row(package: str, metric: str, times: tuple[list[float], list[float]], peer: str | None) -> Row:
+    """Return one row, in milliseconds."""
+    value = statistics.median(times[0]) * 1e3
+    other = statistics.median(times[1]) * 1e3 if times[1] else None
+    return {
+        "package": package, "metric": metric, "unit": "ms", "value": value, "peer": peer, "peer_value": other,
+        "ratio": None if other is None else value / other, "target": None, "better": "lower", "holds": None,
+        "samples": [one * 1e3 for one in times[0]],
+    }  # fmt: skip
+
+
+XFER_READER = """
+import sys, xfer, cupy
+while line := sys.stdin.readline().strip():
+    array = xfer.get(bytes.fromhex(line)); value = float(array[-1]); del array
+    print(value, flush=True)
+"""
+TORCH_READER = """
+import sys, pickle, torch
+from multiprocessing.reduction import ForkingPickler
+while line := sys.stdin.readline().strip():
+    function, arguments = pickle.loads(bytes.fromhex(line)); tensor = function(*arguments)
+    value = float(tensor[-1]); del tensor
+    print(value, flush=True)
+"""
+
+
+class Reader:
+    """A process that reads arrays from lines of text, and answers each."""
+
+    def __init__(self, code: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, text: str) -> float:
+        """Send a line and return the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def hand_over(rehearse: bool) -> list[Row]:
+    """A device array to another process and back the answer, against torch.multiprocessing and a device copy."""
+    import xfer
+
+    cupy = importlib.import_module("cupy")
+    rows, device = [], "cpu" if rehearse else "cuda"
+    ours, theirs = Reader(XFER_READER), Reader(TORCH_READER)
+    for name, size in (("64 MB", 64 << 20), ("1 GiB", 1 << 30)):
+        count = (size >> 12 if rehearse else size) // 4
+        array, tensor = cupy.ones(count, np.float32), torch.ones(count, device=device)
+        copy = torch.empty_like(tensor)
+
+        def by_xfer(array: Any = array) -> None:
+            handle = xfer.put(array)
+            assert ours.ask(bytes(handle).hex()) == 1.0
+            xfer.release(handle)
+
+        def by_torch(tensor: Any = tensor) -> None:
+            import pickle
+
+            from torch.multiprocessing.reductions import reduce_tensor
+
+            assert theirs.ask(pickle.dumps(reduce_tensor(tensor)).hex()) == 1.0
+
+        def by_copy(tensor: Any = tensor, copy: Any = copy) -> None:
+            copy.copy_(tensor)
+
+        times = turns(by_xfer, None if rehearse else by_torch, cupy.cuda.Device().synchronize, 3 if rehearse else 20)
+        rows.append(row("xfer", f"{name} to another process and an answer", times, "torch.multiprocessing"))
+        rows.append(row("xfer", f"{name} to another process and an answer", (times[0], turns(
+            by_copy, None, cupy.cuda.Device().synchronize, 5)[0]), "copy on the device"))  # fmt: skip
+        del array, tensor, copy
+    ours.end()
+    theirs.end()
+    return rows
+
+
+def products(rehearse: bool) -> list[Row]:
+    """Ternary products against fp16 cuBLAS, and the decoding of a stack of layers of a model of 2e9 parameters."""
+    from ternary.runtime import _gpu as gpu
+    from ternary.runtime._layout import to_tiles
+
+    device = torch.device("cpu" if rehearse else "cuda")
+    n, k = (64, 64) if rehearse else (6912, 2560)
+    wait = (lambda: None) if rehearse else torch.cuda.synchronize
+    reason = "rehearsal" if rehearse else gpu.why_not(device)
+    kernel = "torch" if reason else "triton"
+    tiles = to_tiles(torch.randint(-1, 2, (n, k), dtype=torch.int8)).to(device)
+    half = torch.float32 if rehearse else torch.float16
+    weight, scale = torch.randn(n, k, device=device, dtype=half), torch.ones(n, device=device)
+    rows = []
+    for batch in (1, 16, 256):
+        x = torch.randn(batch, k, device=device)
+        y = x.to(half)
+
+        def ours(x: Any = x) -> None:
+            torch.ops.ternary.linear(x, tiles, scale, None, "auto")
+
+        def peer(y: Any = y) -> None:
+            torch.nn.functional.linear(y, weight)
+
+        times = turns(ours, peer, wait, 3 if rehearse else 30)
+        rows.append(row("ternary", f"{n} x {k} product, batch {batch}, {kernel}", times, "fp16 cuBLAS"))
+    layers = 2 if rehearse else 30 * 7
+    x, y = torch.randn(1, k, device=device), torch.randn(1, k, device=device, dtype=half)
+    read = torch.empty(tiles.numel() if rehearse else tiles.numel() * layers, dtype=torch.uint8, device=device)
+
+    def decode() -> None:
+        for _ in range(layers):
+            torch.ops.ternary.linear(x, tiles, scale, None, "auto")
+
+    def half_decode() -> None:
+        for _ in range(layers):
+            torch.nn.functional.linear(y, weight)
+
+    times = turns(decode, half_decode, wait, 3)
+    rows.append(row("ternary", f"one token of {layers} layers, {kernel}", times, "fp16 cuBLAS"))
+    reading = turns(lambda: read.sum(dtype=torch.int64) and None, None, wait, 3)[0]
+    rows.append(row("ternary", f"one token of {layers} layers, {kernel}", (times[0], reading), "reading the bytes"))
+    return rows
+
+
+def steps(rehearse: bool) -> list[Row]:
+    """A training step of ttt's `vit` on the GPU against the CPU."""
+    import ttt
+    from ttt.backends.vit import VitBackend, VitTraining
+
+    rng = np.random.default_rng(0)
+    grids = [rng.integers(0, 3, (12, 12)).astype(np.uint8) for _ in range(5)]
+    pairs = tuple(ttt.Pair(ttt.as_grid(grid), ttt.as_grid(grid.T.copy())) for grid in grids)
+    task = ttt.Task("transpose", pairs[:4], pairs[4:])
+    devices = ["cpu", "cpu"] if rehearse else ["cuda", "cpu"]
+    trainings = [VitTraining(VitBackend(device=name, batch=8), task, 0) for name in devices]
+    wait = (lambda: None) if rehearse else torch.cuda.synchronize
+    times = turns(*(lambda t=t: t.one_step(0.5) for t in trainings), wait, 1 if rehearse else 5)
+    return [row("ttt", "one step of vit", times, "CPU")]
+
+
+def shared_load(rehearse: bool) -> list[Row]:
+    """Zerocopy's load onto the device against a load of the state on the host and a copy."""
+    import zerocopy
+
+    device, side = ("cpu", 64) if rehearse else ("cuda", 4096)
+    model = torch.nn.Sequential(*[torch.nn.Linear(side, side) for _ in range(8)]).eval()
+    wait = (lambda: None) if rehearse else torch.cuda.synchronize
+    ref = zerocopy.publish(model)
+    try:
+        times = turns(lambda: ref.load(device=device) and None, lambda: model.to(device) and None, wait, 3)
+    finally:
+        ref.unpublish()
+    return [row("zerocopy", f"load of 8 layers of {side} x {side} onto {device}", times, "model.to")]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write the rows; a group that fails is named and the others are kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--rehearse", action="store_true", help="small sizes, on the emulator and the CPU")
+    args = parser.parse_args(argv)
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for group in (hand_over, products, steps, shared_load):
+        start = time.perf_counter()
+        try:
+            rows += group(args.rehearse)
+            print(f"measured {group.__name__} in {time.perf_counter() - start:.0f} s", flush=True)
+        except Exception as error:
+            failed[group.__name__] = f"{type(error).__name__}: {error}"
+            print(f"not measured: {group.__name__}: {failed[group.__name__]}", flush=True)
+    device = "emulator" if args.rehearse else torch.cuda.get_device_name()
+    machine = {
+        "device": device,
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "day": time.strftime("%Y-%m-%d"),
+    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    result = {"machine": machine, "versions": versions, "rows": rows, "failed": failed}
+    args.file.write_text(json.dumps(result, indent=1) + "\n")
+    missing = {reason for reason in failed.values() if "ModuleNotFoundError" in reason}
+    return 1 if len(missing) < len(failed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
