@@ -21,7 +21,10 @@ Described = tuple[str, Any]
 
 
 def _module(library: str) -> Any:
-    return importlib.import_module(f"{__package__}.kinds_{_LIBRARIES[library]}")
+    try:
+        return importlib.import_module(f"{__package__}.kinds_{_LIBRARIES[library]}")
+    except OSError as failure:  # no descriptor is left to read it
+        raise OverloadedError(f"a value of {library} cannot be handled now: {failure}") from failure
 
 
 def describe(value: Any) -> Described | None:
