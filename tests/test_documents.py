@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +15,17 @@ DOCUMENTS = {
     "packages/xfer/docs/tutorial.md": 10,
     "packages/zerocopy/docs/tutorial.md": 8,
     "packages/isolate/docs/tutorial.md": 7,
-    "packages/ternary/docs/tutorial.md": 5,
-    "packages/ttt/docs/tutorial.md": 4,
+    "packages/ternary/docs/tutorial.md": 6,
+    "packages/ttt/docs/tutorial.md": 5,
+    "packages/xfer/docs/how-to.md": 1,
+    "packages/zerocopy/docs/how-to.md": 1,
+    "packages/isolate/docs/how-to.md": 2,
+    "packages/isolate/docs/values.md": 2,
+    "packages/ternary/docs/how-to.md": 1,
+    "packages/ttt/docs/how-to.md": 1,
 }
+# The last five start servers, trainers and solvers.
+SLOW = [name for name in DOCUMENTS if name.endswith("how-to.md")]
 
 PAGE = """# Page
 
@@ -50,15 +57,43 @@ Not an output:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_its_examples_run(tool: Tool, document: str, root: Path) -> None:
-    """All Python blocks run in order in one new process and an empty folder, without a warning."""
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in DOCUMENTS]
+)
+def test_its_examples_do_what_the_page_shows(tool: Tool, document: str, root: Path) -> None:
+    """All Python blocks run in order in one new process and an empty folder, without a warning; the output is shown."""
     documents = tool("documents")
-    blocks = documents.blocks((root / document).read_text())
-    assert len(blocks) >= DOCUMENTS[document]
-    printed, failure = documents.outputs(blocks, document, sys.executable)
-    assert failure == ""
-    assert len(printed) == len(blocks)
+    text = (root / document).read_text()
+    assert len(documents.blocks(text)) >= DOCUMENTS[document]
+    assert documents.problems(text, document, folder=(root / document).parent) == []
+
+
+PICTURE = """# Page
+
+```python
+import struct
+from pathlib import Path
+Path("pictures").mkdir()
+Path("pictures/a.png").write_bytes(bytes(16) + struct.pack(">II", 3, 2))
+```
+
+![A picture](pictures/a.png)
+"""
+
+
+def test_a_picture_is_made_by_its_page(tool: Tool, tmp_path: Path) -> None:
+    """A picture from `pictures/` is made by a block and lies beside the page with the same size."""
+    documents = tool("documents")
+    page = tmp_path / "page.md"
+    page.write_text(PICTURE)
+    assert documents.problems(PICTURE, "page.md", folder=tmp_path) == ["page.md: pictures/a.png is missing"]
+    assert documents.main(["--write", str(page)]) == 0
+    assert documents.problems(PICTURE, "page.md", folder=tmp_path) == []
+    (tmp_path / "pictures" / "a.png").write_bytes(bytes(16) + bytes(8))
+    (wrong,) = documents.problems(PICTURE, "page.md", folder=tmp_path)
+    assert "other dimensions" in wrong
+    (wrong,) = documents.problems(PICTURE.replace('/a.png")', '/b.png")'), "page.md", folder=tmp_path)
+    assert "not made by a block" in wrong
 
 
 def test_a_page_without_an_output_is_refused_and_filled(tool: Tool) -> None:
@@ -66,7 +101,7 @@ def test_a_page_without_an_output_is_refused_and_filled(tool: Tool) -> None:
     documents = tool("documents")
     (problem,) = documents.problems(PAGE, "page.md")
     assert problem == "page.md:19: prints '2', and the page shows no output"
-    printed, _ = documents.outputs(documents.blocks(PAGE), "page.md", sys.executable)
+    printed = documents.run(PAGE, "page.md").printed
     filled = documents.filled(PAGE, printed)
     assert "```text\none ...\n```" in filled
     assert "print(x + 1)\n```\n\n```text\n2\n```\n\nNot an output" in filled

@@ -30,6 +30,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("cluster")
 def test_ray_workers_adapt_over_one_copy(base_model: Path, device: str, tmp_path: Path) -> None:

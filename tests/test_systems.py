@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
+# Each use imports a package in a new process, which takes long on a busy machine.
+pytestmark = pytest.mark.timeout(240)
 HERE = {"linux": "linux", "darwin": "macos", "win32": "windows"}[sys.platform]
 
 # How each package is used first: what must work where it works, and raise the typed error where it does not.
@@ -58,16 +61,30 @@ def promise(package: str, system: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("system", ["macos", "windows"])
-@pytest.mark.parametrize("package", PACKAGES)
-def test_it_imports_and_works_or_raises_the_typed_error(package: str, system: str, tmp_path: Path) -> None:
-    """It imports everywhere. Its first use works, or raises the typed error where only the import is promised."""
-    if HERE not in ("linux", system):
-        pytest.skip(f"{system} is simulated on Linux only")
-    use, error = USE[package]
-    take = "" if system == HERE else f"import without; without.take({package!r}, {system!r})"
-    code = RAISES if promise(package, system) == "import" else WORKS
-    command = [sys.executable, "-c", code.format(take=take, package=package, use=use, error=error)]
+@pytest.fixture(scope="module", params=PACKAGES)
+def used(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """A package's first use on each system that can be shown here: exit status and stderr; two processes at a time."""
+    package: str = request.param
+    folder = tmp_path_factory.mktemp("used")
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "parts")}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+    def use(system: str) -> tuple[int, str]:
+        work, error = USE[package]
+        take = "" if system == HERE else f"import without; without.take({package!r}, {system!r})"
+        code = RAISES if promise(package, system) == "import" else WORKS
+        command = [sys.executable, "-c", code.format(take=take, package=package, use=work, error=error)]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    systems = [system for system in ("macos", "windows") if HERE in ("linux", system)]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(systems, pool.map(use, systems), strict=True))
+
+
+@pytest.mark.parametrize("system", ["macos", "windows"])
+def test_it_imports_and_works_or_raises_the_typed_error(used: dict[str, tuple[int, str]], system: str) -> None:
+    """It imports everywhere. Its first use works, or raises the typed error where only the import is promised."""
+    if system not in used:
+        pytest.skip(f"{system} is simulated on Linux only")
+    status, said = used[system]
+    assert status == 0, said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import os
 import shutil
 import subprocess
 import threading
@@ -210,6 +211,33 @@ def test_an_opened_lock_works_locked_frozen_and_offline(tool: Tool, project: Pat
     show = uv(project, "run", "--frozen", "--offline", "python", "-c", "import alpha; print(alpha.value)")
     assert show.stdout == "1\n", show.stderr
     assert (project / "uv.lock").read_bytes() == before
+
+
+# Root may write everywhere, unless it gives that up.
+AS_OTHERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+
+
+@pytest.mark.skipif(os.name != "posix" or (os.geteuid() == 0 and not shutil.which("setpriv")), reason="needs setpriv")
+def test_a_read_only_checkout_works(tool: Tool, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing in the checkout can be written, uv syncs and runs with the environment elsewhere."""
+    tool("lock").open_lock(project)
+    shutil.rmtree(project / ".venv", ignore_errors=True)
+    monkeypatch.setenv("UV_PROJECT_ENVIRONMENT", str(project.parent / "elsewhere"))
+    project.chmod(0o555)
+    prefix = AS_OTHERS if os.geteuid() == 0 else []
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*prefix, *command], cwd=project, capture_output=True, text=True)
+
+    try:
+        assert run("touch", "new").returncode != 0
+        done = run("uv", "sync", "--locked")
+        assert done.returncode == 0, done.stderr
+        show = run("uv", "run", "--frozen", "python", "-c", "import alpha; print(alpha.value)")
+        assert show.stdout == "1\n", show.stderr
+        assert sorted(path.name for path in project.iterdir()) == ["pyproject.toml", "uv.lock"]
+    finally:
+        project.chmod(0o755)
 
 
 def test_a_file_that_was_replaced_on_the_index_is_refused(tool: Tool, project: Path, index: Index) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,3 +94,34 @@ def test_source_files_stay_readable() -> None:
         if (n := len((ROOT / p).read_text().splitlines())) > 800
     }
     assert long == {}
+
+
+# Root may write everywhere, unless it gives that up.
+AS_OTHERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("setpriv"), reason="needs Linux and setpriv")
+@pytest.mark.parametrize("package", ["ternary", "ttt", "xfer"])
+def test_a_read_only_checkout_builds_its_core(package: str, tmp_path: Path) -> None:
+    """A wheel of a checkout that cannot be written has the compiled core, also beside one that an older source made."""
+    place = tmp_path / package
+    shutil.copytree(ROOT / "packages" / package, place, ignore=shutil.ignore_patterns("*.so", "tests", "__pycache__"))
+    names = re.findall(r'^CORE = Path\("src/(.*)"\)$', (place / "hatch_build.py").read_text(), re.MULTILINE)
+    stale = place / "src" / names[0]
+    stale.write_bytes(b"old")
+    os.utime(stale, (0, 0))
+    folders = [place, *(path for path in place.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    prefix = AS_OTHERS if os.geteuid() == 0 else []
+    command = [*prefix, "uv", "build", "--quiet", "--wheel", "--out-dir", str(tmp_path / "dist"), str(place)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    for folder in folders:
+        folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert stale.read_bytes() == b"old"
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read(names[0]).startswith(b"\x7fELF")

@@ -171,19 +171,26 @@ def _rounded(value: Any) -> Any:
 def table(rows: list[Row]) -> list[str]:
     """Return the lines of a Markdown table of these rows."""
     lines = ["| metric | value | peer | peer's value | ratio | target | holds |", "|---|---|---|---|---|---|---|"]
+    shown: tuple[str, str] | None = None
     for row in rows:
         bound = {"lower": "<=", "higher": ">="}[row["better"]]
+        measurement = row["metric"], _with_unit(row["value"], row["unit"])
         cells = [
-            row["metric"],
-            f"{_number(row['value'])} {row['unit']}".strip(),
+            # Beside several peers a measurement is named once.
+            *(("", "") if measurement == shown else measurement),
             row["peer"] or "",
-            "not measured" if row["peer"] and row["peer_value"] is None else _number(row["peer_value"]),
+            "not measured" if row["peer"] and row["peer_value"] is None else _with_unit(row["peer_value"], row["unit"]),
             _number(row["ratio"]),
             "" if row["target"] is None else f"{bound} {_number(row['target'])}",
             {True: "yes", False: "no", None: ""}[row["holds"]],
         ]
         lines.append("| " + " | ".join(cells) + " |")
+        shown = measurement
     return lines
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    return f"{_number(value)} {unit}".strip() if value is not None else ""
 
 
 def measured(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@
     uv run tools/check.py coverage          not part of the default: the tests run once more
 
 style      ruff: lint and format
-types      mypy --strict, each package's src on its own, and the tools
+types      mypy --strict, each package's src on its own, and the tools; pyright knows the type of every public name
 imports    import-linter: what a package and its rooms must not import
 workflows  .github/workflows against GitHub's schema, and zizmor's security audit, both offline
 site       the documentation builds without a warning
@@ -20,6 +20,7 @@ Versions are those of uv.lock. torch is a CPU build: from UV_FIND_LINKS or PIP_F
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -36,6 +37,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(project.parent.name for project in ROOT.glob("packages/*/pyproject.toml"))
+# The least share of public names whose types a type checker must know.
+KNOWN_TYPES = 0.98
 console = Console(highlight=False)
 
 
@@ -77,6 +80,33 @@ def types(packages: list[str]) -> Iterator[Outcome]:
     for package in packages:
         yield run(f"mypy {package}", ["mypy", f"packages/{package}/src/{package}"])
     yield run("mypy tools", ["mypy", *map(str, sorted((ROOT / "tools").glob("*.py")))])
+    for package in packages:
+        yield _public_types(package)
+
+
+def _public_types(package: str) -> Outcome:
+    """Whether a type checker knows the types of nearly all public names; basedpyright is pyright without a download."""
+    start = time.perf_counter()
+    name = f"public types of {package}"
+    sources = os.pathsep.join(str(path) for path in sorted(ROOT.glob("packages/*/src")))
+    programs = str(Path(sys.executable).parent)
+    env = os.environ | {"PYTHONPATH": sources, "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")])}
+    command = ["basedpyright", "--verifytypes", package, "--ignoreexternal", "--outputjson"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    found = json.loads(done.stdout or "{}").get("typeCompleteness", {"completenessScore": 0, "symbols": []})
+    unknown = [
+        f"{symbol['name']}: {problem['message'].splitlines()[0]}"
+        for symbol in found["symbols"]
+        for problem in symbol["diagnostics"]
+    ]
+    known = found["completenessScore"]
+    failure = None if known >= KNOWN_TYPES else "\n".join([f"{known:.1%} are known", *unknown, done.stderr])
+    outcome = Outcome(name, time.perf_counter() - start, failure)
+    shown = f"({known:.1%}, {outcome.seconds:.0f} s)"
+    console.print(f"{'[red]failed[/]' if failure else '[green]ok[/]'} {name} {shown}")
+    if failure:
+        console.print(failure[-40000:], markup=False, soft_wrap=True)
+    return outcome
 
 
 def imports(_: list[str]) -> Iterator[Outcome]:

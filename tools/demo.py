@@ -281,6 +281,12 @@ def np_cells(grid: Any) -> Iterator[tuple[tuple[int, int], int]]:
             yield (row, column), colour
 
 
+HELD_OUT = (
+    ". Held-out pairs are training pairs that were left out in turn and predicted from the others. The answer shown "
+    "learned from all of them, and it equals the solution"
+)
+
+
 def show_ttt(args: argparse.Namespace) -> list[Fact]:
     """Six real ARC tasks, two at a time, each in its own process."""
     import ttt
@@ -297,7 +303,9 @@ def show_ttt(args: argparse.Namespace) -> list[Fact]:
             pictures[f"{task.id}: the examples"] = drawing([(pair.input, pair.output) for pair in task.train], "output")
             tests = [(pair.input, made.first.grid) for pair, made in zip(task.test, result.predictions, strict=True)]
             rule = result.predictions[0].first.why
-            pictures[f"{task.id}: the test, answered by: {rule}"] = drawing(tests, "prediction")
+            # A learner says how it fared on each training pair that it did not learn from.
+            note = HELD_OUT if "held-out" in rule else ""
+            pictures[f"{task.id}: the test, answered by: {rule}{note}"] = drawing(tests, "prediction")
     peak = max(result.peak_memory for result in run.results.values())
     return [
         Fact("ttt", f"ARC tasks solved pixel-perfect, of {len(run.tasks)}", str(len(solved)), pictures=pictures),

@@ -1,6 +1,6 @@
 """Run the Python blocks of Markdown documents, and compare what they print with the output that the page shows.
 
-    uv run tools/documents.py                        the README and every tutorial
+    uv run tools/documents.py                        the READMEs, tutorials and how-to pages
     uv run tools/documents.py packages/xfer/README.md
     uv run tools/documents.py --write FILE           put the outputs into the page
 
@@ -9,6 +9,9 @@ block directly after a Python block is its expected output. `...` in it stands f
 from run to run: `--write` runs the document twice and writes `...` where the outputs differ. A block that prints must
 show its output; one that prints nothing must not have any. A block whose first line is a comment with a path is a file
 of the folder and is not run.
+
+A picture that a page shows from `pictures/` is made by its blocks: they write that file, and `--write` copies it beside
+the page. Pictures are compared by their size in pixels, because fonts and drawing libraries differ between machines.
 """
 
 from __future__ import annotations
@@ -16,18 +19,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# What of a package runs by itself.
+PAGES = ("README.md", "docs/tutorial.md", "docs/how-to.md")
 
 _BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"^```\w+\n# (?P<path>[\w.-]+(?:/[\w.-]+)+)\n(?P<content>.*?)^```\n", re.MULTILINE | re.DOTALL)
+_PICTURE = re.compile(r"!\[[^\]]*\]\((?P<path>pictures/[\w.-]+\.png)\)")
 _INSTALL = re.compile(r"(?:\A|(?<=[`\s]))pip install (?:[^`#\n]*)")
 
 # Worker processes may import the main module again, so it does nothing when imported.
@@ -67,6 +74,21 @@ class Block:
     span: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What the blocks of a document did.
+
+    Attributes:
+        printed: What each block printed, as far as they ran.
+        failure: What the process wrote to stderr if it failed.
+        pictures: The pictures of the page that the blocks made, by path.
+    """
+
+    printed: list[str]
+    failure: str
+    pictures: dict[str, bytes]
+
+
 def blocks(text: str) -> list[Block]:
     """Return the Python blocks of a Markdown text."""
     found = []
@@ -98,62 +120,64 @@ def same(expected: str, output: str) -> bool:
     return re.fullmatch(pattern, output.rstrip(), re.DOTALL) is not None
 
 
-def outputs(
-    found: list[Block],
-    document: str,
-    python: str,
-    timeout: float = 600,
-    shown: Mapping[str, str] | None = None,
-) -> tuple[list[str], str]:
-    """Run blocks in a new process, in a folder with nothing but the files that the page shows.
+def run(text: str, document: str, python: str = sys.executable, timeout: float = 600) -> Ran:
+    """Run a document's blocks in a new process, in a folder with nothing but the files that the page shows.
 
     Args:
-        found: The blocks.
+        text: The Markdown text.
         document: The document's name, for tracebacks.
         python: The interpreter.
         timeout: Seconds for all of them.
-        shown: The files, by path.
-
-    Returns:
-        What each block printed, as far as they ran, and what the process wrote to stderr if it failed.
     """
     mark = "--- end of block of the document ---"
     with tempfile.TemporaryDirectory(prefix="pentad-document-") as folder:
         base, work = Path(folder), Path(folder) / "work"
         work.mkdir()
-        for path, content in (shown or {}).items():
+        for path, content in files(text).items():
             (work / path).parent.mkdir(parents=True, exist_ok=True)
             (work / path).write_text(content, encoding="utf-8")
         (base / "main.py").write_text(_MAIN)
-        (base / "blocks.json").write_text(json.dumps([(block.line, block.code) for block in found]))
+        (base / "blocks.json").write_text(json.dumps([(block.line, block.code) for block in blocks(text)]))
         command = [python, "-W", "error", str(base / "main.py"), str(base / "blocks.json"), document, mark]
         done = subprocess.run(
             command, cwd=work, capture_output=True, encoding="utf-8", timeout=timeout, stdin=subprocess.DEVNULL
         )
-    printed = done.stdout.split(mark + "\n")
-    return printed[:-1], done.stderr if done.returncode else ""
+        shown = {match["path"] for match in _PICTURE.finditer(text)}
+        pictures = {path: (work / path).read_bytes() for path in sorted(shown) if (work / path).is_file()}
+    return Ran(done.stdout.split(mark + "\n")[:-1], done.stderr if done.returncode else "", pictures)
 
 
-def problems(text: str, document: str, python: str = sys.executable, complete: bool = True) -> list[str]:
-    """Run a document; describe each block that fails or prints something else than the page shows.
+def pixels(picture: bytes) -> tuple[int, int]:
+    """Return the width and height of a PNG."""
+    width, height = struct.unpack(">II", picture[16:24])
+    return width, height
+
+
+def problems(text: str, document: str, python: str = sys.executable, folder: Path | None = None) -> list[str]:
+    """Run a document; describe each block that fails or does something else than the page shows.
 
     Args:
         text: The Markdown text.
         document: The document's name, for the descriptions.
         python: The interpreter.
-        complete: Whether a block that prints must show its output.
+        folder: The page's folder, which holds its pictures.
     """
-    found = blocks(text)
-    printed, failure = outputs(found, document, python, shown=files(text))
+    ran = run(text, document, python)
     wrong = []
-    for block, output in zip(found, printed, strict=False):
+    for block, output in zip(blocks(text), ran.printed, strict=False):
         place = f"{document}:{block.line}"
-        if complete and block.expected is None and output.strip():
+        if block.expected is None and output.strip():
             wrong.append(f"{place}: prints {output.strip()!r}, and the page shows no output")
         if block.expected is not None and not same(block.expected, output):
             wrong.append(f"{place}: expected output\n{block.expected}\nbut it prints\n{output}")
-    if failure:
-        wrong.append(f"{document}: {failure[-4000:]}")
+    for match in _PICTURE.finditer(text) if folder else ():
+        kept, made = (folder or Path()) / match["path"], ran.pictures.get(match["path"])
+        if made is None or not kept.is_file():
+            wrong.append(f"{document}: {match['path']} is {'not made by a block' if made is None else 'missing'}")
+        elif pixels(kept.read_bytes()) != pixels(made):
+            wrong.append(f"{document}: {match['path']} has other dimensions than the picture that the blocks make")
+    if ran.failure:
+        wrong.append(f"{document}: {ran.failure[-4000:]}")
     return wrong
 
 
@@ -170,7 +194,7 @@ def filled(text: str, printed: list[str]) -> str:
 
 def common(first: str, second: str) -> str:
     """Return what two outputs of a block have in common, with `...` where they differ."""
-    a, b = (re.findall(r"\w+|\s+|.", text) for text in (first, second))
+    a, b = (re.findall(r"\d+(?:\.\d+)?|\w+|\s+|.", text) for text in (first, second))
     parts = [
         "".join(a[start:end]) if kind == "equal" else "..."
         for kind, start, end, _, _ in SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
@@ -179,9 +203,8 @@ def common(first: str, second: str) -> str:
 
 
 def documents() -> list[Path]:
-    """Return the documents that run by themselves: the README, and each package's README and tutorial."""
-    packages = [*ROOT.glob("packages/*/README.md"), *ROOT.glob("packages/*/docs/tutorial.md")]
-    return [ROOT / "README.md", *sorted(packages)]
+    """Return the documents that run by themselves: the README, and each package's README, tutorial and how-to page."""
+    return [ROOT / "README.md", *sorted(path for name in PAGES for path in ROOT.glob(f"packages/*/{name}"))]
 
 
 def main(argv: Iterable[str] | None = None) -> int:
@@ -195,13 +218,15 @@ def main(argv: Iterable[str] | None = None) -> int:
     for document in args.documents or documents():
         text = document.read_text(encoding="utf-8")
         if args.write:
-            printed, failure = outputs(blocks(text), str(document), args.python, shown=files(text))
-            again, _ = outputs(blocks(text), str(document), args.python, shown=files(text))
-            printed = [common(*pair) for pair in zip(printed, again, strict=False)]
-            wrong = [failure] if failure else []
+            first, second = (run(text, str(document), args.python) for _ in range(2))
+            printed = [common(*pair) for pair in zip(first.printed, second.printed, strict=False)]
             document.write_text(filled(text, printed), encoding="utf-8")
+            for path, picture in first.pictures.items():
+                (document.parent / path).parent.mkdir(exist_ok=True)
+                (document.parent / path).write_bytes(picture)
+            wrong = [first.failure] if first.failure else []
         else:
-            wrong = problems(text, str(document), args.python)
+            wrong = problems(text, str(document), args.python, document.parent)
         print(f"{document}: {len(blocks(text))} blocks, {'failed' if wrong else 'ok'}")
         for line in wrong:
             print(line, file=sys.stderr)

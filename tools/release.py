@@ -6,7 +6,7 @@
     uv run tools/release.py build xfer --out dist   sdist and wheels, as they are published
     uv run tools/release.py verify dist             the upload tool's checks, and ours
     uv run tools/release.py rehearse                build and verify all; install and use them as a stranger would
-    uv run tools/release.py rehearse --fast         on this Python alone, with uv in place of pip, without tutorials
+    uv run tools/release.py rehearse --fast         on this Python alone, with uv in place of pip, the READMEs alone
 
 The release workflow runs `check`, `build`, `verify` and `notes`; `rehearse` runs the same functions. A rehearsal serves
 the built files from an index on 127.0.0.1. For each document it makes an empty environment, runs exactly the install
@@ -327,7 +327,7 @@ def try_out(package: str, python: str, address: str, fast: bool) -> list[str]:
         package: The package.
         python: The interpreter for the environments.
         address: The local index, used beside the configured one.
-        fast: Use uv in place of pip, and leave the tutorial out.
+        fast: Use uv in place of pip, and run the README alone.
 
     Returns:
         Descriptions of everything that failed.
@@ -338,7 +338,7 @@ def try_out(package: str, python: str, address: str, fast: bool) -> list[str]:
     if readme is None:
         return [f"packages/{package}/README.md prints no install line"]
     pages: dict[str, list[Path]] = {}
-    for page in [folder / "README.md"] if fast else [folder / "README.md", folder / "docs" / "tutorial.md"]:
+    for page in (folder / name for name in (("README.md",) if fast else documents.PAGES)):
         line = documents.install_line(page.read_text(), f"pentad-{package}") or readme
         pages.setdefault(line, []).append(page)
     wrong = []
@@ -352,7 +352,7 @@ def try_out(package: str, python: str, address: str, fast: bool) -> list[str]:
             interpreter = str(programs / "python")
             for page in group:
                 shown = str(page.relative_to(ROOT))
-                found = documents.problems(page.read_text(), shown, interpreter, complete=False)
+                found = documents.problems(page.read_text(), shown, interpreter, page.parent)
                 wrong += [f"after `{line}`: {problem}" for problem in found]
             wrong += _command_line(package, programs)
     return wrong
@@ -439,7 +439,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("verify", help="check built files").add_argument("folder", type=Path)
     rehearsing = commands.add_parser("rehearse", help="build, verify, install and try out")
     rehearsing.add_argument("packages", nargs="*", metavar="PACKAGE", help="which to try out (default: all)")
-    rehearsing.add_argument("--fast", action="store_true", help="this Python alone, with uv, without tutorials")
+    rehearsing.add_argument("--fast", action="store_true", help="this Python alone, with uv, the READMEs alone")
     rehearsing.add_argument("--python", action="append", metavar="PATH", help="with this interpreter (repeatable)")
     for command in (building, rehearsing):
         command.add_argument("--repository", metavar="URL", help="the repository's address (default: the remote's)")

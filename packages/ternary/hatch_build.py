@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,9 @@ def compilers() -> list[list[str]]:
     return [command for command in commands if shutil.which(command[0])]
 
 
-def compile_core(root: Path) -> str | None:
-    """Compile the core; return None on success, else the reason for the failure."""
-    sources, core = sorted(root.glob(SOURCES)), root / CORE
+def compile_core(root: Path, core: Path) -> str | None:
+    """Compile the core into a file; return None on success, else the reason for the failure."""
+    sources = sorted(root.glob(SOURCES))
     if core.exists() and core.stat().st_mtime >= max(file.stat().st_mtime for file in sources):
         return None
     units = [str(file) for file in sources if file.suffix == ".c"]
@@ -57,26 +59,43 @@ def compile_core(root: Path) -> str | None:
         except (OSError, subprocess.TimeoutExpired) as error:
             why = f"{shlex.join(command)} failed: {error}"
         finally:
-            built.unlink(missing_ok=True)
-    core.unlink(missing_ok=True)
+            with suppress(OSError):
+                built.unlink()
+    with suppress(OSError):  # a stale core is no core, and where it cannot be removed it is not loaded
+        core.unlink()
     return why
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Adds the compiled core to wheels and editable installs where it can be compiled."""
 
+    _elsewhere: str | None = None
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile the core; after a failure print the reason and build a pure wheel."""
         if self.target_name != "wheel":
             return
-        why = compile_core(Path(self.root))
+        core = Path(self.root, CORE)
+        if version != "editable" and not os.access(core.parent, os.W_OK):
+            # In a read-only checkout the core is compiled elsewhere, for the wheel alone.
+            self._elsewhere = tempfile.mkdtemp()
+            core = Path(self._elsewhere, CORE.name)
+        why = compile_core(Path(self.root), core)
         if why is not None:
             print(
                 f"ternary: the compiled core is left out, packed layers will run in plain torch: {why}", file=sys.stderr
             )
             return
-        build_data["artifacts"].append(f"/{CORE}")
+        if self._elsewhere:
+            build_data["force_include"][str(core)] = str(CORE.relative_to("src"))
+        else:
+            build_data["artifacts"].append(f"/{CORE}")
         build_data["pure_python"] = False
         # Loaded by ctypes: bound to the platform, not to a version of Python.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled outside the checkout."""
+        if self._elsewhere:
+            shutil.rmtree(self._elsewhere, ignore_errors=True)

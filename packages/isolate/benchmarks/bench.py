@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import PEERS
 
-from isolate import EnvironmentStore, Host, ProxiedSingleton, read_manifest, share
+from isolate import EnvironmentStore, Function, Host, ProxiedSingleton, read_manifest, run, share
 
 EXTENSION = """
 class Extension:
@@ -33,6 +33,7 @@ class Extension:
     def blocking_noop(self): return None
     async def down(self, n): return n if n == 0 else await self.host.aio.bouncer.down(n - 1)
     def first(self, array): return float(array.ravel()[0])
+    def double(self, image): return image * 2
     def result(self):
         import numpy
         if not hasattr(self, "kept"): self.kept = self.host.share(numpy.ones(8 << 20))
@@ -57,6 +58,14 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.failures: dict[str, str] = {}
+
+    def fail(self, peer: str, failure: Exception) -> None:
+        """Note why a peer is not measured. One that is installed and fails makes the run fail at its end."""
+        why = " ".join(f"{type(failure).__name__}: {failure}".split())[:300]
+        print(f"{peer} is not measured: {why}", file=sys.stderr)
+        if not isinstance(failure, ModuleNotFoundError):
+            self.failures[peer] = why
 
     def add(
         self,
@@ -120,11 +129,11 @@ async def no_op(table: Table, extension: Any, peers: dict[str, Any], rounds: int
     for number in range(rounds + 1):
         for name, call in list(calls.items()):
             try:
-                block = [await timed(call) * 1e6 for _ in range(50)]
+                block = [await timed(call) * 1e6 for _ in range(getattr(call, "block", 50))]
             except Exception as failure:
                 if name == "isolate":
                     raise
-                print(f"{name} failed and is left out: {type(failure).__name__}: {failure}", file=sys.stderr)
+                table.fail(name, failure)
                 del calls[name]
                 samples[name] = []
                 continue
@@ -132,7 +141,7 @@ async def no_op(table: Table, extension: Any, peers: dict[str, Any], rounds: int
                 samples[name] += block
     table.add("no-op call, awaited", "us", samples["isolate"], target=120)
     for name in [name for name in samples if name != "isolate"]:
-        target = {"pyisolate": 0.3, "rpyc": 0.9}.get(name)
+        target = {"pyisolate": 0.3, "rpyc": 0.9, "fal's isolate": 0.1, "Appose": 0.3}.get(name)
         table.add("no-op call, awaited", "us", samples["isolate"], name, samples[name], target)
 
 
@@ -161,9 +170,12 @@ async def arrays(table: Table, extension: Any, peers: dict[str, Any], rounds: in
     array = np.random.default_rng(0).random(8 << 20)
     fresh, target = array.copy(), np.empty_like(array)
     shared = share(array)
-    samples: dict[str, list[float]] = {
-        name: [] for name in ("shared", "unchanged", "filled", "result", "memcpy", "pipe")
-    }
+    names = ("shared", "unchanged", "filled", "result", "memcpy", "pipe", "fresh", "work")
+    samples: dict[str, list[float]] = {name: [] for name in names}
+
+    def work() -> None:
+        np.copyto(target, shared * 2)
+
     for number in range(rounds + 3):
         fresh += 1
         block = {
@@ -171,7 +183,9 @@ async def arrays(table: Table, extension: Any, peers: dict[str, Any], rounds: in
             "unchanged": await timed(extension.aio.first, array),
             "filled": await timed(extension.aio.first, fresh),
             "result": await timed(extension.aio.result),
+            "fresh": await timed(extension.aio.double, shared),
             "memcpy": await timed(asyncio.to_thread, np.copyto, target, array),
+            "work": await timed(asyncio.to_thread, work),
         }
         if number < 5 and "multiprocessing.Pipe" in peers:
             block["pipe"] = await timed(peers["multiprocessing.Pipe"], array)
@@ -192,6 +206,8 @@ async def arrays(table: Table, extension: Any, peers: dict[str, Any], rounds: in
             table.add(metric, "ms", samples[name], "multiprocessing.Pipe", pipe)
         if name == "filled":
             table.add(metric, "ms", samples[name], "memcpy", memcpy)
+    fresh, work_here = samples["fresh"], samples["work"]
+    table.add("64 MB ndarray result, fresh (image * 2)", "ms", fresh, "work and memcpy", work_here, 1.3)
 
 
 async def pauses(table: Table, extension: Any, rounds: int) -> None:
@@ -244,6 +260,30 @@ def environments(table: Table, folder: Path, rounds: int) -> None:
     table.add("warm environment (numpy, uv cache, locked)", "s", warm, target=0.3)
 
 
+def _noop() -> None:
+    return None
+
+
+async def functions(table: Table, host: Host, rounds: int) -> None:
+    """isolate.run: a later call, and a new process in an environment that is there, beside a bare interpreter."""
+    noop = Function(_noop, host=host)
+    await asyncio.to_thread(noop)
+    later, new, bare = [], [], []
+    for _ in range(rounds):
+        later += [await timed(asyncio.to_thread, _called, noop) * 1e6 / 100 for _ in range(2)]
+        await asyncio.to_thread(noop.stop)
+        await asyncio.sleep(0.5)
+        new.append(await timed(asyncio.to_thread, noop) * 1e3)
+        bare.append(await timed(asyncio.to_thread, subprocess.run, [sys.executable, "-c", "pass"]) * 1e3)
+    table.add("isolate.run, later call", "us", later, target=200)
+    table.add("isolate.run, new process, environment there", "ms", new, "python -c pass", bare, 3)
+
+
+def _called(noop: Function[[], None]) -> None:
+    for _ in range(100):
+        run(noop)
+
+
 async def starts(table: Table, host: Host, folder: Path, rounds: int) -> None:
     """From the start of a worker to its first reply, beside a bare interpreter that imports asyncio."""
     ours, bare = [], []
@@ -272,7 +312,7 @@ async def measure(quick: bool, skip: list[str]) -> Table:
         (folder / "main" / "manifest.yaml").write_text("name: main\ndependencies: ['" + OLD_NUMPY + "']\n")
         (folder / "main" / "main.py").write_text(textwrap.dedent(EXTENSION))
         async with contextlib.AsyncExitStack() as stack:
-            host = await stack.enter_async_context(Host(folder / "store"))
+            host = await stack.enter_async_context(Host(folder / "store", spares=1))
             bouncer = host.export(Bouncer())
             bouncer.extension = extension = await host.aload(folder / "main")
             peers = {}
@@ -282,7 +322,7 @@ async def measure(quick: bool, skip: list[str]) -> Table:
                 try:
                     peers[peer] = await stack.enter_async_context(make())
                 except Exception as failure:
-                    print(f"{peer} is not measured: {type(failure).__name__}: {failure}", file=sys.stderr)
+                    table.fail(peer, failure)
             await no_op(table, extension, peers, 8 if quick else 40)
             blocking = [(await asyncio.to_thread(_blocking, extension))[1:] for _ in range(2 if quick else 10)]
             table.add(
@@ -296,6 +336,7 @@ async def measure(quick: bool, skip: list[str]) -> Table:
             await concurrent(table, extension, peers, 5 if quick else 20)
             await arrays(table, extension, peers, 10 if quick else 50)
             await pauses(table, extension, 5 if quick else 15)
+            await functions(table, host, 5 if quick else 15)
             await starts(table, host, folder, 5 if quick else 15)
             await asyncio.to_thread(environments, table, folder, 5 if quick else 15)
             table.show()
@@ -340,7 +381,7 @@ def main() -> None:
     table = asyncio.run(measure(options.quick, options.skip))
 
     if options.json:
-        names = ("pentad-isolate", "pyisolate", "rpyc", "execnet", "msgspec", "numpy", "uv")
+        names = ("pentad-isolate", "pyisolate", "appose", "rpyc", "execnet", "msgspec", "numpy", "uv")
         versions: dict[str, str | None] = {"python": platform.python_version()}
         for name in names:
             with contextlib.suppress(metadata.PackageNotFoundError):
@@ -351,6 +392,11 @@ def main() -> None:
         )
     if options.picture:
         picture(table, options.picture)
+    if table.failures:
+        for peer, why in table.failures.items():
+            print(f"ERROR: {peer} is installed and was not measured: {why}", file=sys.stderr)
+        print("leave a peer out on purpose with --skip PEER", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

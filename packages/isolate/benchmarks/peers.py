@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from isolate import EnvironmentStore, Manifest
 from isolate._environments import default_store
 
 Call = Callable[..., Awaitable[Any]]
@@ -209,8 +210,73 @@ async def pyisolate_peer() -> AsyncIterator[Call]:
             await stopped
 
 
+FAL = """
+import logging, sys
+logging.disable()
+import isolate  # fal's package of that name
+environment = isolate.prepare_environment("virtualenv", requirements=[])
+answers, sys.stdout = sys.stdout, sys.stderr
+with environment.open_connection(environment.create()) as connection:
+    for line in sys.stdin:
+        connection.run(bool)
+        print("done", file=answers, flush=True)
+"""
+
+
+@contextlib.asynccontextmanager
+async def fal_peer() -> AsyncIterator[Call]:
+    """Fal's isolate, in an environment of its own, since its import name is ours; it starts a process for each call."""
+    folder = default_store().with_name("pentad-isolate-bench")
+    manifest = Manifest(name="fal", dependencies=("isolate[build]",), directory=folder)
+    environment = EnvironmentStore(folder / "fal").ensure(manifest)
+    process = subprocess.Popen(
+        [str(environment.python), "-c", FAL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def call() -> Any:
+        process.stdin.write(b"\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+        if process.stdout.readline() != b"done\n":  # type: ignore[union-attr]
+            raise RuntimeError("fal's isolate has ended")
+
+    call.block = 2  # type: ignore[attr-defined]
+    try:
+        await call()
+        yield call
+    finally:
+        process.stdin.close()
+        process.wait(30)
+        process.stdout.close()
+
+
+@contextlib.asynccontextmanager
+async def appose_peer() -> AsyncIterator[Call]:
+    """Appose: a task for each call, as its users write it."""
+    import appose
+
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"  # where it looks for `python`
+    try:
+        service = appose.system().python()
+
+        async def call() -> Any:
+            service.task("None").wait_for()
+
+        await call()
+    finally:
+        os.environ["PATH"] = before
+    try:
+        yield call
+    finally:
+        service.close()
+
+
 PEERS = {
     "pyisolate": pyisolate_peer,
+    "fal's isolate": fal_peer,
+    "Appose": appose_peer,
     "rpyc": rpyc_peer,
     "execnet": execnet_peer,
     "multiprocessing.Pipe": pipe,

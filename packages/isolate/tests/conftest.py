@@ -88,6 +88,15 @@ def _settled(count: object, bound: int) -> int:
     return int(value)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_collections() -> Iterator[None]:
+    """A collection looks only at what a module's tests made: with PyTorch loaded all the rest takes a second."""
+    gc.collect(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """No descriptor, child process or thread of isolate survives a test."""

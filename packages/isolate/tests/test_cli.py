@@ -80,6 +80,26 @@ class TestCommandLine(IntegrationTestBase):
         main(["--json", "doctor"])
         assert json.loads(capsys.readouterr().out).keys() == doctor.keys()
 
+    def test_policy_and_export(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """All commands follow a policy; exported wheels build the environment of a lock without index and cache."""
+        self.store = tmp_path / "store"
+        folder = self.create_extension("good", CODE, dependencies=["packaging<24"])
+        policy = tmp_path / "policy.toml"
+        policy.write_text("allow_urlz = true\n")
+        code, value, _ = self.run(capsys, "--policy", str(policy), "list", str(self.root))
+        assert (code, value["error"]) == (2, "InvalidManifestError")
+        assert "did you mean 'allow_urls'" in value["message"]
+        wheels = tmp_path / "wheels"
+        assert self.run(capsys, "lock", str(folder))[0] == 0
+        exported = self.run(capsys, "export", str(folder), "--to", str(wheels))[1]
+        assert exported == {"good": ["packaging-23.2-py3-none-any.whl"]}
+        policy.write_text(f"find_links = ['{wheels}']\n[quotas]\nopen_calls = 5\n")
+        offline = ("--policy", str(policy), "--offline", "--store", str(tmp_path / "other"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+            assert main([*offline, "run", str(folder), "add", "1", "2"]) == 0
+        assert capsys.readouterr().out == "3\n"
+
 
 def test_help_teaches() -> None:
     """`--help` shows examples, from the installed module."""

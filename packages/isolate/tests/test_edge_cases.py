@@ -23,6 +23,7 @@ from integration_test_base import DatabaseSingleton, IntegrationTestBase
 
 from isolate import Host, Policy, State, WorkerDiedError, read_manifest
 from isolate._environments import EnvironmentStore
+from isolate._locks import Locks
 from isolate.errors import (
     ContractMismatchError,
     EnvironmentBuildError,
@@ -591,6 +592,13 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
         first = EnvironmentStore(self.store).ensure(read_manifest(folder))
         again = EnvironmentStore(tmp_path / "other", offline=True).ensure(read_manifest(folder))
         assert (again.origin, again.packages, again.key) == ("built", first.packages, first.key)
+        for policy in (Policy(find_links=(str(tmp_path),)), Policy(allow_sdists=True)):
+            elsewhere = EnvironmentStore(tmp_path / "policy", policy, offline=True).ensure(read_manifest(folder))
+            assert (elsewhere.packages, elsewhere.key == first.key) == (first.packages, False)
+        with pytest.MonkeyPatch.context() as patch:  # another machine
+            patch.setattr("platform.python_version", lambda: "3.11.99")
+            patch.setattr("sysconfig.get_platform", lambda: "linux-riscv64")
+            assert Locks(read_manifest(folder), Policy(), []).own() == text.partition("\n")[2]
         (folder / "manifest.yaml").write_text("name: locked\ndependencies: [packaging>24]\n")
         with pytest.raises(LockOutOfDateError, match="isolate lock"):
             store.ensure(read_manifest(folder))

@@ -11,6 +11,8 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.rest import DocTestParser
 
+from isolate import _function
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,6 +26,7 @@ def test_readme_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name, content in files:
         (folder / name).write_text(content)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     document = Sybil([DocTestParser()]).parse(ROOT / "README.md")
     ran = 0
     try:
@@ -31,6 +34,7 @@ def test_readme_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             example.evaluate()
             ran += 1
     finally:
+        _function._DEFAULT.close()
         if "host" in document.namespace:
             document.namespace["host"].close()
     assert ran >= 5
@@ -42,7 +46,7 @@ def test_readme_names_every_manifest_key() -> None:
 
     text = (ROOT / "README.md").read_text()
     for name in Manifest.__struct_fields__:
-        if name not in ("directory", "version", "description"):
+        if name not in ("directory", "lock_file", "version", "description"):
             assert f"`{name}`" in text, name
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, timedelta, timezone
-from enum import Enum, IntEnum
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,7 +123,7 @@ def test_self_containing_value_is_refused() -> None:
     ("value", "path"),
     [
         ([1, {"a": (2, object())}], r"value\[1\]\['a'\]\[1\] is a builtins.object"),
-        ({"k": 1j}, r"value\['k'\] is a .*complex"),
+        ({"k": len.__class__}, r"value\['k'\] is a builtins.type"),
     ],
 )
 def test_unsupported_type_names_its_path(value: Any, path: str) -> None:
@@ -132,26 +131,6 @@ def test_unsupported_type_names_its_path(value: Any, path: str) -> None:
     for codec in codecs():
         with pytest.raises(UnsupportedTypeError, match=path):
             codec.encode(value)
-
-
-def test_declared_types_travel_as_plain_values() -> None:
-    """A dataclass travels as its fields, an enum as its value, a subclass of a built-in as the built-in."""
-
-    @dataclass
-    class Point:
-        x: int
-        y: tuple[int, int]
-
-    class Colour(Enum):
-        RED = "red"
-
-    class Level(IntEnum):
-        LOW = 1
-
-    for codec in codecs():
-        sent = {"p": Point(1, (2, 3)), "c": Colour.RED, "l": Level.LOW, "o": OrderedDict(a=1), "b": bytearray(b"x")}
-        got = codec.decode(codec.encode(sent))
-        assert same(got, {"p": {"x": 1, "y": (2, 3)}, "c": "red", "l": 1, "o": {"a": 1}, "b": b"x"})
 
 
 def test_malformed_extensions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import sys
@@ -115,14 +116,31 @@ def mock_dataloader() -> DataLoader[tuple[torch.Tensor, ...]]:
 class BenchmarkConfig:
     """How often to measure."""
 
+    warmup: int = 1
     repeat: int = 3
     batches: tuple[int, ...] = (1, 4)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--benchmark-warmup`, unless a plugin has it."""
+    with contextlib.suppress(ValueError):
+        parser.addoption("--benchmark-warmup", type=int, default=1, help="calls before those that are measured")
+
+
 @pytest.fixture
-def benchmark_config() -> BenchmarkConfig:
+def benchmark_config(request: pytest.FixtureRequest) -> BenchmarkConfig:
     """A configuration for what is measured in tests; no test fails for being slow."""
-    return BenchmarkConfig()
+    warmup = request.config.getoption("--benchmark-warmup", default=1)
+    return BenchmarkConfig(warmup=warmup if isinstance(warmup, int) else 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_collections() -> Iterator[None]:
+    """A collection looks only at what a module's tests made: with PyTorch loaded all the rest takes a second."""
+    gc.collect(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

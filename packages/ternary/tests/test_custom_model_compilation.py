@@ -45,6 +45,12 @@ class TestCustomModelCompilation:
         assert model.body[0].a.weight.shape == (n, n)
         assert model(torch.randn(3, n)).shape == (3, n)
 
+    def test_large_batch(self) -> None:
+        """A batch of a thousand rows gives what its rows give one by one."""
+        model, x = ternary.compile(TEXT)(8, 2).eval(), torch.randn(1000, 8)
+        with torch.no_grad():
+            assert torch.allclose(model(x)[::100], torch.cat([model(row[None]) for row in x[::100]]), atol=1e-5)
+
     def test_ternary_packing_of_a_custom_layer(self, temp_dir: Path, utils: ModuleType) -> None:
         """What was compiled from source comes back from its file without any Python of the user."""
         model = ternary.compile(TEXT)(7, 2).eval()

@@ -116,7 +116,8 @@ def test_inference_is_measured(name: str, utils: ModuleType, benchmark_config: o
     rest = (torch.arange(8),) if name == "bitnet" else ()
     for quantized in (True, False):
         model = zoo.load(name, quantized=quantized)().eval()
-        assert utils.measure_inference_time(model, inputs[name], *rest, repeat=benchmark_config.repeat) > 0
+        often = {"repeat": benchmark_config.repeat, "warmup": benchmark_config.warmup}
+        assert utils.measure_inference_time(model, inputs[name], *rest, **often) > 0
 
 
 def test_batches_are_measured(utils: ModuleType, benchmark_config: object) -> None:
@@ -124,6 +125,15 @@ def test_batches_are_measured(utils: ModuleType, benchmark_config: object) -> No
     model = zoo.load("mlp")().eval()
     times = [utils.measure_inference_time(model, torch.randn(b, 64), repeat=2) for b in benchmark_config.batches]
     assert all(t > 0 for t in times)
+
+
+@pytest.mark.parametrize("name", ["mlp", "vit"])
+def test_large_batch_equals_small_ones(name: str) -> None:
+    """A batch of 64 gives the rows of four batches of 16."""
+    model = zoo.load(name)().eval()
+    x = torch.randn(64, 64) if name == "mlp" else torch.randn(64, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(x), torch.cat([model(part) for part in x.split(16)]), atol=1e-5)
 
 
 def test_result_does_not_depend_on_device(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import ModuleType
 
@@ -85,6 +86,26 @@ class TestResNet18:
     def test_output_shapes(self, model: nn.Module, utils: ModuleType, size: int, batch: int) -> None:
         """Any image size and batch."""
         utils.validate_output_shape(model.eval(), torch.randn(batch, 3, size, size), (batch, 1000))
+
+    def test_large_batch(self, model: nn.Module) -> None:
+        """A batch of 32 small images gives the rows of two batches of 16."""
+        x = torch.randn(32, 3, 32, 32)
+        with torch.no_grad():
+            whole, parts = model.eval()(x), torch.cat([model(part) for part in x.split(16)])
+        assert torch.allclose(whole, parts, atol=1e-4)
+
+    def test_state_dict_has_the_usual_names(self, model: nn.Module) -> None:
+        """Parameters and buffers are named and shaped as in the usual checkpoints."""
+        wanted = {name: tuple(value.shape) for name, value in Reference().state_dict().items()}
+        assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == wanted
+
+    def test_result_does_not_depend_on_device(self, model: nn.Module, device: torch.device) -> None:
+        """The same network gives the same logits on each device."""
+        x = torch.randn(1, 3, 32, 32)
+        with torch.no_grad():
+            wanted = model.eval()(x)
+            got = copy.deepcopy(model).to(device)(x.to(device)).cpu()
+        assert (got - wanted).abs().max() <= 1e-3 * wanted.abs().max()
 
     def test_architecture(self, model: nn.Module) -> None:
         """Nineteen ternary convolutions; the first one and the classifier are float."""

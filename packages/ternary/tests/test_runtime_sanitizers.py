@@ -48,6 +48,7 @@ def test_core_is_clean(tmp_path, driver, sanitizers) -> None:
     assert "0 wrong" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 @DRIVERS
 def test_core_compiles_without_a_warning(tmp_path, driver) -> None:

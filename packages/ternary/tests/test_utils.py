@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ternary.nn import ternary_layers
 
 
-def measure_inference_time(model: nn.Module, *inputs: Tensor, repeat: int = 5) -> float:
-    """Return the median time of a forward pass in milliseconds."""
+def measure_inference_time(model: nn.Module, *inputs: Tensor, repeat: int = 5, warmup: int = 1) -> float:
+    """Return the median time of a forward pass in milliseconds, after some calls that do not count."""
     times = []
     with torch.inference_mode():
-        model(*inputs)
+        for _ in range(warmup):
+            model(*inputs)
         for _ in range(repeat):
             begin = time.perf_counter()
             model(*inputs)
@@ -94,6 +95,15 @@ def test_counting_and_memory() -> None:
     assert count_bytes(nn.BatchNorm1d(3)) == 4 * 4 * 3 + 8
     assert measure_memory_usage(lambda: fresh_pages(100 << 20)) > 60_000_000
     assert measure_inference_time(nn.Identity(), torch.ones(1)) >= 0
+
+
+def test_calls_before_the_measured_ones_are_counted() -> None:
+    """`warmup` calls come before the `repeat` ones that are measured."""
+    calls: list[int] = []
+    layer = nn.Identity()
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    measure_inference_time(layer, torch.ones(1), repeat=2, warmup=3)
+    assert len(calls) == 5
 
 
 def test_gradients_are_really_checked() -> None:

@@ -103,6 +103,15 @@ def own_temporary_folder() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True, scope="module")
+def short_collections() -> Iterator[None]:
+    """A collection looks only at what a module's tests made: with PyTorch loaded all the rest takes a second."""
+    gc.collect(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """PyTorch with one thread, as in the workers: two threads on two busy cores are many times slower."""
     import torch

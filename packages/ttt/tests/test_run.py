@@ -351,7 +351,9 @@ def test_the_last_answer_counts_even_right_before_a_hang(sample_arc_tasks: list[
     assert result["mirror"].predictions[0].first.stage == "second"
 
 
-@pytest.mark.parametrize("steps", [37, 60, 77, 90, 100])
+@pytest.mark.parametrize(
+    "steps", [37, 77, 100, pytest.param(60, marks=pytest.mark.slow), pytest.param(90, marks=pytest.mark.slow)]
+)
 def test_steps_are_exact_wherever_they_end(steps: int) -> None:
     """A budget of steps that ends in any stage of the default solver is used up to the last step, and so recorded."""
     rng = np.random.default_rng(7)

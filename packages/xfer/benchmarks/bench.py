@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(__file__))
 import batches
+import lookups
 from peers import PEERS, Xfer
 
 MIB = 1 << 20
@@ -374,6 +375,7 @@ def main() -> None:
         rows.append(row(f"mappings gained in steady state, {side}", "", [mappings], None, None, 4))
         rows.append(row(f"memory gained in steady state, {side}", "MiB", [memory / MIB], None, None, 4))
 
+    rows += lookups.rows(row, context, quick)
     try:
         rows += batches.rows(row, context, quick)
     except Exception as error:  # torch is not installed, or as in compare

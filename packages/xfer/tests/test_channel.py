@@ -295,7 +295,7 @@ def test_a_forked_child_does_not_hold_its_parents_ends(channel: xfer.Channel) ->
 
 def test_a_slow_sender_is_waited_for(channel: xfer.Channel) -> None:
     """A receiver that sleeps is woken by the message, long before any timeout."""
-    thread = threading.Thread(target=lambda: (time.sleep(0.2), channel.sender.send(np.arange(3))))
+    thread = threading.Thread(target=lambda: (time.sleep(0.2), channel.sender.send(np.arange(3))), daemon=True)
     thread.start()
     assert channel.receiver.recv(timeout=30).sum() == 3
     thread.join()

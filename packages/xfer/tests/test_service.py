@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
+import importlib
 import multiprocessing
 import os
+import random
 import resource
 import select
 import signal
@@ -15,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,11 @@ from hypothesis import strategies as st
 
 import xfer
 from xfer import errors
+from xfer._channel.layout import RECEIVER_PID
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "workers"))
+workers = importlib.import_module("xfer_workers")
+BUDGET_SECONDS = float(os.environ.get("XFER_BUDGET_SECONDS", "20"))
 RECEIVE = "rx = xfer.Receiver.from_bytes(bytes.fromhex(arg[0]))\n"
 
 
@@ -277,6 +285,86 @@ def test_a_spawned_process_is_expected_by_itself(pool: xfer.Pool) -> None:
         process.close()
 
 
+def _another_number(ring: Any, end: int, pid: int) -> None:
+    """Write a process number as the holder's, as if the system had given it out again."""
+    ring.words[end] = pid
+
+
+def test_a_process_number_that_is_given_out_again_is_not_the_peer(pool: xfer.Pool, helper: Callable[..., Any]) -> None:
+    """A living process that has a dead receiver's number by now does not stand for it, and is not waited for."""
+    with xfer.Channel(1, pool=pool) as channel:
+        reader = helper(RECEIVE + "rx.attach(); say('in'); wait()", bytes(channel.receiver).hex())
+        stranger = helper("say('up'); wait()")
+        assert [reader.line(), stranger.line()] == ["in", "up"]
+        channel.sender.send(np.zeros(3))
+        reader.kill()
+        _another_number(channel.sender._ring, RECEIVER_PID, stranger.pid)
+        start = time.monotonic()
+        with pytest.raises(errors.PeerDiedError):
+            channel.sender.send(np.zeros(3), timeout=20)
+        assert time.monotonic() - start < 5
+        assert pool.stats().live == 0
+
+
+def test_a_receiver_with_the_number_of_a_dead_one_is_alive(
+    pool: xfer.Pool, helper: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new holder that the system gave the dead holder's number is heard and waited for like any other."""
+    code = RECEIVE + "rx.attach(); say('in')\nwhile wait(): say(int(rx.recv(timeout=20)[0]))"
+    with xfer.Channel(1, pool=pool, spin=0) as channel:
+        first = helper(code, bytes(channel.receiver).hex())
+        assert first.line() == "in"
+        channel.sender.send(np.full(3, 1))
+        thread, said = in_thread(lambda: channel.sender.send(np.full(3, 2)))
+        first.kill()
+        thread.join(10)
+        assert isinstance(said[0], errors.PeerDiedError)
+        second = helper(code, bytes(channel.receiver).hex())
+        assert second.line() == "in"
+        ring: Any = channel.sender._ring
+        _another_number(ring, RECEIVER_PID, first.pid)
+        open_process = os.pidfd_open
+        monkeypatch.setattr(os, "pidfd_open", lambda pid: open_process(second.pid if pid == first.pid else pid))
+        channel.sender.send(np.full(3, 3), timeout=20)
+        ring.watch_peer()
+        assert not ring.peer_dead()
+        thread, said = in_thread(lambda: channel.sender.send(np.full(3, 4), timeout=20))
+        assert not said, "it waits for the living receiver"
+        for value in (3, 4):
+            second.say("next")
+            assert second.line() == str(value)
+        thread.join(10)
+        assert said == [None]
+
+
+def test_a_forked_process_that_dies_before_it_attached_is_noticed(tmp_path: Any) -> None:
+    """An end among the arguments of a forked multiprocessing.Process is expected without a call of `expect`."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, numpy as np, xfer\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "with xfer.Channel(1) as channel:\n"
+        "    end = {'args': ([channel.receiver],), 'kwargs': {}}\n"
+        "    context.Process(target=lambda *a, **k: os._exit(3), **end).start()\n"
+        "    channel.sender.send(np.zeros(3))\n"
+        "    try: channel.sender.send(np.zeros(3), timeout=20)\n"
+        "    except xfer.errors.PeerDiedError: print('noticed', flush=True)\n"
+        "with xfer.Channel(1) as channel:\n"
+        "    context.Process(target=lambda end: os._exit(3), kwargs={'end': channel.sender}).start()\n"
+        "    try: channel.receiver.recv(timeout=20)\n"
+        "    except xfer.errors.PeerDiedError: print('noticed', flush=True)\n"
+        "with xfer.Channel(1) as channel:\n"
+        "    context.Process(target=print, args=(1,)).start()\n"
+        "    channel.sender.send(np.zeros(3))\n"
+        "    try: channel.sender.send(np.zeros(3), timeout=0.3)\n"
+        "    except xfer.errors.WaitTimeoutError: print('waited', flush=True)\n"
+        "    channel.receiver.recv(timeout=5)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=True)
+    said = [line for line in done.stdout.split() if line != "1"]
+    assert said == ["noticed", "noticed", "waited"]
+
+
 def test_dropped_channels_give_everything_back(pool: xfer.Pool) -> None:
     """Fifty channels that were used and dropped leave no descriptor, no array and no memory in use."""
     gc.collect()
@@ -355,6 +443,21 @@ def test_a_dead_producer_has_one_meaning(helper: Callable[..., Any]) -> None:
     assert reader.stats()["mappings"] == 0
 
 
+def test_an_idle_reader_keeps_no_memory_and_does_not_poll(pool: xfer.Pool) -> None:
+    """A mapping goes within a second of its last view, although its producer lives, and so does the thread for it."""
+    reader = sys.modules["xfer._shared.reader"].READER
+    xfer.trim()
+    threads = len(os.listdir("/proc/self/task"))
+    handle = pool.put(np.zeros(1 << 20))
+    assert xfer.get(handle).sum() == 0
+    pool.release(handle)
+    deadline = time.monotonic() + 5
+    assert reader.stats()["mappings"] == 1
+    while reader.stats()["mappings"] or len(os.listdir("/proc/self/task")) > threads:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_number_that_is_a_fifo_now_never_blocks(pool: xfer.Pool, tmp_path: Any) -> None:
     """A handle and a channel token whose descriptor is a FIFO now are refused at once, and other reads go on."""
     fifo = tmp_path / "fifo"
@@ -380,6 +483,72 @@ def test_a_number_that_is_a_fifo_now_never_blocks(pool: xfer.Pool, tmp_path: Any
     finally:
         for fd in opened:
             os.close(fd)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_results_survive_a_worker_that_returned(method: str) -> None:
+    """Handles of a process that has exited are read once each, and their memory comes back with the last view."""
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    worker = context.Process(target=workers.give_results, args=(queue, 3), daemon=True)
+    worker.start()
+    handles = queue.get(timeout=30)
+    worker.join(30)
+    assert worker.exitcode == 0
+    before = len(os.listdir("/proc/self/fd"))
+    views = [xfer.get(handle) for handle in handles]
+    assert [int(view[99]) for view in views] == [0, 1, 2]
+    for handle in handles:
+        with pytest.raises(errors.StaleHandleError):
+            xfer.get(handle)
+    assert int(views[1].sum()) == 100
+    del views
+    xfer.trim()
+    assert len(os.listdir("/proc/self/fd")) <= before
+    queue.close()
+    worker.close()
+
+
+def test_results_survive_an_executor_and_an_unrelated_command(tmp_path: Any) -> None:
+    """Also those of a pool of workers that was shut down, and of a command; a killed worker's do not."""
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        parts = list(executor.map(workers.results, [4, 5], [10, 40_000]))
+    for handles, size in zip(parts, (10, 40_000), strict=True):
+        assert [(int(array[0]), array.size) for array in map(xfer.get, handles)] == [
+            (number, size) for number in range(len(handles))
+        ]
+    code = (
+        "import os, sys, numpy as np, xfer\nprint(bytes(xfer.put({'a': np.arange(4)}, consume=True)).hex(), flush=True)"
+    )
+    for end, lives in (("", True), ("\nos.kill(os.getpid(), 9)", False)):
+        done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, timeout=30)
+        handle = bytes.fromhex(done.stdout.strip())
+        if lives:
+            assert xfer.get(handle)["a"].tolist() == [0, 1, 2, 3]
+        with pytest.raises(errors.StaleHandleError):
+            xfer.get(handle)
+
+
+def test_a_result_that_cannot_be_read_is_not_lost(pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array is taken over only once its reader has it: after an error it can be got again, but only once."""
+    handle = pool.put({"a": np.arange(3)}, consume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("xfer._shared.tree.unpack", lambda *_: (_ for _ in ()).throw(errors.HandleError("not here")))
+        with pytest.raises(errors.HandleError):
+            xfer.get(handle)
+    assert pool.stats().live == 1
+    assert xfer.get(handle)["a"].tolist() == [0, 1, 2]
+    with pytest.raises(errors.StaleHandleError):
+        xfer.get(handle)
+    assert pool.stats().used == 0
+
+
+def test_more_arrays_are_consumed_than_a_pipe_holds(pool: xfer.Pool) -> None:
+    """A producer that does not look for a long time still learns of every array that was taken."""
+    handles = [pool.put(np.zeros(1, np.uint8), consume=True) for _ in range(9000)]
+    for handle in handles:
+        xfer.get(handle)
+    assert pool.stats().used == 0
 
 
 def test_a_consumed_array_comes_back_when_its_reader_is_done(pool: xfer.Pool, helper: Callable[..., Any]) -> None:
@@ -420,6 +589,59 @@ def test_any_mix_of_sizes_fits_below_the_mark(random: Any, budget: int) -> None:
             live[handle] = size
             total += size
         assert pool.stats().used == total
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(int(BUDGET_SECONDS) + 120)
+def test_a_budget_serves_for_minutes() -> None:
+    """Arrays, trees and loans of every size are put, held, consumed, released and streamed; nothing is refused.
+
+    XFER_BUDGET_SECONDS=300 makes it run for five minutes.
+    """
+    chance, budget = random.Random(11), 16 << 20
+    held: dict[Any, tuple[int, Callable[[], Any]]] = {}  # bytes, and how to let go, of what is live
+    with xfer.Pool(budget) as pool, xfer.Channel(4, pool=pool) as channel:
+        thread, said = in_thread(lambda: [int(array[0]) for array in channel.receiver])
+        total, sent, end = 0, 0, time.monotonic() + BUDGET_SECONDS
+        while time.monotonic() < end:
+            size = int(budget / 4 ** chance.uniform(1, 11)) or 1
+            while held and total + size + 4096 > budget / 1.25:
+                nbytes, let_go = held.pop(chance.choice(list(held)))
+                let_go()
+                total -= nbytes
+            kind = chance.random()
+            if kind < 0.3:
+                channel.sender.send(np.full(min(size, budget // 64), sent % 251, np.uint8), timeout=30)
+                sent += 1
+                continue
+            if kind < 0.5:
+                loan = pool.loan(size, np.uint8)
+                with loan as array:
+                    array[:] = 7
+                del array
+                handle = loan.handle
+            else:
+                handle = pool.put({"a": np.full(size, 7, np.uint8)} if kind < 0.6 else np.full(size, 7, np.uint8))
+            if kind > 0.8:  # released, and still read
+                views = [xfer.get(handle)]
+                pool.release(handle)
+                held[handle] = size, views.clear
+            elif kind > 0.7:
+                pool.release(handle)
+                views = [xfer.get(pool.put(np.full(size, 7, np.uint8), consume=True))]
+                held[handle] = size, views.clear
+            else:
+                held[handle] = size + (4096 if kind < 0.6 else 0), partial(pool.release, handle)
+            total += held[handle][0]
+        channel.sender.close(timeout=30)
+        thread.join(30)
+        assert said[0] == [number % 251 for number in range(sent)]
+        for _, let_go in held.values():
+            let_go()
+        channel.receiver.close()
+        gc.collect()
+        assert pool.stats().live == 0
+        assert pool.stats().waiting_for_readers == 0
 
 
 def test_many_small_arrays_fit(pool: xfer.Pool) -> None:

@@ -365,7 +365,7 @@ def test_many_shapes_and_threads(pool: xfer.Pool) -> None:
             for number in range(200):
                 channel.sender.send(np.full((1 + number % 20, base), base), timeout=30)
 
-        threads = [threading.Thread(target=send, args=(base,)) for base in (1, 2, 3, 4)]
+        threads = [threading.Thread(target=send, args=(base,), daemon=True) for base in (1, 2, 3, 4)]
         for thread in threads:
             thread.start()
         counts = [0] * 5
@@ -441,7 +441,7 @@ def test_the_compiled_core_refuses_wrong_arguments(pool: xfer.Pool) -> None:
         with pytest.raises(ValueError, match="slots"):
             receiver.use_slab(np.zeros(100, np.uint8), 64, 2, 1)
         with pytest.raises(ValueError, match="too long"):
-            receiver.learn(b"x" * 1000, 1, (1,), np.dtype("f4"))
+            receiver.learn(b"x" * 1000, 1, (1,), np.dtype("f4"), 0)
         with pytest.raises(TypeError):
             receiver.recv("x")
         assert receiver.recv(0) is None

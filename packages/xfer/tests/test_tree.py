@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +159,86 @@ def test_torch_through_a_channel(pool: xfer.Pool) -> None:
                 assert not tensor.any()
         with pytest.raises(ValueError, match="want 'numpy' or 'torch'"):
             channel.receiver.recv(timeout=0, as_="jax")  # type: ignore[arg-type]
+
+
+SMALL: list[Callable[[], torch.Tensor]] = [
+    lambda: torch.ones(8),
+    lambda: torch.arange(6).reshape(2, 3),
+    lambda: torch.ones(2, 3).t(),
+    lambda: torch.arange(12, dtype=torch.int16).reshape(3, 4)[:, 1:3],
+    lambda: torch.arange(9.0)[2:],
+    lambda: torch.arange(9.0)[::2],
+    lambda: torch.tensor(5.0),
+    lambda: torch.ones(1, 1, 1),
+    lambda: torch.zeros(0),
+    lambda: torch.tensor([True, False]),
+    lambda: torch.ones(3, dtype=torch.bfloat16),
+    lambda: torch.ones(3, dtype=torch.float8_e4m3fn),
+    lambda: torch.tensor([1 + 2j, 3 - 4j]).conj(),
+    lambda: torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+    lambda: torch.ones(3, requires_grad=True),
+    lambda: torch.nn.Parameter(torch.ones(3)),
+]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_small_tensors_of_every_kind_come_as_they_are(pool: xfer.Pool, compiled: bool) -> None:
+    """Whatever their memory looks like, strided, conjugated, negated, with a gradient; also once they are known."""
+    with xfer.Channel(4, pool=pool, compiled=compiled) as channel:
+        for _ in range(3):
+            for make in SMALL:
+                tensor = make()
+                channel.sender.send(tensor, timeout=5)
+                got = channel.receiver.recv(timeout=5, as_="torch")
+                want = tensor.detach().resolve_conj().resolve_neg()
+                assert (got.dtype, got.shape) == (want.dtype, want.shape)
+                assert got.tolist() == want.tolist() or torch.equal(got.float(), want.float())
+                got.copy_(torch.zeros_like(got))
+                channel.sender.send(tensor, timeout=5)
+                again = channel.receiver.recv(timeout=5)
+                assert again.tobytes() == xfer.move(want.contiguous(), "numpy").tobytes()
+                del again
+        for wrong in (torch.ones(8, device="meta"), torch.ones(8).to_sparse()):  # a dtype and shape that are known
+            with pytest.raises(errors.UnsupportedDtypeError):
+                channel.sender.send(wrong, timeout=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can pin memory")
+def test_pinning_without_a_device_says_so_and_takes_nothing(pool: xfer.Pool) -> None:
+    """Where torch finds no CUDA device the error says what to leave out, and the array can still be received."""
+    handle = pool.put(np.arange(3))
+    with xfer.Channel(2, pool=pool) as channel:
+        channel.sender.send(np.arange(4))
+        for call in (
+            lambda: xfer.get(handle, as_="torch", pin=True),
+            lambda: channel.receiver.recv(timeout=1, as_="torch", pin=True),
+        ):
+            with pytest.raises(errors.DeviceUnavailableError, match="leave `pin` out"):
+                call()
+        with pytest.raises(ValueError, match="as_='torch'"):
+            channel.receiver.recv(timeout=1, pin=True)
+        assert channel.receiver.recv(timeout=1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.cuda
+def test_tensors_are_pinned(pool: xfer.Pool) -> None:
+    """Arrays and trees, by handle and by channel, come as tensors in pinned memory that are written without effect."""
+    value = {"x": torch.arange(12.0).reshape(3, 4).t(), "n": [torch.ones(50_000), 1]}
+    handle = pool.put(value)
+    with xfer.Channel(4, pool=pool) as channel:
+        for _ in range(2):
+            channel.sender.send(value)
+            channel.sender.send(value["x"])
+            got = [xfer.get(handle, as_="torch", pin=True), channel.receiver.recv(timeout=5, as_="torch", pin=True)]
+            for one in got:
+                assert one["x"].is_pinned()
+                assert one["n"][0].is_pinned()
+                assert torch.equal(one["x"], value["x"])
+                one["x"].zero_()
+            small = channel.receiver.recv(timeout=5, as_="torch", pin=True)
+            assert small.is_pinned()
+            assert torch.equal(small, value["x"])
 
 
 def test_a_spawned_trainer_changes_its_batch_in_place(pool: xfer.Pool) -> None:

@@ -226,6 +226,15 @@ def _children() -> set[int]:
     return found
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_collections() -> Iterator[None]:
+    """A collection looks only at what a module's tests made: with PyTorch loaded all the rest takes a second."""
+    gc.collect(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """No descriptor, mapping, child process or segment file of this process survives a test."""

@@ -168,7 +168,9 @@ def test_a_hole_in_a_pretrained_checkpoint(tmp_path: Path) -> None:
             publish()
 
 
-@pytest.mark.parametrize("kind", ["moe", "bf16", "build"])
+@pytest.mark.parametrize(
+    "kind", ["moe", pytest.param("bf16", marks=pytest.mark.slow), pytest.param("build", marks=pytest.mark.slow)]
+)
 def test_no_heap_for_pretrained_models(kind: str, tmp_path: Path, fresh_python: Any) -> None:
     """Converting layouts or dtypes raises the process's own memory by less than 32 MiB, whatever the model's size."""
     code = """

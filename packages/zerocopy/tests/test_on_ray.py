@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -294,3 +296,33 @@ def test_far_node_fetches_once(fresh_script: Any, eventually: Any) -> None:
     copies = next(line for line in printed.splitlines() if line.startswith("COPIES")).split()[1:]
     assert eventually(lambda: not any(os.path.exists(path) for path in copies))
     assert not [path for copy in copies for path in Path(copy).parent.glob(f"{Path(copy).name}*")]
+
+
+def test_a_node_fetches_once_however_many_ask(
+    ray: Any, simple_model: nn.Module, publish: Publish, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four that ask at the same moment, with a slow transfer: one brings the model, and all have it."""
+    from zerocopy import _fetch
+
+    ref, brought, together, paths = publish(simple_model, name="rush"), [], threading.Barrier(4), []
+    real = _fetch._bring
+
+    def bring(*args: Any) -> int:
+        brought.append(args)
+        time.sleep(0.3)
+        return real(*args)
+
+    def ask() -> None:
+        together.wait()
+        with _fetch.fetch("rush@1", ref.path, ref.node, "b" * 56) as path:
+            paths.append(path)
+            together.wait()  # nobody gives it up before all have it
+
+    monkeypatch.setattr(_fetch, "_bring", bring)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(brought), len(paths), len(set(paths))) == (1, 4, 1)
+    assert eventually(lambda: not list(paths[0].parent.glob(f"{paths[0].name}*")))

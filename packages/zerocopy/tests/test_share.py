@@ -98,7 +98,7 @@ def taken(folder: Path) -> int:
     return total
 
 
-@pytest.mark.parametrize("kills", [0, 1, 2])
+@pytest.mark.parametrize("kills", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_workers_that_start_together(kills: int, tmp_path: Path, eventually: Any) -> None:
     """Eight workers, and the leader killed in mid-build: one segment, one copy at most, and the same answers."""
     workers = start(tmp_path, 0.2 if kills else 0.02, 8)

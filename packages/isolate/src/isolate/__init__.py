@@ -8,10 +8,12 @@ from isolate import _moved
 from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import ProxiedSingleton
 from isolate._extension import Extension, LoadReport
+from isolate._function import Function, function, run
 from isolate._host import Host, Loaded
 from isolate._manifest import Manifest, read_manifest
 from isolate._policy import Policy, Quotas
 from isolate._states import State
+from isolate._worker.converters import converter
 from isolate._worker.outgoing import share
 from isolate.errors import (
     CallTimeoutError,
@@ -28,6 +30,7 @@ __all__ = [
     "Environment",
     "EnvironmentStore",
     "Extension",
+    "Function",
     "Host",
     "IsolateError",
     "LoadReport",
@@ -40,7 +43,10 @@ __all__ = [
     "RemoteError",
     "State",
     "WorkerDiedError",
+    "converter",
+    "function",
     "read_manifest",
+    "run",
     "share",
 ]
 

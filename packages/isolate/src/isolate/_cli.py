@@ -1,4 +1,4 @@
-"""The `isolate` command: run, list, lock, verify, repair, gc and doctor; all that it does is also in the library."""
+"""The `isolate` command: run, list, lock, export, verify, repair, gc and doctor; the library does all of it too."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from isolate import _sandbox, _sharing
 from isolate._environments import EnvironmentStore, default_store, find_uv
 from isolate._host import Host
-from isolate._manifest import FILES, Manifest, read_manifest
-from isolate._policy import Policy, grant
+from isolate._manifest import Manifest, is_extension, read_manifest
+from isolate._policy import Policy, grant, read_policy
 from isolate._worker import dirty
 from isolate.errors import IsolateError
 
@@ -24,6 +24,7 @@ _EXAMPLES = """examples:
   isolate run plugins/stats mean '[1, 2, 3]'   call a method; arguments are JSON
   isolate list plugins                         show each extension and whether its environment is ready
   isolate lock plugins/stats                   pin versions and hashes beside the manifest
+  isolate export plugins --to wheels           download all wheels for a machine without a network
   isolate verify plugins                       read every file of their environments and name what was changed
   isolate gc plugins --dry-run                 show what could be removed, keeping what these need
   isolate doctor                               show what this machine can do
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "--store", type=Path, default=None, help=f"folder of the environments (default: {default_store()})"
     )
     parser.add_argument("--offline", action="store_true", help="build only from what uv has in its cache")
+    parser.add_argument("--policy", type=Path, metavar="FILE.toml", help="what the host allows; see isolate.Policy")
     parser.add_argument("--json", action="store_true", help="print one JSON document for scripts")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser(
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Build an extension's environment if needed, start it, and call one of its methods.",
         epilog="example: isolate run plugins/stats mean '[1, 2, 3]' --timeout 5",
     )
-    run.add_argument("folder", type=Path, help="the extension's folder, with manifest.yaml or manifest.toml")
+    run.add_argument("folder", type=Path, help="the extension's folder, or a script")
     run.add_argument("method", nargs="?", help="the method to call; without it, list the methods")
     run.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
     run.add_argument("--timeout", type=float, default=None, help="give up after this many seconds")
@@ -61,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     lock = commands.add_parser("lock", help="write isolate.lock beside each manifest")
     lock.add_argument("folders", type=Path, nargs="+", help="extensions, or folders of extensions")
     lock.set_defaults(do=_lock)
+    export = commands.add_parser("export", help="download the wheels of extensions for a machine without a network")
+    export.add_argument("folders", type=Path, nargs="+", help="extensions, or folders of extensions")
+    export.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder for the wheels")
+    export.set_defaults(do=_export)
     doctor = commands.add_parser("doctor", help="check what isolate needs")
     doctor.set_defaults(do=_doctor)
     gc = commands.add_parser("gc", help="remove environments that no manifest in these folders uses")
@@ -105,22 +111,23 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, str], None]]:
         def show(name: str, stage: str) -> None:
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=len(stages), stage="")
-            progress.update(tasks[name], completed=stages.index(stage) + 1, stage=stage)
+            done = stages.index(stage) + 1 if stage in stages else len(stages)
+            progress.update(tasks[name], completed=done, stage=stage)
 
         yield show
 
 
-def _manifests(folders: Sequence[Path]) -> Iterator[tuple[Path, Manifest | IsolateError]]:
+def _manifests(folders: Sequence[Path], policy: Policy) -> Iterator[tuple[Path, Manifest | IsolateError]]:
     for folder in folders:
-        if any((folder / name).exists() for name in FILES):
+        if is_extension(folder):
             places = [folder]
         elif folder.is_dir():
-            places = sorted(path for path in folder.iterdir() if any((path / name).exists() for name in FILES))
+            places = sorted(path for path in folder.iterdir() if is_extension(path))
         else:
             raise FileNotFoundError(f"there is no folder {folder}")
         for place in places:
             try:
-                yield place, grant(read_manifest(place), Policy())[0]
+                yield place, grant(read_manifest(place), policy)[0]
             except IsolateError as failure:
                 yield place, failure
 
@@ -139,7 +146,9 @@ def _value(text: str) -> Any:
 def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     with contextlib.ExitStack() as stack:
         with _progress(options.json) as progress:
-            host = stack.enter_context(Host(store.root, offline=options.offline, progress=progress))
+            host = stack.enter_context(
+                Host(store.root, policy=store.policy, offline=options.offline, progress=progress)
+            )
             extension = host.load(options.folder)
         report = extension.report
         assert report is not None
@@ -166,7 +175,7 @@ def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str
 
 def _list(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     rows = []
-    for place, manifest in _manifests([options.folder]):
+    for place, manifest in _manifests([options.folder], store.policy):
         if isinstance(manifest, IsolateError):
             rows.append({"name": place.name, "state": "broken", "detail": str(manifest)})
             continue
@@ -184,8 +193,8 @@ def _list(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, st
 def _lock(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     locked = {}
     with _progress(options.json) as progress:
-        building = EnvironmentStore(store.root, offline=options.offline, progress=progress)
-        for _, manifest in _manifests(options.folders):
+        building = EnvironmentStore(store.root, store.policy, offline=options.offline, progress=progress)
+        for _, manifest in _manifests(options.folders, store.policy):
             if isinstance(manifest, IsolateError):
                 raise manifest
             text = building.lock(manifest, _excluded(manifest))
@@ -193,9 +202,23 @@ def _lock(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, st
     return locked, "\n".join(f"{name}: {', '.join(pins) or 'no packages'}" for name, pins in locked.items())
 
 
+def _export(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    exported = {}
+    with _progress(options.json) as progress:
+        loading = EnvironmentStore(store.root, store.policy, offline=options.offline, progress=progress)
+        for _, manifest in _manifests(options.folders, store.policy):
+            if isinstance(manifest, IsolateError):
+                raise manifest
+            exported[manifest.name] = loading.export(manifest, options.to, _excluded(manifest))
+    lines = [f"{name}: {len(files)} new wheels" for name, files in exported.items()]
+    return exported, "\n".join(
+        [*lines, f"use them there with --offline and find_links = [{str(options.to)!r}] in --policy"]
+    )
+
+
 def _damages(options: argparse.Namespace, store: EnvironmentStore) -> Iterator[tuple[Manifest, str, list[str]]]:
     """Yield each manifest with the key of its environment and what has changed in it."""
-    for _, manifest in _manifests(options.folders):
+    for _, manifest in _manifests(options.folders, store.policy):
         if isinstance(manifest, IsolateError):
             raise manifest
         if manifest.isolated:
@@ -216,7 +239,7 @@ def _verify(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
 def _repair(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     rows = []
     with _progress(options.json) as progress:
-        building = EnvironmentStore(store.root, offline=options.offline, progress=progress)
+        building = EnvironmentStore(store.root, store.policy, offline=options.offline, progress=progress)
         for manifest, key, changes in _damages(options, store):
             if changes:
                 building.ensure(manifest, _excluded(manifest), anew=True)
@@ -246,7 +269,7 @@ def _doctor(_options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any,
 
 def _gc(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     keep = set()
-    for place, manifest in _manifests(options.folders):
+    for place, manifest in _manifests(options.folders, store.policy):
         if isinstance(manifest, IsolateError):
             raise IsolateError(
                 f"{place.name} cannot be read, so what it uses is unknown; nothing was removed: {manifest}"
@@ -262,7 +285,8 @@ def _gc(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]
 def _complete(options: argparse.Namespace) -> tuple[int, Any, str]:
     """Run the command; return the exit status, the JSON value, and the text for people."""
     try:
-        value, text = options.do(options, EnvironmentStore(options.store, offline=options.offline))
+        policy = read_policy(options.policy) if options.policy is not None else Policy()
+        value, text = options.do(options, EnvironmentStore(options.store, policy, offline=options.offline))
     except KeyboardInterrupt:
         message = "interrupted; nothing half built is left in use"
         return 130, {"error": "KeyboardInterrupt", "message": message}, f"isolate: {message}"

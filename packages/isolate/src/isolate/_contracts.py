@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import inspect
 import pathlib
@@ -13,6 +14,8 @@ from enum import Enum
 from typing import Any
 
 from isolate._manifest import Manifest
+from isolate._worker import kinds
+from isolate._worker.convert import Convert, converter, hints_of
 from isolate._worker.loading import annotation_text
 from isolate._worker.spelling import suggest
 from isolate.errors import ContractMismatchError
@@ -33,6 +36,7 @@ _WIRE = (
     pathlib.Path,
     object,
 )
+_STREAMS = ("Iterator", "Iterable", "Generator", "AsyncIterator", "AsyncIterable", "AsyncGenerator")
 _ARRAYS = {("numpy", "ndarray"), ("torch", "Tensor"), ("xfer", "Handle")}
 
 
@@ -58,7 +62,9 @@ def travels(annotation: Any) -> bool:
         annotation in _WIRE
         or is_dataclass(annotation)
         or issubclass(annotation, Enum)
+        or (issubclass(annotation, tuple) and hasattr(annotation, "_fields"))
         or _is_array(annotation)
+        or kinds.handles(annotation)
         or annotation.__module__ == "collections.abc"
     )
 
@@ -117,21 +123,9 @@ def check_provides(manifest: Manifest, methods: dict[str, dict[str, Any]], contr
 
 
 def _wanted(contract: type) -> dict[str, inspect.Signature]:
-    names = [
-        name
-        for kind in contract.__mro__
-        if kind.__module__ != "typing"
-        for name, value in vars(kind).items()
-        if inspect.isfunction(value) and not name.startswith("_")
-    ]
     wanted = {}
-    for name in names:
-        function = getattr(contract, name)
-        try:
-            hints = typing.get_type_hints(function)
-        except Exception:
-            hints = {}
-        for parameter, hint in hints.items():
+    for name, function in _functions(contract).items():
+        for parameter, hint in hints_of(function).items():
             if not travels(hint):
                 raise ContractMismatchError(
                     contract.__name__, [f"{name}: the type {annotation_text(hint)} of {parameter!r} does not travel"]
@@ -140,6 +134,29 @@ def _wanted(contract: type) -> dict[str, inspect.Signature]:
         parameters = list(signature.parameters.values())[1:]
         wanted[name] = signature.replace(parameters=parameters)
     return wanted
+
+
+def returns(contract: type | None) -> dict[str, Convert]:
+    """Return what rebuilds the results of a contract's methods, or the items of its streams."""
+    found = {}
+    for name, function in _functions(contract).items() if contract is not None else ():
+        hint = hints_of(function).get("return")
+        if getattr(typing.get_origin(hint), "__name__", "") in _STREAMS and typing.get_args(hint):
+            hint = typing.get_args(hint)[0]
+        change = converter(hint)
+        if change is not None:
+            found[name] = change
+    return found
+
+
+def _functions(contract: type) -> dict[str, Any]:
+    return {
+        name: getattr(contract, name)
+        for kind in contract.__mro__
+        if kind.__module__ != "typing"
+        for name, value in vars(kind).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
 
 
 def _compare(wanted: inspect.Signature, found: dict[str, Any]) -> list[str]:
@@ -184,9 +201,52 @@ def _compare(wanted: inspect.Signature, found: dict[str, Any]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return an annotation without quotes, spaces and module paths, so that two spellings of one type are equal."""
-    words = text.replace("'", "").replace('"', "").replace(" ", "")
-    out = ""
-    for part in words.replace("[", " [ ").replace("]", " ] ").replace(",", " , ").replace("|", " | ").split():
-        out += part.rsplit(".", 1)[-1]
-    return out
+    """Return an annotation in one spelling, so that `Optional[int]` and `int | None`, `List` and `list` are equal."""
+    try:
+        return _spelled(ast.parse(text.strip().strip("'\""), mode="eval").body)
+    except (SyntaxError, RecursionError):
+        return text.replace(" ", "")
+
+
+def _spelled(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return _plain(node.value) if isinstance(node.value, str) else repr(node.value)
+    if isinstance(node, ast.Name | ast.Attribute):
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        return _SPELLINGS.get(name, name)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _union([node.left, node.right])
+    if isinstance(node, ast.Subscript):
+        items = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+        name = _spelled(node.value)
+        if name in ("Optional", "Union"):
+            return _union([node])
+        if name == "Annotated":
+            return _spelled(items[0])
+        return f"{name}[{','.join(map(_spelled, items))}]"
+    if isinstance(node, ast.List):
+        return f"[{','.join(map(_spelled, node.elts))}]"
+    return ast.unparse(node).replace(" ", "")
+
+
+def _union(nodes: list[ast.expr]) -> str:
+    return "|".join(sorted({part for node in nodes for part in _members(node)}))
+
+
+def _members(node: ast.expr) -> list[str]:
+    """Return the members of a union, however it is written and nested."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _members(ast.parse(node.value, mode="eval").body)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _members(node.left) + _members(node.right)
+    if isinstance(node, ast.Subscript) and (name := _spelled(node.value)) in ("Optional", "Union"):
+        items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return [part for item in items for part in _members(item)] + ["None"] * (name == "Optional")
+    return [_spelled(node)]
+
+
+_SPELLINGS = {
+    **{name: name.lower() for name in ("List", "Dict", "Tuple", "Set", "FrozenSet", "Type")},
+    "NoneType": "None",
+    "Text": "str",
+}

@@ -14,33 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isolate._integrity import MARKER, Marker, changes, describe, first_change, own_files, read_marker
+from isolate._locks import Locks
 from isolate._manifest import Manifest
 from isolate._places import (
     locked,
     open_private,
     private_folder,
     read_private,
-    read_regular,
     sweep,
     workplace,
     write_atomically,
 )
 from isolate._policy import Policy
 from isolate._programs import Stop, run_program
-from isolate._requirements import environment_key, inputs_hash, parse
-from isolate.errors import (
-    EnvironmentBuildError,
-    IsolateError,
-    LockOutOfDateError,
-    UnsupportedSystemError,
-)
+from isolate._requirements import environment_key
+from isolate.errors import EnvironmentBuildError, IsolateError, UnsupportedSystemError
 
 if sys.platform != "win32":
     import fcntl
 
-LOCK_FILE = "isolate.lock"
-_LOCK_LIMIT = 16 << 20
-_HEADER = "# isolate lock, inputs "
 _logger = logging.getLogger("isolate")
 Progress = Callable[[str, str], None]
 
@@ -145,8 +137,8 @@ class EnvironmentStore:
                 "isolate runs on Linux and macOS; Windows has no file locks and descriptor passing as it needs them"
             )
         # Builds run in another working folder, so the path must be absolute.
-        self.root = (Path(root) if root is not None else default_store()).absolute()
-        self.policy = policy or Policy()
+        self.root: Path = (Path(root) if root is not None else default_store()).absolute()
+        self.policy: Policy = policy or Policy()
         self._offline = offline
         self._local = threading.local()
         self._progress = progress
@@ -156,24 +148,7 @@ class EnvironmentStore:
     def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """Return the hash of a manifest's inputs and the key of its environment; runs nothing."""
         inputs, _ = self.key_of_inputs(manifest, excluded)
-        return inputs, environment_key(inputs, self._own_lock(manifest, inputs))
-
-    def _own_lock(self, manifest: Manifest, inputs: str) -> str | None:
-        try:
-            text = read_regular(manifest.directory / LOCK_FILE, _LOCK_LIMIT).decode()
-        except FileNotFoundError:
-            return None
-        except ValueError as failure:
-            raise LockOutOfDateError(f"{manifest.name}: {LOCK_FILE} cannot be read: {failure}") from None
-        except OSError as failure:
-            raise EnvironmentBuildError(f"{manifest.name}: {LOCK_FILE} cannot be read: {failure}") from failure
-        first, _, rest = text.partition("\n")
-        if first != _HEADER + inputs:
-            raise LockOutOfDateError(
-                f"{manifest.name}: {LOCK_FILE} was made for other requirements, another Python or another platform; "
-                "renew it with: isolate lock"
-            )
-        return rest
+        return inputs, environment_key(inputs, Locks(manifest, self.policy, excluded or []).own())
 
     def find(self, key: str) -> Environment | None:
         """Return the complete environment of that key; None if there is none, or if a file was changed or is missing.
@@ -238,18 +213,20 @@ class EnvironmentStore:
         return Environment(key, found.path, found.packages, found.origin, time.perf_counter() - began)
 
     def lock(self, manifest: Manifest, excluded: list[str] | None = None) -> str:
-        """Choose versions anew, write them with hashes beside the manifest, and return the text."""
-        inputs, _ = self.key_of_inputs(manifest, excluded)
+        """Choose versions anew, write them with hashes beside the manifest, and return the text.
+
+        The lock is good for every platform and every patch version of the manifest's Python; without one, for Python
+        3.11 and later.
+        """
+        locks = Locks(manifest, self.policy, excluded or [])
         with _typed(manifest.name, self.root):
-            text = f"{_HEADER}{inputs}\n{self._compile(manifest, excluded or [])}"
-            write_atomically(manifest.directory / LOCK_FILE, text.encode(), private=False)
+            text = f"{locks.header}\n{self._compile(locks, universal=True)}"
+            write_atomically(manifest.directory / manifest.lock_file, text.encode(), private=False)
         return text
 
     def key_of_inputs(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """Like `key_of`, but ignore a lock file beside the manifest."""
-        requirements = parse(manifest.dependencies, self.policy, manifest.name)
-        constraints = parse(manifest.constraints, self.policy, manifest.name)
-        inputs = inputs_hash(requirements, constraints, manifest.python, self.policy, excluded or [])
+        inputs = Locks(manifest, self.policy, excluded or []).inputs
         return inputs, environment_key(inputs, None)
 
     def _folder(self, name: str) -> Path:
@@ -292,49 +269,40 @@ class EnvironmentStore:
     def _stop(self) -> Stop:
         return getattr(self._local, "stop", None) or Stop(self.policy.build_seconds)
 
-    def _index_arguments(self) -> list[str]:
-        policy = self.policy
-        index = ["--default-index", policy.index_url] if policy.index_url else []
-        links = [part for link in policy.find_links for part in ("--find-links", link)]
-        return index + links + ([] if policy.allow_sdists else ["--only-binary", ":all:"])
+    def export(self, manifest: Manifest, folder: Path, excluded: list[str] | None = None) -> list[str]:
+        """Download the wheels of a manifest for this platform into a folder, and return their names.
 
-    def _compile(self, manifest: Manifest, excluded: list[str]) -> str:
-        self._progress(manifest.name, "choosing versions")
-        requirements = parse(manifest.dependencies, self.policy, manifest.name)
-        constraints = parse(manifest.constraints, self.policy, manifest.name)
-        if not requirements:
+        On a machine without a network, `Policy(find_links=(folder,))` and `offline=True` build the same environment.
+        """
+        locks = Locks(manifest, self.policy, excluded or [])
+        with _typed(manifest.name, self.root):
+            lock = locks.own()
+            lock = self._compile(locks) if lock is None else lock
+            folder.mkdir(parents=True, exist_ok=True)
+            before = set(folder.iterdir())
+            if lock.strip():
+                self._progress(manifest.name, "downloading packages")
+                with workplace(self._folder("tmp")) as scratch:
+                    self._uv(manifest, *locks.download_arguments(lock, folder, scratch))
+            return sorted(path.name for path in set(folder.iterdir()) - before)
+
+    def _compile(self, locks: Locks, universal: bool = False) -> str:
+        self._progress(locks.manifest.name, "choosing versions")
+        if not locks.requirements:
             return ""
-        with workplace(self._folder("tmp")) as folder:
-            extra = []
-            if constraints:
-                (folder / "constraints.txt").write_text("\n".join(map(str, constraints)), "utf-8")
-                extra += ["--constraints", str(folder / "constraints.txt")]
-            if excluded:
-                # uv leaves a package out if it is overridden with a requirement that never applies.
-                lines = [f'{name} ; python_version < "0"' for name in excluded]
-                (folder / "overrides.txt").write_text("\n".join(lines), "utf-8")
-                extra += ["--overrides", str(folder / "overrides.txt")]
-            python = manifest.python or sys.executable
-            options = ["--generate-hashes", "--no-header", "--no-annotate", "--python", python, *extra]
-            return self._uv(
-                manifest,
-                "pip",
-                "compile",
-                "-",
-                *options,
-                *self._index_arguments(),
-                stdin="\n".join(map(str, requirements)),
-            )
+        with workplace(self._folder("tmp")) as scratch:
+            return self._uv(locks.manifest, *locks.compile_arguments(scratch, universal), stdin=locks.text)
 
     def _build(self, manifest: Manifest, inputs: str, key: str, excluded: list[str]) -> Environment:
         sweep(self._folder("tmp"))
-        lock = self._own_lock(manifest, inputs)
+        locks = Locks(manifest, self.policy, excluded)
+        lock = locks.own()
         kept = self._folder("locks") / f"{key}.txt"
         if lock is None:
             try:
                 lock = read_private(kept).decode()
             except FileNotFoundError:
-                lock = self._compile(manifest, excluded)
+                lock = self._compile(locks)
         write_atomically(kept, lock.encode())
         with workplace(self._folder("tmp")) as work:
             building = work / "environment"
@@ -350,15 +318,8 @@ class EnvironmentStore:
             )
             if lock.strip():
                 self._progress(manifest.name, "installing packages")
-                options = ["--no-deps", "--python", str(building / "bin" / "python"), *self._index_arguments()]
-                install = ("pip", "install", *options, "-r", str(kept))
-                try:
-                    # The versions are chosen, so the cache is enough if it has them.
-                    self._uv(manifest, *install, offline=True)
-                except EnvironmentBuildError:
-                    if self._offline:
-                        raise
-                    self._uv(manifest, *install)
+                options = ["--no-deps", "--python", str(building / "bin" / "python"), *locks.index_arguments]
+                self._install(locks, ("pip", "install", *options, "-r", str(kept)))
             own_files(building, self._stop.check)
             marker = describe(building, inputs, manifest.name)
             write_atomically(building / MARKER, marker)
@@ -369,6 +330,18 @@ class EnvironmentStore:
         self._progress(manifest.name, "ready")
         found = read_marker(marker)
         return Environment(key, target, found.packages if found else (), "built", 0.0)
+
+    def _install(self, locks: Locks, install: tuple[str, ...]) -> None:
+        changing = [part for item in locks.requirements if item.url for part in ("--refresh-package", item.name)]
+        if not changing:
+            try:
+                # The versions are chosen, so the cache is enough if it has them.
+                self._uv(locks.manifest, *install, offline=True)
+                return
+            except EnvironmentBuildError:
+                if self._offline:
+                    raise
+        self._uv(locks.manifest, *install, *([] if self._offline else changing))
 
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""

@@ -8,18 +8,21 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from isolate import _contracts, _sandbox, _sharing
 from isolate._environments import Environment
 from isolate._manifest import Manifest
+from isolate._methods import Contract, MethodTable
 from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
+from isolate._versions import reload_on_change
 from isolate._worker.link import Link
 from isolate._worker.protocol import PROTOCOL
-from isolate._worker.proxies import AwaitableMethods, BlockingMethods
 from isolate._worker.spelling import suggest
 from isolate._worker_handle import HostContext, WorkerHandle
 from isolate.errors import (
@@ -58,7 +61,7 @@ class LoadReport:
     refused: tuple[str, ...] = ()
 
 
-class Extension:
+class Extension(MethodTable[Contract]):  # long because each change of its state is one method
     """A loaded extension; `Host.load` returns it.
 
     Args:
@@ -74,7 +77,7 @@ class Extension:
         failure: Why its last start or worker failed; None after a success.
         logger: The logger of its output.
         context: What its host provides.
-        call: Its methods, blocking: `extension.call.name(...)`, `extension.call(timeout=0.5).name(...)`.
+        call: Its methods, blocking, typed by the contract: `extension.call.name(...)`, `call(timeout=0.5).name(...)`.
         aio: Its methods, to be awaited: `await extension.aio.name(...)`.
 
     Example:
@@ -84,34 +87,27 @@ class Extension:
         (3.0, ['mean', 'wait'])
     """
 
-    def __init__(self, manifest: Manifest, context: HostContext, contract: type | None) -> None:
+    def __init__(self, manifest: Manifest, context: HostContext, contract: Callable[..., Contract] | None) -> None:
         self.manifest = manifest
         self._granted, self._refused = grant(manifest, context.store.policy)
         self.context = context
-        self.name = manifest.name
-        self.logger = logging.getLogger(f"isolate.{manifest.name}")
-        self.state = State.NEW
+        self.name: str = manifest.name
+        self.logger: logging.Logger = logging.getLogger(f"isolate.{manifest.name}")
+        self.state: State = State.NEW
         self.report: LoadReport | None = None
-        self.call: Any = BlockingMethods(self._lookup, timeout=self._granted.timeouts.call)
-        self.aio: Any = AwaitableMethods(self._lookup, timeout=self._granted.timeouts.call)
-        self._contract = contract
-        self._methods: dict[str, dict[str, Any]] = {}
-        self._kinds: dict[str, str] = {}
+        self._contract = cast("type | None", contract)
+        super().__init__(self._lookup, self._granted.timeouts.call, _contracts.returns(self._contract))
         self._current: WorkerHandle | None = None
         self._held: Any = None
         self._crashes: deque[float] = deque()
         self._restart: asyncio.Task[None] | None = None
+        self._watching: Future[None] | None = None
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
         self.failure: BaseException | None = None
 
     def __repr__(self) -> str:
         return f"<Extension {self.name}, {self.state.value}>"
-
-    @property
-    def methods(self) -> dict[str, dict[str, Any]]:
-        """For each method its kind, parameters and return annotation."""
-        return dict(self._methods)
 
     @property
     def pid(self) -> int | None:
@@ -130,10 +126,10 @@ class Extension:
         if current is None:
             why = f": {self.failure}" if self.failure is not None and self.state is not State.STOPPED else ""
             raise NotReadyError(f"{self.name} is {self.state.value}{why}")
-        kind = self._kinds.get(target)
-        if kind is None:
+        method = self._methods.get(target)
+        if method is None:
             raise UnknownMethodError(f"{self.name} has no method {target!r}{suggest(target, list(self._methods))}")
-        return current.link, kind
+        return current.link, method["kind"]
 
     def _become(self, state: State) -> None:
         self.state = check(self.state, state)
@@ -227,7 +223,6 @@ class Extension:
                 ) from None
             raise
         self._methods = described["methods"]
-        self._kinds = {name: method["kind"] for name, method in self._methods.items()}
         seconds = time.perf_counter() - began
         self.report = LoadReport(self.name, environment, described["python"], seconds, report, self._refused)
         self.failure = None
@@ -335,9 +330,23 @@ class Extension:
         while (worker.link.pending or worker.link.serving.count) and time.monotonic() < end:
             await asyncio.sleep(0.01)
 
+    def watch(self, seconds: float = 0.5) -> None:
+        """Reload whenever a Python file in its folder changes; what cannot be loaded is logged and changes nothing.
+
+        Args:
+            seconds: Time between two looks at the folder.
+        """
+        self._stop_watching()
+        self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, seconds), self.context.loop)
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+
     async def astop(self, drain: bool = True) -> None:
         """Stop it: wait for running calls within the stop timeout, ask it to exit, then kill it. Idempotent."""
         self._cancel_restart()
+        self._stop_watching()
         async with self._busy:
             current, self._current = self._current, None
             if current is not None:

@@ -7,20 +7,22 @@ import atexit
 import contextlib
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from isolate._canaries import Canaries
 from isolate._environments import EnvironmentStore, Progress
 from isolate._exports import Exports
 from isolate._extension import Extension
 from isolate._guardian import Guardian
-from isolate._manifest import FILES, Manifest, read_manifest
+from isolate._manifest import Manifest, is_extension, read_manifest
+from isolate._methods import Contract
 from isolate._policy import Policy
+from isolate._spares import Spares
 from isolate._states import State
 from isolate._worker import forks
 from isolate._worker.threads import Threads
@@ -45,12 +47,12 @@ class Loaded:
         (['stats'], {}, [])
     """
 
-    extensions: dict[str, Extension] = field(default_factory=dict)
+    extensions: dict[str, Extension[Any]] = field(default_factory=dict)
     errors: dict[str, Exception] = field(default_factory=dict)
     disabled: list[str] = field(default_factory=list)
 
 
-class Host:
+class Host:  # long because each method that waits has an awaited and a blocking form
     """Runs extensions; use it as a context manager, `with` or `async with`.
 
     With `with`, a thread of its own runs the event loop. With `async with`, the running loop is used; make blocking
@@ -62,6 +64,7 @@ class Host:
         offline: Whether to build environments only from what uv has in its cache.
         max_depth: The largest nesting depth of calls between host and extensions.
         threads: Threads for blocking methods that extensions call on the host.
+        spares: Processes kept ready for extensions in environments that are in use; each takes about 20 MB.
         progress: Called from any thread with an extension's name and the stage that begins.
 
     Example:
@@ -79,15 +82,19 @@ class Host:
         offline: bool = False,
         max_depth: int = 64,
         threads: int = 32,
+        spares: int = 0,
         progress: Progress | None = None,
     ) -> None:
         options = {"progress": progress} if progress is not None else {}
-        self.store = EnvironmentStore(Path(store) if store else None, policy, offline=offline, **options)
+        self.store: EnvironmentStore = EnvironmentStore(
+            Path(store) if store else None, policy, offline=offline, **options
+        )
         self._exports = Exports()
-        self._extensions: dict[str, Extension] = {}
+        self._extensions: dict[str, Extension[Any]] = {}
         self._guardian = Guardian()
         self.store.variables = self._guardian.variables
         self._canaries = Canaries()
+        self._spares = Spares(spares, self._guardian)
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth
         # One thread for all: more would only take turns with the loop more often.
@@ -200,6 +207,7 @@ class Host:
         _open.discard(self)
         self._threads.close()
         self.store.variables = dict
+        self._spares.close()
         self._guardian.close()
         self._canaries.close()
         self._decoder.shutdown(cancel_futures=True)
@@ -237,33 +245,45 @@ class Host:
     # Extensions
 
     @property
-    def extensions(self) -> Mapping[str, Extension]:
+    def extensions(self) -> Mapping[str, Extension[Any]]:
         """The extensions by name, in load order."""
         return MappingProxyType(self._extensions)
 
-    def __getitem__(self, name: str) -> Extension:
+    def __getitem__(self, name: str) -> Extension[Any]:
         return self._extensions[name]
 
-    async def aload(self, source: str | Path | Manifest, contract: type | None = None) -> Extension:
+    @overload
+    async def aload(self, source: str | Path | Manifest, contract: None = None) -> Extension[Any]: ...
+
+    @overload
+    async def aload(self, source: str | Path | Manifest, contract: Callable[..., Contract]) -> Extension[Contract]: ...
+
+    async def aload(self, source: str | Path | Manifest, contract: Any = None) -> Extension[Any]:
         """Like `load`, from a coroutine."""
-        extension: Extension = await self._on_loop(self._load(source, contract))
+        extension: Extension[Any] = await self._on_loop(self._load(source, contract))
         return extension
 
-    def load(self, source: str | Path | Manifest, contract: type | None = None) -> Extension:
+    @overload
+    def load(self, source: str | Path | Manifest, contract: None = None) -> Extension[Any]: ...
+
+    @overload
+    def load(self, source: str | Path | Manifest, contract: Callable[..., Contract]) -> Extension[Contract]: ...
+
+    def load(self, source: str | Path | Manifest, contract: Any = None) -> Extension[Any]:
         """Load one extension: build its environment if needed, start it, check what it provides.
 
         Args:
-            source: The folder or manifest file, or a manifest. A stopped extension may be loaded again.
+            source: The folder, manifest file or script, or a manifest. A stopped extension may be loaded again.
             contract: A Protocol whose methods the extension must have.
 
         Raises:
             IsolateError: Its subclass and message say what is wrong with the manifest, a requirement, the environment,
                 the sandbox, the contract or the extension's own code.
         """
-        extension: Extension = self._run(self._load(source, contract))
+        extension: Extension[Any] = self._run(self._load(source, contract))
         return extension
 
-    async def _load(self, source: str | Path | Manifest, contract: type | None) -> Extension:
+    async def _load(self, source: str | Path | Manifest, contract: type | None) -> Extension[Any]:
         manifest = source if isinstance(source, Manifest) else read_manifest(source)
         if not manifest.enabled:
             raise ExtensionDisabledError(f"{manifest.name} is disabled; its manifest says enabled: false")
@@ -285,12 +305,13 @@ class Host:
             self.store,
             self._guardian,
             self._canaries,
+            self._spares,
             self._max_depth,
             self._decoder.submit,
             self._turns,
             self._run,
         )
-        extension = Extension(manifest, context, contract)
+        extension: Extension[Any] = Extension(manifest, context, contract)
         self._extensions[manifest.name] = extension
         try:
             await extension.start()
@@ -313,9 +334,9 @@ class Host:
         loaded = Loaded()
         found: list[tuple[str, Manifest]] = []
         for path in sorted(folder.iterdir()):
-            if not path.is_dir() or not any((path / name).exists() for name in FILES):
-                continue
             try:
+                if not is_extension(path):
+                    continue
                 manifest = read_manifest(path)
             except Exception as failure:
                 loaded.errors[path.name] = failure

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from isolate._foreign_manifests import is_foreign, read_foreign
 from isolate._places import read_regular
 from isolate._worker.spelling import suggest
 from isolate._yamlsafe import YamlError, read_yaml
@@ -16,7 +17,7 @@ from isolate.errors import InvalidManifestError
 
 FILES = ("manifest.yaml", "manifest.yml", "manifest.toml")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
-_ENTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?\Z")
+_ENTRY = re.compile(r"(\.|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)(:[A-Za-z_]\w*)?\Z")
 _PYTHON = re.compile(r"3\.\d{1,2}(\.\d{1,2})?\Z")
 _SIZE_LIMIT = 256 << 10
 
@@ -93,6 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     Attributes:
         directory: The extension's folder; not a key of the file.
+        lock_file: The name of its lock file there; not a key of the file.
 
     Example:
         >>> manifest = Manifest(name="stats", directory=extensions / "stats")
@@ -106,9 +108,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     description: str = ""
     dependencies: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
+    index: str | None = None
+    extra_indexes: tuple[str, ...] = ()
+    find_links: tuple[str, ...] = ()
     python: str | None = None
     isolated: bool = True
     share_torch: bool = False
+    serial: bool = False
     enabled: bool = True
     provides: tuple[str, ...] = ()
     needs: dict[str, tuple[str, ...]] | None = None
@@ -118,6 +124,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     timeouts: Timeouts = Timeouts()
     restart: Restart = Restart()
     directory: Path = Path()
+    lock_file: str = "isolate.lock"
+
+
+_NO_KEYS = ("directory", "lock_file")
 
 
 def _bytes(text: str) -> int:
@@ -134,14 +144,20 @@ def find_manifest(path: Path) -> Path:
     for name in FILES:
         if (path / name).is_file():
             return path / name
-    raise InvalidManifestError(f"{path}: there is no {' or '.join(FILES)}")
+    raise InvalidManifestError(f"{path}: there is no {' or '.join(FILES)}, pyproject.toml or requirements.txt")
+
+
+def is_extension(path: Path) -> bool:
+    """Return whether a folder or file is an extension: one with a manifest, or that another tool's files describe."""
+    return (path.is_dir() and any((path / name).exists() for name in FILES)) or is_foreign(path)
 
 
 def read_manifest(path: str | Path) -> Manifest:
     """Read and check a manifest.
 
     Args:
-        path: The file, or the folder that holds it.
+        path: The file, or the folder that holds it. A folder with `pyproject.toml` or `requirements.txt`, or a Python
+            file with inline script metadata, needs no manifest.
 
     Returns:
         The manifest.
@@ -153,7 +169,11 @@ def read_manifest(path: str | Path) -> Manifest:
         >>> read_manifest(extensions / "stats").name
         'stats'
     """
-    file = find_manifest(Path(path))
+    path = Path(path)
+    ours = path.is_dir() and any((path / name).is_file() for name in FILES)
+    if not ours and (path.suffix == ".py" or path.is_dir()) and (path.is_file() or is_foreign(path)):
+        return _read_foreign(path)
+    file = find_manifest(path)
     try:
         data = read_regular(file, _SIZE_LIMIT)
     except OSError as failure:
@@ -185,6 +205,12 @@ def read_manifest(path: str | Path) -> Manifest:
     return _check(values, file, problem)
 
 
+def _read_foreign(path: Path) -> Manifest:
+    file, values = read_foreign(path)
+    manifest = _check(values, file, lambda _, message: InvalidManifestError(f"{file}: {message}"))
+    return msgspec.structs.replace(manifest, lock_file=f"{path.name}.isolate.lock") if path.is_file() else manifest
+
+
 def _check(values: Any, file: Path, problem: Any) -> Manifest:
     if not isinstance(values, dict):
         raise problem("", f"a manifest is a map of keys, not {'empty' if values is None else type(values).__name__}")
@@ -196,7 +222,7 @@ def _check(values: Any, file: Path, problem: Any) -> Manifest:
     fields = {"": Manifest, "limits": Limits, "sandbox": Sandbox, "timeouts": Timeouts, "restart": Restart}
     for section, kind in fields.items():
         part = values if not section else values.get(section)
-        known = [name for name in kind.__struct_fields__ if name != "directory"] + ([] if section else ["module"])
+        known = [name for name in kind.__struct_fields__ if name not in _NO_KEYS] + ([] if section else ["module"])
         for key in part if isinstance(part, dict) else ():
             if key not in known:
                 where = f"{section}.{key}" if section else key

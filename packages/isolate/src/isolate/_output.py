@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 TAIL_LINES = 20
 _LINE_LIMIT = 8192
+_CONTINUES = " … (the line continues)".encode()
 _READ, _READ_DROPPED = 8192, 65536
 _LINES_PER_SECOND = 2000
 _PAUSE = 0.005
@@ -74,8 +75,8 @@ class OutputLines:
     def _log_lines(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LINE_LIMIT:
-            lines.append(self._rest)
-            self._rest = b""
+            lines.append(self._rest[:_LINE_LIMIT] + _CONTINUES)
+            self._rest = self._rest[_LINE_LIMIT:]
         for index, line in enumerate(lines):
             self._bytes += len(line) + 1
             self._lines += 1
@@ -126,4 +127,5 @@ class OutputLines:
 
 
 def _text(line: bytes) -> str:
-    return line[: _LINE_LIMIT * 4].decode("utf-8", "replace").rstrip("\r")[:_LINE_LIMIT]
+    text = line.decode("utf-8", "replace").rstrip("\r")
+    return text if len(line) <= 2 * _LINE_LIMIT else f"{text[:_LINE_LIMIT]} … (cut, {len(line)} bytes)"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from dataclasses import dataclass, field
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import msgspec
 
 from isolate._manifest import Limits, Manifest
+from isolate._worker.spelling import suggest
+from isolate.errors import InvalidManifestError
 
 LEVELS = ("none", "limits", "landlock", "bwrap")
 """The sandbox levels, from the weakest to the strongest."""
@@ -69,6 +73,8 @@ class Policy:
         wedged_seconds: A worker that handles no message for so long after a call was given up is replaced.
         quotas: What one extension may make the host hold or do.
         nice: How far the priority of workers is below the host's, so that they cannot starve it of processor time.
+        allow_indexes: Patterns of the package indexes that manifests may name.
+        allow_find_links: Patterns of the folders and pages with wheels that manifests may name, besides their own.
         index_url: The package index, None for uv's own configuration.
         find_links: Further folders or pages with wheels.
 
@@ -95,12 +101,32 @@ class Policy:
     wedged_seconds: float = 10.0
     nice: int = 0
     quotas: Quotas = field(default_factory=Quotas)
+    allow_indexes: tuple[str, ...] = ()
+    allow_find_links: tuple[str, ...] = ()
     index_url: str | None = None
     find_links: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sandbox not in LEVELS:
             raise ValueError(f"sandbox {self.sandbox!r} is not a level; wanted one of {', '.join(LEVELS)}")
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy from a TOML file with its attributes as keys.
+
+    Raises:
+        InvalidManifestError: The file cannot be read, or has an unknown key or a wrong value.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+        for names, part in ((Policy, values), (Quotas, values.get("quotas", {}))):
+            known = [field.name for field in fields(names)]
+            for key in part:
+                if key not in known:
+                    raise ValueError(f"unknown key {key!r}{suggest(key, known)}")
+        return msgspec.convert(values, Policy)
+    except (OSError, ValueError, msgspec.ValidationError) as failure:
+        raise InvalidManifestError(f"{path}: {failure}") from None
 
 
 def grant(manifest: Manifest, policy: Policy) -> tuple[Manifest, tuple[str, ...]]:

@@ -7,74 +7,53 @@ import contextlib
 import logging
 import os
 import signal
-import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from isolate._cgroup import Group
-from isolate._guardian import MARKER, Guardian, kill_family
+from isolate._guardian import Guardian, kill_family
 from isolate._output import OutputLines
+from isolate._records import Records
+from isolate._spares import Started
 
 
 class WorkerProcess:
     """A running worker.
 
     Args:
-        command: Interpreter and arguments; the socket's descriptor and our process id are added.
-        sock: The worker's end of the connection; closed here once it is passed on.
-        environment: The child's whole environment.
-        cwd: The child's working folder.
+        started: The process.
         guardian: Marks the child and all its descendants, and ends them if the host dies.
-        logger: Gets each line of stdout (info) and stderr (warning).
+        logger: Gets each line of stdout (info) and stderr (warning), and what the extension logs.
         on_exit: Called once on the loop when the process has ended and its output is read.
         group: The control group for it and its descendants.
         log_bytes: Bytes of each of its output streams that are logged in a second.
-        hidden_parent: Whether the child is in another pid namespace, where our process id means nothing.
     """
 
     def __init__(
         self,
-        command: Sequence[str],
-        sock: socket.socket,
-        environment: dict[str, str],
-        cwd: Path,
+        started: Started,
         guardian: Guardian,
         logger: logging.Logger,
         on_exit: Callable[[], None],
         *,
         group: Group,
         log_bytes: int,
-        hidden_parent: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._mark = guardian.mark()
+        self._mark = started.mark
         self._guardian = guardian
         self._on_exit = on_exit
         self.exited: asyncio.Future[None] = self._loop.create_future()
-        parent = 0 if hidden_parent else os.getpid()
-        with sock:
-            self._process = subprocess.Popen(
-                [*command, str(sock.fileno()), str(parent)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(sock.fileno(),),
-                env={**environment, MARKER: self._mark},
-                cwd=cwd,
-                start_new_session=True,
-                bufsize=0,
-            )
+        self._process = started.process
         self.pid = self._process.pid
         self._group = group
         group.add(self.pid)
-        guardian.note("+", self.pid)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._stdout = OutputLines(self._loop, os.dup(self._process.stdout.fileno()), logger.info, log_bytes)
-        self._stderr = OutputLines(self._loop, os.dup(self._process.stderr.fileno()), logger.warning, log_bytes)
+        records = Records(logger)
+        self._stdout = OutputLines(self._loop, os.dup(self._process.stdout.fileno()), records.out, log_bytes)
+        self._stderr = OutputLines(self._loop, os.dup(self._process.stderr.fileno()), records.err, log_bytes)
         self._process.stdout.close()
         self._process.stderr.close()
         self._pidfd = -1

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
+import os
 import platform
 import sys
 import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement as PackagingError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from isolate._manifest import Manifest
 from isolate._policy import Policy
 from isolate.errors import InvalidRequirementError
 
 FORMAT = 1
-"""Changes what a lock file is made for."""
+"""Changes how versions are chosen from the same inputs."""
+LOCK_FORMAT = 2
+"""Changes what a lock file says; 2: for every machine."""
+OLDEST_PYTHON = "3.11"
+"""A lock of an extension that names no Python is good for this one and all later ones."""
 ENVIRONMENT_FORMAT = 3
 """Changes how environments are built from the same inputs; 3: no hard links, a table of all files."""
 
@@ -70,15 +81,56 @@ def _parse(line: str, policy: Policy, owner: str) -> Requirement:
     return requirement
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where packages come from.
+
+    Attributes:
+        index: The package index; None for uv's own configuration.
+        extra_indexes: Indexes that are asked first.
+        find_links: Folders and pages with wheels.
+    """
+
+    index: str | None
+    extra_indexes: tuple[str, ...]
+    find_links: tuple[str, ...]
+
+
+def package_sources(manifest: Manifest, policy: Policy) -> Sources:
+    """Return where the packages of an extension come from.
+
+    Raises:
+        InvalidRequirementError: It names an index, a page or a folder that the host does not allow.
+    """
+    for index in (*((manifest.index,) if manifest.index else ()), *manifest.extra_indexes):
+        if not any(fnmatch.fnmatchcase(index, pattern) for pattern in policy.allow_indexes):
+            raise InvalidRequirementError(
+                f"{manifest.name}: asks for the package index {index!r:.200}; the host must allow it: "
+                f"Policy(allow_indexes=({index!r:.200},))"
+            )
+    links = []
+    for link in manifest.find_links:
+        place = link if "://" in link else os.path.realpath(manifest.directory / link)
+        own = "://" not in link and Path(place).is_relative_to(os.path.realpath(manifest.directory))
+        if not own and not any(fnmatch.fnmatchcase(place, pattern) for pattern in policy.allow_find_links):
+            raise InvalidRequirementError(
+                f"{manifest.name}: asks for wheels from {place!r:.200}, which is outside of its folder; the host must "
+                f"allow it: Policy(allow_find_links=({place!r:.200},))"
+            )
+        links.append(place)
+    return Sources(manifest.index or policy.index_url, manifest.extra_indexes, (*links, *policy.find_links))
+
+
 def inputs_hash(
     requirements: list[Requirement],
     constraints: list[Requirement],
     python: str | None,
+    sources: Sources,
     policy: Policy,
     excluded: list[str],
 ) -> str:
     """Return a hash of everything that decides what gets installed, before versions are chosen."""
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "python": python or platform.python_version(),
         "implementation": sys.implementation.cache_tag if python is None else "",
@@ -86,9 +138,38 @@ def inputs_hash(
         "requirements": sorted(map(str, requirements)),
         "constraints": sorted(map(str, constraints)),
         "excluded": sorted(excluded),
-        "policy": [policy.allow_sdists, policy.index_url, sorted(policy.find_links)],
+        "policy": [policy.allow_sdists, sources.index, sorted(sources.find_links), *sources.extra_indexes],
     }
+    local = {item.name: digest for item in requirements if (digest := local_digest(item)) is not None}
+    if local:
+        content["local"] = local
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def lock_hash(
+    requirements: list[Requirement], constraints: list[Requirement], python: str | None, excluded: list[str]
+) -> str:
+    """Return a hash of what a lock file is made for; it is the same on every machine and under every policy."""
+    lists = [sorted(map(str, requirements)), sorted(map(str, constraints)), sorted(excluded)]
+    content = json.dumps([LOCK_FORMAT, *lists, ".".join((python or "").split(".")[:2])])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def local_digest(requirement: Requirement) -> str | None:
+    """Return a hash of the local file or folder that a requirement names; None if it names none.
+
+    An edited local dependency has another hash, so it is built again.
+    """
+    if not requirement.url or not requirement.url.startswith("file:"):
+        return None
+    root = Path(unquote(urlsplit(requirement.url).path))
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        if not {".git", "__pycache__", "build"}.intersection(path.relative_to(root).parts):
+            digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def environment_key(inputs: str, lock: str | None) -> str:

@@ -24,7 +24,9 @@ from isolate._guardian import Guardian
 from isolate._manifest import Manifest
 from isolate._policy import Quotas
 from isolate._process import WorkerProcess
+from isolate._spares import Spares, Started, start
 from isolate._worker import failures
+from isolate._worker.calls import Export
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
 from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
@@ -48,6 +50,7 @@ class HostContext:
     store: EnvironmentStore
     guardian: Guardian
     canaries: Canaries
+    spares: Spares
     max_depth: int
     decode: Callable[..., Future[Any]]
     turns: Turns
@@ -82,36 +85,30 @@ class WorkerHandle:
         self.environment = environment
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.reason = ""
-        self.stopping, self._limits = False, manifest.limits.as_numbers()
+        self.stopping = False
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self.thread: WorkerThread | None = None
         self._asking = False
         self._wedged_seconds = context.store.policy.wedged_seconds
+        self._context = context
+        self._spare: tuple[list[str], dict[str, str]] | None = None
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
-        ours, theirs = socket.socketpair()
-        offered = context.exports.offered(manifest.needs)
-        self.link = Link(
-            ours,
-            context.loop,
-            context.threads,
-            {f"{api}.{method}": export for api, table in offered.items() for method, export in table.items()},
-            on_control=self._on_control,
-            on_closed=self._on_closed,
-            name=manifest.name,
-            max_depth=context.max_depth,
-            import_torch=manifest.share_torch,
-            limits=_link_limits(context.store.policy.quotas),
-            offload=context.decode,
-            on_abandoned=self._on_abandoned,
-            turns=context.turns,
-        )
+        self._limits = manifest.limits.as_numbers()
         layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
         folders = layer["folders"] if layer else []
+        theirs: socket.socket | None = None
         if environment is None:
+            ours, theirs = socket.socketpair()
+        else:
+            started = self._begin(manifest, environment, folders)
+            ours = started.sock
+        offered = context.exports.offered(manifest.needs)
+        self.link = self._make_link(ours, manifest, offered)
+        if theirs is not None:
             self.thread = WorkerThread(theirs, manifest.name)
         else:
-            self.process = self._start(theirs, manifest, context, environment, folders, logger)
+            self.process = self._adopt(started, manifest, logger)
         confinement = _sandbox.worker_config(
             manifest,
             environment.path if environment else None,
@@ -121,9 +118,7 @@ class WorkerHandle:
         )
         config = {
             "protocol": PROTOCOL,
-            "name": manifest.name,
-            "directory": str(manifest.directory),
-            "entry": manifest.entry,
+            **_described(manifest, logger),
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
             "sandbox": confinement,
             "layer": layer,
@@ -132,31 +127,48 @@ class WorkerHandle:
         self._supervisors = 0 if confinement["contained"] else 1 + confinement["namespaces"]
         self.link.control(LOAD, config)
 
-    def _start(
-        self,
-        theirs: socket.socket,
-        manifest: Manifest,
-        context: HostContext,
-        environment: Environment,
-        folders: list[str],
-        logger: logging.Logger,
-    ) -> WorkerProcess:
+    def _make_link(self, ours: socket.socket, manifest: Manifest, offered: dict[str, dict[str, Export]]) -> Link:
+        return Link(
+            ours,
+            self._context.loop,
+            self._context.threads,
+            {f"{api}.{method}": export for api, table in offered.items() for method, export in table.items()},
+            on_control=self._on_control,
+            on_closed=self._on_closed,
+            name=manifest.name,
+            max_depth=self._context.max_depth,
+            import_torch=manifest.share_torch,
+            limits=_link_limits(self._context.store.policy.quotas),
+            offload=self._context.decode,
+            on_abandoned=self._on_abandoned,
+            turns=self._context.turns,
+        )
+
+    def _begin(self, manifest: Manifest, environment: Environment, folders: list[str]) -> Started:
+        """Start the process, or take one that has been started for such an extension."""
         prefix = _sandbox.command_prefix(manifest, environment.path, folders)
+        command = [*prefix, str(environment.python), "-I", "-S", str(_MAIN)]
+        variables = _variables(manifest)
+        if not prefix:
+            self._spare = command, variables
+            spare = self._context.spares.take(command, variables)
+            if spare is not None:
+                return spare
+        return start(command, variables, manifest.directory, self._context.guardian, hidden_parent=bool(prefix))
+
+    def _adopt(self, started: Started, manifest: Manifest, logger: logging.Logger) -> WorkerProcess:
         try:
             return WorkerProcess(
-                [*prefix, str(environment.python), "-I", "-S", str(_MAIN)],
-                theirs,
-                _variables(manifest),
-                manifest.directory,
-                context.guardian,
+                started,
+                self._context.guardian,
                 logger,
                 self._on_exit,
                 group=Group(manifest.limits.as_numbers().get("memory")),
-                log_bytes=context.store.policy.quotas.log_bytes,
-                hidden_parent=bool(prefix),
+                log_bytes=self._context.store.policy.quotas.log_bytes,
             )
         except BaseException:
             self.link.close()
+            started.end(self._context.guardian)
             raise
 
     def _on_control(self, kind: int, value: Any) -> None:
@@ -164,6 +176,8 @@ class WorkerHandle:
             raise ValueError(f"a frame of kind {kind} came out of turn")
         if kind == READY:
             self.ready.set_result(_checked_ready(value))
+            if self._spare is not None:
+                self._loop.run_in_executor(None, self._context.spares.prepare, *self._spare)
             return
         cause = failures.revive(value)
         hint = ""
@@ -266,6 +280,17 @@ class WorkerHandle:
         self.link.close(self.death())
 
 
+def _described(manifest: Manifest, logger: logging.Logger) -> dict[str, Any]:
+    """Return what a worker needs to know of its extension."""
+    return {
+        "name": manifest.name,
+        "directory": str(manifest.directory.absolute()),
+        "entry": manifest.entry,
+        "serial": manifest.serial,
+        "log_level": logger.getEffectiveLevel(),
+    }
+
+
 def _link_limits(quotas: Quotas) -> LinkLimits:
     names = set(LinkLimits._fields)
     return LinkLimits(**{name: value for name, value in asdict(quotas).items() if name in names})
@@ -296,7 +321,8 @@ def _checked_ready(value: Any) -> dict[str, Any]:
     for name, method in value["methods"].items():
         good = type(method) is dict and method.get("kind") in ("sync", "async", "stream", "astream")
         params = method.get("params") if good else ()
-        good = good and isinstance(method.get("returns"), str) and (params is None or type(params) is list)
+        texts = [method.get("returns"), method.get("doc")] if good else []
+        good = good and all(isinstance(text, str) for text in texts) and (params is None or type(params) is list)
         for item in params or ():
             good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
         if not good or not name.isidentifier():

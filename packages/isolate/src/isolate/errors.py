@@ -30,6 +30,7 @@ __all__ = [
     "ExtensionDisabledError",
     "ExtensionStartError",
     "ForkedError",
+    "FunctionSourceError",
     "InvalidManifestError",
     "InvalidRequirementError",
     "IsolateError",
@@ -56,39 +57,73 @@ def __getattr__(name: str) -> Any:
 
 
 class InvalidManifestError(IsolateError, ValueError):
-    """A manifest is invalid; the message gives file, line and the expected value."""
+    """A manifest is invalid; the message gives file, line and the expected value.
+
+    Correct that line. The README has a table of all keys.
+    """
 
 
 class InvalidRequirementError(IsolateError, ValueError):
-    """A dependency is not a plain requirement, or the host's policy does not allow it."""
+    """A dependency is not a plain requirement, or the host's policy does not allow it.
+
+    Name a package and a version range, or allow addresses and paths in the host's `Policy`.
+    """
+
+
+class FunctionSourceError(IsolateError, ValueError):
+    """A function's source is not to be had, or it uses a global that cannot go with it.
+
+    Define the function in a file or a notebook cell, and import what it needs inside it or pass it as an argument.
+    """
 
 
 class LockOutOfDateError(IsolateError, ValueError):
-    """An extension's lock file was made for other requirements than its manifest has now."""
+    """An extension's lock file was made for other requirements than its manifest has now.
+
+    Run `isolate lock` for the extension.
+    """
 
 
 class UnsupportedSystemError(IsolateError, OSError):
-    """This operating system lacks what isolate needs: file locks and passing of descriptors."""
+    """This operating system lacks what isolate needs: file locks and passing of descriptors.
+
+    Run the host on Linux.
+    """
 
 
 class UnsafeStoreError(IsolateError, PermissionError):
-    """Another user could put code into the store of environments; the message names the folder and the remedy."""
+    """Another user could put code into the store of environments.
+
+    Take the right to write from others (`chmod go-w`) on the folder that the message names, or choose another store.
+    """
 
 
 class EnvironmentBuildError(IsolateError, RuntimeError):
-    """An environment could not be resolved or installed; the message carries uv's output."""
+    """An environment could not be resolved or installed; the message carries uv's output.
+
+    Read uv's output in the message: a version that does not exist, a package without a wheel for this Python, or an
+    index that does not answer.
+    """
 
 
 class ShareConflictError(IsolateError, ValueError):
-    """The extension needs another version of torch, or of what torch needs, than the host has."""
+    """The extension needs another version of torch, or of what torch needs, than the host has.
+
+    Give the extension a torch of its own (`share_torch: false`), or relax its requirement.
+    """
 
 
 class SandboxUnavailableError(IsolateError, OSError):
-    """A sandbox is required and this machine does not provide all of it."""
+    """A sandbox is required and this machine does not provide all of it.
+
+    Run `isolate doctor` to see what is missing, or lower the required level.
+    """
 
 
 class ContractMismatchError(IsolateError, TypeError):
     """An extension does not provide what it promised, or needs what the host does not export.
+
+    Change the extension, the Protocol, or what the host exports; `differences` lists every one.
 
     Args:
         name: The extension, or the Protocol.
@@ -114,15 +149,23 @@ class ContractMismatchError(IsolateError, TypeError):
 
 
 class ExtensionDisabledError(IsolateError, RuntimeError):
-    """The extension's manifest says `enabled: false`."""
+    """The extension's manifest says `enabled: false`.
+
+    Set `enabled: true`, or skip this extension.
+    """
 
 
 class ExtensionStartError(IsolateError, RuntimeError):
-    """An extension's own code failed while it was imported or constructed; the cause is its exception."""
+    """An extension's own code failed while it was imported or constructed; the cause is its exception.
+
+    Read the traceback of the cause: it shows the line of the extension that failed.
+    """
 
 
 class NotReadyError(IsolateError, RuntimeError):
     """A call was made while the extension is not running; the message gives its state.
+
+    Wait for it with `extension.when(State.READY)`, or load it again.
 
     Example:
         >>> with Host(store) as host:
@@ -137,6 +180,8 @@ class NotReadyError(IsolateError, RuntimeError):
 
 class WorkerDiedError(LinkClosedError):
     """A worker process ended while it was needed.
+
+    Look at `exit_code`, `signal` and `stderr`. A restart policy in the manifest starts the worker again.
 
     Args:
         name: The extension.

@@ -5,7 +5,7 @@ A public name is imported at its first use, so that checking a source does not l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ternary import _moved as _moved
 from ternary import _operators as _operators
@@ -13,6 +13,8 @@ from ternary._lazy import importer
 from ternary.errors import CompileError, TernaryError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ternary import export, llm, nn, packing, runtime, zoo
     from ternary._language.compiler import check, compile, generate
     from ternary._language.formatter import format_source
@@ -58,7 +60,7 @@ __all__ = [
     "zoo",
 ]
 
-__getattr__ = importer(
+__getattr__: Callable[[str], Any] = importer(
     {
         "_language.compiler": ("check", "compile", "generate"),
         "_language.formatter": ("format_source",),

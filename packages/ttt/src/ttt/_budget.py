@@ -124,12 +124,13 @@ class Clock:
     def __init__(self, budget: Budget, seed: int = 0, *, deadline: float | None = None) -> None:
         self.budget = budget
         self.seed = seed
-        self.steps_done = 0
-        self.interrupted = threading.Event()
+        self.steps_done: int = 0
+        self.interrupted: threading.Event = threading.Event()
         self._deadline = deadline
         if deadline is None and budget.seconds is not None:
             self._deadline = time.monotonic() + budget.seconds
-        self.helper_cpu, self.helper_peak = 0.0, 0
+        self.helper_cpu: float = 0.0
+        self.helper_peak: int = 0
         self._helper_now = 0
         self._memory_checked = 0.0
         self._reason: StopReason | None = None

@@ -126,3 +126,4 @@ class Finished:
 
 
 Event: TypeAlias = Started | Improved | Finished
+"""What a run yields while it solves."""

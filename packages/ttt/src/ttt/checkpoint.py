@@ -49,7 +49,17 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One verified version: its tensors as arrays, and its JSON values in `about`."""
+    """One verified version: its tensors as arrays, and its JSON values in `about`.
+
+    Example:
+        >>> import numpy
+        >>> from ttt.checkpoint import CheckpointStore
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = CheckpointStore(folder)
+        ...     version = store.save({"weights": numpy.ones(3)}, {"step": 7})
+        ...     store.load(version).tensors["weights"]
+        array([1., 1., 1.])
+    """
 
     version: int
     tensors: dict[str, npt.NDArray[Any]]
@@ -60,7 +70,17 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version in a listing; `fault` says why it cannot be used, and is None for a sound one."""
+    """One version in a listing; `fault` says why it cannot be used, and is None for a sound one.
+
+    Example:
+        >>> import numpy
+        >>> from ttt.checkpoint import CheckpointStore
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = CheckpointStore(folder)
+        ...     version = store.save({"weights": numpy.ones(3)}, score=0.5)
+        ...     [(entry.version, entry.score, entry.fault) for entry in store.history()]
+        [(1, 0.5, None)]
+    """
 
     version: int
     bytes: int
@@ -70,11 +90,21 @@ class Entry:
 
 
 class CheckpointStore:
-    """The versions of one training state, in one folder; any number of processes may write and read at once."""
+    """The versions of one training state, in one folder; any number of processes may write and read at once.
+
+    Example:
+        >>> import numpy
+        >>> from ttt.checkpoint import CheckpointStore
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = CheckpointStore(folder)
+        ...     version = store.save({"weights": numpy.ones(3)}, {"step": 7})
+        ...     version, store.load().about
+        (1, {'step': 7})
+    """
 
     def __init__(self, folder: Path | str, *, kind: str = "state") -> None:
         """Open a folder of versions; `kind`, such as a backend's name, must equal that of every version."""
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self.kind = kind
 
     def save(self, tensors: Tensors, about: Mapping[str, Any] | None = None, *, score: float | None = None) -> int:

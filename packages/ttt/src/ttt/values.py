@@ -32,7 +32,10 @@ Grid: TypeAlias = npt.NDArray[np.uint8]
 """A 2-D array of colours 0..9, at most 30 x 30, read-only."""
 
 COLOURS = 10
+"""The number of colours."""
+
 MAX_SIDE = 30
+"""The most rows or columns of a grid."""
 
 
 def as_grid(cells: Any, where: str = "grid") -> Grid:
@@ -90,12 +93,22 @@ def _named(value: Any) -> str:
 
 
 def same(a: Grid, b: Grid) -> bool:
-    """Return whether two grids are equal in size and in every cell."""
+    """Return whether two grids are equal in size and in every cell.
+
+    Example:
+        >>> ttt.values.same(one, two)
+        False
+    """
     return a.shape == b.shape and bool((a == b).all())
 
 
 def grid_bytes(grid: Grid) -> bytes:
-    """Return bytes that identify a grid: rows, columns, then the cells in row order."""
+    r"""Return bytes that identify a grid: rows, columns, then the cells in row order.
+
+    Example:
+        >>> ttt.values.grid_bytes(one)
+        b'\x01\x02\x01\x00'
+    """
     return bytes(grid.shape) + np.ascontiguousarray(grid, dtype=np.uint8).tobytes()
 
 

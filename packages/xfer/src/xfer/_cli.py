@@ -113,6 +113,8 @@ def _reap(as_json: bool) -> int:
         if not in_use:
             remove(path)
             removed.append(path)
+    for path in names.strangers():
+        print(f"xfer: left {path} alone: it is not a file of this user", file=sys.stderr)
     if as_json:
         _print_json(removed)
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import xfer
 from xfer import errors
 
@@ -28,3 +30,14 @@ def fail(name: str) -> None:
 def look(handle: xfer.Handle) -> Any:
     """Return the sum of the array behind a handle."""
     return xfer.get(handle).sum()
+
+
+def results(count: int, size: int = 100) -> list[xfer.Handle]:
+    """Put arrays that their reader takes over, and keep one that it does not."""
+    xfer.put(np.zeros(9))
+    return [xfer.put(np.full(size, number), consume=True) for number in range(count)]
+
+
+def give_results(queue: Any, count: int) -> None:
+    """Put such arrays, and their handles into a queue."""
+    queue.put(results(count))

@@ -73,10 +73,7 @@ class Arena:
         try:
             os.posix_fallocate(self._fd, chunk.offset + start, length)
         except OSError as error:
-            text = f"no room for {nbytes} more bytes of the model ({error.strerror}); nothing was published"
-            raise NoSpaceError(
-                error.errno, f"{text}: free some memory, or pass directory= to publish on disk"
-            ) from error
+            raise _no_room(nbytes, error) from error
         self._used += length
         self.end = max(self.end, chunk.offset + start + length)
         view = memoryview(chunk.mapped)[start : start + nbytes]
@@ -103,8 +100,11 @@ class Arena:
     def _grow(self, length: int) -> None:
         nbytes = max(_CHUNK, length)
         offset = self._chunks[-1].offset + self._chunks[-1].nbytes if self._chunks else ROOM
-        os.ftruncate(self._fd, offset + nbytes)
-        mapped = mmap.mmap(self._fd, nbytes, offset=offset)
+        try:
+            os.ftruncate(self._fd, offset + nbytes)
+            mapped = mmap.mmap(self._fd, nbytes, offset=offset)
+        except OSError as error:
+            raise _no_room(nbytes, error) from error
         address = torch.frombuffer(mapped, dtype=torch.uint8, count=1).data_ptr()
         self._chunks.append(_Chunk(address, offset, nbytes, mapped))
         self._used = 0
@@ -129,6 +129,11 @@ class Arena:
             )  # fmt: skip
             if there != chunk.address:
                 raise OSError(ctypes.get_errno(), "cannot map the segment privately")
+
+
+def _no_room(nbytes: int, error: OSError) -> NoSpaceError:
+    text = f"no room for {nbytes} more bytes of the model ({error.strerror}); nothing was published"
+    return NoSpaceError(error.errno, f"{text}: free some memory, or pass directory= to publish on disk")
 
 
 class InArena(TorchDispatchMode):  # type: ignore[no-untyped-call]

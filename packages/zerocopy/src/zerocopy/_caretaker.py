@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+from zerocopy._lease import typed_errors
+
 _PROGRAM = Path(__file__).with_name("_caretaker_process.py")
 
 
@@ -26,10 +28,16 @@ class Caretaker:
         return self._pipe is not None
 
     def take(self, path: Path) -> None:
-        """Put a file in its charge. Call this before the file is made."""
-        with self._lock:
+        """Put a file in its charge. Call this before the file is made.
+
+        Raises:
+            ZerocopyError: No process can be started.
+        """
+        with self._lock, typed_errors(path.parent):
             if self._pipe is None:
                 self._start()
+                for charge in self._charges:  # of a caretaker that was killed
+                    self._send(b"+", Path(charge))
             self._charges.add(str(path))
             self._send(b"+", path)
 
@@ -57,12 +65,15 @@ class Caretaker:
 
     def _start(self) -> None:
         read, self._pipe = os.pipe()
-        self._charges = set()
         command = [sys.executable, "-I", "-S", str(_PROGRAM)]
         try:
             self._starting = subprocess.Popen(
                 command, stdin=read, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
             )
+        except BaseException:
+            os.close(self._pipe)
+            self._pipe = None
+            raise
         finally:
             os.close(read)
 

@@ -12,7 +12,9 @@ last version number that was given out.
 from __future__ import annotations
 
 import _thread
+import errno
 import os
+import stat
 import time
 
 try:
@@ -24,8 +26,73 @@ SUFFIX = ".zc"
 TEMPORARY = ".part"
 CURRENT = "@current"
 LAST = "@last"
+PATIENCE = 30.0  # seconds to wait for a folder's lock, which is held for a few milliseconds
 _MOST_THREADS = 200  # files in use that each have a waiting thread; further ones are looked at every second
 _HEX = frozenset("0123456789abcdef")
+
+
+def distrust(status: os.stat_result, *, folder: bool = False) -> str:
+    """Return why a file or folder is not to be believed, or an empty text.
+
+    It must be a plain file (or a folder) of this user or of root, which no other user can write. In a folder with the
+    sticky bit, as /tmp, others can put files of their own, and change none; so it will do.
+    """
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
+        return f"is not a {'folder' if folder else 'plain file'}"
+    if status.st_uid not in (me(), 0):
+        return f"belongs to user {status.st_uid}"
+    sticky = folder and status.st_mode & stat.S_ISVTX
+    return "can be written by other users" if status.st_mode & 0o022 and not sticky else ""
+
+
+def me() -> int:
+    """Return the user whose files this process makes; 0 where the system has no users."""
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def open_trusted(path: str, flags: int, *, folder: bool = False, follow: bool = False, foreign: bool = False) -> int:
+    """Open a file in a place that other users may write to, without waiting, and check it before a byte is read.
+
+    Args:
+        path: The file, or a folder.
+        flags: As for `os.open`.
+        folder: Whether a folder is wanted.
+        follow: Whether the path may be a link.
+        foreign: Whether it may be another user's, because what is read of it is verified.
+
+    Raises:
+        PermissionError: It is not to be believed; see `distrust`. Nothing of it was read.
+    """
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    if folder:
+        flags |= getattr(os, "O_DIRECTORY", 0)
+    fd = os.open(path, flags, 0o600)
+    try:
+        status = os.fstat(fd)
+        reason = distrust(status, folder=folder)
+        if reason and not (foreign and stat.S_ISREG(status.st_mode)):
+            raise PermissionError(f"{path} {reason}")
+        if flags & os.O_CREAT and status.st_mode & 0o777 != 0o600 and status.st_uid == me():
+            os.fchmod(fd, 0o600)  # whatever the umask
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def lock_within(fd: int, seconds: float) -> bool:
+    """Take an exclusive lock on an open file and return whether that was possible in time."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.001)
 
 
 def parse(file: str) -> tuple[str, int] | None:
@@ -48,17 +115,24 @@ def versions(folder: str, name: str) -> list[str]:
 
 
 def read_link(path: str) -> str | None:
-    """Return a link's target, or None without one."""
+    """Return the target of a link that this user or root made, or None without one."""
     try:
-        return os.readlink(path)
+        return os.readlink(path) if os.lstat(path).st_uid in (me(), 0) else None
     except OSError:
         return None
 
 
 def write_link(path: str, target: str) -> None:
-    """Point a link at a target in one step. The caller holds the folder's lock."""
+    """Point a link at a target in one step. The caller holds the folder's lock.
+
+    Raises:
+        FileExistsError: Something else than a link of this package is there.
+    """
     temporary = path + TEMPORARY
-    if read_link(temporary) is not None:  # left by a process that was killed here
+    for each in (path, temporary):
+        if os.path.lexists(each) and read_link(each) is None:
+            raise FileExistsError(errno.EEXIST, f"{each} is in the way of a link of this name: remove it")
+    if os.path.lexists(temporary):  # left by a process that was killed here
         os.unlink(temporary)
     os.symlink(target, temporary)
     os.rename(temporary, path)
@@ -70,11 +144,12 @@ def settle(folder: str, name: str) -> None:
     if read_link(current) is None and read_link(last) is None:
         return  # a model without a name, or the folder is gone
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_trusted(folder, os.O_RDONLY, folder=True, follow=True)
     except OSError:
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not lock_within(fd, PATIENCE):
+            return
         target = read_link(current)
         if target is not None and os.path.exists(os.path.join(folder, target)):
             return
@@ -97,20 +172,22 @@ def settle(folder: str, name: str) -> None:
 
 
 def remove_if_free(path: str, *, wait: bool = False) -> bool:
-    """Remove a file that has no lease, settle its name, and return whether it is gone.
+    """Remove a file that has no lease, settle its name, and return whether nothing is left to do about it.
+
+    A file of another user, or of another kind, is left alone.
 
     Args:
         path: The file.
         wait: Wait until the last lease ends.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_trusted(path, os.O_RDONLY)
     except OSError:
         gone = True  # or its folder is gone, or it is not ours
     else:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine, there = os.fstat(fd), os.stat(path)
+            mine, there = os.fstat(fd), os.lstat(path)
             if (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev):  # else another file is at the path now
                 os.unlink(path)
             gone = True

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
 from zerocopy import _caretaker_process as links
-from zerocopy._caretaker_process import CURRENT, LAST, read_link
+from zerocopy._caretaker_process import CURRENT, LAST, distrust, me, read_link
 from zerocopy._caretaker_process import SUFFIX as SUFFIX
 from zerocopy._caretaker_process import parse as parse
 from zerocopy._caretaker_process import remove_if_free as remove_if_free
-from zerocopy._lease import exclusive, require_leases
+from zerocopy._lease import exclusive, require_leases, typed_errors
 from zerocopy._segment.checking import kept
-from zerocopy.errors import ZerocopyError
+from zerocopy.errors import UntrustedPathError, ZerocopyError
 
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # The files that zerocopy makes. A sweep touches no other file: the folder may be a user's own.
 _OURS = re.compile(r"[A-Za-z0-9._-]+@\d+-[0-9a-f]+(-[0-9a-f]+)?\.zc(\.part|\.gate\.part)?")
-_STEP = 16  # files that a publish looks at for leftovers, so that its time does not grow with the folder
+# Files that the first publish and later ones look at for leftovers: their time does not grow with the folder.
+_FIRST, _STEP = 256, 16
 
 
 def default_directory() -> Path:
     """Return this user's segment directory: shared memory where the system has it, else the temporary folder."""
+    return memory_folder() / f"zerocopy-{me()}"
+
+
+@cache
+def memory_folder() -> Path:
+    """Return the folder of this machine in which every user has a segment directory."""
     shared = Path("/dev/shm")
-    parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    return parent / f"zerocopy-{_user()}"
+    return shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def folder_of(directory: str | os.PathLike[str] | None) -> Path:
@@ -38,21 +49,53 @@ def folder_of(directory: str | os.PathLike[str] | None) -> Path:
     return default_directory() if directory is None else Path(directory).absolute()
 
 
-def _user() -> int:
-    return os.getuid() if hasattr(os, "getuid") else 0
-
-
 def prepare(directory: str | os.PathLike[str] | None) -> Path:
-    """Return the directory to publish in and make it if it does not exist. The default one is closed to other users."""
+    """Return the directory to publish in. If it does not exist, it is made, closed to other users.
+
+    Raises:
+        UntrustedPathError: It belongs to another user, or others can write it.
+        UnusableDirectoryError: It cannot be made.
+    """
     require_leases()
     path = folder_of(directory)
-    if directory is not None:
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != _user():
-        raise ZerocopyError(f"{path} belongs to another user; pass directory= to publish elsewhere")
+    with typed_errors(path):
+        _make_private(path)
+    require_trust(path)
     return path
+
+
+def _make_private(path: Path) -> None:
+    if os.path.lexists(path):
+        return
+    _make_private(path.parent)
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)  # whatever the umask
+
+
+def why_distrusted(folder: Path) -> str:
+    """Return why a folder is not to be believed, or an empty text: it is no folder, or others own or can write it."""
+    try:
+        link = os.lstat(folder)
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in (me(), 0):
+            return f"is a link of user {link.st_uid}"
+        return distrust(os.stat(folder), folder=True)
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
+
+
+def require_trust(folder: Path) -> None:
+    """Refuse a folder in which other users can change files.
+
+    Raises:
+        UntrustedPathError: It is such a folder, or no folder.
+    """
+    reason = why_distrusted(folder)
+    if reason:
+        raise UntrustedPathError(
+            f"{folder} {reason}; nothing of it was read: pass a folder inside it, which is made for this user alone, "
+            f"or take the right to write away from others (chmod go-w)"
+        )
 
 
 def check_name(name: str) -> str:
@@ -76,31 +119,37 @@ def segment_path(directory: Path, name: str, version: int) -> Path:
     return directory / f"{name}@{version}-{secrets.token_hex(4)}{SUFFIX}"
 
 
-def give_out_version(directory: Path, name: str, version: int | None) -> int:
-    """Return a version number of a name that no other publisher got or gets: a given one, or the next.
+@contextmanager
+def new_version(directory: Path, name: str, version: int | None) -> Iterator[int]:
+    """Yield a version number of a name that no other publisher got or gets: a given one, or the next.
+
+    The number stays taken if a file of that version, finished or not, exists when the block ends.
+
+    Yields:
+        The number.
 
     Raises:
         ValueError: The given number is not greater than every number that was given out.
     """
-    with exclusive(directory):
+    with typed_errors(directory), exclusive(directory):
         last = directory / f"{name}{LAST}"
         recorded = read_link(str(last))
-        current = parse(read_link(str(directory / f"{name}{CURRENT}")) or "")
+        current = parse(current_target(directory, name) or "")
         newest = max(int(recorded) if recorded and recorded.isdecimal() else 0, current[1] if current else 0)
         if version is not None and version <= newest:
             other = "the current one" if current and current[1] == newest else "one that a publisher is writing"
             raise ValueError(f"version {version} of {name!r} is not newer than {other}, {newest}")
         number = newest + 1 if version is None else version
         links.write_link(str(last), str(number))
-    return number
+        yield number
 
 
 def make_current(directory: Path, segment: Path) -> None:
     """Make a segment the current version of its name, in one step, unless a newer version exists."""
     name, number = parse(segment.name) or ("", 0)
-    with exclusive(directory):
+    with typed_errors(directory), exclusive(directory):
         link = directory / f"{name}{CURRENT}"
-        target = read_link(str(link)) or ""
+        target = current_target(directory, name) or ""
         there = parse(target)
         if there is None or there[1] < number or not (directory / target).exists():
             links.write_link(str(link), segment.name)
@@ -113,32 +162,49 @@ def settle(segment: Path) -> None:
 
 def current_target(directory: Path, name: str) -> str | None:
     """Return the file name of a name's current version, which may be gone, or None without one."""
-    return read_link(str(directory / f"{name}{CURRENT}"))
+    target = read_link(str(directory / f"{name}{CURRENT}"))
+    parsed = parse(target) if target is not None else None
+    return target if parsed is not None and parsed[0] == name else None  # else it was not made by this package
 
 
 def candidates(directory: Path, name: str) -> Iterator[Path]:
-    """Yield the files of a name's versions: the current one first, then the others from the newest on."""
+    """Yield the files of a name's versions: the current one first, then the others from the newest on.
+
+    Raises:
+        UntrustedPathError: The directory belongs to another user, or others can write it.
+    """
+    if not os.path.lexists(directory):
+        return
+    require_trust(directory)
     target = current_target(directory, name)
     if target is not None:
         yield directory / target
-    if directory.is_dir():
-        yield from (directory / file for file in links.versions(str(directory), name) if file != target)
+    with typed_errors(directory):
+        files = links.versions(str(directory), name)
+    yield from (directory / file for file in files if file != target)
 
 
 def names(directory: Path) -> list[str]:
     """Return the published names of a directory."""
-    return sorted(link.name.removesuffix(CURRENT) for link in directory.glob(f"*{CURRENT}"))
+    if not directory.is_dir():
+        return []
+    with typed_errors(directory):
+        return sorted(file.removesuffix(CURRENT) for file in os.listdir(directory) if file.endswith(CURRENT))
 
 
 def segments(directory: Path) -> list[Path]:
     """Return the segment files of a directory."""
-    return sorted(directory.glob(f"*{SUFFIX}")) if directory.is_dir() else []
+    if not directory.is_dir():
+        return []
+    with typed_errors(directory):
+        return sorted(directory / file for file in os.listdir(directory) if file.endswith(SUFFIX))
 
 
 def sweep(directory: Path | None = None) -> list[Path]:
     """Remove what killed processes left: files without a lease, unfinished files, dangling links.
 
-    Segments published with `keep=True` stay, and so does every file that zerocopy did not make.
+    Segments published with `keep=True` stay, and so does every file that zerocopy did not make, or that belongs to
+    another user. `report` lists the files that cannot be read.
 
     Args:
         directory: Where to look; the default directory if None.
@@ -155,11 +221,12 @@ def sweep(directory: Path | None = None) -> list[Path]:
     folder = folder_of(directory)
     if not folder.is_dir():
         return []
-    files = sorted(os.listdir(folder))
+    with typed_errors(folder):
+        files = sorted(os.listdir(folder))
     removed = [folder / file for file in files if _swept(folder, file)]
     for file in files:
         name = file.removesuffix(CURRENT).removesuffix(LAST)
-        if name != file and (folder / file).is_symlink():
+        if name != file and read_link(str(folder / file)) is not None:
             links.settle(str(folder), name)
             if not (folder / file).is_symlink():
                 removed.append(folder / file)
@@ -169,30 +236,37 @@ def sweep(directory: Path | None = None) -> list[Path]:
 def _swept(folder: Path, file: str) -> bool:
     """Remove a file of zerocopy's if no process needs it, and return whether it was removed."""
     path = folder / file
-    if not _OURS.fullmatch(file) or path.is_symlink():
-        return False
-    return not kept(path) and remove_if_free(str(path))
+    try:
+        if not _OURS.fullmatch(file) or kept(path):
+            return False
+    except (OSError, ZerocopyError):
+        return False  # what cannot be read stays; `report` lists it
+    return remove_if_free(str(path)) and not os.path.lexists(path)  # else it is not this user's
 
 
 class Sweeper:
-    """Removes leftovers a few files at a time: all of a folder when it is first published to, then some per publish."""
+    """Removes leftovers a few files at a time, with every publish: no publish waits for a folder of many files."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left: dict[Path, Iterator[str]] = {}
 
     def step(self, folder: Path) -> None:
-        """Look at some files of a folder."""
-        with self._lock:
-            if folder not in self._left:
-                self._left[folder] = iter(())
-                sweep(folder)
-                return
-            batch = list(islice(self._left[folder], _STEP))
-            if len(batch) < _STEP:
-                self._left[folder] = iter(os.listdir(folder))
-        for file in batch:
-            _swept(folder, file)
+        """Look at some files of a folder. What goes wrong is logged: it is no reason not to publish."""
+        try:
+            with self._lock:
+                first = folder not in self._left
+                most = _FIRST if first else _STEP
+                files = iter(os.listdir(folder)) if first else self._left[folder]
+                batch = list(islice(files, most))
+                self._left[folder] = files if first or len(batch) == most else iter(os.listdir(folder))
+            for file in batch:
+                _swept(folder, file)
+                name = file.removesuffix(CURRENT).removesuffix(LAST)
+                if name != file:
+                    links.settle(str(folder), name)
+        except Exception:  # of any type: a file that nobody has thought of must not stop every publish
+            _log.warning("cannot look for leftovers in %s", folder, exc_info=True)
 
     def after_fork_in_child(self) -> None:
         """Make a new lock, because one that another thread held at the fork stays locked in the child."""

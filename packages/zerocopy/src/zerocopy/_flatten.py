@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from zerocopy._arrays import ArrayRow, is_shareable, span, storage_of
+from zerocopy._remote_code import Modules, is_remote, refuse_loading, refuse_publishing, sources_of
 from zerocopy._torch_private import (
     UninitializedTensorMixin,
     inject_parametrizations,
@@ -32,7 +34,7 @@ from zerocopy._torch_private import (
     untyped_storage,
 )
 from zerocopy._walk import tensor_names, walk
-from zerocopy.errors import UnshareableError
+from zerocopy.errors import CorruptSegmentError, UnshareableError
 
 ALIGNMENT = 64  # bytes; matrix products over weights at addresses shifted by 4 or 8 differ in the last bit
 _MASK = ~(ALIGNMENT - 1)
@@ -106,6 +108,7 @@ class _Collector:
         self.uses: list[int] = []  # per storage: how many tensors and storage objects of the model are over it
         self.rows: list[list[Any]] = []
         self.arrays: list[ArrayRow] = []
+        self.remote: set[str] = set()  # modules of code that came with a checkpoint
         self._block_of: dict[int, int] = {}
         self._row_of: dict[int, int] = {}
         self._array_of: dict[int, int] = {}
@@ -231,6 +234,8 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
                 return _reduce_wrapper(obj)
             if _is_plain(obj):
                 return _same, (_Bare(self._collector.row(obj)),), dict(obj.__dict__), None, None, _set_attributes
+        elif isinstance(obj, type | types.FunctionType) and is_remote(obj.__module__):
+            self._collector.remote.add(obj.__module__)
         elif isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction):
             remedy = "TorchScript is deprecated: publish the nn.Module it was made from, or its torch.export."
             raise self._collector.refuse(obj, "TorchScript", remedy)
@@ -287,19 +292,21 @@ def _set_parametrized(module: nn.Module, state: dict[str, Any]) -> None:
     inject_parametrizations(module)
 
 
-def flatten(model: Any) -> Flat:
+def flatten(model: Any, *, trust_remote_code: bool = False) -> Flat:
     """Split a model, or any picklable object that holds tensors, into a skeleton and blocks of bytes.
 
     Nothing is copied: the blocks point at the model's own storages.
 
     Args:
         model: A module, a pipeline or a dict of tensors.
+        trust_remote_code: See `publish`.
 
     Returns:
         The skeleton (bytes, a few hundred per module) and the blocks.
 
     Raises:
         UnshareableError: Something in it cannot be shared. The message gives its dotted path and a remedy.
+        RemoteCodeError: Its classes come from code of a checkpoint, which `trust_remote_code` does not allow.
 
     Example:
         >>> import torch, zerocopy
@@ -316,8 +323,12 @@ def flatten(model: Any) -> Flat:
         raise
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         raise UnshareableError(f"{_unpicklable(model)}: cannot be pickled ({error})") from error
+    if collector.remote and not trust_remote_code:
+        raise refuse_publishing(collector.remote)
     blocks = collector.blocks()
-    parts = (collector.table(blocks), file.getvalue(), collector.array_table(blocks))
+    parts: tuple[Any, ...] = (collector.table(blocks), file.getvalue(), collector.array_table(blocks))
+    if collector.remote:
+        parts += (sources_of(collector.remote),)
     return Flat(pickle.dumps(parts, protocol=5), blocks)
 
 
@@ -346,13 +357,17 @@ def _unpicklable(model: object) -> str:
 class _Rebuilder(pickle.Unpickler):
     """Reads a skeleton, with a tensor in the place of each number."""
 
-    def __init__(self, skeleton: bytes, buffers: Sequence[Buffer]) -> None:
-        rows, root, *arrays = pickle.loads(skeleton)  # a segment of an older version has no arrays
+    def __init__(
+        self, root: bytes, rows: Sequence[_Row], arrays: Sequence[ArrayRow], buffers: Sequence[Buffer]
+    ) -> None:
         super().__init__(io.BytesIO(root))
         self._buffers = buffers
-        self._arrays = [row.over(buffers[row.block]) for row in (arrays[0] if arrays else ())]
         self._storages: dict[int, torch.UntypedStorage] = {}
-        self._tensors = [self._make(row) for row in rows]
+        try:
+            self._arrays = [row.over(buffers[row.block]) for row in arrays]
+            self._tensors = [self._make(row) for row in rows]
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise CorruptSegmentError(f"the table of tensors does not fit the blocks: {error}") from None
 
     def persistent_load(self, pid: Any) -> Any:
         if type(pid) is int:
@@ -385,16 +400,39 @@ class _Rebuilder(pickle.Unpickler):
         return tensor.requires_grad_() if requires_grad else tensor
 
 
-def rebuild(skeleton: bytes, buffers: Sequence[Buffer]) -> Any:
+class _RemoteRebuilder(_Rebuilder):
+    """Takes classes from the code that a model takes along."""
+
+    modules: Modules
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(self.modules.name_of(module), name)
+
+
+def _parts(skeleton: bytes) -> tuple[Sequence[_Row], bytes, Sequence[ArrayRow], Mapping[str, str]]:
+    """Return the table of tensors, the pickle, the table of arrays, and the sources of code."""
+    try:
+        rows, root, *more = pickle.loads(skeleton)
+    except (ValueError, TypeError) as error:
+        raise CorruptSegmentError(f"the skeleton has other parts: {error}") from None
+    return rows, root, more[0] if more else (), more[1] if len(more) > 1 else {}  # an older one has no arrays
+
+
+def rebuild(skeleton: bytes, buffers: Sequence[Buffer], *, trust_remote_code: bool = False) -> Any:
     """Put a model together over memory that already holds its bytes. No byte of a weight is copied.
 
     Args:
         skeleton: What `flatten` returned, from a source you trust: it is a pickle.
         buffers: The bytes of each block, in the order of `flatten`; writable, as torch has no read-only tensors.
+        trust_remote_code: See `ModelRef.load`.
 
     Returns:
         The model, with the ties, strides, classes, flags and attributes of the original. Each block becomes a storage
         of its own, so that saving one tensor saves no other.
+
+    Raises:
+        CorruptSegmentError: The skeleton is no skeleton, or its tensors do not fit into the buffers.
+        RemoteCodeError: It takes code of a checkpoint along, which `trust_remote_code` does not allow.
 
     Example:
         >>> import torch, zerocopy
@@ -403,4 +441,14 @@ def rebuild(skeleton: bytes, buffers: Sequence[Buffer]) -> Any:
         {'weight': tensor([1., 1., 1.])}
     """
     with neutral():
-        return _Rebuilder(skeleton, buffers).load()
+        try:
+            rows, root, arrays, sources = _parts(skeleton)
+            if not sources:
+                return _Rebuilder(root, rows, arrays, buffers).load()
+            if not trust_remote_code:
+                raise refuse_loading(sources)
+            remote = _RemoteRebuilder(root, rows, arrays, buffers)
+            remote.modules = Modules(sources)
+            return remote.load()
+        except (pickle.UnpicklingError, EOFError) as error:
+            raise CorruptSegmentError(f"the skeleton is no pickle of a model: {error}") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from zerocopy import _directory as places
 from zerocopy._ref import ModelRef, ref_of, unknown
-from zerocopy.errors import CorruptSegmentError, SegmentGoneError
+from zerocopy.errors import CorruptSegmentError, SegmentGoneError, UntrustedPathError, ZerocopyError
 
 _log = logging.getLogger(__name__)
 _followers: weakref.WeakSet[Live] = weakref.WeakSet()
@@ -23,6 +23,7 @@ class Live:
     Args:
         name: The name it was published under.
         directory: Where it was published; the default directory if None.
+        trust_remote_code: See `ModelRef.load`.
 
     Example:
         >>> import torch, zerocopy
@@ -33,8 +34,11 @@ class Live:
         >>> zerocopy.unpublish(ref)
     """
 
-    def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, name: str, *, directory: str | os.PathLike[str] | None = None, trust_remote_code: bool = False
+    ) -> None:
         self._name = places.check_name(name)
+        self._trust = trust_remote_code
         self._folder = places.folder_of(directory)
         self.renew_lock()
         self._seen = places.current_target(self._folder, self._name)
@@ -53,7 +57,11 @@ class Live:
         if target != self._seen:
             with self._lock:
                 if target != self._seen:
-                    found = self._newest(self._ref)
+                    try:
+                        found = self._newest(self._ref)
+                    except ZerocopyError as error:  # no descriptor is left, or others may write the folder
+                        _log.error("%s: keeping version %s: %s", self._name, self._ref.version, error)
+                        return self._ref, self._model
                     if found is not None:
                         self._ref, self._model = found
                     self._seen = target
@@ -67,9 +75,11 @@ class Live:
                 return None
             try:
                 ref = ref_of(path)
-                return ref, ref.load()
+                return ref, ref.load(trust_remote_code=self._trust)
             except SegmentGoneError:
                 continue  # its publisher and readers have left
+            except UntrustedPathError as error:
+                _log.error("%s: %s", self._name, error)
             except CorruptSegmentError as error:
                 if mine is None:
                     raise
@@ -96,15 +106,16 @@ class Live:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the name alone. The receiving process looks it up."""
-        return _follow, (self._name, str(self._folder))
+        return _follow, (self._name, str(self._folder), self._trust)
 
 
-def follow(name: str, *, directory: str | os.PathLike[str] | None = None) -> Live:
+def follow(name: str, *, directory: str | os.PathLike[str] | None = None, trust_remote_code: bool = False) -> Live:
     """Return a callable that runs the current version of a published name at each call.
 
     Args:
         name: The name it was published under.
         directory: Where it was published; the default directory if None.
+        trust_remote_code: See `ModelRef.load`.
 
     Returns:
         The follower. Call it like the model.
@@ -121,11 +132,11 @@ def follow(name: str, *, directory: str | os.PathLike[str] | None = None) -> Liv
         torch.Size([1, 3])
         >>> zerocopy.unpublish(second)
     """
-    return Live(name, directory=directory)
+    return Live(name, directory=directory, trust_remote_code=trust_remote_code)
 
 
-def _follow(name: str, folder: str) -> Live:
-    return Live(name, directory=folder)
+def _follow(name: str, folder: str, trust_remote_code: bool = False) -> Live:
+    return Live(name, directory=folder, trust_remote_code=trust_remote_code)
 
 
 def _is_older(path: Path, mine: ModelRef) -> bool:

@@ -73,6 +73,7 @@ def from_pretrained(
     directory: str | os.PathLike[str] | None = None,
     keep: bool = False,
     progress: bool = False,
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> ModelRef:
     """Publish a pretrained model of transformers, without putting its weights on the heap.
@@ -86,6 +87,8 @@ def from_pretrained(
         directory: See `publish`.
         keep: See `publish`.
         progress: See `publish`.
+        trust_remote_code: Run the checkpoint's own code, as transformers does for its argument of this name, and take
+            it along for loaders that allow it.
         **options: Further arguments of the class's `from_pretrained`, such as `dtype` or `revision`.
 
     Returns:
@@ -103,13 +106,15 @@ def from_pretrained(
         ...     print("not there")
         not there
     """
-    how = Options(name, version, directory, keep, progress, base)
+    how = Options(name, version, directory, keep, progress, base, trust_remote_code=trust_remote_code)
     return publish_pretrained(path_or_id, auto_class, how, **options)
 
 
 def publish_pretrained(path_or_id: str | os.PathLike[str], auto_class: Any, how: Options, **options: Any) -> ModelRef:
     """Publish a pretrained model; the arguments are those of `from_pretrained`."""
     kind = _class(auto_class)
+    if how.trust_remote_code:
+        options = {**options, "trust_remote_code": True}
 
     def make(arena: Arena | None) -> nn.Module:
         assert arena is not None

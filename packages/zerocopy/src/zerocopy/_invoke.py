@@ -30,14 +30,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def kept_model(ref: ModelRef) -> Any:
+def kept_model(ref: ModelRef, trust_remote_code: bool = False) -> Any:
     """Return the loaded model of a reference and keep it for the next call in this process."""
     with _lock:
         known = _recent.get(ref.digest)
         if known is not None:
             _recent.move_to_end(ref.digest)
             return known[1]
-    model = ref.load()
+    model = ref.load(trust_remote_code=trust_remote_code)
     with _lock:
         for digest, (other, _) in list(_recent.items()):
             if other.name == ref.name and other.version < ref.version:
@@ -82,6 +82,7 @@ def call_model(
     kwargs: Mapping[str, Any] | None = None,
     *,
     refuse_writes: bool = False,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Call a method of a published model. The first call in a process loads the model.
 
@@ -93,6 +94,7 @@ def call_model(
         args: Positional arguments.
         kwargs: Keyword arguments.
         refuse_writes: Run in strict mode, in which a write to a weight raises WriteRefusedError.
+        trust_remote_code: See `ModelRef.load`.
 
     Returns:
         The method's result.
@@ -105,7 +107,7 @@ def call_model(
         >>> zerocopy.forget(ref)
         >>> zerocopy.unpublish(ref)
     """
-    model = kept_model(ref)
+    model = kept_model(ref, trust_remote_code)
     function = model if method == "__call__" else getattr(model, method)
     with torch.no_grad():
         if refuse_writes:

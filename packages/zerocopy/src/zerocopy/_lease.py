@@ -9,21 +9,43 @@ others, which belong to publishers of the parent process.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zerocopy._caretaker_process import TEMPORARY
-from zerocopy.errors import NoSpaceError, SegmentGoneError, ZerocopyError
+from zerocopy._caretaker_process import PATIENCE, TEMPORARY, lock_within, open_trusted
+from zerocopy.errors import (
+    NoSpaceError,
+    SegmentGoneError,
+    UntrustedPathError,
+    UnusableDirectoryError,
+    ZerocopyError,
+)
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TEMPORARY", "close", "create", "exclusive", "gate", "inherit", "opened", "require_leases", "share"]
+__all__ = [
+    "TEMPORARY",
+    "close",
+    "create",
+    "exclusive",
+    "gate",
+    "inherit",
+    "opened",
+    "require_leases",
+    "share",
+    "typed",
+    "typed_errors",
+]
+
+_FULL = {errno.ENOSPC, errno.ENOMEM, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_ODD = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES, errno.EPERM}  # what opening a planted thing gives
 
 _guard = threading.RLock()  # held across a fork, so that no descriptor is open and not yet listed
 _not_inherited: set[int] = set()  # descriptors that a forked child closes
@@ -40,21 +62,60 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_in_child)
 
 
-def opened(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file whose descriptor a forked child closes, unless `inherit` is called for it.
+def typed(error: OSError, path: Path) -> ZerocopyError:
+    """Return the error that says what the system refused and what to do."""
+    if isinstance(error, ZerocopyError):
+        return error
+    if error.errno in (errno.ENFILE, errno.EMFILE):
+        return NoSpaceError(
+            error.errno, f"cannot open {path}: {error.strerror}; raise the limit of open files (ulimit -n)"
+        )
+    if error.errno in _FULL:
+        text = f"no room for {path} ({error.strerror}): free some memory, or publish in another directory (directory=)"
+        return NoSpaceError(error.errno, text)
+    reason = error.strerror or str(error)
+    return UnusableDirectoryError(error.errno, f"cannot use {path} ({reason}); pass another directory=")
+
+
+@contextmanager
+def typed_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the system about a path into typed ones."""
+    try:
+        yield
+    except OSError as error:
+        raise typed(error, path) from error
+
+
+def opened(path: Path, flags: int, *, folder: bool = False, foreign: bool = False) -> int:
+    """Open a file or folder whose descriptor a forked child closes, unless `inherit` is called for it.
+
+    Args:
+        path: The file or folder.
+        flags: As for `os.open`.
+        folder: Whether a folder is wanted.
+        foreign: Whether it may be a link, or another user's file, because what is read of it is verified.
 
     Raises:
-        ZerocopyError: The process may not open more files.
+        FileNotFoundError: It does not exist.
+        UntrustedPathError: It belongs to another user, can be written by others, or is of another kind.
+        NoSpaceError: The process may not open more files.
     """
     with _guard:
         try:
-            fd = os.open(path, flags | os.O_CLOEXEC, mode)
-        except OSError as error:
-            if error.errno in (23, 24):  # ENFILE, EMFILE
-                raise NoSpaceError(
-                    error.errno, f"cannot open {path}: {error.strerror}; raise the limit of open files (ulimit -n)"
-                ) from error
+            fd = open_trusted(str(path), flags, folder=folder, follow=folder or foreign, foreign=foreign)
+        except (FileNotFoundError, FileExistsError):
             raise
+        except ValueError as error:  # a zero byte in the path
+            raise FileNotFoundError(errno.ENOENT, f"{str(path)!r} is no path") from error
+        except OSError as error:
+            if error.errno is None:
+                remedy = "pass a folder inside it, which is made for this user alone, or take the right to write away"
+                text = f"{error}; nothing of it was read: {remedy if folder else 'remove it, or make it yours alone'}"
+                raise UntrustedPathError(text) from error
+            if error.errno in _ODD and not flags & os.O_EXCL:
+                text = f"{path} is a link, no plain file, or not this user's to open ({error.strerror}); remove it"
+                raise UntrustedPathError(error.errno, text) from error
+            raise typed(error, path) from error
         _not_inherited.add(fd)
     return fd
 
@@ -99,7 +160,8 @@ def share(fd: int, path: Path) -> None:
 def create(path: Path) -> int:
     """Make a file, take a lease on it and return the descriptor."""
     while True:
-        fd = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        with typed_errors(path.parent):
+            fd = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         fcntl.flock(fd, fcntl.LOCK_SH)
         if os.fstat(fd).st_nlink:
             return fd
@@ -118,7 +180,8 @@ def gate(path: Path, *, wait: bool = True) -> Iterator[bool]:
         Whether this process holds it; always true with `wait`.
     """
     while True:
-        fd = opened(path, os.O_RDWR | os.O_CREAT)
+        with typed_errors(path.parent):
+            fd = opened(path, os.O_RDWR | os.O_CREAT)  # no other user can open it, and so none can hold it
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -138,10 +201,18 @@ def gate(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, among all processes of the machine, during the block."""
-    fd = opened(folder, os.O_RDONLY)
+    """Hold a folder's lock, among all processes of the machine, during the block.
+
+    Raises:
+        UnusableDirectoryError: Another process does not release it.
+    """
+    fd = opened(folder, os.O_RDONLY, folder=True)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not lock_within(fd, PATIENCE):
+            raise UnusableDirectoryError(
+                f"another process has held the lock of {folder} for {PATIENCE:.0f} s: end it, "
+                f"and close the folder to other users (chmod 700)"
+            )
         yield
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)  # as in `gate`

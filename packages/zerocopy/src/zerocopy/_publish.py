@@ -15,13 +15,13 @@ from zerocopy import _directory as places
 from zerocopy._arena import ROOM, Arena
 from zerocopy._caretaker import caretaker
 from zerocopy._flatten import Flat, flatten
-from zerocopy._lease import TEMPORARY, close, create
+from zerocopy._lease import TEMPORARY, close, create, opened, typed_errors
 from zerocopy._progress import Tick, bar, no_tick
 from zerocopy._ref import ModelRef, current_node, local_segment, ref_of, unknown
-from zerocopy._segment.checking import hash_blocks, kept, open_segment
+from zerocopy._segment.checking import hash_blocks, open_segment
 from zerocopy._segment.format import Manifest, model_digest
 from zerocopy._segment.writing import HeaderTooLargeError, Inside, write_segment
-from zerocopy.errors import SegmentGoneError
+from zerocopy.errors import SegmentGoneError, UntrustedPathError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Options:
     base: ModelRef | None = None
     source: str = ""
     tick: Tick | None = None
+    trust_remote_code: bool = False
 
     def ticking(self, title: str, total: int) -> AbstractContextManager[Tick]:
         """Return a context in which progress is shown, if it is wanted."""
@@ -72,13 +73,16 @@ class Shared:
 Find = Callable[[Flat, Tick], Shared]
 _lock = threading.Lock()
 _published: dict[str, _Publication] = {}
+_newest: dict[tuple[str, str], str] = {}  # by folder and name: the newest version that this process publishes
 _superseded: dict[str, int] = {}  # by path: the version that made this process give up the one there
+_REMEMBERED = 1000  # superseded versions; the oldest are forgotten
 
 
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()  # another thread may have held the old one at the fork
     _published.clear()  # the descriptors were closed at the fork: what the parent published is the parent's
+    _newest.clear()
     _superseded.clear()
 
 
@@ -95,6 +99,7 @@ def publish(
     directory: str | os.PathLike[str] | None = None,
     keep: bool = False,
     progress: bool = False,
+    trust_remote_code: bool = False,
 ) -> ModelRef:
     """Write a model's weights where every process of this machine can map them.
 
@@ -109,13 +114,18 @@ def publish(
         directory: Where to put the segment: shared memory by default, or any folder.
         keep: Leave the segment there when all processes have ended, until `unpublish`.
         progress: Show a bar on standard error (needs the extra `cli`).
+        trust_remote_code: Take along the sources of classes that transformers loaded from the checkpoint with its
+            argument of this name. Loaders have to allow that too.
 
     Returns:
         The reference to pass to other processes.
 
     Raises:
+        RemoteCodeError: The model has such classes, and this is not allowed.
         UnshareableError: The model holds something that has no bytes to share.
         NoSpaceError: The directory cannot hold it. Nothing was published.
+        UntrustedPathError: The directory belongs to another user, or others can write it.
+        UnusableDirectoryError: The system does not let this process write there.
         ValueError: The name cannot be part of a file name, or the version is not newer than the current one.
 
     Example:
@@ -127,7 +137,7 @@ def publish(
         torch.Size([1, 2])
         >>> zerocopy.unpublish(ref)
     """
-    how = Options(name, version, directory, keep, progress, base)
+    how = Options(name, version, directory, keep, progress, base, trust_remote_code=trust_remote_code)
     return publish_made(lambda _arena: model, from_base(base), how, in_arena=False)
 
 
@@ -144,18 +154,20 @@ def publish_made(make: Callable[[Arena | None], Any], find: Find, how: Options, 
     title = "model" if how.name is None else places.check_name(how.name)
     model = None if in_arena else make(None)
     places.sweeper.step(folder)
-    number = (how.version or 1) if how.name is None else places.give_out_version(folder, title, how.version)
-    path = places.segment_path(folder, title, 0 if how.name is None else number)
-    temporary = path.with_name(path.name + TEMPORARY)
-    if not how.keep:
-        caretaker.take(temporary)
-        caretaker.take(path)
+    version = nullcontext(how.version or 1) if how.name is None else places.new_version(folder, title, how.version)
+    with version as number:
+        path = places.segment_path(folder, title, 0 if how.name is None else number)
+        temporary = path.with_name(path.name + TEMPORARY)
+        unfinished = _begin(path, temporary, how)  # within the block: an unfinished file keeps its number taken
     try:
-        fd, manifest, leases = _made(make, find, how, temporary, number, model, in_arena)
+        fd, manifest, leases = _made(make, find, how, temporary, unfinished, number, model, in_arena)
         try:
-            temporary.rename(path)
+            with typed_errors(folder):
+                temporary.rename(path)
         except BaseException:
-            close(fd)
+            temporary.unlink(missing_ok=True)
+            for each in (fd, *leases):
+                close(each)
             raise
     except BaseException:
         caretaker.publisher_done(path)
@@ -165,12 +177,30 @@ def publish_made(make: Callable[[Arena | None], Any], find: Find, how: Options, 
         caretaker.publisher_done(temporary)
     with _lock:
         _published[str(path)] = _Publication((fd, *leases), how.keep)
+    try:
+        if how.name is not None:
+            places.make_current(folder, path)
+        if how.keep:
+            _sync_folder(folder)
+    except BaseException:
+        release(str(path))
+        raise
     if how.name is not None:
-        places.make_current(folder, path)
         _give_up_older(path)
-    if how.keep:
-        _sync_folder(folder)
     return ModelRef(manifest.name, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def _begin(path: Path, temporary: Path, how: Options) -> int:
+    """Make an unfinished segment and return its descriptor. The caretaker is told of it first."""
+    try:
+        if not how.keep:
+            caretaker.take(temporary)
+            caretaker.take(path)
+        return create(temporary)
+    except BaseException:
+        caretaker.publisher_done(temporary)
+        caretaker.publisher_done(path)
+        raise
 
 
 def _write(
@@ -203,18 +233,19 @@ def _made(
     find: Find,
     how: Options,
     temporary: Path,
+    unfinished: int,
     number: int,
     model: Any,
     in_arena: bool,
 ) -> tuple[int, Manifest, tuple[int, ...]]:
     """Make a model, unless it is made, and write its segment. Return descriptor, manifest and leases on bases."""
-    fds = [create(temporary)]
+    fds = [unfinished]
     try:
         arena = Arena(fds[0]) if in_arena else None
         if in_arena:
             model = make(arena)
             gc.collect()  # gives back what the build used and dropped in cycles
-        flat = flatten(model)
+        flat = flatten(model, trust_remote_code=how.trust_remote_code)
         name = places.name_of_class(type(model)) if how.name is None else how.name
         draft = Manifest(name, number, how.keep, "", (), (), how.source)
         used = arena is not None and arena.used
@@ -224,8 +255,7 @@ def _made(
             manifest, leases = _write(fds[0], flat, draft, find, how, arena if used else None)
         except HeaderTooLargeError:
             arena = None
-            temporary.unlink()  # its memory lives until the copy is written
-            fds.insert(0, create(temporary))
+            fds.insert(0, _another(temporary))  # the memory of the first lives until the copy is written
             manifest, leases = _write(fds[0], flat, draft, find, how, None)
         if arena is not None:
             arena.seal()
@@ -239,27 +269,48 @@ def _made(
     return fds[0], manifest, leases
 
 
+def _another(temporary: Path) -> int:
+    """Put a new unfinished file in the place of one, in one step, and return its descriptor."""
+    spare = temporary.with_name(temporary.name.replace(TEMPORARY, f".gate{TEMPORARY}"))  # a name that a sweep knows
+    fd = create(spare)
+    try:
+        with typed_errors(temporary.parent):
+            spare.rename(temporary)
+    except BaseException:
+        spare.unlink(missing_ok=True)
+        close(fd)
+        raise
+    return fd
+
+
 def _give_up_older(path: Path) -> None:
-    """Drop this process's leases on older versions of a segment's name."""
+    """Drop this process's lease on the older one of two versions of a name: usually the one before this one.
+
+    It is this one if another thread has published a newer version meanwhile.
+    """
     name, number = places.parse(path.name) or ("", 0)
     with _lock:
-        older = []
-        for other in map(Path, _published):
-            parsed = places.parse(other.name)
-            if parsed is not None and other.parent == path.parent and parsed[0] == name and parsed[1] < number:
-                older.append(str(other))
-                _superseded[str(other)] = number
-    for each in older:
-        release(each, remove_now=False)
+        key = str(path.parent), name
+        other = _newest.get(key)
+        last = (places.parse(Path(other).name) or ("", 0))[1] if other is not None else 0
+        older, newest = (other, str(path)) if number > last else (str(path), other)
+        _newest[key] = newest or ""
+        if older is None:
+            return
+        _superseded[older] = max(number, last)
+        while len(_superseded) > _REMEMBERED:
+            del _superseded[next(iter(_superseded))]
+    release(older, remove_now=False)
 
 
 def _sync_folder(folder: Path) -> None:
     """Make new names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
+    fd = opened(folder, os.O_RDONLY, folder=True)
     try:
-        os.fsync(fd)
+        with typed_errors(folder):
+            os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def from_base(base: ModelRef | None) -> Find:
@@ -323,8 +374,9 @@ def unpublish(ref: ModelRef) -> None:
             f"there is nothing to do: it is removed when the last process that has it loaded releases it"
         )
     path = Path(ref.path)
-    if not kept(path):
-        close(open_segment(path).fd)  # raises if it is gone or damaged
+    head = open_segment(path)
+    close(head.fd)
+    if not head.manifest.keep:
         raise ValueError(
             f"{ref.name} version {ref.version} is held by the process that published it; unpublish it there"
         )
@@ -341,6 +393,9 @@ def release(path: str, *, remove_now: bool = True) -> bool:
     """
     with _lock:
         publication = _published.pop(path, None)
+        key = str(Path(path).parent), Path(path).name.rpartition("@")[0]
+        if _newest.get(key) == path:
+            del _newest[key]
     if publication is None:
         return False
     for fd in publication.fds:
@@ -367,6 +422,7 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
 
     Raises:
         UnknownNameError: Nothing is published under the name.
+        UntrustedPathError: The directory belongs to another user, or others can write it.
 
     Example:
         >>> import torch, zerocopy
@@ -379,12 +435,12 @@ def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> Mo
     for path in places.candidates(folder, name):
         try:
             return ref_of(path)
-        except SegmentGoneError:
+        except (SegmentGoneError, UntrustedPathError):
             continue  # its publisher and readers have left, so that an older version is the newest one
     raise unknown(folder, name)
 
 
 def digest(model: Any) -> str:
     """Return the digest that a model would be published with."""
-    flat = flatten(model)
+    flat = flatten(model, trust_remote_code=True)
     return model_digest(flat.skeleton, hash_blocks(block.bytes_view() for block in flat.blocks))

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,13 @@ from zerocopy._segment.checking import open_segment
 from zerocopy._segment.mapping import Mapping as Mapped
 from zerocopy._segment.mapping import map_file, map_segment
 from zerocopy._torch_private import neutral
-from zerocopy.errors import CorruptSegmentError, OtherFormatError, SegmentGoneError, UnknownNameError
+from zerocopy.errors import (
+    CorruptSegmentError,
+    OtherFormatError,
+    SegmentGoneError,
+    UnknownNameError,
+    UntrustedPathError,
+)
 
 _lock = threading.RLock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
@@ -115,7 +121,7 @@ class ModelRef:
             raise ValueError("the JSON of a reference is an object")
         return cls.from_dict(fields)
 
-    def load(self, *, device: str | torch.device = "cpu", cached: bool = True) -> Any:
+    def load(self, *, device: str | torch.device = "cpu", cached: bool = True, trust_remote_code: bool = False) -> Any:
         """Return the model with its weights mapped from the segment, without copying them.
 
         A write to a weight stays in this process, and `zerocopy.written` lists it.
@@ -124,6 +130,7 @@ class ModelRef:
             device: Where the weights should be. Any device but "cpu" gets a copy.
             cached: Return the model that this process loaded before, if it still exists. False makes another one, over
                 a mapping of its own.
+            trust_remote_code: Run the code that the model takes along from its checkpoint, if it does.
 
         Returns:
             The model, as it was published.
@@ -131,16 +138,19 @@ class ModelRef:
         Raises:
             SegmentGoneError: Its publisher and every reader have left.
             CorruptSegmentError: Its file was truncated or altered.
+            UntrustedPathError: Its file belongs to another user, or others can write it.
+            RemoteCodeError: It takes code along, and this is not allowed. Nothing of it was run.
         """
-        key = self.digest, str(device)
+        place = _place(device)
+        key = self.digest, str(place)
         with _lock:
             model = _loaded.get(key) if cached else None
             if model is None:
-                on_cpu = str(device) == "cpu"
-                model = _build(self, on_cpu=on_cpu)
+                on_cpu = place.type == "cpu"
+                model = _build(self, on_cpu=on_cpu, trust_remote_code=trust_remote_code)
                 if not on_cpu:
                     with neutral():
-                        model = model.to(device)
+                        model = model.to(place)
                 if cached and isinstance(model, nn.Module):
                     _loaded[key] = model
         return model
@@ -156,6 +166,16 @@ class ModelRef:
         """
         with local_segment(self) as path:
             yield replace(self, path=str(path), node=None)
+
+
+def _place(device: str | torch.device) -> torch.device:
+    """Return the device with its number, under which a process keeps one copy; the host has none."""
+    place = torch.device(device)
+    if place.type == "cpu":
+        return torch.device("cpu")
+    if place.index is None and place.type == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return place
 
 
 @contextmanager
@@ -198,20 +218,24 @@ def _map(ref: ModelRef) -> Mapped:
         return map_segment(path)
 
 
-def _map_base(base: ModelRef, delta: Mapped) -> Mapped:
+def _map_base(fields: dict[str, Any], delta: Mapped) -> Mapped:
     """Map a base: where it was published, or beside its delta by file name or content, as after moving a folder."""
     folder = delta.path.parent
+    try:
+        base = ModelRef.from_dict(fields)
+    except ValueError as error:
+        raise CorruptSegmentError(f"{delta.path} has a base that is no reference: {error}") from error
     try:
         mapping = _map(base)
         if mapping.manifest.digest == base.digest:
             return mapping
-    except (SegmentGoneError, OtherFormatError):
+    except (SegmentGoneError, OtherFormatError, UntrustedPathError):
         pass
     beside = folder / Path(base.path).name
     for path in (beside, *(each for each in segments(folder) if each not in (beside, delta.path))):
         try:
             head = open_segment(path)
-        except (SegmentGoneError, CorruptSegmentError):
+        except (SegmentGoneError, CorruptSegmentError, UntrustedPathError):
             continue
         close(head.fd)
         if head.manifest.digest == base.digest:
@@ -222,27 +246,46 @@ def _map_base(base: ModelRef, delta: Mapped) -> Mapped:
     )
 
 
-def _build(ref: ModelRef, *, on_cpu: bool) -> Any:
+def _check_bases(delta: Mapped, bases: Sequence[Mapped]) -> None:
+    """Refuse blocks that their base does not hold: its own manifest says which it does."""
+    held = [
+        None if "file" in fields else {(block.offset, block.nbytes, block.digest) for block in base.manifest.blocks}
+        for base, fields in zip(bases, delta.manifest.bases, strict=True)
+    ]
+    for block in delta.manifest.blocks:
+        if block.base is None or not block.nbytes:
+            continue
+        there = held[block.base]
+        if block.offset + block.nbytes > len(bases[block.base]) or (
+            there is not None and (block.offset, block.nbytes, block.digest) not in there
+        ):
+            raise CorruptSegmentError(f"{delta.path} needs bytes that {bases[block.base].path} does not hold")
+
+
+def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
     mapping = _map(ref)
     manifest = mapping.manifest
     if manifest.digest != ref.digest:
         raise CorruptSegmentError(f"{mapping.path} holds model {manifest.digest[:12]} instead of {ref.digest[:12]}")
     bases = [
-        map_file(manifest, index, mapping.path.parent) if "file" in fields else _map_base(ModelRef(**fields), mapping)
+        map_file(manifest, index, mapping.path.parent) if "file" in fields else _map_base(fields, mapping)
         for index, fields in enumerate(manifest.bases)
     ]
     for base in bases:
         base.delta = mapping  # keeps the lease on a segment all of whose blocks lie in bases
     own, others = memoryview(mapping), [memoryview(base) for base in bases]
+    if bases:
+        _check_bases(mapping, bases)
     buffers = [
         (own if block.base is None else others[block.base])[block.offset : block.offset + block.nbytes]
         for block in manifest.blocks
     ]
-    model = rebuild(mapping.skeleton, buffers)
+    model = rebuild(mapping.skeleton, buffers, trust_remote_code=trust_remote_code)
     if on_cpu:
         remember(model, str(mapping.path), manifest, buffers)
+    memory = f"{default_directory()}{os.sep}"
     for index, each in enumerate((mapping, *bases)):
         each.used = [block for block in manifest.blocks if block.base == (index - 1 if index else None)]
-        if each.path.parent == default_directory():  # memory; from a disk, only the used pages should be read
+        if str(each.path).startswith(memory):  # from a disk, only the used pages should be read
             each.read_ahead()
     return model

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zerocopy import _directory as places
+from zerocopy._lease import close, opened
 from zerocopy._origin import NOTE
 from zerocopy._segment.format import Manifest, check
 from zerocopy._writes import PAGE, private_pages
-from zerocopy.errors import CorruptSegmentError, SegmentGoneError
+from zerocopy.errors import SegmentGoneError, ZerocopyError
 
+_LONGEST_NOTE = 1 << 22  # bytes
 _LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+\s+(.*)$")
 
 
@@ -116,6 +119,19 @@ class SegmentInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Something in the segment directory that was not read.
+
+    Args:
+        file: Its name; empty for the directory itself.
+        reason: Why: it is damaged, another user's, or no plain file.
+    """
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What is shared on this machine: segments and the processes that map them.
 
@@ -123,6 +139,7 @@ class Report:
         directory: The segment directory.
         segments: The published segments, and removed ones that are still mapped.
         views: One entry per process and segment that it maps.
+        unreadable: Files that are called like segments and cannot be read.
 
     Example:
         >>> import zerocopy
@@ -133,6 +150,7 @@ class Report:
     directory: str
     segments: tuple[SegmentInfo, ...]
     views: tuple[View, ...]
+    unreadable: tuple[Unreadable, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain dicts and lists, for JSON."""
@@ -141,7 +159,7 @@ class Report:
     def __str__(self) -> str:
         """Return lines for a terminal: each model, the number of its readers, and what each process wrote."""
         if not self.segments and not self.views:
-            return f"nothing is published in {self.directory}"
+            return "\n".join([f"nothing is published in {self.directory}", *self.not_read()])
         lines = [f"published in {self.directory}:"]
         for info in sorted(self.segments, key=lambda entry: (entry.name, entry.version)):
             state = "removed, still read" if info.gone else "current" if info.current else ""
@@ -153,7 +171,11 @@ class Report:
             lines.extend(f"  {view}" for view in self.views if view.segment == info.file)
         listed = {info.file for info in self.segments}
         lines.extend(f"{view.segment} (removed): {view}" for view in self.views if view.segment not in listed)
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.not_read()])
+
+    def not_read(self) -> list[str]:
+        """Return a line for each thing that could not be read."""
+        return [f"not read: {entry.file or self.directory}: {entry.reason}" for entry in self.unreadable]
 
 
 def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[int] | None = None) -> Report:
@@ -173,8 +195,20 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
         [1]
         >>> zerocopy.unpublish(ref)
     """
-    folder = places.default_directory() if directory is None else Path(directory).absolute()
-    manifests: dict[str, tuple[Manifest, int] | None] = {path.name: _manifest(path) for path in places.segments(folder)}
+    folder = places.folder_of(directory)
+    unread: list[Unreadable] = []
+    manifests: dict[str, tuple[Manifest, int] | None] = {}
+    reason = places.why_distrusted(folder) if os.path.lexists(folder) else ""
+    if reason:
+        unread.append(Unreadable("", reason))
+    for path in places.segments(folder):
+        try:
+            manifests[path.name] = _manifest(path)
+        except SegmentGoneError:
+            continue
+        except (ZerocopyError, OSError) as error:
+            unread.append(Unreadable(path.name, str(error)))
+            manifests[path.name] = None
     on_disk = set(manifests)
     views = []
     for pid in _pids() if pids is None else pids:
@@ -188,7 +222,7 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
             known = manifests[file]
             view = _view(pid, file, mapped.get(file, ()), elsewhere, known[0] if known else None)
             views.append(replace(view, released=released.get(file, ())))
-    current = {os.readlink(link) for link in folder.glob("*@current")} if folder.is_dir() else set()
+    current = {places.current_target(folder, name) for name in places.names(folder)}
     infos = []
     for file, known in manifests.items():
         if known is None:
@@ -208,32 +242,29 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
                 file not in on_disk,
             )
         )
-    return Report(str(folder), tuple(infos), tuple(views))
+    return Report(str(folder), tuple(infos), tuple(views), tuple(unread))
 
 
-def _manifest(path: Path) -> tuple[Manifest, int] | None:
+def _manifest(path: Path, *, follow: bool = False) -> tuple[Manifest, int]:
     """Return a segment's manifest and the size of its skeleton."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # without a lease: a report must not keep a segment alive
-    except OSError:
-        return None
+        fd = opened(path, os.O_RDONLY, foreign=follow)  # without a lease: a report must not keep a segment alive
+    except FileNotFoundError as error:
+        raise SegmentGoneError(f"{path} is gone") from error
     try:
         head = check(fd, path)
         return head.manifest, len(head.skeleton)
-    except (CorruptSegmentError, SegmentGoneError):
-        return None
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _removed_manifest(pid: int, path: Path) -> tuple[Manifest, int] | None:
     """Read the manifest of a removed segment through a reader's descriptor."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if os.readlink(entry) == f"{path} (deleted)":
-                return _manifest(entry)
-        except OSError:
-            continue
+    with suppress(OSError):  # the process has ended
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError, ZerocopyError):
+                if os.readlink(entry) == f"{path} (deleted)":
+                    return _manifest(entry, follow=True)
     return None
 
 
@@ -246,16 +277,24 @@ def _released(pid: int, folder: Path) -> dict[str, tuple[WrittenTensor, ...]]:
         return {}
     for entry in entries:
         try:
-            if NOTE not in os.readlink(f"/proc/{pid}/fd/{entry}"):
+            if not os.readlink(f"/proc/{pid}/fd/{entry}").startswith(f"/memfd:{NOTE}"):
                 continue
-            path, *lines = Path(f"/proc/{pid}/fd/{entry}").read_text(errors="surrogateescape").splitlines()
+            path, *lines = _text_of(Path(f"/proc/{pid}/fd/{entry}")).splitlines()
+            noted = [line.split(" ", 1) for line in lines]
+            tensors = tuple(WrittenTensor(name, int(nbytes)) for nbytes, name in noted)
         except (OSError, ValueError):  # it closed the file meanwhile, or has just made it
             continue
         if Path(path).parent == folder:
-            noted = [line.split(" ", 1) for line in lines]
-            tensors = tuple(WrittenTensor(name, int(nbytes)) for nbytes, name in noted)
             found[Path(path).name] = found.get(Path(path).name, ()) + tensors
     return found
+
+
+def _text_of(note: Path) -> str:
+    fd = opened(note, os.O_RDONLY, foreign=True)
+    try:
+        return os.pread(fd, _LONGEST_NOTE, 0).decode(errors="surrogateescape")
+    finally:
+        close(fd)
 
 
 def _private(pid: int) -> int:

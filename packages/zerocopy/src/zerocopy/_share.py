@@ -18,11 +18,17 @@ from zerocopy._arena import Arena, InArena
 from zerocopy._checkpoint.files import files_of
 from zerocopy._checkpoint.publishing import publish_checkpoint
 from zerocopy._hub import publish_pretrained
-from zerocopy._lease import TEMPORARY, close, gate
+from zerocopy._lease import TEMPORARY, close, gate, opened
 from zerocopy._publish import Options, from_base, publish_made
 from zerocopy._ref import ModelRef, ref_of
 from zerocopy._segment.checking import open_segment
-from zerocopy.errors import CorruptSegmentError, OtherBuildError, SegmentGoneError, ShareTimeoutError
+from zerocopy.errors import (
+    CorruptSegmentError,
+    OtherBuildError,
+    SegmentGoneError,
+    ShareTimeoutError,
+    UntrustedPathError,
+)
 
 _PAUSE = 0.02  # seconds between two looks of a process that waits
 Progress = Callable[[str], object]
@@ -37,6 +43,7 @@ def share(
     timeout: float = 600,
     directory: str | os.PathLike[str] | None = None,
     on_wait: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Return a model that any number of processes share, built by one of them.
 
@@ -52,6 +59,7 @@ def share(
         timeout: Seconds to wait for the leader.
         directory: The segment directory; shared memory by default.
         on_wait: Called with a line of text about the leader's progress while this process waits.
+        trust_remote_code: Allow code of the checkpoint, in the leader and in this process; see `publish`.
 
     Returns:
         The model.
@@ -74,13 +82,15 @@ def share(
     lock = folder / f"{places.check_name(name)}@0-0{places.SUFFIX}.gate{TEMPORARY}"
     end = time.monotonic() + timeout
     while True:
-        model = _existing(folder, name, source)
+        model = _existing(folder, name, source, trust_remote_code)
         if model is not None:
             return model
         with gate(lock, wait=False) as leads:
             if leads:
-                model = _existing(folder, name, source)  # another leader may have been done meanwhile
-                how = Options(name, None, directory, source=source, tick=_Note(lock))
+                model = _existing(folder, name, source, trust_remote_code)  # another leader may have been done
+                how = Options(
+                    name, None, directory, source=source, tick=_Note(lock), trust_remote_code=trust_remote_code
+                )
                 return _lead(folder, build_or_checkpoint, build, auto_class, how) if model is None else model
         line = _progress(lock, name)
         if on_wait is not None and line != told:
@@ -90,7 +100,7 @@ def share(
         time.sleep(_PAUSE)
 
 
-def _existing(folder: Path, name: str, source: str) -> Any:
+def _existing(folder: Path, name: str, source: str, trust_remote_code: bool) -> Any:
     """Load the newest version of a name, or return None if there is none.
 
     Raises:
@@ -105,10 +115,10 @@ def _existing(folder: Path, name: str, source: str) -> Any:
                     f"{name!r} is shared from {head.manifest.source.splitlines()[0]}, which differs from this "
                     f"{source.splitlines()[0]}: use another name, or end the processes that share the other one"
                 )
-            return ref_of(path).load()
+            return ref_of(path).load(trust_remote_code=trust_remote_code)
         except SegmentGoneError:
             continue
-        except CorruptSegmentError:
+        except (CorruptSegmentError, UntrustedPathError):
             continue  # a leader makes a new version
     return None
 
@@ -116,7 +126,7 @@ def _existing(folder: Path, name: str, source: str) -> Any:
 def _lead(folder: Path, what: Any, build: Callable[[], Any] | None, auto_class: Any, how: Options) -> Any:
     """Publish and load the model, once what a killed leader left is gone."""
     _clear(folder, how.name or "")
-    return _publish(what, build, auto_class, how).load()
+    return _publish(what, build, auto_class, how).load(trust_remote_code=how.trust_remote_code)
 
 
 def _publish(what: Any, build: Callable[[], Any] | None, auto_class: Any, how: Options) -> ModelRef:
@@ -145,7 +155,7 @@ def _clear(folder: Path, name: str) -> None:
 def _is_alive(path: Path) -> bool:
     """Return whether an unfinished file has been held for a while, so that its publisher is not a killed leader."""
     with suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime > 60
+        return time.time() - path.lstat().st_mtime > 60
     return False
 
 
@@ -162,13 +172,22 @@ class _Note:
         self._done += nbytes
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.1
+            text = json.dumps({"pid": os.getpid(), "done": self._done}).encode()
             with suppress(OSError):
-                self._lock.write_text(json.dumps({"pid": os.getpid(), "done": self._done}))
+                fd = opened(self._lock, os.O_WRONLY)
+                try:
+                    os.ftruncate(fd, os.pwrite(fd, text, 0))
+                finally:
+                    close(fd)
 
 
 def _progress(lock: Path, name: str) -> str:
     try:
-        noted = json.loads(lock.read_text())
+        fd = opened(lock, os.O_RDONLY)
+        try:
+            noted = json.loads(os.pread(fd, 1000, 0))
+        finally:
+            close(fd)
         return f"process {noted['pid']} publishes {name!r}: {noted['done'] >> 20} MiB done"
     except (OSError, ValueError, KeyError, TypeError):
         return f"another process builds {name!r}"

@@ -21,6 +21,9 @@ _CDATA, _UNTYPED, _SCHEMA = attrgetter("_cdata"), attrgetter("_untyped_storage")
 
 try:
     from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+    from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defined]
+    from torch.overrides import _pop_mode as _pop_function_mode
+    from torch.overrides import _push_mode as _push_function_mode
     from torch.utils._python_dispatch import (  # type: ignore[attr-defined]
         TorchDispatchMode,
         _len_torch_dispatch_stack,
@@ -84,13 +87,20 @@ def neutral() -> Iterator[None]:
 
     Tensors made in the block are ordinary tensors in host memory, wherever it is called.
     """
-    with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+    with torch.inference_mode(False), torch.enable_grad():
+        # A default device is a function mode. Entering one more for "cpu" would triple the time of every call.
+        functions = [
+            _pop_function_mode()  # type: ignore[no-untyped-call]
+            for _ in range(_len_torch_function_stack())
+        ]
         modes = [_pop_mode() for _ in range(_len_torch_dispatch_stack())]
         try:
             yield
         finally:
             for mode in reversed(modes):
                 _push_mode(mode)
+            for mode in reversed(functions):
+                _push_function_mode(mode)  # type: ignore[no-untyped-call]
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:

@@ -16,8 +16,8 @@ from zerocopy.errors import MissingExtraError
 
 try:
     import ray
-except ImportError as error:
-    raise MissingExtraError('this needs Ray: pip install "pentad-zerocopy[ray]", or use mode="local"') from error
+except ImportError as _error:
+    raise MissingExtraError('this needs Ray: pip install "pentad-zerocopy[ray]", or use mode="local"') from _error
 
 __all__ = ["BatchPredictor", "ModelActor", "deployment"]
 
@@ -78,19 +78,20 @@ class ModelActor:
         >>> zerocopy.unpublish(ref)
     """
 
-    def __init__(self, ref: ModelRef, *, refuse_writes: bool = False) -> None:
+    def __init__(self, ref: ModelRef, *, refuse_writes: bool = False, trust_remote_code: bool = False) -> None:
         self._refuse = refuse_writes
+        self._trust = trust_remote_code
         self.reload(ref)
 
     def reload(self, ref: ModelRef) -> int:
         """Switch to another model between calls, and return its version."""
-        self._model = ref.load()
+        self._model = ref.load(trust_remote_code=self._trust)
         self._ref = ref
         return ref.version
 
     def call(self, method: str = "__call__", args: Any = (), kwargs: Any = None) -> Any:
         """Call a method of the model."""
-        return call_model(self._ref, method, args, kwargs, refuse_writes=self._refuse)
+        return call_model(self._ref, method, args, kwargs, refuse_writes=self._refuse, trust_remote_code=self._trust)
 
     def written(self) -> Any:
         """Return the weights that this process has written to."""
@@ -109,6 +110,7 @@ class BatchPredictor:
         column: The column that the model reads, or several, which it gets as arguments of those names.
         output: The column that it writes.
         method: The method to call with tensors of the columns.
+        trust_remote_code: See `ModelRef.load`.
 
     Example:
         >>> import numpy, torch, zerocopy
@@ -126,12 +128,14 @@ class BatchPredictor:
         column: str | Sequence[str] = "data",
         output: str = "prediction",
         method: str = "__call__",
+        trust_remote_code: bool = False,
     ) -> None:
         self._ref, self._column, self._output, self._method = ref, column, output, method
+        self._trust = trust_remote_code
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Predict one batch of numpy columns."""
-        dtype = floating_dtype(kept_model(self._ref))
+        dtype = floating_dtype(kept_model(self._ref, self._trust))
         args: tuple[Any, ...]
         kwargs: dict[str, Any]
         if isinstance(self._column, str):
@@ -148,7 +152,7 @@ class BatchPredictor:
         return {**batch, **columns}
 
 
-def deployment(ref: ModelRef, method: str = "__call__", **options: Any) -> Any:
+def deployment(ref: ModelRef, method: str = "__call__", *, trust_remote_code: bool = False, **options: Any) -> Any:
     """Return a Ray Serve application that answers with a published model. All its replicas share one copy of weights.
 
     Its handle takes the model's arguments. By HTTP it takes a POST with JSON. A list is the only argument, an object
@@ -158,6 +162,7 @@ def deployment(ref: ModelRef, method: str = "__call__", **options: Any) -> Any:
     Args:
         ref: The model.
         method: The method that requests call.
+        trust_remote_code: See `ModelRef.load`.
         **options: Options of `serve.deployment`, such as `num_replicas` or `user_config`. A new
             `user_config={"ref": ref.as_dict()}`, or `{"name": "..."}` for the current version of a name, switches the
             replicas between two requests.
@@ -179,18 +184,19 @@ def deployment(ref: ModelRef, method: str = "__call__", **options: Any) -> Any:
     except ImportError as error:
         raise MissingExtraError('this needs Ray Serve: pip install "pentad-zerocopy[ray-serve]"') from error
 
-    return serve.deployment(Replica, **options).bind(ref, method)
+    return serve.deployment(Replica, **options).bind(ref, method, trust_remote_code)
 
 
 class Replica:
     """One Serve replica."""
 
-    def __init__(self, ref: ModelRef, method: str) -> None:
+    def __init__(self, ref: ModelRef, method: str, trust_remote_code: bool = False) -> None:
         self._method = method
+        self._trust = trust_remote_code
         self._serve(ref)
 
     def _serve(self, ref: ModelRef) -> None:
-        self._loaded = ref, ref.load()
+        self._loaded = ref, ref.load(trust_remote_code=self._trust)
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer one request, by the handle or by HTTP."""

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from . import kinds
 from .errors import OverloadedError, UnsupportedTypeError, WireError
-from .wire import MAX_DEPTH, Hook, Room, Special, pack, revive, unpack
+from .wire import KIND, MAX_DEPTH, Hook, RefusedError, Room, Special, describe, pack, revive, unpack
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _PLAIN = _SCALARS | {list, dict}
@@ -88,9 +89,14 @@ class Codec:
         made: list[tuple[int, bytes]] = []
 
         def special(part: Any) -> tuple[int, bytes] | None:
-            found = self._special(part)
-            if found is not None:
-                made.append(found)
+            found = describe(part, special)
+            if found is None:
+                try:
+                    found = self._special(part)
+                except UnsupportedTypeError as failure:
+                    raise RefusedError(part, str(failure)) from None
+                if found is not None:
+                    made.append(found)
             return found
 
         try:
@@ -163,6 +169,8 @@ class Codec:
         try:
             if 1 <= code <= 7:
                 return revive(code, payload, self._inner)
+            if code == KIND:
+                return kinds.build(self._inner(payload))
             return self._special_hook(code, bytes(payload))
         finally:
             state.depth -= 1

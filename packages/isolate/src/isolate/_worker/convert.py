@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import enum
 import inspect
 import sys
@@ -10,12 +11,16 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from .declared import LIVE, Declared, refuse
+
 Convert = Callable[[Any, str], Any]
 _STRICT = (bool, int, float, str, bytes)
+_SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 
 
 def _wrong(path: str, value: object, wanted: str) -> TypeError:
-    return TypeError(f"{path} is a {type(value).__name__}, wanted {wanted}")
+    name = f"{value.form} {value.name:.80}" if type(value) is Declared else type(value).__name__
+    return TypeError(f"{path} is a {name}, wanted {wanted}")
 
 
 def converter(annotation: Any) -> Convert | None:
@@ -24,16 +29,20 @@ def converter(annotation: Any) -> Convert | None:
         return _enum(annotation)
     if isinstance(annotation, type) and hasattr(annotation, "__dataclass_fields__"):
         return _dataclass(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
+        return _named_tuple(annotation)
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return converter(args[0])
     if origin in (typing.Union, types.UnionType):
         return _union(args)
     if origin in (list, set, frozenset) and args:
-        return _collection(origin, converter(args[0]))
+        return _collection((origin,), converter(args[0]))
+    if origin in _SEQUENCES and args:
+        return _collection((list, tuple), converter(args[0]))
     if origin is tuple and args:
         return _tuple(args)
-    if origin is dict and len(args) == 2:
+    if origin in (dict, collections.abc.Mapping, collections.abc.MutableMapping) and len(args) == 2:
         return _mapping(converter(args[0]), converter(args[1]))
     return None
 
@@ -42,6 +51,10 @@ def _enum(kind: type[enum.Enum]) -> Convert:
     def convert(value: Any, path: str) -> Any:
         if isinstance(value, kind):
             return value
+        if type(value) is Declared:
+            if value.form != "enum":
+                raise _wrong(path, value, f"a {kind.__name__}")
+            value = value.content
         try:
             return kind(value)
         except ValueError:
@@ -55,10 +68,8 @@ def _field(annotation: Any) -> Convert | None:
     if annotation in _STRICT:
 
         def check(value: Any, path: str) -> Any:
-            if type(value) is annotation:
+            if type(value) is annotation or (annotation is float and type(value) is int):
                 return value
-            if annotation is float and type(value) is int:
-                return float(value)
             raise _wrong(path, value, annotation.__name__)
 
         return check
@@ -72,15 +83,14 @@ def _dataclass(kind: type) -> Convert:
         nonlocal fields
         if isinstance(value, kind):
             return value
+        if type(value) is Declared and value.form == "dataclass":
+            value = value.content
         if type(value) is not dict:
             raise _wrong(path, value, f"the fields of {kind.__name__}")
+        declared: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
         if fields is None:  # late, so that a dataclass may contain itself
             hints = typing.get_type_hints(kind)
-            fields = {
-                name: _field(hints.get(name))
-                for name, field in kind.__dataclass_fields__.items()  # type: ignore[attr-defined]
-                if field.init
-            }
+            fields = {name: _field(hints.get(name)) for name in declared}
         extra = value.keys() - fields.keys()
         if extra:
             raise TypeError(f"{path} has the fields {sorted(extra)}, which {kind.__name__} does not have")
@@ -88,10 +98,36 @@ def _dataclass(kind: type) -> Convert:
         for name, item in value.items():
             change = fields[name]
             built[name] = item if change is None else change(item, f"{path}.{name}")
+            if LIVE:
+                refuse(built[name], f"{path}.{name}")
+        late = {name: built.pop(name) for name in list(built) if not declared[name].init}
         try:
-            return kind(**built)
+            made = kind(**built)
         except TypeError as failure:
             raise TypeError(f"{path} is no {kind.__name__}: {failure}") from None
+        for name, item in late.items():
+            object.__setattr__(made, name, item)
+        return made
+
+    return convert
+
+
+def _named_tuple(kind: Any) -> Convert:
+    changes: list[Convert | None] | None = None
+
+    def convert(value: Any, path: str) -> Any:
+        nonlocal changes
+        if isinstance(value, kind):
+            return value
+        if type(value) is Declared and value.form == "namedtuple" and tuple(value.content) == kind._fields:
+            value = tuple(value.content.values())
+        if type(value) is not tuple or len(value) != len(kind._fields):
+            raise _wrong(path, value, f"a {kind.__name__} of {len(kind._fields)} fields")
+        if changes is None:  # late, so that it may contain itself
+            hints = hints_of(kind)
+            changes = [_field(hints.get(name)) for name in kind._fields]
+        each = zip(value, changes, kind._fields, strict=True)
+        return kind(*(item if change is None else change(item, f"{path}.{name}") for item, change, name in each))
 
     return convert
 
@@ -118,14 +154,14 @@ def _union(args: tuple[Any, ...]) -> Convert | None:
     return convert
 
 
-def _collection(kind: Any, change: Convert | None) -> Convert | None:
+def _collection(kinds: tuple[Any, ...], change: Convert | None) -> Convert | None:
     if change is None:
         return None
 
     def convert(value: Any, path: str) -> Any:
-        if type(value) is not kind:
-            raise _wrong(path, value, kind.__name__)
-        return kind([change(item, f"{path}[{index}]") for index, item in enumerate(value)])
+        if type(value) not in kinds:
+            raise _wrong(path, value, " or ".join(kind.__name__ for kind in kinds))
+        return type(value)([change(item, f"{path}[{index}]") for index, item in enumerate(value)])
 
     return convert
 
@@ -188,17 +224,21 @@ def arguments(function: Callable[..., Any]) -> Callable[[list[Any], dict[str, An
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return None
-    positional = [
-        name
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
+    by_kind: dict[Any, list[str]] = {}
+    for name, parameter in signature.parameters.items():
+        by_kind.setdefault(parameter.kind, []).append(name)
+    kind = inspect.Parameter
+    positional = by_kind.get(kind.POSITIONAL_ONLY, []) + by_kind.get(kind.POSITIONAL_OR_KEYWORD, [])
+    (rest,) = by_kind.get(kind.VAR_POSITIONAL, [""])
+    (others,) = by_kind.get(kind.VAR_KEYWORD, [""])
+
+    def one(name: str, value: Any, path: str) -> Any:
+        return changes[name](value, path) if name in changes else value
 
     def convert(args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        args = [
-            changes[name](value, name) if name in changes else value
-            for name, value in zip([*positional, *[""] * len(args)], args, strict=False)
-        ]
-        return args, {name: changes[name](value, name) if name in changes else value for name, value in kwargs.items()}
+        names = [*positional, *[rest] * len(args)]
+        args = [one(name, value, name) for name, value in zip(names, args, strict=False)]
+        named = signature.parameters
+        return args, {name: one(name if name in named else others, value, name) for name, value in kwargs.items()}
 
     return convert

@@ -18,23 +18,37 @@ class IsolateError(Exception):
 
 
 class WireError(IsolateError, ValueError):
-    """The other side sent bytes that break the protocol."""
+    """The other side sent bytes that break the protocol.
+
+    The connection is closed. Load the extension again; if that repeats, its worker or its packages are faulty.
+    """
 
 
 class UnsupportedTypeError(IsolateError, TypeError):
-    """A value is of a type that does not travel; the message gives its place."""
+    """A value is of a type that does not travel; the message gives its place.
+
+    Pass plain values, arrays or tensors: convert the object at that place first.
+    """
 
 
 class UnknownMethodError(IsolateError, AttributeError):
-    """The other side declares no method of that name."""
+    """The other side declares no method of that name.
+
+    Check the spelling, and whether the manifest's `provides` or `needs` lists the method.
+    """
 
 
 class DepthExceededError(IsolateError, RecursionError):
-    """Calls between host and extensions are nested deeper than the limit."""
+    """Calls between host and extensions are nested deeper than the limit.
+
+    Look for a recursion between host and extension that does not end.
+    """
 
 
 class CallTimeoutError(IsolateError, TimeoutError):
     """A call's deadline passed before its answer came.
+
+    The callee was cancelled. Call again with a longer `timeout`, or make the method faster.
 
     Example:
         >>> with Host(store) as host:
@@ -48,23 +62,37 @@ class CallTimeoutError(IsolateError, TimeoutError):
 
 
 class LinkClosedError(IsolateError, ConnectionError):
-    """The connection is closed, so the call cannot be answered."""
+    """The connection is closed, so the call cannot be answered.
+
+    Load the extension again, or make the call before the host closes.
+    """
 
 
 class WouldDeadlockError(IsolateError, RuntimeError):
-    """A blocking call was made on the thread that would have to receive its answer."""
+    """A blocking call was made on the thread that would have to receive its answer.
+
+    Await the call (`extension.aio`), or make it on another thread.
+    """
 
 
 class ForkedError(IsolateError, RuntimeError):
-    """A host or one of its extensions was used in a fork of the process that opened it."""
+    """A host or one of its extensions was used in a fork of the process that opened it.
+
+    Open a host in the child, or start processes by spawn.
+    """
 
 
 class OverloadedError(IsolateError, RuntimeError):
-    """More calls or bytes are in flight than the limit allows."""
+    """More calls or bytes are in flight than the limit allows.
+
+    Wait for some of the calls, or raise the extension's `Quotas` in the `Policy`.
+    """
 
 
 class RemoteError(IsolateError):
     """An exception of a type that the caller does not share; it carries the remote type, message and traceback.
+
+    Read `traceback`. Catch it by `type_name` where you expect it.
 
     Args:
         type_name: Dotted name of the class on the other side; text only, never imported.
@@ -88,7 +116,10 @@ class RemoteError(IsolateError):
 
 
 class RemoteTracebackError(Exception):
-    """The cause of an exception that came from the other side: its formatted traceback there."""
+    """The cause of an exception that came from the other side: its formatted traceback there.
+
+    Its text ends with the line of the other side that failed.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -99,4 +130,7 @@ class RemoteTracebackError(Exception):
 
 
 class CallCancelledError(BaseException):
-    """Raised inside a running synchronous method when its caller has given up; not an `Exception`, as in asyncio."""
+    """Raised inside a running synchronous method when its caller has given up; not an `Exception`, as in asyncio.
+
+    Do not catch it: release resources in `finally`.
+    """

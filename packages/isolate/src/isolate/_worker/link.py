@@ -1,3 +1,4 @@
+# long because calls and answers in both directions share the table of pending numbers
 """Calls over one socket, the same on both ends: numbers, answers, callbacks and streams.
 
 Nothing that arrives is looked up by attribute: a call names an entry of `exports`, or the number of a callable that
@@ -16,9 +17,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from . import failures, forks
+from . import declared, failures, forks, stacks
 from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
 from .channel import Channel
+from .convert import Convert
 from .copies import ON_LOOP, STATE, Copier, CopyNeededError
 from .errors import (
     CallTimeoutError,
@@ -47,6 +49,7 @@ from .protocol import (
     RELEASE,
     RESULT,
     SEGMENT,
+    STACK,
     STOP,
 )
 from .quotas import TRUSTED, LinkLimits
@@ -114,6 +117,7 @@ class Link:  # long because calls and answers in both directions share the table
         self._max_depth = max_depth
         self._numbers = itertools.count(1)
         self._pending: dict[int, Any] = {}
+        self._stacks: dict[int, Any] = {}
         self._released: list[int] = []
         self._housekeeping = False
         self._closing: BaseException | None = None
@@ -152,9 +156,14 @@ class Link:  # long because calls and answers in both directions share the table
     # Calls to the other side
 
     def call(
-        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None = None,
+        returns: Convert | None = None,
     ) -> Any:
-        """Call and block until the answer comes."""
+        """Call and block until the answer comes; `returns` rebuilds it."""
         if self.on_loop_thread:
             raise WouldDeadlockError(
                 f"a blocking call to {self.name} on the event loop's own thread could never be answered; "
@@ -165,31 +174,48 @@ class Link:  # long because calls and answers in both directions share the table
         number = self.begin(target, args, kwargs, deadline, reply)
         try:
             if not reply.wait(deadline):
-                raise CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+                stack = ThreadReply()
+                self._ask_stack(number, stack)
+                raise self._late(target, stack.value if stack.wait(time.monotonic() + stacks.WAIT) else "")
         except BaseException:
             self.abandon(number)
             raise
-        return reply.take()
+        return declared.result(reply.take(), returns)
 
     async def acall(
-        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None = None,
+        returns: Convert | None = None,
     ) -> Any:
-        """Call from a coroutine, on any event loop."""
+        """Call from a coroutine, on any event loop; `returns` rebuilds the answer."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         deadline = deadline_after(timeout)
         reply = future if loop is self.loop else ForeignReply(loop, future)
-        number = self.begin_here(target, args, kwargs, deadline, reply)
-        if number is None:
-            number = await self.begin_elsewhere(target, args, kwargs, deadline, reply)
         timer = None
         if deadline is not None:
-            late = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+            late = self._late(target, "")
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), lambda: settle(future, None, late))
+        number: int | None = None
         try:
-            return await future
-        except (asyncio.CancelledError, CallTimeoutError):
+            number = self.begin_here(target, args, kwargs, deadline, reply)
+            if number is None:
+                number = await self.begin_elsewhere(target, args, kwargs, deadline, reply)
+            return declared.result(await future, returns)
+        except CallTimeoutError:
+            if number is None:
+                raise
+            stack: asyncio.Future[Any] = loop.create_future()
+            self._ask_stack(number, stack if loop is self.loop else ForeignReply(loop, stack))
+            await asyncio.wait([stack], timeout=stacks.WAIT)
             self.abandon(number)
+            raise self._late(target, stack.result() if stack.done() else "") from None
+        except asyncio.CancelledError:
+            if number is not None:
+                self.abandon(number)
             raise
         finally:
             if timer is not None:
@@ -251,10 +277,23 @@ class Link:  # long because calls and answers in both directions share the table
 
     def abandon(self, number: int) -> None:
         """Cancel a call unless it is answered already."""
+        self._stacks.pop(number, None)
         if self._pending.pop(number, None) is not None:
             self.tell(CANCEL, number, None)
             if self._on_abandoned is not None:
                 self._on_abandoned()
+
+    def _ask_stack(self, number: int, reply: Any) -> None:
+        """Cancel a call and ask where it was; `reply` gets the text."""
+        if number in self._pending:
+            self._stacks[number] = reply
+            self.tell(CANCEL, number, True)
+
+    def _late(self, target: str | int, stack: str) -> CallTimeoutError:
+        error = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
+        if stack:
+            error.add_note(f"In {self.name} it was here:\n{stack}")
+        return error
 
     def tell(self, kind: int, number: int, value: Any) -> None:
         """Send a frame; no error if the other side is gone."""
@@ -388,7 +427,15 @@ class Link:  # long because calls and answers in both directions share the table
                 self._pending.pop(number)
                 reply.set_result(None)
         elif kind == CANCEL:
+            stack = self.serving.stack(number) if self.serving.shows_stacks and payload != _NONE else ""
             self.serving.cancel(number)
+            if stack:
+                self.tell(STACK, number, stack)
+        elif kind == STACK:
+            waiter = self._stacks.pop(number, None)
+            text = self.values.decode(payload) if len(payload) <= 4 * stacks.LIMIT else ""
+            if waiter is not None and type(text) is str:
+                self._resolve(waiter, text, None)
         elif kind == CREDIT:
             self.serving.credit(number, self.values.decode(payload))
         elif kind == RELEASE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +16,20 @@ from .calls import Export, kind_of
 from .convert import arguments
 
 HOOKS = frozenset({"on_stop"})
+_DOC_LIMIT = 4000
 
 
 def import_entry(directory: str, entry: str, private_name: str | None = None) -> tuple[ModuleType, str]:
     """Return the entry's module and the name after the colon; with `private_name`, `sys.path` stays unchanged."""
     module_name, _, attribute = entry.partition(":")
+    if module_name == ".":  # the folder itself is a package
+        module_name = ""
+        private_name = private_name or re.sub(r"\W", "_", Path(directory).name)
     if private_name is None:
         if directory not in sys.path:
             sys.path.insert(0, directory)
         return importlib.import_module(module_name), attribute
-    path = Path(directory, *module_name.split("."))
+    path = Path(directory, *filter(None, module_name.split(".")))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not source.is_file():
         raise ModuleNotFoundError(f"No module named {module_name!r} in {directory}", name=module_name)
@@ -106,10 +111,11 @@ def annotation_text(annotation: Any) -> str:
 
 
 def describe_methods(methods: dict[str, Callable[..., Any]]) -> dict[str, dict[str, Any]]:
-    """Return for each method its kind, parameters (name, kind, has a default, annotation) and return annotation."""
+    """Return for each method its kind, parameters (name, kind, has a default, annotation), return annotation, doc."""
     described: dict[str, dict[str, Any]] = {}
     for name, method in methods.items():
-        entry: dict[str, Any] = {"kind": kind_of(method), "params": None, "returns": ""}
+        doc = (inspect.getdoc(method) or "")[:_DOC_LIMIT]
+        entry: dict[str, Any] = {"kind": kind_of(method), "params": None, "returns": "", "doc": doc}
         try:
             signature = inspect.signature(method)
         except (TypeError, ValueError):

@@ -73,6 +73,20 @@ class Shared:
         return entry[0], int(array.__array_interface__["data"][0] - base.__array_interface__["data"][0])
 
 
+class Filled:
+    """Bytes that are made in place, in the memory that the other side reads; they arrive as an array of bytes.
+
+    Args:
+        nbytes: How many.
+        fill: Writes them into a memoryview of at least that size.
+    """
+
+    __slots__ = ("fill", "nbytes")
+
+    def __init__(self, nbytes: int, fill: Callable[[Any], None]) -> None:
+        self.nbytes, self.fill = nbytes, fill
+
+
 SHARED = Shared()
 
 
@@ -136,8 +150,15 @@ class Outgoing:
         """Return the wire form of an array, tensor or bytes object; None for anything else."""
         if type(value) is bytes:
             return ["bytes", self._store(len(value), lambda target: _fill_bytes(target, value)), None, [len(value)]]
+        if type(value) is Filled:
+            return [
+                "numpy",
+                self._store(value.nbytes, lambda target: value.fill(target[: value.nbytes])),
+                "|u1",
+                [value.nbytes],
+            ]
         numpy = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.ndarray):
+        if numpy is not None and type(value) is numpy.ndarray:
             text = dtype_text(value.dtype)
             shared = SHARED.find(value)
             if shared is not None and value.nbytes:
@@ -149,7 +170,7 @@ class Outgoing:
             where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), value, address)
             return ["numpy", where, text, list(value.shape)]
         torch = sys.modules.get("torch")
-        if torch is not None and isinstance(value, torch.Tensor):
+        if torch is not None and type(value) is torch.Tensor:
             name = str(value.dtype).removeprefix("torch.")
             if name not in TENSOR_TYPES or value.layout is not torch.strided:
                 raise UnsupportedTypeError(f"a {value.layout} tensor of dtype {value.dtype} does not travel")
@@ -165,7 +186,7 @@ class Outgoing:
             copies.count(nbytes)
             data = bytearray(nbytes)
             if nbytes:
-                fill(data)
+                fill(memoryview(data))
             return bytes(data)
         stamp = None if address is None else self._version(owner, address, nbytes)
         if copies.STATE.left is not None and not self._has(size_class(nbytes), stamp):

@@ -24,7 +24,7 @@ class Message(IntEnum):
     ERROR = 6
     """Call `number` raised. Payload: a failure, see `failures`."""
     CANCEL = 7
-    """The caller no longer wants call `number`. Payload: nil."""
+    """The caller no longer wants call `number`. Payload: nil, or true to ask where it was."""
     ITEM = 8
     """The next item of the stream of call `number`. Payload: the item."""
     CREDIT = 9
@@ -45,11 +45,30 @@ class Message(IntEnum):
     """A question whether the other side still handles messages. Payload: nil."""
     PONG = 17
     """The answer to PING. Payload: nil."""
+    STACK = 18
+    """Worker to host: where call `number` was when it was cancelled. Payload: a text."""
 
 
-LOAD, READY, FAILED, CALL, RESULT, ERROR, CANCEL, ITEM, CREDIT, END, RELEASE, SEGMENT, FREE, DROP, STOP, PING, PONG = (
-    map(int, Message)
-)  # plain numbers: comparing with a member of an enum is slower, and every frame is compared
+(
+    LOAD,
+    READY,
+    FAILED,
+    CALL,
+    RESULT,
+    ERROR,
+    CANCEL,
+    ITEM,
+    CREDIT,
+    END,
+    RELEASE,
+    SEGMENT,
+    FREE,
+    DROP,
+    STOP,
+    PING,
+    PONG,
+    STACK,
+) = map(int, Message)  # plain numbers: comparing with a member of an enum is slower, and every frame is compared
 
 WINDOW = 16
 """Items of a stream that may be in flight before the receiver grants more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import inspect
 import os
 import platform
@@ -10,9 +11,10 @@ import socket
 import sys
 from typing import Any
 
-from . import failures, layer, loading
+from . import failures, inside, layer, loading, logs
 from .calls import Export
 from .errors import WireError
+from .libraries import allow_imports
 from .link import Link
 from .protocol import FAILED, LOAD, PROTOCOL, READY, STOP
 from .proxies import HostProxy
@@ -56,6 +58,7 @@ class Worker:
 
         if not self._in_process:
             self._link.serving.on_stuck = self._exit_stuck
+            self._link.serving.shows_stacks = True
 
     @staticmethod
     def _exit_stuck(count: int) -> None:
@@ -90,6 +93,9 @@ class Worker:
             report = self._report or {"enforced": [], "missing": [], "tried": {}}
             if not self._in_process:
                 layer.install(config.get("layer"))
+                inside.install()
+                allow_imports()
+                logs.install(config["log_level"])
                 if config["sandbox"]["limits"].get("memory"):
                     self._link.serving.answer = self._memory_guard(self._link.serving.answer)  # type: ignore[method-assign]
             host = HostProxy(self._link, config["name"], config["apis"])
@@ -97,6 +103,7 @@ class Worker:
             module, attribute = loading.import_entry(config["directory"], config["entry"], private)
             # On a thread: a constructor may call the host, and blocking the loop would be a deadlock.
             self._instance = await self._in_thread(loading.make_instance, module, attribute, host)
+            self._link.serving.serial = config["serial"]
             methods = loading.public_methods(self._instance)
             self._exports.update(loading.exports_of(methods))
             self._link.control(
@@ -177,4 +184,5 @@ async def serve(
 
 def run(sock: socket.socket, config: dict[str, Any], report: dict[str, Any]) -> None:
     """Serve in a process of its own that is confined already."""
+    faulthandler.enable(all_threads=False)  # the end of what a worker says is kept, so let it be the thread that failed
     asyncio.run(serve(sock, config, report))

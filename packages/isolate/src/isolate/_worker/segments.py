@@ -153,6 +153,7 @@ def dtype_text(dtype: Any) -> str:
     text = str(dtype.str)
     if dtype.hasobject or not DTYPE.match(text):
         raise UnsupportedTypeError(
-            f"an array of dtype {dtype} does not travel; wanted booleans, numbers, times or fixed-width text and bytes"
+            f"an array of dtype {dtype} does not travel; wanted booleans, numbers, times or fixed-width "
+            "text and bytes; send value.tolist()"
         )
     return text

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
+from . import declared, stacks
 from .calls import CURRENT, Context, Export, kind_of
 from .copies import ON_LOOP, STATE, Copier, CopyNeededError
 from .errors import CallCancelledError, OverloadedError, WireError
@@ -35,7 +38,7 @@ class _ThreadCall:
         self._kwargs = kwargs
         self._context = context
         self._lock = threading.Lock()
-        self._thread: int | None = None
+        self.thread: int | None = None
         self._raised = False
         self.cancelled = False
         self.credit: threading.Semaphore | None = None
@@ -46,14 +49,14 @@ class _ThreadCall:
         if self.credit is not None:
             self.credit.release()
         with self._lock:
-            if self._thread is not None and not self._raised:
+            if self.thread is not None and not self._raised:
                 import ctypes
 
                 self._raised = True
                 if not self.nested:
                     self._serving.abandon(1)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self._thread), ctypes.py_object(CallCancelledError)
+                    ctypes.c_ulong(self.thread), ctypes.py_object(CallCancelledError)
                 )
 
     def __call__(self) -> None:
@@ -64,7 +67,7 @@ class _ThreadCall:
         try:
             try:
                 with self._lock:
-                    self._thread = threading.get_ident()
+                    self.thread = threading.get_ident()
                 token = CURRENT.set(self._context)
                 try:
                     self._run()
@@ -81,7 +84,7 @@ class _ThreadCall:
 
     def _settle(self) -> None:
         with self._lock:
-            self._thread = None
+            self.thread = None
             raised = self._raised
         if raised and not self.nested:
             self._serving.abandon(-1)
@@ -98,6 +101,7 @@ class _ThreadCall:
         args, kwargs, self._args, self._kwargs = self._args, self._kwargs, [], {}
         if self._export.convert is not None:
             args, kwargs = self._export.convert(args, kwargs)
+        declared.arguments(args, kwargs)
         if self._export.kind == "stream":
             self._run_stream(args, kwargs)
             return
@@ -125,6 +129,17 @@ class _ThreadCall:
                 generator.close()
 
 
+class _Queued:
+    """A call that waits until those before it have ended."""
+
+    def __init__(self, serving: Serving, number: int) -> None:
+        self._serving = serving
+        self._number = number
+
+    def cancel(self) -> None:
+        self._serving.finished(self._number)
+
+
 class Serving:
     """The incoming calls of one link.
 
@@ -150,9 +165,13 @@ class Serving:
         self._limit = limits.open_calls
         self._share = Share(limits.threads, limits.nested_threads)
         self._answer = answer
-        self._running: dict[int, _ThreadCall | asyncio.Task[None]] = {}
+        self._running: dict[int, _ThreadCall | _Queued | asyncio.Task[None]] = {}
         self._credits: dict[int, asyncio.Semaphore] = {}
         self.closed = False
+        self.serial = False
+        self.shows_stacks = False
+        self._active: int | None = None
+        self._queue: deque[tuple[int, Export, list[Any], dict[str, Any], Context]] = deque()
         self.on_stuck: Callable[[int], None] | None = None
 
     @property
@@ -176,6 +195,15 @@ class Serving:
             return
         if not isinstance(export, Export):
             export = Export(export, kind_of(export))
+        if self.serial and context.depth == 1:  # a nested call belongs to one that runs
+            if self._active is not None:
+                self._running[number] = _Queued(self, number)
+                self._queue.append((number, export, args, kwargs, context))
+                return
+            self._active = number
+        self._start(number, export, args, kwargs, context)
+
+    def _start(self, number: int, export: Export, args: list[Any], kwargs: dict[str, Any], context: Context) -> None:
         if export.kind in ("async", "astream"):
             self._running[number] = self._loop.create_task(self._run(number, export, args, kwargs, context))
         else:
@@ -205,6 +233,13 @@ class Serving:
         if call is not None:
             call.cancel()
 
+    def stack(self, number: int) -> str:
+        """Return where a call is; empty if it has ended or waits."""
+        call = self._running.get(number)
+        if isinstance(call, _ThreadCall):
+            return stacks.of_thread(call.thread)
+        return stacks.of_task(call) if isinstance(call, asyncio.Task) else ""
+
     def credit(self, number: int, count: Any) -> None:
         """Allow a stream to send more items."""
         if type(count) is not int or not 0 < count <= WINDOW:
@@ -224,6 +259,18 @@ class Serving:
         """Forget a call."""
         self._running.pop(number, None)
         self._credits.pop(number, None)
+        if number == self._active:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._next)
+
+    def _next(self) -> None:
+        """Start the next call of a serial extension that its caller still wants."""
+        self._active = None
+        while self._queue and self._active is None:
+            number, export, args, kwargs, context = self._queue.popleft()
+            if type(self._running.get(number)) is _Queued:
+                self._active = number
+                self._start(number, export, args, kwargs, context)
 
     def run_on_loop(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         """Run a coroutine that a sync callable returned, and wait for it."""
@@ -264,6 +311,7 @@ class Serving:
             CURRENT.set(context)
             if export.convert is not None:
                 args, kwargs = export.convert(args, kwargs)
+            declared.arguments(args, kwargs)
             if export.kind == "astream":
                 await self._run_stream(number, export.function(*args, **kwargs))
                 return

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 from .calls import deadline_after
+from .convert import Convert
+from .declared import result
 from .errors import CallTimeoutError, OverloadedError, WireError, WouldDeadlockError
 from .protocol import CREDIT, WINDOW
 
@@ -155,7 +157,12 @@ class Streaming(Protocol):
 
 
 def stream(
-    link: Streaming, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+    link: Streaming,
+    target: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float | None,
+    returns: Convert | None = None,
 ) -> Iterator[Any]:
     """Iterate over a stream from a thread; leaving the loop early closes the generator on the other side."""
     if link.on_loop_thread:
@@ -170,7 +177,7 @@ def stream(
         while True:
             some, value = reply.poll()
             if some:
-                yield value
+                yield result(value, returns)
             elif value:
                 return
             else:
@@ -181,7 +188,12 @@ def stream(
 
 
 async def astream(
-    link: Streaming, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+    link: Streaming,
+    target: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float | None,
+    returns: Convert | None = None,
 ) -> AsyncIterator[Any]:
     """Iterate over a stream from a coroutine, on any event loop."""
     loop = asyncio.get_running_loop()
@@ -203,7 +215,7 @@ async def astream(
             changed.clear()
             some, value = reply.poll()
             if some:
-                yield value
+                yield result(value, returns)
             elif value:
                 return
             else:

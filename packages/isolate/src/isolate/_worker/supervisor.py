@@ -284,7 +284,10 @@ def main(fd: int, parent: int) -> None:
     """
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)
+    from . import runtime  # of the standard library and this package only; a spare process has done it by now
+
     config = read_config(sock)
+    os.chdir(config["directory"])
     sandbox = config["sandbox"]
     lower_priority(sandbox["nice"])
     if sandbox["contained"]:
@@ -299,7 +302,5 @@ def main(fd: int, parent: int) -> None:
     import site
 
     site.main()
-    from . import runtime
-
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     runtime.run(sock, config, report)

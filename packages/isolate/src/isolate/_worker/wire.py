@@ -5,25 +5,29 @@ Nothing is constructed by a name from the wire. Every type has one form and come
 | Python | on the wire |
 |---|---|
 | None, bool, float, str, bytes, list, int of 64 bits, dict with str keys | native MessagePack |
-| int of any other size, tuple, set, frozenset, dict with other keys, datetime, Path | extension types 1 to 7 |
+| int of any other size, tuple, set, frozenset, dict with other keys, plain datetime, Path | extension types 1 to 7 |
 | arrays, tensors, large bytes | extension type 8, a description; see `outgoing` and `incoming` |
 | handles of pentad-xfer | extension type 11, their bytes |
 | callables | extension types 9 (owned by the sender) and 10 (owned by the receiver) |
-| dataclass, Enum | a dict of its fields, its value: rebuilt only where the receiver's annotations say so |
+| everything else that travels | extension type 12: a tag of a closed table and parts; see `kinds` |
+
+A value that does not come back equal and of the same type is refused, with its place and what to send instead.
 """
 
 from __future__ import annotations
 
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path, PurePath
+from datetime import datetime, timezone, tzinfo
+from pathlib import Path
 from typing import Any
 
+from . import kinds
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 
-BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER = range(1, 12)
+BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER, KIND = range(1, 13)
 MAX_DEPTH = 100
 _EQUAL_HASHES = 64
 _TURN = 300
@@ -49,18 +53,35 @@ def pack(value: object, special: Special) -> bytes:
     out = bytearray()
     try:
         _put(out, value, special, 0)
-    except _UnsupportedError as failure:
-        found = failure.args[0]
-        where = _path_to(value, found, "value") or "value"
-        raise UnsupportedTypeError(
-            f"{where} is a {type(found).__module__}.{type(found).__qualname__}, which does not travel; "
-            "send built-in values, dataclasses, enums, arrays or callables"
-        ) from None
+    except RefusedError as failure:
+        found, reason = failure.args
+        where = _path_to(value, found, "value") or "a part of value"
+        kind = f"{type(found).__module__}.{type(found).__qualname__}"
+        if reason:
+            raise UnsupportedTypeError(f"{where} is a {kind}: {reason}") from None
+        raise UnsupportedTypeError(f"{where} is a {kind}, which does not travel; {kinds.remedy(found)}") from None
     return bytes(out)
 
 
-class _UnsupportedError(Exception):
-    """Carries the offending part up to `pack`, which finds its path."""
+class RefusedError(Exception):
+    """Carries the part that does not travel, and why (or an empty text), up to `pack`, which finds its path."""
+
+
+def describe(value: Any, special: Special) -> tuple[int, bytes] | None:
+    """Return extension code and payload of a value of `kinds`; None for one of another type.
+
+    Raises:
+        RefusedError: The value cannot travel unchanged.
+    """
+    try:
+        described = kinds.describe(value)
+    except UnsupportedTypeError as failure:
+        raise RefusedError(value, str(failure)) from None
+    if described is None:
+        return None
+    out = bytearray()
+    _put(out, list(described), special, 1)
+    return KIND, bytes(out)
 
 
 def _header(out: bytearray, size: int, fix: int, fix_limit: int, wide: tuple[int, int, int]) -> None:
@@ -132,7 +153,7 @@ def _put(out: bytearray, value: Any, special: Special, depth: int) -> None:
         _header(out, len(value), 0, 0, (0xC4, 0xC5, 0xC6))
         out += value
     else:
-        _put_other(out, value, special, depth)
+        _put_other(out, value, special)
 
 
 def _put_dict(out: bytearray, value: dict[Any, Any], special: Special, depth: int) -> None:
@@ -147,30 +168,26 @@ def _put_dict(out: bytearray, value: dict[Any, Any], special: Special, depth: in
         _put_ext(out, DICT, inner)
 
 
-def _put_other(out: bytearray, value: Any, special: Special, depth: int) -> None:
-    if isinstance(value, datetime):
+def _put_other(out: bytearray, value: Any, special: Special) -> None:
+    if type(value) is datetime and _plain_zone(value.tzinfo):
         _put_ext(out, DATETIME, value.isoformat().encode() + b"f" * value.fold)
-    elif isinstance(value, PurePath):
+    elif type(value) is _PATH:
         _put_ext(out, PATH, str(value).encode("utf-8", "surrogateescape"))
-    elif isinstance(value, (bytearray, memoryview)):
-        _put(out, bytes(value), special, depth)
-    elif hasattr(type(value), "__dataclass_fields__"):
-        names = [name for name in type(value).__dataclass_fields__ if hasattr(value, name)]
-        _put(out, {name: getattr(value, name) for name in names}, special, depth)
-    elif hasattr(type(value), "_member_map_"):
-        _put(out, value.value, special, depth)
     else:
         made = special(value)
-        if made is not None:
-            _put_ext(out, *made)
-            return
-        # Subclasses of the built-in types travel as the built-in: a numpy float64 is a float, a defaultdict a dict.
-        bases: tuple[Any, ...] = (int, float, str, bytes, tuple, list, dict, set, frozenset)
-        for base in bases:
-            if isinstance(value, base):
-                _put(out, base(value), special, depth)
-                return
-        raise _UnsupportedError(value)
+        if made is None:
+            raise RefusedError(value, "")
+        _put_ext(out, *made)
+
+
+_PATH = type(Path())
+
+
+def _plain_zone(zone: tzinfo | None) -> bool:
+    """Whether ISO 8601 says all about a time zone: it is none, or an offset without a name of its own."""
+    if zone is None:
+        return True
+    return type(zone) is timezone and zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
 
 
 def _path_to(value: Any, target: object, path: str, depth: int = 0) -> str | None:
@@ -179,11 +196,11 @@ def _path_to(value: Any, target: object, path: str, depth: int = 0) -> str | Non
     if depth > MAX_DEPTH:
         return None
     if hasattr(type(value), "__dataclass_fields__"):
-        value = {name: getattr(value, name, None) for name in type(value).__dataclass_fields__}
-    if isinstance(value, dict):
+        pairs = [(f"{path}.{name}", getattr(value, name, None)) for name in type(value).__dataclass_fields__]
+    elif isinstance(value, dict):
         pairs = [(f"{path}[{key!r}]", item) for key, item in value.items()]
         pairs += [(f"{path} key {key!r}", key) for key in value]
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
         pairs = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
     else:
         return None
@@ -386,7 +403,7 @@ def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
             raise WireError(f"extension type {code} holds a {type(items).__name__}, not a list")
         if code == TUPLE:
             return tuple(items)
-        _check_hashes(items[::2] if code == DICT else items)
+        check_hashes(items[::2] if code == DICT else items)
         if code == DICT:
             return dict(zip(items[::2], items[1::2], strict=True))
         return set(items) if code == SET else frozenset(items)
@@ -396,7 +413,7 @@ def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
         raise WireError(f"extension type {code} is malformed: {failure}") from None
 
 
-def _check_hashes(keys: list[Any]) -> None:
+def check_hashes(keys: list[Any]) -> None:
     """Refuse keys that make a set or dict quadratic: many unequal ones with the same hash, which numbers allow."""
     if len(keys) <= _EQUAL_HASHES:
         return

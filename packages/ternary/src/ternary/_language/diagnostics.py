@@ -25,8 +25,8 @@ class SourceText:
     __slots__ = ("_starts", "name", "text")
 
     def __init__(self, text: str, name: str = "<source>"):
-        self.name = name
-        self.text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        self.name: str = name
+        self.text: str = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         starts = [0]
         at = self.text.find("\n")
         while at >= 0:

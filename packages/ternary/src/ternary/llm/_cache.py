@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +34,14 @@ class Cache:
     def __init__(self, file: ModelFile, capacity: int, bits: int):
         config = file.config
         self.limit = capacity
-        self.capacity = -(-capacity // LANES) * LANES
+        self.capacity: int = -(-capacity // LANES) * LANES
         kind = np.int8 if bits == 8 else np.int16
         pairs = config.layers * config.kv_heads
-        self.keys = np.zeros((pairs, self.capacity // LANES, config.head_size, LANES), kind)
-        self.values = np.zeros((pairs, self.capacity, config.head_size), kind)
-        self.key_scale = np.zeros((pairs, self.capacity), np.float32)
-        self.value_scale = np.zeros((pairs, self.capacity), np.float32)
+        self.keys: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity // LANES, config.head_size, LANES), kind)
+        self.values: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity, config.head_size), kind)
+        self.key_scale: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity), np.float32)
+        self.value_scale: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity), np.float32)
         arrays = (self.keys, self.values, self.key_scale, self.value_scale)
-        self.words = np.array([*(a.ctypes.data for a in arrays), self.capacity], np.int64)
-        self.address = self.words.ctypes.data
-        self.bytes_a_position = sum(a.nbytes for a in arrays) // self.capacity
+        self.words: np.ndarray[Any, Any] = np.array([*(a.ctypes.data for a in arrays), self.capacity], np.int64)
+        self.address: int = self.words.ctypes.data
+        self.bytes_a_position: int = sum(a.nbytes for a in arrays) // self.capacity

@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, epsilon: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight: nn.Parameter = nn.Parameter(torch.ones(size))
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,10 +100,10 @@ class Decoder(nn.Module):
                 return TernaryLinear(inputs, outputs, bias, quantizer="absmean", per="tensor", activations="int8")
             return nn.Linear(inputs, outputs, bias)
 
-        self.embedding = nn.Embedding(config.vocabulary, config.hidden)
-        self.layers = nn.ModuleList([Layer(config, linear) for _ in range(config.layers)])
-        self.norm = RMSNorm(config.hidden, config.epsilon)
-        self.head = nn.Linear(config.hidden, config.vocabulary, bias=False)
+        self.embedding: nn.Embedding = nn.Embedding(config.vocabulary, config.hidden)
+        self.layers: nn.ModuleList = nn.ModuleList([Layer(config, linear) for _ in range(config.layers)])
+        self.norm: RMSNorm = RMSNorm(config.hidden, config.epsilon)
+        self.head: nn.Linear = nn.Linear(config.hidden, config.vocabulary, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
         cosine, sine = rotary_tables(config, config.context)

@@ -80,7 +80,7 @@ class FallbackModel:
 
     def __init__(self, file: ModelFile, cache_bits: int, positions: int):
         self._file, self._config, self._bits = file, file.config, cache_bits
-        self.vocabulary = file.config.vocabulary
+        self.vocabulary: int = file.config.vocabulary
         self._tables = rotary_tables(file.config, -(-positions // LANES) * LANES)
 
     def new_cache(self, capacity: int) -> Cache:

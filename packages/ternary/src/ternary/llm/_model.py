@@ -56,7 +56,7 @@ class Model:
         if context < 0 or threads < 0:
             raise ValueError(f"got context={context}, threads={threads}; wanted 0 or more")
         self._file = file
-        self.context = min(context or min(file.config.context, 4096), file.config.context)
+        self.context: int = min(context or min(file.config.context, 4096), file.config.context)
         self._engine = open_engine(file, kernel=kernel, threads=threads, cache_bits=cache_bits, positions=self.context)
         text = file.tokenizer()
         given = {**file.metadata, "bos": file.config.bos}
@@ -198,7 +198,7 @@ class Generation:
         except BaseException:
             model.give_back(self._cache, cached)
             raise
-        self.prompt_tokens = self._running.prompt_tokens
+        self.prompt_tokens: int = self._running.prompt_tokens
         self.finish: Finish | None = None
         self._open = True
         self._stop = sampling.stop

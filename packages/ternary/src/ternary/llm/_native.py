@@ -56,9 +56,10 @@ class NativeModel:
     """
 
     def __init__(self, file: ModelFile, library: Any, path: int, threads: int, cache_bits: int, positions: int):
-        self._library, self._path, self.threads, self._bits = library, path, threads, cache_bits
+        self._library, self._path, self._bits = library, path, cache_bits
+        self.threads: int = threads
         self._file, config = file, file.config
-        self.vocabulary = config.vocabulary
+        self.vocabulary: int = config.vocabulary
         self._tables = rotary_tables(config, -(-positions // LANES) * LANES)
         self._layers = np.zeros((config.layers, _SIZES[1] // 8), np.int64)
         for layer in range(config.layers):

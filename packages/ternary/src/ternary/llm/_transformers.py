@@ -44,7 +44,7 @@ class TernaryForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         torch.Size([1, 7])
     """
 
-    config_class = TernaryConfig
+    config_class: Any = TernaryConfig
     main_input_name = "input_ids"
     _is_stateful = True
 
@@ -64,7 +64,7 @@ class TernaryForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self._model = model
         self._kept: list[tuple[Cache, list[int]]] = []
         self._anchor = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
-        self.generation_config = GenerationConfig(
+        self.generation_config: Any = GenerationConfig(
             bos_token_id=own.bos, eos_token_id=sorted(model.ends) or None, pad_token_id=0, use_cache=False
         )
 

@@ -35,15 +35,15 @@ class TernaryWeight(nn.Module):
         weight: Any
 
     def _init_ternary(self, options: QuantizerOptions) -> None:
-        self.empty = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor
-        self.quantizer = options.quantizer
-        self.per = options.per
-        self.threshold = float(options.threshold)
-        self.sparsity = float(options.sparsity)
-        self.activations = options.activations
+        self.empty: bool = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor
+        self.quantizer: str = options.quantizer
+        self.per: str = options.per
+        self.threshold: float = float(options.threshold)
+        self.sparsity: float = float(options.sparsity)
+        self.activations: str = options.activations
         if self.quantizer == "ttq":
-            self.scale_positive = nn.Parameter(torch.empty(0))
-            self.scale_negative = nn.Parameter(torch.empty(0))
+            self.scale_positive: nn.Parameter = nn.Parameter(torch.empty(0))
+            self.scale_negative: nn.Parameter = nn.Parameter(torch.empty(0))
             self.reset_scales()
         else:
             self.register_parameter("scale_positive", None)

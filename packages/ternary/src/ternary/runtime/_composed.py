@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +29,15 @@ class PackedConv1d(PackedLayer):
     def __init__(self, conv: PackedConv2d) -> None:
         super().__init__()
         self.conv = conv
-        self.dtype = conv.dtype
-        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
-        self.kernel_size, self.stride = conv.kernel_size[1:], conv.stride[1:]
-        self.padding, self.dilation, self.padding_mode = conv.padding[1:], conv.dilation[1:], "zeros"
+        self.dtype: torch.dtype = conv.dtype
+        self.in_channels: int = conv.in_channels
+        self.out_channels: int = conv.out_channels
+        self.groups: int = conv.groups
+        self.kernel_size: tuple[int] = conv.kernel_size[1:]
+        self.stride: tuple[int] = conv.stride[1:]
+        self.padding: tuple[int] = conv.padding[1:]
+        self.dilation: tuple[int] = conv.dilation[1:]
+        self.padding_mode: str = "zeros"
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C_in, L): (B, C_out, OL) of the same dtype."""
@@ -73,13 +80,22 @@ class PackedPadded(PackedLayer):
         ('PackedPadded', torch.Size([2, 8, 6, 6]))
     """
 
+    if TYPE_CHECKING:  # torch.jit.script refuses the annotation of a list where it is assigned
+        edges: list[int]
+
     def __init__(self, layer: PackedConv2d | PackedConv1d, edges: list[int], mode: str) -> None:
         super().__init__()
-        self.layer, self.edges, self.mode = layer, edges, mode
-        self.dtype = layer.dtype
-        self.padding_mode = "zeros" if mode == "constant" else mode
-        self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
-        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.layer: PackedConv2d | PackedConv1d = layer
+        self.edges = edges
+        self.mode: str = mode
+        self.dtype: torch.dtype = layer.dtype
+        self.padding_mode: str = "zeros" if mode == "constant" else mode
+        self.in_channels: int = layer.in_channels
+        self.out_channels: int = layer.out_channels
+        self.groups: int = layer.groups
+        self.kernel_size: tuple[int, ...] = layer.kernel_size
+        self.stride: tuple[int, ...] = layer.stride
+        self.dilation: tuple[int, ...] = layer.dilation
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad, then convolve."""
@@ -121,8 +137,9 @@ class PackedPair(PackedLayer):
 
     def __init__(self, plus: PackedLayer, minus: PackedLayer) -> None:
         super().__init__()
-        self.plus, self.minus = plus, minus
-        self.dtype = plus.dtype
+        self.plus: PackedLayer = plus
+        self.minus: PackedLayer = minus
+        self.dtype: torch.dtype = plus.dtype
         keep_attributes(self, plus)
 
     def forward(self, x: Tensor) -> Tensor:

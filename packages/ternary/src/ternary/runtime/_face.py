@@ -56,7 +56,7 @@ class PackedLayer(nn.Module):
     dtype changes `dtype`; packed weights stay bytes, scales and bias stay float32.
     """
 
-    __jit_unused_properties__ = ("weight", "bias")
+    __jit_unused_properties__: tuple[str, ...] = ("weight", "bias")
     _exact: tuple[str, ...] = ("scale", "bias")
 
     if TYPE_CHECKING:

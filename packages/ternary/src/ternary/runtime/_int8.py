@@ -40,7 +40,7 @@ class _Int8Layer(PackedLayer):
     def _hold(self, layer: nn.Module, packed: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        self.dtype = weight.dtype
+        self.dtype: torch.dtype = weight.dtype
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
@@ -86,7 +86,8 @@ class Int8Linear(_Int8Layer):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features: int = linear.in_features
+        self.out_features: int = linear.out_features
         values, scale = int8_rows(linear.weight)
         self._hold(linear, to_byte_tiles(values), scale, linear.bias)
 
@@ -141,18 +142,25 @@ class Int8Conv2d(_Int8Layer):
         torch.Size([2, 4, 6, 6])
     """
 
+    if TYPE_CHECKING:  # torch.jit.script refuses the annotation of a list where it is assigned
+        edges: list[int]
+
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         if conv.padding_mode != "zeros":
             raise ValueError(f"padding_mode {conv.padding_mode!r} has no int8 form; use 'zeros'")
-        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
+        self.in_channels: int = conv.in_channels
+        self.out_channels: int = conv.out_channels
+        self.groups: int = conv.groups
         (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
-        self.kernel_size, self.stride, self.dilation = (kh, kw), (sh, sw), (dh, dw)
+        self.kernel_size: tuple[int, int] = (kh, kw)
+        self.stride: tuple[int, int] = (sh, sw)
+        self.dilation: tuple[int, int] = (dh, dw)
         edges = padding_edges(conv)  # last dimension first, both sides
         even = edges[0] == edges[1] and edges[2] == edges[3]
         self.edges = edges if not even else [0]
-        self.padding = (edges[2], edges[0]) if even else (0, 0)
-        self.in_integers = conv.groups == 1 and conv.in_channels % 16 == 0
+        self.padding: tuple[int, int] = (edges[2], edges[0]) if even else (0, 0)
+        self.in_integers: bool = conv.groups == 1 and conv.in_channels % 16 == 0
         values, scale = int8_rows(conv.weight)
         self._hold(conv, self.tiled(values), scale, conv.bias)
 

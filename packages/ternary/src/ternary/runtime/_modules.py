@@ -55,9 +55,11 @@ class PackedLinear(PackedLayer):
         self, in_features: int, out_features: int, bias: bool = True, *, kernel: str = "auto", threads: int = 0
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.dtype = torch.float32
-        self.kernel, self.threads = _check_kernel(kernel), threads
+        self.in_features: int = in_features
+        self.out_features: int = out_features
+        self.dtype: torch.dtype = torch.float32
+        self.kernel: str = _check_kernel(kernel)
+        self.threads: int = threads
         self._shortcut = Shortcut()
         # Code 1 in all four fields: a new layer has zero weights.
         self.register_buffer("packed", torch.full(tile_shape(out_features, in_features), 0x55, dtype=torch.uint8))
@@ -170,11 +172,17 @@ class PackedConv2d(PackedLayer):
         super().__init__()
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise LayerShapeError(f"got {groups} groups for {in_channels} input and {out_channels} output channels")
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.padding_mode, self.dtype = "zeros", torch.float32
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
-        self.kernel, self.threads = _check_kernel(kernel), threads
+        self.in_channels: int = in_channels
+        self.out_channels: int = out_channels
+        self.groups: int = groups
+        self.padding_mode: str = "zeros"
+        self.dtype: torch.dtype = torch.float32
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.stride: tuple[int, int] = _pair(stride)
+        self.padding: tuple[int, int] = _pair(padding)
+        self.dilation: tuple[int, int] = _pair(dilation)
+        self.kernel: str = _check_kernel(kernel)
+        self.threads: int = threads
         geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation, groups)
         shape = geometry.weight_shape(in_channels, out_channels)
         self.register_buffer("packed", torch.full(shape, 0x55, dtype=torch.uint8))
@@ -291,7 +299,9 @@ class PackedEmbedding(PackedLayer):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim, self.dtype = num_embeddings, embedding_dim, dtype
+        self.num_embeddings: int = num_embeddings
+        self.embedding_dim: int = embedding_dim
+        self.dtype: torch.dtype = dtype
         packed = torch.full((num_embeddings, -(-embedding_dim // 4)), 0x55, dtype=torch.uint8)
         self.register_buffer("packed", packed)
         self.register_buffer("scale", torch.ones(num_embeddings, dtype=torch.float32))

@@ -34,6 +34,12 @@ def solve(  # long because more than half of it is documentation
 
     With `steps` the result depends on the task, the seed and the steps alone, whatever the machine's speed.
 
+    Example:
+        >>> from ttt.backends.grid import solve
+        >>> answers = solve([(one, two)], [one], seed=0, stop=lambda: False, steps=20, stages=("search",))
+        >>> list(answers)[-1].stage
+        'done'
+
     Args:
         train: Pairs of input and output, 2-D uint8 arrays of colours 0..9.
         tests: Test inputs.

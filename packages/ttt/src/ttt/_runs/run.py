@@ -25,6 +25,7 @@ from ttt.errors import TTTError
 from ttt.results import (
     AS_CLAIMED,
     Answers,
+    Calibration,
     Score,
     choose,
     read_calibration,
@@ -78,9 +79,9 @@ class Run:
         pool: Pool = "local",
         calibration: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.backend = named_backend(backend)
+        self.backend: Backend = named_backend(backend)
         check_portable(self.backend)
-        self.tasks = tuple(tasks)
+        self.tasks: tuple[Task, ...] = tuple(tasks)
         self.rejected: tuple[Rejected, ...] = tasks.rejected if isinstance(tasks, TaskSet) else ()
         if len({t.id for t in self.tasks}) != len(self.tasks):
             raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
@@ -89,17 +90,17 @@ class Run:
         if pool not in get_args(Pool):
             raise ValueError(f"pool: got {pool!r}, wanted one of {', '.join(get_args(Pool))}")
         self._by_id = {t.id: t for t in self.tasks}
-        self.budget = Budget.of(budget)
+        self.budget: Budget = Budget.of(budget)
         self.workers = workers
         self.seed = seed
         self.pool = pool
         curves = read_calibration(calibration)
-        self.calibration = curves if curves.backend == self.backend.name else AS_CLAIMED
+        self.calibration: Calibration = curves if curves.backend == self.backend.name else AS_CLAIMED
         self.results: dict[str, TaskResult] = {}
         self._best: dict[str, Improved] = {}
         self._stop = threading.Event()
         self.folder: Path | None = None
-        self.continued = False
+        self.continued: bool = False
         self._stores: list[Records] = []
         if folder is not None:
             self.folder, self.continued = self._open_folder(Path(folder), fresh)

@@ -26,6 +26,11 @@ from ttt.values import Candidate, Grid, Pair, Task, grid_bytes
 class LoraSettings:
     """Settings of an adapter's training and decoding.
 
+    Example:
+        >>> from ttt.backends.lm import LoraSettings
+        >>> LoraSettings(steps=8).rank
+        16
+
     Attributes:
         rank: Rank of the LoRA matrices; `alpha` is their scale (both as in Hu et al. 2021).
         steps: Training steps at most; the clock may end it earlier.
@@ -55,7 +60,15 @@ class LoraSettings:
 
 @dataclass
 class Adaptation:
-    """A model adapted to one task; valid inside the `adapted` block."""
+    """A model adapted to one task; valid inside the `adapted` block.
+
+    Example:
+        >>> from ttt.backends.lm import Adaptation, LoraSettings, ModelService
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> with ModelService(saved_model) as service:  # as `TTTAdapter.adapted` makes it, before its first step
+        ...     print(Adaptation(task, service, service.model, LoraSettings(), seed=0, steps_done=0).losses)
+        []
+    """
 
     task: Task
     service: ModelService
@@ -112,11 +125,18 @@ class Adaptation:
 
 
 class TTTAdapter:
-    """Adapts one model to one task after another; the base weights stay as they were loaded."""
+    """Adapts one model to one task after another; the base weights stay as they were loaded.
+
+    Example:
+        >>> from ttt.backends.lm import LoraSettings, ModelService, TTTAdapter
+        >>> with ModelService(saved_model) as service:
+        ...     print(TTTAdapter(service, LoraSettings(rank=4)).settings.rank)
+        4
+    """
 
     def __init__(self, service: ModelService, settings: LoraSettings | None = None) -> None:
         self.service = service
-        self.settings = settings or LoraSettings()
+        self.settings: LoraSettings = settings or LoraSettings()
 
     @contextmanager
     def adapted(self, task: Task, clock: Clock, store: CheckpointStore | None = None) -> Iterator[Adaptation]:

@@ -67,14 +67,14 @@ class CanvasViT(nn.Module):
         super().__init__()
         self.shape = shape
         patches = shape.side // shape.patch
-        self.colours = nn.Embedding(CLASSES, shape.width // 4)
-        self.into = nn.Linear(shape.patch**2 * (shape.width // 4), shape.width)
-        self.rows = nn.Parameter(0.02 * torch.randn(patches, 1, shape.width))
-        self.columns = nn.Parameter(0.02 * torch.randn(1, patches, shape.width))
-        self.rule = nn.Parameter(0.02 * torch.randn(1, 1, shape.width))
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
-        self.norm = nn.LayerNorm(shape.width)
-        self.head = nn.Linear(shape.width, shape.patch**2 * CLASSES)
+        self.colours: nn.Embedding = nn.Embedding(CLASSES, shape.width // 4)
+        self.into: nn.Linear = nn.Linear(shape.patch**2 * (shape.width // 4), shape.width)
+        self.rows: nn.Parameter = nn.Parameter(0.02 * torch.randn(patches, 1, shape.width))
+        self.columns: nn.Parameter = nn.Parameter(0.02 * torch.randn(1, patches, shape.width))
+        self.rule: nn.Parameter = nn.Parameter(0.02 * torch.randn(1, 1, shape.width))
+        self.blocks: nn.ModuleList = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self.norm: nn.LayerNorm = nn.LayerNorm(shape.width)
+        self.head: nn.Linear = nn.Linear(shape.width, shape.patch**2 * CLASSES)
 
     def forward(self, cells: Tensor) -> Tensor:
         """Cells (batch, side, side) int64, OUTSIDE where there is no grid, to logits (batch, side, side, CLASSES)."""

@@ -48,7 +48,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class MemoryProfile:
-    """Bytes: of the weights, resident in the process, and on the GPU now and at most."""
+    """Bytes: of the weights, resident in the process, and on the GPU now and at most.
+
+    Example:
+        >>> from ttt.backends.lm import MemoryProfile
+        >>> MemoryProfile(weights=4_000_000, resident=300_000_000, gpu=0, gpu_peak=0).weights
+        4000000
+    """
 
     weights: int
     resident: int
@@ -100,6 +106,12 @@ class ModelService:
     """One loaded model with its device and its sixteen token ids; use it as a context, which frees it at the end.
 
     Only safetensors are read, nothing is downloaded, and code that comes with a model is not run.
+
+    Example:
+        >>> from ttt.backends.lm import ModelService
+        >>> with ModelService(saved_model, device="cpu") as service:
+        ...     print(len(service.symbols))
+        16
     """
 
     def __init__(self, path: str | Path, device: str = "auto", shared: Any = None) -> None:
@@ -110,10 +122,10 @@ class ModelService:
             device: `auto`, `cpu` or `cuda`.
             shared: A reference from `ttt.backends._sharing`; the weights are then mapped instead of read.
         """
-        self.path = Path(path)
-        self.device = choose_device(device)
+        self.path: Path = Path(path)
+        self.device: torch.device = choose_device(device)
         self.model: Any = load_model(self.path, self.device) if shared is None else shared.load()
-        self.symbols = self._symbols()
+        self.symbols: torch.Tensor = self._symbols()
         self.model.to(self.device)
         self.model.requires_grad_(False)
         self.model.eval()

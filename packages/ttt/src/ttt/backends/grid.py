@@ -15,7 +15,15 @@ __all__ = ["GridBackend", "solve"]
 
 @dataclass(frozen=True)
 class GridBackend:
-    """Exact search, randomised trees and a small net, trained per task on one CPU thread; nothing is downloaded."""
+    """Exact search, randomised trees and a small net, trained per task on one CPU thread; nothing is downloaded.
+
+    Example:
+        >>> from ttt.backends.grid import GridBackend
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> run = ttt.run([task], backend=GridBackend(stages=("search",)), budget="20 steps")
+        >>> len(list(run)) > 0
+        True
+    """
 
     stages: tuple[str, ...] = ("search", "trees", "net")
     name: str = "grid"

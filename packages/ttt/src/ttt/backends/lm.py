@@ -26,6 +26,11 @@ class LmBackend:
 
     With `share` the base weights are loaded once per machine and mapped by every task's process (extra `zerocopy`);
     The run sets `shared` to a reference to them.
+
+    Example:
+        >>> from ttt.backends.lm import LmBackend
+        >>> LmBackend(model="my-model", lora={"steps": 8}).name
+        'lm'
     """
 
     model: str = ""

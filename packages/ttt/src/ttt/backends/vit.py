@@ -36,6 +36,11 @@ UNFITTED, FITTED = 0.04, 0.75
 class VitBackend:
     """Trains a small vision transformer on views of a task's pairs and lets views of the test input vote.
 
+    Example:
+        >>> from ttt.backends.vit import VitBackend
+        >>> VitBackend(steps=20, device="cpu").name
+        'vit'
+
     Attributes:
         shape: Fields of CanvasShape.
         weights: A safetensors file to start from, of the same shape.
@@ -119,23 +124,37 @@ class VitBackend:
 
 
 class VitTraining:
-    """One task's network, its optimizer and its moving average."""
+    """One task's network, its optimizer and its moving average.
+
+    Example:
+        >>> from ttt.backends.vit import VitBackend, VitTraining
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> small = VitBackend({"side": 8, "patch": 2, "width": 32, "heads": 2, "depth": 1}, device="cpu")
+        >>> training = VitTraining(small, task, seed=0)
+        >>> training.one_step(0.0)
+        >>> training.step
+        1
+    """
 
     def __init__(self, settings: VitBackend, task: Task, seed: int) -> None:
-        self.settings, self.task, self.seed = settings, task, seed
-        self.device = choose_device(settings.device)
-        self.shape = CanvasShape(**settings.shape)
+        self.settings: VitBackend = settings
+        self.task: Task = task
+        self.seed: int = seed
+        self.device: torch.device = choose_device(settings.device)
+        self.shape: CanvasShape = CanvasShape(**settings.shape)
         largest = max(max(g.shape) for p in (*task.train, *task.test) for g in (p.input, p.output) if g is not None)
         if largest > self.shape.side:
             raise InvalidBackendError(f"task {task.id}: has grids of {largest} cells, the canvas {self.shape.side}")
-        self.model = self._fresh().to(self.device)
-        self.parameters = dict(self.model.named_parameters())
-        self.averages = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01)
-        self.views = random_views(task, 64, seed, shuffle_pairs=False)
+        self.model: CanvasViT = self._fresh().to(self.device)
+        self.parameters: dict[str, torch.nn.Parameter] = dict(self.model.named_parameters())
+        self.averages: dict[str, torch.Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01
+        )
+        self.views: list[View] = random_views(task, 64, seed, shuffle_pairs=False)
         about = asdict(replace(settings, shared=None))
-        self.about = {"seed": seed, "task": task.content, "settings": about}
-        self.step = 0
+        self.about: dict[str, Any] = {"seed": seed, "task": task.content, "settings": about}
+        self.step: int = 0
         self.losses: list[float] = []
 
     def _fresh(self) -> CanvasViT:
@@ -241,6 +260,17 @@ class VitTraining:
 
 def load_canvas(shape: CanvasShape, path: str) -> CanvasViT:
     """Load a network of a shape from a safetensors file.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> from ttt.backends.vit import VitBackend, VitTraining, load_canvas
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> small = VitBackend({"side": 8, "patch": 2, "width": 32, "heads": 2, "depth": 1}, device="cpu")
+        >>> training = VitTraining(small, task, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(training.model.state_dict(), f"{folder}/weights.safetensors")
+        ...     type(load_canvas(training.shape, f"{folder}/weights.safetensors")).__name__
+        'CanvasViT'
 
     Raises:
         InvalidBackendError: The file cannot be read, or its weights are of another shape.

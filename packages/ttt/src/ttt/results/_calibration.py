@@ -19,7 +19,12 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A non-decreasing piecewise linear map of claimed to true confidence, both in [0, 1]."""
+    """A non-decreasing piecewise linear map of claimed to true confidence, both in [0, 1].
+
+    Example:
+        >>> ttt.results.Curve((0.0, 1.0), (0.0, 0.5))(0.5)
+        0.25
+    """
 
     claimed: tuple[float, ...]
     true: tuple[float, ...]
@@ -31,6 +36,11 @@ class Curve:
 
 def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.0) -> Curve:
     """Fit a curve by isotonic regression (pool adjacent violators, Ayer et al. 1955).
+
+    Example:
+        >>> curve = ttt.results.fit_curve([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
+        >>> curve(0.9) > curve(0.1)
+        True
 
     Args:
         claimed: Claimed confidences, each in [0, 1].
@@ -55,7 +65,12 @@ def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> list[tuple[float, float, int]]:
-    """Return mean confidence, share right and count per equal-width bin of confidence, empty bins left out."""
+    """Return mean confidence, share right and count per equal-width bin of confidence, empty bins left out.
+
+    Example:
+        >>> ttt.results.reliability([0.95, 0.95], [True, False])
+        [(0.95, 0.5, 2)]
+    """
     c, r = np.asarray(confidence, float), np.asarray(right, float)
     which = np.minimum((c * bins).astype(int), bins - 1)
     return [
@@ -66,13 +81,23 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> float:
-    """Return the expected calibration error: the gap of confidence and share right, averaged over all answers."""
+    """Return the expected calibration error: the gap of confidence and share right, averaged over all answers.
+
+    Example:
+        >>> round(ttt.results.calibration_error([0.95, 0.95], [True, False]), 2)
+        0.45
+    """
     return sum(n * abs(c - r) for c, r, n in reliability(confidence, right, bins)) / max(1, len(confidence))
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """A curve for each stage of one backend; claims of other stages are used unchanged.
+
+    Example:
+        >>> halved = ttt.results.Calibration("mine", {"search": ttt.results.Curve((0.0, 1.0), (0.0, 0.5))})
+        >>> halved("search", 0.8), halved("net", 0.8)
+        (0.4, 0.8)
 
     Attributes:
         backend: The name of the backend that the curves were fitted on.
@@ -95,6 +120,10 @@ AS_CLAIMED = Calibration("", {})
 
 def read_calibration(path: str | os.PathLike[str] | None = None) -> Calibration:
     """Read curves from a file that `ttt eval --calibrate` wrote; without a path, those that come with ttt.
+
+    Example:
+        >>> ttt.results.read_calibration().backend
+        'grid'
 
     Raises:
         UnreadableFileError: The file is missing, or is not a file of rising curves.

@@ -33,7 +33,14 @@ KINDS: tuple[tuple[str, Callable[[Task], bool]], ...] = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a finished run over tasks of known outputs."""
+    """Figures of a finished run over tasks of known outputs.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> result = ttt.TaskResult("t", (ttt.Prediction(ttt.Attempt(two, 0.9), ttt.Attempt(one, 0.1)),), "done")
+        >>> ttt.results.evaluate([result], [task]).to_json()["total"]
+        1
+    """
 
     score: Score
     kinds: tuple[tuple[str, int, int], ...]
@@ -54,6 +61,12 @@ class Evaluation:
 
 def evaluate(results: Sequence[TaskResult], tasks: Sequence[Task]) -> Evaluation:
     """Return the figures of these results; `kinds` are (name, solved, total), times are means per task.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> result = ttt.TaskResult("t", (ttt.Prediction(ttt.Attempt(two, 0.9), ttt.Attempt(one, 0.1)),), "done")
+        >>> ttt.results.evaluate([result], [task]).score.solved
+        ('t',)
 
     Raises:
         InvalidSubmissionError: A task has no result or its outputs are not known.
@@ -89,7 +102,14 @@ def evaluate(results: Sequence[TaskResult], tasks: Sequence[Task]) -> Evaluation
 
 
 def calibration_text(backend: str, results: Sequence[TaskResult], tasks: Sequence[Task], about: str) -> str:
-    """Fit confidence curves to these results; return the text of a calibration file."""
+    """Fit confidence curves to these results; return the text of a calibration file.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> result = ttt.TaskResult("t", (ttt.Prediction(ttt.Attempt(two, 0.9), ttt.Attempt(one, 0.1)),), "done")
+        >>> "curves" in ttt.results.calibration_text("mine", [result], [task], "an example")
+        True
+    """
     by_id = {r.task_id: r for r in results}
     outcomes = []
     for task in tasks:

@@ -55,7 +55,12 @@ class Score:
 
 
 def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return Wilson's score interval for a share (Wilson 1927); (0, 1) for n = 0."""
+    """Return Wilson's score interval for a share (Wilson 1927); (0, 1) for n = 0.
+
+    Example:
+        >>> [round(bound, 2) for bound in ttt.results.wilson(5, 10)]
+        [0.24, 0.76]
+    """
     if n == 0:
         return 0.0, 1.0
     p = successes / n
@@ -70,7 +75,14 @@ def attempts_solve(attempts: Iterable[Grid], truth: Grid) -> bool:
 
 
 def solved(task: Task, result: TaskResult) -> bool | None:
-    """Return whether a result is right, None where the task's outputs are not known."""
+    """Return whether a result is right, None where the task's outputs are not known.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> result = ttt.TaskResult("t", (ttt.Prediction(ttt.Attempt(two, 0.9), ttt.Attempt(one, 0.1)),), "done")
+        >>> ttt.results.solved(task, result)
+        True
+    """
     if not task.has_solutions:
         return None
     return all(

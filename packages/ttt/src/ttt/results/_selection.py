@@ -13,12 +13,22 @@ from ttt.values import Attempt, Candidate, Grid, Prediction, Progress, Task, as_
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates without repetition; the first of equal grids stays."""
+    """Return the candidates without repetition; the first of equal grids stays.
+
+    Example:
+        >>> len(ttt.results.distinct([ttt.Candidate(one, 0.9, "a"), ttt.Candidate(one, 0.8, "b")]))
+        1
+    """
     return list({grid_bytes(c.grid): c for c in reversed(candidates)}.values())[::-1]
 
 
 def choose(task: Task, progress: Progress | None, calibration: Calibration = AS_CLAIMED) -> tuple[Prediction, ...]:
     """Return two attempts for every test input of a task, filled up with fallbacks of confidence 0.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> [prediction.first.why for prediction in ttt.results.choose(task, None)]
+        ['no answer was found']
 
     Args:
         task: The task.
@@ -39,7 +49,14 @@ def choose(task: Task, progress: Progress | None, calibration: Calibration = AS_
 
 
 def recalibrated(predictions: tuple[Prediction, ...], calibration: Calibration) -> tuple[Prediction, ...]:
-    """Return the same attempts with their claims calibrated by these curves."""
+    """Return the same attempts with their claims calibrated by these curves.
+
+    Example:
+        >>> halved = ttt.results.Calibration("mine", {"": ttt.results.Curve((0.0, 1.0), (0.0, 0.5))})
+        >>> claimed = ttt.Prediction(ttt.Attempt(one, 0.8, claimed=0.8), ttt.Attempt(two, 0.2, claimed=0.2))
+        >>> ttt.results.recalibrated((claimed,), halved)[0].first.confidence
+        0.4
+    """
 
     def again(a: Attempt) -> Attempt:
         return a if a.stage == "fallback" else replace(a, confidence=calibration(a.stage, a.claimed))
@@ -58,7 +75,13 @@ def _two(task: Task, given: Grid, options: Sequence[Candidate], calibration: Cal
 
 
 def fallbacks(task: Task, given: Grid) -> list[Grid]:
-    """Return at least two distinct fallback answers: the input itself, and blank grids of the likeliest size."""
+    """Return at least two distinct fallback answers: the input itself, and blank grids of the likeliest size.
+
+    Example:
+        >>> task = ttt.Task("t", (ttt.Pair(one, two),), (ttt.Pair(one, two),))
+        >>> len(ttt.results.fallbacks(task, one)) >= 2
+        True
+    """
     sizes = {p.output.shape for p in task.train if p.output is not None}
     shape = sizes.pop() if len(sizes) == 1 else given.shape
     blank = np.zeros(shape, np.uint8)

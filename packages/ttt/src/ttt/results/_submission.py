@@ -22,6 +22,11 @@ def submission_text(results: Iterable[TaskResult], rejected: Sequence[Rejected] 
     """Return a submission as JSON text, ordered by id, the same bytes for the same answers.
 
     Refused tasks are included, with a single black cell: a submission must have every id.
+
+    Example:
+        >>> result = ttt.TaskResult("t", (ttt.Prediction(ttt.Attempt(two, 0.9), ttt.Attempt(one, 0.1)),), "done")
+        >>> print(ttt.results.submission_text([result]), end="")
+        {"t":[{"attempt_1":[[0,1]],"attempt_2":[[1,0]]}]}
     """
     entries: dict[str, Any] = {
         r.id: [{"attempt_1": [[0]], "attempt_2": [[0]]} for _ in range(r.tests)] for r in rejected

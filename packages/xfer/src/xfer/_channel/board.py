@@ -15,7 +15,6 @@ import errno
 import mmap
 import os
 import select
-import stat
 import struct
 import threading
 import time
@@ -24,8 +23,15 @@ from urllib.parse import quote, unquote
 from zlib import crc32
 
 from xfer._shared import names
+from xfer._shared.files import check_folder, is_own, open_or_create, open_own, open_pipe, typed_errors, user
 from xfer._shared.lease import FLOCK, OFD, fcntl
-from xfer.errors import ForeignHandleError, HandleError, UnsupportedPlatformError, WaitTimeoutError
+from xfer.errors import (
+    EndpointTakenError,
+    HandleError,
+    UnsupportedPlatformError,
+    UntrustedFileError,
+    WaitTimeoutError,
+)
 
 _MAGIC = 0x31435054_52454658
 _ENDS, _END = 64, 64
@@ -34,11 +40,11 @@ _ENTRIES = _TABLE + _ENDS * _END
 _ENTRY = struct.Struct("<QII")
 _ENTRY_BYTES = 704
 _HANDLE_ROOM = _ENTRY_BYTES - _ENTRY.size
+_LOOK_AGAIN = 0.05  # seconds
 _INIT, _WRITING, _FIRST_END = 0, 1, 16  # bytes of the file whose locks mean something
 MAGIC, KEEP, COUNT, PLACES = range(4)
 KIND, CURSOR, WAITS, PID = range(4)
 FREE, LATEST, EVERY, WRITER = range(4)
-_PREFIX = "xfer-topic-"
 
 
 def path_of(name: str) -> str:
@@ -46,23 +52,23 @@ def path_of(name: str) -> str:
     quoted = quote(name, safe="")
     if not quoted or len(quoted) > 180:
         raise ValueError(f"got the topic name {name[:40]!r} of {len(name)} characters, want 1 to 180 plain ones")
-    return f"{names.DIRECTORY}/{_PREFIX}{os.getuid()}-{quoted}"
+    return f"{names.DIRECTORY}/{names.TOPIC}{user()}-{quoted}"
 
 
 def topics() -> list[tuple[str, str, bool]]:
     """Return (name, path, whether a process has an end) of each topic of this user."""
-    start = f"{_PREFIX}{os.getuid()}-"
+    start = f"{names.TOPIC}{user()}-"
     found = []
     for entry in sorted(os.listdir(names.DIRECTORY)):
         if entry.startswith(start) and "+" not in entry:
             path = f"{names.DIRECTORY}/{entry}"
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError, UntrustedFileError):
                 found.append((unquote(entry.removeprefix(start)), path, _in_use(path)))
     return found
 
 
 def _in_use(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = open_own(path, os.O_RDONLY)
     try:
         return _locked(fd, _FIRST_END, _ENDS)
     finally:
@@ -73,7 +79,7 @@ def remove(path: str) -> None:
     """Remove a topic's file and its wake-up pipes; ends that are attached go on among themselves."""
     folder, _, entry = path.rpartition("/")
     for other in os.listdir(folder):
-        if other == entry or other.startswith(entry + "+"):
+        if (other == entry or other.startswith(entry + "+")) and is_own(f"{folder}/{other}"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{folder}/{other}")
 
@@ -98,28 +104,31 @@ class Board:
 
     Raises:
         ValueError: The topic is there and keeps another number.
-        ForeignHandleError: The file at its place is another user's.
+        UntrustedFileError: What is at its place is not this user's alone.
+        EndpointTakenError: It has 64 ends already.
+        TooManyOpenFilesError: No descriptor is left.
+        BudgetExceededError: There is no room for its file.
     """
 
     def __init__(self, name: str, keep: int, kind: int) -> None:
         if not OFD:
             raise UnsupportedPlatformError("topics need Linux")
-        self.path = path_of(name)
+        self.path: str = path_of(name)
         self.keep = keep
         self._fds: list[int] = []
         self._bells: dict[int, int] = {}
         self._barrier = threading.Lock()
         try:
-            self._fd = self._open()
-            self._map = mmap.mmap(self._fd, self._size)
-            self.words: Any = memoryview(self._map).cast("Q")
-            self._acquire(self._fd, _INIT, time.monotonic() + 5)
-            try:
-                self.end = self._take_place(kind)
-                self.words[PLACES] = max(self.words[PLACES], self.end + 1)
-            finally:
-                _lock(self._fd, fcntl.F_UNLCK, _INIT)
-            self.bell = self._bell(self.end)
+            with typed_errors(f"the topic {self.path}"):
+                check_folder(names.DIRECTORY)
+                self._fd = self._open()
+                self._map = mmap.mmap(self._fd, self._size)
+                self.words: Any = memoryview(self._map).cast("Q")
+                self._acquire(self._fd, _INIT, time.monotonic() + 5)
+                try:
+                    self._take_place(kind)
+                finally:
+                    _lock(self._fd, fcntl.F_UNLCK, _INIT)
         except BaseException:
             self.close()
             raise
@@ -131,22 +140,17 @@ class Board:
         """Open the file and write its head if this is the first end ever."""
         self._size = _ENTRIES + _ENTRY_BYTES * self.keep
         while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+            fd = open_or_create(self.path)
             self._fds.append(fd)
-            found = os.fstat(fd)
-            if found.st_uid != os.getuid() or not stat.S_ISREG(found.st_mode):
-                raise ForeignHandleError(f"{self.path} is not a file of this user: choose another name")
             self._acquire(fd, _INIT, time.monotonic() + 5)
             if os.fstat(fd).st_nlink:
                 break
             self._fds.remove(fd)  # it was removed meanwhile
             os.close(fd)
         try:
-            if os.fstat(fd).st_size == 0:
-                os.posix_fallocate(fd, 0, self._size)
-                os.pwrite(fd, struct.pack("<QQQ", _MAGIC, self.keep, 0), 0)
-            magic, keep, _ = struct.unpack("<QQQ", os.pread(fd, 24, 0))
-            if magic == 0:  # its first user was killed before it wrote the head
+            head = os.pread(fd, 24, 0)
+            magic, keep, _ = struct.unpack("<QQQ", head) if len(head) == 24 else (0, 0, 0)
+            if magic == 0:  # it is new, or its first user was killed before it wrote the head
                 os.posix_fallocate(fd, 0, self._size)
                 os.pwrite(fd, struct.pack("<QQQ", _MAGIC, self.keep, 0), 0)
             elif magic != _MAGIC:
@@ -155,6 +159,8 @@ class Board:
                 raise ValueError(
                     f"the topic keeps {keep} publications, not {self.keep}: use the same number, or remove it"
                 )
+            elif os.fstat(fd).st_size < self._size:
+                raise HandleError(f"{self.path} was cut: remove it")
             return fd
         finally:
             _lock(fd, fcntl.F_UNLCK, _INIT)
@@ -174,28 +180,38 @@ class Board:
             time.sleep(pause)
             pause = min(2 * pause, 0.002)
 
-    def _take_place(self, kind: int) -> int:
+    def _take_place(self, kind: int) -> None:
+        planted: UntrustedFileError | None = None
         for end in range(_ENDS):
             try:
                 _lock(self._fd, fcntl.F_WRLCK, _FIRST_END + end)
             except OSError:
                 continue
-            self.end = end
+            try:
+                self.bell: int = self._bell(end)
+            except UntrustedFileError as error:  # another user was there first: use the next place
+                planted = error
+                _lock(self._fd, fcntl.F_UNLCK, _FIRST_END + end)
+                continue
+            self.end: int = end
             for word, value in ((KIND, FREE), (WAITS, 0), (PID, os.getpid()), (CURSOR, self.count), (KIND, kind)):
                 self.set(word, value)
-            return end
-        raise OSError(errno.EMFILE, f"the topic has {_ENDS} ends already")
+            self.words[PLACES] = max(self.words[PLACES], end + 1)
+            return
+        raise planted or EndpointTakenError(f"the topic has {_ENDS} ends already: close some")
 
     def _bell(self, end: int) -> int:
         """Open the wake-up pipe of an end; it exists as long as the topic."""
         if end not in self._bells:
-            path = f"{self.path}+{end}"
-            with contextlib.suppress(FileExistsError):
-                os.mkfifo(path, 0o600)
-            fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = open_pipe(f"{self.path}+{end}")
             self._fds.append(fd)
             self._bells[end] = fd
         return self._bells[end]
+
+    @property
+    def removed(self) -> bool:
+        """Whether the file has no name any more."""
+        return os.fstat(self._fd).st_nlink == 0
 
     @property
     def count(self) -> int:
@@ -231,7 +247,7 @@ class Board:
         count = self.count
         return [
             end
-            for end in range(self.words[PLACES])
+            for end in range(min(self.words[PLACES], _ENDS))
             if self.get(KIND, end) == EVERY
             and count - self.get(CURSOR, end) >= self.keep
             and _locked(self._fd, _FIRST_END + end, 1)
@@ -239,7 +255,7 @@ class Board:
 
     def write(self, handle: bytes) -> int:
         """Publish a handle; the caller has the writers' turn. Return its number, from 1."""
-        number = self.count + 1
+        number = self.count + 1 & (1 << 64) - 1
         start = _ENTRIES + _ENTRY_BYTES * ((number - 1) % self.keep)
         entry = _ENTRY.pack(number, crc32(number.to_bytes(8, "little") + handle), len(handle)) + handle
         self._map[start : start + len(entry)] = entry
@@ -259,7 +275,7 @@ class Board:
 
     def wake(self, *kinds: int) -> None:
         """Wake the ends of these kinds that wait."""
-        for end in range(self.words[PLACES]):
+        for end in range(min(self.words[PLACES], _ENDS)):
             if self.get(WAITS, end) and self.get(KIND, end) in kinds:
                 with contextlib.suppress(OSError):
                     os.write(self._bell(end), b"\0")
@@ -283,9 +299,13 @@ class Board:
             for end in watch:
                 try:
                     pidfds.append(os.pidfd_open(self.get(PID, end)))
-                except OSError:
+                    poll.register(pidfds[-1], select.POLLIN)
+                except ProcessLookupError:
                     return
-                poll.register(pidfds[-1], select.POLLIN)
+                except (OSError, OverflowError):  # no descriptor is left to watch it by, so look again soon
+                    seconds = _LOOK_AGAIN if seconds is None else min(seconds, _LOOK_AGAIN)
+                if not _locked(self._fd, _FIRST_END + end, 1):  # it ended before, and its number may be another's now
+                    return
             poll.poll(None if seconds is None else seconds * 1000)
             self.read_bell()
         finally:

@@ -42,17 +42,19 @@ class Channel:
             raise ValueError(f"got capacity {capacity}, want at least 1")
         self._owner = RingOwner(capacity)
         self._finalizer = weakref.finalize(self, self._owner.close)
-        self.sender = Sender(self._owner.token, spin, compiled, pool)
-        self.receiver = Receiver(self._owner.token, spin, compiled)
+        self.sender: Sender = Sender(self._owner.token, spin, compiled, pool)
+        self.receiver: Receiver = Receiver(self._owner.token, spin, compiled)
         self.sender.pair(self.receiver)
         self.receiver.pair(self.sender)
 
     def close(self) -> None:
         """Close both ends where they are held by this process, and let no process attach any more."""
-        self.receiver.close()
-        if self.sender.attached:
-            self.sender.close(timeout=0)
-        self._finalizer()
+        try:
+            self.receiver.close()
+            if self.sender.attached:
+                self.sender.close(timeout=0)
+        finally:
+            self._finalizer()
 
     def __reduce__(self) -> Any:
         raise TypeError("cannot pickle a Channel: give its `sender` to one process and its `receiver` to another")

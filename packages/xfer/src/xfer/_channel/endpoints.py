@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 import sys
-import threading
-import time
 import weakref
 from typing import Any, Self
 
+from xfer._channel.end import End, left
 from xfer._channel.layout import WAKE_AT_ONCE
-from xfer._channel.ring import Ring
-from xfer._channel.waiting import Sleepers, on_exit
+from xfer._channel.ring import Ring, announce
 from xfer._forks import on_fork
-from xfer.errors import ChannelClosedError, EndpointTakenError, WaitTimeoutError
+from xfer.errors import EndpointTakenError, XferError
 
 SPIN = 200e-6
 
 
-def deadline(timeout: float | None) -> float | None:
-    """Return when a timeout is up."""
-    return None if timeout is None else time.monotonic() + timeout
+def _holds(value: Any, end: Any, depth: int) -> bool:
+    """Return whether a container, or one in it, holds an end."""
+    if value is end:
+        return True
+    if not depth or not isinstance(value, dict | list | tuple):
+        return False
+    return any(_holds(item, end, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
 
 
-def left(end: float | None) -> float | None:
-    """Return how many seconds are left, at least 0; None for ever."""
-    return None if end is None else max(0.0, end - time.monotonic())
-
-
-class Endpoint:
-    """One end of a channel: a token until its first use, then held by the process that used it.
-
-    `_lock` guards the state and is held for short; `_turn` is held by the one thread that sleeps.
-    """
+class Endpoint(End):
+    """One end of a channel: a token until its first use, then held by the process that used it."""
 
     _sending: bool
 
     def __init__(self, token: bytes, spin: float = SPIN, compiled: bool = True) -> None:
+        super().__init__()
         self._token = token
         self._spin = spin if (os.cpu_count() or 1) > 1 else 0.0
         self._nanoseconds = int(self._spin * 1e9)
         self._compiled = compiled
         self._ring: Ring | None = None
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._closed = self._exiting = self._armed = False
-        self._sleepers = Sleepers()
         self._finalizer: Any = None
         self._other: weakref.ref[Endpoint] | None = None
         self._expected: Any = None
         on_fork(before=self._before_fork, child=self._after_fork_in_child)
-        on_exit(self._stop)
 
     def __bytes__(self) -> bytes:
         return self._token
@@ -83,7 +76,7 @@ class Endpoint:
     def expect(self, process: Any) -> None:
         """Name the process that is to attach the other end; its death before that counts as the end's.
 
-        An end that is an argument of `multiprocessing.Process` with the spawn method does this by itself.
+        An end that is an argument of a `multiprocessing.Process` does this by itself.
 
         Args:
             process: A process number, or an object with a `pid`, such as `subprocess.Popen`.
@@ -131,16 +124,9 @@ class Endpoint:
             self._armed = True
             return ring.arm()
 
-    def close(self) -> None:
-        """Close this end."""
-        raise NotImplementedError
-
     def _open(self) -> Ring:
         """Return the ring; the caller holds the lock."""
-        if self._closed:
-            raise ChannelClosedError("this end is closed")
-        if self._exiting:
-            raise ChannelClosedError("the interpreter is exiting")
+        self._check_open()
         if self._ring is None:
             try:
                 ring = Ring(self._token, self._sending)
@@ -160,7 +146,7 @@ class Endpoint:
             if ring is self._ring and not self._closed and not self._exiting:
                 pid = getattr(self._expected, "pid", self._expected)
                 if isinstance(pid, int):
-                    ring.expect(pid)
+                    ring.named = pid
                 ring.wait(word, value, left(end), how)
         except (OSError, ValueError):
             if not self._closed:  # a signal handler of this thread has closed this end
@@ -169,39 +155,29 @@ class Endpoint:
             self._turn.release()
         return True
 
-    async def _sleep(self, end: float | None, at_most: float | None = None) -> None:
-        """Wait in a coroutine until this end may go on.
-
-        Raises:
-            WaitTimeoutError: The time is up.
-        """
-        seconds = left(end)
-        if seconds == 0:
-            raise WaitTimeoutError("the time for waiting is up")
-        if at_most is not None:
-            seconds = at_most if seconds is None else min(seconds, at_most)
-        await self._sleepers.readable(self.fileno(), seconds)
-
-    def _wake(self) -> None:
-        """End every wait of this end, in threads and coroutines."""
+    def _ring_own(self) -> None:
         ring = self._ring
         if ring is not None:
             ring.ring_own()
-        self._sleepers.wake()
-
-    def _stop(self) -> None:
-        self._exiting = True
-        self._wake()
 
     def _before_fork(self) -> None:
         pass
 
     def _after_fork_in_child(self) -> None:
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._sleepers = Sleepers()
+        self._renew()
         if self._ring is not None:
             self._let_go(self._ring)
             self._closed = True
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None and not self._closed:
+            util.register_after_fork(self, operator.methodcaller("_in_worker"))
+
+    def _in_worker(self) -> None:
+        """In a forked `multiprocessing.Process` that was given this end: have the other end notice its death."""
+        process = sys.modules["multiprocessing.process"].current_process()
+        if not self._closed and _holds(vars(process), self, 4):
+            with contextlib.suppress(XferError):
+                announce(self._token, self._sending)
 
     def _let_go(self, ring: Ring) -> None:
         if self._finalizer is not None:
@@ -209,12 +185,6 @@ class Endpoint:
         self._drop_core()
         ring.close()
         self._ring = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _make_core(self, ring: Ring) -> None:
         raise NotImplementedError

@@ -14,6 +14,7 @@ COUNTERS = (
     HEAD, TAIL, SENDER_PID, RECEIVER_PID, SENDER_CLOSED, RECEIVER_CLOSED, SENDER_WAITS, RECEIVER_WAITS, CAPACITY,
     RETURN_HEAD, RETURN_TAIL, SLAB_SPENT,
 ) = (8 * number for number in range(len(COUNTERS)))  # fmt: skip
+HOLDERS, EXPECTED = 1, 2  # beside an end's process: how many held it, and a process that is to attach it
 NOTE_AT = 1024
 RETURNS_AT = 1536
 ENTRY = 640  # a handle has at most 64 dimensions: 60 + 512 + 4 bytes, and the entry's own 24

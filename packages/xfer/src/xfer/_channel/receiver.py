@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from xfer._channel.endpoints import Endpoint, deadline
+from xfer._channel.end import Incoming, deadline
+from xfer._channel.endpoints import Endpoint
 from xfer._channel.layout import HEAD, SENDER_PID, SLAB_SPENT, TAIL
 from xfer._channel.ring import HANDLE, Message, Ring
 from xfer._channel.slab import Receiving, receiving_core
-from xfer._convert.interchange import Library, private_tensor
+from xfer._convert.interchange import (
+    Library,
+    check_library,
+    dlpack_kind,
+    pinned,
+    private_tensor,
+    tensor_interface,
+    to_torch,
+)
 from xfer._shared import dtypes
 from xfer._shared.handle import read_meta
-from xfer._shared.reader import READER, check_library, present
+from xfer._shared.reader import READER, present
 from xfer.errors import (
     ChannelClosedError,
     HandleError,
@@ -21,12 +29,13 @@ from xfer.errors import (
     ProducerGoneError,
     StaleHandleError,
     WaitTimeoutError,
+    XferError,
 )
 
 _NOTHING = object()
 
 
-class Receiver(Endpoint):
+class Receiver(Incoming, Endpoint):
     """The end that receives; iterate over it, or call `recv`. `async for` and `arecv` wait in an event loop.
 
     Any of its waits ends when another thread calls `close`. A receiver that is dropped is closed. When the sender's
@@ -48,33 +57,39 @@ class Receiver(Endpoint):
 
     _sending = False
     _core: Receiving | None = None
+    _torch_known = False
 
-    def recv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+    def recv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
         """Return the next array or tree: no copy, read-only, its slot taken until the last view of it is gone.
 
         Args:
             timeout: Seconds to wait; None waits for ever.
             as_: "numpy", or "torch" for writable tensors over private memory, as in `xfer.get`.
+            pin: Copy tensors into pinned memory, as in `xfer.get`.
 
         Raises:
             WaitTimeoutError: Nothing came in time.
             ChannelClosedError: The sender has closed and everything was taken, or this end was closed.
             PeerDiedError: The sender's process has ended.
         """
-        if as_ != "numpy":
-            check_library(as_)
+        if as_ != "numpy" or pin:
+            check_library(as_, pin)
         end = deadline(timeout)
         nanoseconds = 0 if timeout == 0 else self._nanoseconds
         while True:
             with self._lock:
                 core = self._core
                 if core is not None:
-                    array = core.recv(nanoseconds)
+                    try:
+                        plain = as_ == "numpy" or pin
+                        array = core.recv(nanoseconds) if plain else self._recv_tensor(core, nanoseconds)
+                    except dtypes.MISFITS as error:
+                        raise self._damaged(error) from error
                     if array is not None:
                         if self._armed:
                             self._quiet()
-                        return array if as_ == "numpy" else private_tensor(array)
-                array = self._take(as_)
+                        return to_torch(pinned(array))[0] if pin else array
+                array = self._take(as_, pin)
                 if array is not _NOTHING:
                     return array
                 ring = self._ring
@@ -83,26 +98,7 @@ class Receiver(Endpoint):
             if not self._wait(ring, HEAD, tail, end):
                 raise WaitTimeoutError("nothing was sent in time")
 
-    async def arecv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
-        """Return the next array or tree like `recv`, and let the event loop run while it waits.
-
-        Args:
-            timeout: Seconds to wait; None waits for ever.
-            as_: "numpy" or "torch", as in `recv`.
-
-        Raises:
-            WaitTimeoutError: Nothing came in time.
-            ChannelClosedError: The sender has closed and everything was taken, or this end was closed.
-            PeerDiedError: The sender's process has ended.
-        """
-        end = deadline(timeout)
-        while True:
-            try:
-                return self.recv(timeout=0, as_=as_)
-            except WaitTimeoutError:
-                await self._sleep(end)
-
-    def _take(self, as_: Library) -> Any:
+    def _take(self, as_: Library, pin: bool) -> Any:
         """Take a message by the slow way, or return _NOTHING where none waits."""
         ring, core = self._open(), self._core
         assert core is not None
@@ -122,8 +118,10 @@ class Receiver(Endpoint):
         try:
             if message.slot != HANDLE:
                 array = _from_slot(ring, core, message)
+                if pin:
+                    return to_torch(pinned(array))[0]
                 return array if as_ == "numpy" else private_tensor(array)
-            array, fields = READER.array(message.meta, private=as_ == "torch")
+            array, fields = READER.array(message.meta, private=as_ == "torch" and not pin)
         except ProducerGoneError as error:
             raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error
         except StaleHandleError as error:
@@ -135,33 +133,33 @@ class Receiver(Endpoint):
                 ring.took(tail)
             if self._armed:
                 self._quiet()
-        return present(array, fields, message.meta, as_)
+        return present(array, fields, message.meta, as_, pin)
+
+    def _recv_tensor(self, core: Receiving, nanoseconds: int) -> Any:
+        """Return the next array as a tensor with memory of its own, or None as the core does."""
+        if not self._torch_known:
+            import torch  # noqa: F401 - the caller wants tensors
+
+            interface = tensor_interface()
+            if interface is not None:
+                core.use_tensors(interface[1])
+            self._torch_known = True
+        tensor = core.recv_tensor(nanoseconds)
+        if tensor is not None:
+            return tensor
+        array = core.recv(0)  # of a kind that the core makes no tensors of
+        return None if array is None else private_tensor(array)
+
+    def _damaged(self, error: BaseException) -> HandleError:
+        """Pass over a message that does not make sense; return the error to raise."""
+        ring = self._ring
+        if ring is not None:
+            ring.took(ring.words[TAIL])
+        return HandleError(f"a message of the channel is damaged: {error}")
 
     def _quiet(self) -> None:
         if self._ring is not None:
             self._ring.quiet()
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            try:
-                array = self.recv()
-            except PeerDiedError:
-                raise
-            except ChannelClosedError:
-                return
-            yield array
-            del array
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            try:
-                array = await self.arecv()
-            except PeerDiedError:
-                raise
-            except ChannelClosedError:
-                return
-            yield array
-            del array
 
     def close(self) -> None:
         """Tell the sender that nothing more is wanted. Arrays received stay valid."""
@@ -181,6 +179,7 @@ class Receiver(Endpoint):
 
     def _make_core(self, ring: Ring) -> None:
         core = self._core = receiving_core(ring, self._compiled)
+        self._torch_known = False
         self._finalizer = weakref.finalize(self, _end, ring, core)
         self._finalizer.atexit = False
         if ring.successor:
@@ -205,10 +204,21 @@ def _from_slot(ring: Ring, core: Receiving, message: Message) -> Any:
         stride, slots, epoch, handle = ring.slab()
         if epoch != message.epoch:
             raise StaleHandleError("the sender of this array has ended, and another one took its place")
-        core.use_slab(READER.array(handle)[0], stride, slots, epoch)
-    shape, token = read_meta(message.meta, message.ndim)
-    core.learn(message.meta, message.ndim, shape, dtypes.decode(token))
-    array = core.recv(0)
+        try:
+            core.use_slab(READER.array(handle)[0], stride, slots, epoch)
+        except dtypes.MISFITS as error:
+            if isinstance(error, XferError):
+                raise
+            raise HandleError(f"the channel's memory is damaged: {error}") from error
+    try:
+        shape, token = read_meta(message.meta, message.ndim)
+        dtype = dtypes.decode(token)
+        core.learn(message.meta, message.ndim, shape, dtype, dlpack_kind(dtype))
+        array = core.recv(0)
+    except dtypes.MISFITS as error:
+        if isinstance(error, HandleError):
+            raise
+        raise HandleError(f"a message of the channel is damaged: {error}") from error
     if array is None:
         raise HandleError("the channel's memory is damaged: a message does not fit its slab")
     return array

@@ -27,7 +27,9 @@ from zlib import crc32
 from xfer._channel.layout import (
     CAPACITY,
     ENTRY,
+    EXPECTED,
     HEAD,
+    HOLDERS,
     MESSAGE,
     NOTE_AT,
     RECEIVER_CLOSED,
@@ -40,19 +42,23 @@ from xfer._channel.layout import (
     TAIL,
     WAKE_AT_ONCE,
 )
+from xfer._channel.watch import Watch
+from xfer._shared.files import typed_errors
 from xfer._shared.lease import FLOCK, OFD, fcntl
-from xfer._shared.segment import open_by_number
+from xfer._shared.memory import new_memory, open_by_number
 from xfer.errors import HandleError, ProducerGoneError, UnsupportedPlatformError
 
 ORDERED_STORES = platform.machine() in {"x86_64", "AMD64", "i686"}
 HANDLE = 0xFFFFFFFF
+COUNT = (1 << 64) - 1  # counters start again after this
 _NOTE = struct.Struct("<IIQI")
 _MESSAGE = struct.Struct(MESSAGE)
 MESSAGE_ROOM = ENTRY - _MESSAGE.size
 _TOKEN = struct.Struct("<4sIIIIIIQQQ")
 _TOKEN_MAGIC = b"XFC3"
-# Where stores may be delayed past a system call a wake-up can be missed; looking again this often makes it harmless.
-_LOOK_AGAIN = None if ORDERED_STORES else 0.05
+# Where stores may be delayed past a system call, or no descriptor is left to watch the other end by, a wake-up can be
+# missed; looking again this often makes it harmless.
+_LOOK_AGAIN = 0.05
 _TAKEN_OVER = 0.1  # seconds to wait for a lock that the other end holds for a moment
 
 
@@ -110,20 +116,25 @@ class RingOwner:
     def __init__(self, capacity: int) -> None:
         if not OFD:
             raise UnsupportedPlatformError("channels need Linux: memfd, pidfd and /proc")
-        self.fds = [os.memfd_create("xfer-channel", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)]
+        self.fds: list[int] = []
         try:
-            size = _layout(capacity)[1] + ENTRY * capacity
-            os.ftruncate(self.fds[0], size)
-            fcntl.fcntl(self.fds[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            with mmap.mmap(self.fds[0], size) as memory:
-                memory[8 * CAPACITY : 8 * CAPACITY + 8] = struct.pack("=Q", capacity)
-            for _ in range(2):
-                self.fds += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            with typed_errors("a channel"):
+                self._make(capacity)
         except BaseException:
             self.close()
             raise
         inodes = [os.fstat(self.fds[index]).st_ino for index in (0, 1, 3)]
         self.token = bytes(Token(os.getpid(), *self.fds, *inodes))
+
+    def _make(self, capacity: int) -> None:
+        self.fds.append(new_memory("xfer-channel"))
+        size = _layout(capacity)[1] + ENTRY * capacity
+        os.ftruncate(self.fds[0], size)
+        fcntl.fcntl(self.fds[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        with mmap.mmap(self.fds[0], size) as memory:
+            memory[8 * CAPACITY : 8 * CAPACITY + 8] = struct.pack("=Q", capacity)
+        for _ in range(2):
+            self.fds += os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def close(self) -> None:
         """Close the descriptors; ends that are attached have their own."""
@@ -131,6 +142,29 @@ class RingOwner:
             with contextlib.suppress(OSError):
                 os.close(fd)
         self.fds = []
+
+
+def announce(raw: bytes, sending: bool) -> None:
+    """Name this process as the one that is to attach an end, and wake the other end.
+
+    Args:
+        raw: The channel's token.
+        sending: Which end.
+
+    Raises:
+        XferError: The channel is gone, or the token is damaged.
+    """
+    token = Token.parse(raw)
+    word = (SENDER_PID if sending else RECEIVER_PID) + EXPECTED
+    bell = (token.to_receiver_in, token.receiver_inode) if sending else (token.to_sender_in, token.sender_inode)
+    with contextlib.ExitStack() as opened, typed_errors("a channel"):
+        memory = open_by_number(token.pid, token.memory, token.inode, os.O_RDWR, stat.S_ISREG)
+        opened.callback(os.close, memory)
+        os.pwrite(memory, os.getpid().to_bytes(8, "little"), 8 * word)
+        pipe = open_by_number(token.pid, *bell, os.O_WRONLY, stat.S_ISFIFO)
+        opened.callback(os.close, pipe)
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes it as well
+            os.write(pipe, b"\0")
 
 
 class Ring:
@@ -152,29 +186,30 @@ class Ring:
         if not sending:
             mine, theirs = theirs, mine
         try:
-            self.memory_fd = self._open(token.memory, token.inode, os.O_RDWR, stat.S_ISREG)
-            self._hold()
-            self.bell = self._open(mine[0], mine[2], os.O_RDONLY, stat.S_ISFIFO)
-            self._own_bell = self._open(mine[1], mine[2], os.O_WRONLY, stat.S_ISFIFO)
-            self.peer_bell = self._open(theirs[1], theirs[2], os.O_WRONLY, stat.S_ISFIFO)
-            self.map = mmap.mmap(self.memory_fd, os.fstat(self.memory_fd).st_size)
-            self.poll = select.epoll()
-            self.poll.register(self.bell, select.EPOLLIN)
+            with typed_errors(f"the channel made by process {token.pid}"):
+                self.memory_fd = self._open(token.memory, token.inode, os.O_RDWR, stat.S_ISREG)
+                self._check_memory()
+                self._hold()
+                self.bell = self._open(mine[0], mine[2], os.O_RDONLY, stat.S_ISFIFO)
+                self._own_bell = self._open(mine[1], mine[2], os.O_WRONLY, stat.S_ISFIFO)
+                self.peer_bell = self._open(theirs[1], theirs[2], os.O_WRONLY, stat.S_ISFIFO)
+                self.map = mmap.mmap(self.memory_fd, os.fstat(self.memory_fd).st_size)
+                self.poll = select.epoll()
+                self.poll.register(self.bell, select.EPOLLIN)
+            self._watch = Watch(self.poll)
         except BaseException:
             self.close()
             raise
         self.words = memoryview(self.map).cast("Q")
-        self.capacity = self.words[CAPACITY]
-        self.returns, self.start = _layout(self.capacity)
         self._barrier = threading.Lock(), threading.Lock()
-        self._watched, self._pidfd, self._ended = 0, -1, False
-        self._expected, self._expected_ended = -1, False
+        self.named = 0  # the process that is to attach the other end, where the caller knows it
         self._armed = False
         self._mine, self._theirs = (SENDER_WAITS, RECEIVER_WAITS) if sending else (RECEIVER_WAITS, SENDER_WAITS)
         self._peer_pid = RECEIVER_PID if sending else SENDER_PID
         own = SENDER_PID if sending else RECEIVER_PID
         self.successor = bool(self.words[own])  # whether another holder was here before
         self.words[own] = os.getpid()
+        self.words[own + HOLDERS] = self.words[own + HOLDERS] + 1 & COUNT  # a process number may come again
         self.words[SENDER_CLOSED if sending else RECEIVER_CLOSED] = 0
         self.ring()
 
@@ -185,6 +220,16 @@ class Ring:
             raise ProducerGoneError(f"the channel made by process {self._token.pid} is closed: {error}") from error
         self.fds.append(own)
         return own
+
+    def _check_memory(self) -> None:
+        """Check that the memory is a channel's, and note where everything lies in it."""
+        size = os.fstat(self.memory_fd).st_size
+        self.capacity = int.from_bytes(os.pread(self.memory_fd, 8, 8 * CAPACITY), "little")
+        if 0 < self.capacity <= size // ENTRY:
+            self.returns, self.start = _layout(self.capacity)
+            if self.start + ENTRY * self.capacity == size:
+                return
+        raise HandleError("the memory behind these bytes is not that of a channel")
 
     def _hold(self) -> None:
         """Take the lock of this end; wait a moment for the other end, which takes it to empty the ring."""
@@ -223,7 +268,7 @@ class Ring:
         message = _MESSAGE.pack(len(meta), slot, nbytes, ndim, epoch) + meta
         self.map[start : start + len(message)] = message
         self.fence()
-        words[HEAD] = head + 1
+        words[HEAD] = head + 1 & COUNT
         self.fence()
         self.ring_if_waiting()
 
@@ -237,7 +282,7 @@ class Ring:
     def took(self, tail: int) -> None:
         """Publish that the message number `tail` is taken."""
         words = self.words
-        words[TAIL] = tail + 1
+        words[TAIL] = tail + 1 & COUNT
         self.fence()
         # A sender that waits for room is woken at half of the ring, not once for each message, unless it asks for more.
         waits = words[SENDER_WAITS]
@@ -310,13 +355,12 @@ class Ring:
             if words[word] != value or self.peer_closed():
                 return
             self.watch_peer()
-            if self._ended or (self._expected_ended and not self._watched):
+            watch = self._watch
+            if watch.ended or (watch.expected_ended and not watch.holder[0]):
                 return
-            if _LOOK_AGAIN is not None:
+            if not ORDERED_STORES or watch.blind:
                 seconds = _LOOK_AGAIN if seconds is None else min(seconds, _LOOK_AGAIN)
-            for fd, _ in self.poll.poll(seconds):
-                self._ended |= fd == self._pidfd
-                self._expected_ended |= fd == self._expected
+            watch.sleep(seconds)
             with contextlib.suppress(BlockingIOError):
                 os.read(self.bell, 4096)
         finally:
@@ -346,12 +390,16 @@ class Ring:
 
     def peer_dead(self) -> bool:
         """Return whether the other end's holder, or the process that was expected, has ended without closing."""
-        pid = self.words[self._peer_pid]
-        if not pid:
-            return self._expected_ended and not self.words[self._peer_pid]
-        if self._ended and pid == self._watched:
+        holder = self._holder()
+        if not holder[0]:
+            return self._watch.expected_ended and not self.words[self._peer_pid]
+        if self._watch.ended and holder == self._watch.holder:
             return True
-        return not self.peer_held() and pid == self.words[self._peer_pid]
+        return not self.peer_held() and holder == self._holder()
+
+    def _holder(self) -> tuple[int, int]:
+        """Return the process of the other end's present or last holder, and how many holders it has had."""
+        return self.words[self._peer_pid], self.words[self._peer_pid + HOLDERS]
 
     def empty_for_next(self) -> bool:
         """Drop the messages that a dead receiver has not taken; return False if a new receiver has come meanwhile."""
@@ -367,36 +415,10 @@ class Ring:
 
     def watch_peer(self) -> None:
         """Have the end of the other end's present holder wake this one."""
-        pid = self.words[self._peer_pid]
-        if pid == self._watched:
-            return
-        self._forget(self._expected)
-        self._expected = -1
-        self._forget(self._pidfd)
-        self._watched, self._pidfd, self._ended = pid, -1, False
-        self._pidfd = self._watch(pid)
-        self._ended = self._pidfd < 0
-
-    def expect(self, pid: int) -> None:
-        """Have the end of the process that is to attach the other end wake this one, until it has attached."""
-        if self._expected < 0 and not self.words[self._peer_pid]:
-            self._expected = self._watch(pid)
-            self._expected_ended = self._expected < 0
-
-    def _watch(self, pid: int) -> int:
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return -1
-        self.fds.append(fd)
-        self.poll.register(fd, select.EPOLLIN)
-        return fd
-
-    def _forget(self, fd: int) -> None:
-        if fd >= 0:
-            self.poll.unregister(fd)
-            self.fds.remove(fd)
-            os.close(fd)
+        holder = self._holder()
+        if self._watch.follow(holder, self.words[self._peer_pid + EXPECTED] or self.named) and holder[0]:
+            # The number is the holder's only if it still holds its end now.
+            self._watch.ended |= not self.peer_held()
 
     def say_closed(self) -> None:
         """Tell the other end that this one is done."""
@@ -408,6 +430,8 @@ class Ring:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+        if hasattr(self, "_watch"):
+            self._watch.close()
         if hasattr(self, "poll"):
             self.poll.close()
         if hasattr(self, "words"):

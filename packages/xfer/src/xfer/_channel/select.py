@@ -6,7 +6,7 @@ import select
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-from xfer._channel.endpoints import deadline, left
+from xfer._channel.end import deadline, left
 
 
 class Waitable(Protocol):

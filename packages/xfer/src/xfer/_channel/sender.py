@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from xfer._channel.endpoints import SPIN, Endpoint, deadline, left
+from xfer._channel.end import deadline, left
+from xfer._channel.endpoints import SPIN, Endpoint
 from xfer._channel.layout import HEAD, RECEIVER_PID, SENT, SLAB_SPENT, TAIL, WAKE_AT_HALF, WAKE_AT_ONCE
 from xfer._channel.ring import MESSAGE_ROOM, Ring
 from xfer._channel.slab import LARGEST, Sending, sending_core, slab_shape
-from xfer._convert.interchange import on_host
+from xfer._convert.interchange import on_host, tensor_interface
 from xfer._shared.default import default_pool
 from xfer._shared.handle import TOKEN_IN_SLOT, Handle, signature
 from xfer._shared.pool import Pool
@@ -123,6 +124,7 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
         self._joined: Pool | None = None
         self._core: Sending | None = None
         self._outgoing: Outgoing | None = None
+        self._tensor: type | None = None  # the class of tensors that the core takes
         self._look_at = 0.0
 
     def send(self, array: Any, *, timeout: float | None = None) -> None:
@@ -138,13 +140,13 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
             PeerDiedError: The receiver's process has ended.
             ChannelClosedError: The receiver, or this end, has closed.
         """
-        if type(array) is not np.ndarray:
-            array = on_host(array)
+        kind = type(array)
+        plain = array if kind is np.ndarray or kind is self._tensor else on_host(array)
         with self._lock:
             core, pool, now = self._core, self._joined, time.monotonic()
             nanoseconds = 0 if timeout == 0 else self._nanoseconds
             known = core is not None and pool is not None and not pool.closed and now < self._look_at
-            if known and core is not None and core.send(array, nanoseconds) == SENT:
+            if known and core is not None and core.send(plain, nanoseconds) == SENT:
                 if self._outgoing is not None and self._outgoing.flying:
                     self._outgoing.settle()
                 return
@@ -178,6 +180,7 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
         """Send by the slow way: whatever can wait does so without the lock."""
         handle: Handle | None = None
         pool: Pool | None = None
+        tensor, array = array, on_host(array)
         half_until = time.monotonic() + _HALF_FOR
         try:
             while True:
@@ -187,7 +190,7 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
                     self._check_receiver(ring)
                     pool = self._join(pool if handle is not None else None)
                     full = ring.words[HEAD] - tail >= ring.capacity
-                    if not full and self._deliver(pool, ring, array, handle):
+                    if not full and self._deliver(pool, ring, array, handle, tensor):
                         handle = None
                         return
                 if full:
@@ -198,12 +201,13 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
             if handle is not None and pool is not None:
                 pool.release_later(handle)
 
-    def _deliver(self, pool: Pool, ring: Ring, array: Any, handle: Handle | None) -> bool:
+    def _deliver(self, pool: Pool, ring: Ring, array: Any, handle: Handle | None, tensor: Any) -> bool:
         """Write a message, if the array needs not be put into the pool first."""
         outgoing = self._outgoing
         assert outgoing is not None
         if handle is None:
-            if type(array) is np.ndarray and 0 < array.nbytes <= LARGEST and self._send_in_slot(pool, ring, array):
+            small = type(array) is np.ndarray and 0 < array.nbytes <= LARGEST
+            if small and self._send_in_slot(pool, ring, array, tensor):
                 return True
             if not isinstance(array, Handle):
                 return False
@@ -214,7 +218,7 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
         outgoing.settle()  # last, while the receiver is at work already
         return True
 
-    def _send_in_slot(self, pool: Pool, ring: Ring, array: np.ndarray[Any, Any]) -> bool:
+    def _send_in_slot(self, pool: Pool, ring: Ring, array: np.ndarray[Any, Any], tensor: Any) -> bool:
         """Try to send in a slot an array whose kind the core does not know yet, or that needs a new slab."""
         core = self._core
         sig = signature(array.dtype, array.shape, False)
@@ -225,6 +229,13 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
             core, pool, ring, array.nbytes
         ):
             return False
+        interface = tensor_interface() if tensor is not array else None
+        if interface is not None and type(tensor) is interface[0]:
+            core.use_tensors(*interface)
+            core.learn_tensor(tensor, sig.meta)
+            self._tensor = interface[0]
+        if core.send(array, 0) == SENT:
+            return True
         core.learn(array.dtype, array.shape, sig.meta)
         return core.send(array, 0) == SENT
 
@@ -387,6 +398,7 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
 
     def _make_core(self, ring: Ring) -> None:
         self._core = sending_core(ring, self._compiled)
+        self._tensor = None
         self._outgoing = Outgoing(ring)
         self._joined = None
         self._finalizer = weakref.finalize(self, _abandon, self._outgoing, None)

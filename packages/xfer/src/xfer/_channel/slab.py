@@ -28,8 +28,9 @@ from xfer._channel.layout import (
     TAIL,
     UNKNOWN,
 )
-from xfer._channel.ring import Ring
+from xfer._channel.ring import COUNT, Ring
 from xfer._compiled import module
+from xfer._convert.interchange import private_tensor
 from xfer._deferred import Deferred
 
 LARGEST = 64 << 10
@@ -59,6 +60,12 @@ class Sending(Protocol):
     def learn(self, dtype: Any, shape: tuple[int, ...], meta: bytes, /) -> None:
         """Remember how arrays of a dtype and shape are described."""
 
+    def use_tensors(self, kind: type, interface: Any, /) -> None:
+        """Take tensors of this class as well, where this core can."""
+
+    def learn_tensor(self, tensor: Any, meta: bytes, /) -> None:
+        """Remember how tensors like this one are described."""
+
     def drop_slab(self) -> None:
         """Release the slab's memory."""
 
@@ -79,11 +86,17 @@ class Receiving(Protocol):
     def use_slab(self, base: Any, stride: int, slots: int, epoch: int, /) -> None:
         """Use the slots of this leased array from now on."""
 
-    def learn(self, meta: bytes, ndim: int, shape: tuple[int, ...], dtype: Any, /) -> None:
-        """Remember the shape and dtype behind a description."""
+    def learn(self, meta: bytes, ndim: int, shape: tuple[int, ...], dtype: Any, kind: int, /) -> None:
+        """Remember the shape, the dtype and DLPack's kind of elements behind a description."""
 
     def recv(self, nanoseconds: int, /) -> Any:
         """Return the next array, or None if none came in time or it is not in a slot of this slab, or is unknown."""
+
+    def use_tensors(self, interface: Any, /) -> None:
+        """Make tensors by this interface."""
+
+    def recv_tensor(self, nanoseconds: int, /) -> Any:
+        """Return the next array as a tensor with memory of its own, or None as `recv` and for kinds torch lacks."""
 
     def pin(self) -> bool:
         """Never return the slots in use; return whether there were any."""
@@ -164,6 +177,12 @@ class SenderCore:
         ring.write(meta, slot, nbytes, len(shape), self.epoch)
         return SENT
 
+    def use_tensors(self, kind: type, interface: Any, /) -> None:
+        """See `Sending`."""
+
+    def learn_tensor(self, tensor: Any, meta: bytes, /) -> None:
+        """See `Sending`."""
+
     def drop_slab(self) -> None:
         """See `Sending`."""
         self._memory, self.stride = None, 0
@@ -214,8 +233,9 @@ class ReceiverCore:
             raise ValueError("the slots do not fit their memory")
         self._base, self._stride, self._slots, self.epoch, self._held = base, stride, slots, epoch, 0
 
-    def learn(self, meta: bytes, ndim: int, shape: tuple[int, ...], dtype: Any, /) -> None:
+    def learn(self, meta: bytes, ndim: int, shape: tuple[int, ...], dtype: Any, kind: int, /) -> None:
         """See `Receiving`."""
+        del kind
         if len(self._known) >= _KNOWN:
             self._known.clear()
         self._known[meta, ndim] = shape, dtype
@@ -232,13 +252,22 @@ class ReceiverCore:
         known = self._known.get((message.meta, message.ndim))
         if message.slot >= self._slots or message.epoch != self.epoch or message.nbytes > self._stride or not known:
             return None
-        array: np.ndarray[Any, Any] = np.ndarray(*known, self._base, message.slot * self._stride)
+        start = message.slot * self._stride
+        array: np.ndarray[Any, Any] = np.ndarray(*known, self._base[start : start + message.nbytes])
         watch = _SlotWatch(array, self._dropped.note)
         watch.slot, watch.epoch, watch.generation = message.slot, message.epoch, self._generation
         self._watches[id(watch)] = watch
         self._held += 1
         ring.took(tail)
         return array
+
+    def use_tensors(self, interface: Any, /) -> None:
+        """See `Receiving`."""
+
+    def recv_tensor(self, nanoseconds: int, /) -> Any:
+        """See `Receiving`."""
+        array = self.recv(nanoseconds)
+        return None if array is None else private_tensor(array)
 
     def pin(self) -> bool:
         """See `Receiving`."""
@@ -263,4 +292,4 @@ class ReceiverCore:
         if head - words[RETURN_TAIL] <= mask:  # otherwise the slot stays out of use, which is safe
             words[RETURNS + (head & mask)] = watch.epoch << 32 | watch.slot
             ring.fence()
-            words[RETURN_HEAD] = head + 1
+            words[RETURN_HEAD] = head + 1 & COUNT

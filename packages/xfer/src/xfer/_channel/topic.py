@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from xfer._channel import board as _board
 from xfer._channel.board import CURSOR, EVERY, LATEST, WAITS, WRITER, Board
-from xfer._channel.endpoints import deadline, left
-from xfer._channel.waiting import Sleepers, on_exit
-from xfer._convert.interchange import Library
+from xfer._channel.end import End, Incoming, deadline, left
+from xfer._convert.interchange import Library, check_library
 from xfer._forks import on_fork
 from xfer._shared.default import default_pool
 from xfer._shared.handle import Handle
 from xfer._shared.pool import Pool
-from xfer._shared.reader import READER, check_library, present
-from xfer.errors import ChannelClosedError, HandleError, PoolClosedError, StaleHandleError, WaitTimeoutError
+from xfer._shared.reader import READER, present
+from xfer.errors import HandleError, PoolClosedError, StaleHandleError, WaitTimeoutError
 
 
-class _End:
-    """What writers and readers of a topic share: waits that end by timeout, close, cancellation and exit."""
+class _End(End):
+    """What writers and readers of a topic share."""
 
     def __init__(self, board: Board) -> None:
+        super().__init__()
         self._board = board
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._closed = self._exiting = self._armed = False
-        self._sleepers = Sleepers()
         self._finalizer = weakref.finalize(self, board.close)
         on_fork(child=self._after_fork_in_child)
-        on_exit(self._stop)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ChannelClosedError("this end of the topic is closed")
-        if self._exiting:
-            raise ChannelClosedError("the interpreter is exiting")
-
-    def ready(self) -> bool:
-        """Return whether this end would not wait."""
-        raise NotImplementedError
+    def _ring_own(self) -> None:
+        self._board.wake_own()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when this end may be ready."""
@@ -90,27 +79,19 @@ class _End:
         if self._closed:
             return
         self._closed = True
-        self._board.wake_own()
-        self._sleepers.wake()
+        self._wake()
         with self._turn, self._lock:
             self._finalizer()
 
-    def _stop(self) -> None:
-        if not self._closed:
-            self._exiting = True
-            self._board.wake_own()
-            self._sleepers.wake()
-
     def _after_fork_in_child(self) -> None:
-        self._lock, self._turn = threading.RLock(), threading.RLock()
-        self._sleepers = Sleepers()
+        self._renew()
         if not self._closed:
             self._closed = True
             self._finalizer.detach()
             self._board.drop()
 
 
-class Subscription(_End):
+class Subscription(Incoming, _End):
     """A reader of a topic; made by `Topic.subscribe`.
 
     Example:
@@ -130,7 +111,7 @@ class Subscription(_End):
     def __init__(self, name: str, keep: int, every: bool) -> None:
         super().__init__(Board(name, keep, EVERY if every else LATEST))
 
-    def recv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
+    def recv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
         """Return the next publication that this reader has not had: no copy, leased until its last view is gone.
 
         A publication whose writer has died is skipped.
@@ -138,43 +119,24 @@ class Subscription(_End):
         Args:
             timeout: Seconds to wait; None waits for ever.
             as_: "numpy" or "torch", as in `xfer.get`.
+            pin: Copy tensors into pinned memory, as in `xfer.get`.
 
         Raises:
             WaitTimeoutError: Nothing came in time.
             ChannelClosedError: This end was closed.
         """
-        check_library(as_)
+        check_library(as_, pin)
         end = deadline(timeout)
         while True:
             with self._lock:
                 self._check_open()
-                found = self._next(as_)
+                found = self._next(as_, pin)
                 if found is not None:
                     return found[0]
             if not self._wait(end, []):
                 raise WaitTimeoutError("nothing was published in time")
 
-    async def arecv(self, *, timeout: float | None = None, as_: Library = "numpy") -> Any:
-        """Return the next publication like `recv`, and let the event loop run while it waits.
-
-        Args:
-            timeout: Seconds to wait; None waits for ever.
-            as_: "numpy" or "torch", as in `xfer.get`.
-
-        Raises:
-            WaitTimeoutError: Nothing came in time.
-            ChannelClosedError: This end was closed.
-        """
-        end = deadline(timeout)
-        while True:
-            try:
-                return self.recv(timeout=0, as_=as_)
-            except WaitTimeoutError:
-                if left(end) == 0:
-                    raise
-                await self._sleepers.readable(self.fileno(), left(end))
-
-    def _next(self, as_: Library) -> tuple[Any] | None:
+    def _next(self, as_: Library, pin: bool) -> tuple[Any] | None:
         board = self._board
         while True:
             count, cursor = board.count, board.get(CURSOR)
@@ -188,13 +150,13 @@ class Subscription(_End):
                     if board.count == count:
                         self._took(number)
                     continue
-                array, fields = READER.array(raw, private=as_ == "torch")
+                array, fields = READER.array(raw, private=as_ == "torch" and not pin)
             except (StaleHandleError, HandleError):  # released for a newer one, or its writer has died
                 self._took(number)
                 continue
             self._took(number)
             self._quiet()
-            return (present(array, fields, raw, as_),)
+            return (present(array, fields, raw, as_, pin),)
 
     def _took(self, number: int) -> None:
         self._board.set(CURSOR, number)
@@ -213,30 +175,6 @@ class Subscription(_End):
             self._quiet()
             return False
 
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            try:
-                array = self.recv()
-            except ChannelClosedError:
-                return
-            yield array
-            del array
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            try:
-                array = await self.arecv()
-            except ChannelClosedError:
-                return
-            yield array
-            del array
-
-    def __enter__(self) -> Subscription:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
 
 class _Publisher(_End):
     """The writing side of a topic, and what it keeps alive for readers."""
@@ -245,6 +183,11 @@ class _Publisher(_End):
         super().__init__(Board(name, keep, WRITER))
         self._kept: deque[tuple[int, Pool, Handle]] = deque()
         self._joined: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+    @property
+    def removed(self) -> bool:
+        """Whether the topic's name was removed, so that no new reader finds this end."""
+        return self._board.removed
 
     def publish(self, pool: Pool, array: Any, end: float | None) -> None:
         if pool not in self._joined:
@@ -299,6 +242,21 @@ class _Publisher(_End):
             pool.release_later(handle)
 
 
+# What this process publishes by each name stays when the object that published it is dropped.
+_publishers: dict[tuple[str, int], _Publisher] = {}
+_opening = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _opening
+    _opening = threading.Lock()
+    _publishers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class Topic:
     """A named stream from many writers to many readers of one user; the name outlives them all.
 
@@ -326,12 +284,11 @@ class Topic:
     def __init__(self, name: str, keep: int = 1, *, pool: Pool | None = None) -> None:
         if keep < 1:
             raise ValueError(f"got keep={keep}, want at least 1")
-        self.name, self.keep = name, keep
+        self.name: str = name
+        self.keep: int = keep
         self._pool = pool
         self._path = _board.path_of(name)
-        self._lock = threading.Lock()
-        self._publisher: _Publisher | None = None
-        on_fork(child=self._after_fork_in_child)
+        self._key = self._path, keep
 
     def publish(self, array: Any, *, timeout: float | None = None) -> None:
         """Publish an array or a tree.
@@ -344,12 +301,18 @@ class Topic:
             WaitTimeoutError: Such a reader took nothing in time.
             BudgetExceededError: The pool has no room.
             ChannelClosedError: Another thread closed this topic.
+            UntrustedFileError: What has the topic's name in shared memory is not this user's alone.
         """
         pool = self._pool
         if pool is None or pool.closed:
             pool = self._pool = default_pool()
-        with self._lock:
-            publisher = self._publisher = self._publisher or _Publisher(self.name, self.keep)
+        with _opening:
+            publisher = _publishers.get(self._key)
+            if publisher is not None and publisher.removed:
+                publisher.close()
+                publisher = None
+            if publisher is None:
+                publisher = _publishers[self._key] = _Publisher(self.name, self.keep)
         publisher.publish(pool, array, None if timeout is None else time.monotonic() + timeout)
 
     def subscribe(self, *, every: bool = False) -> Subscription:
@@ -361,15 +324,18 @@ class Topic:
         return Subscription(self.name, self.keep, every)
 
     def close(self) -> None:
-        """Release what this process has published, and end its waits. The name stays."""
-        with self._lock:
-            publisher, self._publisher = self._publisher, None
+        """Release what this process has published by this name, and end its waits. The name stays."""
+        with _opening:
+            publisher = _publishers.pop(self._key, None)
         if publisher is not None:
             publisher.close()
 
     def remove(self) -> None:
-        """Close, and remove the name. Ends that are attached lose sight of those that come later."""
-        self.close()
+        """Close, and remove the name. Readers that are attached lose sight of what is published later."""
+        with _opening:
+            gone = [_publishers.pop(key) for key in list(_publishers) if key[0] == self._path]
+        for publisher in gone:
+            publisher.close()
         _board.remove(self._path)
 
     def __reduce__(self) -> tuple[Any, tuple[str, int]]:
@@ -380,6 +346,3 @@ class Topic:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _after_fork_in_child(self) -> None:
-        self._lock, self._publisher = threading.Lock(), None

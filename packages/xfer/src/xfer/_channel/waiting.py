@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from xfer._shared.files import typed_errors
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -61,7 +63,8 @@ class Sleepers:
 
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        own = os.dup(fd)  # an event loop watches a descriptor once, and several coroutines may wait for this one
+        with typed_errors("a wait"):
+            own = os.dup(fd)  # an event loop watches a descriptor once, and several coroutines may wait for this one
         try:
             loop.add_reader(own, _finish, future)
             self._futures.add(future)

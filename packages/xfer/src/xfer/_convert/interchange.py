@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xfer.errors import UnsupportedDtypeError
+from xfer.errors import DeviceUnavailableError, UnsupportedDtypeError
 
 _DLPACK_CPU = {1, 3, 11, 13}  # host, CUDA pinned host, ROCm pinned host, CUDA managed
 _DLPACK_CUDA = 2
@@ -116,6 +116,29 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
     return view
 
 
+# What `torch.from_numpy` takes as it is; a list, since looking for a dtype by identity is faster than its hash.
+_PLAIN_KINDS = [np.dtype(kind) for kind in ("f4", "i8", "f8", "i4", "u1", "?", "f2", "i2", "i1")]
+# DLPack's codes of kinds of elements.
+_CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
+_ML_CODES = {"bfloat16": 4, "float8_e4m3fn": 10, "float8_e4m3fnuz": 11, "float8_e5m2": 12, "float8_e5m2fnuz": 13}
+
+
+def dlpack_kind(dtype: np.dtype[Any]) -> int:
+    """Return DLPack's code, bits and lanes of a dtype as one number, or 0 where torch has no such dtype."""
+    ml = dtype.type.__module__.split(".")[0] == "ml_dtypes"
+    code = _ML_CODES.get(dtype.name) if ml else _CODES.get(dtype.kind)
+    if code is None or not dtype.isnative or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+        return 0
+    return code | dtype.itemsize * 8 << 8 | 1 << 16
+
+
+def tensor_interface() -> tuple[type, Any] | None:
+    """Return torch's class of tensors and its DLPack exchange interface, or None where torch has none."""
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    interface = getattr(kind, "__dlpack_c_exchange_api__", None)
+    return None if kind is None or interface is None else (kind, interface)
+
+
 def private_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Return a torch tensor over a copy of a small array.
 
@@ -127,6 +150,49 @@ def private_tensor(array: np.ndarray[Any, Any]) -> Any:
         return sys.modules["torch"].from_numpy(copy)
     except (KeyError, TypeError, ValueError):  # torch is not imported yet, or takes this dtype only by another
         return to_torch(copy)[0]
+
+
+def check_library(as_: str, pin: bool = False) -> None:
+    """Refuse the name of a library that arrays cannot be received in, and pinned memory where there is none.
+
+    Raises:
+        ValueError: It is no such library, or cannot be pinned.
+        DeviceUnavailableError: There is no CUDA device.
+    """
+    if as_ not in ("numpy", "torch"):
+        raise ValueError(f"got as_={as_!r}, want 'numpy' or 'torch'")
+    if not pin:
+        return
+    if as_ != "torch":
+        raise ValueError("only tensors are pinned: use as_='torch' with pin=True")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceUnavailableError("pinned memory needs a CUDA device that torch can use: leave `pin` out here")
+
+
+def pinned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a copy of an array in pinned memory, from which a GPU copies without waiting for the host."""
+    import torch
+
+    memory = torch.empty(array.nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+    copy: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, memory, 0, None, "F" if array.flags.fnc else "C")
+    copy[...] = array
+    return copy
+
+
+def tensors(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
+    """Return torch tensors over arrays, or over copies where torch needs one.
+
+    Raises:
+        UnsupportedDtypeError: Torch lacks a dtype.
+    """
+    import torch
+
+    plain, make = _PLAIN_KINDS, torch.from_numpy
+    if not all(array.flags.writeable for array in arrays):
+        return [to_torch(array)[0] for array in arrays]
+    return [make(array) if array.dtype in plain else to_torch(array)[0] for array in arrays]
 
 
 def to_torch(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:

@@ -1,10 +1,11 @@
 /* The receiving end: makes an array over a slot, and returns the slot when the array dies. */
 
-#include "shared.h"
+#include "tensor.h"
 
 typedef struct {
     PyObject *shape, *dtype;
-    uint32_t ndim, length;
+    uint32_t ndim, length, kind; /* kind: of the elements of a tensor, 0 if there is none */
+    int64_t lengths[MAX_DIMS];
     char meta[META];
 } Incoming;
 
@@ -12,6 +13,7 @@ typedef struct {
     PyObject_HEAD
     Shared shared;
     PyObject *ndarray, *base;
+    const Exchange *torch;
     char *data;
     uint64_t stride, head, live;
     uint32_t slots, epoch, generation;
@@ -93,21 +95,28 @@ static PyObject *receiver_learn(Receiver *self, PyObject *args)
 {
     char *meta;
     Py_ssize_t length;
-    unsigned int ndim;
+    unsigned int ndim, kind;
     PyObject *description, *shape, *dtype;
-    if (!PyArg_ParseTuple(args, "SIOO", &description, &ndim, &shape, &dtype) ||
+    if (!PyArg_ParseTuple(args, "SIO!OI", &description, &ndim, &PyTuple_Type, &shape, &dtype, &kind) ||
         PyBytes_AsStringAndSize(description, &meta, &length))
         return NULL;
-    if (length > META) {
+    if (length > META || PyTuple_Size(shape) != ndim || ndim > MAX_DIMS) {
         PyErr_SetString(PyExc_ValueError, "the description is too long");
         return NULL;
     }
+    int64_t lengths[MAX_DIMS];
+    for (unsigned int i = 0; i < ndim; i++)
+        lengths[i] = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
+    if (PyErr_Occurred())
+        return NULL;
     Incoming *one = &self->incoming[self->newest];
     replace(&one->shape, shape);
     replace(&one->dtype, dtype);
     memcpy(one->meta, meta, length);
     one->length = (uint32_t)length;
     one->ndim = ndim;
+    one->kind = kind;
+    memcpy(one->lengths, lengths, sizeof(int64_t) * ndim);
     self->newest = (self->newest + 1) % KNOWN;
     if (self->known < KNOWN)
         self->known++;
@@ -124,31 +133,59 @@ static const Incoming *receiver_find(const Receiver *self, const Message *messag
     return NULL;
 }
 
-static PyObject *receiver_recv(Receiver *self, PyObject *nanoseconds)
+/* Find the oldest message of a known kind; NULL if there is none, or an error is set. */
+static const Incoming *receiver_next(Receiver *self, PyObject *nanoseconds, uint64_t *tail, Message *message)
 {
     const Shared *shared = &self->shared;
     long long limit = PyLong_AsLongLong(nanoseconds);
-    if (limit == -1 && PyErr_Occurred())
+    if ((limit == -1 && PyErr_Occurred()) || !shared->memory)
         return NULL;
-    if (!shared->memory)
-        Py_RETURN_NONE;
-    uint64_t tail = look(shared, TAIL);
-    if (self->head - tail - 1 >= shared->capacity) { /* no message is known to wait: read the sender's count again */
+    *tail = look(shared, TAIL);
+    if (self->head - *tail - 1 >= shared->capacity) { /* no message is known to wait: read the sender's count again */
         self->head = look(shared, HEAD);
-        if (self->head == tail)
-            self->head = spin(shared, HEAD, tail, limit);
-        if (self->head == tail)
-            Py_RETURN_NONE;
+        if (self->head == *tail)
+            self->head = spin(shared, HEAD, *tail, limit);
+        if (self->head == *tail)
+            return NULL;
     }
-    const char *place = entry(shared, tail);
+    const char *place = entry(shared, *tail);
+    memcpy(message, place, sizeof *message);
+    if (message->slot >= self->slots || message->epoch != self->epoch || message->length > META
+        || message->nbytes > self->stride)
+        return NULL;
+    return receiver_find(self, message, place + sizeof *message);
+}
+
+/* Publish that a message is taken. */
+static void receiver_took(const Receiver *self, uint64_t tail)
+{
+    const Shared *shared = &self->shared;
+    tell(shared, TAIL, tail + 1);
+    atomic_thread_fence(memory_order_seq_cst); /* publish the count before reading whether the sender waits */
+    /* A sender that waits for room is woken at half of the ring, not once for each message, unless it asks for 1. */
+    uint64_t waits = look(shared, SENDER_WAITS);
+    if (waits == 1 || (waits && 2 * (look(shared, HEAD) - tail - 1) <= shared->capacity))
+        wake(shared);
+}
+
+/* Return a slot to the sender. */
+static void receiver_give_back(const Receiver *self, uint32_t slot)
+{
+    const Shared *shared = &self->shared;
+    uint64_t head = look(shared, RETURN_HEAD);
+    if (head - look(shared, RETURN_TAIL) > shared->mask)
+        return; /* the slot stays out of use, which is safe */
+    atomic_store_explicit(returned(shared, head), (uint64_t)self->epoch << 32 | slot, memory_order_relaxed);
+    tell(shared, RETURN_HEAD, head + 1);
+}
+
+static PyObject *receiver_recv(Receiver *self, PyObject *nanoseconds)
+{
+    uint64_t tail;
     Message message;
-    memcpy(&message, place, sizeof message);
-    if (message.slot >= self->slots || message.epoch != self->epoch || message.length > META
-        || message.nbytes > self->stride)
-        Py_RETURN_NONE;
-    const Incoming *one = receiver_find(self, &message, place + sizeof message);
+    const Incoming *one = receiver_next(self, nanoseconds, &tail, &message);
     if (!one)
-        Py_RETURN_NONE;
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
     Slot *slot = PyObject_New(Slot, slot_type);
     if (!slot)
         return NULL;
@@ -163,20 +200,46 @@ static PyObject *receiver_recv(Receiver *self, PyObject *nanoseconds)
     if (args)
         array = PyObject_CallObject(self->ndarray, args);
     Py_XDECREF(args);
-    if (!array || !shared->memory) {
+    if (!array || !self->shared.memory) {
         Py_DECREF(slot);
         return array;
     }
     slot->generation = self->generation;
     self->live++;
     Py_DECREF(slot);
-    tell(shared, TAIL, tail + 1);
-    atomic_thread_fence(memory_order_seq_cst); /* publish the count before reading whether the sender waits */
-    /* A sender that waits for room is woken at half of the ring, not once for each message, unless it asks for 1. */
-    uint64_t waits = look(shared, SENDER_WAITS);
-    if (waits == 1 || (waits && 2 * (look(shared, HEAD) - tail - 1) <= shared->capacity))
-        wake(shared);
+    receiver_took(self, tail);
     return array;
+}
+
+static PyObject *receiver_use_tensors(Receiver *self, PyObject *capsule)
+{
+    return (self->torch = exchange(capsule)) ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyObject *receiver_recv_tensor(Receiver *self, PyObject *nanoseconds)
+{
+    uint64_t tail;
+    Message message;
+    const Incoming *one = receiver_next(self, nanoseconds, &tail, &message);
+    if (!one || !one->kind || !self->torch)
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    uint64_t count = (uint8_t)(one->kind >> 8) / 8;
+    int fits = self->stride < UINT32_MAX; /* no product of two such numbers overflows */
+    for (uint32_t i = 0; i < one->ndim && fits; i++) {
+        fits = count <= self->stride && (uint64_t)one->lengths[i] <= self->stride;
+        count *= (uint64_t)one->lengths[i];
+    }
+    if (!fits || count != message.nbytes) {
+        PyErr_SetString(PyExc_ValueError, "the bytes of the message do not fit its description");
+        return NULL;
+    }
+    const char *data = self->data + self->stride * message.slot;
+    PyObject *made = new_tensor(self->torch, data, count, one->kind, one->ndim, one->lengths);
+    if (made && self->shared.memory) {
+        receiver_took(self, tail);
+        receiver_give_back(self, message.slot);
+    }
+    return made;
 }
 
 static PyObject *receiver_pin(Receiver *self, PyObject *unused)
@@ -198,15 +261,9 @@ static void slot_dealloc(Slot *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     Receiver *owner = self->owner;
-    const Shared *shared = &owner->shared;
-    if (shared->memory && self->generation == owner->generation && self->epoch == owner->epoch) {
-        uint64_t head = look(shared, RETURN_HEAD);
+    if (owner->shared.memory && self->generation == owner->generation && self->epoch == owner->epoch) {
         owner->live--;
-        if (head - look(shared, RETURN_TAIL) <= shared->mask) { /* otherwise the slot stays out of use, which is safe */
-            atomic_store_explicit(returned(shared, head), (uint64_t)self->epoch << 32 | self->slot,
-                                  memory_order_relaxed);
-            tell(shared, RETURN_HEAD, head + 1);
-        }
+        receiver_give_back(owner, self->slot);
     }
     Py_DECREF(self->base);
     Py_DECREF(owner);
@@ -216,6 +273,8 @@ static void slot_dealloc(Slot *self)
 
 static PyMethodDef receiver_methods[] = {
     {"recv", (PyCFunction)receiver_recv, METH_O, "Return the next array, or None if it needs the slow path."},
+    {"recv_tensor", (PyCFunction)receiver_recv_tensor, METH_O, "Return it as a tensor of its own, or None likewise."},
+    {"use_tensors", (PyCFunction)receiver_use_tensors, METH_O, "Make tensors by a DLPack interface."},
     {"learn", (PyCFunction)receiver_learn, METH_VARARGS, "Remember the shape and dtype behind a description."},
     {"use_slab", (PyCFunction)receiver_use_slab, METH_VARARGS, "Use the slots of this array from now on."},
     {"pin", (PyCFunction)receiver_pin, METH_NOARGS, "Return none of the slots in use, ever; tell if there were any."},

@@ -1,18 +1,19 @@
 /* The sending end: copies a small array into a free slot and publishes it. */
 
-#include "shared.h"
+#include "tensor.h"
 
 typedef struct {
-    PyObject *dtype; /* compared by identity; the reference keeps the object alive */
-    uint32_t ndim, length;
-    Py_ssize_t shape[MAX_DIMS];
+    PyObject *dtype; /* compared by identity; the reference keeps the object alive. NULL for tensors */
+    uint32_t kind, ndim, length; /* kind: of a tensor's elements */
+    int64_t shape[MAX_DIMS];
     char meta[META];
 } Outgoing;
 
 typedef struct {
     PyObject_HEAD
     Shared shared;
-    PyObject *ndarray, *dtype_name;
+    PyObject *ndarray, *dtype_name, *tensor, *is_neg;
+    const Exchange *torch;
     Py_buffer slab;
     char *data;
     uint64_t stride, taken, last, tail;
@@ -30,9 +31,10 @@ static int sender_init(Sender *self, PyObject *args, PyObject *kwargs)
         return -1;
     self->ndarray = Py_NewRef(ndarray);
     self->dtype_name = PyUnicode_InternFromString("dtype");
+    self->is_neg = PyUnicode_InternFromString("is_neg");
     self->tail = look(&self->shared, TAIL);
     self->taken = look(&self->shared, RETURN_TAIL);
-    return self->dtype_name ? 0 : -1;
+    return self->dtype_name && self->is_neg ? 0 : -1;
 }
 
 static void sender_drop_slab(Sender *self)
@@ -71,6 +73,8 @@ static void sender_dealloc(Sender *self)
         Py_XDECREF(self->outgoing[i].dtype);
     Py_XDECREF(self->ndarray);
     Py_XDECREF(self->dtype_name);
+    Py_XDECREF(self->is_neg);
+    Py_XDECREF(self->tensor);
     release(self);
     Py_DECREF(type);
 }
@@ -102,6 +106,19 @@ static PyObject *sender_use_slab(Sender *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* A place for a description, not to be found until `ndim` is set. */
+static Outgoing *sender_new(Sender *self, const char *meta, Py_ssize_t length)
+{
+    Outgoing *one = &self->outgoing[self->newest];
+    one->ndim = UINT32_MAX;
+    memcpy(one->meta, meta, length);
+    one->length = (uint32_t)length;
+    self->newest = (self->newest + 1) % KNOWN;
+    if (self->known < KNOWN)
+        self->known++;
+    return one;
+}
+
 static PyObject *sender_learn(Sender *self, PyObject *args)
 {
     PyObject *dtype, *shape, *description;
@@ -115,19 +132,62 @@ static PyObject *sender_learn(Sender *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the description is too long");
         return NULL;
     }
-    Outgoing *one = &self->outgoing[self->newest];
+    Outgoing *one = sender_new(self, meta, length);
     replace(&one->dtype, dtype);
-    one->ndim = UINT32_MAX; /* not to be found while it is half written */
     for (Py_ssize_t i = 0; i < ndim; i++)
         one->shape[i] = PyLong_AsSsize_t(PyTuple_GetItem(shape, i));
-    memcpy(one->meta, meta, length);
-    one->length = (uint32_t)length;
-    one->ndim = (uint32_t)ndim;
-    self->newest = (self->newest + 1) % KNOWN;
-    if (self->known < KNOWN)
-        self->known++;
     if (PyErr_Occurred())
         return NULL;
+    one->ndim = (uint32_t)ndim;
+    Py_RETURN_NONE;
+}
+
+static PyObject *sender_use_tensors(Sender *self, PyObject *args)
+{
+    PyObject *kind, *capsule;
+    if (!PyArg_ParseTuple(args, "OO", &kind, &capsule) || !(self->torch = exchange(capsule)))
+        return NULL;
+    replace(&self->tensor, kind);
+    Py_RETURN_NONE;
+}
+
+/* Look at a tensor: how many bytes it has, or -1 where it is not to be copied as it lies. */
+static int64_t sender_look(const Sender *self, PyObject *array, Tensor *view)
+{
+    if (self->torch->look(array, view)) {
+        PyErr_Clear();
+        return -1;
+    }
+    if (view->device != ON_HOST || view->code == COMPLEX || view->ndim > MAX_DIMS)
+        return -1; /* a complex tensor may be conjugated when it is read */
+    PyObject *negated = PyObject_CallMethodObjArgs(array, self->is_neg, NULL); /* so may a real one be negated */
+    Py_XDECREF(negated);
+    if (negated != Py_False) {
+        PyErr_Clear();
+        return -1;
+    }
+    return bytes_of(view);
+}
+
+static PyObject *sender_learn_tensor(Sender *self, PyObject *args)
+{
+    PyObject *array, *description;
+    char *meta;
+    Py_ssize_t length;
+    Tensor view;
+    if (!PyArg_ParseTuple(args, "OS", &array, &description) || PyBytes_AsStringAndSize(description, &meta, &length))
+        return NULL;
+    if (length > META) {
+        PyErr_SetString(PyExc_ValueError, "the description is too long");
+        return NULL;
+    }
+    if ((PyObject *)Py_TYPE(array) == self->tensor && sender_look(self, array, &view) >= 0) {
+        Outgoing *one = sender_new(self, meta, length);
+        Py_CLEAR(one->dtype);
+        one->kind = kind_of(&view);
+        memcpy(one->shape, view.shape, sizeof(int64_t) * view.ndim);
+        one->ndim = (uint32_t)view.ndim;
+    }
     Py_RETURN_NONE;
 }
 
@@ -148,21 +208,74 @@ static void sender_drain(Sender *self)
     tell(shared, RETURN_TAIL, self->taken);
 }
 
-static const Outgoing *sender_find(const Sender *self, PyObject *dtype, const Py_buffer *view)
+static const Outgoing *sender_find(const Sender *self, PyObject *dtype, uint32_t kind, int ndim, const void *shape)
 {
     for (uint32_t i = 0; i < self->known; i++) {
         const Outgoing *one = &self->outgoing[i];
-        if (one->dtype == dtype && one->ndim == (uint32_t)view->ndim
-            && !memcmp(one->shape, view->shape, sizeof(Py_ssize_t) * view->ndim))
+        if (one->dtype == dtype && one->ndim == (uint32_t)ndim && (dtype || one->kind == kind)
+            && !memcmp(one->shape, shape, sizeof(int64_t) * ndim))
             return one;
     }
     return NULL;
 }
 
+/* Copy bytes into a free slot and publish them. */
+static int sender_publish(Sender *self, uint64_t head, const Outgoing *one, const void *data, uint64_t count)
+{
+    const Shared *shared = &self->shared;
+    uint32_t slot = self->free[--self->free_count];
+    self->away[slot] = 1;
+    memcpy(self->data + self->stride * slot, data, count);
+    char *place = entry(shared, head);
+    Message message = {one->length, slot, count, one->ndim, self->epoch};
+    memcpy(place, &message, sizeof message);
+    memcpy(place + sizeof message, one->meta, one->length);
+    self->last = head + 1;
+    tell(shared, HEAD, head + 1);
+    atomic_thread_fence(memory_order_seq_cst); /* publish the message before reading whether the receiver waits */
+    if (look(shared, RECEIVER_WAITS))
+        wake(shared);
+    return SENT;
+}
+
+static int sender_array(Sender *self, uint64_t head, PyObject *array)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS) < 0) {
+        PyErr_Clear();
+        return CANNOT;
+    }
+    int result = CANNOT;
+    PyObject *dtype = NULL;
+    if (view.len > 0 && (uint64_t)view.len <= self->stride) {
+        if ((dtype = PyObject_GetAttr(array, self->dtype_name))) {
+            const Outgoing *one = sender_find(self, dtype, 0, view.ndim, view.shape);
+            result = one ? sender_publish(self, head, one, view.buf, view.len) : UNKNOWN;
+        } else {
+            PyErr_Clear();
+        }
+    }
+    Py_XDECREF(dtype);
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static int sender_tensor(Sender *self, uint64_t head, PyObject *array)
+{
+    Tensor view;
+    int64_t count = sender_look(self, array, &view);
+    if (count <= 0 || (uint64_t)count > self->stride)
+        return CANNOT;
+    const Outgoing *one = sender_find(self, NULL, kind_of(&view), view.ndim, view.shape);
+    return one ? sender_publish(self, head, one, (char *)view.data + view.offset, count) : UNKNOWN;
+}
+
 static int sender_try(Sender *self, PyObject *array, long long nanoseconds)
 {
     const Shared *shared = &self->shared;
-    if (!shared->memory || !self->data || (PyObject *)Py_TYPE(array) != self->ndarray || look(shared, RECEIVER_CLOSED))
+    PyObject *kind = (PyObject *)Py_TYPE(array);
+    if (!shared->memory || !self->data || (kind != self->ndarray && kind != self->tensor)
+        || look(shared, RECEIVER_CLOSED))
         return CANNOT;
     uint64_t head = look(shared, HEAD);
     if (head - self->tail >= shared->capacity) {
@@ -177,41 +290,7 @@ static int sender_try(Sender *self, PyObject *array, long long nanoseconds)
         sender_drain(self);
     if (!self->free_count)
         return CANNOT;
-    Py_buffer view;
-    if (PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS) < 0) {
-        PyErr_Clear();
-        return CANNOT;
-    }
-    int result = CANNOT;
-    PyObject *dtype = NULL;
-    if (view.len <= 0 || (uint64_t)view.len > self->stride)
-        goto done;
-    if (!(dtype = PyObject_GetAttr(array, self->dtype_name))) {
-        PyErr_Clear();
-        goto done;
-    }
-    const Outgoing *one = sender_find(self, dtype, &view);
-    if (!one) {
-        result = UNKNOWN;
-        goto done;
-    }
-    uint32_t slot = self->free[--self->free_count];
-    self->away[slot] = 1;
-    memcpy(self->data + self->stride * slot, view.buf, view.len);
-    char *place = entry(shared, head);
-    Message message = {one->length, slot, view.len, one->ndim, self->epoch};
-    memcpy(place, &message, sizeof message);
-    memcpy(place + sizeof message, one->meta, one->length);
-    self->last = head + 1;
-    tell(shared, HEAD, head + 1);
-    atomic_thread_fence(memory_order_seq_cst); /* publish the message before reading whether the receiver waits */
-    if (look(shared, RECEIVER_WAITS))
-        wake(shared);
-    result = SENT;
-done:
-    Py_XDECREF(dtype);
-    PyBuffer_Release(&view);
-    return result;
+    return kind == self->tensor ? sender_tensor(self, head, array) : sender_array(self, head, array);
 }
 
 static PyObject *sender_send(Sender *self, PyObject *const *args, Py_ssize_t count)
@@ -233,6 +312,8 @@ static PyObject *sender_get_last(Sender *self, void *unused) { return PyLong_Fro
 static PyMethodDef sender_methods[] = {
     {"send", (PyCFunction)(void (*)(void))sender_send, METH_FASTCALL, "Copy a known kind of array into a free slot."},
     {"learn", (PyCFunction)sender_learn, METH_VARARGS, "Remember how arrays of a dtype and shape are described."},
+    {"use_tensors", (PyCFunction)sender_use_tensors, METH_VARARGS, "Take tensors of a class by its DLPack interface."},
+    {"learn_tensor", (PyCFunction)sender_learn_tensor, METH_VARARGS, "Remember how tensors like one are described."},
     {"use_slab", (PyCFunction)sender_use_slab, METH_VARARGS, "Use slots of this memory from now on."},
     {"drop_slab", (PyCFunction)sender_let_slab_go, METH_NOARGS, "Release the slab's memory."},
     {"detach", (PyCFunction)sender_detach, METH_NOARGS, "Release all memory."},

@@ -85,14 +85,17 @@ class Record:
     )  # fmt: skip
 
     def __init__(self, nbytes: int, device: str, spillable: bool, site: str) -> None:
-        self.nbytes, self.device, self.spillable, self.site = nbytes, device, spillable, site
-        self.since = time.monotonic()
+        self.nbytes: int = nbytes
+        self.device: str = device
+        self.spillable: bool = spillable
+        self.site: str = site
+        self.since: float = time.monotonic()
         self.place: Where = "device"
         self.buffer: Any = None
-        self.size = 0
+        self.size: int = 0
         self.host: np.ndarray[Any, Any] | None = None
         self.spilled: tuple[SpillFile, int] | None = None  # which file, and where in it
-        self.pins = 0
+        self.pins: int = 0
         self.residence: weakref.ref[Residence] | None = None
         self.claim: weakref.ref[Claim] | None = None
 

@@ -57,7 +57,9 @@ class MemoryPool:
     """
 
     def __init__(self, allocator: Allocator, device: str, budget: int | None = None) -> None:
-        self._allocator, self.device, self.budget = allocator, device, budget
+        self._allocator = allocator
+        self.device: str = device
+        self.budget: int | None = budget
         self._free: dict[int, list[Any]] = {}
         self._lock = threading.RLock()
         self._reserved = self._in_use = self._peak = self._allocations = self._reused = 0

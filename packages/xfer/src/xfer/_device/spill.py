@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from xfer._sizes import slot_size
+from xfer.errors import SpilledDataLostError
 
 
 class SpillFile:
@@ -59,19 +60,24 @@ class SpillFile:
         """Return the bytes that were written there.
 
         Raises:
-            OSError: They are not all there, or belong to another process.
+            SpilledDataLostError: They are not all there, cannot be read, or belong to another process.
         """
         if self.inherited:
-            raise OSError(
+            raise SpilledDataLostError(
                 f"the block was spilled by process {self._pid} before this one was forked from it: use it there"
             )
         data = np.empty(nbytes, np.uint8)
-        self._file.seek(offset)
         rest = data.data
         while rest:
-            count = self._file.readinto(rest)
+            try:
+                self._file.seek(offset + nbytes - len(rest))
+                count = self._file.readinto(rest)
+            except OSError as error:
+                raise SpilledDataLostError(error.errno, f"a spilled block cannot be read ({error.strerror})") from error
             if not count:
-                raise OSError(f"of a spilled block of {nbytes} bytes the last {len(rest)} are gone: its file was cut")
+                raise SpilledDataLostError(
+                    f"of a spilled block of {nbytes} bytes the last {len(rest)} are gone: its file was cut"
+                )
             rest = rest[count:]
         return data
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import weakref
 from collections import deque
@@ -200,7 +199,7 @@ class Vault:
                 self._file = SpillFile(self._folder)
             return self._file, self._file.write(data)
         except OSError as error:
-            folder = self._folder or tempfile.gettempdir()
+            folder = self._folder or "the temporary folder"
             raise BudgetExceededError(
                 f"a block of {data.nbytes} bytes cannot be spilled to {folder}: {error.strerror}; it stays where it is",
                 data.nbytes,

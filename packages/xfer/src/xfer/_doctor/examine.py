@@ -70,9 +70,13 @@ def _named() -> Finding:
         space = os.statvfs(names.DIRECTORY)
     except (XferError, OSError) as error:
         return Finding(what, False, str(error))
-    return Finding(
-        what, True, f"{format_size(space.f_bavail * space.f_frsize)} free; only used where memfd or /proc is closed"
-    )
+    detail = f"{format_size(space.f_bavail * space.f_frsize)} free; only used where memfd or /proc is closed"
+    planted = names.strangers()
+    if planted:
+        detail += (
+            f"; {len(planted)} files have this user's names and are not this user's, so they are not used: {planted[0]}"
+        )
+    return Finding(what, True, detail)
 
 
 def _other_process() -> Finding:

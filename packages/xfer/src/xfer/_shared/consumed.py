@@ -1,65 +1,92 @@
-"""Arrays that their reader takes over: the reader writes the stamp to a pipe of the producer, which then releases it.
+"""Arrays that their reader takes over: the reader writes the stamp into a ledger of the producer, which releases it.
 
-The reader writes while it holds its lease, so the slot is reused only when the reader is done, even if it is killed.
+A segment with such arrays has a ledger: shared memory with one word per slot. A reader writes while it leases the
+slot, so the slot is reused only when the reader is done, even if it is killed. Nothing is lost when the producer is
+slow to look, and a second reader sees that the array is taken.
 """
 
 from __future__ import annotations
 
-import contextlib
+import mmap
 import os
 import stat
-import struct
-import weakref
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from xfer._shared.files import NO_DESCRIPTOR, typed, typed_errors
 from xfer._shared.lease import fcntl
-from xfer._shared.segment import CONSUMED_FD, CONSUMED_INODE, Mapping, Segment
+from xfer._shared.memory import new_memory, open_by_number
+from xfer.errors import ProducerGoneError, StaleHandleError
 
-_STAMP = struct.Struct("<Q")
-_ROOM = 1 << 20
-_F_SETPIPE_SZ = 1031
+if TYPE_CHECKING:
+    from xfer._shared.handle import Fields
+
+_WORD = 8
 
 
-class Consumed:
-    """The producer's side: a pipe of the stamps that readers have taken over."""
+class Ledger:
+    """The producer's side.
 
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        with contextlib.suppress(OSError):  # the user's limit for pipes is spent: it keeps its 64 KiB
-            fcntl.fcntl(self._write, _F_SETPIPE_SZ, _ROOM)
-        self._inode = os.fstat(self._write).st_ino
-        self._finalizer = weakref.finalize(self, _close, self._read, self._write)
+    Args:
+        slots: How many slots the segment has.
 
-    def announce(self, segment: Segment) -> None:
-        """Write into a segment's header where readers find the pipe."""
-        segment.words[CONSUMED_FD], segment.words[CONSUMED_INODE] = self._write, self._inode
+    Raises:
+        TooManyOpenFilesError: No descriptor is left.
+        BudgetExceededError: The system has no memory left.
+    """
 
-    def stamps(self) -> list[int]:
-        """Return the stamps that came since the last call."""
-        found: list[int] = []
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._read, 1 << 16):
-                found += [stamp for (stamp,) in _STAMP.iter_unpack(data[: len(data) // 8 * 8])]
-        return found
+    def __init__(self, slots: int) -> None:
+        with typed_errors("the ledger of consumed arrays"):
+            self.fd = new_memory("xfer-consumed")
+            try:
+                os.ftruncate(self.fd, _WORD * slots)
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+                self._words = np.ndarray((slots,), np.uint64, mmap.mmap(self.fd, _WORD * slots))
+            except BaseException:
+                os.close(self.fd)
+                raise
+        self.inode = os.fstat(self.fd).st_ino
+
+    def taken(self) -> list[int]:
+        """Return the stamps that readers have written since the last call."""
+        slots = np.flatnonzero(self._words)
+        stamps: list[int] = self._words[slots].tolist()
+        self._words[slots] = 0
+        return stamps
 
     def close(self) -> None:
-        """Close both ends of the pipe."""
-        self._finalizer()
+        """Close the descriptor."""
+        os.close(self.fd)
 
 
-def _close(*fds: int) -> None:
-    for fd in fds:
-        os.close(fd)
+def open_ledger(pid: int, number: int, inode: int) -> int:
+    """Open the ledger of another process's segment.
+
+    Raises:
+        ProducerGoneError: The producer has ended, or closed it.
+        TooManyOpenFilesError: No descriptor is left.
+    """
+    if not number:
+        raise ProducerGoneError("the segment has no ledger of consumed arrays any more")
+    try:
+        return open_by_number(pid, number, inode, os.O_RDWR, stat.S_ISREG)
+    except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            raise typed(error, "the ledger of consumed arrays") from error
+        raise
 
 
-def take_over(mapping: Mapping, pid: int, stamp: int) -> None:
-    """Tell the producer of a leased array that it may release it; do nothing if the producer is gone."""
-    path = f"/proc/{pid}/fd/{mapping.words[CONSUMED_FD]}"
-    with contextlib.suppress(OSError):
-        found = os.stat(path)
-        if found.st_ino != mapping.words[CONSUMED_INODE] or not stat.S_ISFIFO(found.st_mode):
-            return
-        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.write(fd, _STAMP.pack(stamp))
-        finally:
-            os.close(fd)
+def check_not_taken(ledger: int, fields: Fields) -> None:
+    """Check that no reader has taken an array over.
+
+    Raises:
+        StaleHandleError: One has.
+    """
+    if os.pread(ledger, _WORD, _WORD * fields.slot) == fields.stamp.to_bytes(_WORD, "little"):
+        raise StaleHandleError("another reader has taken the array behind this handle over: it can be read once")
+
+
+def take_over(ledger: int, fields: Fields) -> None:
+    """Write that this process has taken an array over."""
+    os.pwrite(ledger, fields.stamp.to_bytes(_WORD, "little"), _WORD * fields.slot)

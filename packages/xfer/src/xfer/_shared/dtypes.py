@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import struct
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +17,14 @@ import numpy as np
 
 from xfer.errors import HandleError, UnsupportedDtypeError
 
+# What NumPy, JSON and struct raise for a description that makes no sense or does not fit its bytes.
+MISFITS = (
+    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, MemoryError,
+    StopIteration, struct.error,
+)  # fmt: skip
 ML_PREFIX = "~"
+# What `dtype.str` makes: byte order, kind, bytes, and the unit of a time. No other text reaches NumPy's own parser.
+_PLAIN = re.compile(r"[<>|=][biufcSUVmM?]\d{1,10}(\[\d{0,10}[A-Za-z]{1,2}\])?|[<>][mM]8")
 
 
 @lru_cache(maxsize=1024)
@@ -38,7 +47,9 @@ def decode(token: bytes) -> np.dtype[Any]:
     try:
         text = token.decode()
         return _from_tree(json.loads(text) if text.startswith("[") else text)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except MISFITS as error:
+        if isinstance(error, UnsupportedDtypeError):
+            raise
         raise HandleError(f"the handle's data type {token!r} cannot be read: {error}") from error
 
 
@@ -74,12 +85,14 @@ def _from_tree(tree: Any) -> np.dtype[Any]:
     if isinstance(tree, str):
         if tree.startswith(ML_PREFIX):
             return _ml_dtype(tree[1:])
+        if not _PLAIN.fullmatch(tree):
+            raise ValueError("it is no token of a plain dtype")
         dtype: np.dtype[Any] = np.dtype(tree)
-        if dtype.hasobject:
-            raise ValueError("it holds pointers")
         return dtype
     if tree[0] == "sub":
         return np.dtype((_from_tree(tree[1]), tuple(tree[2])))
+    if tree[0] != "rec":
+        raise ValueError("it is no list of fields")
     fields = tree[3]
     spec: dict[str, Any] = {
         "names": [field[0] for field in fields],
@@ -97,4 +110,6 @@ def _ml_dtype(name: str) -> np.dtype[Any]:
     except ImportError as error:
         raise UnsupportedDtypeError(f"{name} needs ml_dtypes: install pentad-xfer[dtypes]") from error
     dtype: np.dtype[Any] = np.dtype(getattr(module, name))
+    if dtype.hasobject or dtype.type.__module__.split(".")[0] != "ml_dtypes":
+        raise ValueError("it is no dtype of ml_dtypes")
     return dtype

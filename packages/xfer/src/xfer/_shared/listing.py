@@ -60,6 +60,6 @@ def _command(pid: int) -> str:
 
 def _file_size(path: str) -> int:
     try:
-        return os.stat(path).st_blocks * 512
+        return os.lstat(path).st_blocks * 512
     except OSError:
         return 0

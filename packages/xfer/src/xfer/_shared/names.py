@@ -1,7 +1,8 @@
 """Named segments, for systems without nameless memory or with a closed /proc.
 
 Every file of a process starts with `xfer-UID-PID-`. Its `.alive` file is locked for as long as the process lives, so
-any process can find a dead owner's files and remove them; each new owner does that first.
+any process can find a dead owner's files and remove them; each new owner does that first. Other users can make such
+names too: what is not this user's own file is neither opened for long nor believed nor removed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import secrets
 import sys
 from collections.abc import Iterator
 
+from xfer._shared.files import check_folder, create_own, is_own, open_own, typed_errors, user
 from xfer._shared.lease import fcntl
-from xfer.errors import ProducerGoneError
+from xfer.errors import ProducerGoneError, UntrustedFileError
 
 DIRECTORY = "/dev/shm" if sys.platform == "linux" else "/tmp"
+TOPIC = "xfer-topic-"
 _PATTERN = re.compile(r"xfer-(\d+)-(\d+)-([0-9a-f]+)\.(alive|seg)")
 
 
@@ -30,18 +33,27 @@ def room() -> int:
 
 
 class Owner:
-    """A process that owns named segments; it holds a lock for as long as it lives."""
+    """A process that owns named segments; it holds a lock for as long as it lives.
+
+    Raises:
+        UntrustedFileError: Other users can replace files in the folder.
+        TooManyOpenFilesError: No descriptor is left.
+        UnsupportedPlatformError: The folder is not there, or not to be written to.
+    """
 
     def __init__(self) -> None:
-        reap()
-        self.name = f"xfer-{os.getuid()}-{os.getpid()}-"
-        while True:
-            self.path = f"{DIRECTORY}/{self.name}{secrets.token_hex(8)}.alive"
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
-            if os.fstat(self.fd).st_nlink:
-                break
-            os.close(self.fd)  # another process's `reap` removed it before it was locked
+        with typed_errors(f"a file in {DIRECTORY}"):
+            check_folder(DIRECTORY)
+            with contextlib.suppress(OSError):  # leftovers of others are not this pool's concern
+                reap()
+            self.name = f"xfer-{user()}-{os.getpid()}-"
+            while True:
+                self.path = f"{DIRECTORY}/{self.name}{secrets.token_hex(8)}.alive"
+                self.fd = create_own(self.path)
+                fcntl.flock(self.fd, fcntl.LOCK_EX)
+                if os.fstat(self.fd).st_nlink:
+                    break
+                os.close(self.fd)  # another process's `reap` removed it before it was locked
 
     def close(self) -> None:
         """Remove the lock file; the segments must be removed before."""
@@ -60,11 +72,12 @@ def open_segment(pid: int, segment: int) -> tuple[int, str]:
 
     Raises:
         ProducerGoneError: There is no such segment.
+        UntrustedFileError: There is something at its place that is not this user's segment.
     """
-    owner = f"xfer-{os.getuid()}-{pid}-"
+    owner = f"xfer-{user()}-{pid}-"
     path = segment_path(owner, segment)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_own(path, os.O_RDONLY)
     except FileNotFoundError as error:
         raise ProducerGoneError(f"{path} is gone: process {pid} has exited or freed the segment") from error
     return fd, owner
@@ -78,9 +91,16 @@ def is_locked(owner: str) -> bool:
 def listing() -> list[tuple[int, str, bool]]:
     """Return (process id, path, owner lives) for every named file of this user."""
     mine = [match for entry in sorted(os.listdir(DIRECTORY)) if (match := _PATTERN.fullmatch(entry))]
-    mine = [match for match in mine if int(match[1]) == os.getuid()]
+    mine = [match for match in mine if int(match[1]) == user() and is_own(f"{DIRECTORY}/{match[0]}")]
     living = {match[2] for match in mine if match[4] == "alive" and _held(match[0])}
     return [(int(match[2]), f"{DIRECTORY}/{match[0]}", match[2] in living) for match in mine]
+
+
+def strangers() -> list[str]:
+    """Return the paths that have a name of this user's files and are not this user's."""
+    starts = f"xfer-{user()}-", f"{TOPIC}{user()}-"
+    paths = [f"{DIRECTORY}/{entry}" for entry in sorted(os.listdir(DIRECTORY)) if entry.startswith(starts)]
+    return [path for path in paths if not is_own(path)]
 
 
 def reap() -> list[str]:
@@ -88,7 +108,7 @@ def reap() -> list[str]:
     removed = []
     for _, path, alive in listing():
         if not alive:
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), _unlocked(path):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError, UntrustedFileError), _unlocked(path):
                 os.unlink(path)
                 removed.append(path)
     return removed
@@ -97,7 +117,7 @@ def reap() -> list[str]:
 @contextlib.contextmanager
 def _unlocked(path: str) -> Iterator[None]:
     """Hold a file's lock for a block, so that a process that has just made the file notices; raise if held."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_own(path, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -107,8 +127,8 @@ def _unlocked(path: str) -> Iterator[None]:
 
 def _held(entry: str) -> bool:
     try:
-        fd = os.open(f"{DIRECTORY}/{entry}", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = open_own(f"{DIRECTORY}/{entry}", os.O_RDONLY)
+    except (FileNotFoundError, UntrustedFileError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -24,7 +24,7 @@ from xfer._convert.interchange import device_of, host_array
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
 from xfer._shared import names, tree
-from xfer._shared.consumed import Consumed
+from xfer._shared.bequest import leave_at_exit
 from xfer._shared.handle import (
     CONSUME,
     CUDA,
@@ -42,7 +42,8 @@ from xfer._shared.holdings import Leak, Lent, PoolStats
 from xfer._shared.lease import require_locks
 from xfer._shared.linger import linger
 from xfer._shared.loan import Loan
-from xfer._shared.segment import nameless_works
+from xfer._shared.memory import nameless_works
+from xfer._shared.segment import Segment
 from xfer._shared.slots import Place, Slots
 from xfer._sizes import format_size, parse_size
 from xfer.errors import (
@@ -51,6 +52,7 @@ from xfer.errors import (
     ForeignHandleError,
     PoolClosedError,
     UnsupportedDtypeError,
+    UnsupportedPlatformError,
 )
 
 Backend = Literal["auto", "nameless", "named"]
@@ -96,8 +98,8 @@ class Pool:  # long because the argument texts of the public methods are in it
         require_locks()
         if backend not in ("auto", "nameless", "named"):
             raise ValueError(f"got backend {backend!r}, want 'auto', 'nameless' or 'named'")
-        self.budget = parse_size(budget)
-        self.pid = os.getpid()
+        self.budget: int = parse_size(budget)
+        self.pid: int = os.getpid()
         self._trace = trace
         self._owner = names.Owner() if backend == "named" or (backend == "auto" and not nameless_works()) else None
         self._lock = threading.Lock()
@@ -109,7 +111,6 @@ class Pool:  # long because the argument texts of the public methods are in it
         self._refs: dict[int, int] = {}
         self._deferred: Deferred[Callable[[], None]] = Deferred(self._lock, lambda work: work())
         self._under_pressure: list[weakref.WeakMethod[Callable[[], None]]] = []
-        self._consumed: Consumed | None = None
         self._stamp = secrets.randbits(64)
         self._filled = 0
         self._finalizer = weakref.finalize(self, _close_all, self._slots, self._owner, self.pid)
@@ -132,6 +133,8 @@ class Pool:  # long because the argument texts of the public methods are in it
         Raises:
             UnsupportedDtypeError: The array holds Python objects.
             BudgetExceededError: No room, and nothing came free within `timeout`.
+            TooManyOpenFilesError: No descriptor is left for a new segment.
+            UnsupportedPlatformError: `consume` where `/proc` is closed.
         """
         flags = CONSUME if consume else 0
         if type(array) is not np.ndarray:
@@ -333,9 +336,28 @@ class Pool:  # long because the argument texts of the public methods are in it
             for place in self._lent.values():
                 place.clear()
             self._live.clear()
-            if self._consumed is not None:
-                self._consumed.close()
             self._finalizer()
+
+    def bequeath(self) -> list[Segment]:
+        """Close, and return the segments with arrays that wait to be taken over, still open; at exit only."""
+        with self._lock:
+            if self._closed or os.getpid() != self.pid:
+                return []
+            self._settle()
+            waiting = {
+                live.place.segment.id: live.place.segment
+                for live in self._live.values()
+                if live.consume and live.keep is None and live.place.segment.path is None
+            }
+            for live in self._live.values():
+                if not live.consume or live.keep is not None:
+                    live.place.clear()
+            for place in self._lent.values():
+                place.clear()
+            for segment in waiting.values():
+                del self._slots.segments[segment.id]
+            self._closed = True
+        return list(waiting.values())
 
     def __reduce__(self) -> Any:
         raise TypeError("cannot pickle a Pool: pass handles on, or make another pool in the other process")
@@ -390,8 +412,12 @@ class Pool:  # long because the argument texts of the public methods are in it
         with self._lock:
             self._check_open()
             if flags & CONSUME:
-                self._consumed = self._consumed or Consumed()
-                self._consumed.announce(segment)
+                if self._owner is not None and not nameless_works():
+                    raise UnsupportedPlatformError(
+                        "consume=True needs memfd and an open /proc: release the array instead"
+                    )
+                segment.keep_ledger()
+                leave_at_exit(self)
             stamp = self._stamp = (self._stamp + 1) & _MASK or 1
             self._filled += 1
             fields = Fields(
@@ -435,8 +461,8 @@ class Pool:  # long because the argument texts of the public methods are in it
 
     def _settle(self) -> None:
         self._deferred.drain()
-        if self._consumed is not None:
-            for stamp in self._consumed.stamps():
+        for segment in self._slots.segments.values():
+            for stamp in segment.ledger.taken() if segment.ledger is not None else ():
                 live = self._live.get(stamp)
                 if live is not None and live.consume:
                     self._drop(stamp)
@@ -497,8 +523,6 @@ class Pool:  # long because the argument texts of the public methods are in it
                 segment.disown()
             if self._owner is not None:
                 os.close(self._owner.fd)
-            if self._consumed is not None:
-                self._consumed.close()
 
 
 def _close_all(slots: Slots, owner: names.Owner | None, pid: int) -> None:

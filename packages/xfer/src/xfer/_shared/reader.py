@@ -1,39 +1,40 @@
 """The reader's side: turns a handle into a read-only array that holds a lease until its last view is gone.
 
-Mappings are kept for a while, because mapping anew costs more than reading. A mapping without views is dropped half a
-second after its producer has ended or freed it, and after ten seconds in any case. What a handle means never depends
-on a kept mapping: each `get` asks the kernel whether the producer lives.
+Mappings are kept for a moment, because mapping anew costs more than reading. A mapping is dropped less than a second
+after its last view. What a handle means never depends on a kept mapping: each `get` asks the kernel whether the
+producer lives.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
-import errno
 import os
 import threading
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from xfer._convert.interchange import Library, to_torch
+from xfer._convert.interchange import Library, check_library, pinned, to_torch
 from xfer._convert.move import move
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
 from xfer._shared import dtypes, tree
-from xfer._shared.consumed import take_over
+from xfer._shared.bequest import HEIR
+from xfer._shared.consumed import check_not_taken, take_over
+from xfer._shared.files import NO_DESCRIPTOR, NO_MEMORY, typed, typed_errors
 from xfer._shared.handle import CONSUME, CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, TREE, Fields, Handle, parse, read_meta
 from xfer._shared.lease import OFD, Leases
 from xfer._shared.segment import WORDS, Mapping
-from xfer.errors import HandleError, ProducerGoneError, StaleHandleError
+from xfer.errors import HandleError, ProducerGoneError, StaleHandleError, XferError
 
 KEPT_MAPPINGS = 256
-CHECK_AFTER = 0.5  # seconds between looks at mappings without views
-KEEP_IDLE = 10.0
+KEEP_IDLE = 0.8  # seconds for which a mapping without views is kept
 COPY_UP_TO = 64 << 10  # a private array of at most so many bytes is copied, which is cheaper than mapping it
 
 
@@ -77,6 +78,7 @@ class Reader:
                 mapping = self._attach(fields)
             spilled = fields.token_length if fields.flags & TOKEN_IN_SLOT else 0
             if slot >= mapping.slots or fields.nbytes + spilled > mapping.stride:
+                self._idle(mapping)
                 raise HandleError(f"the handle points outside its segment (slot {slot}, {fields.nbytes} bytes)")
             users = mapping.counts.get(slot, 0)
             if not users:
@@ -87,7 +89,7 @@ class Reader:
                 _check_current(mapping, fields, raw, kept)
                 root, array = _view(mapping, raw, fields, private)
                 if fields.flags & CONSUME:
-                    take_over(mapping, fields.pid, fields.stamp)
+                    check_not_taken(_ledger(mapping, fields), fields)
                 if private and 0 < fields.nbytes <= COPY_UP_TO:
                     self._give_back(mapping, slot)  # it was copied
                     return array, fields
@@ -113,6 +115,23 @@ class Reader:
             if mapping is None:
                 raise StaleHandleError("this process holds no array of that handle")
             _check_current(mapping, fields, raw, True)
+
+    def take_over(self, fields: Fields) -> None:
+        """Tell the producer of an array that this process has taken it over.
+
+        Raises:
+            StaleHandleError: Another reader was faster.
+            TooManyOpenFilesError: No descriptor is left; the array can be got again.
+        """
+        with self._lock:
+            mapping = self._mappings.get(fields.segment)
+            if mapping is None:  # a private copy was made, and the mapping was dropped since
+                mapping = self._attach(fields)
+                self._idle(mapping)
+            ledger = _ledger(mapping, fields)
+            check_not_taken(ledger, fields)
+            take_over(ledger, fields)
+            HEIR.took(fields.segment, fields.stamp)
 
     def leases(self, segment: int, slot: int) -> int:
         """Return how many arrays of this process lease a slot."""
@@ -142,15 +161,28 @@ class Reader:
         self._evict(Mapping.abandoned)
         while len(self._mappings) >= KEPT_MAPPINGS and self._evict_oldest():
             pass
-        try:
-            mapping = Mapping(fields)
-        except OSError as error:
-            spent = error.errno in (errno.ENOMEM, errno.ENFILE, errno.EMFILE)
-            if not spent or not self._evict(_any):
-                raise
-            mapping = Mapping(fields)
+        for attempt in range(2):
+            try:
+                mapping = self._map(fields)
+                break
+            except OSError as error:
+                if isinstance(error, XferError):
+                    raise
+                spent = error.errno in NO_MEMORY + NO_DESCRIPTOR
+                if attempt or not spent or not self._evict(_any):
+                    raise typed(error, "another process's memory") from error
         self._mappings[fields.segment] = mapping
         return mapping
+
+    @staticmethod
+    def _map(fields: Fields) -> Mapping:
+        try:
+            return Mapping(fields)
+        except ProducerGoneError:
+            estate = HEIR.find(fields.segment) if fields.flags & CONSUME else None
+            if estate is None:
+                raise
+            return Mapping(fields, estate.segment)
 
     def _evict(self, wanted: Callable[[Mapping], bool]) -> int:
         gone = [mapping for mapping in self._mappings.values() if not mapping.counts and wanted(mapping)]
@@ -178,6 +210,10 @@ class Reader:
             return
         del mapping.counts[slot]
         Leases.release(mapping.fd, slot)
+        self._idle(mapping)
+
+    def _idle(self, mapping: Mapping) -> None:
+        """Have a mapping dropped in a while if it has no views."""
         if not mapping.counts:
             mapping.idle_since = time.monotonic()
             if not self._caretaker:
@@ -186,15 +222,17 @@ class Reader:
                     self._caretaker = True
 
     def _look_after(self) -> None:
-        """Drop mappings without views until there are none; runs in a thread of its own."""
+        """Drop mappings without views when their time is up, until there are none; runs in a thread of its own."""
         while True:
-            time.sleep(CHECK_AFTER)
             with self._lock:
                 self._dropped.drain()
-                self._evict(_outdated)
-                if all(mapping.counts for mapping in self._mappings.values()):
+                now = time.monotonic()
+                self._evict(partial(_idle_before, now - KEEP_IDLE))
+                idle = [mapping.idle_since for mapping in self._mappings.values() if not mapping.counts]
+                if not idle:
                     self._caretaker = False
                     return
+            time.sleep(min(idle) + KEEP_IDLE - now)
 
     def before_fork(self) -> None:
         """Open every leased segment once more for the child, so that neither side's release ends the other's lease."""
@@ -205,11 +243,15 @@ class Reader:
             return
         for mapping in self._mappings.values():
             if mapping.counts:
-                with contextlib.suppress(OSError):
+                try:
                     fd = os.open(f"/proc/self/fd/{mapping.fd}", os.O_RDONLY | os.O_CLOEXEC)
-                    self._for_child.append((mapping, fd))
+                except OSError:  # no descriptor is left: the leases that both sides share never end before both do
                     for slot in mapping.counts:
-                        Leases.acquire(fd, slot)
+                        mapping.counts[slot] += 1
+                    continue
+                self._for_child.append((mapping, fd))
+                for slot in mapping.counts:
+                    Leases.acquire(fd, slot)
 
     def after_fork_in_parent(self) -> None:
         """Close the child's openings here."""
@@ -236,8 +278,21 @@ def _any(mapping: Mapping) -> bool:
     return True
 
 
-def _outdated(mapping: Mapping) -> bool:
-    return mapping.idle_since < time.monotonic() - KEEP_IDLE or mapping.abandoned()
+def _idle_before(moment: float, mapping: Mapping) -> bool:
+    return mapping.idle_since <= moment
+
+
+def _ledger(mapping: Mapping, fields: Fields) -> int:
+    """Return the ledger of a segment: its producer's, or the one that a worker left to this process."""
+    try:
+        return mapping.open_ledger(fields.pid)
+    except ProducerGoneError:
+        estate = HEIR.find(fields.segment)
+        if estate is None:
+            raise
+        with typed_errors("the ledger of consumed arrays"):
+            mapping.ledger = os.dup(estate.ledger)
+        return mapping.ledger
 
 
 def _check_current(mapping: Mapping, fields: Fields, raw: bytes, kept: bool) -> None:
@@ -254,7 +309,11 @@ def _check_current(mapping: Mapping, fields: Fields, raw: bytes, kept: bool) -> 
 def _view(
     mapping: Mapping, raw: bytes, fields: Fields, private: bool
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return the bytes of a slot, which are the base of every view of them, and the array over them."""
+    """Return the bytes of a slot, which are the base of every view of them, and the array over them.
+
+    Raises:
+        HandleError: The array that the handle describes does not fit its bytes.
+    """
     offset, flags, nbytes = mapping.start + fields.slot * mapping.stride, fields.flags, fields.nbytes
     plain: np.ndarray[Any, Any] = np.ndarray((nbytes,), np.uint8, mapping.map, offset)
     base = plain
@@ -262,10 +321,15 @@ def _view(
         base = mapping.private(offset, nbytes) if nbytes > COPY_UP_TO else plain.copy()
     if flags & (CUDA | TREE):
         return base, base
-    shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
-    if flags & TOKEN_IN_SLOT:
-        token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
-    return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
+    try:
+        shape, token = read_meta(raw[HEADER.size : -4], fields.ndim)
+        if flags & TOKEN_IN_SLOT:
+            token = mapping.map[offset + nbytes : offset + nbytes + fields.token_length]
+        return base, np.ndarray(shape, dtypes.decode(token), base, 0, None, "F" if flags & FORTRAN else "C")
+    except dtypes.MISFITS as error:
+        if isinstance(error, XferError):
+            raise
+        raise HandleError(f"the array that the handle describes does not fit its {nbytes} bytes: {error}") from error
 
 
 class View:
@@ -289,13 +353,14 @@ READER = Reader()
 on_fork(before=READER.before_fork, parent=READER.after_fork_in_parent, child=READER.after_fork_in_child)
 
 
-def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
+def get(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -> Any:
     """Return the array or the tree behind a handle: no copy, read-only by the kernel, leased until its last view ends.
 
     Args:
         handle: A `Handle`, or its bytes.
         as_: "numpy", or "torch" for tensors. Those are writable: they lie over a private mapping of the same memory, so
             that an in-place operation copies the pages that it touches, and stays in this process.
+        pin: Copy tensors into pinned memory, for a copy to a GPU that does not wait; needs a CUDA device.
 
     Returns:
         A NumPy array or a torch tensor, a tree of them, or a CuPy array where the producer put one of a CUDA device.
@@ -304,6 +369,7 @@ def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
         HandleError: The bytes are damaged.
         StaleHandleError: The array was released.
         ProducerGoneError: The process that put it has ended.
+        DeviceUnavailableError: `pin` without a CUDA device.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -315,13 +381,24 @@ def get(handle: Handle | bytes, *, as_: Library = "numpy") -> Any:
         >>> xfer.release(handle)
     """
     raw = bytes(handle)
-    check_library(as_)
-    array, fields = READER.array(raw, private=as_ == "torch")
-    return present(array, fields, raw, as_)
+    check_library(as_, pin)
+    array, fields = READER.array(raw, private=as_ == "torch" and not pin)
+    return present(array, fields, raw, as_, pin)
 
 
-def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
+def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library, pin: bool = False) -> Any:
     """Return what a leased array stands for: a tree, a device array, or itself, in the library that was asked for."""
+    if pin and not fields.flags & CUDA:
+        array = pinned(array)
+    if not fields.flags & (CUDA | TREE | CONSUME):
+        return array if as_ == "numpy" else to_torch(array)[0]
+    found = _present(array, fields, raw, as_)
+    if fields.flags & CONSUME:
+        READER.take_over(fields)  # last: what cannot be read here is not lost
+    return found
+
+
+def _present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Library) -> Any:
     if fields.flags & CUDA:
         from xfer._shared.cuda_ipc import open_record
 
@@ -332,13 +409,7 @@ def present(array: np.ndarray[Any, Any], fields: Fields, raw: bytes, as_: Librar
     return array if as_ == "numpy" else to_torch(array)[0]
 
 
-def check_library(as_: str) -> None:
-    """Refuse the name of a library that arrays cannot be received in."""
-    if as_ not in ("numpy", "torch"):
-        raise ValueError(f"got as_={as_!r}, want 'numpy' or 'torch'")
-
-
-def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
+def open(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False) -> View:
     """Like `get`, as a context: `with xfer.open(handle) as array: ...`.
 
     The lease ends when the block has ended and no view of the array is left, whichever is later: an array that is still
@@ -347,6 +418,7 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
     Args:
         handle: A `Handle`, or its bytes.
         as_: "numpy" or "torch", as in `get`.
+        pin: Copy tensors into pinned memory, as in `get`.
 
     Example:
         >>> handle = xfer.put(np.arange(3))
@@ -356,7 +428,7 @@ def open(handle: Handle | bytes, *, as_: Library = "numpy") -> View:
         >>> del array
         >>> xfer.release(handle)
     """
-    return View(get(handle, as_=as_))
+    return View(get(handle, as_=as_, pin=pin))
 
 
 def trim() -> int:

@@ -6,11 +6,11 @@ more is reserved than the budget. Nothing here is locked: the pool calls every m
 
 from __future__ import annotations
 
-import errno
 import weakref
 from typing import Any, NamedTuple
 
 from xfer._shared import names
+from xfer._shared.files import NO_DESCRIPTOR, NO_MEMORY, typed
 from xfer._shared.lease import OFD, Leases
 from xfer._shared.reader import READER
 from xfer._shared.segment import WORDS, Segment
@@ -18,8 +18,6 @@ from xfer._sizes import FIRST_SLAB, SLAB, SMALL, format_size, slot_size
 from xfer.errors import BudgetExceededError
 
 _RECLAIM_STEP = 64
-_NO_MEMORY = (errno.ENOSPC, errno.ENOMEM, errno.EFBIG)
-_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 class Place(NamedTuple):
@@ -100,6 +98,7 @@ class Slots:
 
         Raises:
             BudgetExceededError: The system has no memory left.
+            TooManyOpenFilesError: No descriptor is left.
         """
         if self.used + nbytes > self.budget:
             self.reclaim()
@@ -178,6 +177,7 @@ class Slots:
 
         Raises:
             BudgetExceededError: The system has no memory left.
+            TooManyOpenFilesError: No descriptor is left.
         """
         slots = 1
         if size <= SMALL:
@@ -196,12 +196,10 @@ class Slots:
             try:
                 return Segment(size, slots, self._owner)
             except OSError as error:
-                if error.errno not in _NO_MEMORY + _NO_DESCRIPTOR:
-                    raise
-                if attempt == 0 and self.trim():
+                if attempt == 0 and error.errno in NO_MEMORY + NO_DESCRIPTOR and self.trim():
                     continue
-                if error.errno in _NO_DESCRIPTOR:
-                    raise
+                if error.errno not in NO_MEMORY:
+                    raise typed(error, "a segment") from error
                 raise BudgetExceededError(
                     f"asked the system for {format_size(size * slots)}, which has no shared memory left "
                     f"({error.strerror})",

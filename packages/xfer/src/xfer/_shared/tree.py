@@ -12,14 +12,14 @@ import json
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from xfer import _compiled
-from xfer._convert.interchange import Library, device_of, host_array, is_array, to_torch
+from xfer._convert.interchange import Library, device_of, host_array, is_array, on_host, tensors
 from xfer._convert.move import move
 from xfer._shared import dtypes
 from xfer._shared.handle import Signature, signature
@@ -60,9 +60,7 @@ class Packed:
 
     def __init__(self, structure: Any, leaves: list[np.ndarray[Any, Any]], values: list[Any]) -> None:
         self._leaves = leaves
-        kinds = tuple(
-            Leaf(leaf.dtype, leaf.shape, leaf.flags.f_contiguous and not leaf.flags.c_contiguous) for leaf in leaves
-        )
+        kinds = tuple([Leaf(leaf.dtype, leaf.shape, leaf.flags.fnc) for leaf in leaves])
         self._text, self._offsets, size = _plan(structure, kinds)
         self._values = json.dumps([_encode(value) for value in values]).encode() if values else b""
         self._start = _aligned(_LENGTHS.size + len(self._text) + len(self._values))
@@ -81,7 +79,7 @@ class Packed:
             if _compiled.module is not None and leaf.flags.forc:
                 _compiled.module.copy(memory, start + place, leaf, self._nbytes)
             else:
-                order: Literal["C", "F"] = "F" if leaf.flags.f_contiguous and not leaf.flags.c_contiguous else "C"
+                order: Literal["C", "F"] = "F" if leaf.flags.fnc else "C"
                 np.ndarray(leaf.shape, leaf.dtype, memory, start + place, None, order)[...] = leaf
 
 
@@ -111,16 +109,13 @@ def _take_apart(value: Any, leaves: list[np.ndarray[Any, Any]], values: list[Any
     if depth > _DEEPEST:
         raise UnsupportedDtypeError(f"the tree is more than {_DEEPEST} levels deep, or contains itself")
 
-    def inner(item: Any) -> Any:
-        return _take_apart(item, leaves, values, depth + 1)
-
     if isinstance(value, dict):
         letter = "o" if isinstance(value, OrderedDict) else "d"
-        return letter, tuple(_key(key) for key in value), tuple(map(inner, value.values()))
+        return letter, tuple([_key(key) for key in value]), _all_of(value.values(), leaves, values, depth)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return "n", _class_name(kind), tuple(map(inner, value))
+        return "n", _class_name(kind), _all_of(value, leaves, values, depth)
     if isinstance(value, list | tuple):
-        return "l" if isinstance(value, list) else "t", tuple(map(inner, value))
+        return "l" if isinstance(value, list) else "t", _all_of(value, leaves, values, depth)
     if is_array(value):
         array = host_array(value) if device_of(value) == "cpu" else move(value, "numpy")
         dtypes.encode(array.dtype)
@@ -128,10 +123,28 @@ def _take_apart(value: Any, leaves: list[np.ndarray[Any, Any]], values: list[Any
         return "a"
     if dataclasses.is_dataclass(value):
         names = tuple(field.name for field in dataclasses.fields(value))
-        return "c", _class_name(kind), names, tuple(inner(getattr(value, name)) for name in names)
+        parts = [getattr(value, name) for name in names]
+        return "c", _class_name(kind), names, _all_of(parts, leaves, values, depth)
     raise UnsupportedDtypeError(
         f"a tree may hold arrays, plain values, dicts, lists, tuples and dataclasses, not {kind.__qualname__}"
     )
+
+
+def _all_of(items: Iterable[Any], leaves: list[np.ndarray[Any, Any]], values: list[Any], depth: int) -> tuple[Any, ...]:
+    """Take the items of a container apart; arrays and tensors on the host, of which there may be many, at once."""
+    found: list[Any] = []
+    checked = None
+    for item in items:
+        array = item if type(item) is np.ndarray else on_host(item)
+        if type(array) is not np.ndarray:
+            found.append(_take_apart(item, leaves, values, depth + 1))
+            continue
+        if array.dtype is not checked:
+            checked = array.dtype
+            dtypes.encode(checked)
+        leaves.append(array)
+        found.append("a")
+    return tuple(found)
 
 
 def _key(key: Any) -> tuple[str, Any]:
@@ -207,9 +220,9 @@ def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
             for leaf, offset in leaves
         ]
         if as_ == "torch":
-            return build(iter([to_torch(array)[0] for array in arrays]), iter(plain))
+            return build(iter(tensors(arrays)), iter(plain))
         return build(iter(arrays), iter(plain))
-    except (ValueError, TypeError, KeyError, IndexError, struct.error, StopIteration) as error:
+    except dtypes.MISFITS as error:
         if isinstance(error, HandleError | UnsupportedDtypeError):
             raise
         raise HandleError(f"the tree behind this handle cannot be read: {error}") from error

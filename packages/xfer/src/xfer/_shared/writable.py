@@ -14,8 +14,9 @@ from zlib import crc32
 import numpy as np
 
 from xfer._shared import dtypes
+from xfer._shared.files import typed_errors
 from xfer._shared.lease import fcntl, require_locks
-from xfer._shared.segment import new_memory, open_by_number
+from xfer._shared.memory import new_memory, open_by_number
 from xfer.errors import HandleError, StaleHandleError
 
 _HEAD = struct.Struct("<4sIIQHH")  # magic, process, descriptor, inode, dimensions, length of the dtype
@@ -52,12 +53,16 @@ class WritableArray:
         if any(length < 0 for length in lengths):
             raise ValueError(f"got the shape {lengths}, want lengths of 0 and more")
         kind = np.dtype(dtype)
-        fd, self._token = _create(lengths, kind) if token is None else (_open(token), token)
-        try:
-            self._array: np.ndarray[Any, Any] | None = np.ndarray(lengths, kind, mmap.mmap(fd, 0))
-        except BaseException:
-            os.close(fd)
-            raise
+        with typed_errors("a writable array"):
+            fd, self._token = _create(lengths, kind) if token is None else (_open(token), token)
+            try:
+                self._array: np.ndarray[Any, Any] | None = np.ndarray(lengths, kind, mmap.mmap(fd, 0))
+            except (TypeError, ValueError) as error:
+                os.close(fd)
+                raise HandleError(f"the array does not fit its memory: {error}") from error
+            except BaseException:
+                os.close(fd)
+                raise
         self._finalizer = weakref.finalize(self, os.close, fd)
         self._finalizer.atexit = False
 
@@ -78,6 +83,8 @@ class WritableArray:
         magic, _, _, _, ndim, _ = _HEAD.unpack_from(token)
         if magic != _MAGIC:
             raise HandleError(f"these bytes start with {magic!r}: they are not a writable array of this xfer")
+        if len(token) < _HEAD.size + 8 * ndim + 4:
+            raise HandleError("these bytes are not an intact writable array: they are too short for their dimensions")
         shape = struct.unpack_from(f"<{ndim}Q", token, _HEAD.size)
         return cls(shape, dtypes.decode(token[_HEAD.size + 8 * ndim : -4]), token=token)
 

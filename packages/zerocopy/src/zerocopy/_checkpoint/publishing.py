@@ -32,6 +32,7 @@ def publish_file(
     keep: bool = False,
     progress: bool = False,
     in_place: bool = False,
+    trust_remote_code: bool = False,
 ) -> ModelRef:
     """Publish a model whose weights lie in a checkpoint, mapping the file instead of reading it.
 
@@ -50,6 +51,7 @@ def publish_file(
         in_place: Map safetensors files where they lie instead of copying them into the segment. Tensors at multiples of
             64 bytes stay in the file (`save_aligned` writes such files), others are copied. The files must stay
             unchanged, on every node at the same path.
+        trust_remote_code: See `publish`.
 
     A tensor of another dtype than the model's is converted, with a warning.
 
@@ -70,7 +72,7 @@ def publish_file(
         ...     ref = zerocopy.publish_file(path, lambda: torch.nn.Linear(4, 2))
         >>> zerocopy.unpublish(ref)
     """
-    how = Options(name, version, directory, keep, progress, base)
+    how = Options(name, version, directory, keep, progress, base, trust_remote_code=trust_remote_code)
     return publish_checkpoint(path, build, how, in_place=in_place)
 
 

@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         give.add_argument("--name", required=True, help="the name to publish it under")
         give.add_argument("--class", dest="auto_class", default="AutoModel", help="its class (default: AutoModel)")
         give.add_argument("--dtype", default=None, help="load it in this dtype, as bfloat16 (default: its own)")
+        give.add_argument(
+            "--trust-remote-code", action="store_true", help="run the checkpoint's own code and take it along"
+        )
         give.set_defaults(run=run)
     remove = commands.add_parser("rm", parents=[common], help="remove a model that was published to stay")
     remove.add_argument("name")
@@ -165,7 +168,14 @@ def _published(args: argparse.Namespace, keep: bool) -> ModelRef:
     options = {} if args.dtype is None else {"dtype": args.dtype}
     shown = sys.stderr.isatty() and not args.json and importlib.util.find_spec("rich") is not None
     ref = from_pretrained(
-        args.source, args.auto_class, name=args.name, directory=args.directory, keep=keep, progress=shown, **options
+        args.source,
+        args.auto_class,
+        name=args.name,
+        directory=args.directory,
+        keep=keep,
+        progress=shown,
+        trust_remote_code=args.trust_remote_code,
+        **options,
     )
     if args.json:
         _print_json(ref.as_dict())

@@ -33,8 +33,9 @@ def watch_report(look: Callable[[], Report], seconds: float) -> None:
 
 
 def _tables(what: Report) -> Group:
+    unread = [Text(entry) for entry in what.not_read()]
     if not what.segments and not what.views:
-        return Group(Text(f"nothing is published in {what.directory}"))
+        return Group(Text(f"nothing is published in {what.directory}"), *unread)
     segments = Table(*_SEGMENT_COLUMNS, title="Published")
     for info in sorted(what.segments, key=lambda entry: (entry.name, entry.version)):
         state = "removed, still read" if info.gone else "current" if info.current else ""
@@ -50,7 +51,7 @@ def _tables(what: Report) -> Group:
             size(view.resident), size(view.proportional), size(view.private), view.wrote(),
             view.replaced(), size(view.private_elsewhere),
         )  # fmt: skip
-    return Group(segments, views)
+    return Group(segments, views, *unread)
 
 
 def _add(table: Table, *cells: str) -> None:

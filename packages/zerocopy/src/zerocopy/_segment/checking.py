@@ -36,10 +36,11 @@ def open_segment(path: Path) -> Opened:
     Raises:
         SegmentGoneError: The file does not exist any more.
         CorruptSegmentError: It is not a segment, or was truncated or altered.
+        UntrustedPathError: It belongs to another user, can be written by others, or is no plain file.
     """
     try:
         fd = opened(path, os.O_RDONLY)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise SegmentGoneError(f"{path} is gone: publish the model again, or load a version that is current") from error
     try:
         share(fd, path)
@@ -87,11 +88,13 @@ def adopt(fd: int, path: Path) -> None:
 
 
 def kept(path: Path) -> bool:
-    """Return whether a file is a segment that was published with `keep=True`, or may be one of another format."""
-    try:
-        fd = opened(path, os.O_RDONLY)  # without a lease: looking at a file must not keep it
-    except OSError:
-        return False
+    """Return whether a file is a segment that was published with `keep=True`, or may be one of another format.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ZerocopyError: It cannot be opened, or is not to be believed.
+    """
+    fd = opened(path, os.O_RDONLY)  # without a lease: looking at a file must not keep it
     try:
         return not removable(fd) and check(fd, path).manifest.keep
     except OtherFormatError:

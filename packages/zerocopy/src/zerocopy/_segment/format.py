@@ -12,13 +12,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zerocopy.errors import CorruptSegmentError, OtherFormatError
+from zerocopy._caretaker_process import distrust
+from zerocopy.errors import CorruptSegmentError, OtherFormatError, UntrustedPathError
 
 MAGIC = b"ZEROCOPY"
 FORMAT = 3
 PAGE = 4096  # the data starts at a multiple of this
 HEADER = 128  # bytes before the manifest
 _DIGEST_AT = 96
+_LARGE = 1 << 20
+_SPARSE = 100  # what the body may be larger than its space on the disk, as some file systems compress
 _REMOVABLE = 1  # flag: the segment is removed when no process needs it
 # magic, format, flags, manifest, skeleton, data offset, file size, inode, mtime
 _FIXED = struct.Struct("<8sIIQQQQQq")
@@ -77,11 +80,43 @@ class Manifest:
         ).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> Manifest:
-        """Read the JSON form."""
+    def decode(cls, data: bytes, data_offset: int, size: int) -> Manifest:
+        """Read the JSON form.
+
+        Args:
+            data: The JSON.
+            data_offset: Where blocks may start in the file.
+            size: Its size.
+
+        Raises:
+            ValueError: It is not a manifest, or has blocks outside the file.
+            OtherFormatError: Its fields are those of another version.
+        """
         raw = json.loads(data)
-        blocks = tuple(map(Placed._make, raw.pop("blocks")))
-        return cls(**raw, blocks=blocks)
+        try:
+            manifest = cls(**{**raw, "blocks": tuple(map(Placed._make, raw["blocks"]))})
+        except (TypeError, KeyError) as error:
+            raise OtherFormatError(f"a manifest with other fields ({error}): publish it again") from error
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]
+        if wrong or not all(_is_base(base) for base in manifest.bases):
+            raise ValueError(f"fields have the wrong type: {', '.join(wrong) or 'bases'}")
+        bases = range(len(manifest.bases))
+        for offset, nbytes, digest, base, names in manifest.blocks:
+            if type(offset) is not int or type(nbytes) is not int or type(digest) is not str or type(names) is not list:
+                raise ValueError("a block has fields of the wrong type")
+            inside = data_offset <= offset and offset + nbytes <= size if base is None else offset >= 0
+            if nbytes < 0 or not (inside or nbytes == 0) or not (base is None or (type(base) is int and base in bases)):
+                raise ValueError(f"block {', '.join(map(str, names)) or digest} lies outside the file or in no base")
+        return manifest
+
+
+def _is_base(base: object) -> bool:
+    if not isinstance(base, dict):
+        return False
+    return "file" not in base or (type(base["file"]) is str and type(base.get("size")) is int)
+
+
+_KINDS = {"name": str, "version": int, "keep": bool, "digest": str, "bases": list, "source": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +156,7 @@ def seal(fd: int, manifest: Manifest, skeleton: bytes, data_offset: int, size: i
     ).ljust(_DIGEST_AT, b"\0")
     digest = hashlib.sha256(fixed + text + skeleton).digest()
     write_all(fd, memoryview(fixed + digest + text + skeleton), 0)
-    os.fchmod(fd, 0o444)
+    os.fchmod(fd, 0o400)  # a stray write of its own user is refused too
     if manifest.keep:
         os.fsync(fd)
     os.utime(fd, ns=(now, now))
@@ -137,11 +172,13 @@ def check(fd: int, path: Path) -> Opened:
     """Check everything before the data of an open segment.
 
     Raises:
+        UntrustedPathError: It belongs to another user, can be written by others, or is no plain file.
         CorruptSegmentError: It is not a segment, or was truncated or altered.
     """
     status = os.fstat(fd)
-    if status.st_uid not in (os.getuid(), 0):
-        raise CorruptSegmentError(f"{path} belongs to user {status.st_uid}: its skeleton is a pickle and is not read")
+    reason = distrust(status)
+    if reason:
+        raise UntrustedPathError(f"{path} {reason}: its skeleton is a pickle and is not read")
     header = os.pread(fd, HEADER, 0)
     if len(header) < HEADER or not header.startswith(MAGIC):
         raise CorruptSegmentError(f"{path} is not a segment: it starts with {header[:8]!r}")
@@ -150,10 +187,35 @@ def check(fd: int, path: Path) -> Opened:
         raise OtherFormatError(f"{path} has format {version}, this zerocopy reads format {FORMAT}: publish it again")
     if status.st_size != size:
         raise CorruptSegmentError(f"{path} has {status.st_size} bytes instead of {size}: it was truncated or extended")
-    if HEADER + manifest_size + skeleton_size > data_offset:
-        raise CorruptSegmentError(f"{path} has a header whose parts overlap")
-    body = os.pread(fd, manifest_size + skeleton_size, HEADER)
-    if hashlib.sha256(header[:_DIGEST_AT] + body).digest() != header[_DIGEST_AT:]:
-        raise CorruptSegmentError(f"{path} has a header or skeleton that does not match its digest")
+    if HEADER + manifest_size + skeleton_size > data_offset or data_offset > size:
+        raise CorruptSegmentError(f"{path} has a header whose parts overlap or lie outside the file")
+    if manifest_size + skeleton_size > _SPARSE * max(status.st_blocks * 512, PAGE):
+        raise CorruptSegmentError(f"{path} has a header that claims {manifest_size + skeleton_size} bytes of holes")
+    body = _read_body(fd, header, manifest_size + skeleton_size, path)
     untouched = (status.st_ino, status.st_mtime_ns) == (inode, mtime)
-    return Opened(fd, Manifest.decode(body[:manifest_size]), body[manifest_size:], data_offset, untouched)
+    try:
+        manifest = Manifest.decode(body[:manifest_size], data_offset, size)
+    except OtherFormatError as error:
+        raise OtherFormatError(f"{path} has {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptSegmentError(f"{path} has a manifest that cannot be read: {error}") from error
+    return Opened(fd, manifest, body[manifest_size:], data_offset, untouched)
+
+
+def _read_body(fd: int, header: bytes, nbytes: int, path: Path) -> bytes:
+    """Return manifest and skeleton. A large body is read only once its digest is known to be right."""
+    digest = hashlib.sha256(header[:_DIGEST_AT])
+    if nbytes > _LARGE:
+        for start in range(0, nbytes, _LARGE):
+            digest.update(os.pread(fd, min(_LARGE, nbytes - start), HEADER + start))
+        _require(digest.digest(), header, path)
+        digest = hashlib.sha256(header[:_DIGEST_AT])
+    body = os.pread(fd, nbytes, HEADER)
+    digest.update(body)
+    _require(digest.digest(), header, path)
+    return body
+
+
+def _require(digest: bytes, header: bytes, path: Path) -> None:
+    if digest != header[_DIGEST_AT:]:
+        raise CorruptSegmentError(f"{path} has a header or skeleton that does not match its digest")

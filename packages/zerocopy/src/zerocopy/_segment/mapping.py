@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from zerocopy._lease import close, inherit, opened
+from zerocopy._lease import close, inherit, opened, typed_errors
 from zerocopy._segment.checking import open_segment, stamp, verify
 from zerocopy._segment.format import Manifest, Placed
 from zerocopy._segment.verified import is_verified, note_verified
@@ -54,13 +54,17 @@ class Mapping(mmap.mmap):
 
     def _ranges(self) -> list[tuple[int, int]]:
         """Return (address, length) of the parts that hold blocks: reading a hole would take memory."""
+        page = mmap.PAGESIZE
+        if self.used:
+            first, last = self.used[0].offset, self.used[-1].offset + self.used[-1].nbytes
+            if 0 <= last - first - sum([block.nbytes for block in self.used]) <= _GAP:  # in a row, as usual
+                return [(self.address + first // page * page, last - first // page * page)]
         ranges: list[tuple[int, int]] = []
         for start, end in sorted((block.offset, block.offset + block.nbytes) for block in self.used):
             if ranges and start - sum(ranges[-1]) <= _GAP:
                 ranges[-1] = ranges[-1][0], end - ranges[-1][0]
             else:
                 ranges.append((start, end - start))
-        page = mmap.PAGESIZE
         return [(self.address + start // page * page, nbytes + start % page) for start, nbytes in ranges]
 
 
@@ -116,7 +120,7 @@ def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
     if not path.exists() and (folder / path.name).exists():
         path = folder / path.name
     try:
-        fd = opened(path, os.O_RDONLY)
+        fd = opened(path, os.O_RDONLY, foreign=True)
     except FileNotFoundError as error:
         raise SegmentGoneError(f"{path} is gone, and the model was published in place: put it back") from error
     try:
@@ -134,7 +138,8 @@ def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
 
 
 def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
-    mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
+    with typed_errors(path):
+        mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
     mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
     weakref.finalize(mapping, os.close, fd).atexit = False
     inherit(fd)

@@ -11,7 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from zerocopy._directory import default_directory, prepare
+from zerocopy._caretaker_process import distrust
+from zerocopy._directory import default_directory, prepare, why_distrusted
 from zerocopy._segment.format import Manifest
 from zerocopy.errors import ZerocopyError
 
@@ -31,11 +32,12 @@ def _note(fd: int, manifest: Manifest) -> str:
 
 def is_verified(fd: int, manifest: Manifest) -> bool:
     """Return whether an open file was verified against a manifest and not changed since."""
+    folder = _folder()
     try:
-        status = (_folder() / _note(fd, manifest)).stat()
+        status = os.lstat(folder / _note(fd, manifest))
     except OSError:
         return False
-    return status.st_uid == os.getuid()
+    return not (distrust(status) or why_distrusted(folder) or why_distrusted(folder.parent))
 
 
 def note_verified(fd: int, manifest: Manifest) -> None:
@@ -45,8 +47,8 @@ def note_verified(fd: int, manifest: Manifest) -> None:
     try:
         prepare(None)
         folder = _folder()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / _note(fd, manifest)).touch()
+        prepare(folder)
+        (folder / _note(fd, manifest)).touch(mode=0o600)
         notes = sorted((entry.stat().st_mtime, entry.path) for entry in os.scandir(folder))
         oldest = time.time() - _DAYS * 86400
         for number, (when, path) in enumerate(notes):
