@@ -28,6 +28,7 @@ def attempt(what):
 with isolate.Host(sys.argv[1]) as host:
     stats = host.load(sys.argv[2])
     host.load(sys.argv[3]).stop()
+    stats.call.first(np.ones(100_000))  # imports what it needs
     before = count()
     kept = []
     for free in range(0, 34, 2):

@@ -61,7 +61,7 @@ class LoadReport:
     refused: tuple[str, ...] = ()
 
 
-class Extension(MethodTable[Contract]):
+class Extension(MethodTable[Contract]):  # long because each change of its state is one method
     """A loaded extension; `Host.load` returns it.
 
     Args:

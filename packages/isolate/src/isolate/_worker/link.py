@@ -1,3 +1,4 @@
+# long because calls and answers in both directions share the table of pending numbers
 """Calls over one socket, the same on both ends: numbers, answers, callbacks and streams.
 
 Nothing that arrives is looked up by attribute: a call names an entry of `exports`, or the number of a callable that
@@ -194,23 +195,27 @@ class Link:  # long because calls and answers in both directions share the table
         future: asyncio.Future[Any] = loop.create_future()
         deadline = deadline_after(timeout)
         reply = future if loop is self.loop else ForeignReply(loop, future)
-        number = self.begin_here(target, args, kwargs, deadline, reply)
-        if number is None:
-            number = await self.begin_elsewhere(target, args, kwargs, deadline, reply)
         timer = None
         if deadline is not None:
             late = self._late(target, "")
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), lambda: settle(future, None, late))
+        number: int | None = None
         try:
+            number = self.begin_here(target, args, kwargs, deadline, reply)
+            if number is None:
+                number = await self.begin_elsewhere(target, args, kwargs, deadline, reply)
             return declared.result(await future, returns)
         except CallTimeoutError:
+            if number is None:
+                raise
             stack: asyncio.Future[Any] = loop.create_future()
             self._ask_stack(number, stack if loop is self.loop else ForeignReply(loop, stack))
             await asyncio.wait([stack], timeout=stacks.WAIT)
             self.abandon(number)
             raise self._late(target, stack.result() if stack.done() else "") from None
         except asyncio.CancelledError:
-            self.abandon(number)
+            if number is not None:
+                self.abandon(number)
             raise
         finally:
             if timer is not None:
