@@ -191,7 +191,7 @@ def publish_made(make: Callable[[Arena | None], Any], find: Find, how: Options, 
 
 
 def _begin(path: Path, temporary: Path, how: Options) -> int:
-    """Make an unfinished segment and return its descriptor. The caretaker is told of it first."""
+    """Make an unfinished segment and return its descriptor. The caretaker takes charge of it first."""
     try:
         if not how.keep:
             caretaker.take(temporary)

@@ -196,19 +196,7 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
         >>> zerocopy.unpublish(ref)
     """
     folder = places.folder_of(directory)
-    unread: list[Unreadable] = []
-    manifests: dict[str, tuple[Manifest, int] | None] = {}
-    reason = places.why_distrusted(folder) if os.path.lexists(folder) else ""
-    if reason:
-        unread.append(Unreadable("", reason))
-    for path in places.segments(folder):
-        try:
-            manifests[path.name] = _manifest(path)
-        except SegmentGoneError:
-            continue
-        except (ZerocopyError, OSError) as error:
-            unread.append(Unreadable(path.name, str(error)))
-            manifests[path.name] = None
+    manifests, unread = _manifests(folder)
     on_disk = set(manifests)
     views = []
     for pid in _pids() if pids is None else pids:
@@ -243,6 +231,22 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
             )
         )
     return Report(str(folder), tuple(infos), tuple(views), tuple(unread))
+
+
+def _manifests(folder: Path) -> tuple[dict[str, tuple[Manifest, int] | None], list[Unreadable]]:
+    """Return the manifests of a folder's segments by file, and what could not be read."""
+    found: dict[str, tuple[Manifest, int] | None] = {}
+    reason = places.why_distrusted(folder) if os.path.lexists(folder) else ""
+    unread = [Unreadable("", reason)] if reason else []
+    for path in places.segments(folder):
+        try:
+            found[path.name] = _manifest(path)
+        except SegmentGoneError:
+            continue
+        except (ZerocopyError, OSError) as error:
+            unread.append(Unreadable(path.name, str(error)))
+            found[path.name] = None
+    return found, unread
 
 
 def _manifest(path: Path, *, follow: bool = False) -> tuple[Manifest, int]:

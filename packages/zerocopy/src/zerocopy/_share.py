@@ -80,17 +80,15 @@ def share(
     folder = places.prepare(directory)
     source, told = _identity(build_or_checkpoint, build, auto_class), ""
     lock = folder / f"{places.check_name(name)}@0-0{places.SUFFIX}.gate{TEMPORARY}"
+    how = Options(name, None, directory, source=source, tick=_Note(lock), trust_remote_code=trust_remote_code)
     end = time.monotonic() + timeout
     while True:
-        model = _existing(folder, name, source, trust_remote_code)
+        model = _existing(folder, how)
         if model is not None:
             return model
         with gate(lock, wait=False) as leads:
             if leads:
-                model = _existing(folder, name, source, trust_remote_code)  # another leader may have been done
-                how = Options(
-                    name, None, directory, source=source, tick=_Note(lock), trust_remote_code=trust_remote_code
-                )
+                model = _existing(folder, how)  # another leader may have been done meanwhile
                 return _lead(folder, build_or_checkpoint, build, auto_class, how) if model is None else model
         line = _progress(lock, name)
         if on_wait is not None and line != told:
@@ -100,12 +98,13 @@ def share(
         time.sleep(_PAUSE)
 
 
-def _existing(folder: Path, name: str, source: str, trust_remote_code: bool) -> Any:
+def _existing(folder: Path, how: Options) -> Any:
     """Load the newest version of a name, or return None if there is none.
 
     Raises:
         OtherBuildError: It was shared from something else.
     """
+    name, source = how.name or "", how.source
     for path in places.candidates(folder, name):
         try:
             head = open_segment(path)
@@ -115,7 +114,7 @@ def _existing(folder: Path, name: str, source: str, trust_remote_code: bool) -> 
                     f"{name!r} is shared from {head.manifest.source.splitlines()[0]}, which differs from this "
                     f"{source.splitlines()[0]}: use another name, or end the processes that share the other one"
                 )
-            return ref_of(path).load(trust_remote_code=trust_remote_code)
+            return ref_of(path).load(trust_remote_code=how.trust_remote_code)
         except SegmentGoneError:
             continue
         except (CorruptSegmentError, UntrustedPathError):
