@@ -35,6 +35,7 @@ SECONDS = 480
 FOR_MEASURING = 150
 CARRIED = ("cloudpickle", "ml-dtypes", "msgspec", "psutil", "rich", "scikit-learn", "scipy", "sybil", "xxhash")
 PYTHON = "3.12"
+NO_TIME = "no time left"
 
 # The workspace's own settings name options of plugins that the machine may lack.
 SETTINGS = """[pytest]
@@ -101,8 +102,11 @@ def check(suite: str, env: dict[str, str], limit: float) -> Outcome:
         options = ["-q", "-m", "cuda and not slow", "-p", "no:cacheprovider", "-p", "limit", "-c", str(settings)]
         options += [f"--rootdir={ROOT}", "--continue-on-collection-errors", f"--junitxml={report}"]
         command = [sys.executable, "-m", "pytest", *options, str(ROOT / suite)]
+        env = env | {"GPU_TEST_DEADLINE": str(time.time() + limit)}
         try:
-            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=max(limit, 1))
+            done = subprocess.run(
+                command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=max(limit, 0) + 60
+            )
             output = done.stdout[-4000:] + done.stderr[-4000:]
         except subprocess.TimeoutExpired as error:
             output = f"not done after {error.timeout:.0f} s"
@@ -215,7 +219,8 @@ def main(argv: list[str] | None = None) -> int:
         result = measured | {"tests": [asdict(outcome) for outcome in outcomes], "rehearsed": args.rehearse}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     broken = {name: why for name, why in measured["failed"].items() if "ModuleNotFoundError" not in why}
-    return 1 if any(outcome.failed for outcome in outcomes) or broken else 0
+    late = any(NO_TIME in reason for outcome in outcomes for reason in outcome.skipped.values())
+    return 1 if late or broken or any(outcome.failed for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":

@@ -56,32 +56,30 @@ def on_gpu() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def cuda(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
+def cuda(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let a CUDA test and its helper processes find a GPU, or the emulator, whose rules they may not break."""
     if request.node.get_closest_marker("cuda") is None or cuda_is_there():
         yield
         return
     folder = tmp_path_factory.mktemp("emulated-cuda")
     inherited = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("EMULATED_CUDA", str(folder))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EMULATOR), *([inherited] if inherited else [])]))
-    for setting in getattr(request.node.get_closest_marker("cuda"), "kwargs", {}).items():
-        monkeypatch.setenv(setting[0], str(setting[1]))
-    monkeypatch.syspath_prepend(EMULATOR)
-    monkeypatch.setattr("xfer._convert.move._cuda_process", 0)
-    import cupy
-    import torch_standin
+    # Not the fixture `monkeypatch`: what a test patches is undone before the check of what it left behind.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMULATED_CUDA", str(folder))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(EMULATOR), *([inherited] if inherited else [])]))
+        patch.syspath_prepend(EMULATOR)
+        patch.setattr("xfer._convert.move._cuda_process", 0)
+        import cupy
+        import torch_standin
 
-    torch_standin.install(monkeypatch)
-    yield
-    gc.collect()
-    CLOSER.settle()
-    sys.modules["cupy.cuda"].remove()
-    del cupy, torch_standin
-    for name in [name for name in sys.modules if name.split(".")[0] in ("cupy", "torch_standin")]:
-        del sys.modules[name]
+        torch_standin.install(patch)
+        yield
+        gc.collect()
+        CLOSER.settle()
+        sys.modules["cupy.cuda"].remove()
+        del cupy, torch_standin
+        for name in [name for name in sys.modules if name.split(".")[0] in ("cupy", "torch_standin")]:
+            del sys.modules[name]
     broken = folder / "violations"
     assert not broken.exists(), broken.read_text()
 

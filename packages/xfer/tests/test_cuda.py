@@ -454,6 +454,9 @@ def test_a_block_is_spilled_with_what_was_queued(cupy: Any, place: str) -> None:
         del array
         manager.spill(block)
         assert block.place == place
+        other = manager.allocate(MIB)
+        other.array()[...] = 1  # in the memory that the block gets again
+        other.release()
         with block.use() as array, cupy.cuda.Stream(non_blocking=True):
             assert int(array.min()) == int(array.max()) == 7
         del array

@@ -327,7 +327,6 @@ class Machine:
             event = self.events.pop(number, None)
             if event is not None and event.path is not None:
                 event.words[3] = 1
-                self.run(event.op)
                 with contextlib.suppress(OSError):
                     event.path.unlink()
 
