@@ -162,7 +162,7 @@ class ModelFile:
     tensors: dict[str, NDArray[Any]]
 
     def without_tensors(self) -> ModelFile:
-        """Return what is left when the weights are let go."""
+        """Return the same without its weights."""
         return replace(self, tensors={})
 
     def matrix(self, name: str) -> TernaryMatrix:
