@@ -24,7 +24,7 @@ KINDS = (
     *("model_file", "state_file", "language_model", "gguf_file", "gguf_export", "hugging_face", "onnx_file"),
     *("source", "manifest"),
 )
-SECONDS = float(os.environ.get("TERNARY_FUZZ_SECONDS", "60"))
+SECONDS = float(os.environ.get("TERNARY_FUZZ_SECONDS", "20"))
 """Processor time of the long fuzz, shared by the kinds of files."""
 FORWARD = "forward(x: float[N, 8]) -> float[N, 8] { return a(x) }"
 

@@ -21,7 +21,7 @@ from ttt._tasks.loader import task_json
 from ttt.checkpoint import CheckpointStore
 from ttt.results import calibration_error, fit_curve, read_calibration
 
-SECONDS = float(os.environ.get("TTT_FUZZ_SECONDS", "60"))
+SECONDS = float(os.environ.get("TTT_FUZZ_SECONDS", "20"))
 """How long to look for faults, over all kinds of files."""
 LONGEST = 1.0
 """Seconds that one file may take; CPU time, so that other programs do not count."""

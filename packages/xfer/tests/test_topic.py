@@ -231,7 +231,7 @@ def test_names_and_numbers_are_checked(name: str) -> None:
 
 
 DRILL = Path(__file__).parent / "workers" / "topic_drill.py"
-KILLS = int(os.environ.get("XFER_DRILL", "2000"))
+KILLS = int(os.environ.get("XFER_DRILL", "600"))
 
 
 @pytest.mark.parametrize(
