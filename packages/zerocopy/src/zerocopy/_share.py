@@ -83,13 +83,11 @@ def share(
     how = Options(name, None, directory, source=source, tick=_Note(lock), trust_remote_code=trust_remote_code)
     end = time.monotonic() + timeout
     while True:
-        model = _existing(folder, how)
-        if model is not None:
+        if (model := _existing(folder, how)) is not None:
             return model
         with gate(lock, wait=False) as leads:
             if leads:
-                model = _existing(folder, how)  # another leader may have been done meanwhile
-                return _lead(folder, build_or_checkpoint, build, auto_class, how) if model is None else model
+                return _lead(folder, build_or_checkpoint, build, auto_class, how)
         line = _progress(lock, name)
         if on_wait is not None and line != told:
             on_wait(told := line)
@@ -123,7 +121,10 @@ def _existing(folder: Path, how: Options) -> Any:
 
 
 def _lead(folder: Path, what: Any, build: Callable[[], Any] | None, auto_class: Any, how: Options) -> Any:
-    """Publish and load the model, once what a killed leader left is gone."""
+    """Publish and load the model, once what a killed leader left is gone, unless another leader has done so."""
+    model = _existing(folder, how)
+    if model is not None:
+        return model
     _clear(folder, how.name or "")
     return _publish(what, build, auto_class, how).load(trust_remote_code=how.trust_remote_code)
 
