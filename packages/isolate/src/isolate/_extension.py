@@ -116,10 +116,7 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
 
     def stats(self) -> dict[str, int]:
         """Return the calls in flight both ways, and the shared memory held for them."""
-        if self._current is None:
-            return {"pending": 0, "serving": 0}
-        link = self._current.link
-        return {"pending": link.pending, "serving": link.serving.count, **link.values.stats()}
+        return {"pending": 0, "serving": 0} if self._current is None else self._current.link.stats()
 
     def _lookup(self, target: str) -> tuple[Link, str]:
         current = self._current
@@ -331,11 +328,7 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
             await asyncio.sleep(0.01)
 
     def watch(self, seconds: float = 0.5) -> None:
-        """Reload whenever a Python file in its folder changes; what cannot be loaded is logged and changes nothing.
-
-        Args:
-            seconds: Time between two looks at the folder.
-        """
+        """Look every `seconds` for a changed Python file and reload; a version that cannot be loaded is only logged."""
         self._stop_watching()
         self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, seconds), self.context.loop)
 

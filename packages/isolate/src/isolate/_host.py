@@ -105,8 +105,6 @@ class Host:
         self._closed = False
         self._generation = forks.generation()
 
-    # Life
-
     def __enter__(self) -> Self:
         self._own_loop()
         return self
@@ -227,8 +225,6 @@ class Host:
         for extension in self._extensions.values():
             extension.abandon_calls()
 
-    # APIs
-
     def export(self, api: Any, *, name: str | None = None, methods: Iterable[str] | type | None = None) -> Any:
         """Export methods of an object to the extensions that are loaded from now on.
 
@@ -241,8 +237,6 @@ class Host:
             The object; for a `ProxiedSingleton` class, this host's one instance.
         """
         return self._exports.add(api, name, methods)
-
-    # Extensions
 
     @property
     def extensions(self) -> Mapping[str, Extension[Any]]:

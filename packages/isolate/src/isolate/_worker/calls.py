@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from .errors import WireError
+
 
 class Context(NamedTuple):
     """Deadline (on the monotonic clock, which a machine's processes share) and depth of the running call."""
@@ -20,6 +22,18 @@ class Context(NamedTuple):
 
 
 CURRENT: ContextVar[Context] = ContextVar("isolate_call", default=Context(None, 0))  # noqa: B039 - a tuple
+
+
+def checked_call(parts: Any) -> tuple[Any, list[Any], dict[str, Any], Context]:
+    """Return target, arguments, keyword arguments and context of a CALL's payload."""
+    if type(parts) is not list or len(parts) != 5:
+        raise WireError("a call is not a list of five parts")
+    target, args, kwargs, deadline, depth = parts
+    if type(args) is not list or type(kwargs) is not dict or type(depth) is not int or depth < 1:
+        raise WireError("a call's arguments or depth are malformed")
+    if deadline is not None and type(deadline) is not float:
+        raise WireError("a call's deadline is not a number")
+    return target, args, kwargs, Context(deadline, depth)
 
 
 class Export(NamedTuple):

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from . import declared, failures, forks, stacks
-from .calls import CURRENT, Context, Export, ForeignReply, ThreadReply, deadline_after, settle
+from .calls import CURRENT, Export, ForeignReply, ThreadReply, checked_call, deadline_after, settle
 from .channel import Channel
 from .convert import Convert
 from .copies import ON_LOOP, STATE, Copier, CopyNeededError
@@ -144,6 +144,10 @@ class Link:  # long because calls and answers in both directions share the table
         """Calls from this side that wait for their answer."""
         return len(self._pending)
 
+    def stats(self) -> dict[str, int]:
+        """Return the calls in flight both ways, and the shared memory held for them."""
+        return {"pending": self.pending, "serving": self.serving.count, **self.values.stats()}
+
     @property
     def on_loop_thread(self) -> bool:
         """Whether the caller runs on the thread that reads this link."""
@@ -152,8 +156,6 @@ class Link:  # long because calls and answers in both directions share the table
     def next_number(self) -> int:
         """Return a fresh call number."""
         return next(self._numbers)
-
-    # Calls to the other side
 
     def call(
         self,
@@ -176,7 +178,7 @@ class Link:  # long because calls and answers in both directions share the table
             if not reply.wait(deadline):
                 stack = ThreadReply()
                 self._ask_stack(number, stack)
-                raise self._late(target, stack.value if stack.wait(time.monotonic() + stacks.WAIT) else "")
+                raise stacks.late(self.name, target, stack.value if stack.wait(time.monotonic() + stacks.WAIT) else "")
         except BaseException:
             self.abandon(number)
             raise
@@ -197,7 +199,7 @@ class Link:  # long because calls and answers in both directions share the table
         reply = future if loop is self.loop else ForeignReply(loop, future)
         timer = None
         if deadline is not None:
-            late = self._late(target, "")
+            late = stacks.late(self.name, target, "")
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), lambda: settle(future, None, late))
         number: int | None = None
         try:
@@ -212,7 +214,7 @@ class Link:  # long because calls and answers in both directions share the table
             self._ask_stack(number, stack if loop is self.loop else ForeignReply(loop, stack))
             await asyncio.wait([stack], timeout=stacks.WAIT)
             self.abandon(number)
-            raise self._late(target, stack.result() if stack.done() else "") from None
+            raise stacks.late(self.name, target, stack.result() if stack.done() else "") from None
         except asyncio.CancelledError:
             if number is not None:
                 self.abandon(number)
@@ -289,12 +291,6 @@ class Link:  # long because calls and answers in both directions share the table
             self._stacks[number] = reply
             self.tell(CANCEL, number, True)
 
-    def _late(self, target: str | int, stack: str) -> CallTimeoutError:
-        error = CallTimeoutError(f"{self.name}: {target} did not answer before its deadline")
-        if stack:
-            error.add_note(f"In {self.name} it was here:\n{stack}")
-        return error
-
     def tell(self, kind: int, number: int, value: Any) -> None:
         """Send a frame; no error if the other side is gone."""
         with contextlib.suppress(ConnectionError, RuntimeError):
@@ -303,8 +299,6 @@ class Link:  # long because calls and answers in both directions share the table
     def control(self, kind: int, value: Any) -> None:
         """Send a frame that is not a call."""
         self.channel.send(kind, 0, self.values.encode(value))
-
-    # What the other side sends
 
     def _on_frame(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         self.frames_received += 1
@@ -403,7 +397,7 @@ class Link:  # long because calls and answers in both directions share the table
             reply.set_exception(refused)
 
     def _on_call(self, number: int, parts: Any) -> None:
-        target, args, kwargs, context = _checked_call(parts)
+        target, args, kwargs, context = checked_call(parts)
         export = self.exports.get(target) if type(target) is str else self.values.callables.get(target)
         if export is None:
             known = ", ".join(sorted(self.exports)) or "nothing"
@@ -454,8 +448,6 @@ class Link:  # long because calls and answers in both directions share the table
         else:
             raise WireError(f"frames of kind {kind} are not part of the protocol")
 
-    # Answers and special values
-
     def _answer(self, kind: str, number: int, value: Any) -> None:
         if kind == "ERROR":
             payload = self.values.encode(failures.describe(value))
@@ -493,14 +485,12 @@ class Link:  # long because calls and answers in both directions share the table
             for first in range(0, len(numbers), _NUMBERS):
                 self.tell(kind, 0, numbers[first : first + _NUMBERS])
 
-    # The end
-
     def fail_pending(self, reason: Exception) -> None:
         """Fail every pending call."""
         while self._pending:
             _, reply = self._pending.popitem()
             with contextlib.suppress(RuntimeError):  # its event loop is closed
-                self._resolve(reply, None, _copy(reason))
+                self._resolve(reply, None, copy.copy(reason))  # a shared one would collect all tracebacks
 
     def close(self, reason: Exception | None = None, flush: bool = False) -> None:
         """Fail every pending call with `reason`, cancel what runs here, close the socket; idempotent."""
@@ -512,20 +502,3 @@ class Link:  # long because calls and answers in both directions share the table
         self.serving.close()
         self.copier.close()
         self.values.close()
-
-
-def _checked_call(parts: Any) -> tuple[Any, list[Any], dict[str, Any], Context]:
-    """Return target, arguments, keyword arguments and context of a CALL's payload."""
-    if type(parts) is not list or len(parts) != 5:
-        raise WireError("a call is not a list of five parts")
-    target, args, kwargs, deadline, depth = parts
-    if type(args) is not list or type(kwargs) is not dict or type(depth) is not int or depth < 1:
-        raise WireError("a call's arguments or depth are malformed")
-    if deadline is not None and type(deadline) is not float:
-        raise WireError("a call's deadline is not a number")
-    return target, args, kwargs, Context(deadline, depth)
-
-
-def _copy(failure: Exception) -> Exception:
-    """Return an equal exception: each waiter raises its own, since a shared one would collect all tracebacks."""
-    return copy.copy(failure)

@@ -7,11 +7,21 @@ import sys
 import traceback
 from typing import Any
 
+from .errors import CallTimeoutError
+
 LIMIT = 20_000
 """Characters of a stack."""
 WAIT = 0.1
 """Seconds that a caller waits for it."""
 _OWN = __file__.rpartition("/")[0]
+
+
+def late(name: str, target: str | int, stack: str) -> CallTimeoutError:
+    """Return the error of a call whose deadline has passed, with the callee's stack if it is known."""
+    error = CallTimeoutError(f"{name}: {target} did not answer before its deadline")
+    if stack:
+        error.add_note(f"In {name} it was here:\n{stack}")
+    return error
 
 
 def of_thread(thread: int | None) -> str:
