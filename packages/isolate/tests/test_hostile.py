@@ -148,12 +148,18 @@ def test_attacks_end_the_link_and_nothing_else(attack: str) -> None:
     assert not os.path.exists("/tmp/isolate-was-here")
 
 
-def test_forged_handles_of_xfer() -> None:
-    """Bytes that are no handle end the link; a handle that is one is a value, and nothing is opened for it."""
+@pytest.fixture(scope="module")
+def handle() -> Any:
+    """A handle of xfer, made before a test counts descriptors: xfer keeps one."""
     xfer = pytest.importorskip("xfer", reason="pentad-xfer is not installed")
     with xfer.Pool("1MiB") as pool:
-        handle = pool.put(bytearray(100))
-        pool.release(handle)
+        made = pool.put(bytearray(100))
+        pool.release(made)
+    return made
+
+
+def test_forged_handles_of_xfer(handle: Any) -> None:
+    """Bytes that are no handle end the link; a handle that is one is a value, and nothing is opened for it."""
     altered = bytearray(bytes(handle))
     altered[20] ^= 1
 

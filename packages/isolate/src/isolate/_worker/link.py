@@ -306,12 +306,12 @@ class Link:  # long because calls and answers in both directions share the table
             if len(payload) > _NUMBERS_BYTES:
                 raise WireError(f"a frame of kind {kind} has {len(payload)} bytes; the limit is {_NUMBERS_BYTES}")
             self._on_other(kind, number, payload)
+        elif payload == _NONE:
+            self._on_value(kind, number, None, 0, None)
         elif len(payload) > _LARGE and self._offload is not None and not self.channel.draining:
             self._decode_elsewhere(kind, number, payload, self._offload)
         elif len(payload) <= _LARGE and _BYTES in bytes(payload) and not self.channel.draining:
             self._decode_elsewhere(kind, number, payload, self.copier.submit)
-        elif payload == _NONE:
-            self._on_value(kind, number, None, 0, None)
         else:
             self._decode(kind, number, self.values.weigh, payload)
 

@@ -292,17 +292,16 @@ class Serving:
             except Exception:
                 return
 
-    async def _answer_from_loop(self, kind: str, number: int, value: Any) -> None:
-        """Like `answer`; much data is copied in another thread."""
+    def _answer_here(self, kind: str, number: int, value: Any) -> bool:
+        """Like `answer`, on the loop's thread; False, and nothing is sent, if much would be copied there."""
         STATE.left = ON_LOOP
         try:
             self.answer(kind, number, value)
-            return
         except CopyNeededError:
-            pass
+            return False
         finally:
             STATE.left = None
-        await self._copier.again(self.answer, kind, number, value)
+        return True
 
     async def _run(
         self, number: int, export: Export, args: list[Any], kwargs: dict[str, Any], context: Context
@@ -317,7 +316,9 @@ class Serving:
                 return
             coroutine = export.function(*args, **kwargs)
             del args, kwargs
-            await self._answer_from_loop("RESULT", number, await coroutine)
+            value = await coroutine
+            if not self._answer_here("RESULT", number, value):
+                await self._copier.again(self.answer, "RESULT", number, value)
         except asyncio.CancelledError:
             return
         except BaseException as failure:
@@ -332,7 +333,8 @@ class Serving:
         try:
             async for item in generator:
                 await gate.acquire()
-                await self._answer_from_loop("ITEM", number, item)
+                if not self._answer_here("ITEM", number, item):
+                    await self._copier.again(self.answer, "ITEM", number, item)
             self.answer("END", number, None)
         finally:
             await generator.aclose()
