@@ -218,7 +218,10 @@ class ChatTemplateError(TernaryError, ValueError):
 
 
 class ModelClosedError(TernaryError, RuntimeError):
-    """A language model is used after it was closed."""
+    """A language model is used after it was closed.
+
+    Load it again, or close it later: `with ternary.llm.load(path) as model:` closes it at the end of the block.
+    """
 
 
 class ServerBusyError(TernaryError, RuntimeError):
