@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from isolate._worker import failures
+from isolate._worker.calls import checked_call
 from isolate._worker.codec import Codec
 from isolate._worker.errors import IsolateError
 from isolate._worker.frames import HEADER, FrameReader
 from isolate._worker.incoming import Incoming
-from isolate._worker.link import _checked_call
 from isolate._worker.wire import BUFFER, HANDLE, HANDLE_BACK, XFER, pack
 from isolate.errors import OverloadedError, UnsupportedTypeError, WireError
 
@@ -56,7 +56,7 @@ class Reader:
 
     def call(self, payload: bytes) -> None:
         """Decode a call."""
-        _checked_call(self.codec.weigh(payload)[0])
+        checked_call(self.codec.weigh(payload)[0])
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
