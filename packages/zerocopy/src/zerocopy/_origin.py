@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -33,21 +33,12 @@ class Origin:
         self._path = path
         self._note: int | None = None
         self.model = weakref.ref(model, partial(_forget, id(model)))
+        mine = weakref.ref(self)
         self._views = [
-            weakref.ref(view, self._released(block.nbytes, block.names))
+            weakref.ref(view, partial(_released, mine, block.nbytes, block.names))
             for view, block in zip(views, manifest.blocks, strict=True)
             if block.nbytes
         ]
-
-    def _released(self, nbytes: int, names: Sequence[str]) -> Callable[[object], None]:
-        mine = weakref.ref(self)
-
-        def note(_view: object) -> None:
-            origin = mine()
-            if origin is not None and origin.model() is not None:
-                origin.append(f"{nbytes} {', '.join(names) or 'an unnamed block'}\n".encode())
-
-        return note
 
     def append(self, line: bytes) -> None:
         """Add a line to the note."""
@@ -77,6 +68,12 @@ class Origin:
                 os.ftruncate(self._note, 0)
                 os.pwrite(self._note, content, 0)
                 os.lseek(self._note, 0, os.SEEK_END)
+
+
+def _released(mine: weakref.ref[Origin], nbytes: int, names: Sequence[str], _view: object) -> None:
+    origin = mine()
+    if origin is not None and origin.model() is not None:
+        origin.append(f"{nbytes} {', '.join(names) or 'an unnamed block'}\n".encode())
 
 
 def _forget(key: int, _model: object) -> None:

@@ -87,6 +87,10 @@ def neutral() -> Iterator[None]:
 
     Tensors made in the block are ordinary tensors in host memory, wherever it is called.
     """
+    plain = not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    if plain and not _len_torch_function_stack() and not _len_torch_dispatch_stack():
+        yield
+        return
     with torch.inference_mode(False), torch.enable_grad():
         # A default device is a function mode. Entering one more for "cpu" would triple the time of every call.
         functions = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import struct
 import time
@@ -100,6 +101,8 @@ class Manifest:
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]
         if wrong or not all(_is_base(base) for base in manifest.bases):
             raise ValueError(f"fields have the wrong type: {', '.join(wrong) or 'bases'}")
+        if _all_inside(manifest.blocks, data_offset, size):
+            return manifest
         bases = range(len(manifest.bases))
         for offset, nbytes, digest, base, names in manifest.blocks:
             if type(offset) is not int or type(nbytes) is not int or type(digest) is not str or type(names) is not list:
@@ -108,6 +111,15 @@ class Manifest:
             if nbytes < 0 or not (inside or nbytes == 0) or not (base is None or (type(base) is int and base in bases)):
                 raise ValueError(f"block {', '.join(map(str, names)) or digest} lies outside the file or in no base")
         return manifest
+
+
+def _all_inside(blocks: Sequence[Placed], data_offset: int, size: int) -> bool:
+    """Return whether all blocks are plainly right, as usual: of the right types, in the file, in no base."""
+    offsets, sizes, digests, bases, names = zip(*blocks, strict=True) if blocks else ((),) * 5
+    types = [set(map(type, column)) for column in (offsets, sizes, digests, bases, names)]
+    if not blocks or types != [{int}, {int}, {str}, {type(None)}, {list}]:
+        return not blocks
+    return bool(min(sizes) >= 0 and min(offsets) >= data_offset and max(map(operator.add, offsets, sizes)) <= size)
 
 
 def _is_base(base: object) -> bool:
