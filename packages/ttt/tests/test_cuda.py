@@ -9,14 +9,20 @@ import pytest
 import torch
 
 from ttt import _doctor
+from ttt._runs import devices
 from ttt.backends import _model_service as service
-from ttt.backends.vit import VitTraining
+from ttt.backends.lm import LmBackend
+from ttt.backends.vit import VitBackend, VitTraining
 from ttt.errors import InvalidBackendError
 
 # cuda: ttt.backends._model_service:* by stand-in
 # cuda: ttt.backends._model_service:ModelService.* by meta
 # cuda: ttt.backends.vit:VitTraining._autocast by stand-in
 # cuda: ttt._doctor:_torch by stand-in
+# cuda: ttt._runs.devices:visible_gpus by stand-in
+# cuda: ttt.backends.lm:LmBackend.uses_gpu by stand-in
+# cuda: ttt.backends.lm:LmBackend.memory_needed by stand-in
+# cuda: ttt.backends.vit:VitBackend.uses_gpu by stand-in
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,23 @@ def test_a_device_is_chosen_and_checked(two_gpus: list[str]) -> None:
     with pytest.raises(InvalidBackendError, match="has 2 CUDA devices"):
         service.choose_device("cuda:2")
     assert [finding.name for finding in _doctor._torch()][1:] == ["cuda:0", "cuda:1"]
+
+
+def test_each_process_of_a_run_gets_one_gpu(
+    two_gpus: list[str], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment's GPUs count, else torch's. Backends that may use one take one, and no memory of the host."""
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    assert devices.visible_gpus() == ("0", "1")
+    monkeypatch.setenv(devices.VISIBLE, "3, GPU-7")
+    assert devices.visible_gpus() == ("3", "GPU-7")
+    for backend in (LmBackend(str(tiny_lm), "auto"), LmBackend(str(tiny_lm), "cuda:1"), VitBackend(device="auto")):
+        assert devices.uses_gpu(backend)
+    on_host = LmBackend(str(tiny_lm), "cpu")
+    assert not devices.uses_gpu(on_host)
+    assert not devices.uses_gpu(VitBackend(device="cpu"))
+    assert LmBackend(str(tiny_lm), "cuda").memory_needed() == 0
+    assert on_host.memory_needed() > 100_000
 
 
 def saves_memory(model: service.ModelService) -> bool:

@@ -181,6 +181,20 @@ def test_close_by_the_receiver_stops_the_sender(channel: xfer.Channel, pool: xfe
     assert pool.stats().live == 0
 
 
+def fill_and_fail(channel: xfer.Channel) -> None:
+    """Send an array that nobody takes, and raise."""
+    channel.sender.send(np.ones(3))
+    raise ZeroDivisionError
+
+
+def test_the_error_of_a_block_is_not_hidden_by_what_was_not_taken(pool: xfer.Pool) -> None:
+    """A block that fails with arrays under way ends with its own error; one that does not says what is left."""
+    with pytest.raises(ZeroDivisionError), xfer.Channel(2, pool=pool) as channel:
+        fill_and_fail(channel)
+    with pytest.raises(xfer.errors.WaitTimeoutError, match="1 array"), xfer.Channel(2, pool=pool) as channel:
+        channel.sender.send(np.ones(3))
+
+
 def test_close_with_a_timeout_says_what_was_not_taken(channel: xfer.Channel) -> None:
     """Closing with a receiver that does not take is a TimeoutError, and the channel is closed all the same."""
     channel.receiver.attach()

@@ -221,7 +221,23 @@ def test_pinning_without_a_device_says_so_and_takes_nothing(pool: xfer.Pool) -> 
         assert channel.receiver.recv(timeout=1).tolist() == [0, 1, 2, 3]
 
 
+# cuda: xfer._convert.interchange:check_library by stand-in
+def test_what_is_pinned_is_a_copy(pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device, memory is asked to be pinned, and a tensor in it is written without effect on the array."""
+    asked = []
+    empty = torch.empty
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: asked.append(pin_memory) or empty(*a, **k))
+    handle = pool.put(np.arange(6.0).reshape(2, 3))
+    got = xfer.get(handle, as_="torch", pin=True)
+    assert asked == [True]
+    assert got.tolist() == [[0, 1, 2], [3, 4, 5]]
+    got.zero_()
+    assert xfer.get(handle)[1, 2] == 5
+
+
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device; a stand-in is tried above")
 def test_tensors_are_pinned(pool: xfer.Pool) -> None:
     """Arrays and trees, by handle and by channel, come as tensors in pinned memory that are written without effect."""
     value = {"x": torch.arange(12.0).reshape(3, 4).t(), "n": [torch.ones(50_000), 1]}

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import zerocopy
-from zerocopy import ModelRef, ZerocopyError
+from zerocopy import ModelRef, ZerocopyError, _ref
 from zerocopy import _directory as places
 from zerocopy._publish import _published
 from zerocopy.errors import CorruptSegmentError, NoSpaceError
@@ -222,6 +222,15 @@ def test_one_copy_however_the_device_is_written(publish: Publish) -> None:
     for device in ("cpu:0", torch.device("cpu"), torch.device("cpu", 0)):
         assert ref.load(device=device) is model
     assert zerocopy.written(ref.load(device="cpu:0", cached=False)) == ()
+
+
+# cuda: zerocopy._ref:_place by stand-in
+def test_the_current_gpu_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cuda` means the GPU that is current at the load, so that another current one later gets a copy of its own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert _ref._place("cuda") == torch.device("cuda", 2)
+    assert _ref._place("cuda:1") == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize("years", [-30, -1, 1, 30])

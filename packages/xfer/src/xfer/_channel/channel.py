@@ -10,6 +10,7 @@ from xfer._channel.receiver import Receiver
 from xfer._channel.ring import RingOwner
 from xfer._channel.sender import Sender
 from xfer._shared.pool import Pool
+from xfer.errors import WaitTimeoutError
 
 __all__ = ["Channel", "Receiver", "Sender"]
 
@@ -62,5 +63,9 @@ class Channel:
     def __enter__(self) -> Channel:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self.close()
+        except WaitTimeoutError:
+            if kind is None:  # else the block's own error is the one to see
+                raise

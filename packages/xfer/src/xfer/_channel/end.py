@@ -86,8 +86,12 @@ class End:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self.close()
+        except WaitTimeoutError:
+            if kind is None:  # else the block's own error is the one to see
+                raise
 
 
 class Incoming(End):
