@@ -20,6 +20,7 @@ from ttt_test_backends import ColourTable, Needs
 import ttt
 from ttt._budget import Budget
 from ttt._events import TaskResult
+from ttt._runs import contest
 from ttt._runs.contest import Contest, Entry, merged_result
 from ttt._runs.supervise import Job
 from ttt.errors import InvalidBudgetError
@@ -115,8 +116,11 @@ def test_a_merged_result_adds_up(sample_arc_tasks: list[ttt.Task]) -> None:
     assert (both.status, both.seconds, both.confidence) == ("done", 5.0, 0.9)
 
 
-def test_a_contest_uses_its_time_and_its_backends(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+def test_a_contest_uses_its_time_and_its_backends(
+    sample_arc_tasks: list[ttt.Task], integration_test_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first pass is short; a task that needs longer gets longer; backends take turns; the end is kept."""
+    monkeypatch.setattr(contest, "USEFUL", 1.0)
     begun = time.monotonic()
     run = ttt.run(
         sample_arc_tasks[:2],
