@@ -31,13 +31,13 @@ from ttt.results import (
     Answers,
     Calibration,
     Score,
-    SubmissionText,
     choose,
     merged,
     read_calibration,
     recalibrated,
     score,
 )
+from ttt.results._submission import SubmissionText
 from ttt.values import Attempt, Prediction, Task
 
 Where = Literal["local", "ray"]

@@ -16,7 +16,7 @@ from ttt.results._evaluate import Evaluation, calibration_text, evaluate
 from ttt.results._merging import merged
 from ttt.results._scoring import Score, score, solved, wilson
 from ttt.results._selection import choose, distinct, fallbacks, recalibrated
-from ttt.results._submission import Answers, SubmissionText, read_submission, submission_text, write_submission
+from ttt.results._submission import Answers, read_submission, submission_text, write_submission
 
 __all__ = [
     "AS_CLAIMED",
@@ -26,7 +26,6 @@ __all__ = [
     "Curve",
     "Evaluation",
     "Score",
-    "SubmissionText",
     "calibration_error",
     "calibration_text",
     "choose",

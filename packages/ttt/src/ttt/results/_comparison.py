@@ -18,6 +18,11 @@ class Comparison:
         only_a: Tasks that only the first solved.
         only_b: Tasks that only the second solved.
         neither: Tasks that neither solved.
+
+    Example:
+        >>> outcome = ttt.results.Comparison(both=("a",), only_a=(), only_b=("b",), neither=("c",))
+        >>> outcome.total, round(outcome.difference, 2), outcome.p_value
+        (3, 0.33, 1.0)
     """
 
     both: tuple[str, ...]
@@ -79,6 +84,11 @@ def compare(first: Mapping[str, bool], second: Mapping[str, bool]) -> Comparison
     Args:
         first: Task id to whether the first run solved it.
         second: The same of the second run.
+
+    Example:
+        >>> outcome = ttt.results.compare({"a": True, "b": True}, {"a": True, "b": False})
+        >>> outcome.both, outcome.only_a
+        (('a',), ('b',))
     """
     groups: dict[tuple[bool, bool], list[str]] = {(a, b): [] for a in (True, False) for b in (True, False)}
     for task_id in sorted(set(first) & set(second)):

@@ -16,6 +16,12 @@ def merged(several: Sequence[tuple[Prediction, ...]]) -> tuple[Prediction, ...]:
 
     Args:
         several: At least one set of predictions, all of the same task.
+
+    Example:
+        >>> sure, unsure = ttt.Attempt(two, 0.7), ttt.Attempt(one, 0.2)
+        >>> both = ttt.results.merged([(ttt.Prediction(unsure, unsure),), (ttt.Prediction(sure, unsure),)])
+        >>> both[0].first.grid.tolist(), both[0].first.confidence
+        ([[0, 1]], 0.7)
     """
     return tuple(_two([a for p in tests for a in (p.first, p.second)]) for tests in zip(*several, strict=True))
 

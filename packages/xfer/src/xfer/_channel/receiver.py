@@ -104,7 +104,7 @@ class Receiver(Incoming, Endpoint):
         assert core is not None
         tail = ring.words[TAIL]
         if ring.words[HEAD] == tail:
-            closed, dead = ring.peer_closed(), ring.peer_dead()
+            dead, closed = ring.peer_dead(), ring.peer_closed()  # in this order: a sender may close and then end
             if ring.words[HEAD] == tail and closed:
                 raise ChannelClosedError("the sender has closed the channel and everything was taken")
             if ring.words[HEAD] == tail and dead:

@@ -375,8 +375,8 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
     def _check_receiver(self, ring: Ring) -> None:
         """Raise if the receiver has closed or died; the caller holds the lock."""
         self._look_at = time.monotonic() + _LOOK_EACH
-        closed = ring.peer_closed()
-        if not closed and (not ring.peer_dead() or not ring.empty_for_next()):
+        dead, closed = ring.peer_dead(), ring.peer_closed()  # in this order: a receiver may close and then end
+        if not closed and (not dead or not ring.empty_for_next()):
             return
         if closed:
             ring.empty_for_next()
