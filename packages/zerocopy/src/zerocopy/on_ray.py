@@ -68,6 +68,7 @@ class ModelActor:
     Args:
         ref: The model.
         refuse_writes: Run every call in strict mode.
+        trust_remote_code: See `ModelRef.load`.
 
     Example:
         >>> import torch, zerocopy
