@@ -24,7 +24,7 @@ ALL = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
         (["packages/benchmarks.md"], (), True),
         (["packages/ternary/src/ternary/errors.py"], ("ternary",), True),
         (["packages/xfer/README.md"], ("isolate", "xfer"), True),
-        (["packages/zerocopy/tests/test_x.py"], ("ttt", "zerocopy"), True),
+        (["packages/zerocopy/tests/test_x.py"], ("ternary", "ttt", "zerocopy"), True),
         (["packages/gone/src/gone/x.py"], (), True),
         (["tests/conftest.py"], (), True),
         ([".github/workflows/ci.yml"], (), False),

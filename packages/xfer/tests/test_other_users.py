@@ -340,9 +340,10 @@ def test_results_are_left_to_and_taken_from_the_same_user_only() -> None:
             os.close(told)
 
         def intrude() -> bool:
-            with socket.socket(socket.AF_UNIX) as made, tempfile.TemporaryFile() as file:
+            file = os.memfd_create("intruder")
+            with socket.socket(socket.AF_UNIX) as made:
                 made.connect(f"\0xfer-results-0-{os.getppid()}")
-                socket.send_fds(made, [b"XFB1"], [file.fileno(), file.fileno()])
+                socket.send_fds(made, [b"XFB1"], [file, file])
             return True
 
         assert as_user(STRANGER, intrude) is True
