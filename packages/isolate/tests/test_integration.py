@@ -187,7 +187,7 @@ class Extension:
     def loaded(self): return "torch" in sys.modules
     def version(self):
         import torch
-        return torch.__version__, torch.__file__
+        return str(torch.__version__), torch.__file__
     def echo(self, value): return value
     def total(self, value): return float(value.float().sum())
     def fill(self, value):
@@ -255,7 +255,7 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         call = host["shared"].call
         assert not call.loaded()
         version, path = call.version()
-        assert (version, path) == (torch.__version__, torch.__file__)
+        assert (version, path) == (str(torch.__version__), torch.__file__)
         environment = host["shared"].report.environment  # type: ignore[union-attr]
         assert not any(package.startswith("torch==") for package in environment.packages)  # type: ignore[union-attr]
         for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
@@ -284,7 +284,7 @@ class TestShareTorchConfiguration(IntegrationTestBase):
         host, loaded = self.load_extensions()
         assert not loaded.errors
         assert Version(host["shared"].call.numpy_version()) < BOUNDARY
-        assert host["shared"].call.version() == (torch.__version__, torch.__file__)
+        assert host["shared"].call.version() == (str(torch.__version__), torch.__file__)
 
     def test_share_torch_conflict(self) -> None:
         """An extension that asks for another torch than the host's is refused with both versions."""
