@@ -18,7 +18,7 @@ from ternary.errors import ImportFormatError
 __all__ = ["Tensor", "safetensors_in", "widen_bfloat16"]
 
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
-_BLOCK = 32 << 20
+_BLOCK = 8 << 20
 
 
 def widen_bfloat16(data: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -50,7 +50,7 @@ class Tensor:
         return found.astype(np.float32) if self.dtype == "F16" else found
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """Return the rows as float32, in blocks of some 32 MB."""
+        """Return the rows as float32, in blocks of some 8 MB."""
         step = max(1, _BLOCK // max(1, math.prod(self.shape[1:]) * 4))
         for first in range(0, self.shape[0], step):
             yield self.read(first, min(step, self.shape[0] - first)).astype(np.float32, copy=False)
