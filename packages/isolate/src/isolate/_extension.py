@@ -20,7 +20,7 @@ from isolate._methods import Contract, MethodTable
 from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
-from isolate._versions import reload_on_change
+from isolate._versions import reload_on_change, versions
 from isolate._worker.link import Link
 from isolate._worker.protocol import PROTOCOL
 from isolate._worker.spelling import suggest
@@ -330,7 +330,8 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
     def watch(self, seconds: float = 0.5) -> None:
         """Look every `seconds` for a changed Python file and reload; a version that cannot be loaded is only logged."""
         self._stop_watching()
-        self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, seconds), self.context.loop)
+        before = versions(self.manifest.directory)  # now, so that a change right after this call is seen
+        self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, before, seconds), self.context.loop)
 
     def _stop_watching(self) -> None:
         if self._watching is not None:

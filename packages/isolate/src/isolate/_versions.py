@@ -45,14 +45,14 @@ class Reloadable(Protocol):
         """Replace the worker by a fresh one."""
 
 
-async def reload_on_change(extension: Reloadable, seconds: float) -> None:
+async def reload_on_change(extension: Reloadable, before: Versions, seconds: float) -> None:
     """Reload an extension whenever one of its files has changed, until it is stopped.
 
     Args:
         extension: The extension. A version that cannot be loaded is logged, and the one before goes on.
+        before: What `versions` returned when watching was asked for.
         seconds: Time between two looks at the folder.
     """
-    before = await asyncio.to_thread(versions, extension.manifest.directory)
     while extension.state is not State.STOPPED:
         await asyncio.sleep(seconds)
         found = await asyncio.to_thread(versions, extension.manifest.directory)
