@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +145,9 @@ def test_a_cluster_of_bad_days(integration_test_dir: Path) -> None:
     assert told["driver_share"] < 0.2, told
     left = [p for p in psutil.process_iter() if p.pid not in before and "ttt._runs.worker" in " ".join(_line(p))]
     assert left == []
+    for folder in Path(tempfile.gettempdir()).glob("ttt-node-*"):  # of the killed node: its next start removes it
+        assert not psutil.pid_exists(int(folder.name.split("-")[2]))
+        shutil.rmtree(folder)
 
 
 def _line(process: psutil.Process) -> list[str]:
