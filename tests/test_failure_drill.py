@@ -14,7 +14,7 @@ import pytest
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(240)]),
+        pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(240)]),
         pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
 )

@@ -458,5 +458,5 @@ say((marks[1][0] - marks[0][0]) / 200, marks[1][1] - marks[0][1], marks[1][2] - 
         faults, descriptors, mappings = reader.line().split()
     assert mine < 64
     assert float(faults) < 64
-    assert int(descriptors) == 0
+    assert int(descriptors) <= 2  # those of one more segment, if the reader was late once
     assert abs(int(mappings)) <= 4
