@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ import pytest
 
 import isolate
 from isolate import Environment, EnvironmentStore
+from isolate._worker.codec import Codec
+from isolate._worker.incoming import Incoming
+from isolate._worker.outgoing import Outgoing
+from isolate._worker.wire import BUFFER
 
 # The base class of the integration tests lies beside them; `importlib` mode leaves this folder off the path.
 sys.path.append(str(Path(__file__).parent))
@@ -110,3 +114,19 @@ def no_leaks() -> Iterator[None]:
     assert _settled(threads, 0) == 0, [thread.name for thread in threading.enumerate()]
     left = _settled(lambda: len(os.listdir(_DESCRIPTORS)), descriptors)
     assert left <= descriptors, f"{left - descriptors} descriptors left"
+
+
+@pytest.fixture
+def travel() -> Iterator[Callable[[Any], Any]]:
+    """Sends a value through both halves of a link, shared memory included, without a process."""
+    incoming = Incoming(lambda: None)
+    outgoing = Outgoing(lambda segment: incoming.arrived(segment.number, os.dup(segment.fd)), lambda: None)
+
+    def special(value: Any) -> tuple[int, bytes] | None:
+        described = outgoing.describe(value)
+        return None if described is None else (BUFFER, codec.encode(described))
+
+    codec = Codec(special, lambda _, payload: incoming.restore(codec.decode(payload)), lambda *_: None)
+    yield lambda value: codec.decode(codec.encode(value))
+    outgoing.close()
+    incoming.close()

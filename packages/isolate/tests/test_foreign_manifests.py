@@ -126,7 +126,7 @@ def test_requirement_files(tmp_path: Path) -> None:
     (tmp_path / "more" / "limits.txt").write_text("b<2\n")
     (tmp_path / "requirements.txt").write_bytes(
         b"\xef\xbb\xbf# first\r\n\r\na>=1,\\\r\n<2 ; python_version > '3'  # note\r\n-r more/base.txt\n"
-        b"-i https://one.invalid/simple\n--extra-index-url=https://two.invalid\n-f wheels\n--prefer-binary\n"
+        b"-i https://one.invalid/wheels\n--extra-index-url=https://two.invalid\n-f wheels\n--prefer-binary\n"
         b"--only-binary :all:\ngit+https://host.invalid/x.git@main#egg=x[extra]\nc @ https://host.invalid/c.whl#sha256=1\n"
     )
     found = read_requirement_file(tmp_path / "requirements.txt")
@@ -136,7 +136,7 @@ def test_requirement_files(tmp_path: Path) -> None:
         "x[extra] @ git+https://host.invalid/x.git@main",
         "c @ https://host.invalid/c.whl#sha256=1",
     ]
-    assert (found.constraints, found.index) == (["b<2"], "https://one.invalid/simple")
+    assert (found.constraints, found.index) == (["b<2"], "https://one.invalid/wheels")
     assert (found.extra_indexes, found.find_links) == (["https://two.invalid"], [str(tmp_path / "wheels")])
 
 

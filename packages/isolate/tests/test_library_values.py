@@ -5,38 +5,17 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import io
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from integration_test_base import IntegrationTestBase
 
-from isolate._worker.codec import Codec
-from isolate._worker.incoming import Incoming
-from isolate._worker.outgoing import Outgoing
-from isolate._worker.wire import BUFFER
 from isolate.errors import UnsupportedTypeError, WireError
 
 Travel = Callable[[Any], Any]
-
-
-@pytest.fixture
-def travel() -> Iterator[Travel]:
-    """Sends a value through both halves of a link, shared memory included, without a process."""
-    incoming = Incoming(lambda: None)
-    outgoing = Outgoing(lambda segment: incoming.arrived(segment.number, os.dup(segment.fd)), lambda: None)
-
-    def special(value: Any) -> tuple[int, bytes] | None:
-        described = outgoing.describe(value)
-        return None if described is None else (BUFFER, codec.encode(described))
-
-    codec = Codec(special, lambda _, payload: incoming.restore(codec.decode(payload)), lambda *_: None)
-    yield lambda value: codec.decode(codec.encode(value))
-    outgoing.close()
-    incoming.close()
 
 
 def wide(pd: Any) -> Any:

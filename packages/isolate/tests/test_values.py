@@ -31,9 +31,6 @@ from integration_test_base import OLD_NUMPY, IntegrationTestBase
 import isolate
 from isolate._worker import kinds
 from isolate._worker.codec import Codec
-from isolate._worker.incoming import Incoming
-from isolate._worker.outgoing import Outgoing
-from isolate._worker.wire import BUFFER
 from isolate.errors import UnsupportedTypeError, WireError
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -165,22 +162,6 @@ def kind_of(value: Any) -> list[str]:
 
 
 Codecs = Callable[[Any], Any]
-
-
-@pytest.fixture
-def travel() -> Iterator[Codecs]:
-    """Sends a value through both halves of a link, shared memory included, without a process."""
-    incoming = Incoming(lambda: None)
-    outgoing = Outgoing(lambda segment: incoming.arrived(segment.number, os.dup(segment.fd)), lambda: None)
-
-    def special(value: Any) -> tuple[int, bytes] | None:
-        described = outgoing.describe(value)
-        return None if described is None else (BUFFER, codec.encode(described))
-
-    codec = Codec(special, lambda _, payload: incoming.restore(codec.decode(payload)), lambda *_: None)
-    yield lambda value: codec.decode(codec.encode(value))
-    outgoing.close()
-    incoming.close()
 
 
 ECHO = """

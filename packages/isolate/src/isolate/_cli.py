@@ -132,6 +132,14 @@ def _manifests(folders: Sequence[Path], policy: Policy) -> Iterator[tuple[Path, 
                 yield place, failure
 
 
+def _granted(folders: Sequence[Path], policy: Policy) -> Iterator[Manifest]:
+    """Yield the manifests; the first that cannot be read or granted raises."""
+    for _, manifest in _manifests(folders, policy):
+        if isinstance(manifest, IsolateError):
+            raise manifest
+        yield manifest
+
+
 def _excluded(manifest: Manifest) -> list[str]:
     return [_sharing.SHARED] if manifest.share_torch else []
 
@@ -194,9 +202,7 @@ def _lock(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, st
     locked = {}
     with _progress(options.json) as progress:
         building = EnvironmentStore(store.root, store.policy, offline=options.offline, progress=progress)
-        for _, manifest in _manifests(options.folders, store.policy):
-            if isinstance(manifest, IsolateError):
-                raise manifest
+        for manifest in _granted(options.folders, store.policy):
             text = building.lock(manifest, _excluded(manifest))
             locked[manifest.name] = [line.split(" ")[0] for line in text.splitlines() if "==" in line]
     return locked, "\n".join(f"{name}: {', '.join(pins) or 'no packages'}" for name, pins in locked.items())
@@ -206,9 +212,7 @@ def _export(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
     exported = {}
     with _progress(options.json) as progress:
         loading = EnvironmentStore(store.root, store.policy, offline=options.offline, progress=progress)
-        for _, manifest in _manifests(options.folders, store.policy):
-            if isinstance(manifest, IsolateError):
-                raise manifest
+        for manifest in _granted(options.folders, store.policy):
             exported[manifest.name] = loading.export(manifest, options.to, _excluded(manifest))
     lines = [f"{name}: {len(files)} new wheels" for name, files in exported.items()]
     return exported, "\n".join(
@@ -218,9 +222,7 @@ def _export(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
 
 def _damages(options: argparse.Namespace, store: EnvironmentStore) -> Iterator[tuple[Manifest, str, list[str]]]:
     """Yield each manifest with the key of its environment and what has changed in it."""
-    for _, manifest in _manifests(options.folders, store.policy):
-        if isinstance(manifest, IsolateError):
-            raise manifest
+    for manifest in _granted(options.folders, store.policy):
         if manifest.isolated:
             key = store.key_of(manifest, _excluded(manifest))[1]
             yield manifest, key, store.verify(key)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from xfer._channel.end import Closing
 from xfer._channel.endpoints import SPIN
 from xfer._channel.receiver import Receiver
 from xfer._channel.ring import RingOwner
 from xfer._channel.sender import Sender
 from xfer._shared.pool import Pool
-from xfer.errors import WaitTimeoutError
 
 __all__ = ["Channel", "Receiver", "Sender"]
 
 
-class Channel:
+class Channel(Closing):
     """A bounded channel between two processes: give `sender` to one and `receiver` to the other.
 
     Either end may be restarted: a process that attaches by the same bytes takes over.
@@ -59,13 +59,3 @@ class Channel:
 
     def __reduce__(self) -> Any:
         raise TypeError("cannot pickle a Channel: give its `sender` to one process and its `receiver` to another")
-
-    def __enter__(self) -> Channel:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        try:
-            self.close()
-        except WaitTimeoutError:
-            if kind is None:  # else the block's own error is the one to see
-                raise

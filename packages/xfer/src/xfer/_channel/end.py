@@ -22,7 +22,25 @@ def left(end: float | None) -> float | None:
     return None if end is None else max(0.0, end - time.monotonic())
 
 
-class End:
+class Closing:
+    """What a block closes as it ends."""
+
+    def close(self) -> None:
+        """Close it; WaitTimeoutError says that something was not taken in time."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self.close()
+        except WaitTimeoutError:
+            if kind is None:  # else the block's own error is the one to see
+                raise
+
+
+class End(Closing):
     """One end, used by any threads of one process.
 
     `_lock` guards the state and is held for short; `_turn` is held by the one thread that sleeps.
@@ -82,16 +100,6 @@ class End:
         if at_most is not None:
             seconds = at_most if seconds is None else min(seconds, at_most)
         await self._sleepers.readable(self.fileno(), seconds)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        try:
-            self.close()
-        except WaitTimeoutError:
-            if kind is None:  # else the block's own error is the one to see
-                raise
 
 
 class Incoming(End):
