@@ -268,12 +268,15 @@ class TestExtensionErrors(IntegrationTestBase):
         host = self.make_host()
 
         def workers() -> list[psutil.Process]:
-            return [child for child in psutil.Process().children() if "-I" in child.cmdline()]
+            children = psutil.Process().children()
+            return [child for child in children if any("__main__" in part for part in child.cmdline())]
 
         def sleep_until_it_has_ended() -> None:
             wait_for(lambda: all(worker.status() == psutil.STATUS_ZOMBIE for worker in found))
+            heard.set()
 
         outcome: list[object] = []
+        heard = threading.Event()
 
         def load() -> None:
             try:
@@ -287,6 +290,7 @@ class TestExtensionErrors(IntegrationTestBase):
         found = workers()
         host._loop.call_soon_threadsafe(sleep_until_it_has_ended)  # type: ignore[union-attr]
         thread.join()
+        assert heard.is_set()
         assert isinstance(outcome[0], WorkerDiedError)
         assert outcome[0].exit_code == 4
         assert not host.extensions
