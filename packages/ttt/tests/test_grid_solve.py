@@ -96,6 +96,7 @@ def test_same_seed_and_steps_give_the_same_answers_at_any_speed(whole: list[Prog
     assert np.array_equal(numpy_before, np.random.get_state()[1])  # type: ignore[index]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_task_of_its_own_process_gets_the_same_answers() -> None:
     """Search and trees in one process and the net in another answer as all of them in one, to the last bit."""

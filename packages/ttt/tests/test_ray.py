@@ -62,6 +62,7 @@ def test_ray_gives_the_same_bytes(ray_cluster: object, sample_arc_tasks: list[tt
     assert failed.results["identity"].answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["local", "ray"])
 def test_an_interrupt_hands_over_answers_and_checkpoints(
     request: pytest.FixtureRequest,
