@@ -16,6 +16,8 @@ from isolate.errors import InvalidManifestError
 
 LEVELS = ("none", "limits", "landlock", "bwrap")
 """The sandbox levels, from the weakest to the strongest."""
+_NO_LIMIT = 1e6
+"""Seconds; eleven days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Policy:
         build_seconds: How long building an environment may take.
         wedged_seconds: A worker that handles no message for so long after a call was given up is replaced.
         quotas: What one extension may make the host hold or do.
+        allow_debugger: Whether `breakpoint()` and pdb in extensions use this program's terminal. Starts and calls then
+            have no time limit of their own.
         nice: How far the priority of workers is below the host's, so that they cannot starve it of processor time.
         allow_indexes: Patterns of the package indexes that manifests may name.
         allow_find_links: Patterns of the folders and pages with wheels that manifests may name, besides their own.
@@ -99,6 +103,7 @@ class Policy:
     max_stop: float = 30.0
     build_seconds: float = 1800.0
     wedged_seconds: float = 10.0
+    allow_debugger: bool = False
     nice: int = 0
     quotas: Quotas = field(default_factory=Quotas)
     allow_indexes: tuple[str, ...] = ()
@@ -160,6 +165,8 @@ def grant(manifest: Manifest, policy: Policy) -> tuple[Manifest, tuple[str, ...]
         start=_most("timeouts.start", manifest.timeouts.start, policy.max_start, refused),
         stop=_most("timeouts.stop", manifest.timeouts.stop, policy.max_stop, refused),
     )
+    if policy.allow_debugger:  # the user's pauses must not end what is looked at
+        timeouts = msgspec.structs.replace(timeouts, start=_NO_LIMIT, call=None)
     granted = msgspec.structs.replace(
         manifest,
         isolated=isolated,

@@ -18,6 +18,7 @@ from typing import Any
 from isolate import _sandbox, _sharing
 from isolate._canaries import Canaries
 from isolate._cgroup import Group
+from isolate._debugger import TERMINAL
 from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import Exports
 from isolate._guardian import Guardian
@@ -121,6 +122,7 @@ class WorkerHandle:
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
             "sandbox": confinement,
             "layer": layer,
+            "debug": TERMINAL.stop_at if context.store.policy.allow_debugger else None,
         }
         # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
         self._supervisors = 0 if confinement["contained"] else 1 + confinement["namespaces"]
@@ -148,12 +150,30 @@ class WorkerHandle:
         prefix = _sandbox.command_prefix(manifest, environment.path, folders)
         command = [*prefix, str(environment.python), "-I", "-S", str(_MAIN)]
         variables = _variables(manifest)
+        if self._context.store.policy.allow_debugger:
+            return self._begin_debugged(manifest, command, variables, hidden_parent=bool(prefix))
         if not prefix:
             self._spare = command, variables
             spare = self._context.spares.take(command, variables)
             if spare is not None:
                 return spare
         return start(command, variables, manifest.directory, self._context.guardian, hidden_parent=bool(prefix))
+
+    def _begin_debugged(
+        self, manifest: Manifest, command: list[str], variables: dict[str, str], hidden_parent: bool
+    ) -> Started:
+        """Start the process with a socket to the terminal as its standard input."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                started = start(
+                    command, variables, manifest.directory, self._context.guardian, hidden_parent, stdin=theirs
+                )
+        except BaseException:
+            ours.close()
+            raise
+        TERMINAL.serve(ours, manifest.name)
+        return started
 
     def _adopt(self, started: Started, manifest: Manifest, logger: logging.Logger) -> WorkerProcess:
         try:

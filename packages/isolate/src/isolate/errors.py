@@ -8,6 +8,7 @@ from isolate import _moved
 from isolate._worker.errors import (
     CallCancelledError,
     CallTimeoutError,
+    DebuggerUnavailableError,
     DepthExceededError,
     ForkedError,
     IsolateError,
@@ -25,6 +26,7 @@ __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
     "ContractMismatchError",
+    "DebuggerUnavailableError",
     "DepthExceededError",
     "EnvironmentBuildError",
     "ExtensionDisabledError",

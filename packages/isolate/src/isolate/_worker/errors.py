@@ -82,6 +82,13 @@ class ForkedError(IsolateError, RuntimeError):
     """
 
 
+class DebuggerUnavailableError(IsolateError, RuntimeError):
+    """An extension called `breakpoint()` or pdb, and its host has no debugger for it.
+
+    Run it with `isolate debug FOLDER METHOD`, or allow it in the host's program: `Policy(allow_debugger=True)`.
+    """
+
+
 class OverloadedError(IsolateError, RuntimeError):
     """More calls or bytes are in flight than the limit allows.
 
