@@ -73,6 +73,7 @@ class WorkerHandle:
         link: The calls both ways.
         stopping: Whether its end is wanted.
         died: How it ended; None as long as it runs.
+        waited: Whether its process had been started before, for any extension.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class WorkerHandle:
         self._wedged_seconds = context.store.policy.wedged_seconds
         self._context = context
         self._spare: tuple[list[str], dict[str, str]] | None = None
+        self.waited = False
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
         layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
         folders = layer["folders"] if layer else []
@@ -156,6 +158,7 @@ class WorkerHandle:
             self._spare = command, variables
             spare = self._context.spares.take(command, variables)
             if spare is not None:
+                self.waited = True
                 return spare
         return start(command, variables, manifest.directory, self._context.guardian, hidden_parent=bool(prefix))
 
