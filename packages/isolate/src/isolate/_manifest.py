@@ -53,6 +53,7 @@ class Sandbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         level: `none`, `limits`, `landlock` or `bwrap`.
         required: Whether the extension fails to load if any part of the level is missing.
+        gpus: Whether it may use the machine's GPUs at the levels `landlock` and `bwrap`; below them it may.
         network: Whether the extension may use the network; levels `landlock` and `bwrap` can forbid it.
         write: Folders that the extension may write to.
         read: Folders that the extension may read besides its own, its environment and the system's libraries.
@@ -60,6 +61,7 @@ class Sandbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Literal["none", "limits", "landlock", "bwrap"] = "none"
     required: bool = False
+    gpus: bool = False
     network: bool = True
     write: tuple[str, ...] = ()
     read: tuple[str, ...] = ()

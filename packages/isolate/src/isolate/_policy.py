@@ -65,6 +65,7 @@ class Policy:
         allow_read: Folders below which manifests may list folders to read.
         allow_write: Folders below which manifests may list folders to write.
         allow_network: Whether manifests may leave the network on; the levels `landlock` and `bwrap` can turn it off.
+        allow_gpus: Whether manifests may list GPUs, whose drivers are a large part of the kernel to reach.
         allow_in_process: Whether `isolated: false` runs code in the host's process.
         sandbox: The lowest sandbox level, whatever a manifest says: `none`, `limits`, `landlock` or `bwrap`.
         sandbox_required: Whether every extension must get all of its level, whatever its manifest says.
@@ -95,6 +96,7 @@ class Policy:
     allow_read: tuple[str, ...] = ()
     allow_write: tuple[str, ...] = ()
     allow_network: bool = True
+    allow_gpus: bool = False
     allow_in_process: bool = False
     sandbox: str = "limits"
     sandbox_required: bool = False
@@ -152,11 +154,14 @@ def grant(manifest: Manifest, policy: Policy) -> tuple[Manifest, tuple[str, ...]
     if level != manifest.sandbox.level and manifest.sandbox.level != "none":
         refused.append(f"sandbox.level: {manifest.sandbox.level}: the host's lowest level is {level}")
     network = manifest.sandbox.network and policy.allow_network
+    if manifest.sandbox.gpus and not policy.allow_gpus and level in ("landlock", "bwrap"):
+        refused.append("sandbox.gpus: the host must allow it: allow_gpus=True")
     sandbox = msgspec.structs.replace(
         manifest.sandbox,
         level=level,
         required=manifest.sandbox.required or policy.sandbox_required,
         network=network,
+        gpus=manifest.sandbox.gpus and policy.allow_gpus,
         read=read,
         write=write,
     )

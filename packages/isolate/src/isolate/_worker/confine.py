@@ -88,6 +88,20 @@ def mount_proc() -> bool:
     return bool(libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None) == 0)
 
 
+def mount_scratch(place: str, size: str) -> bool:
+    """In a mount namespace, put an empty folder in memory at a place; it goes with the namespace.
+
+    Args:
+        place: An existing folder.
+        size: The most that it may hold, as tmpfs takes it.
+
+    Returns:
+        Whether it worked.
+    """
+    options = f"size={size},mode=0700".encode()
+    return bool(_libc().mount(b"none", os.fsencode(place), b"tmpfs", _MS_NOSUID | _MS_NODEV, options) == 0)
+
+
 def make_read_only(writable: list[str]) -> bool:
     """In a mount namespace, make all file systems read-only but some folders; return whether it worked.
 
