@@ -7,7 +7,6 @@ import contextlib
 import fnmatch
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,7 +25,7 @@ from isolate._manifest import Manifest
 from isolate._policy import Quotas
 from isolate._process import WorkerProcess
 from isolate._spares import Spares, Started, start
-from isolate._worker import failures
+from isolate._worker import failures, processor_time
 from isolate._worker.calls import Export
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
@@ -276,8 +275,8 @@ class WorkerHandle:
         for name, exit_code in OVER_LIMIT.items():
             if not reason and code == exit_code and name in self._limits:
                 reason = f"it had more than {self._limits[name]} {name}, its limit"
-        if not reason and signal_number == signal.SIGXCPU:
-            reason = "it used up its processor time"
+        if not reason and (signal_number == processor_time.ALARM or code in processor_time.EXITS):
+            reason = "a call did not end at its limit of processor time"
         if self.process is not None and code is None and signal_number is None:
             reason = reason or "it is being stopped"
         return WorkerDiedError(self._name, code, signal_number, reason, tail)

@@ -8,6 +8,7 @@ from isolate import _moved
 from isolate._worker.errors import (
     CallCancelledError,
     CallTimeoutError,
+    CpuLimitError,
     DebuggerUnavailableError,
     DepthExceededError,
     ForkedError,
@@ -26,6 +27,7 @@ __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
     "ContractMismatchError",
+    "CpuLimitError",
     "DebuggerUnavailableError",
     "DepthExceededError",
     "EnvironmentBuildError",

@@ -38,6 +38,13 @@ class UnknownMethodError(IsolateError, AttributeError):
     """
 
 
+class CpuLimitError(IsolateError, RuntimeError):
+    """A call used more processor time than `limits.cpu_seconds` allows.
+
+    The call was ended and the extension goes on. Raise the limit, or make the method faster.
+    """
+
+
 class DepthExceededError(IsolateError, RecursionError):
     """Calls between host and extensions are nested deeper than the limit.
 

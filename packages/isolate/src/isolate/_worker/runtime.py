@@ -17,6 +17,7 @@ from .calls import Export
 from .errors import WireError
 from .libraries import allow_imports
 from .link import Link
+from .processor_time import ProcessorTime
 from .protocol import FAILED, LOAD, PROTOCOL, READY, STOP
 from .proxies import HostProxy
 from .threads import Share, Threads
@@ -108,7 +109,7 @@ class Worker:
             self._instance = await self._in_thread(loading.make_instance, module, attribute, host)
             self._link.serving.serial = config["serial"]
             methods = loading.public_methods(self._instance)
-            self._exports.update(self._stopping(loading.exports_of(methods), config["debug"]))
+            self._exports.update(self._stopping(self._bounded(loading.exports_of(methods), config), config["debug"]))
             self._link.control(
                 READY,
                 {
@@ -127,6 +128,13 @@ class Worker:
             debugging.refuse()
         else:
             self._stop_first = debugging.install(0, config["name"])
+
+    def _bounded(self, exports: dict[str, Export], config: dict[str, Any]) -> dict[str, Export]:
+        limit = None if self._in_process else config["sandbox"]["limits"].get("cpu_seconds")
+        if limit is None:
+            return exports
+        meter = ProcessorTime(limit)
+        return {name: meter.bounded(export) for name, export in exports.items()}
 
     def _stopping(self, exports: dict[str, Export], name: str | None) -> dict[str, Export]:
         """Return the methods; the one with that name stops at its first line."""
