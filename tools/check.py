@@ -80,7 +80,10 @@ def types(packages: list[str]) -> Iterator[Outcome]:
     """Strict types of each package's src, and of the tools."""
     for package in packages:
         yield run(f"mypy {package}", ["mypy", f"packages/{package}/src/{package}"])
-    yield run("mypy tools", ["mypy", *map(str, sorted((ROOT / "tools").glob("*.py")))])
+    yield run(
+        "mypy tools",
+        ["mypy", *map(str, [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "tools" / "gpu").glob("*.py"))])],
+    )
     for package in packages:
         yield _public_types(package)
 

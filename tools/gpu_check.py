@@ -33,9 +33,10 @@ SUITES = ("packages/xfer", "packages/ternary", "packages/zerocopy", "packages/tt
 PACKAGES = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
 SECONDS = 480
 FOR_MEASURING = 150
-CARRIED = ("cloudpickle", "ml-dtypes", "msgspec", "psutil", "rich", "scikit-learn", "scipy", "sybil", "xxhash")
+CARRIED = ("cloudpickle", "lark", "ml-dtypes", "msgspec", "psutil", "rich", "scikit-learn", "scipy", "sybil", "xxhash")
 PYTHON = "3.12"
 NO_TIME = "no time left"
+SHOWN = 3  # failures of a suite whose text is printed; the JSON file has all of them
 
 # The workspace's own settings name options of plugins that the machine may lack.
 SETTINGS = """[pytest]
@@ -80,17 +81,17 @@ def environment(rehearse: bool, carried: Path | None) -> dict[str, str]:
 
 
 def compile_cores(env: dict[str, str]) -> None:
-    """Compile the two C cores beside their sources; without a compiler the packages work without them."""
+    """Compile the C cores beside their sources; without a compiler the packages work without them."""
     hatchling = "import sys, types\nfor name in ('hatchling', 'hatchling.builders', 'hatchling.builders.hooks', "
     hatchling += "'hatchling.builders.hooks.plugin', 'hatchling.builders.hooks.plugin.interface'):\n"
     hatchling += "    sys.modules[name] = types.ModuleType(name)\n"
     hatchling += "sys.modules['hatchling.builders.hooks.plugin.interface'].BuildHookInterface = object\n"
-    for name in ("xfer", "ternary"):
-        folder = ROOT / "packages" / name
-        code = hatchling + "import runpy, pathlib\nhook = runpy.run_path('hatch_build.py')\n"
-        code += "print(hook['compile_core'](pathlib.Path.cwd()) or 'compiled')"
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
-        print(f"core of {name}: {(done.stdout or done.stderr).strip().splitlines()[-1:]}", flush=True)
+    code = hatchling + "import runpy, pathlib\nhook = runpy.run_path('hatch_build.py')\nroot = pathlib.Path.cwd()\n"
+    code += "print(hook['compile_core'](root, root / hook['CORE']) or 'compiled')"
+    for hook in sorted(ROOT.glob("packages/*/hatch_build.py")):
+        done = subprocess.run([sys.executable, "-c", code], cwd=hook.parent, env=env, capture_output=True, text=True)
+        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+        print(f"core of {hook.parent.name}: {said[-1] if said else done.returncode}", flush=True)
 
 
 def check(suite: str, env: dict[str, str], limit: float) -> Outcome:
@@ -181,8 +182,8 @@ def show(outcome: Outcome) -> None:
     """Print the outcome of a suite."""
     counts = f"{outcome.passed} passed, {len(outcome.failed)} failed, {len(outcome.skipped)} skipped"
     print(f"{outcome.suite}: {counts} in {outcome.seconds:.0f} s", flush=True)
-    for name, text in outcome.failed.items():
-        print(f"  failed {name}\n{text}")
+    for number, (name, text) in enumerate(outcome.failed.items()):
+        print(f"  failed {name}\n{text if number < SHOWN else ''}".rstrip())
     for reason in sorted(set(outcome.skipped.values())):
         print(f"  skipped {list(outcome.skipped.values()).count(reason)}: {reason}")
     for module in sorted(set(outcome.lacking.values())):

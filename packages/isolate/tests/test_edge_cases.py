@@ -305,16 +305,6 @@ class TestExtensionErrors(IntegrationTestBase):
             host["hungry"].call.eat()
         wait_for(lambda: host["hungry"].state is State.FAILED)
 
-    def test_cpu_limit(self) -> None:
-        """A worker that has used up its processor time is ended by the kernel, and pending calls say so."""
-        spinning = DYING + "\ndef spin():\n    while True: pass\n"
-        self.create_extension("busy", spinning, limits={"cpu_seconds": 2}, restart={"policy": "never"})
-        host, _ = self.load_extensions()
-        assert "cpu_seconds at most 2" in host["busy"].report.sandbox.enforced  # type: ignore[union-attr]
-        with pytest.raises(WorkerDiedError, match="used up its processor time") as caught:
-            host["busy"].call.spin()
-        assert caught.value.signal == signal.SIGXCPU
-
     @pytest.mark.parametrize("level", ["limits", "landlock", "bwrap"])
     @pytest.mark.parametrize("what", ["processes", "threads"])
     def test_limits_of_one_extension(self, what: str, level: str) -> None:

@@ -243,6 +243,23 @@ def test_spare_processes(store: Path) -> None:
         first.stop()
         assert first(2) == 6
         assert first.extension._current.process.pid != dead  # type: ignore[union-attr]
+
+        # One that dies after it was taken: its end shows only when it is asked for the extension.
+        dying, take = spare(), host._spares.take
+
+        def taken(*wanted: object) -> object:
+            started = take(*wanted)  # type: ignore[arg-type]
+            if started is not None:
+                os.kill(started.process.pid, 9)
+            return started
+
+        host._spares.take = taken  # type: ignore[method-assign, assignment]
+        first.stop()
+        try:
+            assert first(3) == 9
+        finally:
+            host._spares.take = take  # type: ignore[method-assign]
+        assert first.extension._current.process.pid != dying  # type: ignore[union-attr]
         spare()
 
 

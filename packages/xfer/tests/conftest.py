@@ -69,6 +69,8 @@ def cuda(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patch.setenv("PYTHONPATH", os.pathsep.join([str(EMULATOR), *([inherited] if inherited else [])]))
         patch.syspath_prepend(EMULATOR)
         patch.setattr("xfer._convert.move._cuda_process", 0)
+        for name in [name for name in sys.modules if name.split(".")[0] in ("cupy", "cupyx", "cupy_backends")]:
+            patch.delitem(sys.modules, name)  # CuPy itself, installed on a machine without a GPU
         import cupy
         import torch_standin
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 STATUS_ZOMBIE = "zombie"
@@ -15,6 +17,13 @@ class Error(Exception):
 
 class NoSuchProcess(Error):  # noqa: N818 - psutil's name
     """There is no such process."""
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that a process has open."""
+
+    path: str
 
 
 class Process:
@@ -55,6 +64,22 @@ class Process:
     def cmdline(self) -> list[str]:
         """Return its command and arguments."""
         return self._read("cmdline").rstrip("\0").split("\0")
+
+    def num_fds(self) -> int:
+        """Return how many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def open_files(self) -> list[OpenFile]:
+        """Return the regular files that it has open."""
+        return [OpenFile(target) for target in self._descriptors() if os.path.isfile(target)]
+
+    def _descriptors(self) -> list[str]:
+        found = []
+        folder = f"/proc/{self.pid}/fd"
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):  # the one that lists the folder is closed again
+                found.append(os.readlink(f"{folder}/{name}"))
+        return found
 
     def status(self) -> str:
         """Return "zombie" or "running"."""

@@ -1,10 +1,12 @@
-"""The `isolate` command: run, list, lock, export, verify, repair, gc and doctor; the library does all of it too."""
+"""The `isolate` command: run, debug, list, lock, export, verify, repair, gc, doctor; the library does it all too."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from isolate import _sandbox, _sharing
+from isolate._debugger import TERMINAL
 from isolate._environments import EnvironmentStore, default_store, find_uv
 from isolate._host import Host
 from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._policy import Policy, grant, read_policy
 from isolate._worker import dirty
-from isolate.errors import IsolateError
+from isolate.errors import IsolateError, RemoteError
 
 _EXAMPLES = """examples:
   isolate run plugins/stats mean '[1, 2, 3]'   call a method; arguments are JSON
+  isolate debug plugins/stats mean '[1, 2, 3]' call it in pdb, stopped at its first line
   isolate list plugins                         show each extension and whether its environment is ready
   isolate lock plugins/stats                   pin versions and hashes beside the manifest
   isolate export plugins --to wheels           download all wheels for a machine without a network
@@ -57,6 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
     run.add_argument("--timeout", type=float, default=None, help="give up after this many seconds")
     run.set_defaults(do=_run)
+    debug = commands.add_parser(
+        "debug",
+        help="call a method in the debugger",
+        description="Call a method and stop at its first line, and at each breakpoint() or pdb.set_trace(), in pdb.",
+        epilog="example: isolate debug plugins/stats mean '[1, 2, 3]'",
+    )
+    debug.add_argument("folder", type=Path, help="the extension's folder, or a script")
+    debug.add_argument("method", help="the method to call")
+    debug.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
+    debug.set_defaults(do=_debug, timeout=None)
     listing = commands.add_parser("list", help="list the extensions in a folder")
     listing.add_argument("folder", type=Path, help="an extension, or a folder of extensions")
     listing.set_defaults(do=_list)
@@ -151,8 +165,25 @@ def _value(text: str) -> Any:
         return text
 
 
+@contextlib.contextmanager
+def _output_shown() -> Iterator[None]:
+    """Show on stderr what extensions print and log."""
+    logger, handler = logging.getLogger("isolate"), logging.StreamHandler(sys.stderr)
+    before, propagated = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = propagated
+
+
 def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_output_shown())
         with _progress(options.json) as progress:
             host = stack.enter_context(
                 Host(store.root, policy=store.policy, offline=options.offline, progress=progress)
@@ -179,6 +210,19 @@ def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str
         if extension.methods[options.method]["kind"] in ("stream", "astream"):
             value = list(value)
         return value, str(value)
+
+
+def _debug(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
+    TERMINAL.stop_at = options.method
+    store.policy = dataclasses.replace(store.policy, allow_debugger=True)
+    try:
+        return _run(options, store)
+    except RemoteError as failure:
+        if failure.type_name != "bdb.BdbQuit":
+            raise
+        raise RuntimeError("isolate: the debugger was ended") from None
+    finally:
+        TERMINAL.stop_at = ""
 
 
 def _list(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:

@@ -214,6 +214,8 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         except BaseException as failure:
             worker.reason = worker.reason or "it could not be loaded"
             await worker.stop(0.2)
+            if isinstance(failure, WorkerDiedError) and worker.waited:
+                return await self._launch(environment)  # it had been started before; a new one may live
             if isinstance(failure, TimeoutError) and not isinstance(failure, WorkerDiedError):
                 raise ExtensionStartError(
                     f"{self.name} was not ready within {self._granted.timeouts.start} s"

@@ -27,19 +27,20 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         memory: Bytes of private memory: a number, or a text with a unit (`2GiB`). A worker that exceeds it ends.
-        cpu_seconds: Processor time of the worker process.
+        cpu_seconds: Processor time of each call, on its own thread. A call that exceeds it raises `CpuLimitError`; one
+            that does not end within a second more of it, inside C code for instance, ends the worker.
         processes: Processes of the extension, its children and theirs included. A worker that exceeds it ends.
         threads: Threads of all these processes. A worker that exceeds it ends.
         open_files: Open descriptors of each process.
     """
 
     memory: int | str | None = None
-    cpu_seconds: int | None = None
+    cpu_seconds: float | None = None
     processes: int | None = None
     threads: int | None = None
     open_files: int | None = None
 
-    def as_numbers(self) -> dict[str, int]:
+    def as_numbers(self) -> dict[str, Any]:
         """Return the limits that are set, memory in bytes."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         if isinstance(self.memory, str):
@@ -53,6 +54,7 @@ class Sandbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         level: `none`, `limits`, `landlock` or `bwrap`.
         required: Whether the extension fails to load if any part of the level is missing.
+        gpus: Whether it may use the machine's GPUs at the levels `landlock` and `bwrap`; below them it may.
         network: Whether the extension may use the network; levels `landlock` and `bwrap` can forbid it.
         write: Folders that the extension may write to.
         read: Folders that the extension may read besides its own, its environment and the system's libraries.
@@ -60,6 +62,7 @@ class Sandbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Literal["none", "limits", "landlock", "bwrap"] = "none"
     required: bool = False
+    gpus: bool = False
     network: bool = True
     write: tuple[str, ...] = ()
     read: tuple[str, ...] = ()

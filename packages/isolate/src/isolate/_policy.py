@@ -16,6 +16,8 @@ from isolate.errors import InvalidManifestError
 
 LEVELS = ("none", "limits", "landlock", "bwrap")
 """The sandbox levels, from the weakest to the strongest."""
+_NO_LIMIT = 1e6
+"""Seconds; eleven days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Policy:
         allow_read: Folders below which manifests may list folders to read.
         allow_write: Folders below which manifests may list folders to write.
         allow_network: Whether manifests may leave the network on; the levels `landlock` and `bwrap` can turn it off.
+        allow_gpus: Whether manifests may list GPUs, whose drivers are a large part of the kernel to reach.
         allow_in_process: Whether `isolated: false` runs code in the host's process.
         sandbox: The lowest sandbox level, whatever a manifest says: `none`, `limits`, `landlock` or `bwrap`.
         sandbox_required: Whether every extension must get all of its level, whatever its manifest says.
@@ -72,6 +75,8 @@ class Policy:
         build_seconds: How long building an environment may take.
         wedged_seconds: A worker that handles no message for so long after a call was given up is replaced.
         quotas: What one extension may make the host hold or do.
+        allow_debugger: Whether `breakpoint()` and pdb in extensions use this program's terminal. Starts and calls then
+            have no time limit of their own.
         nice: How far the priority of workers is below the host's, so that they cannot starve it of processor time.
         allow_indexes: Patterns of the package indexes that manifests may name.
         allow_find_links: Patterns of the folders and pages with wheels that manifests may name, besides their own.
@@ -91,6 +96,7 @@ class Policy:
     allow_read: tuple[str, ...] = ()
     allow_write: tuple[str, ...] = ()
     allow_network: bool = True
+    allow_gpus: bool = False
     allow_in_process: bool = False
     sandbox: str = "limits"
     sandbox_required: bool = False
@@ -99,6 +105,7 @@ class Policy:
     max_stop: float = 30.0
     build_seconds: float = 1800.0
     wedged_seconds: float = 10.0
+    allow_debugger: bool = False
     nice: int = 0
     quotas: Quotas = field(default_factory=Quotas)
     allow_indexes: tuple[str, ...] = ()
@@ -147,11 +154,14 @@ def grant(manifest: Manifest, policy: Policy) -> tuple[Manifest, tuple[str, ...]
     if level != manifest.sandbox.level and manifest.sandbox.level != "none":
         refused.append(f"sandbox.level: {manifest.sandbox.level}: the host's lowest level is {level}")
     network = manifest.sandbox.network and policy.allow_network
+    if manifest.sandbox.gpus and not policy.allow_gpus and level in ("landlock", "bwrap"):
+        refused.append("sandbox.gpus: the host must allow it: allow_gpus=True")
     sandbox = msgspec.structs.replace(
         manifest.sandbox,
         level=level,
         required=manifest.sandbox.required or policy.sandbox_required,
         network=network,
+        gpus=manifest.sandbox.gpus and policy.allow_gpus,
         read=read,
         write=write,
     )
@@ -160,6 +170,8 @@ def grant(manifest: Manifest, policy: Policy) -> tuple[Manifest, tuple[str, ...]
         start=_most("timeouts.start", manifest.timeouts.start, policy.max_start, refused),
         stop=_most("timeouts.stop", manifest.timeouts.stop, policy.max_stop, refused),
     )
+    if policy.allow_debugger:  # the user's pauses must not end what is looked at
+        timeouts = msgspec.structs.replace(timeouts, start=_NO_LIMIT, call=None)
     granted = msgspec.structs.replace(
         manifest,
         isolated=isolated,

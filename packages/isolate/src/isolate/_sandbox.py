@@ -22,6 +22,18 @@ _ETC = (
     *("pki", "protocols", "resolv.conf", "services", "ssl/certs", "ssl/openssl.cnf", "timezone"),
 )
 _KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
+_GPU_NODES = (
+    "nvidia[0-9]*",
+    "nvidiactl",
+    "nvidia-uvm*",
+    "nvidia-modeset",
+    "nvidia-caps/*",
+    "dri/renderD*",
+    "kfd",
+    "dxg",
+)
+_GPU_FACTS = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/class/drm", "/sys/class/kfd", "/sys/devices", "/sys/module")
+_NODES = Path("/dev")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 
 
@@ -64,6 +76,13 @@ def check(manifest: Manifest) -> None:
         raise SandboxUnavailableError(f"{manifest.name}: the sandbox level {manifest.sandbox.level} is required: {why}")
 
 
+def gpu_nodes(manifest: Manifest) -> list[str]:
+    """Return the device nodes of GPUs that a confined worker may use."""
+    if not manifest.sandbox.gpus:
+        return []
+    return sorted(str(path) for pattern in _GPU_NODES for path in _NODES.glob(pattern))
+
+
 def _readable(manifest: Manifest, environment: Path, extra: list[str]) -> list[str]:
     own = [
         str(environment),
@@ -71,6 +90,7 @@ def _readable(manifest: Manifest, environment: Path, extra: list[str]) -> list[s
         str(Path(__file__).parent / "_worker"),
         *manifest.sandbox.read,
         *extra,
+        *(_GPU_FACTS if manifest.sandbox.gpus else ()),
     ]
     # The environment's python is a link into the interpreter's own folder.
     own.append(str((environment / "bin" / "python").resolve().parents[1]))
@@ -115,7 +135,7 @@ def worker_config(
         "namespaces": level == "landlock",
         "limits": manifest.limits.as_numbers(),
         "read": _readable(manifest, environment, extra) if environment is not None else [],
-        "write": [*wanted.write, *(("/tmp", "/dev") if level == "bwrap" else _DEVICES)],
+        "write": [*wanted.write, *(("/tmp", "/dev") if level == "bwrap" else (*_DEVICES, *gpu_nodes(manifest)))],
         "network": wanted.network,
         "nice": nice,
         "targets": targets,
@@ -141,6 +161,8 @@ def command_prefix(manifest: Manifest, environment: Path, extra: list[str]) -> l
         command += ["--ro-bind", path, path]
     for path in manifest.sandbox.write:
         command += ["--bind", path, path]
+    for path in gpu_nodes(manifest):
+        command += ["--dev-bind-try", path, path]
     return [*command, "--"]
 
 

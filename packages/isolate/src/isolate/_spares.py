@@ -40,7 +40,12 @@ class Started:
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str], cwd: Path, guardian: Guardian, hidden_parent: bool = False
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: Path,
+    guardian: Guardian,
+    hidden_parent: bool = False,
+    stdin: int | socket.socket = subprocess.DEVNULL,
 ) -> Started:
     """Start a worker's process.
 
@@ -50,6 +55,7 @@ def start(
         cwd: The child's working folder.
         guardian: Marks the child and all its descendants, and ends them if the host dies.
         hidden_parent: Whether the child is in another pid namespace, where our process id means nothing.
+        stdin: The child's standard input.
     """
     mark = guardian.mark()
     ours, theirs = socket.socketpair()
@@ -57,7 +63,7 @@ def start(
         with theirs:
             process = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(0 if hidden_parent else os.getpid())],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin if isinstance(stdin, int) else stdin.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),

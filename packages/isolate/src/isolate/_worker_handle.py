@@ -7,7 +7,6 @@ import contextlib
 import fnmatch
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from typing import Any
 from isolate import _sandbox, _sharing
 from isolate._canaries import Canaries
 from isolate._cgroup import Group
+from isolate._debugger import TERMINAL
 from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import Exports
 from isolate._guardian import Guardian
@@ -25,7 +25,7 @@ from isolate._manifest import Manifest
 from isolate._policy import Quotas
 from isolate._process import WorkerProcess
 from isolate._spares import Spares, Started, start
-from isolate._worker import counting, failures
+from isolate._worker import counting, failures, processor_time
 from isolate._worker.calls import Export
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
@@ -35,7 +35,17 @@ from isolate._worker.threads import Threads
 from isolate._worker.turns import Turns
 from isolate.errors import ExtensionStartError, OverloadedError, WireError, WorkerDiedError
 
-_BASE_ENVIRONMENT = ("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT")
+_BASE_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_*", "TZ", "TMPDIR", "SYSTEMROOT"),
+    *(
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "NVIDIA_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+        "ROCR_VISIBLE_DEVICES",
+    ),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
+)
 _MAIN = Path(__file__).parent / "_worker" / "__main__.py"
 
 
@@ -71,6 +81,7 @@ class WorkerHandle:
         link: The calls both ways.
         stopping: Whether its end is wanted.
         died: How it ended; None as long as it runs.
+        waited: Whether its process had been started before, for any extension.
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class WorkerHandle:
         self._wedged_seconds = context.store.policy.wedged_seconds
         self._context = context
         self._spare: tuple[list[str], dict[str, str]] | None = None
+        self.waited = False
         self._name, self._loop, self._ended = manifest.name, context.loop, ended
         layer = _sharing.layer_config() if manifest.share_torch and environment is not None else None
         folders = layer["folders"] if layer else []
@@ -120,6 +132,7 @@ class WorkerHandle:
             "apis": {api: {method: export.kind for method, export in table.items()} for api, table in offered.items()},
             "sandbox": confinement,
             "layer": layer,
+            "debug": TERMINAL.stop_at if context.store.policy.allow_debugger else None,
         }
         # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
         self._supervisors = 0 if confinement["contained"] else 1 + confinement["namespaces"]
@@ -149,12 +162,31 @@ class WorkerHandle:
         prefix = _sandbox.command_prefix(manifest, environment.path, folders)
         command = [*prefix, str(environment.python), "-I", "-S", str(_MAIN)]
         variables = _variables(manifest)
+        if self._context.store.policy.allow_debugger:
+            return self._begin_debugged(manifest, command, variables, hidden_parent=bool(prefix))
         if not prefix:
             self._spare = command, variables
             spare = self._context.spares.take(command, variables)
             if spare is not None:
+                self.waited = True
                 return spare
         return start(command, variables, manifest.directory, self._context.guardian, hidden_parent=bool(prefix))
+
+    def _begin_debugged(
+        self, manifest: Manifest, command: list[str], variables: dict[str, str], hidden_parent: bool
+    ) -> Started:
+        """Start the process with a socket to the terminal as its standard input."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                started = start(
+                    command, variables, manifest.directory, self._context.guardian, hidden_parent, stdin=theirs
+                )
+        except BaseException:
+            ours.close()
+            raise
+        TERMINAL.serve(ours, manifest.name)
+        return started
 
     def _adopt(self, started: Started, manifest: Manifest, logger: logging.Logger) -> WorkerProcess:
         try:
@@ -264,8 +296,8 @@ class WorkerHandle:
         for name, exit_code in counting.OVER_LIMIT.items():
             if not reason and code == exit_code and name in self._limits:
                 reason = f"it had more than {self._limits[name]} {name}, its limit"
-        if not reason and signal_number == signal.SIGXCPU:
-            reason = "it used up its processor time"
+        if not reason and (signal_number == processor_time.ALARM or code in processor_time.EXITS):
+            reason = "a call did not end at its limit of processor time"
         if self.process is not None and code is None and signal_number is None:
             reason = reason or "it is being stopped"
         return WorkerDiedError(self._name, code, signal_number, reason, tail)

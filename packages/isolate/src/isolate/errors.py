@@ -8,6 +8,8 @@ from isolate import _moved
 from isolate._worker.errors import (
     CallCancelledError,
     CallTimeoutError,
+    CpuLimitError,
+    DebuggerUnavailableError,
     DepthExceededError,
     ForkedError,
     IsolateError,
@@ -25,6 +27,8 @@ __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
     "ContractMismatchError",
+    "CpuLimitError",
+    "DebuggerUnavailableError",
     "DepthExceededError",
     "EnvironmentBuildError",
     "ExtensionDisabledError",

@@ -88,6 +88,20 @@ def mount_proc() -> bool:
     return bool(libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None) == 0)
 
 
+def mount_scratch(place: str, size: str) -> bool:
+    """In a mount namespace, put an empty folder in memory at a place; it goes with the namespace.
+
+    Args:
+        place: An existing folder.
+        size: The most that it may hold, as tmpfs takes it.
+
+    Returns:
+        Whether it worked.
+    """
+    options = f"size={size},mode=0700".encode()
+    return bool(_libc().mount(b"none", os.fsencode(place), b"tmpfs", _MS_NOSUID | _MS_NODEV, options) == 0)
+
+
 def make_read_only(writable: list[str]) -> bool:
     """In a mount namespace, make all file systems read-only but some folders; return whether it worked.
 
@@ -183,15 +197,13 @@ def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
 def _limits(limits: dict[str, int], contained: bool, enforced: list[str], missing: list[str]) -> None:
     for name, number in (
         ("memory", resource.RLIMIT_DATA),
-        ("cpu_seconds", resource.RLIMIT_CPU),
         ("open_files", resource.RLIMIT_NOFILE),
     ):
         value = limits.get(name)
         if value is None:
             continue
         try:
-            # SIGXCPU comes a second before SIGKILL, so that the exit status has the reason.
-            resource.setrlimit(number, (value, value + 1 if name == "cpu_seconds" else value))
+            resource.setrlimit(number, (value, value))
         except (OSError, ValueError) as failure:
             missing.append(f"{name} at most {value}: {failure}")
             continue
@@ -199,6 +211,8 @@ def _limits(limits: dict[str, int], contained: bool, enforced: list[str], missin
             enforced.append(f"memory at most {value}, private memory of each process")
         else:
             enforced.append(f"{name} at most {value}")
+    if "cpu_seconds" in limits:
+        enforced.append(f"cpu_seconds at most {limits['cpu_seconds']:g} for each call")
     for name in ("processes", "threads"):
         value = limits.get(name)
         if value is not None and contained:

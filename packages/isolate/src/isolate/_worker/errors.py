@@ -38,6 +38,13 @@ class UnknownMethodError(IsolateError, AttributeError):
     """
 
 
+class CpuLimitError(IsolateError, RuntimeError):
+    """A call used more processor time than `limits.cpu_seconds` allows.
+
+    The call was ended and the extension goes on. Raise the limit, or make the method faster.
+    """
+
+
 class DepthExceededError(IsolateError, RecursionError):
     """Calls between host and extensions are nested deeper than the limit.
 
@@ -79,6 +86,13 @@ class ForkedError(IsolateError, RuntimeError):
     """A host or one of its extensions was used in a fork of the process that opened it.
 
     Open a host in the child, or start processes by spawn.
+    """
+
+
+class DebuggerUnavailableError(IsolateError, RuntimeError):
+    """An extension called `breakpoint()` or pdb, and its host has no debugger for it.
+
+    Run it with `isolate debug FOLDER METHOD`, or allow it in the host's program: `Policy(allow_debugger=True)`.
     """
 
 

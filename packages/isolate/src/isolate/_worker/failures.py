@@ -6,7 +6,7 @@ import builtins
 import traceback
 from typing import Any
 
-from . import errors
+from . import debugging, errors
 from .errors import IsolateError, RemoteError, RemoteTracebackError
 
 # These have a meaning to the interpreter and cannot be raised through a future or a generator.
@@ -37,6 +37,7 @@ def _is_wire_arg(arg: Any) -> bool:
 
 def describe(failure: BaseException) -> list[Any]:
     """Return the wire form of an exception: known name or None, dotted name, message, arguments, traceback."""
+    failure = debugging.explained(failure)
     try:
         message = str(failure)
     except Exception as broken:

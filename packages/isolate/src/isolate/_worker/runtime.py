@@ -9,13 +9,15 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from . import failures, inside, layer, loading, logs
+from . import debugging, failures, inside, layer, loading, logs
 from .calls import Export
 from .errors import WireError
 from .libraries import allow_imports
 from .link import Link
+from .processor_time import ProcessorTime
 from .protocol import FAILED, LOAD, PROTOCOL, READY, STOP
 from .proxies import HostProxy
 from .threads import Share, Threads
@@ -45,6 +47,7 @@ class Worker:
         self._threads = Threads(name="extension")
         self._share = Share()
         self._loading: asyncio.Task[None] | None = None
+        self._stop_first: Callable[[Callable[..., Any], str], Callable[..., Any]] | None = None
         self.finished: asyncio.Future[None] = loop.create_future()
         self._link = Link(
             sock,
@@ -96,6 +99,7 @@ class Worker:
                 inside.install()
                 allow_imports()
                 logs.install(config["log_level"])
+                self._prepare_debugger(config)
                 if config["sandbox"]["limits"].get("memory"):
                     self._link.serving.answer = self._memory_guard(self._link.serving.answer)  # type: ignore[method-assign]
             host = HostProxy(self._link, config["name"], config["apis"])
@@ -105,7 +109,7 @@ class Worker:
             self._instance = await self._in_thread(loading.make_instance, module, attribute, host)
             self._link.serving.serial = config["serial"]
             methods = loading.public_methods(self._instance)
-            self._exports.update(loading.exports_of(methods))
+            self._exports.update(self._stopping(self._bounded(loading.exports_of(methods), config), config["debug"]))
             self._link.control(
                 READY,
                 {
@@ -118,6 +122,26 @@ class Worker:
             )
         except BaseException as failure:
             self._link.control(FAILED, failures.describe(failure))
+
+    def _prepare_debugger(self, config: dict[str, Any]) -> None:
+        if config["debug"] is None:
+            debugging.refuse()
+        else:
+            self._stop_first = debugging.install(0, config["name"])
+
+    def _bounded(self, exports: dict[str, Export], config: dict[str, Any]) -> dict[str, Export]:
+        limit = None if self._in_process else config["sandbox"]["limits"].get("cpu_seconds")
+        if limit is None:
+            return exports
+        meter = ProcessorTime(limit)
+        return {name: meter.bounded(export) for name, export in exports.items()}
+
+    def _stopping(self, exports: dict[str, Export], name: str | None) -> dict[str, Export]:
+        """Return the methods; the one with that name stops at its first line."""
+        found = exports.get(name) if name and self._stop_first is not None else None
+        if found is not None and self._stop_first is not None:
+            exports[str(name)] = found._replace(function=self._stop_first(found.function, found.kind))
+        return exports
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
         future = self._loop.create_future()

@@ -22,6 +22,8 @@ from .protocol import FAILED, LOAD
 from .wire import pack, unpack
 
 _PR_SET_CHILD_SUBREAPER = 36
+_SCRATCH, _SCRATCH_SHARE = "/dev/shm", "25%"
+"""Where a confined worker's own files in memory are, and how much of the machine's memory they may take."""
 _PROC = ["/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory"]
 
 
@@ -175,6 +177,7 @@ def become_worker(sandbox: dict[str, Any], parent: int) -> list[str]:
             os.close(read)
             sandbox["private_proc"] = confine.mount_proc()
             if sandbox["private_proc"]:  # else the mounts may be shared with the host's
+                _give_scratch(sandbox)
                 confine.make_read_only(sandbox["write"])
             _be_init(write, sandbox["private_proc"])
             return []
@@ -188,6 +191,18 @@ def become_worker(sandbox: dict[str, Any], parent: int) -> list[str]:
         _supervise(child, sandbox["limits"])
     confine.die_with_parent(me, signal.SIGKILL)
     return []
+
+
+def _give_scratch(sandbox: dict[str, Any]) -> None:
+    """Give the worker a folder of its own for shared memory, locks and temporary files, where the host's would be."""
+    if confine.mount_scratch(_SCRATCH, str(sandbox["limits"].get("memory", _SCRATCH_SHARE))):
+        sandbox["write"].append(_SCRATCH)
+        if not _is_below(os.environ.get("TMPDIR", "/tmp"), sandbox["write"]):
+            os.environ["TMPDIR"] = _SCRATCH
+
+
+def _is_below(path: str, folders: list[str]) -> bool:
+    return any(f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(folder)}/") for folder in folders)
 
 
 def _supervise_namespace(child: int, report: int, limits: dict[str, int]) -> None:

@@ -1,0 +1,152 @@
+"""`breakpoint()` and pdb in an extension, driven over a terminal as a person would."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from integration_test_base import IntegrationTestBase
+
+from isolate import Policy, WorkerDiedError, _sandbox
+from isolate._debugger import _show
+from isolate.errors import DebuggerUnavailableError, RemoteError
+
+CODE = """
+import os
+import pdb
+
+
+def add(a, b):
+    total = a + b
+    print("adding")
+    return total
+
+
+async def double(a):
+    breakpoint()
+    return 2 * a
+
+
+def items(n):
+    pdb.set_trace()
+    yield from range(n)
+
+
+def end():
+    breakpoint()
+    os._exit(5)
+"""
+PROGRAM = """
+import sys
+import isolate
+
+policy = isolate.Policy(allow_debugger=True)
+with isolate.Host(sys.argv[1], policy=policy) as host:
+    pack = host.load(sys.argv[2])
+    print("answer", pack.call.double(21))
+    print("items", list(pack.call.items(2)))
+"""
+LEVELS = [level for level in ("landlock", "bwrap") if not _sandbox.available()[level]]
+
+
+def _drive(command: Sequence[str], dialogue: list[tuple[str, str]]) -> tuple[int, str]:
+    """Run a command on a terminal; wait for each text, then type the line; return the exit status and all output."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    seen, from_here = "", 0
+    try:
+        for wanted, line in [*dialogue, ("\0", "")]:
+            end = time.monotonic() + 60
+            while wanted not in seen[from_here:]:
+                assert time.monotonic() < end, seen
+                try:
+                    data = os.read(ours, 4096)
+                except OSError:  # the process has closed its end
+                    data = b""
+                if not data:
+                    assert wanted == "\0", seen
+                    break
+                seen += data.decode()
+            from_here = len(seen)
+            os.write(ours, line.encode()) if line else None
+        return process.wait(60), seen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+class TestDebugger(IntegrationTestBase):
+    """One extension, debugged."""
+
+    @pytest.mark.parametrize("level", LEVELS)
+    def test_the_command(self, level: str, tmp_path: Path) -> None:
+        """`isolate debug` stops at the first line, looks and steps, for a confined extension too."""
+        folder = self.create_extension("pack", CODE)
+        policy = tmp_path / "policy.toml"
+        policy.write_text(f'sandbox = "{level}"\n')
+        command = [sys.executable, "-m", "isolate", "--store", str(self.store), "--policy", str(policy)]
+        dialogue = [("(Pdb pack) ", "n\n"), ("(Pdb pack) ", "n\n"), ("(Pdb pack) ", "p total\n"), ("42", "c\n")]
+        status, seen = _drive([*command, "debug", str(folder), "add", "20", "22"], dialogue)
+        assert (status, seen.splitlines()[-1]) == (0, "42"), seen
+        assert "-> total = a + b" in seen
+        assert "adding" in seen
+
+    def test_a_host_with_a_debugger(self) -> None:
+        """In a program's own host a coroutine stops at `breakpoint()`, a generator at `pdb.set_trace()`."""
+        folder = self.create_extension("pack", CODE)
+        command = [sys.executable, "-c", PROGRAM, str(self.store), str(folder)]
+        status, seen = _drive(
+            command, [("(Pdb pack) ", "p a\n"), ("21", "c\n"), ("(Pdb pack) ", "p n\n"), ("2", "c\n")]
+        )
+        assert status == 0, seen
+        assert "answer 42" in seen
+        assert "items [0, 1]" in seen
+
+    def test_quitting_and_a_missing_line(self) -> None:
+        """`q` ends the call and nothing else; so does the end of the input."""
+        folder = self.create_extension("pack", CODE)
+        command = [sys.executable, "-m", "isolate", "--store", str(self.store), "debug", str(folder), "add", "1", "2"]
+        status, seen = _drive(command, [("(Pdb pack) ", "q\n")])
+        assert (status, seen.splitlines()[-1]) == (1, "isolate: the debugger was ended")
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "isolate: the debugger was ended\n")
+
+    def test_without_leave(self) -> None:
+        """Both raise a typed error that says what to do, and the extension goes on."""
+        pack = self.make_host().load(self.create_extension("pack", CODE))
+        for call in (lambda: pack.call.double(1), lambda: list(pack.call.items(1))):
+            with pytest.raises(DebuggerUnavailableError, match="isolate debug"):
+                call()
+        assert pack.call.add(1, 2) == 3
+
+    def test_the_end_of_the_input_and_of_the_process(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A process that ends while it is debugged is an error of its call, and its questions are forgotten."""
+        host = self.make_host(policy=Policy(allow_debugger=True))
+        pack = host.load(self.create_extension("pack", CODE, timeouts={"call": 1}, restart={"policy": "never"}))
+        with open(os.devnull) as nothing:
+            monkeypatch.setattr(sys, "stdin", nothing)
+            with pytest.raises(RemoteError, match="BdbQuit"):
+                pack.call.double(1)
+        read, write = os.pipe()
+        with open(read) as typed, open(write, "w") as typing:
+            monkeypatch.setattr(sys, "stdin", typed)
+            print("p os.kill(os.getppid(), 0)\nc", file=typing, flush=True)
+            with pytest.raises(WorkerDiedError):
+                pack.call.end()
+        assert "(Pdb pack) None" in capsys.readouterr().out
+
+
+def test_text_of_an_extension_does_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences are shown as replacement characters."""
+    _show("a\x1b]0;title\x07b\tc\n")
+    assert capsys.readouterr().out == "a\ufffd]0;title\ufffdb\tc\n"

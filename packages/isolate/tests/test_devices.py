@@ -1,0 +1,85 @@
+"""What packs with devices and processes need under confinement: nodes, variables, temporary files, locks, memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from integration_test_base import IntegrationTestBase
+
+from isolate import Policy, _sandbox
+
+CODE = """
+import multiprocessing, os, tempfile
+from multiprocessing import shared_memory
+
+def variables(names):
+    return {name: os.environ.get(name) for name in names}
+
+def temporary():
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(b"secret")
+        return file.name
+
+def lock():
+    with multiprocessing.Lock():
+        return True
+
+def processes():
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        return pool.map(abs, [-1, 2])
+
+def shared():
+    block = shared_memory.SharedMemory(create=True, size=100)
+    block.close()
+    block.unlink()
+    return True
+
+def opens(path):
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except OSError as failure:
+        return type(failure).__name__
+    return "open"
+"""
+LEVELS = [level for level in ("landlock", "bwrap") if not _sandbox.available()[level]]
+STAND_IN = Path("/dev/fuse")
+"""A device that every user may open: no GPU is needed to see that a node is granted."""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+class TestDevices(IntegrationTestBase):
+    """One confined extension."""
+
+    def test_processes_and_files_of_its_own(self, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Locks, pools, shared memory and temporary files work, in places that nobody else sees."""
+        for name, value in (("CUDA_VISIBLE_DEVICES", "1"), ("OMP_NUM_THREADS", "3"), ("A_SECRET", "x")):
+            monkeypatch.setenv(name, value)
+        pack = self.make_host().load(self.create_extension("pack", CODE, sandbox={"level": level}))
+        wanted = {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "3", "A_SECRET": None}
+        assert pack.call.variables(list(wanted)) == wanted
+        assert not os.path.exists(pack.call.temporary())
+        assert pack.call.lock()
+        assert pack.call.processes() == [1, 2]
+        assert pack.call.shared()
+        assert pack.report is not None
+        assert pack.report.sandbox.missing == ()
+
+    @pytest.mark.skipif(not os.access(STAND_IN, os.W_OK), reason="no device that every user may open")
+    def test_nodes(self, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GPUs' nodes are there only where the manifest lists GPUs and the policy allows them; others never are."""
+        monkeypatch.setattr(_sandbox, "_GPU_NODES", ("fus[e]",))
+        wish = {"level": level, "gpus": True}
+        without = self.make_host().load(self.create_extension("without", CODE, sandbox=wish))
+        assert without.call.opens(str(STAND_IN)) != "open"
+        assert without.report is not None
+        assert without.report.refused == ("sandbox.gpus: the host must allow it: allow_gpus=True",)
+        host = self.make_host(policy=Policy(allow_gpus=True))
+        granted = host.load(self.create_extension("granted", CODE, sandbox=wish))
+        assert granted.call.opens(str(STAND_IN)) == "open"
+        assert granted.call.opens("/dev/net/tun") != "open"
+        assert granted.report is not None
+        assert (granted.report.refused, granted.report.sandbox.missing) == ((), ())
+        unasked = host.load(self.create_extension("unasked", CODE, sandbox={"level": level}))
+        assert unasked.call.opens(str(STAND_IN)) != "open"
