@@ -287,10 +287,11 @@ def test_busy_connections_leave_the_loop_free_for_others() -> None:
             used += now - began
             usage.add(began, now)
             turns.may_begin(usage, now)
-            turns.wait(functools.partial(turn, usage))
+            turns.wait(usage, functools.partial(turn, usage))
 
         for _ in range(busy):
-            turns.wait(functools.partial(turn, Usage()))
+            usage = Usage()
+            turns.wait(usage, functools.partial(turn, usage))
         await asyncio.sleep(0.02)
         began, used = time.perf_counter(), 0.0
         while time.perf_counter() - began < 0.5:
