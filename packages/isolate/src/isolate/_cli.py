@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Build an extension's environment if needed, start it, and call one of its methods.",
         epilog="example: isolate run plugins/stats mean '[1, 2, 3]' --timeout 5",
     )
-    run.add_argument("folder", type=Path, help="the extension's folder, or a script")
-    run.add_argument("method", nargs="?", help="the method to call; without it, list the methods")
-    run.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
+    _add_call(run, nargs="?", help="the method to call; without it, list the methods")
     run.add_argument("--timeout", type=float, default=None, help="give up after this many seconds")
     run.set_defaults(do=_run)
     debug = commands.add_parser(
@@ -67,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Call a method and stop at its first line, and at each breakpoint() or pdb.set_trace(), in pdb.",
         epilog="example: isolate debug plugins/stats mean '[1, 2, 3]'",
     )
-    debug.add_argument("folder", type=Path, help="the extension's folder, or a script")
-    debug.add_argument("method", help="the method to call")
-    debug.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
+    _add_call(debug, help="the method to call")
     debug.set_defaults(do=_debug, timeout=None)
     listing = commands.add_parser("list", help="list the extensions in a folder")
     listing.add_argument("folder", type=Path, help="an extension, or a folder of extensions")
@@ -97,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():  # before the command or after it
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _add_call(command: argparse.ArgumentParser, **method: Any) -> None:
+    command.add_argument("folder", type=Path, help="the extension's folder, or a script")
+    command.add_argument("method", **method)
+    command.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
 
 
 @contextlib.contextmanager
