@@ -36,6 +36,7 @@ def test_cores_are_compiled_by_the_packages_own_hooks(tool: Tool, capsys: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_every_group_is_measured_on_the_emulator(tool: Tool) -> None:
     """No measurement fails for anything but the lack of a GPU."""
     check = tool("gpu_check")

@@ -285,7 +285,7 @@ def test_busy_connections_leave_the_loop_free_for_others() -> None:
                 pass
             now = time.perf_counter()
             used += now - began
-            usage.add(now - began, now)
+            usage.add(began, now)
             turns.may_begin(usage, now)
             turns.wait(functools.partial(turn, usage))
 

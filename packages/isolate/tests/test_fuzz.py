@@ -137,7 +137,7 @@ def fuzz(seconds: float, seed: int) -> int:
         try:
             at = 0
             while at < len(data):
-                room = frames.room()
+                room = frames.room
                 count = min(len(room), len(data) - at)
                 room[:count] = data[at : at + count]
                 at += count

@@ -14,13 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import LinkClosedError, OverloadedError, WireError
-from .frames import FRAME_LIMIT, FrameReader, frame
+from .frames import FRAME_LIMIT, HEADER, FrameReader
 from .turns import TURN, Turns, Usage
 
 _FDS_PER_READ = 8
 _ANCILLARY = socket.CMSG_SPACE(_FDS_PER_READ * 4)
 # Plain numbers: an operation on the enum's members takes microseconds.
 _CUT, _CLOEXEC = int(socket.MSG_CTRUNC), int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_SOON = 2e-5
+"""Seconds between two frames of the loop's thread, below which they are taken for frames of one iteration."""
 
 OnFrame = Callable[[int, int, bytes], None]
 
@@ -72,6 +74,7 @@ class Channel:
         self._turn = False
         self._batch: list[bytes] = []
         self._batch_size = 0
+        self._written = 0.0
         self._backlog: deque[tuple[memoryview, int | None]] = deque()
         self._backlog_size = 0
         self._reader = FrameReader(limit)
@@ -85,7 +88,7 @@ class Channel:
         return threading.get_ident() == self._thread
 
     def send(self, kind: int, number: int, payload: bytes, descriptor: int | None = None) -> None:
-        """Send a frame. On the loop's thread, later frames of an iteration are batched and written at its end.
+        """Send a frame. On the loop's thread, frames that follow another at once are written at the iteration's end.
 
         Raises:
             LinkClosedError: The other side is gone.
@@ -93,21 +96,27 @@ class Channel:
         """
         if self.closed:
             raise LinkClosedError("the other side is gone")
-        if len(payload) > self._limit:
+        size = len(payload)
+        if size > self._limit:
             raise OverloadedError(
-                f"a message of {len(payload)} bytes passes the limit of {self._limit}; send it as an array or bytes"
+                f"a message of {size} bytes passes the limit of {self._limit}; send it as an array or bytes"
             )
         waiting = self._backlog_size + self._batch_size
-        if waiting and waiting + len(payload) > self._queued_limit:
+        if waiting and waiting + size > self._queued_limit:
             raise OverloadedError(f"the other side has not read {waiting} bytes that wait for it")
-        data = frame(kind, number, payload)
+        data = HEADER.pack(size, kind, number) + payload
         if descriptor is None and threading.get_ident() == self._thread:
             if self._turn:
                 self._batch.append(data)
                 self._batch_size += len(data)
                 return
-            self._turn = True
-            self._loop.call_soon(self.flush)
+            before, self._written = self._written, time.perf_counter()
+            if self._written - before < _SOON:
+                self._turn = True
+                self._batch.append(data)
+                self._batch_size = len(data)
+                self._loop.call_soon(self.flush)
+                return
         self._write(data, descriptor)
 
     def flush(self) -> None:
@@ -121,11 +130,9 @@ class Channel:
         with self._lock:
             if self.closed:
                 raise LinkClosedError("the other side is gone")
-            sent = 0
-            if not self._backlog:
-                sent = self._transmit(data, descriptor)
-                if sent == len(data):
-                    return
+            sent = 0 if self._backlog else self._transmit(data, descriptor)
+            if sent == len(data):
+                return
             first = not self._backlog
             rest = memoryview(data)[sent:]
             if descriptor is not None and not sent:
@@ -172,10 +179,16 @@ class Channel:
         if self._waits:
             return
         now = time.perf_counter()
-        if self._turns is None or self._turns.may_begin(self._usage, now):
-            self._use(self._receive, now)
-        else:
+        if self._turns is not None and not self._turns.may_begin(self._usage, now):
             self._wait()
+            return
+        self._until = float("inf") if self.draining else now + TURN  # as `_use`, without a call
+        try:
+            self._receive()
+        except Exception as failure:
+            self._finish(failure)
+        if self._turns is not None:
+            self._usage.add(now, time.perf_counter())
 
     def _wait(self) -> None:
         self._waits = True
@@ -198,8 +211,7 @@ class Channel:
         except Exception as failure:
             self._finish(failure)
         if self._turns is not None:
-            now = time.perf_counter()
-            self._usage.add(now - began, now)
+            self._usage.add(began, time.perf_counter())
 
     def _continue(self) -> None:
         """Deliver what has arrived already, then read more if there is time."""
@@ -216,7 +228,7 @@ class Channel:
     def _receive(self) -> None:
         try:
             count, ancillary, flags, _ = self._sock.recvmsg_into(
-                [self._reader.room()],
+                [self._reader.room],
                 _ANCILLARY,
                 _CLOEXEC,
             )

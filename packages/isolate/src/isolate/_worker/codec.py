@@ -153,7 +153,7 @@ class Codec:
             value = unpack(payload, self._hook, room)
         finally:
             self._state.room = before
-        return value, int(self._decoded_limit - room.left)
+        return value, self._decoded_limit - room.left
 
     def _inner(self, payload: Any) -> Any:
         room = self._state.room

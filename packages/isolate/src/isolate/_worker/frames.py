@@ -25,16 +25,19 @@ def frame(kind: int, number: int, payload: bytes) -> bytes:
 class FrameReader:
     """Cuts a stream of bytes into frames.
 
-    Read into `room()`, then call `received` with the number of bytes read.
+    Read into `room`, then call `received` with the number of bytes read.
 
     Args:
         limit: Largest payload in bytes that is accepted.
+
+    Attributes:
+        room: The memory that the next bytes are read into; never empty.
     """
 
     def __init__(self, limit: int = FRAME_LIMIT) -> None:
         self._limit = limit
         self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
+        self.room = self._view = memoryview(self._buffer)
         self._end = 0
 
     @property
@@ -42,17 +45,13 @@ class FrameReader:
         """Bytes received of a frame that is not complete."""
         return self._end
 
-    def room(self) -> memoryview:
-        """The memory that the next bytes are read into; never empty."""
-        return self._view[self._end :] if self._end else self._view
-
     def received(
         self, count: int, on_frame: Callable[[int, int, Any], None], go_on: Callable[[], bool] = lambda: True
     ) -> None:
         """Pass on each frame that is complete now.
 
         Args:
-            count: How many bytes were written into `room()`.
+            count: How many bytes were written into `room`.
             on_frame: Called with kind, call number and payload: bytes, or a view of them if they are many.
             go_on: Asked before each further frame; if it returns False, the rest comes with the next call.
 
@@ -75,13 +74,13 @@ class FrameReader:
             if length > _BUFFER:  # it fills a buffer of its own, which is passed on without a copy
                 payload = self._view[13:]
                 self._buffer = bytearray(_BUFFER)
-                self._view = memoryview(self._buffer)
+                self.room = self._view = memoryview(self._buffer)
                 self._end = 0
                 on_frame(kind, number, payload)
                 return
             on_frame(kind, number, bytes(self._view[stop - length : stop]))
         if start == end:
-            self._end = 0
+            self.room, self._end = self._view, 0
         else:
             self._make_room(start, 13)
 
@@ -93,4 +92,4 @@ class FrameReader:
             self._buffer, self._view = buffer, memoryview(buffer)
         elif start:
             self._buffer[:rest] = bytes(self._view[start : self._end])
-        self._end = rest
+        self.room, self._end = self._view[rest:], rest

@@ -26,6 +26,9 @@ class Incoming:
         import_torch: Whether a tensor from the peer may make this process import torch.
         array_bytes: Most memory of the peer that is kept alive here; None trusts the peer.
         segment_limit: Most segments that are open here.
+
+    Attributes:
+        freed: What `take_freed` returns next.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Incoming:
         self._segment_limit = segment_limit
         self._segments: dict[int, _Received] = {}
         self._leases: dict[int, Any] = {}
-        self._freed: deque[int] = deque()
+        self.freed: deque[int] = deque()
         self._alive: set[_Received] = set()
 
     def __len__(self) -> int:
@@ -135,7 +138,7 @@ class Incoming:
         return view
 
     def _give_back(self, lease: int) -> None:
-        self._freed.append(lease)
+        self.freed.append(lease)
         self._freed_soon()
 
     def _lease(self, lease: int, holder: Any) -> None:
@@ -220,14 +223,9 @@ class Incoming:
             raise WireError(f"a segment cannot be mapped: {failure}") from None
         return torch.frombuffer(mapped.view, dtype=kind, count=count, offset=offset - start).view(shape)
 
-    @property
-    def has_freed(self) -> bool:
-        """Whether `take_freed` has something to return."""
-        return bool(self._freed)
-
     def take_freed(self) -> list[int]:
         """Return the lent segments that nothing here views any more."""
-        return list(taken(self._freed))
+        return list(taken(self.freed))
 
     def close(self) -> None:
         """Give up all segments; views that are still held live on."""

@@ -166,7 +166,7 @@ class Link:  # long because calls and answers in both directions share the table
         returns: Convert | None = None,
     ) -> Any:
         """Call and block until the answer comes; `returns` rebuilds it."""
-        if self.on_loop_thread:
+        if self.channel.on_loop_thread:
             raise WouldDeadlockError(
                 f"a blocking call to {self.name} on the event loop's own thread could never be answered; "
                 "await it through `.aio`, or make it from another thread"
@@ -253,11 +253,21 @@ class Link:  # long because calls and answers in both directions share the table
             raise self._closing
         return number
 
-    def begin_here(self, *call: Any) -> int | None:
+    def begin_here(
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        deadline: float | None,
+        reply: Any,
+        number: int | None = None,
+    ) -> int | None:
         """Like `begin`, on an event loop's thread; None, and nothing is sent, if much would be copied there."""
+        if not args and not kwargs:
+            return self.begin(target, args, kwargs, deadline, reply, number)
         STATE.left = ON_LOOP
         try:
-            return self.begin(*call)
+            return self.begin(target, args, kwargs, deadline, reply, number)
         except CopyNeededError:
             return None
         finally:
@@ -302,7 +312,11 @@ class Link:  # long because calls and answers in both directions share the table
 
     def _on_frame(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         self.frames_received += 1
-        if kind not in _WITH_VALUES:
+        if kind == RESULT and payload == _NONE:
+            reply = self._pending.pop(number, None)
+            if reply is not None:
+                self._resolve(reply, None, None)
+        elif kind not in _WITH_VALUES:
             if len(payload) > _NUMBERS_BYTES:
                 raise WireError(f"a frame of kind {kind} has {len(payload)} bytes; the limit is {_NUMBERS_BYTES}")
             self._on_other(kind, number, payload)
@@ -453,7 +467,7 @@ class Link:  # long because calls and answers in both directions share the table
             payload = self.values.encode(failures.describe(value))
         else:
             payload = _NONE if value is None else self.values.encode(value)
-        if self.values.incoming.has_freed:
+        if self.values.incoming.freed:
             self._housekeep()
         self.channel.send(_ANSWERS[kind], number, payload)
 

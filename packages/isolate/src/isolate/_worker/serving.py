@@ -294,6 +294,9 @@ class Serving:
 
     def _answer_here(self, kind: str, number: int, value: Any) -> bool:
         """Like `answer`, on the loop's thread; False, and nothing is sent, if much would be copied there."""
+        if value is None:
+            self.answer(kind, number, None)
+            return True
         STATE.left = ON_LOOP
         try:
             self.answer(kind, number, value)

@@ -14,11 +14,15 @@ GUARANTEED = 2
 """Threads that each share gets however busy the others are."""
 
 
+_Task = tuple[Job, "Share", bool]
+"""A job, the share it counts in, and whether it is nested."""
+
+
 class _Worker:
-    __slots__ = ("job", "wake")
+    __slots__ = ("task", "wake")
 
     def __init__(self) -> None:
-        self.job: Job | None = None
+        self.task: _Task | None = None
         self.wake = _thread.allocate_lock()
         self.wake.acquire()
 
@@ -79,7 +83,7 @@ class Threads:
                 share.waiting.append(job)
                 return
             try:
-                self._start(self._counted(job, share, nested))
+                self._start((job, share, nested))
             except RuntimeError as failure:
                 self._count_down(share, nested)
                 raise OverloadedError(f"the call cannot run: {failure}") from None
@@ -105,17 +109,6 @@ class Threads:
         own = share.outer - share.abandoned
         return own < min(GUARANTEED, share.limit) or (own < share.limit and self._outer < self._limit + share.abandoned)
 
-    def _counted(self, job: Job, share: Share, nested: bool) -> Job:
-        def counted() -> None:
-            try:
-                job()
-            finally:
-                with self._lock:
-                    self._count_down(share, nested)
-                    self._run_waiting()
-
-        return counted
-
     def _count_down(self, share: Share, nested: bool) -> None:
         if nested:
             share.nested -= 1
@@ -131,33 +124,43 @@ class Threads:
                 share.outer += 1
                 self._outer += 1
                 try:
-                    self._start(self._counted(share.waiting.popleft(), share, False))
+                    self._start((share.waiting.popleft(), share, False))
                 except RuntimeError:
                     self._count_down(share, False)
                     break
             if share.waiting:
                 self._queues.append(share)
 
-    def _start(self, job: Job) -> None:
+    def _start(self, task: _Task) -> None:
         if self._idle:
             worker = self._idle.pop()
-            worker.job = job
+            worker.task = task
             worker.wake.release()
             return
         self._serial += 1
         worker = _Worker()
-        worker.job = job
+        worker.task = task
         threading.Thread(target=self._run, args=(worker,), daemon=True, name=f"{self._name}-{self._serial}").start()
 
     def _run(self, worker: _Worker) -> None:
         while True:
-            job, worker.job = worker.job, None
-            if job is None:
+            task, worker.task = worker.task, None
+            if task is None:
                 return
-            job()
-            del job
-            with self._lock:
-                if self._closed or len(self._idle) >= self._limit:
-                    return
-                self._idle.append(worker)
+            job, share, nested = task
+            goes_on = False
+            try:
+                job()
+                goes_on = True
+            finally:
+                del job, task
+                with self._lock:
+                    self._count_down(share, nested)
+                    goes_on = goes_on and not self._closed and len(self._idle) < self._limit
+                    if goes_on:
+                        self._idle.append(worker)
+                    if self._queues:
+                        self._run_waiting()
+            if not goes_on:
+                return
             worker.wake.acquire()

@@ -36,15 +36,16 @@ class Usage:
         self._at = 0.0
         self._switches = 0
 
-    def add(self, seconds: float, now: float) -> None:
-        """Count time that was used until now."""
+    def add(self, began: float, now: float) -> None:
+        """Count the time from its begin until now."""
+        seconds = now - began
         if seconds > _LONG:
             # The kernel may have given the processor to others meanwhile; that is not this connection's fault.
             before, self._switches = self._switches, _switches()
             if self._switches != before:
                 seconds = _LONG
-        self._seconds = self.at(now) + seconds
-        self._at = now
+        past, self._at = now - self._at, now  # as `at`, without a call
+        self._seconds = self._seconds * (1 - past / _MEMORY) + seconds if past < _MEMORY else seconds
 
     def at(self, now: float) -> float:
         """Return the seconds that are remembered."""

@@ -215,14 +215,14 @@ class Room:
     """What is left of the memory that one message may become, as an estimate in bytes.
 
     Args:
-        size: Bytes; None for no limit.
+        size: Bytes.
     """
 
     __slots__ = ("_turn", "left", "size")
 
-    def __init__(self, size: int | None = None) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self.left: float = float("inf") if size is None else size
+        self.left = size
         self._turn = _TURN
 
     def take(self, count: int) -> None:
@@ -240,28 +240,16 @@ class Room:
             raise OverloadedError(f"a message becomes more than {self.size} bytes when it is decoded")
 
 
-class _Unlimited(Room):
-    """Of messages of a side that is trusted."""
-
-    __slots__ = ()
-
-    def take(self, count: int) -> None:
-        """Use any amount."""
-
-
-_UNLIMITED = _Unlimited()
-
-
 def unpack(data: bytes, hook: Hook, room: Room | None = None) -> Any:
     """Decode one value; anything after it, before its end, or outside the format is a `WireError`.
 
     Args:
         data: The bytes.
         hook: Decodes extension types; called with code and payload.
-        room: What the value may use.
+        room: What the value may use; None for any amount.
     """
     try:
-        value, end = _get(data, 0, hook, 0, room or _UNLIMITED)
+        value, end = _get(data, 0, hook, 0, room)
     except (IndexError, struct.error):
         raise WireError(f"a value of {len(data)} bytes ends early") from None
     except UnicodeDecodeError as failure:
@@ -293,7 +281,7 @@ _INTS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h",
 _SCALAR, _TEXT, _LIST, _MAP, _ENTRY = 32, 56, 72, 72, 104
 
 
-def _get(data: bytes, at: int, hook: Hook, depth: int, room: Room) -> tuple[Any, int]:
+def _get(data: bytes, at: int, hook: Hook, depth: int, room: Room | None) -> tuple[Any, int]:
     tag = data[at]
     at += 1
     if tag < 0x80:
@@ -307,11 +295,13 @@ def _get(data: bytes, at: int, hook: Hook, depth: int, room: Room) -> tuple[Any,
     if tag == 0xC2 or tag == 0xC3:
         return tag == 0xC3, at
     if tag == 0xCB:
-        room.take(_SCALAR)
+        if room is not None:
+            room.take(_SCALAR)
         return _D.unpack_from(data, at)[0], at + 8
     if tag in _INTS:
         form = _INTS[tag]
-        room.take(_SCALAR)
+        if room is not None:
+            room.take(_SCALAR)
         return struct.unpack_from(form, data, at)[0], at + struct.calcsize(form)
     if depth > MAX_DEPTH:
         raise WireError(f"a value is nested deeper than {MAX_DEPTH} levels")
@@ -332,7 +322,8 @@ def _get(data: bytes, at: int, hook: Hook, depth: int, room: Room) -> tuple[Any,
     if at > len(data) or size > len(data) - at:
         raise WireError(f"a length of {size} passes the end of its frame of {len(data)} bytes")
     if tag <= 0xC6:
-        room.take(_SCALAR + size)
+        if room is not None:
+            room.take(_SCALAR + size)
         return bytes(data[at : at + size]), at + size
     if tag <= 0xC9:
         return _extension(data, at, size, hook, room)
@@ -341,16 +332,18 @@ def _get(data: bytes, at: int, hook: Hook, depth: int, room: Room) -> tuple[Any,
     return _array(data, at, size, hook, depth, room) if tag <= 0xDD else _map(data, at, size, hook, depth, room)
 
 
-def _text(data: bytes, at: int, size: int, room: Room) -> tuple[str, int]:
+def _text(data: bytes, at: int, size: int, room: Room | None) -> tuple[str, int]:
     end = at + size
     if end > len(data):
         raise WireError("a string passes the end of its frame")
-    room.take(_TEXT + size)
+    if room is not None:
+        room.take(_TEXT + size)
     return str(data[at:end], "utf-8", "surrogatepass"), end
 
 
-def _array(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room) -> tuple[list[Any], int]:
-    room.take(_LIST + 8 * size)
+def _array(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room | None) -> tuple[list[Any], int]:
+    if room is not None:
+        room.take(_LIST + 8 * size)
     items: list[Any] = []
     for _ in range(size):
         tag = data[at]
@@ -360,14 +353,18 @@ def _array(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room) 
         elif tag == 0xC0:
             items.append(None)
             at += 1
+        elif tag == 0x80 and room is None:
+            items.append({})
+            at += 1
         else:
             item, at = _get(data, at, hook, depth + 1, room)
             items.append(item)
     return items, at
 
 
-def _map(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room) -> tuple[dict[Any, Any], int]:
-    room.take(_MAP + _ENTRY * size)
+def _map(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room | None) -> tuple[dict[Any, Any], int]:
+    if room is not None:
+        room.take(_MAP + _ENTRY * size)
     items: dict[Any, Any] = {}
     for _ in range(size):
         key, at = _get(data, at, hook, depth + 1, room)
@@ -377,12 +374,13 @@ def _map(data: bytes, at: int, size: int, hook: Hook, depth: int, room: Room) ->
     return items, at
 
 
-def _extension(data: bytes, at: int, size: int, hook: Hook, room: Room) -> tuple[Any, int]:
+def _extension(data: bytes, at: int, size: int, hook: Hook, room: Room | None) -> tuple[Any, int]:
     code = data[at]
     end = at + 1 + size
     if end > len(data):
         raise WireError("an extension value passes the end of its frame")
-    room.take(_LIST + size)
+    if room is not None:
+        room.take(_LIST + size)
     return hook(code, data[at + 1 : end]), end
 
 
