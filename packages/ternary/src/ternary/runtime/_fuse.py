@@ -38,11 +38,11 @@ _FUNCTIONS: dict[Any, Activation] = {
 def fuse(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a packed model whose chains of thin convolutions run as one layer each, for inference.
 
-    A chain consists of packed or int8 1 x 1 convolutions and depthwise convolutions. Batch normalization and ReLU, ReLU6,
-    Hardtanh or Hardswish may follow each, and a float convolution of at most 4 channels may come first. Nothing else
-    uses what lies between. Normalization is folded into scales and weights, and depthwise kernels compute in float, also
-    packed ones. A part whose control flow depends on values stays as it is, and so does one whose fused form returns
-    something else for the example.
+    A chain consists of packed or int8 1 x 1 convolutions and depthwise convolutions. Batch normalization and ReLU,
+    ReLU6, Hardtanh or Hardswish may follow each, and a float convolution of at most 4 channels may come first. Nothing
+    else uses what lies between. Normalization is folded into scales and weights, and depthwise kernels compute in
+    float, also packed ones. A part whose control flow depends on values stays as it is, and so does one whose fused
+    form returns something else for the example.
 
     The result computes; save and export the packed model.
 
