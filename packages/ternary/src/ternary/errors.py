@@ -24,6 +24,7 @@ __all__ = [
     "ModelFileError",
     "NonFiniteActivationError",
     "NonFiniteWeightError",
+    "NothingToFuseError",
     "NothingToPackError",
     "PackedDataError",
     "ServerBusyError",
@@ -172,6 +173,13 @@ class LayerShapeError(TernaryError, ValueError):
     """Weights, scales or inputs of a packed layer do not fit one another in shape, dtype or device.
 
     Make the shapes, dtypes and devices in the message agree.
+    """
+
+
+class NothingToFuseError(TernaryError, ValueError):
+    """A model has no chain of thin convolutions to run as one layer.
+
+    Call `ternary.pack` first; `ternary.runtime.fuse` works on 1 x 1 and depthwise convolutions.
     """
 
 
