@@ -22,6 +22,7 @@ __all__ = [
     "MissingExtraError",
     "ModelClosedError",
     "ModelFileError",
+    "ModelTooLargeError",
     "NonFiniteActivationError",
     "NonFiniteWeightError",
     "NothingToFuseError",
@@ -145,6 +146,14 @@ class Fp16OverflowError(TernaryError, OverflowError):
     """A parameter does not fit into 16-bit floating point (largest finite value 65504).
 
     Keep that layer in float32, or scale its weights down.
+    """
+
+
+class ModelTooLargeError(TernaryError, MemoryError):
+    """A language model and its caches take more memory than this process may use.
+
+    Raise the limit (of the container, or `ulimit -v`), or open the model with a smaller context, with `cache_bits=8`,
+    or with fewer parallel requests.
     """
 
 
