@@ -40,6 +40,29 @@ class TestCommandLine(IntegrationTestBase):
         assert "add(a, b)  sync" in out
         assert "no new privileges" in out
 
+    def test_apis(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """A file provides the APIs that an extension calls; what it prints and logs is shown on stderr."""
+        code = "class Extension:\n    def __init__(self, host): self.host = host\n    def total(self):\n"
+        code += "        print('adding')\n        return sum(self.host.call.prices.all())\n"
+        folder = str(self.create_extension("shop", code, needs={"prices": ["all"]}))
+        file = tmp_path / "apis.py"
+        file.write_text(
+            "from isolate import ProxiedSingleton\nclass PricesSingleton(ProxiedSingleton):\n"
+            "    def all(self): return [1, 2]\n"
+        )
+        status, value, err = self.run(capsys, "run", "--apis", str(file), folder, "total")
+        assert (status, value) == (0, 3)
+        assert err == "adding\n"
+        assert "--apis FILE.py" in self.run(capsys, "run", folder, "total", as_json=False)[2]
+        assert "no file" in self.run(capsys, "run", folder, "total", "--apis", "nowhere.py", as_json=False)[2]
+
+    def test_what_was_never_built(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """An extension without an environment is not called damaged, and there is nothing to repair."""
+        self.store = tmp_path / "store"
+        folder = str(self.create_extension("calc", CODE))
+        assert self.run(capsys, "verify", folder, as_json=False)[:2] == (0, "calc: not built\n")
+        assert self.run(capsys, "repair", folder)[:2] == (0, [])
+
     def test_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
         """What fails gives exit code 1, with the remote traceback or the error's name."""
         folder = str(self.create_extension("calc", CODE))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,8 +86,70 @@ def _drive(command: Sequence[str], dialogue: list[tuple[str, str]]) -> tuple[int
         os.close(ours)
 
 
+EDITED = """
+import debugpy
+
+def listen():
+    return list(debugpy.listen(("127.0.0.1", 0)))
+
+def total(n):
+    found = 0
+    return found + n
+"""
+
+
+class _Editor:
+    """As much of the Debug Adapter Protocol as stops at one line."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._sock = socket.create_connection(address, timeout=30)
+        self._data = b""
+
+    def ask(self, command: str, until: str, **arguments: object) -> None:
+        """Send a request and read until a message has that text."""
+        body = json.dumps({"seq": 1, "type": "request", "command": command, "arguments": arguments}).encode()
+        self._sock.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        self.wait(f'"{until}"')
+
+    def wait(self, text: str) -> str:
+        """Read until there is a text; return what follows it up to now."""
+        while text.encode() not in self._data:
+            data = self._sock.recv(4096)
+            assert data
+            self._data += data
+        self._data = self._data.partition(text.encode())[2]
+        return self._data.decode()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._sock.close()
+
+
 class TestDebugger(IntegrationTestBase):
     """One extension, debugged."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("level", ["limits", *LEVELS])
+    def test_an_editor_attaches(self, level: str) -> None:
+        """Debugpy in the extension's environment listens, and an editor's breakpoint stops a call."""
+        folder = self.create_extension("pack", EDITED, dependencies=["debugpy"], sandbox={"level": level})
+        pack = self.make_host(policy=Policy(allow_debugger=True)).load(folder)
+        editor = _Editor(tuple(pack.call.listen()))
+        editor.ask("initialize", "initialize", adapterID="debugpy", pathFormat="path", linesStartAt1=True)
+        editor.ask("attach", "initialized", justMyCode=True)
+        source = {"path": str(folder / "main.py")}
+        editor.ask("setBreakpoints", "setBreakpoints", source=source, breakpoints=[{"line": 9}])
+        editor.ask("configurationDone", "configurationDone")
+        answers: list[int] = []
+        calling = threading.Thread(target=lambda: answers.append(pack.call.total(3)))
+        calling.start()
+        editor.wait('"stopped"')
+        editor.wait('"threadId": ')
+        assert answers == []
+        editor.ask("continue", "continue", threadId=1)
+        calling.join(30)
+        assert answers == [3]
+        editor.close()
 
     @pytest.mark.parametrize("level", LEVELS)
     def test_the_command(self, level: str, tmp_path: Path) -> None:

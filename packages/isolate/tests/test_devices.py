@@ -9,6 +9,7 @@ import pytest
 from integration_test_base import IntegrationTestBase
 
 from isolate import Policy, _sandbox
+from isolate._policy import read_policy
 
 CODE = """
 import multiprocessing, os, tempfile
@@ -46,6 +47,32 @@ def opens(path):
 LEVELS = [level for level in ("landlock", "bwrap") if not _sandbox.available()[level]]
 STAND_IN = Path("/dev/fuse")
 """A device that every user may open: no GPU is needed to see that a node is granted."""
+
+
+class TestVariables(IntegrationTestBase):
+    """What a policy sets."""
+
+    def test_each_extension_has_its_own(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A host, or a policy file, gives each extension a GPU of its own; the last pattern that matches decides."""
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        names = ["CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HOME"]
+        file = tmp_path / "policy.toml"
+        file.write_text(
+            '[variables."up*"]\nCUDA_VISIBLE_DEVICES = "1"\nOMP_NUM_THREADS = "2"\n'
+            '[variables.upscale]\nCUDA_VISIBLE_DEVICES = ""\n'
+        )
+        policy = read_policy(file)
+        assert hash(policy) == hash(Policy())
+        host = self.make_host(policy=policy, spares=1)
+        found = [
+            host.load(self.create_extension(name, CODE)).call.variables(names) for name in ("upload", "upscale", "x")
+        ]
+        assert [list(variables.values()) for variables in found] == [
+            ["1", "2", None],
+            ["", "2", None],
+            ["0,1,2", None, None],
+        ]
 
 
 @pytest.mark.parametrize("level", LEVELS)

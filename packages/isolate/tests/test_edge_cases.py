@@ -216,8 +216,10 @@ class TestExtensionErrors(IntegrationTestBase):
                 go(which)
         with pytest.raises(TypeError, match=r"value is a builtins\.object, which does not travel"):
             go("unsendable")
-        with pytest.raises(TypeError, match=r"value\[1\]\[0\]"):
+        with pytest.raises(TypeError, match=r"args\[0\] is a builtins\.object"):
             go(object())
+        with pytest.raises(TypeError, match=r"kwargs\['which'\]\[2\] is a builtins\.object"):
+            go(which=[1, 2, object()])
         with pytest.raises(TypeError):
             go()
         assert go("nothing") is None

@@ -222,6 +222,8 @@ def test_tensors(travel: Travel) -> None:
         assert got.stride() == tensor.stride()
     for value in (torch.Size([1, 2]), torch.bfloat16, torch.device("cpu")):
         assert (travel(value), type(travel(value))) == (value, type(value))
+    with pytest.raises(UnsupportedTypeError, match="meta device"):
+        travel(torch.ones(2, device="meta"))
     for value in (torch.ones(2, requires_grad=True), torch.nn.Parameter(torch.ones(2))):
         with pytest.raises(UnsupportedTypeError, match="detach"):
             travel(value)

@@ -65,7 +65,9 @@ def test_stop_ends_it() -> None:
     assert all(map(gone, pids))
 
 
-@pytest.mark.parametrize("how", [pytest.param("hard time", marks=pytest.mark.slow), "soft time", "memory", "interrupt"])
+@pytest.mark.parametrize(
+    "how", [*(pytest.param(how, marks=pytest.mark.slow) for how in ("hard time", "soft time")), "memory", "interrupt"]
+)
 def test_limits_of_a_task_end_it(sample_arc_tasks: list[ttt.Task], how: str) -> None:
     """A limit that ends a task's process ends what works for it, and both count as the task's."""
     budget = ttt.Budget(seconds=12, grace=0.2, memory=500_000_000 if how == "memory" else None)

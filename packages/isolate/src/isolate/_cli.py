@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -17,11 +18,13 @@ from typing import Any
 from isolate import _sandbox, _sharing
 from isolate._debugger import TERMINAL
 from isolate._environments import EnvironmentStore, default_store, find_uv
+from isolate._exports import ProxiedSingleton
+from isolate._extension import Extension
 from isolate._host import Host
 from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._policy import Policy, grant, read_policy
 from isolate._worker import dirty
-from isolate.errors import IsolateError, RemoteError
+from isolate.errors import ContractMismatchError, IsolateError, RemoteError
 
 _EXAMPLES = """examples:
   isolate run plugins/stats mean '[1, 2, 3]'   call a method; arguments are JSON
@@ -56,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Build an extension's environment if needed, start it, and call one of its methods.",
         epilog="example: isolate run plugins/stats mean '[1, 2, 3]' --timeout 5",
     )
-    run.add_argument("folder", type=Path, help="the extension's folder, or a script")
-    run.add_argument("method", nargs="?", help="the method to call; without it, list the methods")
-    run.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
+    _add_call(run, nargs="?", help="the method to call; without it, list the methods")
     run.add_argument("--timeout", type=float, default=None, help="give up after this many seconds")
     run.set_defaults(do=_run)
     debug = commands.add_parser(
@@ -67,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Call a method and stop at its first line, and at each breakpoint() or pdb.set_trace(), in pdb.",
         epilog="example: isolate debug plugins/stats mean '[1, 2, 3]'",
     )
-    debug.add_argument("folder", type=Path, help="the extension's folder, or a script")
-    debug.add_argument("method", help="the method to call")
-    debug.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
+    _add_call(debug, help="the method to call")
     debug.set_defaults(do=_debug, timeout=None)
     listing = commands.add_parser("list", help="list the extensions in a folder")
     listing.add_argument("folder", type=Path, help="an extension, or a folder of extensions")
@@ -97,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():  # before the command or after it
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _add_call(command: argparse.ArgumentParser, **method: Any) -> None:
+    command.add_argument("folder", type=Path, help="the extension's folder, or a script")
+    command.add_argument("method", **method)
+    command.add_argument("arguments", nargs="*", help="JSON values; anything that is not JSON is taken as text")
+    command.add_argument(
+        "--apis", type=Path, metavar="FILE.py", help="a Python file with ProxiedSingleton classes for it to call"
+    )
 
 
 @contextlib.contextmanager
@@ -181,6 +189,27 @@ def _output_shown() -> Iterator[None]:
         logger.propagate = propagated
 
 
+def _export_apis(host: Host, file: Path | None) -> None:
+    """Run a file and export each `ProxiedSingleton` that it defines."""
+    if file is None:
+        return
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    name = "isolate_apis"
+    for value in runpy.run_path(str(file), run_name=name).values():
+        if isinstance(value, type) and issubclass(value, ProxiedSingleton) and value.__module__ == name:
+            host.export(value)
+
+
+def _load(host: Host, options: argparse.Namespace) -> Extension[Any]:
+    try:
+        return host.load(options.folder)
+    except ContractMismatchError as failure:
+        if options.apis is not None:
+            raise
+        raise ContractMismatchError(failure.name, [*failure.differences, "--apis FILE.py exports APIs"]) from None
+
+
 def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_output_shown())
@@ -188,7 +217,8 @@ def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str
             host = stack.enter_context(
                 Host(store.root, policy=store.policy, offline=options.offline, progress=progress)
             )
-            extension = host.load(options.folder)
+            _export_apis(host, options.apis)
+            extension = _load(host, options)
         report = extension.report
         assert report is not None
         if options.method is None:
@@ -265,18 +295,19 @@ def _export(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
 
 
 def _damages(options: argparse.Namespace, store: EnvironmentStore) -> Iterator[tuple[Manifest, str, list[str]]]:
-    """Yield each manifest with the key of its environment and what has changed in it."""
+    """Yield each manifest with the key of its environment, if that was ever built, and what has changed in it."""
+    built = store.all_keys()
     for manifest in _granted(options.folders, store.policy):
         if manifest.isolated:
             key = store.key_of(manifest, _excluded(manifest))[1]
-            yield manifest, key, store.verify(key)
+            yield (manifest, key, store.verify(key)) if key in built else (manifest, "", [])
 
 
 def _verify(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     rows, lines = [], []
     for manifest, key, changes in _damages(options, store):
         rows.append({"name": manifest.name, "key": key, "changes": changes})
-        lines.append(f"{manifest.name}: {'damaged' if changes else 'as installed'}")
+        lines.append(f"{manifest.name}: {'damaged' if changes else 'as installed' if key else 'not built'}")
         lines += [f"  {change}" for change in changes]
         options.status = options.status or bool(changes)
     return rows, "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class Policy:
         allow_urls: Whether a dependency may name a URL.
         allow_paths: Whether a dependency may name a local file or folder.
         allow_env: Patterns of the environment variables that manifests may list; None allows any.
+        variables: Environment variables for the extensions whose names match a pattern; the last match decides.
         allow_read: Folders below which manifests may list folders to read.
         allow_write: Folders below which manifests may list folders to write.
         allow_network: Whether manifests may leave the network on; the levels `landlock` and `bwrap` can turn it off.
@@ -93,6 +95,7 @@ class Policy:
     allow_urls: bool = False
     allow_paths: bool = False
     allow_env: tuple[str, ...] | None = ()
+    variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
     allow_read: tuple[str, ...] = ()
     allow_write: tuple[str, ...] = ()
     allow_network: bool = True
@@ -134,6 +137,15 @@ def read_policy(path: Path) -> Policy:
         return msgspec.convert(values, Policy)
     except (OSError, ValueError, msgspec.ValidationError) as failure:
         raise InvalidManifestError(f"{path}: {failure}") from None
+
+
+def variables_of(name: str, policy: Policy) -> dict[str, str]:
+    """Return the environment variables that the policy sets for an extension."""
+    found: dict[str, str] = {}
+    for pattern, values in policy.variables.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            found.update(values)
+    return found
 
 
 def grant(manifest: Manifest, policy: Policy) -> tuple[Manifest, tuple[str, ...]]:

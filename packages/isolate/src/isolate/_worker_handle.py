@@ -23,7 +23,7 @@ from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import Exports
 from isolate._guardian import Guardian
 from isolate._manifest import Manifest
-from isolate._policy import Quotas
+from isolate._policy import Quotas, variables_of
 from isolate._process import WorkerProcess
 from isolate._spares import Spares, Started, start
 from isolate._worker import failures, processor_time
@@ -166,7 +166,7 @@ class WorkerHandle:
         """Start the process, or take one that has been started for such an extension."""
         prefix = _sandbox.command_prefix(manifest, environment.path, folders)
         command = [*prefix, str(environment.python), "-I", "-S", str(_MAIN)]
-        variables = _variables(manifest)
+        variables = {**_variables(manifest), **variables_of(manifest.name, self._context.store.policy)}
         if self._context.store.policy.allow_debugger:
             return self._begin_debugged(manifest, command, variables, hidden_parent=bool(prefix))
         if not prefix:

@@ -83,7 +83,13 @@ class Codec:
                 return self._fast[0]((target, args, kwargs, deadline, depth))
             except (OverflowError, UnicodeEncodeError):
                 pass
-        return self._pack([target, list(args), kwargs, deadline, depth])
+        try:
+            return self._pack([target, list(args), kwargs, deadline, depth])
+        except UnsupportedTypeError as failure:  # its place, as the caller knows it
+            text = str(failure)
+            for place, name in (("value[1]", "args"), ("value[2]", "kwargs")):
+                text = name + text.removeprefix(place) if text.startswith(place) else text
+            raise UnsupportedTypeError(text) from None
 
     def _pack(self, value: Any) -> bytes:
         made: list[tuple[int, bytes]] = []

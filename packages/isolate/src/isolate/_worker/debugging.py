@@ -156,31 +156,33 @@ def install(fd: int, name: str) -> Callable[[Callable[..., Any], str], Callable[
     if "PYTHONBREAKPOINT" not in os.environ:
         sys.breakpointhook = lambda *_args, **_keywords: debugger().set_trace(_caller())
 
-    def stopping(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
-        if kind in ("async", "astream"):
+    return lambda function, kind: _stopping(debugger, function, kind)
 
-            async def stopped(*args: Any, **keywords: Any) -> Any:
-                debugger().set_trace(_caller(0))
-                return await function(*args, **keywords)
 
-            async def stream(*args: Any, **keywords: Any) -> Any:
-                debugger().set_trace(_caller(0))
-                async for item in function(*args, **keywords):
-                    yield item
+def _stopping(debugger: Callable[[], Any], function: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """Return a method that stops at its first line: this module's own lines are skipped."""
+    if kind in ("async", "astream"):
 
-            return stopped if kind == "async" else stream
-
-        def called(*args: Any, **keywords: Any) -> Any:
+        async def stopped(*args: Any, **keywords: Any) -> Any:
             debugger().set_trace(_caller(0))
-            return function(*args, **keywords)
+            return await function(*args, **keywords)
 
-        def items(*args: Any, **keywords: Any) -> Any:
+        async def stream(*args: Any, **keywords: Any) -> Any:
             debugger().set_trace(_caller(0))
-            yield from function(*args, **keywords)
+            async for item in function(*args, **keywords):
+                yield item
 
-        return items if kind == "stream" else called
+        return stopped if kind == "async" else stream
 
-    return stopping
+    def called(*args: Any, **keywords: Any) -> Any:
+        debugger().set_trace(_caller(0))
+        return function(*args, **keywords)
+
+    def items(*args: Any, **keywords: Any) -> Any:
+        debugger().set_trace(_caller(0))
+        yield from function(*args, **keywords)
+
+    return items if kind == "stream" else called
 
 
 def _caller(above: int = 1) -> Any:

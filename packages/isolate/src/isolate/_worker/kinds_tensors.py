@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import UnsupportedTypeError, WireError
 from .kinds_standard import wanted
+from .libraries import library
 from .segments import TENSOR_TYPES
 
 
@@ -16,6 +17,8 @@ def describe(value: Any, kind: type) -> tuple[str, Any] | None:
     if kind is torch.Tensor:
         if value.requires_grad:
             raise UnsupportedTypeError("a tensor that requires a gradient does not travel; send value.detach()")
+        if value.device.type == "meta":
+            raise UnsupportedTypeError("a tensor on the meta device has no data to travel; send its shape and dtype")
         if value.layout is not torch.strided or value.dim() < 2 or value.is_contiguous() or not value.numel():
             return None
         axes = sorted(range(value.dim()), key=lambda axis: -value.stride(axis))
@@ -33,9 +36,7 @@ def describe(value: Any, kind: type) -> tuple[str, Any] | None:
 
 def build(tag: str, parts: Any) -> Any:
     """Return the value for a tag and its parts."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        raise UnsupportedTypeError(f"a {tag:.40} came and torch is not imported here; import it before the call")
+    torch = library("torch", f"a {tag:.40}")
     if tag == "torch.order":
         axes, turned = parts
         wanted(isinstance(turned, torch.Tensor) and sorted(axes) == list(range(turned.dim())), "a tensor's order")
