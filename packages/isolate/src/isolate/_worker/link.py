@@ -12,6 +12,7 @@ import contextlib
 import copy
 import itertools
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -72,6 +73,17 @@ _NUMBERS, _NUMBERS_BYTES = 10_000, 128 << 10
 """Most numbers in one frame of housekeeping, and bytes that such a frame may have."""
 _BYTES = b"\xa5bytes"
 """In messages with bytes objects that are copied out of shared memory."""
+_NUMPY, _TORCH = b"\xa5numpy", b"\xa5torch"
+"""In messages with arrays and tensors, the first of which makes this process import the library."""
+
+
+def _takes_long(payload: bytes) -> bool:
+    """Return whether a small message may take long to decode."""
+    return (
+        _BYTES in payload
+        or (_NUMPY in payload and "numpy" not in sys.modules)
+        or (_TORCH in payload and "torch" not in sys.modules)
+    )
 
 
 class Link:  # long because calls and answers in both directions share the table of pending numbers
@@ -324,7 +336,7 @@ class Link:  # long because calls and answers in both directions share the table
             self._on_value(kind, number, None, 0, None)
         elif len(payload) > _LARGE and self._offload is not None and not self.channel.draining:
             self._decode_elsewhere(kind, number, payload, self._offload)
-        elif len(payload) <= _LARGE and _BYTES in bytes(payload) and not self.channel.draining:
+        elif len(payload) <= _LARGE and not self.channel.draining and _takes_long(bytes(payload)):
             self._decode_elsewhere(kind, number, payload, self.copier.submit)
         else:
             self._decode(kind, number, self.values.weigh, payload)
