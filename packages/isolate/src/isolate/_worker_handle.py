@@ -30,7 +30,7 @@ from isolate._worker import failures, processor_time
 from isolate._worker.calls import Export
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
-from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
+from isolate._worker.protocol import CONFINED, FAILED, LOAD, PING, PROTOCOL, READY, STOP
 from isolate._worker.quotas import LinkLimits
 from isolate._worker.threads import Threads
 from isolate._worker.turns import Turns
@@ -47,6 +47,7 @@ _BASE_ENVIRONMENT = (
     ),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
 )
+_NOT_CONFINED: dict[str, Any] = {"enforced": [], "missing": [], "tried": {}}
 _MAIN = Path(__file__).parent / "_worker" / "__main__.py"
 
 
@@ -101,6 +102,7 @@ class WorkerHandle:
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
         self._counter: Counter | None = None
+        self._confined: dict[str, Any] | None = None
         self.thread: WorkerThread | None = None
         self._asking = False
         self._wedged_seconds = context.store.policy.wedged_seconds
@@ -209,10 +211,14 @@ class WorkerHandle:
             raise
 
     def _on_control(self, kind: int, value: Any) -> None:
-        if self.ready.done() or kind not in (READY, FAILED):
+        first = self.process is not None and self._confined is None
+        if self.ready.done() or kind not in (CONFINED, READY, FAILED) or (kind == CONFINED) is not first:
             raise ValueError(f"a frame of kind {kind} came out of turn")
+        if kind == CONFINED:
+            self._confined = _checked_confined(value)
+            return
         if kind == READY:
-            self.ready.set_result(_checked_ready(value))
+            self.ready.set_result({**_checked_ready(value), **(self._confined or _NOT_CONFINED)})
             if self._spare is not None:
                 self._loop.run_in_executor(None, self._context.spares.prepare, *self._spare)
             return
@@ -346,19 +352,9 @@ def _variables(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _checked_ready(value: Any) -> dict[str, Any]:
+def _checked_ready(sent: Any) -> dict[str, Any]:
     """A worker's description of itself, checked: it comes from the extension's process."""
-    shape = {
-        "protocol": int,
-        "python": str,
-        "executable": str,
-        "methods": dict,
-        "enforced": list,
-        "missing": list,
-        "tried": dict,
-    }
-    if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
-        raise ValueError("the handshake is malformed")
+    value = _of_shape(sent, {"protocol": int, "python": str, "executable": str, "methods": dict})
     for name, method in value["methods"].items():
         good = type(method) is dict and method.get("kind") in ("sync", "async", "stream", "astream")
         params = method.get("params") if good else ()
@@ -368,6 +364,18 @@ def _checked_ready(value: Any) -> dict[str, Any]:
             good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
         if not good or not name.isidentifier():
             raise ValueError(f"the handshake describes {name!r:.80} in an unknown way")
+    return value
+
+
+def _of_shape(value: Any, shape: dict[str, type]) -> dict[str, Any]:
+    if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
+        raise ValueError("the handshake is malformed")
+    return value
+
+
+def _checked_confined(sent: Any) -> dict[str, Any]:
+    """What a worker found of its confinement, checked."""
+    value = _of_shape(sent, {"enforced": list, "missing": list, "tried": dict})
     tried = value["tried"]
     lines = (*value["enforced"], *value["missing"], *tried)
     if not all(type(line) is str for line in lines) or not all(type(item) is bool for item in tried.values()):

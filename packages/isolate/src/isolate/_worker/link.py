@@ -36,6 +36,7 @@ from .errors import (
 from .protocol import (
     CALL,
     CANCEL,
+    CONFINED,
     CREDIT,
     DROP,
     END,
@@ -61,8 +62,8 @@ from .threads import Threads
 from .turns import Turns
 from .values import Values
 
-_WITH_VALUES = (RESULT, CALL, ERROR, ITEM, LOAD, READY, FAILED, STOP)
-_CONTROL = (LOAD, READY, FAILED, STOP)
+_WITH_VALUES = (RESULT, CALL, ERROR, ITEM, LOAD, CONFINED, READY, FAILED, STOP)
+_CONTROL = (LOAD, CONFINED, READY, FAILED, STOP)
 _LARGE = 4 << 10
 """Larger messages are decoded elsewhere than on the loop, where the link has such a place."""
 Offload = Callable[..., "Future[Any]"]
@@ -351,13 +352,15 @@ class Link:  # long because calls and answers in both directions share the table
     def _decode(
         self, kind: int, number: int, decode: Callable[..., tuple[Any, int]], *payload: bytes | memoryview
     ) -> None:
-        value, weight = None, 0
-        refused: Exception | None = None
         try:
             value, weight = decode(*payload)
         except (UnsupportedTypeError, OverloadedError) as failure:
-            refused = failure.with_traceback(None)
-        self._on_value(kind, number, value, weight, refused)
+            self._on_value(kind, number, None, 0, failure.with_traceback(None))
+            return
+        if kind == CALL:
+            self._on_call(number, value)
+        else:
+            self._on_value(kind, number, value, weight, None)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

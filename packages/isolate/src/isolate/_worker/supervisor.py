@@ -18,7 +18,7 @@ from typing import Any
 from . import confine, failures, probe
 from .errors import WireError
 from .frames import FRAME_LIMIT, HEADER, frame
-from .protocol import FAILED, LOAD
+from .protocol import CONFINED, FAILED, LOAD
 from .wire import pack, unpack
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -238,6 +238,8 @@ def main(fd: int, parent: int) -> None:
     else:
         become_worker(sandbox, parent)
     report = confine_and_try(sandbox)
+    # Now: what the extension's process says later may be the extension's own words.
+    sock.sendall(frame(CONFINED, 0, pack(report, lambda _: None)))
     if report["missing"] and sandbox["required"]:
         problem = PermissionError(f"the sandbox is required and not complete: {'; '.join(report['missing'])}")
         sock.sendall(frame(FAILED, 0, pack(failures.describe(problem), lambda _: None)))
@@ -246,4 +248,4 @@ def main(fd: int, parent: int) -> None:
 
     site.main()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    runtime.run(sock, config, report)
+    runtime.run(sock, config)
