@@ -28,11 +28,16 @@ _SEEN = 0.05
 
 
 class Usage:
-    """How much of the loop's thread one connection has used lately; fades with time."""
+    """How much of the loop's thread one connection has used lately; fades with time.
 
-    __slots__ = ("_at", "_seconds", "_switches")
+    Attributes:
+        waited: When it last had to wait for its turn.
+    """
+
+    __slots__ = ("_at", "_seconds", "_switches", "waited")
 
     def __init__(self) -> None:
+        self.waited = -_MEMORY
         self._seconds = 0.0
         self._at = 0.0
         self._switches = 0
@@ -88,11 +93,13 @@ class Turns:
             return True
         if usage.at(now) >= _LIGHT:
             return False
-        self._light, self._light_at = usage, now
+        if now - usage.waited > _MEMORY:  # else it is a busy one that the kernel kept from its turns
+            self._light, self._light_at = usage, now
         return True
 
     def wait(self, usage: Usage, turn: Callable[[], None]) -> None:
         """Call `turn` when no connection with less usage waits; it returns within about `TURN`."""
+        usage.waited = time.perf_counter()
         self._waiting.append((usage, turn))
         if not self._running:
             self._running = True
