@@ -98,13 +98,11 @@ class Host:
         self._threads = Threads(threads, "isolate-host")
         self._max_depth = max_depth
         # One thread for all: more would only take turns with the loop more often.
-        self._decoder = ThreadPoolExecutor(1, "isolate-decode")
-        self._census = ThreadPoolExecutor(1, "isolate-count")  # a thread begins with its first work
+        self._decoder, self._census = (ThreadPoolExecutor(1, f"isolate-{work}") for work in ("decode", "count"))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns: Turns | None = None
         self._thread: threading.Thread | None = None
-        self._closed = False
-        self._generation = forks.generation()
+        self._closed, self._generation = False, forks.generation()
 
     def __enter__(self) -> Self:
         self._own_loop()
