@@ -37,6 +37,11 @@ def default_directory() -> Path:
     return memory_folder() / f"zerocopy-{me()}"
 
 
+def memory_prefix() -> str:
+    """Return the default directory as the start of the paths in it."""
+    return f"{memory_folder()}{os.sep}zerocopy-{me()}{os.sep}"
+
+
 @cache
 def memory_folder() -> Path:
     """Return the folder of this machine in which every user has a segment directory."""
