@@ -33,12 +33,15 @@ class Origin:
         self._path = path
         self._note: int | None = None
         self.model = weakref.ref(model, partial(_forget, id(model)))
+        self._index: dict[int, int] = {}  # of a view's reference, made when the first view is released
         released = partial(_released, weakref.ref(self))
         self._views = [weakref.ref(view, released) for view in views]  # thousands: one callback for all of them
 
     def released(self, view: weakref.ref[memoryview]) -> None:
         """Note that the tensors over a block are gone."""
-        block = self.manifest.blocks[next(i for i, each in enumerate(self._views) if each is view)]
+        if not self._index:
+            self._index = {id(each): index for index, each in enumerate(self._views)}
+        block = self.manifest.blocks[self._index[id(view)]]
         if block.nbytes:
             self.append(f"{block.nbytes} {', '.join(block.names) or 'an unnamed block'}\n".encode())
 
