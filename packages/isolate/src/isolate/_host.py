@@ -99,6 +99,7 @@ class Host:
         self._max_depth = max_depth
         # One thread for all: more would only take turns with the loop more often.
         self._decoder = ThreadPoolExecutor(1, "isolate-decode")
+        self._census = ThreadPoolExecutor(1, "isolate-count")  # a thread begins with its first work
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns: Turns | None = None
         self._thread: threading.Thread | None = None
@@ -209,6 +210,7 @@ class Host:
         self._guardian.close()
         self._canaries.close()
         self._decoder.shutdown(cancel_futures=True)
+        self._census.shutdown(cancel_futures=True)
 
     async def _stop_all(self, drain: bool = True) -> None:
         for extension in reversed(list(self._extensions.values())):
@@ -302,6 +304,7 @@ class Host:
             self._spares,
             self._max_depth,
             self._decoder.submit,
+            self._census.submit,
             self._turns,
             self._run,
         )

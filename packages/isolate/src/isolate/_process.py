@@ -111,6 +111,7 @@ class WorkerProcess:
         if not self.exited.done():
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, signal.SIGCONT)  # below `landlock` the extension can have stopped its supervisor
             self._loop.call_later(0.5, self._kill_late)
 
     def _kill_late(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from isolate import _sandbox, _sharing
 from isolate._canaries import Canaries
 from isolate._cgroup import Group
+from isolate._counting import Counter
 from isolate._debugger import TERMINAL
 from isolate._environments import Environment, EnvironmentStore
 from isolate._exports import Exports
@@ -25,11 +26,11 @@ from isolate._manifest import Manifest
 from isolate._policy import Quotas, variables_of
 from isolate._process import WorkerProcess
 from isolate._spares import Spares, Started, start
-from isolate._worker import counting, failures, processor_time
+from isolate._worker import failures, processor_time
 from isolate._worker.calls import Export
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
-from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
+from isolate._worker.protocol import CONFINED, FAILED, LOAD, PING, PROTOCOL, READY, STOP
 from isolate._worker.quotas import LinkLimits
 from isolate._worker.threads import Threads
 from isolate._worker.turns import Turns
@@ -46,6 +47,7 @@ _BASE_ENVIRONMENT = (
     ),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
 )
+_NOT_CONFINED: dict[str, Any] = {"enforced": [], "missing": [], "tried": {}}
 _MAIN = Path(__file__).parent / "_worker" / "__main__.py"
 
 
@@ -62,6 +64,7 @@ class HostContext:
     spares: Spares
     max_depth: int
     decode: Callable[..., Future[Any]]
+    count: Callable[..., Future[str]]
     turns: Turns
     run: Callable[[Any], Any]
 
@@ -98,6 +101,8 @@ class WorkerHandle:
         self.stopping, self._limits = False, manifest.limits.as_numbers()
         self.died: WorkerDiedError | None = None
         self.process: WorkerProcess | None = None
+        self._counter: Counter | None = None
+        self._confined: dict[str, Any] | None = None
         self.thread: WorkerThread | None = None
         self._asking = False
         self._wedged_seconds = context.store.policy.wedged_seconds
@@ -137,8 +142,10 @@ class WorkerHandle:
         # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
         self._supervisors = 0 if confinement["contained"] else 1 + confinement["namespaces"]
         self.link.control(LOAD, config)
-        if confinement["contained"] and self.process is not None and counting.counted(self._limits):
-            self._count()  # a supervisor inside bubblewrap's namespace could be stopped by the extension
+        if self.process is not None:
+            # The first process of a pid namespace is none of the extension's.
+            first = int(confinement["contained"] or confinement["namespaces"])
+            self._counter = Counter(self._loop, context.count, self.process.pid, first, self._limits, self._over)
 
     def _make_link(self, ours: socket.socket, manifest: Manifest, offered: dict[str, dict[str, Export]]) -> Link:
         return Link(
@@ -204,10 +211,14 @@ class WorkerHandle:
             raise
 
     def _on_control(self, kind: int, value: Any) -> None:
-        if self.ready.done() or kind not in (READY, FAILED):
+        first = self.process is not None and self._confined is None
+        if self.ready.done() or kind not in (CONFINED, READY, FAILED) or (kind == CONFINED) is not first:
             raise ValueError(f"a frame of kind {kind} came out of turn")
+        if kind == CONFINED:
+            self._confined = _checked_confined(value)
+            return
         if kind == READY:
-            self.ready.set_result(_checked_ready(value))
+            self.ready.set_result({**_checked_ready(value), **(self._confined or _NOT_CONFINED)})
             if self._spare is not None:
                 self._loop.run_in_executor(None, self._context.spares.prepare, *self._spare)
             return
@@ -250,25 +261,10 @@ class WorkerHandle:
             self.reason = self.reason or f"it handled no message for {self._wedged_seconds:g} s"
             self.process.kill()
 
-    def _count(self) -> None:
-        """Count processes and threads now and from time to time, elsewhere than on the loop."""
-        if self.process is not None and self.died is None:
-            with contextlib.suppress(RuntimeError):  # the host closes
-                counting_now = self._loop.run_in_executor(None, self._over_limit, self.process.pid)
-                counting_now.add_done_callback(self._counted)
-
-    def _over_limit(self, pid: int) -> str:
-        # The first process that bubblewrap starts is its own.
-        return counting.exceeded(counting.descendants(pid)[1:], counting.counted(self._limits))
-
-    def _counted(self, done: asyncio.Future[str]) -> None:
-        if done.cancelled() or self.process is None or self.died is not None:
-            return
-        if over := done.result():
-            self.reason = self.reason or f"it had more than {self._limits[over]} {over}, its limit"
-            self.process.kill()
-        else:
-            self._loop.call_later(counting.COUNT_SECONDS, self._count)
+    def _over(self, what: str) -> None:
+        assert self.process is not None
+        self.reason = self.reason or f"it had more than {self._limits[what]} {what}, its limit"
+        self.process.kill()
 
     def _on_exit(self) -> None:
         self.end(self.death())
@@ -293,9 +289,6 @@ class WorkerHandle:
         reason = self.reason
         if not reason and code == 137:
             reason = "it reached its memory limit"
-        for name, exit_code in counting.OVER_LIMIT.items():
-            if not reason and code == exit_code and name in self._limits:
-                reason = f"it had more than {self._limits[name]} {name}, its limit"
         if not reason and (signal_number == processor_time.ALARM or code in processor_time.EXITS):
             reason = "a call did not end at its limit of processor time"
         if self.process is not None and code is None and signal_number is None:
@@ -305,6 +298,8 @@ class WorkerHandle:
     def end(self, death: WorkerDiedError) -> None:
         """Tell the owner, then fail what waits for this worker: who learns of the end finds the state that follows."""
         self.died = death
+        if self._counter is not None:
+            self._counter.end()
         self.link.channel.drain()
         if self.link.channel.paused and not self.link.channel.closed:  # its last answer is being decoded
             self._loop.call_later(0.002, self.end, death)
@@ -357,19 +352,9 @@ def _variables(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _checked_ready(value: Any) -> dict[str, Any]:
+def _checked_ready(sent: Any) -> dict[str, Any]:
     """A worker's description of itself, checked: it comes from the extension's process."""
-    shape = {
-        "protocol": int,
-        "python": str,
-        "executable": str,
-        "methods": dict,
-        "enforced": list,
-        "missing": list,
-        "tried": dict,
-    }
-    if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
-        raise ValueError("the handshake is malformed")
+    value = _of_shape(sent, {"protocol": int, "python": str, "executable": str, "methods": dict})
     for name, method in value["methods"].items():
         good = type(method) is dict and method.get("kind") in ("sync", "async", "stream", "astream")
         params = method.get("params") if good else ()
@@ -379,6 +364,18 @@ def _checked_ready(value: Any) -> dict[str, Any]:
             good = good and type(item) is list and [type(part) for part in item] == [str, str, bool, str]
         if not good or not name.isidentifier():
             raise ValueError(f"the handshake describes {name!r:.80} in an unknown way")
+    return value
+
+
+def _of_shape(value: Any, shape: dict[str, type]) -> dict[str, Any]:
+    if type(value) is not dict or any(type(value.get(key)) is not kind for key, kind in shape.items()):
+        raise ValueError("the handshake is malformed")
+    return value
+
+
+def _checked_confined(sent: Any) -> dict[str, Any]:
+    """What a worker found of its confinement, checked."""
+    value = _of_shape(sent, {"enforced": list, "missing": list, "tried": dict})
     tried = value["tried"]
     lines = (*value["enforced"], *value["missing"], *tried)
     if not all(type(line) is str for line in lines) or not all(type(item) is bool for item in tried.values()):

@@ -195,7 +195,7 @@ class Channel:
         if self._turns is None:
             self._loop.call_soon(self._next_turn)
         else:
-            self._turns.wait(self._next_turn)
+            self._turns.wait(self._usage, self._next_turn)
 
     def _next_turn(self) -> None:
         if self._waits:

@@ -128,7 +128,10 @@ class Codec:
         The fast decoder accepts keys whose hashes collide, and knows no limit of memory. Larger messages of a side that
         is not trusted therefore go through the other one.
         """
-        if self._fast is None or (self._decoded_limit is not None and len(payload) > _FAST_LIMIT):
+        if self._decoded_limit is None:
+            if self._fast is None:
+                return unpack(bytes(payload), self._hook), 0
+        elif self._fast is None or len(payload) > _FAST_LIMIT:
             return self._unpack(payload)
         try:
             return self._fast[1](payload), _FAST_LIMIT

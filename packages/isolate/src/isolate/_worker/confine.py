@@ -194,7 +194,7 @@ def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def _limits(limits: dict[str, int], contained: bool, enforced: list[str], missing: list[str]) -> None:
+def _limits(limits: dict[str, int], enforced: list[str], missing: list[str]) -> None:
     for name, number in (
         ("memory", resource.RLIMIT_DATA),
         ("open_files", resource.RLIMIT_NOFILE),
@@ -215,10 +215,8 @@ def _limits(limits: dict[str, int], contained: bool, enforced: list[str], missin
         enforced.append(f"cpu_seconds at most {limits['cpu_seconds']:g} for each call")
     for name in ("processes", "threads"):
         value = limits.get(name)
-        if value is not None and contained:
+        if value is not None:
             enforced.append(f"{name} at most {value}, counted by the host")
-        elif value is not None:
-            enforced.append(f"{name} at most {value}, counted by its supervisor")
 
 
 def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -232,7 +230,7 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     """
     enforced: list[str] = []
     missing: list[str] = []
-    _limits(config["limits"], config["contained"], enforced, missing)
+    _limits(config["limits"], enforced, missing)
     level = config["level"]
     if level == "none":
         return enforced, missing

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import itertools
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -35,6 +36,7 @@ from .errors import (
 from .protocol import (
     CALL,
     CANCEL,
+    CONFINED,
     CREDIT,
     DROP,
     END,
@@ -60,8 +62,8 @@ from .threads import Threads
 from .turns import Turns
 from .values import Values
 
-_WITH_VALUES = (RESULT, CALL, ERROR, ITEM, LOAD, READY, FAILED, STOP)
-_CONTROL = (LOAD, READY, FAILED, STOP)
+_WITH_VALUES = (RESULT, CALL, ERROR, ITEM, LOAD, CONFINED, READY, FAILED, STOP)
+_CONTROL = (LOAD, CONFINED, READY, FAILED, STOP)
 _LARGE = 4 << 10
 """Larger messages are decoded elsewhere than on the loop, where the link has such a place."""
 Offload = Callable[..., "Future[Any]"]
@@ -72,6 +74,17 @@ _NUMBERS, _NUMBERS_BYTES = 10_000, 128 << 10
 """Most numbers in one frame of housekeeping, and bytes that such a frame may have."""
 _BYTES = b"\xa5bytes"
 """In messages with bytes objects that are copied out of shared memory."""
+_NUMPY, _TORCH = b"\xa5numpy", b"\xa5torch"
+"""In messages with arrays and tensors, the first of which makes this process import the library."""
+
+
+def _takes_long(payload: bytes) -> bool:
+    """Return whether a small message may take long to decode."""
+    return (
+        _BYTES in payload
+        or (_NUMPY in payload and "numpy" not in sys.modules)
+        or (_TORCH in payload and "torch" not in sys.modules)
+    )
 
 
 class Link:  # long because calls and answers in both directions share the table of pending numbers
@@ -324,7 +337,7 @@ class Link:  # long because calls and answers in both directions share the table
             self._on_value(kind, number, None, 0, None)
         elif len(payload) > _LARGE and self._offload is not None and not self.channel.draining:
             self._decode_elsewhere(kind, number, payload, self._offload)
-        elif len(payload) <= _LARGE and _BYTES in bytes(payload) and not self.channel.draining:
+        elif len(payload) <= _LARGE and not self.channel.draining and _takes_long(bytes(payload)):
             self._decode_elsewhere(kind, number, payload, self.copier.submit)
         else:
             self._decode(kind, number, self.values.weigh, payload)
@@ -339,13 +352,15 @@ class Link:  # long because calls and answers in both directions share the table
     def _decode(
         self, kind: int, number: int, decode: Callable[..., tuple[Any, int]], *payload: bytes | memoryview
     ) -> None:
-        value, weight = None, 0
-        refused: Exception | None = None
         try:
             value, weight = decode(*payload)
         except (UnsupportedTypeError, OverloadedError) as failure:
-            refused = failure.with_traceback(None)
-        self._on_value(kind, number, value, weight, refused)
+            self._on_value(kind, number, None, 0, failure.with_traceback(None))
+            return
+        if kind == CALL:
+            self._on_call(number, value)
+        else:
+            self._on_value(kind, number, value, weight, None)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the protocol; both ends must have the same."""
 
 
@@ -14,7 +14,7 @@ class Message(IntEnum):
     LOAD = 1
     """Host to worker, first: load the extension. Payload: a map, see `worker_handle`."""
     READY = 2
-    """Worker to host: the extension is loaded. Payload: a map with protocol, python, methods, enforced, missing."""
+    """Worker to host: the extension is loaded. Payload: a map with protocol, python, executable, methods."""
     FAILED = 3
     """Worker to host: the extension cannot be loaded. Payload: a failure, see `failures`."""
     CALL = 4
@@ -47,6 +47,8 @@ class Message(IntEnum):
     """The answer to PING. Payload: nil."""
     STACK = 18
     """Worker to host: where call `number` was when it was cancelled. Payload: a text."""
+    CONFINED = 19
+    """Worker to host, before code of the environment runs. Payload: a map with enforced, missing, tried."""
 
 
 (
@@ -68,6 +70,7 @@ class Message(IntEnum):
     PING,
     PONG,
     STACK,
+    CONFINED,
 ) = map(int, Message)  # plain numbers: comparing with a member of an enum is slower, and every frame is compared
 
 WINDOW = 16

@@ -32,16 +32,13 @@ class Worker:
     Args:
         sock: The connection to the host.
         loop: The running event loop.
-        report: What confines this process, see `supervisor`. None if this is the host's own process: there is no
-            confinement, `sys.path` stays unchanged, and nothing exits.
+        in_process: Whether this is the host's own process: there is no confinement, `sys.path` stays unchanged, and
+            nothing exits.
     """
 
-    def __init__(
-        self, sock: socket.socket, loop: asyncio.AbstractEventLoop, report: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, in_process: bool) -> None:
         self._loop = loop
-        self._report = report
-        self._in_process = report is None
+        self._in_process = in_process
         self._exports: dict[str, Export] = {}
         self._instance: Any = None
         self._threads = Threads(name="extension")
@@ -93,7 +90,6 @@ class Worker:
         try:
             if config["protocol"] != PROTOCOL:
                 raise RuntimeError(f"the host speaks protocol {config['protocol']}, this worker {PROTOCOL}")
-            report = self._report or {"enforced": [], "missing": [], "tried": {}}
             if not self._in_process:
                 layer.install(config.get("layer"))
                 inside.install()
@@ -117,7 +113,6 @@ class Worker:
                     "python": platform.python_version(),
                     "executable": sys.executable,
                     "methods": loading.describe_methods(methods),
-                    **report,
                 },
             )
         except BaseException as failure:
@@ -196,17 +191,15 @@ class Worker:
             self.finished.set_result(None)
 
 
-async def serve(
-    sock: socket.socket, config: dict[str, Any] | None = None, report: dict[str, Any] | None = None
-) -> None:
-    """Serve one host until it sends STOP or is gone; without a config, LOAD comes first."""
-    worker = Worker(sock, asyncio.get_running_loop(), report)
+async def serve(sock: socket.socket, config: dict[str, Any] | None = None) -> None:
+    """Serve one host until it sends STOP or is gone; without a config, in the host's process, LOAD comes first."""
+    worker = Worker(sock, asyncio.get_running_loop(), in_process=config is None)
     if config is not None:
         worker.load(config)
     await worker.finished
 
 
-def run(sock: socket.socket, config: dict[str, Any], report: dict[str, Any]) -> None:
+def run(sock: socket.socket, config: dict[str, Any]) -> None:
     """Serve in a process of its own that is confined already."""
     faulthandler.enable(all_threads=False)  # the end of what a worker says is kept, so let it be the thread that failed
-    asyncio.run(serve(sock, config, report))
+    asyncio.run(serve(sock, config))

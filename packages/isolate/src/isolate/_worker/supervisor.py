@@ -15,10 +15,10 @@ import sys
 import time
 from typing import Any
 
-from . import confine, counting, failures, probe
+from . import confine, failures, probe
 from .errors import WireError
 from .frames import FRAME_LIMIT, HEADER, frame
-from .protocol import FAILED, LOAD
+from .protocol import CONFINED, FAILED, LOAD
 from .wire import pack, unpack
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -87,42 +87,7 @@ def _end_like(status: int) -> None:
     os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
 
 
-class _Counter:
-    """Counts the processes and threads of a worker some times a second, and ends the worker above a limit.
-
-    Args:
-        child: The process that ends the worker when it is killed.
-        limits: The most `processes` and `threads`.
-
-    Attributes:
-        exit_code: What to exit with if a limit was exceeded; 0 if not.
-    """
-
-    def __init__(self, child: int, limits: dict[str, int]) -> None:
-        self._child = child
-        self._limits = counting.counted(limits)
-        self.exit_code = 0
-        if self._limits:
-            signal.signal(signal.SIGALRM, self._check)
-            signal.setitimer(signal.ITIMER_REAL, counting.COUNT_SECONDS, counting.COUNT_SECONDS)
-
-    def _check(self, _number: int, _frame: Any) -> None:
-        over = counting.exceeded(self._pids(), self._limits)
-        if over:
-            self.exit_code = counting.OVER_LIMIT[over]
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            with contextlib.suppress(OSError):
-                os.kill(self._child, signal.SIGKILL)
-
-    @staticmethod
-    def _pids() -> list[int]:
-        if os.path.exists("/proc/self"):
-            return counting.descendants(os.getpid())
-        # /proc shows the worker's namespace, to which this process does not belong.
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-
-
-def _supervise(child: int, limits: dict[str, int]) -> None:
+def _supervise(child: int) -> None:
     """Wait for the worker, then end what it left behind; never returns."""
 
     def stop(_number: int, _frame: Any) -> None:
@@ -131,12 +96,9 @@ def _supervise(child: int, limits: dict[str, int]) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     confine.die_with_parent(0, signal.SIGTERM)
-    counter = _Counter(child, limits)
     status = _wait_for(child)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _kill_descendants()
-    if counter.exit_code:
-        os._exit(counter.exit_code)
     _end_like(status)
 
 
@@ -183,12 +145,12 @@ def become_worker(sandbox: dict[str, Any], parent: int) -> list[str]:
             return []
         os.close(write)
         _close_all_but(read)
-        _supervise_namespace(child, read, sandbox["limits"])
+        _supervise_namespace(child, read)
     me = os.getpid()
     child = os.fork()
     if child:
         _close_all_but(-1)
-        _supervise(child, sandbox["limits"])
+        _supervise(child)
     confine.die_with_parent(me, signal.SIGKILL)
     return []
 
@@ -205,7 +167,7 @@ def _is_below(path: str, folders: list[str]) -> bool:
     return any(f"{os.path.realpath(path)}/".startswith(f"{os.path.realpath(folder)}/") for folder in folders)
 
 
-def _supervise_namespace(child: int, report: int, limits: dict[str, int]) -> None:
+def _supervise_namespace(child: int, report: int) -> None:
     """As `_supervise`, for a worker in a pid namespace, whose end takes all its processes with it; never returns."""
 
     def stop(_number: int, _frame: Any) -> None:
@@ -214,12 +176,9 @@ def _supervise_namespace(child: int, report: int, limits: dict[str, int]) -> Non
 
     signal.signal(signal.SIGTERM, stop)
     confine.die_with_parent(0, signal.SIGTERM)
-    counter = _Counter(child, limits)
     status = _wait_for(child)
     told = os.read(report, 4)
     _kill_descendants()
-    if counter.exit_code:
-        os._exit(counter.exit_code)
     _end_like(int.from_bytes(told, "little") if len(told) == 4 else status)
 
 
@@ -279,6 +238,8 @@ def main(fd: int, parent: int) -> None:
     else:
         become_worker(sandbox, parent)
     report = confine_and_try(sandbox)
+    # Now: what the extension's process says later may be the extension's own words.
+    sock.sendall(frame(CONFINED, 0, pack(report, lambda _: None)))
     if report["missing"] and sandbox["required"]:
         problem = PermissionError(f"the sandbox is required and not complete: {'; '.join(report['missing'])}")
         sock.sendall(frame(FAILED, 0, pack(failures.describe(problem), lambda _: None)))
@@ -287,4 +248,4 @@ def main(fd: int, parent: int) -> None:
 
     site.main()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    runtime.run(sock, config, report)
+    runtime.run(sock, config)

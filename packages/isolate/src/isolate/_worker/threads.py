@@ -140,7 +140,14 @@ class Threads:
         self._serial += 1
         worker = _Worker()
         worker.task = task
-        threading.Thread(target=self._run, args=(worker,), daemon=True, name=f"{self._name}-{self._serial}").start()
+        # Not by `Thread.start` here: it waits until the thread runs, which takes long where many want the processor.
+        _thread.start_new_thread(self._start_thread, (worker, f"{self._name}-{self._serial}"))
+
+    def _start_thread(self, worker: _Worker, name: str) -> None:
+        try:
+            threading.Thread(target=self._run, args=(worker,), daemon=True, name=name).start()
+        except RuntimeError:  # there can be no more threads, but this is one
+            self._run(worker)
 
     def _run(self, worker: _Worker) -> None:
         while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 
 if sys.platform == "linux":
@@ -22,6 +21,8 @@ _LONG = 0.0003
 _FREE = 3.0
 """While one that needs little is served too, busy connections leave the thread free for so many times as long as they
 had it."""
+_PAUSE = 0.01
+"""Seconds that this takes at most: a turn that the kernel has interrupted is no reason to wait for long."""
 _SEEN = 0.05
 """Seconds for which such a connection is remembered."""
 
@@ -69,7 +70,7 @@ class Turns:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: list[tuple[Usage, Callable[[], None]]] = []
         self._running = False
         self._last: Usage | None = None
         self._changed = 0.0
@@ -90,9 +91,9 @@ class Turns:
         self._light, self._light_at = usage, now
         return True
 
-    def wait(self, turn: Callable[[], None]) -> None:
-        """Call `turn` when it is its turn; it returns within about `TURN`."""
-        self._waiting.append(turn)
+    def wait(self, usage: Usage, turn: Callable[[], None]) -> None:
+        """Call `turn` when no connection with less usage waits; it returns within about `TURN`."""
+        self._waiting.append((usage, turn))
         if not self._running:
             self._running = True
             self._later()
@@ -107,10 +108,11 @@ class Turns:
     def _run(self) -> None:
         began = now = time.perf_counter()
         while self._waiting and now - began < TURN:
-            self._waiting.popleft()()
+            at = [usage.at(now) for usage, _ in self._waiting]
+            self._waiting.pop(at.index(min(at)))[1]()
             now = time.perf_counter()
         if self._light is not None and now - self._light_at < _SEEN and self._light.at(now) < _LIGHT:
-            self._not_before = now + _FREE * (now - began)
+            self._not_before = now + min(_FREE * (now - began), _PAUSE)
         self._running = bool(self._waiting)
         if self._running:
             self._later()
