@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,33 @@ class TestCommandLine(IntegrationTestBase):
         assert "did you mean 'add'" in self.run(capsys, "run", folder, "ad", as_json=False)[2]
         with pytest.raises(SystemExit):
             main(["nonsense"])
+
+    def test_verify_and_repair_follow_the_policy(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """An environment that only a policy allows is verified and repaired with it, and not found without it."""
+        self.store = tmp_path / "store"
+        (tmp_path / "wheels").mkdir()
+        info = "local_thing-1.0.dist-info"
+        with zipfile.ZipFile(tmp_path / "wheels" / "local_thing-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("local_thing.py", "WORD = 'sent'\n")
+            wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: local-thing\nVersion: 1.0\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+        folder = str(self.create_extension("local", "from local_thing import WORD", dependencies=["local-thing"]))
+        policy = tmp_path / "policy.toml"
+        policy.write_text(f"find_links = ['{tmp_path}/wheels']\n")
+        allowed = ("--offline", "--policy", str(policy))
+        assert self.run(capsys, *allowed, "repair", folder)[1][0]["changes"] == ["it is not complete"]
+        assert self.run(capsys, *allowed, "verify", folder)[1][0]["changes"] == []
+        (module,) = (self.store / "envs").glob("*/lib/python*/site-packages/local_thing.py")
+        module.write_text("WORD = 'evil'\n")
+        code, rows, _ = self.run(capsys, *allowed, "verify", folder)
+        assert (code, len(rows[0]["changes"])) == (1, 1)
+        assert "local_thing.py was changed" in rows[0]["changes"][0]
+        assert self.run(capsys, "--offline", "verify", folder)[1][0]["changes"] == ["it is not complete"]
+        assert self.run(capsys, "--offline", "repair", folder)[0] == 2  # the wheel is nowhere else
+        assert self.run(capsys, *allowed, "repair", folder)[:2] == (0, rows)
+        assert module.read_text() == "WORD = 'sent'\n"
+        assert self.run(capsys, *allowed, "verify", folder)[0] == 0
 
     def test_list_lock_gc_doctor(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         """The other commands, on a folder with a good, a disabled and a broken extension."""

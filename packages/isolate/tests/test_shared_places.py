@@ -248,7 +248,7 @@ def test_damaged_markers(own: Path, manifest: Manifest, name: str) -> None:
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "an edit": lambda folder: (folder / "pyvenv.cfg").write_text("home = /tmp\n"),
-    "a truncated file": lambda folder: os.truncate(folder / "bin" / "activate", 0),
+    "a truncated file": lambda folder: os.truncate(folder / "pyvenv.cfg", 0),
     "a missing file": lambda folder: (folder / "pyvenv.cfg").unlink(),
     "another interpreter": lambda folder: (
         (folder / "bin" / "python").unlink(),
@@ -283,13 +283,13 @@ def test_verify_reads_contents_and_repair_builds_anew(
     store = EnvironmentStore(own)
     environment = store.ensure(manifest)
     assert main(["--store", str(own), "verify", str(manifest.directory)]) == 0
-    script = environment.path / "bin" / "activate"
+    script = environment.path / "pyvenv.cfg"
     before, text = script.stat(), script.read_bytes()
     script.write_bytes(b"X" + text[1:])
     os.utime(script, ns=(before.st_atime_ns, before.st_mtime_ns))
     (environment.site_packages / "evil.pth").write_text("import os")
     added = str((environment.site_packages / "evil.pth").relative_to(environment.path))
-    assert store.verify(environment.key) == ["bin/activate was changed", f"{added} was added"]
+    assert store.verify(environment.key) == [f"{added} was added", "pyvenv.cfg was changed"]
     assert main(["--store", str(own), "repair", str(manifest.directory)]) == 0
     assert "built anew" in capsys.readouterr().out
     assert store.verify(environment.key) == []
@@ -300,8 +300,13 @@ def test_verify_reads_contents_and_repair_builds_anew(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-def test_a_full_disk_is_a_typed_error(tmp_path: Path, manifest: Manifest) -> None:
+def test_a_full_disk_is_a_typed_error(tmp_path: Path) -> None:
     """On a file system of some kilobytes, building fails with our error and leaves nothing."""
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("name: full\ndependencies: [packaging==23.2]\n")
+    place = tmp_path / "small"
+    place.mkdir()
     code = """
     import ctypes, os, sys
     from pathlib import Path
@@ -319,8 +324,8 @@ def test_a_full_disk_is_a_typed_error(tmp_path: Path, manifest: Manifest) -> Non
         left = list((Path(sys.argv[1]) / "store").glob("tmp/*")) + list((Path(sys.argv[1]) / "store").glob("envs/*"))
         print("typed", left, "No space" in str(failure) or "os error 28" in str(failure))
     """
-    for size in ("4k", "16k", "28k"):
-        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(manifest.directory), size]
+    for size in ("4k", "24k", "120k"):
+        command = [sys.executable, "-c", textwrap.dedent(code), str(place), str(folder), size]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.stdout == "no mount\n":
             pytest.skip("no file system can be mounted here")

@@ -69,6 +69,7 @@ def prompt(count: int) -> list[int]:
 def run_ours(path: Path, threads: int) -> dict[str, float]:
     """Prefill and decode with this library."""
     from ternary.llm import load
+    from ternary.llm._cache import bytes_a_position
 
     begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model = load(path, threads=threads, context=1024)
@@ -82,13 +83,12 @@ def run_ours(path: Path, threads: int) -> dict[str, float]:
     count = sum(1 for _ in tokens)
     end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    cache = generation._cache
     return {
         "prefill": PROMPT / (first - begin),
         "decode": count / (end - first),
         "open_seconds": opened,
         "peak_bytes": float(peak),
-        "cache_bytes": float(cache.bytes_a_position * (PROMPT + DECODED)),
+        "cache_bytes": float(bytes_a_position(model.config, 16) * (PROMPT + DECODED)),
         "before_bytes": float(before),
         "eight": steps_of(model, 8, time.perf_counter),
         "one": steps_of(model, 1, time.perf_counter),

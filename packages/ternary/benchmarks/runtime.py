@@ -16,13 +16,15 @@ import peers
 import torch
 from measure import Run, Timings, interleaved, row
 
+import ternary
 from ternary.packing import pack_2bit, pack_base3
-from ternary.runtime import PackedLinear, available_kernels
+from ternary.runtime import PackedLinear, available_kernels, fuse
 
 Row = dict[str, Any]
 Clock = Callable[[], float]
 
 # Peer, batch -> bound on the ratio to it.
+FUSED = "MobileNetV2 (chains fused)"
 TARGETS = {
     ("onnxruntime 2-bit", 1): 0.6,
     ("ggml TQ2_0", 1): 0.9,
@@ -159,6 +161,10 @@ def network_rows(quick: bool, clock: Clock) -> list[Row]:
                 label = f"{name} ({kernel}{', depthwise too' if depthwise else ''})"
                 builders[label] = networks.PackedBuilder(kernel, 1, depthwise)
                 contenders[label] = lambda b=builders[label], f=forward: f(b, last)
+        if name == "MobileNetV2":
+            packed_zoo = ternary.pack(ternary.zoo.load("mobilenet_v2")().eval())
+            fused = fuse(packed_zoo, torch.randn(1, 3, 64, 64))
+            contenders[FUSED] = lambda f=fused: f(last)
         contenders["torch fp32"] = lambda b=plain, f=forward: f(b, x)
         contenders["torch fp32, channels last"] = lambda b=channels_last, f=forward: f(b, last)
         try:
@@ -169,9 +175,9 @@ def network_rows(quick: bool, clock: Clock) -> list[Row]:
             contenders["onnxruntime fp32"] = None
         timings = interleaved(contenders, 5 if quick else 12, 3 if quick else 5, clock)
         first = next(iter(builders))
-        for label in builders:
+        for label in [*builders, *(n for n in contenders if n == FUSED)]:
             for peer, target in [("torch fp32", 0.7), ("torch fp32, channels last", None), ("onnxruntime fp32", 0.9)]:
-                judged = target if name == "ResNet18" and label == first else None
+                judged = target if (name == "ResNet18" and label == first) or label == FUSED else None
                 rows.append(
                     row(
                         f"{label} 224 batch 1",
@@ -183,7 +189,7 @@ def network_rows(quick: bool, clock: Clock) -> list[Row]:
                         samples=timings.samples[label],
                     )
                 )
-        took, full = networks.weight_bytes(builders[label], packed_only=True)
+        took, full = networks.weight_bytes(builders[list(builders)[-1]], packed_only=True)
         rows.append(row(f"{name}, packed layers' weights in memory", "bytes", took, "fp32", full, 1 / 15))
     return rows
 

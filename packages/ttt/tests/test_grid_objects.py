@@ -8,8 +8,9 @@ from test_grid_search import picture
 
 from ttt._grid.derived import DerivedInput
 from ttt._grid.objects.actions import ERASED, actions
+from ttt._grid.objects.outcomes import on_grid
 from ttt._grid.objects.relations import Relations
-from ttt._grid.objects.rules import object_programs, on_grid
+from ttt._grid.objects.rules import object_programs
 from ttt._grid.scene import Scene
 from ttt._grid.search import search, votes
 from ttt._grid.work import Work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,62 @@ def test_folders_of_other_collections_load_as_they_are(integration_test_dir: Pat
         loaded = ttt.load(integration_test_dir / folder)
         assert (len(loaded), loaded.rejected) == (count, ())
     assert ttt.load(integration_test_dir / "ConceptARC")["Center1"].has_solutions
+
+
+def generated(count: int) -> str:
+    """A file of generated pairs."""
+    return json.dumps([{"input": [[i % 10]], "output": [[i % 10, i // 10 % 10]]} for i in range(count)])
+
+
+def test_generated_pairs_become_tasks(tmp_path: Path) -> None:
+    """The layout of re-arc: a list of pairs per file, more than a task may have, and notes beside them."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "007bbfb7.json").write_text(generated(1001))
+    (tmp_path / "tasks" / "00d62c1b.json").write_text(generated(4))
+    (tmp_path / "tasks" / "one.json").write_text(generated(1))
+    (tmp_path / "metadata.json").write_text(json.dumps({"007bbfb7": {"runtime": 0.5}}))
+    loaded = ttt.load(tmp_path)
+    assert len(loaded) == 201
+    assert [(r.id, r.tests) for r in loaded.rejected] == [("one", 1)]
+    assert [len(loaded[i].train) for i in ("007bbfb7-0", "007bbfb7-199", "00d62c1b-0")] == [4, 4, 3]
+    assert loaded["007bbfb7-1"].train[0].input.tolist() == [[5]]
+    assert loaded["007bbfb7-1"].test[0].output is not None
+    broken_pairs = [*json.loads(generated(9)), {"input": [[12]], "output": [[0]]}]
+    (tmp_path / "tasks" / "one.json").write_text(json.dumps(broken_pairs))
+    loaded = ttt.load(tmp_path / "tasks" / "one.json")
+    assert ([t.id for t in loaded], [r.id for r in loaded.rejected]) == (["one-0"], ["one-1"])
+    assert "test pair 0, input, row 0, column 0: got colour 12" in loaded.rejected[0].reason
+
+
+def test_uris_are_read_through_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and folders of any of its file systems load as local ones do; what is missing is named with the remedy."""
+    fsspec = pytest.importorskip("fsspec")
+    root = "memory://ttt-loader"
+    hidden = {"train": GOOD["train"], "test": [{"input": [[4]]}]}
+    files = {
+        "sets/a_challenges.json": json.dumps({"a": hidden}),
+        "sets/a_solutions.json": json.dumps({"a": [[[7]]]}),
+        "sets/deep/mine.json": json.dumps(GOOD),
+        "sets/deep/broken.json": "{",
+        "sets/notes.txt": "no task",
+    }
+    for name, text in files.items():
+        with fsspec.open(f"{root}/{name}", "w") as file:
+            file.write(text)
+    loaded = ttt.load(f"{root}/sets")
+    assert sorted(t.id for t in loaded) == ["a", "mine"]
+    assert [r.id for r in loaded.rejected] == ["broken"]
+    assert "memory://ttt-loader/sets: broken.json: line 1" in loaded.rejected[0].reason
+    for tasks in (loaded, ttt.load(f"{root}/sets/a_challenges.json")):
+        assert tasks["a"].test[0].output is not None
+        assert tasks["a"].test[0].output.tolist() == [[7]]
+    assert ttt.load(f"{root}/sets/deep/mine.json")[0].content == loaded["mine"].content
+    with pytest.raises(UnreadableFileError, match=r"broken\.json: line 1"):
+        ttt.load(f"{root}/sets/deep/broken.json")
+    with pytest.raises(UnknownSourceError, match="no such file"):
+        ttt.load(f"{root}/nothing")
+    with pytest.raises(UnreadableFileError, match="cannot be reached"):
+        ttt.load("nosuchprotocol://x/tasks.json")
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(ttt.TTTError, match=r"pip install \"pentad-ttt\[remote\]\""):
+        ttt.load(f"{root}/sets")

@@ -143,6 +143,48 @@ def test_sender_that_dies_is_noticed(helper: Callable[..., Any]) -> None:
             channel.receiver.recv()
 
 
+def poll(receiver: Receiver) -> Any:
+    """Look until something comes, as a program with a loop of its own would."""
+    for _ in range(100_000):
+        with contextlib.suppress(errors.WaitTimeoutError):
+            return receiver.recv(timeout=0)
+        time.sleep(0.0001)
+    raise AssertionError("nothing came")
+
+
+def test_a_receiver_that_only_looks_sees_every_end(helper: Callable[..., Any]) -> None:
+    """`recv(timeout=0)` finds arrays, a killed sender, the next sender and a closed one."""
+    with xfer.Channel() as channel:
+        code = (
+            "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0])); tx.send(np.ones(3)); say('sent'); wait(); tx.close()"
+        )
+        for ends in (signal.SIGKILL, None):
+            source = helper(code, bytes(channel.sender).hex())
+            assert source.line() == "sent"
+            assert poll(channel.receiver).sum() == 3
+            with pytest.raises(errors.WaitTimeoutError):
+                channel.receiver.recv(timeout=0)
+            if ends is None:
+                source.say()
+            else:
+                source.kill()
+            with pytest.raises(errors.ChannelClosedError if ends is None else errors.PeerDiedError):
+                poll(channel.receiver)
+            assert channel.receiver.ready()
+    with xfer.Channel() as channel:
+        channel.sender.attach()
+        for _ in range(2):
+            with pytest.raises(errors.WaitTimeoutError):
+                channel.receiver.recv(timeout=0)
+        channel.sender.send(np.ones(3))
+        assert channel.receiver.recv(timeout=0).sum() == 3
+        with pytest.raises(errors.WaitTimeoutError):
+            channel.receiver.recv(timeout=0)
+        channel.sender.close()
+        with pytest.raises(errors.ChannelClosedError):
+            channel.receiver.recv(timeout=0)
+
+
 def test_arrays_of_a_dead_sender_are_an_error(helper: Callable[..., Any]) -> None:
     """What a killed sender had sent and nobody had taken is gone, and that is said."""
     with xfer.Channel() as channel:

@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -505,20 +507,48 @@ def test_slab_shapes() -> None:
 
 
 @compiled_only
-def test_a_core_of_another_layout_is_refused() -> None:
-    """The compiled core reports its memory layout, and one that differs is not used."""
-    code = """
-import sys
-import xfer._native, xfer._channel.layout as layout
-layout.LAYOUT["entry"] += 64
-from xfer import _compiled
-print(_compiled.module, _compiled.why_not)
-"""
-    assert _compiled.module.layout() == importlib.import_module("xfer._channel.layout").LAYOUT
-    code = code.replace(
-        "import xfer._native",
-        "sys.modules['xfer'] = __import__('types').ModuleType('xfer')\n"
-        f"sys.modules['xfer'].__path__ = [{str(Path(xfer.__file__).parent)!r}]\nimport xfer._native",
+def test_a_core_of_other_sources_is_refused(tmp_path: Path) -> None:
+    """A core that was compiled before its sources changed is one clear error at import, and no core is none."""
+    copy = tmp_path / "xfer"
+    shutil.copytree(Path(xfer.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import xfer; print(xfer._compiled.module, xfer.__file__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("None it was compiled for another memory layout")
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        return done.returncode, done.stdout or done.stderr.splitlines()[-1]
+
+    status, said = run()
+    assert status == 0
+    assert said.startswith("<module")
+    assert str(copy) in said
+
+    with (copy / "_csrc" / "tree.c").open("a") as file:
+        file.write("/* changed */\n")
+    status, said = run()
+    assert status == 1
+    assert said.startswith("xfer.errors.StaleCoreError: ")
+    assert "_native.abi3.so was compiled from other sources" in said
+    assert "install pentad-xfer again" in said
+
+    shutil.rmtree(copy / "_csrc")  # as where an installation leaves the sources out
+    assert run()[0] == 0
+    (copy / "_native.abi3.so").unlink()
+    status, said = run()
+    assert status == 0
+    assert said.startswith("None")
+
+
+@compiled_only
+def test_a_core_of_another_layout_is_refused(tmp_path: Path) -> None:
+    """The core's numbers are compared where its sources are not installed; one from before there was a digest fails."""
+    core = _compiled.module
+    _compiled.check(core, tmp_path)
+    _compiled.check(core, Path(xfer.__file__).with_name("_csrc"))
+    other = SimpleNamespace(layout=lambda: core.layout() | {"entry": 704}, sources=core.sources, __file__="core.so")
+    with pytest.raises(errors.StaleCoreError, match=r"core\.so"):
+        _compiled.check(other, tmp_path)
+    old = SimpleNamespace(layout=core.layout, __file__="core.so")
+    with pytest.raises(errors.StaleCoreError, match="other sources"):
+        _compiled.check(old, Path(xfer.__file__).with_name("_csrc"))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import xfer
-from xfer import errors
+from xfer import _compiled, errors
+from xfer._convert import interchange
 
 
 class Pair(NamedTuple):
@@ -271,6 +275,103 @@ print(float(batch["x"].sum()), float(batch["n"][0].sum()))
     assert not xfer.get(handle)["x"].any()
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_a_state_dict_of_every_kind_of_tensor(pool: xfer.Pool, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that lie plainly beside ones that do not and NumPy's arrays; nothing is left after the last view."""
+    if not compiled:
+        monkeypatch.setattr(_compiled, "module", None)
+    tree = {str(number): make() for number, make in enumerate(SMALL)} | {
+        "large": torch.arange(300_000.0), "numpy": np.arange(5), "fortran": np.asfortranarray(np.ones((2, 3))),
+        "swapped": np.ones(3, ">f4"), "nested": [torch.ones(2), (1, torch.zeros(3))], "wide": torch.ones(1).expand(9),
+    }  # fmt: skip
+    for _ in range(2):  # the second time its plan is known
+        handle = pool.put(tree)
+        for writes in range(2):
+            got = xfer.get(handle, as_="torch")
+            for name, value in tree.items():
+                if not isinstance(value, list):
+                    want = torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) if name in NUMPY else value
+                    want = want.detach().resolve_conj().resolve_neg()
+                    assert (got[name].dtype, got[name].shape) == (want.dtype, want.shape), name
+                    assert torch.equal(got[name].cdouble(), want.cdouble()), (name, writes)
+                    got[name].zero_()
+            assert got["nested"][1][1].tolist() == [0, 0, 0]
+        kept = got["large"][5:]
+        del got
+        kept.add_(1)
+        assert float(kept.sum()) == 300_000 - 5
+        assert xfer.get(handle)["large"][7] == 7
+        pool.release(handle)
+        del kept
+        gc.collect()
+        assert pool.stats().waiting_for_readers == 0
+
+
+NUMPY = {"numpy", "fortran", "swapped"}
+
+
+def test_the_last_tensor_of_a_tree_may_die_in_any_thread(pool: xfer.Pool) -> None:
+    """The lease ends with the last tensor, whichever thread drops it, and no sooner."""
+    handle = pool.put({str(number): torch.full((50_000,), float(number)) for number in range(20)})
+    tensors = list(xfer.get(handle, as_="torch").values())
+    pool.release(handle)
+    threads = [
+        threading.Thread(target=lambda part: [part.pop().mul_(2) for _ in range(4)], args=(tensors[n::4],))
+        for n in range(4)
+    ]
+    last = tensors[7][3:]
+    del tensors
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    del threads, thread
+    gc.collect()
+    assert last[0] in (7.0, 14.0)
+    assert pool.stats().waiting_for_readers == 1
+    ends = threading.Thread(target=lambda held: held.clear(), args=([last],))
+    del last
+    ends.start()
+    ends.join()
+    del ends
+    assert pool.stats().waiting_for_readers == 0
+
+
+@pytest.mark.skipif(_compiled.module is None, reason="no compiled core here")
+def test_the_core_refuses_what_does_not_fit() -> None:
+    """Descriptions from outside never lead beyond their block, and wrong arguments are errors."""
+    core, (kind, interface) = _compiled.module, interchange.tensor_interface()  # type: ignore[misc]  # torch is here
+    floats = interchange.dlpack_kind(np.dtype("f4"))
+    block = np.zeros(256, np.uint8)
+    wrong: list[tuple[int, int, tuple[int, ...]]] = [
+        (1, 0, (65,)), (1, 256, (1,)), (1, 1 << 63, (1,)), (1, 0, (-1,)), (1, 0, (1 << 62,)),
+        (2, 0, (1 << 40, 1 << 40)), (2, 0, (0, 1 << 62)), (1, (1 << 64) - 8, (2,)), (65, 0, (1,) * 65), (3, 0, (1,)),
+    ]  # fmt: skip
+    for ndim, offset, shape in wrong:
+        with pytest.raises(ValueError, match=r"outside its block|cut off"):
+            core.tensors(block, 0, struct.pack(f"<IIQ{len(shape)}q", floats, ndim, offset, *shape), interface)
+    with pytest.raises(ValueError, match="outside its block"):
+        core.tensors(block, 1 << 63, struct.pack("<IIQq", floats, 1, 0, 1), interface)
+    with pytest.raises(RuntimeError):
+        core.tensors(block, 0, struct.pack("<IIQq", 99 | 32 << 8 | 1 << 16, 1, 0, 1), interface)
+    with pytest.raises((BufferError, ValueError)):
+        core.tensors(b"x" * 256, 0, struct.pack("<IIQq", floats, 1, 0, 1), interface)
+    assert sys.getrefcount(block) == 2
+
+    leaf = torch.ones(4)
+    fits = struct.pack("<QQ", 0, 16)
+    beyond, short = struct.pack("<QQ", 241, 16), struct.pack("<QQ", 0, 12)
+    for start, places in ((241, fits), (0, beyond), (0, short), (300, fits), (0, b"")):
+        with pytest.raises(ValueError, match=r"resized|fit|extent"):
+            core.write(memoryview(block), start, places, [leaf], kind, interface, 16)
+    assert not block.any()
+    core.write(memoryview(block), 240, fits, [leaf], kind, interface, 16)
+    assert block[240:].view(np.float32).tolist() == [1, 1, 1, 1]
+    with pytest.raises(TypeError):
+        core.look((leaf,), kind, interface)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -280,8 +381,9 @@ print(float(batch["x"].sum()), float(batch["n"][0].sum()))
         lambda: torch.zeros(3, device="meta"),
         lambda: torch.zeros(3, 3).to_sparse(),
         lambda: torch.zeros(3, 3).to_sparse_csr(),
+        lambda: torch._efficientzerotensor(3),
     ],
-    ids=["complex32", "quantized", "nested", "meta", "sparse", "csr"],
+    ids=["complex32", "quantized", "nested", "meta", "sparse", "csr", "zero"],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_without_plain_memory_are_refused(pool: xfer.Pool, make: Any) -> None:
@@ -295,3 +397,17 @@ def test_tensors_without_plain_memory_are_refused(pool: xfer.Pool, make: Any) ->
             with pytest.raises(errors.UnsupportedDtypeError):
                 put(make())
     assert pool.stats().live == 0
+
+
+@pytest.mark.slow  # torch takes seconds to import what these need
+def test_tensors_of_a_transformation_are_refused(pool: xfer.Pool) -> None:
+    """Inside `vmap` and `grad` a tensor stands for another one and has no memory."""
+
+    def put(tensor: torch.Tensor) -> torch.Tensor:
+        for value in (tensor, {"a": tensor}):
+            with pytest.raises(errors.UnsupportedDtypeError, match="cannot view this tensor"):
+                pool.put(value)
+        return tensor.sum()
+
+    torch.func.vmap(put)(torch.ones(3, 2))
+    torch.func.grad(put)(torch.ones(3, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from isolate._integrity import MARKER, Marker, changes, describe, first_change, own_files, read_marker
+from isolate._integrity import MARKER, Marker, changes, complete, first_change, read_marker
 from isolate._locks import Locks
 from isolate._manifest import Manifest
 from isolate._places import (
@@ -26,7 +27,7 @@ from isolate._places import (
     write_atomically,
 )
 from isolate._policy import Policy
-from isolate._programs import Stop, run_program
+from isolate._programs import Stop, create_environment, run_program
 from isolate._requirements import environment_key
 from isolate.errors import EnvironmentBuildError, IsolateError, UnsupportedSystemError
 
@@ -309,24 +310,21 @@ class EnvironmentStore:
             except FileNotFoundError:
                 lock = self._compile(locks)
         write_atomically(kept, lock.encode())
-        with workplace(self._folder("tmp")) as work:
+        # uv asks an interpreter about itself once, and remembers the answer by the interpreter's path.
+        named = hashlib.sha256((manifest.python or sys.executable).encode()).hexdigest()[:16]
+        with workplace(self._folder("tmp"), named) as work:
             building = work / "environment"
             self._progress(manifest.name, "creating the environment")
-            self._uv(
-                manifest,
-                "venv",
-                "--relocatable",
-                "--no-project",
-                "--python",
-                manifest.python or sys.executable,
-                str(building),
-            )
+            if manifest.python is None and os.pathsep not in str(building):  # which the standard library refuses
+                create_environment(building)
+            else:
+                options = ("--relocatable", "--no-project", "--python", manifest.python or sys.executable)
+                self._uv(manifest, "venv", *options, str(building))
             if lock.strip():
                 self._progress(manifest.name, "installing packages")
-                options = ["--no-deps", "--python", str(building / "bin" / "python"), *locks.index_arguments]
-                self._install(locks, ("pip", "install", *options, "-r", str(kept)))
-            own_files(building, self._stop.check)
-            marker = describe(building, inputs, manifest.name)
+                python = ["--no-deps", "--python", str(building / "bin" / "python")]
+                self._install(locks, ("pip", "install", *python, *locks.index_arguments, "-r", str(kept)))
+            marker = complete(building, inputs, manifest.name, self._stop.check)
             write_atomically(building / MARKER, marker)
             target = self._folder("envs") / key
             if os.path.lexists(target):  # incomplete or damaged

@@ -62,38 +62,55 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     waiting.append(name + "/")
 
 
-def own_files(folder: Path, check: Callable[[], None]) -> None:
-    """Replace every hard link below a folder by a copy.
+def complete(folder: Path, inputs: str, extension: str, check: Callable[[], None]) -> bytes:
+    """Replace every hard link below a folder by a copy, and return the marker that makes an environment of it.
 
     uv links installed files to its cache. A write into such a file would change it for every other environment, for
     later builds and for the user's own projects. On file systems with shared extents the kernel copies nothing.
 
     Args:
         folder: The environment.
+        inputs: The hash of what decides its content.
+        extension: The name of the one that it is built for.
         check: Called between files; ends the work by raising.
     """
-    linked = [folder / name for name, status in _walk(folder) if status.st_nlink > 1 and stat.S_ISREG(status.st_mode)]
+    recorded = _recorded(folder)
+    found = list(_walk(folder))
+    linked = [(f"{folder}/{name}", status) for name, status in found if status.st_nlink > 1]
 
-    def own(path: Path) -> None:
+    def own(entry: tuple[str, os.stat_result]) -> None:
         check()
-        _own_file(path)
+        _own_file(*entry)
 
     with ThreadPoolExecutor(4, "isolate-copy") as threads:
         for _ in threads.map(own, linked):
             pass
+    rows = [
+        Row(name, status.st_size, status.st_mtime_ns, recorded.get(name) or _digest(folder / name, status))
+        for name, status in found
+    ]
+    return msgspec.json.encode(Marker(installed(folder), inputs, extension, tuple(rows)))
 
 
-def _own_file(path: Path) -> None:
-    with open(path, "rb", buffering=0) as source:
+def _own_file(path: str, status: os.stat_result) -> None:
+    """Put a copy with the same mode and times in the place of a file."""
+    if not stat.S_ISREG(status.st_mode):
+        return
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         # Not by a rename over the old file: ext4 would begin to write each of them to the disk at once.
-        path.unlink()
-        with open(path, "xb", buffering=0) as target:
-            status = os.fstat(source.fileno())
+        os.unlink(path)
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
             left = status.st_size
             while left:
-                left -= _copy_some(source.fileno(), target.fileno(), left)
-            os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode) & ~0o022)
-            os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+                left -= _copy_some(source, target, left)
+            os.fchmod(target, stat.S_IMODE(status.st_mode) & ~0o022)
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
 
 
 def _copy_some(source: int, target: int, count: int) -> int:
@@ -115,16 +132,6 @@ def installed(environment: Path) -> tuple[str, ...]:
         name, _, version = info.name.removesuffix(".dist-info").partition("-")
         names.append(f"{name.replace('_', '-').lower()}=={version}")
     return tuple(sorted(names))
-
-
-def describe(folder: Path, inputs: str, extension: str) -> bytes:
-    """Return the marker of an environment that is complete."""
-    recorded = _recorded(folder)
-    rows = []
-    for name, status in _walk(folder):
-        digest = recorded.get(name) or _digest(folder / name, status)
-        rows.append(Row(name, status.st_size, status.st_mtime_ns, digest))
-    return msgspec.json.encode(Marker(installed(folder), inputs, extension, tuple(rows)))
 
 
 def read_marker(data: bytes) -> Marker | None:

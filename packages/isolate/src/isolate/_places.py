@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -217,11 +218,19 @@ def locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def workplace(folder: Path) -> Iterator[Path]:
-    """A new folder below that one, removed at the end; it is locked, so that `sweep` sees that it is in use."""
-    while True:
-        path = folder / secrets.token_hex(8)
-        path.mkdir(mode=0o700)
+def workplace(folder: Path, name: str = "") -> Iterator[Path]:
+    """A new folder below that one, removed at the end; it is locked, so that `sweep` sees that it is in use.
+
+    Args:
+        folder: Where to make it.
+        name: What its name begins with, if it should have the same name again whenever nobody uses that.
+    """
+    for number in itertools.count():
+        path = folder / (f"{name}-{number}" if name else secrets.token_hex(8))
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
         path.chmod(0o700)
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_WAIT)
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import threading
 import time
+import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 from isolate.errors import EnvironmentBuildError
 
@@ -36,6 +39,29 @@ class Stop:
             raise EnvironmentBuildError("the build was cancelled; nothing half built is left in use")
         if time.monotonic() > self._deadline:
             raise EnvironmentBuildError(f"the build took longer than {self._seconds:g} s (Policy.build_seconds)")
+
+
+class _Bare(venv.EnvBuilder):
+    """Writes nothing that has the path of the folder where it is built: no scripts that activate an environment."""
+
+    def create_configuration(self, context: SimpleNamespace) -> None:
+        """Write it; uv reads `relocatable`, and makes scripts that find their interpreter beside them."""
+        (Path(context.env_dir) / "pyvenv.cfg").write_text(
+            f"home = {context.python_dir}\ninclude-system-site-packages = false\n"
+            f"version = {platform.python_version()}\nrelocatable = true\n",
+            "utf-8",
+        )
+
+    def setup_scripts(self, context: SimpleNamespace) -> None:
+        """Make none."""
+
+
+def create_environment(folder: Path) -> None:
+    """Create an empty environment for this interpreter; without a program, which would take longer."""
+    _Bare(symlinks=True).create(folder)
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)  # whatever the umask
 
 
 def run_program(

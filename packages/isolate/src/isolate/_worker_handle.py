@@ -25,13 +25,12 @@ from isolate._manifest import Manifest
 from isolate._policy import Quotas, variables_of
 from isolate._process import WorkerProcess
 from isolate._spares import Spares, Started, start
-from isolate._worker import failures, processor_time
+from isolate._worker import counting, failures, processor_time
 from isolate._worker.calls import Export
 from isolate._worker.inline import WorkerThread
 from isolate._worker.link import Link
 from isolate._worker.protocol import FAILED, LOAD, PING, PROTOCOL, READY, STOP
 from isolate._worker.quotas import LinkLimits
-from isolate._worker.supervisor import OVER_LIMIT
 from isolate._worker.threads import Threads
 from isolate._worker.turns import Turns
 from isolate.errors import ExtensionStartError, OverloadedError, WireError, WorkerDiedError
@@ -138,6 +137,8 @@ class WorkerHandle:
         # Between our child and the worker proper: a supervisor, and the first process of a pid namespace.
         self._supervisors = 0 if confinement["contained"] else 1 + confinement["namespaces"]
         self.link.control(LOAD, config)
+        if confinement["contained"] and self.process is not None and counting.counted(self._limits):
+            self._count()  # a supervisor inside bubblewrap's namespace could be stopped by the extension
 
     def _make_link(self, ours: socket.socket, manifest: Manifest, offered: dict[str, dict[str, Export]]) -> Link:
         return Link(
@@ -249,6 +250,26 @@ class WorkerHandle:
             self.reason = self.reason or f"it handled no message for {self._wedged_seconds:g} s"
             self.process.kill()
 
+    def _count(self) -> None:
+        """Count processes and threads now and from time to time, elsewhere than on the loop."""
+        if self.process is not None and self.died is None:
+            with contextlib.suppress(RuntimeError):  # the host closes
+                counting_now = self._loop.run_in_executor(None, self._over_limit, self.process.pid)
+                counting_now.add_done_callback(self._counted)
+
+    def _over_limit(self, pid: int) -> str:
+        # The first process that bubblewrap starts is its own.
+        return counting.exceeded(counting.descendants(pid)[1:], counting.counted(self._limits))
+
+    def _counted(self, done: asyncio.Future[str]) -> None:
+        if done.cancelled() or self.process is None or self.died is not None:
+            return
+        if over := done.result():
+            self.reason = self.reason or f"it had more than {self._limits[over]} {over}, its limit"
+            self.process.kill()
+        else:
+            self._loop.call_later(counting.COUNT_SECONDS, self._count)
+
     def _on_exit(self) -> None:
         self.end(self.death())
 
@@ -272,7 +293,7 @@ class WorkerHandle:
         reason = self.reason
         if not reason and code == 137:
             reason = "it reached its memory limit"
-        for name, exit_code in OVER_LIMIT.items():
+        for name, exit_code in counting.OVER_LIMIT.items():
             if not reason and code == exit_code and name in self._limits:
                 reason = f"it had more than {self._limits[name]} {name}, its limit"
         if not reason and (signal_number == processor_time.ALARM or code in processor_time.EXITS):

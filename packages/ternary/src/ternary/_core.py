@@ -11,7 +11,18 @@ from pathlib import Path
 
 from ternary.errors import KernelUnavailableError
 
-__all__ = ["CORE_FILE", "PATHS", "PROBLEM", "Core", "available_kernels", "core", "find_core", "path_number"]
+__all__ = [
+    "CHAIN",
+    "CORE_FILE",
+    "PATHS",
+    "PROBLEM",
+    "STAGE",
+    "Core",
+    "available_kernels",
+    "core",
+    "find_core",
+    "path_number",
+]
 
 CORE_FILE = Path(__file__).with_name("runtime") / "libternary_core.so"
 """Where the package's build puts the compiled core; the same name on every system."""
@@ -21,6 +32,9 @@ PATHS = ("amx", "avx512vnni", "neon", "avx2", "portable")
 
 PROBLEM = struct.Struct("=23q")
 """One product or convolution as the core reads it."""
+
+CHAIN, STAGE = struct.Struct("=11q"), struct.Struct("=12q2d3q")
+"""A chain of convolutions, and one of its stages, as the core reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +52,12 @@ def find_core(file: Path) -> Core:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         return Core(None, {}, "not built (no C compiler at installation)" if not file.exists() else str(error))
-    library.ternary_problem_size.restype = ctypes.c_int64
-    if library.ternary_problem_size() != PROBLEM.size:
+    sizes = {"problem": PROBLEM.size, "chain": CHAIN.size, "stage": STAGE.size}
+    if not all(_size_of(library, name) == size for name, size in sizes.items()):
         return Core(None, {}, f"{file.name} belongs to another version of this package or another word size")
-    library.ternary_run.argtypes = [ctypes.c_char_p]
+    for name in ("ternary_run", "ternary_run_chain", "ternary_chain_bytes"):
+        getattr(library, name).argtypes = [ctypes.c_char_p]
+    library.ternary_chain_bytes.restype = ctypes.c_int64
     library.ternary_has_path.argtypes = [ctypes.c_int64]
     library.ternary_path_name.restype = ctypes.c_char_p
     library.ternary_path_name.argtypes = [ctypes.c_int64]
@@ -50,6 +66,15 @@ def find_core(file: Path) -> Core:
         numbers[name.decode()] = len(numbers)
     paths = {name: numbers[name] for name in PATHS if name in numbers and library.ternary_has_path(numbers[name])}
     return Core(library, paths, f"loaded from {file}")
+
+
+def _size_of(library: ctypes.CDLL, name: str) -> int:
+    """Return how many bytes a structure has in the core; 0 if it does not know it."""
+    ask = getattr(library, f"ternary_{name}_size", None)
+    if ask is None:
+        return 0
+    ask.restype = ctypes.c_int64
+    return int(ask())
 
 
 @functools.cache

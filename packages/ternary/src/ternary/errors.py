@@ -22,8 +22,10 @@ __all__ = [
     "MissingExtraError",
     "ModelClosedError",
     "ModelFileError",
+    "ModelTooLargeError",
     "NonFiniteActivationError",
     "NonFiniteWeightError",
+    "NothingToFuseError",
     "NothingToPackError",
     "PackedDataError",
     "ServerBusyError",
@@ -147,6 +149,14 @@ class Fp16OverflowError(TernaryError, OverflowError):
     """
 
 
+class ModelTooLargeError(TernaryError, MemoryError):
+    """A language model and its caches take more memory than this process may use.
+
+    Raise the limit (of the container, or `ulimit -v`), or open the model with a smaller context, with `cache_bits=8`,
+    or with fewer parallel requests.
+    """
+
+
 class ModelFileError(TernaryError, ValueError):
     """A model file is damaged, of an unknown version, or does not fit the model.
 
@@ -172,6 +182,13 @@ class LayerShapeError(TernaryError, ValueError):
     """Weights, scales or inputs of a packed layer do not fit one another in shape, dtype or device.
 
     Make the shapes, dtypes and devices in the message agree.
+    """
+
+
+class NothingToFuseError(TernaryError, ValueError):
+    """A model has no chain of thin convolutions to run as one layer.
+
+    Call `ternary.pack` first; `ternary.runtime.fuse` works on 1 x 1 and depthwise convolutions.
     """
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "ProducerGoneError",
     "ReadOnlyStoreError",
     "SpilledDataLostError",
+    "StaleCoreError",
     "StaleHandleError",
     "TooManyOpenFilesError",
     "UnsupportedDtypeError",
@@ -176,6 +177,13 @@ class SpilledDataLostError(XferError, OSError):
     """A block that was spilled to disk cannot be read back: its file was cut, or is this process's parent's.
 
     Fill the block again. After a fork, only the parent reads back what it has spilled.
+    """
+
+
+class StaleCoreError(XferError, ImportError):
+    """The compiled part of xfer was built from other sources than the Python files beside it.
+
+    Install pentad-xfer again. In a checkout this happens when the sources have changed since the last installation.
     """
 
 

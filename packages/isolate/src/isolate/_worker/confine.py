@@ -216,7 +216,7 @@ def _limits(limits: dict[str, int], contained: bool, enforced: list[str], missin
     for name in ("processes", "threads"):
         value = limits.get(name)
         if value is not None and contained:
-            missing.append(f"{name} at most {value}: nothing counts them in bubblewrap's namespace")
+            enforced.append(f"{name} at most {value}, counted by the host")
         elif value is not None:
             enforced.append(f"{name} at most {value}, counted by its supervisor")
 

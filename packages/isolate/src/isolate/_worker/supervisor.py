@@ -15,16 +15,13 @@ import sys
 import time
 from typing import Any
 
-from . import confine, failures, probe
+from . import confine, counting, failures, probe
 from .errors import WireError
 from .frames import FRAME_LIMIT, HEADER, frame
 from .protocol import FAILED, LOAD
 from .wire import pack, unpack
 
 _PR_SET_CHILD_SUBREAPER = 36
-OVER_LIMIT = {"processes": 71, "threads": 72}
-"""The exit codes of a supervisor whose worker exceeded a limit."""
-_COUNT_SECONDS = 0.1
 _SCRATCH, _SCRATCH_SHARE = "/dev/shm", "25%"
 """Where a confined worker's own files in memory are, and how much of the machine's memory they may take."""
 _PROC = ["/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory"]
@@ -103,54 +100,26 @@ class _Counter:
 
     def __init__(self, child: int, limits: dict[str, int]) -> None:
         self._child = child
-        self._limits = {name: limits[name] for name in OVER_LIMIT if name in limits}
+        self._limits = counting.counted(limits)
         self.exit_code = 0
         if self._limits:
             signal.signal(signal.SIGALRM, self._check)
-            signal.setitimer(signal.ITIMER_REAL, _COUNT_SECONDS, _COUNT_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, counting.COUNT_SECONDS, counting.COUNT_SECONDS)
 
     def _check(self, _number: int, _frame: Any) -> None:
-        pids = self._pids()
-        counts = {"processes": len(pids)}
-        if "threads" in self._limits:
-            counts["threads"] = sum(map(_threads, pids))
-        for name, limit in self._limits.items():
-            if counts[name] > limit:
-                self.exit_code = OVER_LIMIT[name]
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                with contextlib.suppress(OSError):
-                    os.kill(self._child, signal.SIGKILL)
-                return
+        over = counting.exceeded(self._pids(), self._limits)
+        if over:
+            self.exit_code = counting.OVER_LIMIT[over]
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            with contextlib.suppress(OSError):
+                os.kill(self._child, signal.SIGKILL)
 
     @staticmethod
     def _pids() -> list[int]:
-        if not os.path.exists(
-            "/proc/self"
-        ):  # /proc shows the worker's namespace, to which this process does not belong
-            return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-        found: list[int] = []
-        waiting = [os.getpid()]
-        while waiting:
-            children = _children(waiting.pop())
-            found += children
-            waiting += children
-        return found
-
-
-def _threads(pid: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:  # it has ended
-        return 0
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found += map(int, file.read().split())
-    return found
+        if os.path.exists("/proc/self"):
+            return counting.descendants(os.getpid())
+        # /proc shows the worker's namespace, to which this process does not belong.
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
 
 
 def _supervise(child: int, limits: dict[str, int]) -> None:

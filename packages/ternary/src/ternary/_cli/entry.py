@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone: what is left of the output goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (TernaryError, OSError) as e:
+    except (TernaryError, OSError, MemoryError) as e:
         print(f"ternary: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

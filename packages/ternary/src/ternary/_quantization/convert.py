@@ -69,11 +69,11 @@ def quantize(  # long because its documentation counts too
         require_finite(weight_of(layer), f"{name or type(layer).__name__}.weight")
         precision, note = checked_precision(wanted, uses.get(name), name in in_source, batches != [])
         use = uses.get(name)
-        new = convert(layer, precision, recipe, _power(layer, use))
         weight = layer.weight
         earlier = counted.get(id(weight))
-        if earlier is not None and isinstance(new, TernaryWeight) and isinstance(earlier, TernaryWeight):
-            new.weight = earlier.weight  # tied weights stay tied
+        new = convert(layer, precision, recipe, None if earlier is not None else _power(layer, use))
+        if isinstance(new, TernaryWeight) and isinstance(earlier, TernaryWeight):
+            _tie(new, earlier)
         report = report_of(name, layer, new, precision, earlier is not None)
         reports.append(replace(report, note=note, outlier=1.0 if use is None else use.outlier))
         counted.setdefault(id(weight), new)
@@ -83,6 +83,13 @@ def quantize(  # long because its documentation counts too
         reestimate_batch_norm(made, batches)
     made.train(model.training)
     return made, Report(tuple(reports), untouched_parameters(made, {n: plan[n] for n in plan}))
+
+
+def _tie(new: TernaryWeight, earlier: TernaryWeight) -> None:
+    """Let two layers share a weight. What calibration fitted holds for both, so both must read it as fitted."""
+    new.weight = earlier.weight
+    if earlier.quantizer == "exact":
+        new.quantizer = "exact"
 
 
 def _power(layer: nn.Module, use: Use | None) -> Tensor | None:

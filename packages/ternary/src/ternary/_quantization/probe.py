@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,11 @@ def read_in_source(model: nn.Module) -> set[str]:
     return found
 
 
+def _asks_for_type(node: ast.AST) -> TypeGuard[ast.Call]:
+    called = node.func if isinstance(node, ast.Call) else None
+    return isinstance(called, ast.Name) and called.id in ("isinstance", "type", "hasattr")
+
+
 def _weights_read_by(kind: type) -> set[str]:
     """Return the attributes `X` of which the methods of a class read `self.X.weight` as a tensor."""
     try:
@@ -155,6 +160,7 @@ def _weights_read_by(kind: type) -> set[str]:
     except (OSError, TypeError, SyntaxError):
         return set()
     harmless = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _METADATA}
+    harmless |= {id(n.args[0]) for n in ast.walk(tree) if _asks_for_type(n)}
     found = set()
     for method in ast.walk(tree):
         if not isinstance(method, ast.FunctionDef) or "init" in method.name or method.name.startswith("reset"):

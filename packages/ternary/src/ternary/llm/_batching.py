@@ -86,11 +86,15 @@ class Scheduler:
         model: The open model.
         parallel: How many sequences run at once; each has a cache of the model's context.
         queue: How many more requests may wait.
+
+    Raises:
+        ModelTooLargeError: So many caches do not fit into the memory that this process may use.
     """
 
     def __init__(self, model: Model, *, parallel: int = 8, queue: int = 64):
         if parallel < 1 or queue < 0:
             raise ValueError(f"got parallel={parallel}, queue={queue}; wanted at least 1 and 0")
+        model.check_memory(parallel)
         self._model, self._parallel, self._most_waiting = model, parallel, queue
         self.counters = Counters()
         self._waiting: deque[Request] = deque()

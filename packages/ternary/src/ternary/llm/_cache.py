@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ternary.llm._config import ModelConfig
 from ternary.llm._modelfile import ModelFile
 
-__all__ = ["LANES", "Cache", "Row"]
+__all__ = ["LANES", "Cache", "Row", "bytes_a_position"]
 
 LANES = 16
 """Positions that lie together in the keys, and numbers that the decoder adds up side by side."""
@@ -44,4 +45,8 @@ class Cache:
         arrays = (self.keys, self.values, self.key_scale, self.value_scale)
         self.words: np.ndarray[Any, Any] = np.array([*(a.ctypes.data for a in arrays), self.capacity], np.int64)
         self.address: int = self.words.ctypes.data
-        self.bytes_a_position: int = sum(a.nbytes for a in arrays) // self.capacity
+
+
+def bytes_a_position(config: ModelConfig, bits: int) -> int:
+    """Return how many bytes of a cache one position takes."""
+    return config.layers * config.kv_heads * (2 * config.head_size * bits // 8 + 2 * 4)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, TypeAlias
 
 from ternary import _core
+from ternary._limits import processors
 from ternary.errors import KernelUnavailableError
 from ternary.llm._modelfile import ModelFile
 from ternary.llm._native import NativeModel, decoder_library
@@ -34,15 +34,10 @@ def open_engine(file: ModelFile, *, kernel: str, threads: int, cache_bits: int, 
         if kernel == "auto":
             return _fallback(file, cache_bits, positions)
         raise KernelUnavailableError("the compiled core has no decoder; reinstall pentad-ternary to build it again")
-    return NativeModel(file, library, number, threads or _processors(), cache_bits, positions)
+    return NativeModel(file, library, number, threads or processors(), cache_bits, positions)
 
 
 def _fallback(file: ModelFile, cache_bits: int, positions: int) -> FallbackModel:
     from ternary.llm._fallback import FallbackModel  # loads torch, which the core does without
 
     return FallbackModel(file, cache_bits, positions)
-
-
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -10,10 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._limits import check_memory
 from ternary.errors import ChatTemplateError, ContextLengthError, ModelFileError
-from ternary.llm._cache import Cache, Row
+from ternary.llm._cache import Cache, Row, bytes_a_position
 from ternary.llm._config import ModelConfig
 from ternary.llm._engine import Engine, open_engine
+from ternary.llm._forklock import ForkLock
 from ternary.llm._modelfile import ModelFile
 from ternary.llm._sampling import Sampling
 from ternary.llm._sequence import Finish, shared_beginning
@@ -58,6 +59,8 @@ class Model:
         self._file = file
         self.context: int = min(context or min(file.config.context, 4096), file.config.context)
         self._engine = open_engine(file, kernel=kernel, threads=threads, cache_bits=cache_bits, positions=self.context)
+        self._cache_bits = cache_bits
+        self.check_memory(1)
         text = file.tokenizer()
         given = {**file.metadata, "bos": file.config.bos}
         self._tokenizer = Tokenizer(text, given) if text is not None else None
@@ -66,7 +69,7 @@ class Model:
             self.sampling()
         except (TypeError, ValueError) as e:
             raise ModelFileError(f"{file.path}: its settings for generation are damaged: {e}") from None
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._idle: tuple[Cache, list[int]] | None = None
 
     def __enter__(self) -> Self:
@@ -85,6 +88,23 @@ class Model:
             self._idle = None
             self._engine.close()
             self._file = self._file.without_tensors()
+
+    def check_memory(self, sequences: int) -> None:
+        """Refuse to run so many sequences at once if their caches and the weights exceed this process's memory.
+
+        Args:
+            sequences: How many; each has a cache of the whole context.
+
+        Raises:
+            ModelTooLargeError: They do.
+        """
+        weights = sum(tensor.nbytes for tensor in self._file.tensors.values())
+        cache = sequences * self.context * bytes_a_position(self.config, self._cache_bits)
+        check_memory(
+            weights + cache,
+            f"the model ({weights:,} bytes) does not fit with caches for {sequences} x {self.context} tokens "
+            f"({cache:,} bytes)",
+        )
 
     @property
     def config(self) -> ModelConfig:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ternary._limits import check_memory
 from ternary._tensorheader import parse_json, read_tensor_header
 from ternary._wholefile import whole_file
 from ternary.errors import ImportFormatError, ModelFileError
@@ -203,6 +204,7 @@ def open_file(path: str | Path) -> ModelFile:
 
     Raises:
         ModelFileError: It is no such file, of another version, cut off, or tensors do not fit its header.
+        ModelTooLargeError: It is larger than the memory that this process may use.
         OSError: It cannot be read.
     """
     path = Path(path)
@@ -223,6 +225,7 @@ def open_file(path: str | Path) -> ModelFile:
     end = header["start"] + sum(_size(*entry) for entry in wanted.values())
     if os.stat(path).st_size != end:
         raise ModelFileError(f"{path} has {os.stat(path).st_size} bytes; its header says {end}. The file is cut off")
+    check_memory(end, f"{path} does not fit")
     mapped = np.memmap(path, np.uint8, mode="r")
     tensors: dict[str, NDArray[Any]] = {}
     offset = header["start"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from ternary.errors import ModelClosedError
 from ternary.llm._cache import LANES, Cache, Row
 from ternary.llm._config import rotary_tables
+from ternary.llm._forklock import ForkLock
 from ternary.llm._modelfile import MATRICES, ModelFile
 
 __all__ = ["NativeModel", "decoder_library"]
@@ -85,7 +85,7 @@ class NativeModel:
             np.int64,
         )
         self._scratch = np.empty(0, np.uint8)
-        self._one_step = threading.Lock()
+        self._one_step = ForkLock()
         self._open = True
 
     def close(self) -> None:

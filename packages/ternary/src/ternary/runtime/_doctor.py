@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ternary._limits import processors
 from ternary.runtime import _gpu as gpu
 from ternary.runtime import _native as native
 
@@ -79,7 +79,7 @@ class Report:
             f"available       {', '.join(self.available)}",
             *(f"not available   {name}: {why}" for name, why in self.missing.items()),
             f"compiled core   {self.core}",
-            f"threads         {self.threads} of {os.cpu_count()} processors",
+            f"threads         {self.threads} of {processors()} processors",
             f"machine         {self.machine}, torch {self.torch}",
             f"CUDA            {self.cuda or 'no device'}, Triton {'installed' if self.triton else 'not installed'}",
             f"C compiler      {self.compiler or 'none; install one, then pentad-ternary again, to get the core'}",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
+
 import torch
 from torch import Tensor
 
-from ternary._core import CORE_FILE, PATHS, PROBLEM, available_kernels, core, find_core, path_number
+from ternary._core import CHAIN, CORE_FILE, PATHS, PROBLEM, available_kernels, core, find_core, path_number
 from ternary.errors import KernelUnavailableError
 from ternary.runtime._layout import Geometry
 
@@ -20,6 +23,7 @@ __all__ = [
     "linear",
     "multiply",
     "path_number",
+    "run_chain",
 ]
 
 _ONE_BY_ONE = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding, dilation of a matrix product
@@ -34,7 +38,10 @@ def bits_of(weight: Tensor) -> int:
 def _run(problem: bytes) -> None:
     library = core().library
     assert library is not None  # path_number gave a path of it
-    failure = library.ternary_run(problem)
+    _raise_for(library.ternary_run(problem))
+
+
+def _raise_for(failure: int) -> None:
     if failure == 1:
         raise MemoryError("ternary's core could not allocate its scratch memory")
     if failure:
@@ -102,3 +109,26 @@ def conv2d(
         )
     )
     return y
+
+
+def run_chain(path: int, threads: int, x: Tensor, program: bytes, count: int, y: Tensor) -> None:
+    """Run the `count` stages of a program from channels-last float32 (B, C, H, W) to contiguous (B, OH, OW, C_out)."""
+    library = core().library
+    assert library is not None  # path_number gave a path of it
+    batch, channels, height, width = x.shape
+    held = ctypes.create_string_buffer(program, len(program))  # the core follows its address
+    sizes = (path, threads, batch, height, width, channels, count)
+    addresses = (ctypes.addressof(held), x.data_ptr(), y.data_ptr())
+    needed = library.ternary_chain_bytes(CHAIN.pack(*sizes, *addresses, 0))
+    _raise_for(library.ternary_run_chain(CHAIN.pack(*sizes, *addresses, _scratch(needed))))
+
+
+_kept = threading.local()
+
+
+def _scratch(needed: int) -> int:
+    """Return the address of this thread's scratch memory: fresh memory would cost a page fault for every 4 KiB."""
+    held: Tensor | None = getattr(_kept, "memory", None)
+    if held is None or held.numel() < needed:
+        held = _kept.memory = torch.empty(needed + 64, dtype=torch.uint8, device="cpu")
+    return held.data_ptr()

@@ -163,9 +163,12 @@ class Rules:
             near = np.union1d(near, [i for i, p in enumerate(paints) if p.cost <= 0.7])
             paints, wrong = [paints[i] for i in near], wrong[near]
             fitting = self._fitting_pairs([c for c in self.cells.columns if c.keys <= 6], screen, wrong)
+        wrong_anywhere = None  # where all cells are in the sample, there is nothing more to look at
+        if len(screen) < self.n:
+            wrong_anywhere = np.stack([p.colours[: self.n] != self.cells.target for p in paints])
         found: list[Program] = []
         for chosen, codes, mistaken in fitting:
-            made = self._choice(chosen, codes, paints, mistaken)
+            made = self._choice(chosen, codes, paints, wrong_anywhere, mistaken)
             if made:
                 found.append(made)
                 if len(found) >= MOST_VERIFIED:
@@ -210,6 +213,7 @@ class Rules:
         chosen: tuple[Column, ...],
         codes: Numbers,
         paints: list[Paint],
+        wrong: npt.NDArray[np.bool_] | None,
         mistaken: npt.NDArray[np.bool_],
     ) -> Program | None:
         """Choose the cheapest right paint for each code; None where a code has none or one paint does for all."""
@@ -221,14 +225,12 @@ class Rules:
             if not len(here):
                 continue
             cases += 1
-            right = [
-                i
-                for i in np.flatnonzero(~mistaken[key])
-                if np.array_equal(paints[i].colours[here], self.cells.target[here])
-            ]
-            if not right:
+            right = np.flatnonzero(~mistaken[key])
+            if wrong is not None:
+                right = right[~wrong[np.ix_(right, here)].any(axis=1)]
+            if not len(right):
                 return None
-            best = min(right, key=lambda i: (0.0 if paints[i].name in used else paints[i].cost, i))
+            best = min(right.tolist(), key=lambda i: (0.0 if paints[i].name in used else paints[i].cost, i))
             used.setdefault(paints[best].name, paints[best].cost)
             everywhere = codes == key
             out[everywhere] = paints[best].colours[everywhere]

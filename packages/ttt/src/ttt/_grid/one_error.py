@@ -11,6 +11,7 @@ import numpy as np
 from ttt._grid.cell_rules import Program
 from ttt._grid.derived import DerivedInput, Group, groups_of
 from ttt._grid.objects.rules import object_programs
+from ttt._grid.scene import Scenes
 from ttt._grid.search import Found, cell_programs, transform_programs
 from ttt._grid.work import Work
 from ttt.values import Grid
@@ -57,7 +58,7 @@ def search_with_one_error(
             groups = list(groups_of(shown, rest, inside, bases=1))[-1]
         near = [
             Program(f"{p.why}; one training pair differs", p.cost + FAILED_PAIR, p.kind, p.grids[:-1], TRUST)
-            for p in _programs(groups, shown, rest, seed, inside)
+            for p in _programs(groups, shown, rest, seed, inside, found.scenes)
             if p.grids[-1] is not None and nearly(p.grids[-1], outputs[out], inputs[out])
         ]
         best = min(best, near, key=lambda found: min((p.cost for p in found), default=math.inf))
@@ -76,18 +77,18 @@ def _reordered(group: Group, order: Sequence[int], pairs: int) -> Group:
 
 
 def _programs(
-    groups: Sequence[Group], inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work
+    groups: list[Group], inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, known: Scenes
 ) -> Iterator[Program]:
     """Yield programs of the plain kinds, the next kind only if the one before has none."""
     found = transform_programs(groups, outputs)
     yield from found
     if found or not groups:
         return
-    found = cell_programs(groups[0], inputs, outputs, seed, work, True)
+    found = cell_programs(groups[0], inputs, outputs, seed, work, True, known)
     yield from found
     base: DerivedInput = groups[0].members[0]
     if not found and not base.cost and not work.over:
-        yield from object_programs(base, outputs)
+        yield from object_programs(base, outputs, known)
 
 
 def nearly(made: Grid, wanted: Grid, given: Grid) -> bool:

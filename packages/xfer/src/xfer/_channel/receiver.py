@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Any
 
 from xfer._channel.end import Incoming, deadline
 from xfer._channel.endpoints import Endpoint
-from xfer._channel.layout import HEAD, SENDER_PID, SLAB_SPENT, TAIL
+from xfer._channel.layout import HEAD, SENDER_CLOSED, SENDER_PID, SLAB_SPENT, TAIL
 from xfer._channel.ring import HANDLE, Message, Ring
 from xfer._channel.slab import Receiving, receiving_core
 from xfer._convert.interchange import (
@@ -33,6 +34,7 @@ from xfer.errors import (
 )
 
 _NOTHING = object()
+_LOOK_EACH = 0.05  # seconds after which `recv(timeout=0)` looks whether the sender's process lives
 
 
 class Receiver(Incoming, Endpoint):
@@ -58,6 +60,7 @@ class Receiver(Incoming, Endpoint):
     _sending = False
     _core: Receiving | None = None
     _torch_known = False
+    _look_at = 0.0  # when `recv(timeout=0)` looks at the sender's process again
 
     def recv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
         """Return the next array or tree: no copy, read-only, its slot taken until the last view of it is gone.
@@ -74,8 +77,7 @@ class Receiver(Incoming, Endpoint):
         """
         if as_ != "numpy" or pin:
             check_library(as_, pin)
-        end = deadline(timeout)
-        nanoseconds = 0 if timeout == 0 else self._nanoseconds
+        end, nanoseconds = (0.0, 0) if timeout == 0 else (deadline(timeout), self._nanoseconds)
         while True:
             with self._lock:
                 core = self._core
@@ -89,6 +91,8 @@ class Receiver(Incoming, Endpoint):
                         if self._armed:
                             self._quiet()
                         return to_torch(pinned(array))[0] if pin else array
+                    if end == 0.0 and self._empty():
+                        raise WaitTimeoutError("nothing was sent in time")
                 array = self._take(as_, pin)
                 if array is not _NOTHING:
                     return array
@@ -113,6 +117,7 @@ class Receiver(Incoming, Endpoint):
             if self._armed:
                 self._quiet()
             if ring.words[HEAD] == tail:
+                self._look_at = time.monotonic() + _LOOK_EACH
                 return _NOTHING
         message = ring.peek()
         try:
@@ -134,6 +139,20 @@ class Receiver(Incoming, Endpoint):
             if self._armed:
                 self._quiet()
         return present(array, fields, message.meta, as_, pin)
+
+    def _empty(self) -> bool:
+        """Return whether nothing waits, where the sender lived a moment ago and need not be looked at again."""
+        ring = self._ring
+        if ring is None or self._armed or self._exiting:
+            return False
+        words = ring.words
+        empty: bool = words[HEAD] == words[TAIL]  # before the next: a sender closes after it has sent
+        return empty and not words[SENDER_CLOSED] and time.monotonic() < self._look_at
+
+    def ready(self) -> bool:
+        """Return whether this end would not wait: an array is there, or the sender has closed or died."""
+        self._look_at = 0.0  # so that `recv` finds what is found here
+        return super().ready()
 
     def _recv_tensor(self, core: Receiving, nanoseconds: int) -> Any:
         """Return the next array as a tensor with memory of its own, or None as the core does."""

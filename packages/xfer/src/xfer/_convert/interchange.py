@@ -41,9 +41,12 @@ def device_of(array: Any) -> str:
     """Return "cpu" or "cuda:N"."""
     if isinstance(array, np.ndarray | np.generic) or not hasattr(array, "__dlpack_device__"):
         return "cpu"
-    if library_of(array) == "torch" and array.device.type == "meta":
+    library = library_of(array)
+    if library == "torch" and array.is_cpu:
+        return "cpu"
+    if library == "torch" and array.device.type == "meta":
         raise UnsupportedDtypeError("a meta tensor has no data: put a tensor on the host or on a device")
-    if library_of(array) == "cupy":
+    if library == "cupy":
         return f"cuda:{array.data.device_id}"  # managed memory too, which DLPack counts with the host's
     kind, index = array.__dlpack_device__()
     if int(kind) in _DLPACK_CPU:
@@ -110,7 +113,7 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
         raise UnsupportedDtypeError(f"a tensor of {what} is several arrays: put its parts or to_dense()")
     carrier = next((bits for start, bits in _BITS.items() if name.startswith(start)), None)
     if carrier is None:
-        raise UnsupportedDtypeError(f"NumPy has no {name}: {reason}") from reason
+        raise UnsupportedDtypeError(f"NumPy cannot view this tensor of {name}: {reason}") from reason
     from xfer._shared import dtypes
 
     dtype = dtypes.decode(f"{dtypes.ML_PREFIX}{name}".encode())

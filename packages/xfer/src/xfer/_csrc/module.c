@@ -1,10 +1,22 @@
-/* The extension module: both ends of a channel, and the copy of large arrays. */
+/* The extension module: both ends of a channel, trees of tensors, and the copy of large arrays. */
 
 #include "shared.h"
 
 static size_t stream_from = (size_t)32 << 20; /* what fits the cache is better left there for the reader */
 
 #if defined(__x86_64__)
+static inline void line(char *to, const char *from)
+{
+    const __m128i *source = (const __m128i *)from;
+    __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+    __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+    __m128i *target = (__m128i *)to;
+    _mm_stream_si128(target, a);
+    _mm_stream_si128(target + 1, b);
+    _mm_stream_si128(target + 2, c);
+    _mm_stream_si128(target + 3, d);
+}
+
 /* Stores that pass by the cache: the old content of the target is not read first, which is a third of the traffic. */
 static void stream(char *to, const char *from, size_t count)
 {
@@ -14,25 +26,33 @@ static void stream(char *to, const char *from, size_t count)
     memcpy(to, from, lead);
     to += lead;
     from += lead;
-    count -= lead;
-    for (; count >= 64; to += 64, from += 64, count -= 64) {
-        const __m128i *source = (const __m128i *)from;
-        __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
-        __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
-        __m128i *target = (__m128i *)to;
-        _mm_stream_si128(target, a);
-        _mm_stream_si128(target + 1, b);
-        _mm_stream_si128(target + 2, c);
-        _mm_stream_si128(target + 3, d);
-    }
-    _mm_sfence();
-    memcpy(to, from, count);
+    size_t whole = (count - lead) & ~(size_t)63;
+    memcpy(to + whole, from + whole, count - lead - whole);
+    /* A load waits for an earlier store whose address has the same last 12 bits, so go where it has none. */
+    if ((((uintptr_t)to - (uintptr_t)from) & 4095) < 2048)
+        for (size_t at = whole; at > 0; at -= 64)
+            line(to + at - 64, from + at - 64);
+    else
+        for (size_t at = 0; at < whole; at += 64)
+            line(to + at, from + at);
 }
+#define FENCE() _mm_sfence()
 #else
 #define stream memcpy
+#define FENCE() ((void)0)
 #endif
 
 enum { PART = 1 << 14 }; /* a part of a large copy that is worth streaming by itself */
+
+void copied(void) { FENCE(); }
+
+void copy_bytes(char *to, const char *from, size_t count, unsigned long long total)
+{
+    if (count >= stream_from || (count >= PART && total >= stream_from))
+        stream(to, from, count);
+    else
+        memcpy(to, from, count);
+}
 
 static PyObject *copy(PyObject *module, PyObject *args)
 {
@@ -49,10 +69,8 @@ static PyObject *copy(PyObject *module, PyObject *args)
     int fits = offset <= (unsigned long long)to.len && (unsigned long long)from.len <= to.len - offset;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        if ((size_t)from.len >= stream_from || (from.len >= PART && total >= stream_from))
-            stream((char *)to.buf + offset, from.buf, from.len);
-        else
-            memcpy((char *)to.buf + offset, from.buf, from.len);
+        copy_bytes((char *)to.buf + offset, from.buf, (size_t)from.len, total);
+        copied();
         Py_END_ALLOW_THREADS
     } else {
         PyErr_SetString(PyExc_ValueError, "the bytes do not fit behind the offset");
@@ -72,9 +90,20 @@ static PyObject *layout(PyObject *module, PyObject *unused)
                          DRAIN_EACH, "sent", SENT, "cannot", CANNOT, "unknown", UNKNOWN, "full", FULL);
 }
 
+#ifndef SOURCES
+#define SOURCES "unknown"
+#endif
+
+/* Which sources this was compiled from, by the rule of _sources.py. */
+static PyObject *sources(PyObject *module, PyObject *unused) { return PyUnicode_FromString(SOURCES); }
+
 static PyMethodDef functions[] = {
     {"layout", layout, METH_NOARGS, "Return where everything lies in a channel's memory."},
+    {"sources", sources, METH_NOARGS, "Return a digest of the sources that this was compiled from."},
     {"copy", copy, METH_VARARGS, "Copy a contiguous array behind an offset of writable memory, past the cache."},
+    {"look", tree_look, METH_VARARGS, "Describe the tensors of a list, and return the indexes of all other leaves."},
+    {"write", tree_write, METH_VARARGS, "Copy the tensors of a list behind an offset of writable memory."},
+    {"tensors", tree_tensors, METH_VARARGS, "Make tensors over a writable block of bytes."},
     {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, functions};
 

@@ -151,24 +151,6 @@ static PyObject *sender_use_tensors(Sender *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* Look at a tensor: how many bytes it has, or -1 where it is not to be copied as it lies. */
-static int64_t sender_look(const Sender *self, PyObject *array, Tensor *view)
-{
-    if (self->torch->look(array, view)) {
-        PyErr_Clear();
-        return -1;
-    }
-    if (view->device != ON_HOST || view->code == COMPLEX || view->ndim > MAX_DIMS)
-        return -1; /* a complex tensor may be conjugated when it is read */
-    PyObject *negated = PyObject_CallMethodObjArgs(array, self->is_neg, NULL); /* so may a real one be negated */
-    Py_XDECREF(negated);
-    if (negated != Py_False) {
-        PyErr_Clear();
-        return -1;
-    }
-    return bytes_of(view);
-}
-
 static PyObject *sender_learn_tensor(Sender *self, PyObject *args)
 {
     PyObject *array, *description;
@@ -181,7 +163,7 @@ static PyObject *sender_learn_tensor(Sender *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the description is too long");
         return NULL;
     }
-    if ((PyObject *)Py_TYPE(array) == self->tensor && sender_look(self, array, &view) >= 0) {
+    if ((PyObject *)Py_TYPE(array) == self->tensor && look_at(self->torch, self->is_neg, array, &view) >= 0) {
         Outgoing *one = sender_new(self, meta, length);
         Py_CLEAR(one->dtype);
         one->kind = kind_of(&view);
@@ -263,7 +245,7 @@ static int sender_array(Sender *self, uint64_t head, PyObject *array)
 static int sender_tensor(Sender *self, uint64_t head, PyObject *array)
 {
     Tensor view;
-    int64_t count = sender_look(self, array, &view);
+    int64_t count = look_at(self->torch, self->is_neg, array, &view);
     if (count <= 0 || (uint64_t)count > self->stride)
         return CANNOT;
     const Outgoing *one = sender_find(self, NULL, kind_of(&view), view.ndim, view.shape);

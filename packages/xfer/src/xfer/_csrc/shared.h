@@ -139,6 +139,14 @@ static inline void unshare(Shared *shared)
     shared->memory = NULL;
 }
 
+/* Copy a part of `total` bytes, past the cache where the whole does not fit it; `copied` orders it before what follows. */
+void copy_bytes(char *to, const char *from, size_t count, unsigned long long total);
+void copied(void);
+
+PyObject *tree_look(PyObject *module, PyObject *args);
+PyObject *tree_write(PyObject *module, PyObject *args);
+PyObject *tree_tensors(PyObject *module, PyObject *args);
+
 extern PyType_Spec sender_spec, receiver_spec, slot_spec;
 extern PyTypeObject *slot_type;
 

@@ -28,7 +28,8 @@ typedef struct Managed {
 
 typedef struct {
     uint32_t major, minor;
-    void *older, *allocate, *take;
+    void *older, *allocate;
+    int (*take)(void *, Managed **);
     int (*give)(Managed *, void **);
     int (*look)(void *, Tensor *);
 } Exchange;
@@ -39,7 +40,7 @@ enum { ON_HOST = 1, COMPLEX = 5, ALIGNED = 64 };
 static inline const Exchange *exchange(PyObject *capsule)
 {
     const Exchange *found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
-    if (found && (found->major != 1 || !found->give || !found->look)) {
+    if (found && (found->major != 1 || !found->take || !found->give || !found->look)) {
         PyErr_SetString(PyExc_ValueError, "this DLPack interface is of another version");
         return NULL;
     }
@@ -61,6 +62,25 @@ static inline int64_t bytes_of(const Tensor *tensor)
         count *= tensor->shape[i];
     }
     return tensor->bits % 8 ? -1 : count * (tensor->bits / 8) * tensor->lanes;
+}
+
+/* Look at a tensor: how many bytes it has, or -1 where it is not to be copied as it lies. */
+static inline int64_t look_at(const Exchange *torch, PyObject *is_neg, PyObject *tensor, Tensor *view)
+{
+    if (torch->look(tensor, view)) {
+        PyErr_Clear();
+        return -1;
+    }
+    if (view->device != ON_HOST || view->code == COMPLEX || view->ndim > MAX_DIMS)
+        return -1; /* a complex tensor may be conjugated when it is read */
+    PyObject *negated = PyObject_CallMethodObjArgs(tensor, is_neg, NULL); /* so may a real one be negated */
+    Py_XDECREF(negated);
+    if (negated != Py_False) {
+        PyErr_Clear();
+        return -1;
+    }
+    int64_t count = bytes_of(view);
+    return count > 0 && !view->data ? -1 : count; /* zeros that torch keeps no memory for */
 }
 
 static inline void free_managed(Managed *managed) { free(managed); }

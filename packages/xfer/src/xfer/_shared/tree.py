@@ -9,17 +9,27 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from xfer import _compiled
-from xfer._convert.interchange import Library, device_of, host_array, is_array, on_host, tensors
+from xfer._convert.interchange import (
+    Library,
+    device_of,
+    dlpack_kind,
+    host_array,
+    is_array,
+    tensor_interface,
+    tensors,
+)
 from xfer._convert.move import move
 from xfer._shared import dtypes
 from xfer._shared.handle import Signature, signature
@@ -28,6 +38,8 @@ from xfer.errors import HandleError, UnsupportedDtypeError
 _LENGTHS = struct.Struct("<II")
 _ALIGN = 64
 _DEEPEST = 100
+_KEPT = 256  # plans of each side
+_EXTENT = struct.Struct("<QQ")
 _PLAIN = (type(None), bool, int, float, str, bytes, complex)
 _KEYS = (str, int, float, bool, type(None))
 
@@ -38,6 +50,11 @@ class Leaf(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     fortran: bool
+
+    @classmethod
+    def of(cls, array: np.ndarray[Any, Any]) -> Leaf:
+        """Return how an array looks."""
+        return cls(array.dtype, array.shape, array.flags.fnc)
 
 
 def is_tree(value: Any) -> bool:
@@ -54,17 +71,26 @@ class Packed:
 
     Args:
         structure: The nested structure, hashable, whose arrays and values are numbered in order.
-        leaves: The arrays.
+        leaves: The arrays and tensors.
         values: The plain values.
+
+    Raises:
+        UnsupportedDtypeError: An array holds something that means nothing elsewhere.
     """
 
-    def __init__(self, structure: Any, leaves: list[np.ndarray[Any, Any]], values: list[Any]) -> None:
+    def __init__(self, structure: Any, leaves: list[Any], values: list[Any]) -> None:
         self._leaves = leaves
-        kinds = tuple([Leaf(leaf.dtype, leaf.shape, leaf.flags.fnc) for leaf in leaves])
-        self._text, self._offsets, size = _plan(structure, kinds)
+        self._tensors = tensor_interface() if _compiled.module is not None else None
+        look, self._others = b"", list(range(len(leaves)))  # the leaves that the core does not copy
+        if self._tensors is not None:
+            look, self._others = _compiled.module.look(leaves, *self._tensors)
+        for index in self._others:
+            leaves[index] = _plain(leaves[index])
+        kinds = tuple([Leaf.of(leaves[index]) for index in self._others])
+        self._plan = _plan_of((structure, look, kinds), leaves)
         self._values = json.dumps([_encode(value) for value in values]).encode() if values else b""
-        self._start = _aligned(_LENGTHS.size + len(self._text) + len(self._values))
-        self._nbytes = self._start + size
+        self._start = _aligned(_LENGTHS.size + len(self._plan.text) + len(self._values))
+        self._nbytes = self._start + self._plan.nbytes
 
     def signature(self) -> Signature:
         """Return the signature of the block of bytes."""
@@ -72,15 +98,19 @@ class Packed:
 
     def write(self, memory: Any, offset: int) -> None:
         """Write the tree to memory."""
-        head = _LENGTHS.pack(len(self._text), len(self._values)) + self._text + self._values
+        text, places = self._plan.text, self._plan.places
+        head = _LENGTHS.pack(len(text), len(self._values)) + text + self._values
         memory[offset : offset + len(head)] = head
         start = offset + self._start
-        for leaf, place in zip(self._leaves, self._offsets, strict=True):
+        if self._tensors is not None and len(self._others) < len(self._leaves):
+            _compiled.module.write(memory, start, places, self._leaves, *self._tensors, self._nbytes)
+        for index in self._others:
+            leaf, place = self._leaves[index], start + _EXTENT.unpack_from(places, index * _EXTENT.size)[0]
             if _compiled.module is not None and leaf.flags.forc:
-                _compiled.module.copy(memory, start + place, leaf, self._nbytes)
+                _compiled.module.copy(memory, place, leaf, self._nbytes)
             else:
                 order: Literal["C", "F"] = "F" if leaf.flags.fnc else "C"
-                np.ndarray(leaf.shape, leaf.dtype, memory, start + place, None, order)[...] = leaf
+                np.ndarray(leaf.shape, leaf.dtype, memory, place, None, order)[...] = leaf
 
 
 def pack(value: Any) -> Packed:
@@ -92,15 +122,16 @@ def pack(value: Any) -> Packed:
     Raises:
         UnsupportedDtypeError: It holds something else, is too deep, or has a class that no other process can import.
     """
-    leaves: list[np.ndarray[Any, Any]] = []
+    leaves: list[Any] = []
     values: list[Any] = []
-    return Packed(_take_apart(value, leaves, values, 0), leaves, values)
+    torch = sys.modules.get("torch")
+    kinds = (np.ndarray, getattr(torch, "Tensor", np.ndarray))
+    return Packed(_take_apart(value, leaves, values, kinds, 0), leaves, values)
 
 
-def _take_apart(value: Any, leaves: list[np.ndarray[Any, Any]], values: list[Any], depth: int) -> Any:
+def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: tuple[type, ...], depth: int) -> Any:
     kind = type(value)
-    if kind is np.ndarray:
-        dtypes.encode(value.dtype)
+    if kind in kinds:
         leaves.append(value)
         return "a"
     if kind in _PLAIN:
@@ -109,42 +140,40 @@ def _take_apart(value: Any, leaves: list[np.ndarray[Any, Any]], values: list[Any
     if depth > _DEEPEST:
         raise UnsupportedDtypeError(f"the tree is more than {_DEEPEST} levels deep, or contains itself")
 
+    def all_of(items: Iterable[Any]) -> tuple[Any, ...]:
+        found: list[Any] = []
+        for item in items:
+            if type(item) in kinds:  # here, since a container may have many arrays
+                leaves.append(item)
+                found.append("a")
+            else:
+                found.append(_take_apart(item, leaves, values, kinds, depth + 1))
+        return tuple(found)
+
     if isinstance(value, dict):
         letter = "o" if isinstance(value, OrderedDict) else "d"
-        return letter, tuple([_key(key) for key in value]), _all_of(value.values(), leaves, values, depth)
+        return letter, tuple([_key(key) for key in value]), all_of(value.values())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return "n", _class_name(kind), _all_of(value, leaves, values, depth)
+        return "n", _class_name(kind), all_of(value)
     if isinstance(value, list | tuple):
-        return "l" if isinstance(value, list) else "t", _all_of(value, leaves, values, depth)
+        return "l" if isinstance(value, list) else "t", all_of(value)
     if is_array(value):
-        array = host_array(value) if device_of(value) == "cpu" else move(value, "numpy")
-        dtypes.encode(array.dtype)
-        leaves.append(array)
+        leaves.append(value)
         return "a"
     if dataclasses.is_dataclass(value):
         names = tuple(field.name for field in dataclasses.fields(value))
-        parts = [getattr(value, name) for name in names]
-        return "c", _class_name(kind), names, _all_of(parts, leaves, values, depth)
+        return "c", _class_name(kind), names, all_of([getattr(value, name) for name in names])
     raise UnsupportedDtypeError(
         f"a tree may hold arrays, plain values, dicts, lists, tuples and dataclasses, not {kind.__qualname__}"
     )
 
 
-def _all_of(items: Iterable[Any], leaves: list[np.ndarray[Any, Any]], values: list[Any], depth: int) -> tuple[Any, ...]:
-    """Take the items of a container apart; arrays and tensors on the host, of which there may be many, at once."""
-    found: list[Any] = []
-    checked = None
-    for item in items:
-        array = item if type(item) is np.ndarray else on_host(item)
-        if type(array) is not np.ndarray:
-            found.append(_take_apart(item, leaves, values, depth + 1))
-            continue
-        if array.dtype is not checked:
-            checked = array.dtype
-            dtypes.encode(checked)
-        leaves.append(array)
-        found.append("a")
-    return tuple(found)
+def _plain(leaf: Any) -> np.ndarray[Any, Any]:
+    """Return NumPy's array of a leaf, or a copy where it is on a device."""
+    if type(leaf) is np.ndarray:
+        return leaf
+    array: np.ndarray[Any, Any] = host_array(leaf) if device_of(leaf) == "cpu" else move(leaf, "numpy")
+    return array
 
 
 def _key(key: Any) -> tuple[str, Any]:
@@ -164,21 +193,39 @@ def _class_name(kind: type) -> str:
     return name
 
 
-@lru_cache(maxsize=256)
-def _plan(structure: Any, kinds: tuple[Leaf, ...]) -> tuple[bytes, tuple[int, ...], int]:
-    """Return the text of a structure, where each array lies, and how many bytes they take."""
-    offsets, size = [], 0
+class Plan(NamedTuple):
+    """What the trees of one structure and of the same kinds of arrays have in common."""
+
+    text: bytes  # the structure, as it is written
+    places: bytes  # for each array, where it lies and its bytes
+    nbytes: int  # of all arrays
+
+
+_plans: dict[Any, Plan] = {}
+
+
+def _plan_of(key: Any, leaves: list[Any]) -> Plan:
+    """Return the plan of a key: the structure, what the core says of its tensors, and the kinds of all other leaves.
+
+    Raises:
+        UnsupportedDtypeError: A dtype means nothing elsewhere.
+    """
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= _KEPT:
+            _plans.clear()
+        plan = _plans[key] = _plan(key[0], [Leaf.of(_plain(leaf)) for leaf in leaves])
+    return plan
+
+
+def _plan(structure: Any, kinds: list[Leaf]) -> Plan:
+    places, described, size = b"", [], 0
     for leaf in kinds:
-        offsets.append(size)
-        count = leaf.dtype.itemsize
-        for length in leaf.shape:
-            count *= length
+        count = leaf.dtype.itemsize * math.prod(leaf.shape)
+        described.append([dtypes.encode(leaf.dtype).decode(), list(leaf.shape), int(leaf.fortran), size])
+        places += _EXTENT.pack(size, count)
         size = _aligned(size + count)
-    described = [
-        [dtypes.encode(leaf.dtype).decode(), list(leaf.shape), int(leaf.fortran), offset]
-        for leaf, offset in zip(kinds, offsets, strict=True)
-    ]
-    return json.dumps([structure, described]).encode(), tuple(offsets), size
+    return Plan(json.dumps([structure, described]).encode(), places, size)
 
 
 def _aligned(size: int) -> int:
@@ -212,16 +259,9 @@ def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
     try:
         text, values = _LENGTHS.unpack_from(block.data, 0)
         start = _LENGTHS.size + text
-        build, leaves = _read_plan(block[_LENGTHS.size : start].tobytes())
+        plan = _read_plan(block[_LENGTHS.size : start].tobytes())
         plain = [_decode(value) for value in json.loads(block[start : start + values].tobytes())] if values else []
-        start = _aligned(start + values)
-        arrays = [
-            np.ndarray(leaf.shape, leaf.dtype, block, start + offset, None, "F" if leaf.fortran else "C")
-            for leaf, offset in leaves
-        ]
-        if as_ == "torch":
-            return build(iter(tensors(arrays)), iter(plain))
-        return build(iter(arrays), iter(plain))
+        return plan.build(iter(_arrays(block, _aligned(start + values), plan, as_)), iter(plain))
     except dtypes.MISFITS as error:
         if isinstance(error, HandleError | UnsupportedDtypeError):
             raise
@@ -231,14 +271,46 @@ def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
 Builder = Callable[[Any, Any], Any]
 
 
-@lru_cache(maxsize=256)
-def _read_plan(text: bytes) -> tuple[Builder, tuple[tuple[Leaf, int], ...]]:
+class _ReadPlan(NamedTuple):
+    """What a text of a tree says."""
+
+    build: Builder
+    leaves: tuple[tuple[Leaf, int], ...]  # how each array looks, and where it lies
+    description: bytes  # the same for the core, where it makes tensors
+
+
+@lru_cache(maxsize=_KEPT)
+def _read_plan(text: bytes) -> _ReadPlan:
     structure, described = json.loads(text)
     leaves = tuple(
         (Leaf(dtypes.decode(token.encode()), tuple(shape), bool(fortran)), offset)
         for token, shape, fortran, offset in described
     )
-    return _builder(structure), leaves
+    description = b""
+    for leaf, offset in leaves:
+        kind = 0 if leaf.fortran else dlpack_kind(leaf.dtype)
+        description += struct.pack(f"<IIQ{len(leaf.shape)}q", kind, len(leaf.shape), offset, *leaf.shape)
+    return _ReadPlan(_builder(structure), leaves, description)
+
+
+def _arrays(block: np.ndarray[Any, Any], start: int, plan: _ReadPlan, as_: Library) -> list[Any]:
+    """Return the arrays or tensors over a block."""
+    made: list[Any] = [None] * len(plan.leaves)
+    if as_ == "torch":
+        import torch  # noqa: F401 - the caller wants tensors
+
+        interface = tensor_interface()
+        if interface is not None and _compiled.module is not None and block.flags.writeable:
+            made = _compiled.module.tensors(block, start, plan.description, interface[1])
+    others = [index for index, tensor in enumerate(made) if tensor is None]  # what the core did not make
+    arrays = []
+    for index in others:
+        leaf, offset = plan.leaves[index]
+        order: Literal["C", "F"] = "F" if leaf.fortran else "C"
+        arrays.append(np.ndarray(leaf.shape, leaf.dtype, block, start + offset, None, order))
+    for index, array in zip(others, tensors(arrays) if as_ == "torch" else arrays, strict=True):
+        made[index] = array
+    return made
 
 
 def _builder(node: Any) -> Builder:
@@ -247,26 +319,35 @@ def _builder(node: Any) -> Builder:
         return lambda arrays, _: next(arrays)
     if node == "v":
         return lambda _, values: next(values)
-    letter, children = node[0], [_builder(child) for child in node[-1]]
+    letter, items = node[0], _items(node[-1])
     if letter in "do":
         keys = [key for _, key in node[1]]
         make: Any = OrderedDict if letter == "o" else dict
-        return lambda arrays, values: make(zip(keys, [child(arrays, values) for child in children], strict=True))
+        return lambda arrays, values: make(zip(keys, items(arrays, values), strict=True))
     if letter in "lt":
         kind: Any = list if letter == "l" else tuple
-        return lambda arrays, values: kind([child(arrays, values) for child in children])
+        return lambda arrays, values: kind(items(arrays, values))
     found: Any = _class_of(node[1])
     if letter == "n":
-        return lambda arrays, values: found._make([child(arrays, values) for child in children])
+        return lambda arrays, values: found._make(items(arrays, values))
     names = node[2]
 
     def revive(arrays: Any, values: Any) -> Any:
         made = object.__new__(found)
-        for name, child in zip(names, children, strict=True):
-            object.__setattr__(made, name, child(arrays, values))
+        for name, item in zip(names, items(arrays, values), strict=True):
+            object.__setattr__(made, name, item)
         return made
 
     return revive
+
+
+def _items(nodes: list[Any]) -> Builder:
+    """Return a function that makes the items of a container; arrays need no call each."""
+    if all(node == "a" for node in nodes):
+        count = len(nodes)
+        return lambda arrays, _: list(islice(arrays, count))
+    children = [_builder(node) for node in nodes]
+    return lambda arrays, values: [child(arrays, values) for child in children]
 
 
 def _class_of(name: str) -> type:

@@ -44,6 +44,7 @@ def library() -> ctypes.CDLL | None:
     core.screen_least.argtypes = [pointer, pointer, number, number, pointer, number, number, pointer]
     core.screen_pairs.argtypes = [pointer, pointer, number, number, number, pointer, number, number, pointer]
     core.screen_disjoint.argtypes = [pointer, number, number, number, pointer]
+    core.columns_dense.argtypes = [pointer, number, pointer]
     core.layers_bottom.argtypes = [pointer, pointer, number, number]
     return core
 

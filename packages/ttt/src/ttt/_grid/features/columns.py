@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ttt._grid.compose.core import library
 from ttt._grid.derived import DerivedInput, Group
 from ttt._grid.features import FEATURES
 from ttt._grid.features.cells import GRID_COLOURS, POSITIONS
+from ttt._grid.features.registry import Feature
 from ttt._grid.geometry import Numbers
-from ttt._grid.scene import Scene
+from ttt._grid.scene import Scene, Scenes
 from ttt.values import Grid
 
 MOST_DERIVED = 260
@@ -82,8 +84,15 @@ def flat(grids: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
     return np.concatenate([g.ravel() for g in grids])
 
 
-def dense(values: Numbers) -> tuple[Numbers, int]:
+def dense(values: Numbers, compiled: bool = True) -> tuple[Numbers, int]:
     """Renumber values from 0 in order of first occurrence, so that equal partitions get equal codes."""
+    core = library() if compiled else None
+    if core is not None:
+        codes = np.empty(values.size, dtype=np.int64)
+        values = np.ascontiguousarray(values, dtype=np.int64)
+        count = core.columns_dense(values.ctypes.data, values.size, codes.ctypes.data)
+        if count:
+            return codes, count
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -121,14 +130,16 @@ class _Columns:
             self.kept.append(Column(name, cost, codes, keys))
 
 
-def cells_of(group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid]) -> Cells:
+def cells_of(group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid], known: Scenes | None = None) -> Cells:
     """Lay a group out as columns and paints.
 
     Args:
         group: Derived inputs with the outputs' sizes.
         inputs: All inputs, training first.
         outputs: The training outputs.
+        known: Scenes that others use too; features are measured once on each.
     """
+    known = known or Scenes()
     target = flat(outputs).astype(np.uint8)
     n = len(target)
     sizes = tuple(g.shape for g in group.members[0].grids)
@@ -144,33 +155,44 @@ def cells_of(group: Group, inputs: Sequence[Grid], outputs: Sequence[Grid]) -> C
         columns.add(members[i].name, members[i].cost, pixels[i].astype(np.int64))
         paints.append(Paint(members[i].name, members[i].cost, pixels[i]))
     for rank, i in enumerate(order[: 1 if same_size else FEATURE_BASES]):
-        for name, cost, values, is_colour in _measured(members[i], rank):
+        for name, cost, values, is_colour in _measured(members[i], rank, known):
             columns.add(name, cost[0], values)
             if is_colour:
                 paints.append(Paint(name, cost[1], values.astype(np.uint8)))
     if not same_size:
         for name, values in _blocks(sizes, inputs).items():
             columns.add(name, 1.0, values)
+    scenes = known.of(inputs)
     for name, colour in GRID_COLOURS.items():
-        per_grid = [colour(Scene(g)) for g in inputs]
+        per_grid = [colour(s) for s in scenes]
         paints.append(Paint(name, 0.7, np.repeat(per_grid, [h * w for h, w in sizes]).astype(np.uint8)))
     paints += [Paint(f"colour {c}", 0.3, np.full(len(pixels[0]), c, dtype=np.uint8)) for c in np.unique(target)]
     return Cells(sizes, target, columns.kept, paints)
 
 
-def _measured(base: DerivedInput, rank: int) -> Iterator[tuple[str, tuple[float, float], Numbers, bool]]:
+def _measured(base: DerivedInput, rank: int, known: Scenes) -> Iterator[tuple[str, tuple[float, float], Numbers, bool]]:
     """Yield every cell feature of a derived input: name, costs as a column and as a paint, values, is it a colour."""
-    scenes = [Scene(g) for g in base.grids]
+    scenes = known.of(base.grids)
     of = "" if base.cost == 0 else f" in the input {base.name}"
     extra = 0.6 * base.cost + 0.3 * rank
     for feature in FEATURES.values():
         position = feature.name in POSITIONS
-        parts = [feature.measure(s) for s in scenes]
+        parts = [_once(feature, s) for s in scenes]
         if any(p is None for p in parts) or (rank and position):
             continue
         values = flat([p for p in parts if p is not None]).astype(np.int64)
         costs = feature.cost + (0.0 if position else extra), feature.cost + extra
         yield feature.name + of, costs, values, feature.is_colour
+
+
+def _once(feature: Feature, scene: Scene) -> npt.NDArray[np.int32] | None:
+    """Measure a feature on a scene, unless that was done before."""
+    key = ("feature", feature.name)
+    if key not in scene.memo:
+        values = feature.measure(scene)
+        scene.memo[key] = None if values is None else values.astype(np.int32)
+    found: npt.NDArray[np.int32] | None = scene.memo[key]
+    return found
 
 
 def _blocks(sizes: Sequence[tuple[int, int]], inputs: Sequence[Grid]) -> dict[str, Numbers]:

@@ -165,7 +165,7 @@ def _movements(directions: Directions, own: Colours, vectors: Sequence[Step]) ->
                     yield Action(
                         f"extends {words} in {colour_words}{end_words}{start_words}",
                         0.9 + cost + colour_cost + 0.1 * (start == "middle") + 0.1 * (until == "something"),
-                        partial(strokes.line, direction, colour, start, until),
+                        strokes.Line(direction, colour, start, until),
                     )
 
 

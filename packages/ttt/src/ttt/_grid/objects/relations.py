@@ -34,6 +34,8 @@ class Relations:
         self.boxes = [(t.top, t.left, t.top + t.height - 1, t.left + t.width - 1) for t in self.things]
         self.area = [len(c[0]) for c in self.cells]
         self.lines: dict[tuple[int, Step, str, str], Strokes | None] = {}
+        self.headings: dict[tuple[bool, int], Step] = {}
+        self.rarest: dict[int, int | None] = {}
         self._others: dict[tuple[str, int], int | None] = {}
 
     def blocked(self, i: int) -> Mask:
@@ -113,14 +115,22 @@ def to_other(which: str, sign: int, s: Relations, i: int) -> Step | None:
 
 def heading(off_colour: bool, sign: int, s: Relations, i: int) -> Step | None:
     """Return the direction in which more of a thing's cells (or of its off-colour cells) lie in its box."""
-    t = s.things[i]
+    key = (off_colour, i)
+    if key not in s.headings:
+        s.headings[key] = _lean(s.things[i], off_colour)
+    step = s.headings[key]
+    return (sign * step[0], sign * step[1]) if any(step) else None
+
+
+def _lean(t: Thing, off_colour: bool) -> Step:
+    """Return to which side of its box more of a thing's cells lie; zeros where to none."""
     mask = t.mask & (t.patch != t.colour) if off_colour else t.mask
     if not mask.any():
-        return None
+        return 0, 0
     r, c = np.nonzero(mask)
     lean = (2 * r.mean() - (t.height - 1), 2 * c.mean() - (t.width - 1))
-    step = tuple(sign * int(np.sign(x)) if abs(x) > 1e-6 else 0 for x in lean)
-    return (step[0], step[1]) if any(step) else None
+    down, right = (int(np.sign(x)) if abs(x) > 1e-6 else 0 for x in lean)
+    return down, right
 
 
 def own_colour(s: Relations, i: int) -> int | None:
@@ -130,9 +140,11 @@ def own_colour(s: Relations, i: int) -> int | None:
 
 def rarest_colour(s: Relations, i: int) -> int | None:
     """Return the rarest of its colours if it has several."""
-    t = s.things[i]
-    present = np.flatnonzero(t.colours)
-    return int(present[t.colours[present].argmin()]) if len(present) > 1 else None
+    if i not in s.rarest:
+        t = s.things[i]
+        present = np.flatnonzero(t.colours)
+        s.rarest[i] = int(present[t.colours[present].argmin()]) if len(present) > 1 else None
+    return s.rarest[i]
 
 
 def constant(colour: int, _s: Relations, _i: int) -> int | None:

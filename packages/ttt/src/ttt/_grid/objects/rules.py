@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -14,8 +14,9 @@ from ttt._grid.derived import DerivedInput
 from ttt._grid.features.columns import dense
 from ttt._grid.geometry import Numbers, Step
 from ttt._grid.objects.actions import ERASED, Action, actions
+from ttt._grid.objects.outcomes import Outcomes, on_grid, relations_of
 from ttt._grid.objects.relations import Relations, Strokes
-from ttt._grid.scene import Scene
+from ttt._grid.scene import Scene, Scenes
 from ttt._grid.things import KINDS, PROPERTIES, REPEATS, words_for
 from ttt.values import Grid
 
@@ -61,17 +62,15 @@ class ObjectTask:
 
     def __init__(self, scenes: Sequence[Scene], outputs: Sequence[Grid], kind: str) -> None:
         self.scenes, self.outputs, self.kind = scenes, outputs, kind
-        self.relations = [Relations(s, kind) for s in scenes]
+        self.relations = [relations_of(s, kind) for s in scenes]
+        self.pairs = [Outcomes.of(s, o, kind) for s, o in zip(scenes, outputs, strict=False)]
         sizes = [len(s.things) for s in self.relations]
         self.owner = np.repeat(np.arange(len(scenes)), sizes)
         self.within = np.concatenate([np.arange(n) for n in sizes])
         self.known = sum(sizes[: len(outputs)])
-        self.cells = 0
-        self.number: list[Numbers] = []
-        for scene, output in zip(scenes, outputs, strict=False):
-            changed = scene.grid != output
-            self.number.append(np.where(changed, np.cumsum(changed).reshape(changed.shape) - 1 + self.cells, -1))
-            self.cells += int(changed.sum())
+        self.first: list[int] = np.cumsum([0, *sizes]).tolist()
+        self.offset = np.cumsum([0, *(p.cells for p in self.pairs)])
+        self.cells = int(self.offset[-1])
         few = all(1 <= n <= MOST_THINGS for n in sizes)
         self.sensible = few and 0 < self.known * self.cells <= MOST_EVIDENCE
 
@@ -80,7 +79,7 @@ class ObjectTask:
         count: dict[Step, int] = {}
         for o in range(self.known):
             relations, i = self.relations[self.owner[o]], int(self.within[o])
-            out, number = self.outputs[self.owner[o]], self.number[self.owner[o]]
+            out, number = self.outputs[self.owner[o]], self.pairs[self.owner[o]].number
             r, c, k = relations.cells[i]
             top, left, bottom, right = relations.boxes[i]
             for dr in range(-top, len(out) - bottom):
@@ -93,19 +92,14 @@ class ObjectTask:
 
     def colours(self) -> list[int]:
         """Return the colours that every training output has where it differs from the input."""
-        fresh = [set(o[n >= 0].tolist()) for o, n in zip(self.outputs, self.number, strict=True)]
+        fresh = [set(p.output[p.number >= 0].tolist()) for p in self.pairs]
         return sorted(set.intersection(*fresh))
 
     def attempt(self, action: Action, o: int) -> Numbers | None:
         """Return the changed cells that an action of training thing `o` explains, None if it paints a cell wrongly."""
         at = int(self.owner[o])
-        made = on_grid(action.draw(self.relations[at], int(self.within[o])), self.outputs[at].shape)
-        if made is None:
-            return np.empty(0, dtype=np.int64)
-        r, c, k = made
-        number, hit = self.number[at][r, c], self.outputs[at][r, c] == k
-        right = (number >= 0).any() if action is ERASED else hit.all()  # others may be drawn where it was
-        return number[hit & (number >= 0)] if right else None
+        found = self.pairs[at].drawn(action, int(self.within[o]))
+        return None if found is None else found + self.offset[at]
 
     def splits(self) -> Iterator[Split]:
         """Yield the partitions of the things by their properties, each once, plain ones first."""
@@ -127,7 +121,7 @@ class ObjectTask:
         for at, t in who:
             box = np.s_[t.top : t.top + t.height + 2 * REACH, t.left : t.left + t.width + 2 * REACH]
             after.append(np.pad(self.outputs[at].astype(np.int64), REACH, constant_values=-1)[box])
-            fresh.append(np.pad(self.number[at], REACH, constant_values=-1)[box] >= 0)
+            fresh.append(np.pad(self.pairs[at].number, REACH, constant_values=-1)[box] >= 0)
         windows, colours = np.array(after), np.array([t.colour for _, t in who])[:, None, None]
         visible, commonest = windows >= 0, windows.max(axis=0)
         enough = np.any(fresh, axis=0) & (visible.sum(axis=0) >= 2)
@@ -175,15 +169,6 @@ def _surrounded(rows: Numbers, columns: Numbers, colours: Numbers, s: Relations,
     return rows + t.top, columns + t.left, np.where(colours < 0, t.colour, colours)
 
 
-def on_grid(made: Strokes | None, shape: tuple[int, int]) -> Strokes | None:
-    """Return the part of some strokes that lies on a grid, None for nothing."""
-    if made is None:
-        return None
-    r, c, k = made
-    keep = (r >= 0) & (c >= 0) & (r < shape[0]) & (c < shape[1])
-    return (r[keep], c[keep], k[keep]) if keep.any() else None
-
-
 @dataclass(frozen=True, slots=True)
 class _Evidence:
     """Actions, which training things could have taken each, and which changed cells each of those explains."""
@@ -199,41 +184,65 @@ class _Evidence:
 
 
 def _evidence(task: ObjectTask) -> _Evidence:
-    """Return what the training things could have done, of the actions that explain something in the first two grids."""
-    early = int((task.owner[: task.known] < 2).sum())
-    first = sum(int((n >= 0).sum()) for n in task.number[:2])
-    useful, right, explained = [], [], []
-    for action in (ERASED, *actions(task.scenes, task.colours(), task.vectors())):
-        able = np.ones(task.known, dtype=bool)
-        gain = np.zeros((task.known, task.cells), dtype=bool)
-        _attempt_all(task, action, range(early), able, gain)
-        if gain.any():
-            useful.append(action)
-            right.append(able)
-            explained.append(gain)
-    if not useful or not np.any(explained, axis=(0, 1))[:first].all():
-        return _Evidence([], np.ones((0, task.known), dtype=bool), np.zeros((0, task.known, task.cells), dtype=bool))
-    for action, able, gain in zip(useful, right, explained, strict=True):
-        _attempt_all(task, action, range(early, task.known), able, gain)
-    return _Evidence(useful, np.array(right), np.array(explained))
+    """Return what the training things could have done, of the actions that explain something in the first two grids.
+
+    One of these grids is looked at first, that with fewer things: if something in it is left unexplained, nothing is
+    learned, and the others need not be looked at.
+    """
+    nothing = _Evidence([], np.ones((0, task.known), dtype=bool), np.zeros((0, task.known, task.cells), dtype=bool))
+    found = [_Tried(action) for action in (ERASED, *actions(task.scenes, task.colours(), task.vectors()))]
+    first = range(min(2, len(task.pairs)))
+    for at in sorted(first, key=lambda at: len(task.relations[at].things)):
+        explained = np.zeros(task.pairs[at].cells, dtype=bool)
+        for tried in found:
+            for cells in tried.on(task, at):
+                explained[cells] = True
+        if not explained.all():
+            return nothing
+    useful = [tried for tried in found if tried.hits]
+    if not useful:
+        return nothing
+    for at in range(2, len(task.pairs)):
+        for tried in useful:
+            tried.on(task, at)
+    right = np.ones((len(useful), task.known), dtype=bool)
+    gain = np.zeros((len(useful), task.known, task.cells), dtype=bool)
+    for n, tried in enumerate(useful):
+        right[n, tried.unable] = False
+        for o, numbers in tried.hits:
+            gain[n, o, numbers] = True
+    return _Evidence([tried.action for tried in useful], right, gain)
 
 
-def _attempt_all(task: ObjectTask, action: Action, things: range, able: Flags, gain: Flags) -> None:
-    for o in things:
-        cells = task.attempt(action, o)
-        able[o] = cells is not None
-        if cells is not None:
-            gain[o, cells] = True
+@dataclass(slots=True)
+class _Tried:
+    """An action, the training things that could not have taken it, and what those that could explain with it."""
+
+    action: Action
+    unable: list[int] = field(default_factory=list)
+    hits: list[tuple[int, Numbers]] = field(default_factory=list)
+
+    def on(self, task: ObjectTask, at: int) -> list[Numbers]:
+        """Try it on the things of a pair; return the changed cells of the pair that each of them explains."""
+        explained = []
+        for o, cells in enumerate(task.pairs[at].explained(self.action), task.first[at]):
+            if cells is None:
+                self.unable.append(o)
+            elif len(cells):
+                self.hits.append((o, cells + task.offset[at]))
+                explained.append(cells)
+        return explained
 
 
-def object_programs(base: DerivedInput, outputs: Sequence[Grid]) -> list[Program]:
+def object_programs(base: DerivedInput, outputs: Sequence[Grid], known: Scenes | None = None) -> list[Program]:
     """Return verified programs in which each thing of a derived input takes an action by one of its properties.
 
     Args:
         base: A derived input of the outputs' sizes.
         outputs: The training outputs.
+        known: Scenes that others use too; what actions explain of them is worked out once.
     """
-    scenes = [Scene(g) for g in base.grids]
+    scenes = (known or Scenes()).of(base.grids)
     found: list[Program] = []
     cuts: set[bytes] = set()
     for kind in CUTS:

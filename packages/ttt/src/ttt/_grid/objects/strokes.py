@@ -3,6 +3,8 @@
 # mypy: disable-error-code="import-untyped"
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 
@@ -112,21 +114,39 @@ def turned_over(flips: tuple[bool, bool], s: Relations, i: int) -> Strokes:
     return (b[0] + b[2] - r if flips[0] else r), (b[1] + b[3] - c if flips[1] else c), k
 
 
-def line(way: Direction, choose: Colour, start: str, until: str, s: Relations, i: int) -> Strokes | None:
-    """Draw lines from the thing in a direction over background cells, from its whole side or from its middle."""
-    step, colour = way(s, i), choose(s, i)
-    if step is None or colour is None:
-        return None
-    key = (i, step, start, until)
-    if key not in s.lines:
-        s.lines[key] = _line_cells(step, start, until, s, i)
-    found = s.lines[key]
-    if found is None:
-        return None
-    r, c, n = found
-    if until == "dotted":
-        return r, c, np.where(n % 2, colour, s.things[i].colour)
-    return filled(r, c, colour)
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Draws lines from a thing in a direction over background cells.
+
+    Args:
+        way: The direction.
+        choose: The colour.
+        start: "side" for lines from its whole side, "middle" for one from its middle.
+        until: Where they end.
+    """
+
+    way: Direction
+    choose: Colour
+    start: str
+    until: str
+
+    def __call__(self, s: Relations, i: int) -> Strokes | None:
+        """Draw them; None where there is no direction, no colour or no cell."""
+        step, colour = self.way(s, i), self.choose(s, i)
+        found = None if step is None or colour is None else self.cells(s, i, step)
+        if found is None or colour is None:
+            return None
+        r, c, n = found
+        if self.until == "dotted":
+            return r, c, np.where(n % 2, colour, s.things[i].colour)
+        return filled(r, c, colour)
+
+    def cells(self, s: Relations, i: int, step: Step) -> Strokes | None:
+        """Return rows, columns and distances of the cells in a direction, worked out once for a thing."""
+        key = (i, step, self.start, "border" if self.until == "dotted" else self.until)
+        if key not in s.lines:
+            s.lines[key] = _line_cells(step, self.start, key[3], s, i)
+        return s.lines[key]
 
 
 def _line_cells(step: Step, start: str, until: str, s: Relations, i: int) -> Strokes | None:
@@ -146,7 +166,7 @@ def _line_cells(step: Step, start: str, until: str, s: Relations, i: int) -> Str
     rr, cc = r + step[0] * n, c + step[1] * n
     free = (rr >= 0) & (cc >= 0) & (rr < h) & (cc < w)
     rr, cc = np.where(free, rr, 0), np.where(free, cc, 0)
-    if until not in ("border", "dotted"):
+    if until != "border":
         hit = s.blocked(i)[rr, cc] & free
         free &= ~np.logical_or.accumulate(hit, axis=0)
         if until == "something":

@@ -9,6 +9,7 @@
 #define CELLS (LARGEST * LARGEST)
 #define MOST_PIECES 48    /* pieces that one input may be cut into */
 #define FARTHEST 100      /* places stay within this many cells of the origin */
+#define NUMBERS 15        /* what pieces are compared by */
 
 /* A rectangle of colours at a place; colour 0 is empty. */
 typedef struct {
@@ -16,9 +17,18 @@ typedef struct {
     uint8_t *cells;
 } Piece;
 
-/* The pieces of one input, with the memory that their cells live in. */
+/* What pieces are compared by, each measured when it is first asked for: bit k of `known` is set for number k. */
+typedef struct {
+    unsigned known;
+    int counted; /* whether `count` is there */
+    int count[MOST_PIECES][10];
+    int low[NUMBERS], high[NUMBERS], values[NUMBERS][MOST_PIECES];
+} Measured;
+
+/* The pieces of one input, with the memory that their cells live in, and what was measured of them (or NULL). */
 typedef struct {
     int n, used;
+    Measured *measured;
     Piece piece[MOST_PIECES];
     uint8_t memory[MOST_PIECES * CELLS];
 } Pieces;

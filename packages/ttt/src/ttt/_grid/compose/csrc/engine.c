@@ -32,6 +32,7 @@ typedef struct {
     uint8_t **chunk, *row;
     int chunks, chunk_used, done;
     Pieces *in, *out; /* the argument of each input; the result of one */
+    Measured *measured;
 } Search;
 
 static uint64_t hash(const uint8_t *bytes, int n) {
@@ -104,6 +105,8 @@ static void decode(Search *s, const Node *n) {
     uint8_t *row = n->row + 1;
     for (int i = 0; i < s->inputs; i++) {
         s->in[i].n = *row++;
+        s->in[i].measured = &s->measured[i];
+        s->measured[i].known = 0, s->measured[i].counted = 0;
         for (int k = 0; k < s->in[i].n; k++) {
             Piece *p = &s->in[i].piece[k];
             *p = (Piece){(int8_t)row[0], (int8_t)row[1], row[2], row[3], row + 4};
@@ -157,7 +160,7 @@ EXPORT void compose_close(Search *s) {
     if (!s) return;
     for (int i = 0; i < s->chunks; i++) free(s->chunk[i]);
     free(s->chunk), free(s->row), free(s->primitive), free(s->node), free(s->first), free(s->slot), free(s->in);
-    free(s->out), free((void *)s->targets), free(s);
+    free(s->out), free(s->measured), free((void *)s->targets), free(s);
 }
 
 /* The number of a function in the table, -1 if there is none of that name. */
@@ -183,9 +186,10 @@ EXPORT Search *compose_open(const uint8_t *row, int length, const uint8_t *targe
     s->slot = calloc(s->slots, sizeof *s->slot);
     s->in = malloc(sizeof *s->in * (size_t)inputs);
     s->out = malloc(sizeof *s->out);
+    s->measured = malloc(sizeof *s->measured * (size_t)inputs);
     uint8_t *copy = malloc((size_t)targets_length);
     s->targets = copy;
-    if (!s->row || !s->primitive || !s->node || !s->first || !s->slot || !s->in || !s->out || !copy) {
+    if (!s->row || !s->primitive || !s->node || !s->first || !s->slot || !s->in || !s->out || !s->measured || !copy) {
         compose_close(s);
         return NULL;
     }

@@ -5,7 +5,13 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-static int bits_in(uint64_t v) { return __builtin_popcountll(v); }
+/* Set bits, without the instruction for it: not every machine that runs the wheel has that. */
+static inline int bits_in(uint64_t v) {
+    v -= v >> 1 & 0x5555555555555555u;
+    v = (v & 0x3333333333333333u) + (v >> 2 & 0x3333333333333333u);
+    v = (v + (v >> 4)) & 0x0F0F0F0F0F0F0F0Fu;
+    return (int)(v * 0x0101010101010101u >> 56);
+}
 
 /* Lay the training cells of images out as bits: drawn, and equal to the target. `bit[i]` is where cell i goes. */
 EXPORT void layers_bits(const uint8_t *colours, int images, int stride, const uint8_t *target, const int32_t *bit,
@@ -22,15 +28,14 @@ EXPORT void layers_bits(const uint8_t *colours, int images, int stride, const ui
 
 /* The colour that all marked cells want; -1 where there are two, -2 where no cell is marked. */
 static int single_colour(const uint64_t *marked, const uint64_t *wanted, int words) {
-    int found = -2;
-    for (int c = 0; c < 10; c++)
-        for (int w = 0; w < words; w++)
-            if (marked[w] & wanted[c * words + w]) {
-                if (found >= 0) return -1;
-                found = c;
-                break;
-            }
-    return found;
+    int first = 0, colour = 0;
+    while (first < words && !marked[first]) first++;
+    if (first == words) return -2;
+    uint64_t lowest = marked[first] & (~marked[first] + 1);
+    while (!(wanted[colour * words + first] & lowest)) colour++;
+    for (int w = first; w < words; w++)
+        if (marked[w] & ~wanted[colour * words + w]) return -1;
+    return colour;
 }
 
 /* How useful each image is as the next layer: for its own colours, for one colour where it is drawn, and where empty.
@@ -39,6 +44,9 @@ EXPORT void layers_score(const uint64_t *drawn, const uint64_t *right, const uin
                          const int32_t *word_of_pair, int pairs, int images, int words, const int32_t *cost,
                          int32_t *value, uint8_t *colour) {
     uint64_t marked[3][LARGEST * LARGEST];
+    int all[LARGEST * LARGEST] = {0}; /* open cells of each pair */
+    for (int p = 0; p < pairs; p++)
+        for (int w = word_of_pair[p]; w < word_of_pair[p + 1]; w++) all[p] += bits_in(open[w]);
     for (int k = 0; k < images; k++) {
         int wrong = 0;
         for (int w = 0; w < words; w++) {
@@ -55,12 +63,9 @@ EXPORT void layers_score(const uint64_t *drawn, const uint64_t *right, const uin
             colour[use * images + k] = 0;
             if (use ? paints < 0 : wrong) continue;
             for (int p = 0; p < pairs; p++) {
-                int taken = 0, all = 0;
-                for (int w = word_of_pair[p]; w < word_of_pair[p + 1]; w++) {
-                    taken += bits_in(marked[use][w]);
-                    all += bits_in(open[w]);
-                }
-                if (all) sum += (int64_t)taken * 65536 / all;
+                int taken = 0;
+                for (int w = word_of_pair[p]; w < word_of_pair[p + 1]; w++) taken += bits_in(marked[use][w]);
+                if (all[p]) sum += (int64_t)taken * 65536 / all[p];
             }
             value[use * images + k] = (int32_t)(sum * 16 / pairs / cost[k]);
             colour[use * images + k] = (uint8_t)paints;

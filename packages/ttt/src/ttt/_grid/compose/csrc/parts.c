@@ -1,37 +1,46 @@
 /* Cutting a piece into pieces, choosing among them and joining them. Each is the twin of the function in parts.py. */
 #include "compose.h"
 
-/* Add the cells marked `mark` in `labels` as a piece of its own box. */
-static int add_marked(const Piece *in, const uint16_t *labels, int mark, Pieces *out) {
-    int top = in->h, bottom = -1, left = in->w, right = -1;
-    for (int i = 0; i < in->h * in->w; i++)
-        if (labels[i] == mark) {
-            int r = i / in->w, c = i % in->w;
-            if (r < top) top = r;
-            if (r > bottom) bottom = r;
-            if (c < left) left = c;
-            if (c > right) right = c;
-        }
-    Piece *p = added(out, in->y + top, in->x + left);
-    if (!p || !blank(p, bottom - top + 1, right - left + 1, out)) return 0;
-    for (int r = top; r <= bottom; r++)
-        for (int c = left; c <= right; c++)
-            if (labels[r * in->w + c] == mark) p->cells[(r - top) * p->w + c - left] = in->cells[r * in->w + c];
+typedef struct {
+    int top, bottom, left, right;
+} Box;
+
+static const Box NOWHERE = {LARGEST, -1, LARGEST, -1};
+
+static inline void stretch(Box *box, int r, int c) {
+    if (r < box->top) box->top = r;
+    if (r > box->bottom) box->bottom = r;
+    if (c < box->left) box->left = c;
+    if (c > box->right) box->right = c;
+}
+
+/* Add the cells marked `mark` in `labels`, with their box, as a piece. */
+static int add_marked(const Piece *in, const uint16_t *labels, int mark, Box box, Pieces *out) {
+    Piece *p = added(out, in->y + box.top, in->x + box.left);
+    if (!p || !blank(p, box.bottom - box.top + 1, box.right - box.left + 1, out)) return 0;
+    for (int r = 0; r < p->h; r++) {
+        int from = (r + box.top) * in->w + box.left;
+        for (int c = 0; c < p->w; c++)
+            if (labels[from + c] == mark) p->cells[r * p->w + c] = in->cells[from + c];
+    }
     return 1;
 }
 
 /* Cut into connected sets of drawn cells, in reading order of their first cells. */
 static int components(const Piece *in, int one_colour, int diagonal, Pieces *out) {
     static const int DY[8] = {-1, 0, 0, 1, -1, -1, 1, 1}, DX[8] = {0, -1, 1, 0, -1, 1, -1, 1};
-    uint16_t labels[CELLS] = {0};
+    uint16_t labels[CELLS];
     int stack[CELLS];
+    memset(labels, 0, sizeof *labels * (size_t)(in->h * in->w));
     for (int i = 0, mark = 0; i < in->h * in->w; i++) {
         if (!in->cells[i] || labels[i]) continue;
         int top = 0;
+        Box box = NOWHERE;
         labels[i] = (uint16_t)++mark;
         stack[top++] = i;
         while (top) {
             int k = stack[--top], r = k / in->w, c = k % in->w;
+            stretch(&box, r, c);
             for (int d = 0; d < (diagonal ? 8 : 4); d++) {
                 int a = r + DY[d], b = c + DX[d], j = a * in->w + b;
                 if (a < 0 || b < 0 || a >= in->h || b >= in->w || labels[j] || !in->cells[j]) continue;
@@ -40,7 +49,7 @@ static int components(const Piece *in, int one_colour, int diagonal, Pieces *out
                 stack[top++] = j;
             }
         }
-        if (!add_marked(in, labels, mark, out)) return 0;
+        if (!add_marked(in, labels, mark, box, out)) return 0;
     }
     return out->n > 0;
 }
@@ -52,11 +61,14 @@ SPLIT(cut_objects) { return components(in, 0, arg, out); }
 SPLIT(cut_colours) {
     (void)arg;
     uint16_t labels[CELLS];
-    int count[10];
-    histogram(in, count);
-    for (int i = 0; i < in->h * in->w; i++) labels[i] = in->cells[i];
+    Box box[10];
+    for (int c = 0; c < 10; c++) box[c] = NOWHERE;
+    for (int i = 0; i < in->h * in->w; i++) {
+        labels[i] = in->cells[i];
+        stretch(&box[in->cells[i]], i / in->w, i % in->w);
+    }
     for (int c = 1; c < 10; c++)
-        if (count[c] && !add_marked(in, labels, c, out)) return 0;
+        if (box[c].bottom >= 0 && !add_marked(in, labels, c, box[c], out)) return 0;
     return out->n > 0;
 }
 
@@ -150,12 +162,18 @@ static int holes(const Piece *p) {
     return n;
 }
 
+static int commonest_of(const int count[10]) {
+    int best = 0;
+    for (int c = 1; c < 10; c++)
+        if (count[c] && (!best || count[c] > count[best])) best = c;
+    return best;
+}
+
 /* The numbers that pieces are chosen by, in the order of PROPERTIES in parts.py. */
 static int property(const Pieces *in, int k, int which) {
     const Piece *p = &in->piece[k];
-    int count[10], colours = 0, most = 0, drawn, same = 0;
-    histogram(p, count);
-    drawn = p->h * p->w - count[0];
+    const int *count = in->measured->count[k];
+    int colours = 0, most = 0, drawn = p->h * p->w - count[0], same = 0;
     for (int c = 1; c < 10; c++) {
         colours += count[c] > 0;
         if (count[c] > most) most = count[c];
@@ -179,18 +197,31 @@ static int property(const Pieces *in, int k, int which) {
             for (int j = 0; j < in->n; j++) same += alike(p, &in->piece[j], 1);
             return same;
         case 13:
-            for (int j = 0; j < in->n; j++) same += commonest(p) == commonest(&in->piece[j]);
+            for (int j = 0; j < in->n; j++) same += commonest_of(count) == commonest_of(in->measured->count[j]);
             return same;
     }
-    return commonest(p);
+    return commonest_of(count);
 }
 
-static void measure(const Pieces *in, int which, int *values, int *low, int *high) {
-    for (int k = 0; k < in->n; k++) {
-        values[k] = property(in, k, which);
-        if (!k || values[k] < *low) *low = values[k];
-        if (!k || values[k] > *high) *high = values[k];
+/* A number of every piece, with its least and its largest value; measured once for each value of the search. */
+static const int *measure(const Pieces *in, int which, int *low, int *high) {
+    Measured *m = in->measured;
+    if (!m->counted) {
+        for (int k = 0; k < in->n; k++) histogram(&in->piece[k], m->count[k]);
+        m->counted = 1;
     }
+    if (!(m->known >> which & 1)) {
+        int *values = m->values[which];
+        for (int k = 0; k < in->n; k++) {
+            values[k] = property(in, k, which);
+            if (!k || values[k] < m->low[which]) m->low[which] = values[k];
+            if (!k || values[k] > m->high[which]) m->high[which] = values[k];
+        }
+        m->known |= 1u << which;
+    }
+    *low = m->low[which];
+    *high = m->high[which];
+    return m->values[which];
 }
 
 static int add_copy(const Piece *p, Pieces *out) {
@@ -200,8 +231,8 @@ static int add_copy(const Piece *p, Pieces *out) {
 
 /* `arg` is twice the property, plus one for the least instead of the most. */
 static int filtered(const Pieces *in, int arg, int keep, Pieces *out) {
-    int values[MOST_PIECES], low = 0, high = 0;
-    measure(in, arg / 2, values, &low, &high);
+    int low, high;
+    const int *values = measure(in, arg / 2, &low, &high);
     if (low == high) return 0;
     for (int k = 0; k < in->n; k++)
         if ((values[k] == (arg % 2 ? low : high)) == keep && !add_copy(&in->piece[k], out)) return 0;
@@ -214,9 +245,9 @@ JOIN(drop_extreme) { return filtered(in, arg, 0, out); }
 
 /* The one with the most or the least; several only if they are drawn alike, then the first. */
 JOIN(take_extreme) {
-    int values[MOST_PIECES], low = 0, high = 0, best = -1;
+    int low, high, best = -1;
     if (in->n < 2) return 0;
-    measure(in, arg / 2, values, &low, &high);
+    const int *values = measure(in, arg / 2, &low, &high);
     if (low == high) return 0;
     for (int k = 0; k < in->n; k++)
         if (values[k] == (arg % 2 ? low : high)) {
@@ -228,9 +259,9 @@ JOIN(take_extreme) {
 
 /* The one whose number no other has, where exactly one such is among three or more. */
 JOIN(take_odd) {
-    int values[MOST_PIECES], low = 0, high = 0, best = -1;
+    int low, high, best = -1;
     if (in->n < 3) return 0;
-    measure(in, arg, values, &low, &high);
+    const int *values = measure(in, arg, &low, &high);
     for (int k = 0; k < in->n; k++) {
         int times = 0;
         for (int j = 0; j < in->n; j++) times += values[j] == values[k];
@@ -243,9 +274,9 @@ JOIN(take_odd) {
 
 /* The most first; equals stay in their order. */
 JOIN(sort_by) {
-    int values[MOST_PIECES], low = 0, high = 0;
+    int low, high;
     if (in->n < 2) return 0;
-    measure(in, arg, values, &low, &high);
+    const int *values = measure(in, arg, &low, &high);
     for (int v = high; v >= low; v--)
         for (int k = 0; k < in->n; k++)
             if (values[k] == v && !add_copy(&in->piece[k], out)) return 0;
