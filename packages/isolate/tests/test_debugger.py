@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +56,7 @@ with isolate.Host(sys.argv[1], policy=policy) as host:
     print("answer", pack.call.double(21))
     print("items", list(pack.call.items(2)))
 """
+INTERRUPT = "\x03"
 LEVELS = [level for level in ("landlock", "bwrap") if not _sandbox.available()[level]]
 
 
@@ -78,7 +80,10 @@ def _drive(command: Sequence[str], dialogue: list[tuple[str, str]]) -> tuple[int
                     break
                 seen += data.decode()
             from_here = len(seen)
-            os.write(ours, line.encode()) if line else None
+            if line == INTERRUPT:
+                os.kill(process.pid, signal.SIGINT)
+            elif line:
+                os.write(ours, line.encode())
         return process.wait(60), seen
     finally:
         process.kill()
@@ -176,11 +181,12 @@ class TestDebugger(IntegrationTestBase):
         assert "items [0, 1]" in seen
 
     def test_quitting_and_a_missing_line(self) -> None:
-        """`q` ends the call and nothing else; so does the end of the input."""
+        """`q` and the end of the input end the call, Ctrl-C ends the command."""
         folder = self.create_extension("pack", CODE)
         command = [sys.executable, "-m", "isolate", "--store", str(self.store), "debug", str(folder), "add", "1", "2"]
         status, seen = _drive(command, [("(Pdb pack) ", "q\n")])
         assert (status, seen.splitlines()[-1]) == (1, "isolate: the debugger was ended")
+        assert _drive(command, [("(Pdb pack) ", INTERRUPT)])[0] == 130
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (1, "isolate: the debugger was ended\n")
 
