@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     debug = commands.add_parser(
         "debug",
         help="call a method in the debugger",
-        description="Call a method and stop at its first line, and at each breakpoint() or pdb.set_trace(), in pdb.",
+        description="Call a method in pdb: stop at its first line, at each breakpoint(), and where it fails.",
         epilog="example: isolate debug plugins/stats mean '[1, 2, 3]'",
     )
     _add_call(debug, help="the method to call")
@@ -108,10 +108,10 @@ def _add_call(command: argparse.ArgumentParser, **method: Any) -> None:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, str], None]]:
+def _progress(quiet: bool, plain: bool = False) -> Iterator[Callable[[str, str], None]]:
     """Show a line for each extension whose environment is being built, with a bar that moves through the stages."""
     stages = ["choosing versions", "creating the environment", "installing packages", "ready"]
-    if quiet or not sys.stderr.isatty():
+    if quiet or plain or not sys.stderr.isatty():
         yield lambda name, stage: None if quiet else print(f"{name}: {stage}", file=sys.stderr)
         return
     try:
@@ -213,7 +213,8 @@ def _load(host: Host, options: argparse.Namespace) -> Extension[Any]:
 def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_output_shown())
-        with _progress(options.json) as progress:
+        # A bar that moves would overwrite the debugger's prompt.
+        with _progress(options.json, plain=options.command == "debug") as progress:
             host = stack.enter_context(
                 Host(store.root, policy=store.policy, offline=options.offline, progress=progress)
             )
