@@ -65,6 +65,8 @@ class Model:
         given = {**file.metadata, "bos": file.config.bos}
         self._tokenizer = Tokenizer(text, given) if text is not None else None
         self._ends = frozenset(file.metadata.get("stop_tokens", file.config.eos))
+        if self._tokenizer is not None:
+            self._ends |= self._tokenizer.ends()
         try:
             self.sampling()
         except (TypeError, ValueError) as e:
