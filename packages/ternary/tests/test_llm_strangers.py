@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 from pathlib import Path
@@ -134,6 +135,35 @@ class TestDownloads:
         (copy / "pytorch_model.bin").write_bytes(b"")
         with pytest.raises(ImportFormatError, match=r"pytorch_model\.bin"):
             load(copy)
+
+
+class TestNoCacheFolder:
+    """Containers in which a user has no home, or none that it can write to."""
+
+    def test_no_home(self, folder, monkeypatch, capsys) -> None:
+        """One line that names the variable."""
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        assert main(["generate", str(folder), "the"]) == 2
+        assert "set XDG_CACHE_HOME" in capsys.readouterr().err
+
+    def test_a_folder_that_cannot_be_made(self, folder, tmp_path, monkeypatch, capsys) -> None:
+        """The same, with the system's reason."""
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        assert main(["generate", str(folder), "the"]) == 2
+        said = capsys.readouterr().err
+        assert "set XDG_CACHE_HOME" in said
+        assert said.count("\n") == 1
+
+
+def test_bytes_that_are_no_text(folder, capsys) -> None:
+    """From standard input, an argument or JSON: one line."""
+    broken = b"ab\xff".decode("utf-8", "surrogateescape")
+    assert main(["generate", str(folder), broken]) == 2
+    assert "not Unicode: '\\udcff' at character 2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="not Unicode"):
+        load(folder, threads=1).generate([{"role": "user", "content": "\ud800"}])
 
 
 def tokenizer_of(folder, template, **metadata):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ternary.errors import ImportFormatError, ModelFileError, TernaryError
 from ternary.llm._gguf import GGUFFile
-from ternary.llm._hubcache import find_source, model_name
+from ternary.llm._hubcache import cache_home, find_source, model_name
 from ternary.llm._huggingface import HuggingFaceFolder
 from ternary.llm._model import Model
 from ternary.llm._modelfile import FORMAT, VERSION, open_file, read_header
@@ -117,11 +117,15 @@ def _converted(source: Path) -> Path:
         # The time of the last change of the entry, which a copy that keeps its modification time does not keep.
         changed = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         digest.update(f"{file.resolve()} {changed}\n".encode(errors="surrogateescape"))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pentad-ternary"
+    folder = cache_home() / "pentad-ternary"
     made = folder / f"{model_name(source)}-{digest.hexdigest()[:16]}.ternary"
     if not made.exists():
         opened = _open_source(source, None)  # refuse before a folder is made
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as e:
+            why = f"{e.strerror}; {source} is converted into this folder: set XDG_CACHE_HOME, or use `ternary convert`"
+            raise type(e)(e.errno, why, str(folder)) from None
         _refuse_foreign(folder)
         _write(opened, source, made)
     _refuse_foreign(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ternary.errors import ImportFormatError
 
-__all__ = ["find_source", "model_name"]
+__all__ = ["cache_home", "find_source", "model_name"]
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = (".ternary", ".gguf", ".safetensors")
@@ -46,9 +46,23 @@ def model_name(path: Path) -> str:
     return path.stem if path.suffix in _FILES else path.name
 
 
+def cache_home() -> Path:
+    """Return the folder for this user's caches.
+
+    Raises:
+        FileNotFoundError: `XDG_CACHE_HOME` is not set, and the user has no home.
+    """
+    found = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if found.startswith("~"):
+        raise FileNotFoundError(
+            errno.ENOENT, "this user has no home folder; set XDG_CACHE_HOME to one for caches", found
+        )
+    return Path(found)
+
+
 def _cache() -> Path:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    given, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
+    return Path(given) if given else (Path(home) if home else cache_home() / "huggingface") / "hub"
 
 
 def _snapshot(folder: Path) -> Path:

@@ -47,7 +47,17 @@ class Tokenizer:
         self._metadata = metadata
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the tokens of a text, `special` with those that the tokenizer puts around it (such as a BOS)."""
+        """Return the tokens of a text, `special` with those that the tokenizer puts around it (such as a BOS).
+
+        Raises:
+            ValueError: The text has half of a surrogate pair, as bytes that are not UTF-8 become in Python.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as e:
+            raise ValueError(
+                f"got a text that is not Unicode: {text[e.start : e.end]!r} at character {e.start}"
+            ) from None
         ids: list[int] = self._inner.encode(text, add_special_tokens=special).ids
         bos = self._metadata.get("bos")
         if special and self._metadata.get("add_bos") and bos is not None and ids[:1] != [bos]:
