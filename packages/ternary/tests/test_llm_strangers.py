@@ -204,6 +204,21 @@ def test_the_end_of_a_turn_ends_a_text(folder) -> None:
     assert tokenizer_of(folder, "x", eos_token="the").ends() == frozenset()  # a word of its own, but not special
 
 
+def test_settings_of_training_do_not_cut_prompts(folder) -> None:
+    """Published tokenizers may say that texts are cut or filled up to a length."""
+    settings_of_training = json.loads((folder / "tokenizer.json").read_text())
+    settings_of_training["truncation"] = {
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+        "direction": "Right",
+    }
+    settings_of_training["padding"] = dict.fromkeys(("pad_to_multiple_of",)) | {"strategy": {"Fixed": 64}}
+    settings_of_training["padding"] |= {"direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}
+    found = Tokenizer(json.dumps(settings_of_training), {}).encode("the quick brown fox")
+    assert found == Tokenizer((folder / "tokenizer.json").read_text(), {}).encode("the quick brown fox")
+
+
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b", "\u2581a", "\u2581b", "é"]
 
 

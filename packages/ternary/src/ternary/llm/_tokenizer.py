@@ -44,6 +44,9 @@ class Tokenizer:
             raise
         except Exception as e:
             raise ModelFileError(f"the model file's tokenizer is damaged: {e}") from None
+        # Settings of its training, which a prompt must not follow: it would be cut, or filled up, without a word.
+        self._inner.no_truncation()
+        self._inner.no_padding()
         self._metadata = metadata
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
