@@ -106,6 +106,7 @@ class Model:
             weights + cache,
             f"the model ({weights:,} bytes) does not fit with caches for {sequences} x {self.context} tokens "
             f"({cache:,} bytes)",
+            ", or give a smaller context, cache_bits=8 or fewer parallel requests",
         )
 
     @property
