@@ -36,6 +36,7 @@ _EXAMPLES = """examples:
   isolate gc plugins --dry-run                 show what could be removed, keeping what these need
   isolate doctor                               show what this machine can do
 """
+_NOT_BUILT = "it is not built"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -296,20 +297,23 @@ def _export(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
 
 
 def _damages(options: argparse.Namespace, store: EnvironmentStore) -> Iterator[tuple[Manifest, str, list[str]]]:
-    """Yield each manifest with the key of its environment, if that was ever built, and what has changed in it."""
+    """Yield each manifest with the key of its environment and what has changed in it, or that it was never built."""
     built = store.all_keys()
     for manifest in _granted(options.folders, store.policy):
         if manifest.isolated:
             key = store.key_of(manifest, _excluded(manifest))[1]
-            yield (manifest, key, store.verify(key)) if key in built else (manifest, "", [])
+            yield manifest, key, store.verify(key) if key in built else [_NOT_BUILT]
 
 
 def _verify(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     rows, lines = [], []
     for manifest, key, changes in _damages(options, store):
         rows.append({"name": manifest.name, "key": key, "changes": changes})
-        lines.append(f"{manifest.name}: {'damaged' if changes else 'as installed' if key else 'not built'}")
-        lines += [f"  {change}" for change in changes]
+        if changes == [_NOT_BUILT]:
+            lines.append(f"{manifest.name}: not built")
+        else:
+            lines.append(f"{manifest.name}: {'damaged' if changes else 'as installed'}")
+            lines += [f"  {change}" for change in changes]
         options.status = options.status or bool(changes)
     return rows, "\n".join(lines)
 
