@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Under `uv run`, Ray would start its workers by the same `uv run`. It reads this when it is imported.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+
+# The names that tests publish meet no names of other programs of this user.
+_SHARED = tempfile.mkdtemp(prefix="zerocopy-tests-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+os.environ["ZEROCOPY_DIRECTORY"] = _SHARED
+
+
+def pytest_unconfigure() -> None:
+    """Remove the folder of these tests."""
+    shutil.rmtree(_SHARED, ignore_errors=True)
+
 
 # Another numpy than the host's, of a major before it where that has a build for this Python.
 OTHER_NUMPY = "numpy<2" if sys.version_info < (3, 13) else "numpy==2.1.*"

@@ -22,6 +22,7 @@ ALL = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
         (["CONTRIBUTING.md", "LICENSE"], (), False),
         (["README.md"], (), True),
         (["packages/benchmarks.md"], (), True),
+        (["packages/mutations.md"], (), True),
         (["packages/ternary/src/ternary/errors.py"], ("ternary",), True),
         (["packages/xfer/README.md"], ("isolate", "xfer"), True),
         (["packages/zerocopy/tests/test_x.py"], ("ternary", "ttt", "zerocopy"), True),

@@ -33,8 +33,8 @@ LEVELS = ("full", "partial", "import")
 # Which packages offer a package as an extra: a change of the key can break the values.
 USERS = {"xfer": ("isolate",), "zerocopy": ("ternary", "ttt")}
 _PROSE = {"CONTRIBUTING.md", "LICENSE", ".gitignore"}
-# The tests across packages run the examples of the first, and compare both with the published benchmarks.
-_READ_BY_TESTS = {"README.md", "packages/benchmarks.md"}
+# The tests across packages run the examples of the first, and compare the others with what they are made of.
+_READ_BY_TESTS = {"README.md", "packages/benchmarks.md", "packages/mutations.md"}
 
 Promises = Mapping[str, Mapping[str, str]]
 

@@ -244,6 +244,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
     sources |= {Path(p) / f"{name}.md": file for p in PACKAGES for name, file in pages(p).items()}
     sources |= {
         Path("benchmarks.md"): ROOT / "packages" / "benchmarks.md",
+        Path("mutations.md"): ROOT / "packages" / "mutations.md",
         Path("contributing.md"): ROOT / "CONTRIBUTING.md",
     }
     places = {file: page for page, file in sources.items()}
@@ -273,6 +274,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
         {"Pentad": "index.md"},
         *map(navigation, PACKAGES),
         {"Benchmarks": "benchmarks.md"},
+        {"Broken promises": "mutations.md"},
         {"Contributing": "contributing.md"},
     ]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import os
 import resource
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
 import time
@@ -367,3 +369,23 @@ class TestEnvironments(IntegrationTestBase):
         files = [path for path in report.environment.path.rglob("*") if path.is_file() and not path.is_symlink()]
         assert len(files) > 15
         assert {path.stat().st_nlink for path in files} == {1}
+
+    def test_a_package_without_a_wheel_runs_nothing(self, tmp_path: Path) -> None:
+        """Building from source would run its code while installing: an error says how to allow that."""
+        canary, wheels = tmp_path / "ran", tmp_path / "wheels"
+        wheels.mkdir()
+        files = {
+            "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+            "backend.py": f"open({str(canary)!r}, 'w')\n",
+            "PKG-INFO": "Metadata-Version: 2.1\nName: sly\nVersion: 1.0\n",
+        }
+        with tarfile.open(wheels / "sly-1.0.tar.gz", "w:gz") as archive:
+            for name, text in files.items():
+                entry = tarfile.TarInfo(f"sly-1.0/{name}")
+                entry.size = len(text)
+                archive.addfile(entry, io.BytesIO(text.encode()))
+        folder = self.create_extension("sly", "", dependencies=["sly"])
+        store = EnvironmentStore(tmp_path / "store", Policy(find_links=(str(wheels),)), offline=True)
+        with pytest.raises(EnvironmentBuildError, match="allow_sdists"):
+            store.ensure(read_manifest(folder))
+        assert not canary.exists()

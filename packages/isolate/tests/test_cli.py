@@ -57,11 +57,12 @@ class TestCommandLine(IntegrationTestBase):
         assert "no file" in self.run(capsys, "run", folder, "total", "--apis", "nowhere.py", as_json=False)[2]
 
     def test_what_was_never_built(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        """An extension without an environment is not called damaged, and there is nothing to repair."""
+        """An extension without an environment is not called damaged; nothing is verified, repair builds it."""
         self.store = tmp_path / "store"
         folder = str(self.create_extension("calc", CODE))
-        assert self.run(capsys, "verify", folder, as_json=False)[:2] == (0, "calc: not built\n")
-        assert self.run(capsys, "repair", folder)[:2] == (0, [])
+        assert self.run(capsys, "verify", folder, as_json=False)[:2] == (1, "calc: not built\n")
+        assert self.run(capsys, "repair", folder)[0] == 0
+        assert self.run(capsys, "verify", folder, as_json=False)[:2] == (0, "calc: as installed\n")
 
     def test_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
         """What fails gives exit code 1, with the remote traceback or the error's name."""
@@ -90,14 +91,14 @@ class TestCommandLine(IntegrationTestBase):
         policy = tmp_path / "policy.toml"
         policy.write_text(f"find_links = ['{tmp_path}/wheels']\n")
         allowed = ("--offline", "--policy", str(policy))
-        assert self.run(capsys, *allowed, "repair", folder)[1][0]["changes"] == ["it is not complete"]
+        assert self.run(capsys, *allowed, "repair", folder)[1][0]["changes"] == ["it is not built"]
         assert self.run(capsys, *allowed, "verify", folder)[1][0]["changes"] == []
         (module,) = (self.store / "envs").glob("*/lib/python*/site-packages/local_thing.py")
         module.write_text("WORD = 'evil'\n")
         code, rows, _ = self.run(capsys, *allowed, "verify", folder)
         assert (code, len(rows[0]["changes"])) == (1, 1)
         assert "local_thing.py was changed" in rows[0]["changes"][0]
-        assert self.run(capsys, "--offline", "verify", folder)[1][0]["changes"] == ["it is not complete"]
+        assert self.run(capsys, "--offline", "verify", folder)[1][0]["changes"] == ["it is not built"]
         assert self.run(capsys, "--offline", "repair", folder)[0] == 2  # the wheel is nowhere else
         assert self.run(capsys, *allowed, "repair", folder)[:2] == (0, rows)
         assert module.read_text() == "WORD = 'sent'\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def items(n):
     yield from range(n)
 
 
+def fail(a):
+    part = a / 2
+    return part / 0
+
+
+async def afail():
+    raise LookupError("nothing")
+
+
 def end():
     breakpoint()
     os._exit(5)
@@ -55,6 +65,7 @@ with isolate.Host(sys.argv[1], policy=policy) as host:
     print("answer", pack.call.double(21))
     print("items", list(pack.call.items(2)))
 """
+INTERRUPT = "\x03"
 LEVELS = [level for level in ("landlock", "bwrap") if not _sandbox.available()[level]]
 
 
@@ -78,7 +89,10 @@ def _drive(command: Sequence[str], dialogue: list[tuple[str, str]]) -> tuple[int
                     break
                 seen += data.decode()
             from_here = len(seen)
-            os.write(ours, line.encode()) if line else None
+            if line == INTERRUPT:
+                os.kill(process.pid, signal.SIGINT)
+            elif line:
+                os.write(ours, line.encode())
         return process.wait(60), seen
     finally:
         process.kill()
@@ -175,12 +189,24 @@ class TestDebugger(IntegrationTestBase):
         assert "answer 42" in seen
         assert "items [0, 1]" in seen
 
-    def test_quitting_and_a_missing_line(self) -> None:
-        """`q` ends the call and nothing else; so does the end of the input."""
+    def _command(self, *call: str) -> list[str]:
         folder = self.create_extension("pack", CODE)
-        command = [sys.executable, "-m", "isolate", "--store", str(self.store), "debug", str(folder), "add", "1", "2"]
+        return [sys.executable, "-m", "isolate", "--store", str(self.store), "debug", str(folder), *call]
+
+    def test_where_a_method_fails(self) -> None:
+        """The debugger stops there, and the command reports the error after that."""
+        dialogue = [("(Pdb pack) ", "c\n"), ("-> return part / 0", "p part\n"), ("4.0", "c\n")]
+        status, seen = _drive(self._command("fail", "8"), dialogue)
+        assert (status, "ZeroDivisionError" in seen) == (1, True)
+
+    @pytest.mark.slow
+    def test_ways_to_end(self) -> None:
+        """`q` and the end of the input end the call, Ctrl-C ends the command."""
+        command = self._command("afail")
         status, seen = _drive(command, [("(Pdb pack) ", "q\n")])
         assert (status, seen.splitlines()[-1]) == (1, "isolate: the debugger was ended")
+        assert _drive(command, [("(Pdb pack) ", INTERRUPT)])[0] == 130
+        assert "-> raise LookupError" in _drive(command, [("(Pdb pack) ", "c\n"), ("LookupError", "c\n")])[1]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (1, "isolate: the debugger was ended\n")
 

@@ -37,6 +37,11 @@ def shared():
     block.unlink()
     return True
 
+def cache():
+    place = os.path.expanduser("~/cache")
+    os.mkdir(place)
+    return place
+
 def opens(path):
     try:
         os.close(os.open(path, os.O_RDWR))
@@ -90,6 +95,7 @@ class TestDevices(IntegrationTestBase):
         assert pack.call.lock()
         assert pack.call.processes() == [1, 2]
         assert pack.call.shared()
+        assert os.path.dirname(pack.call.cache()) in ("/tmp", "/dev/shm")
         assert pack.report is not None
         assert pack.report.sandbox.missing == ()
 

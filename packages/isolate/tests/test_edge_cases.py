@@ -143,7 +143,7 @@ def bubblewrap_fails() -> str:
 class TestExtensionErrors(IntegrationTestBase):
     """Extensions that fail, each in its own way, and leave the others alone."""
 
-    def test_failures_while_loading(self) -> None:
+    def test_failures_while_loading(self, caplog: pytest.LogCaptureFixture) -> None:
         """Missing dependency, syntax error, failing constructor, missing entry: each its own error."""
         self.create_extension("good", "def fine(): return 1")
         self.create_extension("missing", "import numpy")
@@ -153,9 +153,11 @@ class TestExtensionErrors(IntegrationTestBase):
         self.create_extension("exits", "import sys; sys.exit(3)")
         self.create_extension("dies", "import os; os._exit(4)")
         self.create_extension("nowhere", "x = 1", entry="elsewhere")
+        self.create_extension("silent", "def _private(): return 1")
         host, loaded = self.load_extensions()
-        assert list(loaded.extensions) == ["good"]
+        assert set(loaded.extensions) == {"good", "silent"}
         assert host["good"].call.fine() == 1
+        assert "silent has no public methods, so nothing of it can be called" in caplog.messages
         causes = {name: error.__cause__ for name, error in loaded.errors.items()}
         assert isinstance(causes["missing"], ModuleNotFoundError)
         assert "numpy" in str(loaded.errors["missing"])
@@ -167,7 +169,9 @@ class TestExtensionErrors(IntegrationTestBase):
         assert isinstance(loaded.errors["dies"], WorkerDiedError)
         assert loaded.errors["dies"].exit_code == 4
         assert isinstance(causes["nowhere"], ModuleNotFoundError)
-        assert set(host.extensions) == {"good"}
+        assert "there is no elsewhere.py in" in str(loaded.errors["nowhere"])
+        assert "dependencies" not in str(loaded.errors["nowhere"])
+        assert set(host.extensions) == {"good", "silent"}
 
     def test_runtime_errors(self) -> None:
         """Built-in exceptions arrive as themselves with their arguments, others as RemoteError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import pickle
 import random
@@ -20,6 +21,7 @@ from integration_test_base import IntegrationTestBase
 
 from isolate._worker.calls import Export
 from isolate._worker.frames import HEADER
+from isolate._worker.incoming import Incoming
 from isolate._worker.link import Link
 from isolate._worker.protocol import CALL, CREDIT, DROP, ERROR, FREE, ITEM, READY, RELEASE, RESULT, SEGMENT, STOP
 from isolate._worker.quotas import LinkLimits
@@ -146,6 +148,27 @@ def test_attacks_end_the_link_and_nothing_else(attack: str) -> None:
 
     asyncio.run(run())
     assert not os.path.exists("/tmp/isolate-was-here")
+
+
+@pytest.mark.parametrize("text", ["O", "|O8", "<f8,|O8", "float64", "<f8,<f8", "<M8[a]x"])
+def test_dtypes_that_no_array_has_are_refused(text: str) -> None:
+    """NumPy reads more than arrays of isolate have, such as objects and names."""
+    with pytest.raises(WireError, match="has the dtype"):
+        Incoming(lambda: None).restore(["numpy", b"", text, [0]])
+
+
+def test_arrays_outside_their_segment_are_refused() -> None:
+    """Neither before its begin nor past its end, by one byte, in any form."""
+    incoming, fd = Incoming(lambda: None), os.memfd_create("segment", os.MFD_ALLOW_SEALING)
+    os.write(fd, bytes(4096))
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    incoming.arrived(1, fd)
+    for form, dtype in (("numpy", "|u1"), ("bytes", "")):
+        for offset, nbytes in ((-1, 10), (4087, 10), (4096, 1), (0, 4097)):
+            with pytest.raises(WireError, match="passes the end"):
+                incoming.restore([form, [1, offset, 0, False], dtype, [nbytes]])
+    assert bytes(incoming.restore(["numpy", [1, 4086, 0, False], "|u1", [10]])) == bytes(10)
+    incoming.close()
 
 
 @pytest.fixture(scope="module")

@@ -26,10 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import exports
 import language
+import models
 import runtime
 from measure import machine, versions
 
 SECTIONS = ("linear", "cold", "threads", "networks", "tokens", "sizes", "exports", "language")
+ALONE = ("models",)
+"""Sections that take many minutes and run only where they are named."""
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         help="cpu: processor time of one thread, for a machine that others use",
     )
     parser.add_argument(
-        "--only", action="append", metavar="SECTION", help=f"one of {', '.join(SECTIONS)}; again for more"
+        "--only", action="append", metavar="SECTION", help=f"one of {', '.join((*SECTIONS, *ALONE))}; again for more"
     )
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # peers deprecate themselves at length
@@ -108,9 +111,10 @@ def main(argv: list[str] | None = None) -> int:
         return language.compile_rows(True) if begun + limit - time.perf_counter() < 70 else language.rows(True)
 
     parts |= {"exports": lambda: exports.rows(args.quick), "language": about_language}
+    parts["models"] = lambda: models.rows(args.quick, clock)
     wanted = args.only or SECTIONS
     rows: list[dict[str, Any]] = []
-    for name in [n for n in SECTIONS if n in wanted]:
+    for name in [n for n in (*SECTIONS, *ALONE) if n in wanted]:
         begin = time.perf_counter()
         if not args.only and begin - begun > limit:
             print(f"{name}: left out, the run's time is over; --only {name} runs it alone", file=sys.stderr)

@@ -8,6 +8,7 @@ Every figure comes from a process of its own; the contenders take turns, round b
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,33 +69,64 @@ def prompt(count: int) -> list[int]:
 
 
 def run_ours(path: Path, threads: int) -> dict[str, float]:
-    """Prefill and decode with this library."""
+    """Prefill and decode with this library; with 0 threads one thread by its processor time, for a busy machine."""
     from ternary.llm import load
     from ternary.llm._cache import bytes_a_position
 
+    clock, length = (time.perf_counter, PROMPT) if threads else (time.thread_time, 128)
     begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model = load(path, threads=threads, context=1024)
+    model = load(path, threads=threads or 1, context=1024)
     opened = time.perf_counter() - begin
     list(model.generate([1, 2, 3], max_tokens=2).iterate_tokens())
-    generation = model.generate(prompt(PROMPT), max_tokens=DECODED)
-    begin = time.perf_counter()
+    generation = model.generate(prompt(length), max_tokens=DECODED)
+    begin = clock()
     tokens = generation.iterate_tokens()
     next(tokens)
-    first = time.perf_counter()
-    count = sum(1 for _ in tokens)
-    end = time.perf_counter()
+    prefill = clock() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = in_turns(model, tokens, threads or 1, clock)
+    if threads:
+        found["outside_products"] = 1 - products_of(model, threads) * found["one"]
     return {
-        "prefill": PROMPT / (first - begin),
-        "decode": count / (end - first),
+        "prefill": length / prefill,
         "open_seconds": opened,
         "peak_bytes": float(peak),
-        "cache_bytes": float(bytes_a_position(model.config, 16) * (PROMPT + DECODED)),
+        "cache_bytes": float(bytes_a_position(model.config, 16) * (length + DECODED)),
         "before_bytes": float(before),
-        "eight": steps_of(model, 8, time.perf_counter),
-        "one": steps_of(model, 1, time.perf_counter),
-        "outside_products": 1 - products_of(model, threads) / (1 / steps_of(model, 1, time.perf_counter)),
+        **found,
     }
+
+
+def in_turns(model: Any, tokens: Any, threads: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Tokens per second of one text, of one and of eight sequences in a step, and of reading the bytes of a token.
+
+    They take turns token by token, so that what else the machine does meets all of them alike; medians count.
+    """
+    from ternary.llm._cache import Row
+
+    parts = [(t.ctypes.data, t.nbytes) for name, t in model._file.tensors.items() if name != "embedding"]
+    caches = [model.engine.new_cache(128) for _ in range(9)]
+    read = reader()
+    took: dict[str, list[float]] = {"limit": [], "decode": [], "one": [], "eight": []}
+
+    def step(position: int, sequences: list[Any]) -> None:
+        model.engine.run([Row(300 + i, position, cache, True) for i, cache in enumerate(sequences)])
+
+    for position in range(DECODED - 1):
+        work: dict[str, Callable[[], Any]] = {
+            "limit": lambda: [read(at, size, threads) for at, size in parts] if read else None,
+            "decode": lambda: next(tokens),
+            "one": lambda at=position: step(at, caches[8:]),
+            "eight": lambda at=position: step(at, caches[:8]),
+        }
+        for name, run in work.items():
+            begin = clock()
+            run()
+            took[name].append(clock() - begin)
+    found = {name: (8 if name == "eight" else 1) / statistics.median(values) for name, values in took.items()}
+    if read is None:
+        del found["limit"]
+    return found
 
 
 def products_of(model: Any, threads: int) -> float:
@@ -241,54 +274,26 @@ def run_llama_cpp(path: Path, threads: int) -> dict[str, float]:
     }
 
 
-def processor_time(who: str, path: Path) -> dict[str, float]:
-    """Tokens per second of processor time of one thread, for a machine that others use: longer less shorter runs."""
-    if who == "ternary":
-        from ternary.llm import load
+def processor_time(path: Path) -> dict[str, float]:
+    """Tokens per second of processor time of llama.cpp, one thread, for a busy machine: longer less shorter runs."""
+    import xllamacpp
 
-        model = load(path, threads=1, context=1024)
-
-        def run(ids: list[int], count: int) -> None:
-            with model.generate(ids, max_tokens=count) as generation:
-                list(generation.iterate_tokens())
-
-    else:
-        import xllamacpp
-
-        given = xllamacpp.CommonParams()
-        given.model.path = str(path)
-        given.n_ctx, given.n_parallel = 1024, 1
-        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = 1
-        server = xllamacpp.Server(given)
-
-        def run(ids: list[int], count: int) -> None:
-            options = {"n_predict": count, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
-            server.handle_completions({"prompt": ids, **options})
+    given = xllamacpp.CommonParams()
+    given.model.path = str(path)
+    given.n_ctx, given.n_parallel = 1024, 1
+    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(given)
 
     def took(length: int, count: int) -> float:
         ids = [int(t) for t in np.random.default_rng(length).integers(300, VOCABULARY, length)]
+        options = {"n_predict": count, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
         begin = time.process_time()
-        run(ids, count)
+        server.handle_completions({"prompt": ids, **options})
         return time.process_time() - begin
 
-    clock = time.process_time
-    beside = {"eight": steps_of(model, 8, clock), "one": steps_of(model, 1, clock)} if who == "ternary" else {}
     took(4, 2)
     short, more, long = took(8, 1), took(9, 1 + DECODED), took(8 + 128, 1)
-    return {"decode": DECODED / (more - short), "prefill": 128 / (long - short), **beside}
-
-
-def steps_of(model: Any, sequences: int, clock: Callable[[], float]) -> float:
-    """Tokens per second of so many sequences that run in the same steps, as the server runs them."""
-    from ternary.llm._cache import Row
-
-    caches = [model.engine.new_cache(128) for _ in range(sequences)]
-    best = float("inf")
-    for position in range(16):
-        begin = clock()
-        model.engine.run([Row(300 + i, position, cache, True) for i, cache in enumerate(caches)])
-        best = min(best, clock() - begin)
-    return sequences / best
+    return {"decode": DECODED / (more - short), "prefill": 128 / (long - short)}
 
 
 def child(who: str, path: Path, threads: int) -> dict[str, float]:
@@ -301,15 +306,18 @@ def child(who: str, path: Path, threads: int) -> dict[str, float]:
     return found
 
 
-def reader(folder: Path) -> Path | None:
-    """Compile the memory's reader, or None without a compiler."""
+def reader() -> Any:
+    """Compile the reader of memory and load it; None without a compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None
-    program = folder / "read_memory"
-    flags = ["-O3", "-march=native", "-pthread"]
-    subprocess.run([compiler, *flags, "-o", program, HERE / "read_memory.c"], check=True)
-    return program
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "read_memory.so"
+        flags = ["-O3", "-march=native", "-pthread", "-shared", "-fPIC"]
+        subprocess.run([compiler, *flags, "-o", program, HERE / "read_memory.c"], check=True)
+        read = ctypes.CDLL(str(program)).read_memory
+    read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    return read
 
 
 def first_token(path: Path) -> float:
@@ -336,7 +344,6 @@ def measure(folder: Path, shape: str, rounds: int, names: list[str], counts: lis
     """Run all contenders in turn."""
     files = contenders_of(folder, shape, names)
     ours = files["ternary"]
-    program = reader(folder)
     # A token reads the file but the embedding, of which it reads one row.
     read = ours.stat().st_size - VOCABULARY * SHAPES[shape]["hidden"]
     samples: dict[str, list[float]] = {}
@@ -347,13 +354,9 @@ def measure(folder: Path, shape: str, rounds: int, names: list[str], counts: lis
 
     for _ in range(rounds):
         for threads in counts:
-            if program is not None:
-                how = [str(threads)] if threads else ["1", "cpu"]
-                done = subprocess.run([program, ours, *how], capture_output=True, text=True, check=True)
-                note(f"limit/{threads}", float(done.stdout) * 1e9 / read)
             for who, path in files.items():
                 for name, value in child(who, path, threads).items():
-                    note(f"{who}/{name}/{threads}", value)
+                    note(f"{name}/{threads}" if name == "limit" else f"{who}/{name}/{threads}", value)
         if 1 in counts:
             note("first_token_seconds", first_token(ours))
     made = {name: statistics.median(values) for name, values in samples.items()}
@@ -456,8 +459,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         run = {"ternary": run_ours, "transformers": run_transformers}.get(args.child, run_llama_cpp)
-        alone = args.threads or args.child == "transformers"
-        found = run(args.file, args.threads) if alone else processor_time(args.child, args.file)
+        busy = not args.threads and args.child.startswith("llama.cpp")
+        found = processor_time(args.file) if busy else run(args.file, args.threads)
         print("\n" + json.dumps(found), flush=True)
         os._exit(0)  # the peer's server has threads of its own
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -1,31 +1,19 @@
-/* Prints the GB/s at which so many threads read a file once it is in memory: the limit of a decoder's tokens per second. */
-#define _GNU_SOURCE
-#include <fcntl.h>
+/* Reads memory with so many threads as fast as they can: the limit of a decoder's tokens per second. */
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <time.h>
 
-static const char *memory;
-static size_t size, threads;
+typedef struct {
+    const char *from;
+    size_t size;
+} part;
 
-static int by_processor;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(by_processor ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void *read_part(void *index) {
+static void *read_part(void *given) {
     typedef uint64_t words __attribute__((vector_size(64)));
-    const size_t part = size / threads / 256 * 256;
-    const words *from = (const words *)(memory + (size_t)index * part);
+    const part *p = given;
+    const words *from = (const words *)p->from;
     words a = {0}, b = a, c = a, d = a;
-    for (size_t i = 0; i < part / 64; i += 4) {
+    for (size_t i = 0; i + 4 <= p->size / 64; i += 4) {
         a ^= from[i];
         b ^= from[i + 1];
         c ^= from[i + 2];
@@ -37,24 +25,14 @@ static void *read_part(void *index) {
     return NULL;
 }
 
-int main(int count, char **arguments) {
-    struct stat status;
-    by_processor = count == 4; /* a third argument: processor time, for one thread on a busy machine */
-    const int file = count >= 3 ? open(arguments[1], O_RDONLY) : -1;
-    if (file < 0 || fstat(file, &status)) return 1;
-    size = (size_t)status.st_size;
-    threads = (size_t)atoi(arguments[2]);
-    memory = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, file, 0);
-    if (memory == MAP_FAILED || threads < 1 || threads > 64) return 1;
-    double best = 1e9;
-    for (int repeat = 0; repeat < 4; repeat++) {
-        pthread_t thread[64];
-        const double begin = now();
-        for (size_t t = 0; t < threads; t++) pthread_create(&thread[t], NULL, read_part, (void *)t);
-        for (size_t t = 0; t < threads; t++) pthread_join(thread[t], NULL);
-        const double took = now() - begin;
-        best = took < best ? took : best;
-    }
-    printf("%.3f\n", (double)size / best / 1e9);
-    return 0;
+/* `from` lies on a cache line. */
+void read_memory(const char *from, size_t size, size_t threads) {
+    pthread_t helper[64];
+    part parts[64];
+    const size_t each = size / threads / 256 * 256;
+    if (threads > 64) return;
+    for (size_t t = 0; t < threads; t++) parts[t] = (part){from + t * each, t + 1 < threads ? each : size - t * each};
+    for (size_t t = 1; t < threads; t++) pthread_create(&helper[t], NULL, read_part, &parts[t]);
+    read_part(&parts[0]);
+    for (size_t t = 1; t < threads; t++) pthread_join(helper[t], NULL);
 }

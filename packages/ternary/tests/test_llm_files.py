@@ -204,6 +204,12 @@ class TestGGUF:
         with pytest.raises(ImportFormatError, match=r"blk\.0\.ffn_gate.*not ternary"):
             GGUFFile(path).matrix("layers.0.gate")
 
+    def test_one_of_several_parts_is_refused(self, tmp_path) -> None:
+        """Not by the first tensor that another part holds."""
+        self._write(tmp_path / "m.gguf", lambda writer: writer.add_uint16("split.count", 3))
+        with pytest.raises(ImportFormatError, match="one of 3 parts"):
+            GGUFFile(tmp_path / "m.gguf")
+
     def test_every_cut_and_flipped_byte_is_refused_or_harmless(self, tmp_path) -> None:
         """No damage to the header raises anything but the package's error."""
         import gguf

@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -294,9 +295,11 @@ class TestThreads:
         native.linear(x, tiles, scale, None, path, 2, integers=True)
         child = os.fork()
         if child == 0:
+            before = psutil.Process().num_threads()
             y = native.linear(x, tiles, scale, None, path, 2, integers=True)
-            os._exit(0 if (y.numpy() == expected.numpy()).all() else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            started = psutil.Process().num_threads() - before
+            os._exit(2 - started if (y.numpy() == expected.numpy()).all() else 3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1, "wanted the same integers, and one more thread"
 
 
 def test_kernel_names_end_with_plain_torch() -> None:

@@ -15,7 +15,9 @@ COMPILER = next((name for name in ("gcc", "clang", "cc") if shutil.which(name)),
 PACKAGE = Path(ternary.__file__).parent
 HEADERS = [f"-I{PACKAGE / room / 'csrc'}" for room in ("runtime", "llm")]
 UNITS = [*HEADERS, *sorted(PACKAGE.glob("*/csrc/*.c")), "-lm"]
-DRIVERS = pytest.mark.parametrize("driver", [Path(__file__).with_name(f"{n}_check.c") for n in ("core", "llm")])
+DRIVERS = pytest.mark.parametrize(
+    "driver", [Path(__file__).with_name(f"{n}_check.c") for n in ("core", "chain", "llm")]
+)
 
 
 @pytest.mark.slow

@@ -105,6 +105,15 @@ class TestVersions:
         with pytest.raises(ValueError, match="wanted 1 or more"):
             store.prune(0)
 
+    def test_a_number_is_not_given_again_after_damage(self, store: CheckpointStore) -> None:
+        """The highest version stays though it is damaged, since the next number follows it."""
+        for _ in range(3):
+            store.save(STATE)
+        (store.folder / "v00000003" / "payload.safetensors").write_bytes(b"")
+        assert store.prune(keep=1) == [1]
+        assert store.versions() == [2, 3]
+        assert store.save(STATE) == 4
+
     def test_nothing_has_a_score(self, store: CheckpointStore) -> None:
         """Without a score there is no best."""
         store.save(STATE)

@@ -377,3 +377,28 @@ class TestExplain:
     def test_unknown_words(self) -> None:
         """Are no step."""
         assert steps("nothing of that kind") == []
+
+    @pytest.mark.parametrize(
+        ("words", "named"),
+        [
+            (
+                "each one-colour piece, by its colour, extends down in its colour; is erased",
+                ["its colour", "extends down in its colour", "is erased"],
+            ),
+            (
+                "each object, by whether it is one with the most cells, takes colour 3; gets 4 cells drawn around it",
+                ["with the most cells", "takes colour 3", "gets 4 cells drawn around it"],
+            ),
+            ("each object is copied by -2 rows and 12 columns", ["is copied by -2 rows and 12 columns"]),
+            (
+                "with colours ordered by frequency: turned left",
+                ["colours ordered by frequency", "turned left"],
+            ),
+            ("with tall grids transposed: transposed", ["tall grids transposed", "transposed"]),
+        ],
+    )
+    def test_actions_and_restatements(self, words, named) -> None:
+        """What things do, the property that decides it, and the restatement of the task are found, too."""
+        found = steps(words)
+        assert [s.words for s in found] == named
+        assert all(s.places for s in found)

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import ttt
 from ttt import _doctor
 from ttt._runs import devices
 from ttt.backends import _model_service as service
 from ttt.backends.lm import LmBackend
 from ttt.backends.vit import VitBackend, VitTraining
-from ttt.errors import InvalidBackendError
+from ttt.errors import InvalidBackendError, InvalidBudgetError
 
 # cuda: ttt.backends._model_service:* by stand-in
 # cuda: ttt.backends._model_service:ModelService.* by meta
@@ -75,6 +76,29 @@ def test_each_process_of_a_run_gets_one_gpu(
     assert not devices.uses_gpu(VitBackend(device="cpu"))
     assert LmBackend(str(tiny_lm), "cuda").memory_needed() == 0
     assert on_host.memory_needed() > 100_000
+
+
+def test_gpu_memory_is_an_account_of_its_own(
+    two_gpus: list[str], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch, sample_arc_tasks: list[ttt.Task]
+) -> None:
+    """A task gets its share of the GPU, and weights that do not fit into it are found before the first process."""
+    shares: list[tuple[float, str]] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda f, d: shares.append((f, str(d))))
+    service.limit_gpu_memory(torch.device("cuda", 1), "16GB")
+    service.limit_gpu_memory(torch.device("cuda", 1), "900GB")
+    service.limit_gpu_memory(torch.device("cuda", 1), None)
+    service.limit_gpu_memory(torch.device("cpu"), "16GB")
+    assert shares == [(0.2, "cuda:1"), (1.0, "cuda:1")]
+    saved = sum(service.weights_in(file) for file in tiny_lm.glob("*.safetensors"))
+    assert saved == sum(p.numel() for p in service.load_model(tiny_lm, torch.device("cpu")).parameters())
+    LmBackend(str(tiny_lm), "cuda", gpu_memory="1GB").preflight()
+    LmBackend(str(tiny_lm), "cuda").preflight()
+    LmBackend(str(tiny_lm), "cpu", gpu_memory="1KB").preflight()
+    with pytest.raises(InvalidBackendError, match=f"take {2 * saved} bytes of GPU memory.*1000; raise gpu_memory"):
+        next(iter(ttt.run(sample_arc_tasks, backend=LmBackend(str(tiny_lm), "cuda:1", gpu_memory="1KB"))))
+    for wrong in (LmBackend(str(tiny_lm), "cuda", gpu_memory="much"), VitBackend(device="cuda", gpu_memory="much")):
+        with pytest.raises(InvalidBudgetError, match="wanted a size"):
+            wrong.preflight()
 
 
 def saves_memory(model: service.ModelService) -> bool:

@@ -245,6 +245,25 @@ def test_a_file_is_synced_before_it_gets_its_name(integration_test_dir: Path, mo
     assert seen == ["5 bytes", "name", "folder"][: 3 if os.name == "posix" else 2]
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file(
+    integration_test_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A disk that is full at the last moment takes nothing away, and leaves no temporary file."""
+    place = integration_test_dir / "submission.json"
+    write_atomically(place, b"old")
+
+    def full(*_: object) -> None:
+        assert place.read_bytes() == b"old", "a reader sees the old file until the new one is complete"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(OSError, match="No space"):
+            write_atomically(place, b"new")
+    assert [file.read_bytes() for file in integration_test_dir.iterdir()] == [b"old"]
+
+
 @posix
 def test_kill_ends_the_process_and_its_session(sample_arc_tasks: list[ttt.Task]) -> None:
     """A child is gone when `kill` returns; it leads a session, so that Ctrl-C in a terminal does not reach it."""

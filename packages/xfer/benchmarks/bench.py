@@ -383,7 +383,7 @@ def main() -> None:
 
     print(f"{'metric':44} {'xfer':>10} {'peer':>18} {'its value':>10} {'ratio':>6} {'target':>6}  holds")
     for r in rows:
-        other = "" if r["peer_value"] is None else f"{r['peer_value']:.2f}"
+        other = ("not measured" if r["peer"] else "") if r["peer_value"] is None else f"{r['peer_value']:.2f}"
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
         target = "" if r["target"] is None else f"{r['target']:.2f}"
         holds = {True: "yes", False: "NO", None: ""}[r["holds"]]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from xfer._weak_methods import WeakMethods
 
 SWEEP = Path(__file__).parent / "workers" / "descriptor_sweep.py"
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and memfd")
@@ -46,3 +50,66 @@ say(xfer.get(bytes.fromhex(arg[0])).sum(), xfer.get(pool.put(data)).sum())
     said = [small.line(), small.line()]
     assert set(said) == {"BudgetExceededError"}
     assert small.line() == f"{16 << 20} {16 << 20}"
+
+
+@linux_only
+def test_an_exit_by_an_exception_prints_that_exception_only() -> None:
+    """Ends, pools and arrays that are alive when the interpreter exits end without a word."""
+    code = """
+import numpy as np, xfer
+class Holder: pass
+holder = Holder(); holder.itself = holder
+holder.channel = xfer.Channel(4); holder.pool = xfer.Pool("16MiB"); holder.topic = xfer.Topic("edges-exit")
+holder.reader = holder.topic.subscribe(); holder.topic.remove()
+holder.channel.sender.send({"a": np.ones(50_000)}); holder.tree = holder.channel.receiver.recv()
+raise KeyError("the only line")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "KeyError: 'the only line'"
+    assert "ignored" not in done.stderr
+
+
+def test_methods_are_called_while_their_objects_live() -> None:
+    """In the order in which they were added, from any thread; an object that died is left out, and so is its entry."""
+    methods, called = WeakMethods(), []
+
+    class One:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def note(self) -> None:
+            called.append(self.number)
+            if self.number == 3:
+                extra.append(One(99))
+                methods.add(extra[-1].note)  # while the others are being called
+
+    extra: list[One] = []
+    ones = [One(number) for number in range(6)]
+    for one in ones:
+        methods.add(one.note)
+    del ones[1], one
+    methods()
+    assert called == [0, 2, 3, 4, 5]
+    extra.clear()
+    ones[:] = [One(number) for number in range(400)]
+
+    def add(part: list[One]) -> None:
+        for one in part:
+            methods.add(one.note)
+
+    threads = [threading.Thread(target=add, args=(ones[number::4],)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    called.clear()
+    methods()
+    assert sorted(set(called)) == [*range(400)]
+    del threads, thread
+    ones.clear()
+    extra.clear()
+    gc.collect()
+    called.clear()
+    methods()
+    assert called == []

@@ -339,20 +339,26 @@ def test_results_are_left_to_and_taken_from_the_same_user_only() -> None:
             os.close(ready)
             os.close(told)
 
+        own = [os.dup(segment.fd), os.dup(segment.ledger.fd)]  # memory that passes every check of itself
+
         def intrude() -> bool:
             file = os.memfd_create("intruder")
-            with socket.socket(socket.AF_UNIX) as made:
-                made.connect(f"\0xfer-results-0-{os.getppid()}")
-                socket.send_fds(made, [b"XFB1"], [file, file])
+            for fds in ([file, file], own):
+                with socket.socket(socket.AF_UNIX) as made:
+                    made.connect(f"\0xfer-results-0-{os.getppid()}")
+                    socket.send_fds(made, [b"XFB1"], fds)
             return True
 
         assert as_user(STRANGER, intrude) is True
+        for fd in own:
+            os.close(fd)
         for what in ("/dev/zero", "/proc/self/exe"):  # and this user's own nonsense
             with socket.socket(socket.AF_UNIX) as made, open(what, "rb") as file:
                 made.connect(f"\0xfer-results-0-{os.getpid()}")
                 socket.send_fds(made, [b"XFB1"], [file.fileno(), file.fileno()])
                 socket.send_fds(made, [b"XFB1"], [file.fileno()])
         assert bequest.HEIR.find(1) is None
+        assert bequest.HEIR.find(segment.id) is None
         assert len(bequest.HEIR._pending) == 0
     xfer.trim()
     assert len(os.listdir("/proc/self/fd")) <= before

@@ -572,6 +572,15 @@ def test_a_consumed_array_comes_back_when_its_reader_is_done(pool: xfer.Pool, he
     assert pool.stats().used == 0
 
 
+def test_an_array_is_taken_over_once_though_its_producer_does_not_look(pool: xfer.Pool) -> None:
+    """The second reader is told at once, without a word of the producer between the two."""
+    handle = pool.put(np.arange(5), consume=True)
+    array = xfer.get(handle)
+    with pytest.raises(errors.StaleHandleError, match="another reader"):
+        xfer.get(handle)
+    assert array.tolist() == [0, 1, 2, 3, 4]
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False), st.sampled_from([1 << 20, 16 << 20]))
 def test_any_mix_of_sizes_fits_below_the_mark(random: Any, budget: int) -> None:

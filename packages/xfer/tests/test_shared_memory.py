@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 import xfer
 from xfer import errors
+from xfer._shared import dtypes
 from xfer._shared.handle import HEADER, Handle, signature
 from xfer._shared.reader import READER
 from xfer._sizes import format_size, parse_size, slot_size
@@ -189,6 +190,13 @@ def test_forged_handles_are_errors(pool: xfer.Pool) -> None:
             with pytest.raises((errors.HandleError, errors.StaleHandleError)):
                 xfer.get(bytes(altered))
     assert xfer.get(secret)[0] == 7
+
+
+@pytest.mark.parametrize("token", [b"O", b"|O", b"<f4,O", b"f4", b"object", b"int", b"<f4x", b"(2,)O", b"<M8[a b]"])
+def test_descriptions_that_no_dtype_makes_are_refused(token: bytes) -> None:
+    """NumPy reads more than xfer writes, such as objects, whose memory would be taken for pointers."""
+    with pytest.raises(errors.HandleError, match="cannot be read"):
+        dtypes.decode(token)
 
 
 @pytest.mark.parametrize("raw", [b"", b"XF", bytes(80), b"hello" * 20], ids=["none", "short", "zeros", "text"])

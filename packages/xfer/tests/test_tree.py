@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import dataclasses
 import gc
 import struct
@@ -336,6 +337,22 @@ def test_the_last_tensor_of_a_tree_may_die_in_any_thread(pool: xfer.Pool) -> Non
     ends.join()
     del ends
     assert pool.stats().waiting_for_readers == 0
+
+
+def test_an_interface_of_another_version_is_not_used(pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later torch whose interface the core does not know sends and receives all the same."""
+    later = (ctypes.c_uint64 * 8)(2)  # version 2.0
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    capsule = new(ctypes.addressof(later), b"dlpack_exchange_api", None)
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", capsule, raising=False)
+    assert interchange.tensor_interface() is None
+    with xfer.Channel(4, pool=pool) as channel:
+        for value in (torch.arange(3.0), {"a": torch.arange(3.0), "b": [torch.ones(50_000)]}):
+            for _ in range(2):
+                channel.sender.send(value, timeout=5)
+                got = channel.receiver.recv(timeout=5, as_="torch")
+                assert (got["a"] if isinstance(got, dict) else got).tolist() == [0, 1, 2]
 
 
 @pytest.mark.skipif(_compiled.module is None, reason="no compiled core here")

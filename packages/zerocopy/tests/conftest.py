@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,8 +22,18 @@ import torch
 from torch import nn
 
 import zerocopy
+from zerocopy._directory import memory_folder
 
 torch.set_num_threads(1)
+
+# Names of the tests, in this process and all that it starts, meet no names of other programs of this user.
+_SHARED = tempfile.mkdtemp(prefix="zerocopy-tests-", dir=memory_folder())
+os.environ["ZEROCOPY_DIRECTORY"] = _SHARED
+
+
+def pytest_unconfigure() -> None:
+    """Remove the folder of these tests."""
+    shutil.rmtree(_SHARED, ignore_errors=True)
 
 
 class SmallTransformer(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -171,6 +172,7 @@ def test_the_default_directory_is_taken(
 ) -> None:
     """The user's own directory was made by another: publish and the readers of names refuse, the others say so."""
     monkeypatch.setattr(places, "memory_folder", lambda: shared)
+    monkeypatch.delenv("ZEROCOPY_DIRECTORY")
 
     def use() -> None:
         calls: list[Callable[[], Any]] = [
@@ -328,6 +330,7 @@ def test_planted_notes_verify_nothing(tmp_path: Path, publish: Publish, monkeypa
     from zerocopy._segment import verified
 
     monkeypatch.setattr(places, "memory_folder", lambda: tmp_path)
+    monkeypatch.delenv("ZEROCOPY_DIRECTORY")
     ref = publish(MODEL, directory=tmp_path / "segments")
     head = checking.open_segment(Path(ref.path))
     try:
@@ -351,3 +354,21 @@ def test_planted_notes_verify_nothing(tmp_path: Path, publish: Publish, monkeypa
         from zerocopy import _lease
 
         _lease.inherit(head.fd)
+
+
+def test_two_programs_keep_apart(fresh_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ZEROCOPY_DIRECTORY` gives a program, its children and the command line names of their own."""
+    monkeypatch.setenv("ZEROCOPY_DIRECTORY", str(tmp_path / "one"))
+    ref = zerocopy.publish(MODEL, name="classifier")
+    assert Path(ref.path).parent == tmp_path / "one"
+    listed = fresh_run("-m", "zerocopy", "report", "--json").stdout
+    assert [segment["name"] for segment in json.loads(listed)["segments"]] == ["classifier"]
+    monkeypatch.setenv("ZEROCOPY_DIRECTORY", str(tmp_path / "two"))
+    with pytest.raises(zerocopy.errors.UnknownNameError):
+        zerocopy.current("classifier")
+    other = zerocopy.publish(MODEL, name="classifier")
+    assert (other.version, Path(other.path).parent) == (1, tmp_path / "two")
+    zerocopy.unpublish(ref)
+    zerocopy.unpublish(other)
+    monkeypatch.delenv("ZEROCOPY_DIRECTORY")
+    assert places.default_directory().name.startswith("zerocopy-")

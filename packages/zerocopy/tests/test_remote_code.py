@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,12 @@ def test_code_travels_by_content(
         )
         assert shared(torch.ones(1, 16)).shape == (1, 16)
         zerocopy.unpublish(zerocopy.current("t", directory=segments))
+        with pytest.raises(RemoteCodeError, match="trust_remote_code=True here"):
+            zerocopy.rewrite_pipeline([model], mode="local")
+        (pipe,) = zerocopy.rewrite_pipeline([model], mode="local", trust_remote_code=True)
+        assert pickle.loads(pickle.dumps(pipe))(torch.ones(1, 16)).tolist() == json.loads(wanted)
+        zerocopy.forget()
+        zerocopy.unpublish(pipe.ref)
     finally:
         for each in set(sys.modules) - before:
             if each.startswith(("transformers_modules", "zerocopy_remote_")):

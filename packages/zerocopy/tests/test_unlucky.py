@@ -237,6 +237,7 @@ def test_the_current_gpu_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_clock_jumps(years: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Publishing, following, sharing, copying and sweeping go on, and nothing in use or unfinished is removed."""
     monkeypatch.setattr(places, "memory_folder", lambda: tmp_path)
+    monkeypatch.delenv("ZEROCOPY_DIRECTORY")
     folder = tmp_path / "segments"
     first = zerocopy.publish(MODEL, name="net", directory=folder)
     live = zerocopy.follow("net", directory=folder)

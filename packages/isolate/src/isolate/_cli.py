@@ -36,6 +36,7 @@ _EXAMPLES = """examples:
   isolate gc plugins --dry-run                 show what could be removed, keeping what these need
   isolate doctor                               show what this machine can do
 """
+_NOT_BUILT = "it is not built"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     debug = commands.add_parser(
         "debug",
         help="call a method in the debugger",
-        description="Call a method and stop at its first line, and at each breakpoint() or pdb.set_trace(), in pdb.",
+        description="Call a method in pdb: stop at its first line, at each breakpoint(), and where it fails.",
         epilog="example: isolate debug plugins/stats mean '[1, 2, 3]'",
     )
     _add_call(debug, help="the method to call")
@@ -108,10 +109,10 @@ def _add_call(command: argparse.ArgumentParser, **method: Any) -> None:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, str], None]]:
+def _progress(quiet: bool, plain: bool = False) -> Iterator[Callable[[str, str], None]]:
     """Show a line for each extension whose environment is being built, with a bar that moves through the stages."""
     stages = ["choosing versions", "creating the environment", "installing packages", "ready"]
-    if quiet or not sys.stderr.isatty():
+    if quiet or plain or not sys.stderr.isatty():
         yield lambda name, stage: None if quiet else print(f"{name}: {stage}", file=sys.stderr)
         return
     try:
@@ -213,7 +214,8 @@ def _load(host: Host, options: argparse.Namespace) -> Extension[Any]:
 def _run(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_output_shown())
-        with _progress(options.json) as progress:
+        # A bar that moves would overwrite the debugger's prompt.
+        with _progress(options.json, plain=options.command == "debug") as progress:
             host = stack.enter_context(
                 Host(store.root, policy=store.policy, offline=options.offline, progress=progress)
             )
@@ -295,20 +297,23 @@ def _export(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, 
 
 
 def _damages(options: argparse.Namespace, store: EnvironmentStore) -> Iterator[tuple[Manifest, str, list[str]]]:
-    """Yield each manifest with the key of its environment, if that was ever built, and what has changed in it."""
+    """Yield each manifest with the key of its environment and what has changed in it, or that it was never built."""
     built = store.all_keys()
     for manifest in _granted(options.folders, store.policy):
         if manifest.isolated:
             key = store.key_of(manifest, _excluded(manifest))[1]
-            yield (manifest, key, store.verify(key)) if key in built else (manifest, "", [])
+            yield manifest, key, store.verify(key) if key in built else [_NOT_BUILT]
 
 
 def _verify(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]:
     rows, lines = [], []
     for manifest, key, changes in _damages(options, store):
         rows.append({"name": manifest.name, "key": key, "changes": changes})
-        lines.append(f"{manifest.name}: {'damaged' if changes else 'as installed' if key else 'not built'}")
-        lines += [f"  {change}" for change in changes]
+        if changes == [_NOT_BUILT]:
+            lines.append(f"{manifest.name}: not built")
+        else:
+            lines.append(f"{manifest.name}: {'damaged' if changes else 'as installed'}")
+            lines += [f"  {change}" for change in changes]
         options.status = options.status or bool(changes)
     return rows, "\n".join(lines)
 

@@ -218,10 +218,12 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
                 return await self._launch(environment)  # it had been started before; a new one may live
             if isinstance(failure, TimeoutError) and not isinstance(failure, WorkerDiedError):
                 raise ExtensionStartError(
-                    f"{self.name} was not ready within {self._granted.timeouts.start} s"
+                    f"{self.name} was not ready within {self._granted.timeouts.start:g} s, its timeouts.start"
                 ) from None
             raise
         self._methods = described["methods"]
+        if not self._methods:
+            self.logger.warning("%s has no public methods, so nothing of it can be called", self.name)
         seconds = time.perf_counter() - began
         self.report = LoadReport(self.name, environment, described["python"], seconds, report, self._refused)
         self.failure = None

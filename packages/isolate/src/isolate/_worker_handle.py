@@ -224,7 +224,7 @@ class WorkerHandle:
             return
         cause = failures.revive(value)
         hint = ""
-        if isinstance(cause, ModuleNotFoundError):
+        if isinstance(cause, ModuleNotFoundError) and str(cause).startswith("No module named"):
             hint = "; list the package that has it under `dependencies` in the manifest"
         failure = ExtensionStartError(f"{self._name} failed while it was loaded: {type(cause).__name__}: {cause}{hint}")
         failure.__cause__ = cause

@@ -52,12 +52,13 @@ def memory_limit(groups: Path = _GROUPS, mount: Path = _MOUNT) -> Limit | None:
     return min(found, default=None)
 
 
-def check_memory(nbytes: int, what: str) -> None:
+def check_memory(nbytes: int, what: str, otherwise: str = "") -> None:
     """Refuse what takes more memory than this process may use.
 
     Args:
         nbytes: How much it takes.
         what: What takes it, for the message.
+        otherwise: What else to do than to raise the limit.
 
     Raises:
         ModelTooLargeError: It takes more than the limit.
@@ -65,8 +66,8 @@ def check_memory(nbytes: int, what: str) -> None:
     limit = memory_limit()
     if limit is not None and nbytes > limit.nbytes:
         raise ModelTooLargeError(
-            f"{what}: {nbytes:,} bytes, but this process may use {limit.nbytes:,} ({limit.source}); raise the limit, "
-            "or give a smaller context, cache_bits=8 or fewer parallel requests"
+            f"{what}: {nbytes:,} bytes, but this process may use {limit.nbytes:,} ({limit.source}); raise the "
+            f"limit{otherwise}"
         )
 
 

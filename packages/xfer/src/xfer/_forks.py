@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable
-from typing import Any
 
-_before: list[weakref.WeakMethod[Any]] = []
-_parent: list[weakref.WeakMethod[Any]] = []
-_child: list[weakref.WeakMethod[Any]] = []
+from xfer._weak_methods import WeakMethods
+
+_before, _parent, _child = WeakMethods(), WeakMethods(), WeakMethods()
 
 
 def on_fork(
@@ -27,17 +25,8 @@ def on_fork(
     """
     for methods, method in ((_before, before), (_parent, parent), (_child, child)):
         if method is not None:
-            methods.append(weakref.WeakMethod(method, methods.remove))
-
-
-def _call(methods: list[weakref.WeakMethod[Any]]) -> None:
-    for reference in list(methods):
-        method = reference()
-        if method is not None:
-            method()
+            methods.add(method)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lambda: _call(_before), after_in_parent=lambda: _call(_parent), after_in_child=lambda: _call(_child)
-    )
+    os.register_at_fork(before=_before, after_in_parent=_parent, after_in_child=_child)

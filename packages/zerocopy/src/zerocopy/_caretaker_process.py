@@ -1,9 +1,12 @@
 """Remove segment files that nobody holds, and keep the links of their names right; run as a program, the caretaker.
 
-The caretaker is this file run by `python -I -S`, without site-packages, because it lives as long as the segments do and
-has to stay small. It reads commands from standard input, each ended by a zero byte: `+P` puts the file P in its charge,
-and `-P` says that the publisher gave P up. The end of the input gives up all files. Each file that was given up is
-removed as soon as the kernel grants an exclusive lock on it, which is when the last lease has ended.
+The caretaker is this file run by `python -I -S`, without site-packages, because it has to stay small. It runs only
+while there is something to remove: otherwise it is `_caretaker_wait.sh`, which waits for a line or the end of its
+standard input, a pipe from the publisher. Standard output is the publisher's list, which starts with the offset of
+the first record. A record is a sign, a path and a zero byte: `+` puts the file in the caretaker's charge, `-` says that
+the publisher gave it up, `!` that there is nothing to remove. The last sign of a path counts. The publisher's end gives
+up all files. Each file that was given up is removed as soon as the kernel grants an exclusive lock on it, which is when
+the last lease has ended.
 
 A name has two links beside its segments: `NAME@current` points to the current version's file, and `NAME@last` holds the
 last version number that was given out.
@@ -14,7 +17,9 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import select
 import stat
+import sys
 import time
 
 try:
@@ -27,6 +32,9 @@ TEMPORARY = ".part"
 CURRENT = "@current"
 LAST = "@last"
 PATIENCE = 30.0  # seconds to wait for a folder's lock, which is held for a few milliseconds
+SHELL = "/bin/sh"
+LIST_HEADER = 8  # bytes of the offset of the first record
+TAKE, GIVE_UP, FORGET = b"+", b"-", b"!"
 _MOST_THREADS = 200  # files in use that each have a waiting thread; further ones are looked at every second
 _HEX = frozenset("0123456789abcdef")
 
@@ -204,21 +212,41 @@ def remove_if_free(path: str, *, wait: bool = False) -> bool:
     return gone
 
 
+def read_list(fd: int) -> dict[str, bytes]:
+    """Return the last sign of each file in the publisher's list."""
+    fcntl.lockf(fd, fcntl.LOCK_EX)  # the publisher moves it under this lock, which is between processes
+    try:
+        start = int.from_bytes(os.pread(fd, LIST_HEADER, 0), "little")
+        data = os.pread(fd, os.fstat(fd).st_size - start, start)
+    finally:
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+    *records, _unfinished = data.split(b"\0")
+    return {os.fsdecode(record[1:]): record[:1] for record in records}
+
+
 class Charges:
     """The files in the caretaker's charge, and the removals that wait for a last lease."""
 
     def __init__(self) -> None:
-        self.held: set[str] = set()
-        self.running: list[_thread.LockType] = []
-        self.waiting: list[str] = []
+        self.held: list[str] = []
+        self.running: dict[str, _thread.LockType] = {}
+        self.waiting: set[str] = set()
+
+    def update(self, signs: dict[str, bytes]) -> None:
+        """Take over the publisher's list, give up what it gives up, and try again what has no thread."""
+        self.held = [path for path, sign in signs.items() if sign == TAKE]
+        self.running = {path: ended for path, ended in self.running.items() if ended.locked()}
+        given_up = {path for path, sign in signs.items() if sign == GIVE_UP} | self.waiting
+        self.waiting = set()
+        for path in given_up - self.running.keys():
+            self.give_up(path)
 
     def give_up(self, path: str) -> None:
         """Remove a file now, or from a thread when its last lease ends."""
         if remove_if_free(path):
             return
-        self.running = [ended for ended in self.running if ended.locked()]
         if len(self.running) >= _MOST_THREADS:
-            self.waiting.append(path)
+            self.waiting.add(path)
             return
         ended = _thread.allocate_lock()
         ended.acquire()
@@ -232,43 +260,44 @@ class Charges:
         try:
             _thread.start_new_thread(run, ())
         except RuntimeError:  # no more threads
-            self.waiting.append(path)
+            self.waiting.add(path)
         else:
-            self.running.append(ended)
+            self.running[path] = ended
 
-    def look_again(self) -> None:
-        """Try the files that have no thread."""
-        self.waiting = [path for path in self.waiting if not remove_if_free(path)]
+    def busy(self) -> bool:
+        """Return whether a removal is left to do."""
+        return bool(self.waiting) or any(ended.locked() for ended in self.running.values())
 
     def finish(self) -> None:
         """Give up every file and wait for all removals."""
         for path in self.held:
             self.give_up(path)
         while self.waiting:
-            self.look_again()
+            waiting, self.waiting = self.waiting, set()
+            for path in waiting:
+                self.give_up(path)
             time.sleep(1)
-        for ended in self.running:
+        for ended in self.running.values():
             ended.acquire()
 
 
 def main() -> None:
-    """Serve commands until the input ends, then wait for the removal of every file."""
-    if os.fork():
+    """Remove files until the publisher has ended and the last of them is gone; wait as the shell script in between."""
+    script = sys.argv[1] if len(sys.argv) > 1 else ""
+    if not script and os.fork():
         os._exit(0)  # the parent ends at once: a process that stops the publisher's children spares this one
     os.chdir("/")  # keeps no folder busy
     _thread.stack_size(1 << 17)
     charges = Charges()
-    rest = b""
-    while data := os.read(0, 1 << 16):
-        *commands, rest = (rest + data).split(b"\0")
-        for command in commands:
-            path = os.fsdecode(command[1:])
-            if command[:1] == b"+":
-                charges.held.add(path)
-            elif path in charges.held:
-                charges.held.remove(path)
-                charges.give_up(path)
-        charges.look_again()
+    wait: float | None = 0
+    while True:
+        if select.select([0], [], [], wait)[0] and not os.read(0, 1 << 16):
+            break
+        charges.update(read_list(1))  # after the pipe is empty, as its lines are written after the list
+        if script and not charges.busy():
+            os.execv(SHELL, [SHELL, script, sys.executable, __file__])
+        wait = 1.0 if charges.busy() else None
+    charges.update(read_list(1))
     charges.finish()
 
 

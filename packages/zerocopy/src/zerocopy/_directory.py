@@ -33,8 +33,17 @@ _FIRST, _STEP = 256, 16
 
 
 def default_directory() -> Path:
-    """Return this user's segment directory: shared memory where the system has it, else the temporary folder."""
-    return memory_folder() / f"zerocopy-{me()}"
+    """Return the segment directory of this program, which `ZEROCOPY_DIRECTORY` may name, or else of this user.
+
+    The user's is in shared memory where the system has it, else in the temporary folder.
+    """
+    chosen = os.environ.get("ZEROCOPY_DIRECTORY")
+    return Path(chosen).absolute() if chosen else memory_folder() / f"zerocopy-{me()}"
+
+
+def memory_prefix() -> str:
+    """Return the start of the paths of files in memory."""
+    return f"{memory_folder()}{os.sep}"
 
 
 @cache

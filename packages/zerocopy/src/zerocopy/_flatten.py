@@ -25,6 +25,7 @@ from zerocopy._remote_code import Modules, is_remote, refuse_loading, refuse_pub
 from zerocopy._torch_private import (
     UninitializedTensorMixin,
     inject_parametrizations,
+    is_neutral,
     is_traceable_wrapper_subclass,
     neg_view,
     neutral,
@@ -388,7 +389,9 @@ class _Rebuilder(pickle.Unpickler):
     def _make(self, row: _Row) -> torch.Tensor:
         block, dtype, offset, size, stride, requires_grad, conj, neg, cls, alone = row
         if alone:  # true of nearly all tensors, and twice as fast as the other branch
-            tensor = torch.frombuffer(self._buffers[block], dtype=dtype).as_strided_(size, stride)
+            tensor = torch.frombuffer(self._buffers[block], dtype=dtype)
+            if stride != (1,) or size != tensor.shape:
+                tensor.as_strided_(size, stride)
         else:
             tensor = torch.empty((0,), dtype=dtype).set_(self._storage(block), offset, size, stride)
         if conj:
@@ -440,15 +443,21 @@ def rebuild(skeleton: bytes, buffers: Sequence[Buffer], *, trust_remote_code: bo
         >>> zerocopy.rebuild(flat.skeleton, [bytearray(block.bytes_view()) for block in flat.blocks])
         {'weight': tensor([1., 1., 1.])}
     """
-    with neutral():
-        try:
-            rows, root, arrays, sources = _parts(skeleton)
-            if not sources:
-                return _Rebuilder(root, rows, arrays, buffers).load()
-            if not trust_remote_code:
-                raise refuse_loading(sources)
-            remote = _RemoteRebuilder(root, rows, arrays, buffers)
-            remote.modules = Modules(sources)
-            return remote.load()
-        except (pickle.UnpicklingError, EOFError) as error:
-            raise CorruptSegmentError(f"the skeleton is no pickle of a model: {error}") from None
+    try:
+        if is_neutral():  # as usual
+            return _rebuilt(skeleton, buffers, trust_remote_code)
+        with neutral():
+            return _rebuilt(skeleton, buffers, trust_remote_code)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise CorruptSegmentError(f"the skeleton is no pickle of a model: {error}") from None
+
+
+def _rebuilt(skeleton: bytes, buffers: Sequence[Buffer], trust_remote_code: bool) -> Any:
+    rows, root, arrays, sources = _parts(skeleton)
+    if not sources:
+        return _Rebuilder(root, rows, arrays, buffers).load()
+    if not trust_remote_code:
+        raise refuse_loading(sources)
+    remote = _RemoteRebuilder(root, rows, arrays, buffers)
+    remote.modules = Modules(sources)
+    return remote.load()

@@ -33,12 +33,17 @@ class Origin:
         self._path = path
         self._note: int | None = None
         self.model = weakref.ref(model, partial(_forget, id(model)))
-        mine = weakref.ref(self)
-        self._views = [
-            weakref.ref(view, partial(_released, mine, block.nbytes, block.names))
-            for view, block in zip(views, manifest.blocks, strict=True)
-            if block.nbytes
-        ]
+        self._index: dict[int, int] = {}  # of a view's reference, made when the first view is released
+        released = partial(_released, weakref.ref(self))
+        self._views = [weakref.ref(view, released) for view in views]  # thousands: one callback for all of them
+
+    def released(self, view: weakref.ref[memoryview]) -> None:
+        """Note that the tensors over a block are gone."""
+        if not self._index:
+            self._index = {id(each): index for index, each in enumerate(self._views)}
+        block = self.manifest.blocks[self._index[id(view)]]
+        if block.nbytes:
+            self.append(f"{block.nbytes} {', '.join(block.names) or 'an unnamed block'}\n".encode())
 
     def append(self, line: bytes) -> None:
         """Add a line to the note."""
@@ -70,10 +75,10 @@ class Origin:
                 os.lseek(self._note, 0, os.SEEK_END)
 
 
-def _released(mine: weakref.ref[Origin], nbytes: int, names: Sequence[str], _view: object) -> None:
+def _released(mine: weakref.ref[Origin], view: weakref.ref[memoryview]) -> None:
     origin = mine()
     if origin is not None and origin.model() is not None:
-        origin.append(f"{nbytes} {', '.join(names) or 'an unnamed block'}\n".encode())
+        origin.released(view)
 
 
 def _forget(key: int, _model: object) -> None:

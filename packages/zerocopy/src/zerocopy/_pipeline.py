@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -96,6 +97,7 @@ def rewrite_pipeline(
     mode: Mode = "task",
     workers: int = 1,
     options: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> T:
     """Publish every model inside an object and return the object with stand-ins in their places.
 
@@ -110,12 +112,14 @@ def rewrite_pipeline(
             actors that have it loaded, "local" in the process that calls, which may be one that received the pipeline.
         workers: Actors per model, used in turn; only for "actor".
         options: Ray options for the tasks or actors, such as `num_cpus`.
+        trust_remote_code: Take along code of the checkpoints and run it where the stand-ins run; see `publish`.
 
     Returns:
         The rewritten pipeline. Its pickle is small. When it is dropped and was never pickled, its models are given up.
 
     Raises:
         UnshareableError: A model cannot be published.
+        RemoteCodeError: A model's classes come from code of its checkpoint, and `trust_remote_code` is not given.
         MissingExtraError: Ray is needed and not installed.
 
     Example:
@@ -125,12 +129,12 @@ def rewrite_pipeline(
         torch.Size([1, 2])
         >>> del small  # gives up the model
     """
-    make_run = _runner(mode, workers, options)
+    make_run = _runner(mode, workers, options, trust_remote_code)
     stand_ins: dict[int, ModelProxy] = {}
 
     def stand_in(model: nn.Module) -> ModelProxy:
         if id(model) not in stand_ins:
-            ref = publish(model)
+            ref = publish(model, trust_remote_code=trust_remote_code)
             stand_ins[id(model)] = ModelProxy(ref, methods, make_run(ref)).own()
         return stand_ins[id(model)]
 
@@ -142,13 +146,18 @@ def _give_up(path: str) -> None:
     release(path)
 
 
-def _runner(mode: Mode, workers: int, options: Mapping[str, Any] | None) -> Callable[[ModelRef], Callable[..., Any]]:
+def _runner(
+    mode: Mode, workers: int, options: Mapping[str, Any] | None, trust: bool
+) -> Callable[[ModelRef], Callable[..., Any]]:
     """Return a function that makes, per model, what runs its calls."""
     if mode == "local":
-        return lambda _ref: call_model
+        run = partial(call_model, trust_remote_code=True) if trust else call_model
+        return lambda _ref: run
     from zerocopy import on_ray  # needs the extra
 
-    return on_ray.task_runner(options) if mode == "task" else on_ray.actor_runner(workers, options)
+    if mode == "task":
+        return on_ray.task_runner(options, trust_remote_code=trust)
+    return on_ray.actor_runner(workers, options, trust_remote_code=trust)
 
 
 def _replaced(root: Any, stand_in: Callable[[nn.Module], Any]) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zerocopy._directory import default_directory, names, segments
+from zerocopy._directory import memory_prefix, names, segments
 from zerocopy._flatten import rebuild
 from zerocopy._lease import close
 from zerocopy._origin import remember
@@ -214,6 +214,8 @@ def unknown(folder: Path, name: str) -> UnknownNameError:
 
 
 def _map(ref: ModelRef) -> Mapped:
+    if ref.node is None:
+        return map_segment(Path(ref.path))
     with local_segment(ref) as path:
         return map_segment(path)
 
@@ -283,9 +285,9 @@ def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
     model = rebuild(mapping.skeleton, buffers, trust_remote_code=trust_remote_code)
     if on_cpu:
         remember(model, str(mapping.path), manifest, buffers)
-    memory = f"{default_directory()}{os.sep}"
     for index, each in enumerate((mapping, *bases)):
-        each.used = [block for block in manifest.blocks if block.base == (index - 1 if index else None)]
-        if str(each.path).startswith(memory):  # from a disk, only the used pages should be read
+        here = index - 1 if index else None
+        each.used = [block for block in manifest.blocks if block.base == here] if bases else manifest.blocks
+        if str(each.path).startswith(memory_prefix()):  # from a disk, only the used pages should be read
             each.read_ahead()
     return model

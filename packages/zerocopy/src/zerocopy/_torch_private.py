@@ -6,7 +6,7 @@ to change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
@@ -33,7 +33,10 @@ try:
     )
 
     _neg_view = attrgetter("_neg_view")(torch)
-    _make_subclass = attrgetter("_make_subclass")(torch.Tensor)
+    # Takes (subclass, tensor, requires_grad) and returns a tensor of the subclass over the same memory. Every weight
+    # takes a call, so nothing is wrapped around it.
+    tensor_subclass: Callable[[type[torch.Tensor], torch.Tensor, bool], torch.Tensor]
+    tensor_subclass = attrgetter("_make_subclass")(torch.Tensor)
     _inject_new_class = attrgetter("_inject_new_class")(parametrize)
     _inject_property = attrgetter("_inject_property")(parametrize)
     _SCHEMA(torch.ops.aten.add.Tensor)
@@ -48,6 +51,7 @@ __all__ = [
     "buffers_of",
     "children_of",
     "inject_parametrizations",
+    "is_neutral",
     "is_traceable_wrapper_subclass",
     "neg_view",
     "neutral",
@@ -81,14 +85,19 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     return table
 
 
+def is_neutral() -> bool:
+    """Return whether this thread has no ambient state that `neutral` would leave."""
+    plain = not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    return plain and not _len_torch_function_stack() and not _len_torch_dispatch_stack()
+
+
 @contextmanager
 def neutral() -> Iterator[None]:
     """Run a block outside the ambient state of its thread: inference mode, default device, dispatch modes.
 
     Tensors made in the block are ordinary tensors in host memory, wherever it is called.
     """
-    plain = not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
-    if plain and not _len_torch_function_stack() and not _len_torch_dispatch_stack():
+    if is_neutral():
         yield
         return
     with torch.inference_mode(False), torch.enable_grad():
@@ -127,12 +136,6 @@ def neg_view(tensor: torch.Tensor) -> torch.Tensor:
     """Return a view with the negative bit set."""
     view: torch.Tensor = _neg_view(tensor)
     return view
-
-
-def tensor_subclass(cls: type[torch.Tensor], tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-    """Return a tensor of a subclass over the same memory."""
-    made: torch.Tensor = _make_subclass(cls, tensor, requires_grad)
-    return made
 
 
 def inject_parametrizations(module: nn.Module) -> None:

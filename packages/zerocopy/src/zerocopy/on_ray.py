@@ -22,27 +22,33 @@ except ImportError as _error:
 __all__ = ["BatchPredictor", "ModelActor", "deployment"]
 
 
-def task_runner(options: Mapping[str, Any] | None = None) -> Callable[[ModelRef], Callable[..., Any]]:
+def task_runner(
+    options: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False
+) -> Callable[[ModelRef], Callable[..., Any]]:
     """Return, per model, a function that runs call_model as a Ray task and waits for the result."""
-    return lambda _ref: _RunTask(dict(options or {}))
+    return lambda _ref: _RunTask(dict(options or {}), trust_remote_code)
 
 
 class _RunTask:
     """Runs call_model as a Ray task. It is pickled as part of a pipeline."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], trust_remote_code: bool) -> None:
         self._options = options
+        self._trust = trust_remote_code
 
     def __call__(self, ref: ModelRef, method: str, args: Any, kwargs: Any) -> Any:
-        return ray.get(_CALL.options(**self._options).remote(ref, method, args, kwargs))
+        task = _CALL.options(**self._options)
+        return ray.get(task.remote(ref, method, args, kwargs, trust_remote_code=self._trust))
 
 
-def actor_runner(workers: int, options: Mapping[str, Any] | None = None) -> Callable[[ModelRef], Callable[..., Any]]:
+def actor_runner(
+    workers: int, options: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False
+) -> Callable[[ModelRef], Callable[..., Any]]:
     """Return, per model, a function that runs a method in one of a few actors, in turn."""
 
     def make(ref: ModelRef) -> _RunActors:
         actor = _ACTOR.options(**(options or {}))
-        return _RunActors([actor.remote(ref) for _ in range(workers)])
+        return _RunActors([actor.remote(ref, trust_remote_code=trust_remote_code) for _ in range(workers)])
 
     return make
 

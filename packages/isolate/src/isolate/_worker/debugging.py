@@ -160,29 +160,54 @@ def install(fd: int, name: str) -> Callable[[Callable[..., Any], str], Callable[
 
 
 def _stopping(debugger: Callable[[], Any], function: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """Return a method that stops at its first line: this module's own lines are skipped."""
+    """Return a method that stops at its first line, and where it fails; this module's own lines are skipped."""
     if kind in ("async", "astream"):
 
         async def stopped(*args: Any, **keywords: Any) -> Any:
             debugger().set_trace(_caller(0))
-            return await function(*args, **keywords)
+            try:
+                return await function(*args, **keywords)
+            except Exception as failure:
+                _look_at(failure, debugger())
+                raise
 
         async def stream(*args: Any, **keywords: Any) -> Any:
             debugger().set_trace(_caller(0))
-            async for item in function(*args, **keywords):
-                yield item
+            try:
+                async for item in function(*args, **keywords):
+                    yield item
+            except Exception as failure:
+                _look_at(failure, debugger())
+                raise
 
         return stopped if kind == "async" else stream
 
     def called(*args: Any, **keywords: Any) -> Any:
         debugger().set_trace(_caller(0))
-        return function(*args, **keywords)
+        try:
+            return function(*args, **keywords)
+        except Exception as failure:
+            _look_at(failure, debugger())
+            raise
 
     def items(*args: Any, **keywords: Any) -> Any:
         debugger().set_trace(_caller(0))
-        yield from function(*args, **keywords)
+        try:
+            yield from function(*args, **keywords)
+        except Exception as failure:
+            _look_at(failure, debugger())
+            raise
 
     return items if kind == "stream" else called
+
+
+def _look_at(failure: Exception, debugger: Any) -> None:
+    """Show where a method failed, unless the user has ended it."""
+    sys.settrace(None)
+    if type(failure).__module__ != "bdb":
+        debugger.message(f"{type(failure).__name__}: {failure}")
+        debugger.reset()
+        debugger.interaction(None, failure.__traceback__)
 
 
 def _caller(above: int = 1) -> Any:

@@ -28,11 +28,14 @@ def import_entry(directory: str, entry: str, private_name: str | None = None) ->
     if private_name is None:
         if directory not in sys.path:
             sys.path.insert(0, directory)
+        first = module_name.partition(".")[0]
+        if importlib.util.find_spec(first) is None:
+            raise _no_entry(first, directory)
         return importlib.import_module(module_name), attribute
     path = Path(directory, *filter(None, module_name.split(".")))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not source.is_file():
-        raise ModuleNotFoundError(f"No module named {module_name!r} in {directory}", name=module_name)
+        raise _no_entry(module_name, directory)
     locations = [str(path)] if path.is_dir() else None
     spec = importlib.util.spec_from_file_location(private_name, source, submodule_search_locations=locations)
     assert spec is not None
@@ -45,6 +48,12 @@ def import_entry(directory: str, entry: str, private_name: str | None = None) ->
         sys.modules.pop(private_name, None)
         raise
     return module, attribute
+
+
+def _no_entry(module: str, directory: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"there is no {module}.py in {directory}; write it, or name another module as the manifest's entry"
+    )
 
 
 def make_instance(module: ModuleType, attribute: str, host: object) -> Any:

@@ -159,8 +159,15 @@ def _give_scratch(sandbox: dict[str, Any]) -> None:
     """Give the worker a folder of its own for shared memory, locks and temporary files, where the host's would be."""
     if confine.mount_scratch(_SCRATCH, str(sandbox["limits"].get("memory", _SCRATCH_SHARE))):
         sandbox["write"].append(_SCRATCH)
+
+
+def _use_scratch(sandbox: dict[str, Any]) -> None:
+    """Have temporary files and caches go to a folder of the worker's own, unless the host has granted another."""
+    place = "/tmp" if sandbox["contained"] else _SCRATCH
+    if sandbox["level"] in ("landlock", "bwrap") and place in sandbox["write"]:
         if not _is_below(os.environ.get("TMPDIR", "/tmp"), sandbox["write"]):
-            os.environ["TMPDIR"] = _SCRATCH
+            os.environ["TMPDIR"] = place
+        os.environ.setdefault("HOME", place)
 
 
 def _is_below(path: str, folders: list[str]) -> bool:
@@ -237,6 +244,7 @@ def main(fd: int, parent: int) -> None:
         confine.die_with_parent(parent, signal.SIGKILL)
     else:
         become_worker(sandbox, parent)
+    _use_scratch(sandbox)
     report = confine_and_try(sandbox)
     # Now: what the extension's process says later may be the extension's own words.
     sock.sendall(frame(CONFINED, 0, pack(report, lambda _: None)))

@@ -12,7 +12,10 @@ __all__ = ["add_model", "add_sampling", "open_model", "start"]
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the model and how to open it."""
-    parser.add_argument("model", help="a model file, a Hugging Face folder or a GGUF file")
+    parser.add_argument(
+        "model",
+        help="a model file, a Hugging Face folder, a GGUF file, or the name of a model in the cache of the Hub",
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of a step, 0 for one per processor")
     parser.add_argument("--kernel", default="auto", help="the kernel to use (default: the fastest one)")
     parser.add_argument(

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from ternary._language import syntax as s
 from ternary._language.arguments import bind
+from ternary._language.functions import FUNCTIONS
 from ternary._language.layout import layout
-from ternary._language.library import FUNCTIONS, LAYERS, REQUIRED, TERNARY_OPTIONS
+from ternary._language.library import LAYERS, REQUIRED, TERNARY_OPTIONS
 
 _OPS: dict[str, ast.operator] = {
     "+": ast.Add(),
@@ -227,6 +228,9 @@ class PyTorchCodeGenerator:
         for k in named:
             if k.arg == "kernel":  # torch calls it so
                 k.arg = "kernel_size"
+        if spec.torch.startswith("ternary."):
+            self.imports.add(name)
+            return ast.Call(_load(name), positional, named)
         if spec.torch.startswith("."):
             return ast.Call(ast.Attribute(positional[0], spec.torch[1:], ast.Load()), positional[1:], named)
         return ast.Call(self.dotted(spec.torch), positional, named)
@@ -238,6 +242,8 @@ class PyTorchCodeGenerator:
         match expr:
             case s.Literal(value):
                 return ast.Constant(value)
+            case s.ListExpr(items):
+                return ast.Tuple([self.constant(i, owned) for i in items], ast.Load())
             case s.Name(name):
                 return ast.Attribute(_load("self"), name, ast.Load()) if name in owned else _load(name)
             case s.Unary(op, operand):

@@ -35,6 +35,8 @@ def evaluate(expr: s.Expr, env: Mapping[str, Any]) -> Any:
             return value
         case s.Name(name):
             return env.get(name, UNKNOWN)
+        case s.ListExpr(items):
+            return tuple(evaluate(item, env) for item in items)
         case s.Unary(op, operand):
             value = evaluate(operand, env)
             if isinstance(value, _VALUES) and op == "not":

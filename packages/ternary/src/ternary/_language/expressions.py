@@ -8,15 +8,9 @@ from dataclasses import dataclass, field
 from ternary._language import syntax as s
 from ternary._language.arguments import bind, definition_args
 from ternary._language.diagnostics import Diagnostics, Span, did_you_mean
+from ternary._language.functions import FUNCTIONS
 from ternary._language.habits import name_hint
-from ternary._language.library import (
-    CONSTANT_FUNCTIONS,
-    FUNCTIONS,
-    LAYERS,
-    REQUIRED,
-    TERNARY_OPTIONS,
-    Arg,
-)
+from ternary._language.library import CONSTANT_FUNCTIONS, LAYERS, REQUIRED, TERNARY_OPTIONS, Arg
 from ternary._options import CHOICES
 
 NUMBERS = ("int", "float")
@@ -48,6 +42,14 @@ class Scope:
         return (*self.constants, *self.members, *self.tensors)
 
 
+_IN_WORDS = {
+    "number": "a number",
+    "tensors": "a list of tensors",
+    "dims": "a list of sizes",
+    "sizes": "int, or a list of two",
+}
+
+
 class ExpressionChecker:
     """Types the expressions of a program; `bad` holds the ids of those that later passes must not evaluate."""
 
@@ -74,10 +76,11 @@ class ExpressionChecker:
             or "any" in (kind, wanted)
             or kind == wanted
             or (wanted in ("float", "number") and kind in NUMBERS)
+            or (wanted == "sizes" and kind in ("int", "dims"))
             or (wanted == "layer" and kind == "dims" and isinstance(expr, s.ListExpr))
         )
         if not fits:
-            what = {"number": "a number", "tensors": "a list of tensors", "dims": "a list of sizes"}.get(wanted, wanted)
+            what = _IN_WORDS.get(wanted, wanted)
             return self.error("type-mismatch", f"this is of type {kind}", expr.span, expected=what)
         return kind
 

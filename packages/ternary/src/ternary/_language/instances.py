@@ -223,11 +223,15 @@ class Instances:
                 values[arg.name] = UNKNOWN if arg.default is REQUIRED else arg.default
                 continue
             value = values[arg.name] = self.constant(expr, env)
-            if arg.type == "int" and isinstance(value, int) and not isinstance(value, bool):
-                lowest = 1 if arg.positive else 0
-                if args is not TERNARY_OPTIONS and not lowest <= value <= MAX_SIZE and arg.name not in ("dim", "start"):
-                    wanted = f"{lowest} or more" if value < lowest else f"at most {MAX_SIZE:,}"
-                    self.error("bad-value", f"{arg.name} = {value}", expr.span, expected=wanted)
+            if isinstance(value, tuple) and arg.type == "sizes" and len(value) != 2:
+                self.error("bad-value", f"{arg.name} has {len(value)} sizes", expr.span, "one, or a list of two")
+                values[arg.name] = UNKNOWN
+            lowest = 1 if arg.positive else 0
+            bounded = args is not TERNARY_OPTIONS and arg.type in ("int", "sizes") and arg.name not in ("dim", "start")
+            for size in value if isinstance(value, tuple) else (value,):
+                if bounded and type(size) is int and not lowest <= size <= MAX_SIZE:
+                    wanted = f"{lowest} or more" if size < lowest else f"at most {MAX_SIZE:,}"
+                    self.error("bad-value", f"{arg.name} = {size}", expr.span, expected=wanted)
                     values[arg.name] = UNKNOWN
             if args is TERNARY_OPTIONS and isinstance(value, str) and value not in CHOICES.get(arg.name, (value,)):
                 self.error("bad-value", f"unknown {arg.name} '{value[:40]}'", expr.span, ", ".join(CHOICES[arg.name]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 from ternary._language.dims import Dim, dim
@@ -38,7 +38,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    """One argument; its type is int, float, bool, str, tensor, tensors or dims."""
+    """One argument; its type is int, sizes (an int or a list of two), float, bool, str, tensor, tensors or dims."""
 
     name: str
     type: str
@@ -60,16 +60,6 @@ class LayerSpec:
     torch: str
     ternary: str = ""
     check: Callable[[Values], None] = lambda _: None
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionSpec:
-    """A built-in function on tensors; `torch` is a dotted function, or a method if it starts with a dot."""
-
-    name: str
-    args: tuple[Arg, ...]
-    shape: Callable[[Values], Tensor]
-    torch: str
 
 
 def known(*values: Any) -> bool:
@@ -129,6 +119,13 @@ def window(size: Dim | None, kernel: Any, stride: Any, padding: Any, layer: str,
     return out
 
 
+def each(value: Any, at: int) -> Any:
+    """Return the size for one of the dimensions of space: a list has one for each."""
+    if not isinstance(value, tuple):
+        return value
+    return value[at] if at < len(value) else None
+
+
 def _out(value: Any) -> Dim | None:
     return None if _unknown(value) else dim(value)
 
@@ -144,10 +141,39 @@ def _conv(name: str, rank: int, dims: str) -> Callable[[Values, Tensor], Tensor]
         want_float(x, name)
         want_rank(x, name, dims)
         want_dim(x, 1, v["inputs"], name, "channel count")
-        space = (window(d, v["kernel"], v["stride"], v["padding"], name, v["dilation"]) for d in x.dims[2 : 2 + rank])
+        space = (
+            window(
+                d, each(v["kernel"], at), each(v["stride"], at), each(v["padding"], at), name, each(v["dilation"], at)
+            )
+            for at, d in enumerate(x.dims[2 : 2 + rank])
+        )
         return Tensor("float", (x.dims[0], _out(v["outputs"]), *space))
 
     return shape
+
+
+def _transposed(name: str, dims: str) -> Callable[[Values, Tensor], Tensor]:
+    def shape(v: Values, x: Tensor) -> Tensor:
+        want_float(x, name)
+        want_rank(x, name, dims)
+        want_dim(x, 1, v["inputs"], name, "channel count")
+        sizes = [_spread(d, v, at, name) for at, d in enumerate(x.dims[2:])]
+        return Tensor("float", (x.dims[0], _out(v["outputs"]), *sizes))
+
+    return shape
+
+
+def _spread(size: Dim | None, v: Values, at: int, layer: str) -> Dim | None:
+    """Return the output size of a transposed convolution, whose window slides over the output."""
+    kernel, stride, padding, extra, dilation = (
+        each(v[w], at) for w in ("kernel", "stride", "padding", "extra", "dilation")
+    )
+    if size is None or any(_unknown(a) for a in (kernel, stride, padding, extra, dilation)):
+        return None
+    out = (size - 1) * dim(stride) - dim(padding) * 2 + dim(dilation) * (dim(kernel) - 1) + dim(extra) + 1
+    if out.constant is not None and out.constant < 1:
+        raise ShapeError(f"{layer} leaves nothing of an input of {size}", "a smaller padding")
+    return out
 
 
 def _conv_check(v: Values) -> None:
@@ -168,15 +194,18 @@ def _norm(name: str, at: int, ranks: tuple[int, ...]) -> Callable[[Values, Tenso
     return shape
 
 
-def _pool(name: str, dims: str) -> Callable[[Values, Tensor], Tensor]:
+def pool_shape(name: str, dims: str) -> Callable[[Values, Tensor], Tensor]:
     def shape(v: Values, x: Tensor) -> Tensor:
         want_float(x, name)
         want_rank(x, name, dims)
-        kernel, padding = v["kernel"], v["padding"]
-        stride = kernel if v["stride"] == 0 else v["stride"]
-        if isinstance(kernel, int) and isinstance(padding, int) and padding * 2 > kernel:
-            raise ShapeError(f"{name} has padding {padding} for a window of {kernel}", f"at most {kernel // 2}")
-        return Tensor("float", (*x.dims[:2], *(window(d, kernel, stride, padding, name) for d in x.dims[2:])))
+        steps = v["kernel"] if v["stride"] == 0 else v["stride"]
+        space = []
+        for at, size in enumerate(x.dims[2:]):
+            kernel, padding = each(v["kernel"], at), each(v["padding"], at)
+            if isinstance(kernel, int) and isinstance(padding, int) and padding * 2 > kernel:
+                raise ShapeError(f"{name} has padding {padding} for a window of {kernel}", f"at most {kernel // 2}")
+            space.append(window(size, kernel, each(steps, at), padding, name))
+        return Tensor("float", (*x.dims[:2], *space))
 
     return shape
 
@@ -216,7 +245,7 @@ def axis(x: Tensor, index: Any, what: str) -> int:
     return index % len(x.dims)
 
 
-def _flatten(x: Tensor, start: Any) -> Tensor:
+def flatten_shape(x: Tensor, start: Any) -> Tensor:
     at = axis(x, start, "flatten")
     return Tensor(x.dtype, (*x.dims[:at], product(x.dims[at:])))
 
@@ -224,6 +253,14 @@ def _flatten(x: Tensor, start: Any) -> Tensor:
 def _probability(v: Values) -> None:
     if isinstance(v["p"], int | float) and not 0 <= v["p"] < 1:
         raise ShapeError(f"Dropout with p = {v['p']}", "0 <= p < 1")
+
+
+def _transposed_check(v: Values) -> None:
+    _conv_check(v)
+    for at in range(2):
+        extra, stride, dilation = (each(v[w], at) for w in ("extra", "stride", "dilation"))
+        if all(isinstance(a, int) for a in (extra, stride, dilation)) and extra >= max(stride, dilation):
+            raise ShapeError(f"extra = {extra} with a stride of {stride}", "less than the stride or the dilation")
 
 
 _I, _O = Arg("inputs", "int", positive=True), Arg("outputs", "int", positive=True)
@@ -238,12 +275,22 @@ _CONV = (
     Arg("groups", "int", 1, positive=True),
     _BIAS,
 )
+_CONV2 = tuple(replace(a, type="sizes") if a.name in ("kernel", "stride", "padding", "dilation") else a for a in _CONV)
+
+
+def _transposing(args: tuple[Arg, ...]) -> tuple[Arg, ...]:
+    """The arguments of a transposed convolution, in torch's order."""
+    *first, dilation, groups, bias = args
+    return (*first, Arg("extra", first[2].type, 0, "output_padding"), groups, bias, dilation)
+
+
 _FEATURES = Arg("features", "int", positive=True)
 _POOL = (
     Arg("kernel", "int", torch="kernel_size", positive=True),
     Arg("stride", "int", 0, positive=True),  # 0 means the window's own size
     Arg("padding", "int", 0),
 )
+POOL2 = tuple(replace(a, type="sizes") for a in _POOL)
 _EPS = Arg("eps", "float", 1e-5)
 
 LAYERS: dict[str, LayerSpec] = {
@@ -251,7 +298,21 @@ LAYERS: dict[str, LayerSpec] = {
     for spec in (
         LayerSpec("Linear", (_I, _O, _BIAS), _linear, "nn.Linear", "TernaryLinear"),
         LayerSpec("Conv1d", _CONV, _conv("Conv1d", 1, "N, C, L"), "nn.Conv1d", "TernaryConv1d", _conv_check),
-        LayerSpec("Conv2d", _CONV, _conv("Conv2d", 2, "N, C, H, W"), "nn.Conv2d", "TernaryConv2d", _conv_check),
+        LayerSpec("Conv2d", _CONV2, _conv("Conv2d", 2, "N, C, H, W"), "nn.Conv2d", "TernaryConv2d", _conv_check),
+        LayerSpec(
+            "ConvTranspose1d",
+            _transposing(_CONV),
+            _transposed("ConvTranspose1d", "N, C, L"),
+            "nn.ConvTranspose1d",
+            check=_transposed_check,
+        ),
+        LayerSpec(
+            "ConvTranspose2d",
+            _transposing(_CONV2),
+            _transposed("ConvTranspose2d", "N, C, H, W"),
+            "nn.ConvTranspose2d",
+            check=_transposed_check,
+        ),
         LayerSpec(
             "Embedding",
             (Arg("count", "int", positive=True), _FEATURES),
@@ -264,11 +325,11 @@ LAYERS: dict[str, LayerSpec] = {
         LayerSpec("LayerNorm", (_FEATURES, _EPS), _norm("LayerNorm", -1, ()), "nn.LayerNorm"),
         LayerSpec("RMSNorm", (_FEATURES, _EPS), _norm("RMSNorm", -1, ()), "nn.RMSNorm"),
         LayerSpec("Dropout", (Arg("p", "float", 0.5),), _float_through("Dropout"), "nn.Dropout", "", _probability),
-        LayerSpec("MaxPool1d", _POOL, _pool("MaxPool1d", "N, C, L"), "nn.MaxPool1d"),
-        LayerSpec("MaxPool2d", _POOL, _pool("MaxPool2d", "N, C, H, W"), "nn.MaxPool2d"),
-        LayerSpec("AvgPool2d", _POOL, _pool("AvgPool2d", "N, C, H, W"), "nn.AvgPool2d"),
+        LayerSpec("MaxPool1d", _POOL, pool_shape("MaxPool1d", "N, C, L"), "nn.MaxPool1d"),
+        LayerSpec("MaxPool2d", POOL2, pool_shape("MaxPool2d", "N, C, H, W"), "nn.MaxPool2d"),
+        LayerSpec("AvgPool2d", POOL2, pool_shape("AvgPool2d", "N, C, H, W"), "nn.AvgPool2d"),
         LayerSpec(
-            "Flatten", (Arg("start", "int", 1, "start_dim"),), lambda v, x: _flatten(x, v["start"]), "nn.Flatten"
+            "Flatten", (Arg("start", "int", 1, "start_dim"),), lambda v, x: flatten_shape(x, v["start"]), "nn.Flatten"
         ),
         LayerSpec("Identity", (), lambda _, x: x, "nn.Identity"),
         *(LayerSpec(n, (), _float_through(n), f"nn.{n}") for n in ("ReLU", "ReLU6", "GELU", "SiLU", "Sigmoid", "Tanh")),
@@ -276,167 +337,6 @@ LAYERS: dict[str, LayerSpec] = {
 }
 
 TERNARY_OPTIONS = tuple(Arg(f.name, str(f.type), f.default) for f in fields(QuantizerOptions))
-
-_X = Arg("x", "tensor")
-
-
-def _activation(v: Values) -> Tensor:
-    want_float(v["x"], "this function")
-    return Tensor("float", v["x"].dims)
-
-
-def _softmax(v: Values) -> Tensor:
-    axis(v["x"], v["dim"], "softmax")
-    return _activation(v)
-
-
-def _global_pool(v: Values) -> Tensor:
-    if len(v["x"].dims) < 3:
-        raise ShapeError(f"global_avg_pool got {v['x']}", "[N, C, L] or [N, C, H, W]")
-    return Tensor("float", v["x"].dims[:2])
-
-
-def _reshape(v: Values) -> Tensor:
-    before, after = product(v["x"].dims), product(v["shape"])
-    if same(before, after) is False:
-        raise ShapeError(f"reshape of {v['x']} with {before} elements to {after}", f"a shape with {before} elements")
-    return Tensor(v["x"].dtype, v["shape"])
-
-
-def _expand(v: Values) -> Tensor:
-    x, shape = v["x"], v["shape"]
-    if len(x.dims) > len(shape):
-        raise ShapeError(f"expand of {x} to {len(shape)} dimensions", f"at least {len(x.dims)} dimensions")
-    padded = (None,) * (len(shape) - len(x.dims)) + x.dims
-    for a, b in zip(padded, shape, strict=True):
-        if a is not None and a.constant != 1 and same(a, b) is False:
-            raise ShapeError(f"expand of {x}: {a} cannot become {b}", "1 or the same size")
-    return Tensor(x.dtype, shape)
-
-
-def _transpose(v: Values) -> Tensor:
-    dims = list(v["x"].dims)
-    a, b = axis(v["x"], v["first"], "transpose"), axis(v["x"], v["second"], "transpose")
-    dims[a], dims[b] = dims[b], dims[a]
-    return Tensor(v["x"].dtype, tuple(dims))
-
-
-def _concat(v: Values) -> Tensor:
-    parts: list[Tensor] = v["parts"]
-    if not parts:
-        raise ShapeError("concat of nothing", "one tensor or more")
-    at = axis(parts[0], v["dim"], "concat")
-    total: Dim | None = dim(0)
-    for part in parts:
-        if len(part.dims) != len(parts[0].dims) or part.dtype != parts[0].dtype:
-            raise ShapeError(f"concat of {parts[0]} and {part}", "the same type and number of dimensions")
-        for i, (a, b) in enumerate(zip(parts[0].dims, part.dims, strict=True)):
-            if i != at and same(a, b) is False:
-                raise ShapeError(f"concat of {parts[0]} and {part} along dimension {at}", f"{a} in dimension {i}")
-        size = part.dims[at]
-        total = None if total is None or size is None else total + size
-    return Tensor(parts[0].dtype, (*parts[0].dims[:at], total, *parts[0].dims[at + 1 :]))
-
-
-def _mean(v: Values) -> Tensor:
-    want_float(v["x"], "mean")
-    at = axis(v["x"], v["dim"], "mean")
-    return Tensor("float", (*v["x"].dims[:at], *v["x"].dims[at + 1 :]))
-
-
-def _select(v: Values) -> Tensor:
-    at = axis(v["x"], v["dim"], "select")
-    size = v["x"].dims[at]
-    if (
-        isinstance(v["index"], int)
-        and size is not None
-        and size.constant is not None
-        and not (-size.constant <= v["index"] < size.constant)
-    ):
-        raise ShapeError(f"select of index {v['index']} from {v['x']}", f"below {size}")
-    return Tensor(v["x"].dtype, (*v["x"].dims[:at], *v["x"].dims[at + 1 :]))
-
-
-def broadcast(a: Tensor, b: Tensor, op: str) -> Tensor:
-    """Return the shape of an elementwise operation on two tensors."""
-    if a.dtype != b.dtype:
-        raise ShapeError(f"'{op}' of {a} and {b}", "the same type on both sides")
-    rank = max(len(a.dims), len(b.dims))
-    left = (dim(1),) * (rank - len(a.dims)) + a.dims
-    right = (dim(1),) * (rank - len(b.dims)) + b.dims
-    out: list[Dim | None] = []
-    for x, y in zip(left, right, strict=True):
-        if x is not None and x.constant == 1:
-            out.append(y)
-        elif y is not None and y.constant == 1:
-            out.append(x)
-        elif same(x, y) is False:
-            raise ShapeError(f"'{op}' of {a} and {b}: {x} is not {y}", "equal shapes (or 1)")
-        else:
-            out.append(x if x is not None else y)
-    return Tensor(a.dtype, tuple(out))
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return the shape of a batched matrix product."""
-    want_float(a, "'@'")
-    want_float(b, "'@'")
-    if len(a.dims) < 2 or len(b.dims) < 2:
-        raise ShapeError(f"'@' of {a} and {b}", "two matrices (2 dimensions or more)")
-    if same(a.dims[-1], b.dims[-2]) is False:
-        raise ShapeError(f"'@' of {a} and {b}: {a.dims[-1]} is not {b.dims[-2]}", "the inner sizes equal")
-    batch = broadcast(Tensor("float", a.dims[:-2]), Tensor("float", b.dims[:-2]), "@").dims
-    return Tensor("float", (*batch, a.dims[-2], b.dims[-1]))
-
-
-def _attention(v: Values) -> Tensor:
-    q, k, value = v["query"], v["key"], v["value"]
-    want_rank(q, "attention", "N, heads, T, D")
-    scores = matmul(q, _transpose({"x": k, "first": -1, "second": -2}) if len(k.dims) > 1 else k)
-    return matmul(scores, value)
-
-
-FUNCTIONS: dict[str, FunctionSpec] = {
-    spec.name: spec
-    for spec in (
-        *(
-            FunctionSpec(n, (_X,), _activation, f"functional.{n}")
-            for n in ("relu", "relu6", "gelu", "silu", "sigmoid", "tanh")
-        ),
-        FunctionSpec("softmax", (_X, Arg("dim", "int", -1)), _softmax, "functional.softmax"),
-        FunctionSpec(
-            "max_pool2d",
-            (_X, *_POOL),
-            lambda v: _pool("max_pool2d", "N, C, H, W")(v, v["x"]),
-            "functional.max_pool2d",
-        ),
-        FunctionSpec(
-            "avg_pool2d",
-            (_X, *_POOL),
-            lambda v: _pool("avg_pool2d", "N, C, H, W")(v, v["x"]),
-            "functional.avg_pool2d",
-        ),
-        FunctionSpec("global_avg_pool", (_X,), _global_pool, ".flatten(2).mean"),
-        FunctionSpec("flatten", (_X, Arg("start", "int", 1)), lambda v: _flatten(v["x"], v["start"]), ".flatten"),
-        FunctionSpec("reshape", (_X, Arg("shape", "dims")), _reshape, ".reshape"),
-        FunctionSpec("expand", (_X, Arg("shape", "dims")), _expand, ".expand"),
-        FunctionSpec("transpose", (_X, Arg("first", "int"), Arg("second", "int")), _transpose, ".transpose"),
-        FunctionSpec("concat", (Arg("parts", "tensors"), Arg("dim", "int", 1)), _concat, "torch.cat"),
-        FunctionSpec("mean", (_X, Arg("dim", "int")), _mean, ".mean"),
-        FunctionSpec("select", (_X, Arg("dim", "int"), Arg("index", "int")), _select, ".select"),
-        FunctionSpec(
-            "attention",
-            (
-                Arg("query", "tensor"),
-                Arg("key", "tensor"),
-                Arg("value", "tensor"),
-                Arg("causal", "bool", False, "is_causal"),
-            ),
-            _attention,
-            "functional.scaled_dot_product_attention",
-        ),
-    )
-}
 
 # Functions on constants: argument types and the type of the result ('same' is that of the arguments).
 CONSTANT_FUNCTIONS = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keyword
 
-from ternary._language.library import FUNCTIONS, LAYERS
+from ternary._language.functions import FUNCTIONS
+from ternary._language.library import LAYERS
 
 _GENERATED = frozenset(
     [
@@ -23,6 +24,7 @@ _GENERATED = frozenset(
         "min",
         "round",
         "make_divisible",
+        "rotary",
         "ValueError",
         "None",
         "True",

@@ -9,17 +9,16 @@ from ternary._language.arguments import bind
 from ternary._language.constants import UNKNOWN
 from ternary._language.diagnostics import Diagnostics, SourceText, Span
 from ternary._language.dims import Dim, dim, symbol
+from ternary._language.functions import FUNCTIONS, broadcast, matmul
 from ternary._language.instances import MAX_LAYERS, Builtin, Either, Instance, Instances, Sequence
 from ternary._language.library import (
     CONSTANT_FUNCTIONS,
-    FUNCTIONS,
+    Arg,
     LayerSpec,
     ShapeError,
     Tensor,
     UndecidedError,
     Values,
-    broadcast,
-    matmul,
     same,
 )
 from ternary._language.names import NameChecker
@@ -280,9 +279,17 @@ class ShapeChecker:
                 values[arg.name] = tuple(self.size(item, scope) for item in expr.items)
             else:
                 values[arg.name] = self.constant(expr, scope)
-                lowest = 1 if arg.positive else 0 if arg.name == "padding" else None
-                if lowest is not None and isinstance(values[arg.name], int) and values[arg.name] < lowest:
-                    raise ShapeError(f"{name}: {arg.name} = {values[arg.name]}", f"{lowest} or more")
+                _check_sizes(name, arg, values[arg.name])
             if arg.type == "tensor" and not isinstance(values[arg.name], Tensor):
                 return UNKNOWN
         return spec.shape(values)
+
+
+def _check_sizes(name: str, arg: Arg, value: Any) -> None:
+    """Refuse a window of no size, and a list of other than two."""
+    if isinstance(value, tuple) and arg.type == "sizes" and len(value) != 2:
+        raise ShapeError(f"{name}: {arg.name} has {len(value)} sizes", "one, or a list of two")
+    lowest = 1 if arg.positive else 0 if arg.name == "padding" else None
+    for size in value if isinstance(value, tuple) else (value,):
+        if lowest is not None and isinstance(size, int) and size < lowest:
+            raise ShapeError(f"{name}: {arg.name} = {size}", f"{lowest} or more")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from ternary.errors import ImportFormatError, ModelFileError, TernaryError
 from ternary.llm._gguf import GGUFFile
+from ternary.llm._hubcache import cache_home, find_source, model_name
 from ternary.llm._huggingface import HuggingFaceFolder
 from ternary.llm._model import Model
 from ternary.llm._modelfile import FORMAT, VERSION, open_file, read_header
@@ -25,7 +26,8 @@ def convert(source: str | Path, path: str | Path, *, weights: Weights | None = N
     """Write a model file of a checkpoint: tiles that the decoder maps, 8-bit embedding, tokenizer and template.
 
     Args:
-        source: A Hugging Face folder (`config.json`, `.safetensors`) or a GGUF file.
+        source: A Hugging Face folder (`config.json`, `.safetensors`), a GGUF file, or the name of a model that was
+            downloaded into the Hub's cache, such as `owner/name`.
         path: Where to write, by custom ending in `.ternary`.
         weights: "exact" refuses weights that are not ternary; "absmean" quantizes float weights as BitNet b1.58 does.
             By default the checkpoint's configuration decides.
@@ -42,7 +44,8 @@ def convert(source: str | Path, path: str | Path, *, weights: Weights | None = N
     """
     if weights not in (None, "exact", "absmean"):
         raise ValueError(f"got weights={weights!r}; wanted 'exact' or 'absmean'")
-    _write(_open_source(Path(source), weights), Path(source), path)
+    found = find_source(Path(source))
+    _write(_open_source(found, weights), found, path)
 
 
 def _write(opened: Source, source: Path, path: str | Path) -> None:
@@ -74,7 +77,8 @@ def load(
     cache folder (`$XDG_CACHE_HOME/pentad-ternary`), which later calls open while the source is unchanged.
 
     Args:
-        path: A model file of `convert`, a Hugging Face folder, a GGUF file, or a reference of `publish`.
+        path: A model file of `convert`, a Hugging Face folder, a GGUF file, the name of a model that was downloaded
+            into the Hub's cache (`owner/name`), or a reference of `publish`.
         kernel: "auto" for the fastest kernel of this machine, or a name from `ternary.runtime.available_kernels()`.
         threads: Threads of a step, 0 for one per processor.
         cache_bits: Bits of the keys and values that are kept, 8 or 16.
@@ -97,7 +101,7 @@ def load(
         (3, 64)
     """
     if isinstance(path, str | Path):
-        path = Path(path)
+        path = find_source(Path(path))
         file = open_file(_converted(path) if path.is_dir() or read_header(path) is None else path)
     else:
         file = path.load()
@@ -113,11 +117,15 @@ def _converted(source: Path) -> Path:
         # The time of the last change of the entry, which a copy that keeps its modification time does not keep.
         changed = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         digest.update(f"{file.resolve()} {changed}\n".encode(errors="surrogateescape"))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pentad-ternary"
-    made = folder / f"{source.resolve().stem}-{digest.hexdigest()[:16]}.ternary"
+    folder = cache_home() / "pentad-ternary"
+    made = folder / f"{model_name(source)}-{digest.hexdigest()[:16]}.ternary"
     if not made.exists():
         opened = _open_source(source, None)  # refuse before a folder is made
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as e:
+            why = f"{e.strerror}; {source} is converted into this folder: set XDG_CACHE_HOME, or use `ternary convert`"
+            raise type(e)(e.errno, why, str(folder)) from None
         _refuse_foreign(folder)
         _write(opened, source, made)
     _refuse_foreign(folder)

@@ -62,6 +62,10 @@ class GGUFFile:
         if self._architecture not in _ARCHITECTURES:
             known = ", ".join(_ARCHITECTURES)
             raise ImportFormatError(f"got a GGUF of architecture {self._architecture!r}; this library runs {known}")
+        if (count := self._values.get("split.count")) not in (None, 0, 1):
+            raise ImportFormatError(
+                f"{path} is one of {count} parts; merge them first with `llama-gguf-split --merge FIRST-PART MERGED`"
+            )
         try:
             self.config = self._read_config()
             self.tokenizer, texts = tokenizer_json(self._values)

@@ -34,6 +34,7 @@ _NAMES = {
 }
 _MOST_JSON = 32 << 20
 """Longest file of settings that is read, in bytes."""
+_LFS = b"version https://git-lfs"
 _GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
 
 
@@ -69,10 +70,12 @@ class HuggingFaceFolder:
         online = method.get("quantization_mode", "offline") == "online" and not self._divide
         self._absmean = weights == "absmean" if weights else bool(method) and online
         self._tensors: dict[str, Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in _weight_files(folder):
             self._tensors |= safetensors_in(file)
         if not self._tensors:
-            raise ImportFormatError(f"{folder} holds no .safetensors file with weights")
+            other = ", ".join(sorted(f.name for f in folder.glob("*.bin"))[:3])
+            hint = f"; it has {other}, which this library does not read: save it as safetensors" if other else ""
+            raise ImportFormatError(f"{folder} holds no .safetensors file with weights{hint}")
         if self.config.layers > len(self._tensors):
             raise ImportFormatError(
                 f"{folder} has {len(self._tensors)} tensors, too few for the {self.config.layers} layers of config.json"
@@ -140,6 +143,31 @@ class HuggingFaceFolder:
             raise ImportFormatError(f"{weight.name}: got a code that stands for no ternary value; the file is damaged")
         codes = np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)])
         return TernaryMatrix(from_codes(codes), self._scale(full, len(codes)))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that the index lists, or every .safetensors file where there is no index.
+
+    Raises:
+        ImportFormatError: A listed file is missing, or is only the pointer to one.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = _json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) and n == Path(n).name for n in names.values()):
+            raise ImportFormatError(f"{index} lists no files of its folder")
+        files = [folder / name for name in sorted(set(names.values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        if not file.exists():
+            raise ImportFormatError(f"{file} is missing: {index.name} lists it. The download is not complete")
+        with file.open("rb") as opened:
+            if opened.read(len(_LFS)) == _LFS:
+                raise ImportFormatError(
+                    f"{file} is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`"
+                )
+    return files
 
 
 def _absmean(rows: Floats, name: str) -> TernaryMatrix:

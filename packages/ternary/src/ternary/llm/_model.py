@@ -65,6 +65,8 @@ class Model:
         given = {**file.metadata, "bos": file.config.bos}
         self._tokenizer = Tokenizer(text, given) if text is not None else None
         self._ends = frozenset(file.metadata.get("stop_tokens", file.config.eos))
+        if self._tokenizer is not None:
+            self._ends |= self._tokenizer.ends()
         try:
             self.sampling()
         except (TypeError, ValueError) as e:
@@ -104,6 +106,7 @@ class Model:
             weights + cache,
             f"the model ({weights:,} bytes) does not fit with caches for {sequences} x {self.context} tokens "
             f"({cache:,} bytes)",
+            ", or give a smaller context, cache_bits=8 or fewer parallel requests",
         )
 
     @property

@@ -12,6 +12,7 @@ from ternary.nn._layers import (
     ternary_layers,
 )
 from ternary.nn._quantizers import absmean, fake_int8, fixed, sparse, stochastic, ternarize, twn
+from ternary.nn._rotary import rotary
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "fake_int8",
     "fixed",
     "make_divisible",
+    "rotary",
     "sparse",
     "stochastic",
     "ternarize",

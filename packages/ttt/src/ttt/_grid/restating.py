@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -34,15 +35,10 @@ class Restated:
 
 def restated(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> list[Restated]:
     """Return every restatement that changes the task and can be undone."""
-    made = [
-        _by_role("colours ordered by frequency", inputs, outputs, by_place=False),
-        _by_role("colours ordered by first occurrence", inputs, outputs, by_place=True),
-        _posed("tall grids transposed", inputs, outputs, _wide),
-        _posed("every grid turned so that the fullest quarter is at the top left", inputs, outputs, _fullest_first),
-    ]
     found: list[Restated] = []
     seen = [[g.tolist() for g in inputs]]
-    for restatement in made:
+    for name, restate in RESTATEMENTS.items():
+        restatement = restate(name, inputs, outputs)
         drawn = [] if restatement is None else [g.tolist() for g in restatement.inputs]
         if restatement is not None and drawn not in seen:
             seen.append(drawn)
@@ -50,7 +46,7 @@ def restated(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> list[Restated]:
     return found
 
 
-def _by_role(name: str, inputs: Sequence[Grid], outputs: Sequence[Grid], *, by_place: bool) -> Restated | None:
+def _by_role(by_place: bool, name: str, inputs: Sequence[Grid], outputs: Sequence[Grid]) -> Restated | None:
     """Rename the colours that not all inputs have by their role in the input; None if fewer than two remain."""
     present = [set(np.unique(g).tolist()) for g in inputs]
     constant = set.intersection(*present) | {0}
@@ -101,7 +97,7 @@ class _Pose:
 
 
 def _posed(
-    name: str, inputs: Sequence[Grid], outputs: Sequence[Grid], choose: Callable[[Grid], _Pose]
+    choose: Callable[[Grid], _Pose], name: str, inputs: Sequence[Grid], outputs: Sequence[Grid]
 ) -> Restated | None:
     picked = [choose(g) for g in inputs]
     if len(set(picked)) == 1:
@@ -136,3 +132,12 @@ def _fullest_first(grid: Grid) -> _Pose:
         if score > best:
             best, turns = score, k
     return _Pose(False, turns)
+
+
+RESTATEMENTS: dict[str, Callable[[str, Sequence[Grid], Sequence[Grid]], Restated | None]] = {
+    "colours ordered by frequency": partial(_by_role, False),
+    "colours ordered by first occurrence": partial(_by_role, True),
+    "tall grids transposed": partial(_posed, _wide),
+    "every grid turned so that the fullest quarter is at the top left": partial(_posed, _fullest_first),
+}
+"""Functions that restate a task, by the words of answers, in the order in which they are tried."""

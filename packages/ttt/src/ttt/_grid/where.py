@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ttt._grid import features as _features
 from ttt._grid import transforms as _transforms
 from ttt._grid.compose import engine as _engine
@@ -16,6 +18,11 @@ from ttt._grid.compose.parts import JOINS, SPLITS
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import LINES, Line
 from ttt._grid.features.registry import FEATURES
+from ttt._grid.objects.actions import ERASED, actions
+from ttt._grid.objects.rules import AROUND, surrounded
+from ttt._grid.restating import RESTATEMENTS
+from ttt._grid.scene import Scene
+from ttt._grid.things import PROPERTIES, REPEATS, words_for
 from ttt._grid.transforms.registry import TRANSFORMS
 
 TABLES = (_features, _transforms, _engine)
@@ -55,6 +62,26 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         yield _whole(re.escape(name)), partial(_places_of, transform.make)
     for name, feature in FEATURES.items():
         yield _whole(re.escape(name)), partial(_places_of, feature.measure)
+    for name, restate in RESTATEMENTS.items():
+        yield _whole(re.escape(name)), partial(_places_of, restate)
+    for name, measure in {**PROPERTIES, **REPEATS}.items():
+        by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")
+        for words in by:
+            yield _whole(re.escape(words)), partial(_places_of, measure)
+    yield from _names_of_actions()
+
+
+def _names_of_actions() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
+    """What things may do: the actions on a grid of all colours, with any number where one of its own stands."""
+    scene = Scene(np.arange(10, dtype=np.uint8).reshape(2, 5))
+    made = {_any_number(a.name): a.draw for a in (ERASED, *actions([scene], range(10), [(1, 1)]))}
+    for pattern, draw in made.items():
+        yield _whole(pattern), partial(_places_of, draw)
+    yield _whole(_any_number(AROUND.format(1))), partial(_places_of, surrounded)
+
+
+def _any_number(words: str) -> str:
+    return re.sub(r"\d+", r"-?[0-9]+", re.escape(words))
 
 
 def _whole(pattern: str) -> str:
@@ -76,10 +103,11 @@ def _places_of_line(line: Line) -> tuple[str, ...]:
 
 
 def _places_of(function: Any) -> tuple[str, ...]:
-    """The file and line of a function, or of the one that a partial calls."""
-    while isinstance(function, partial):
-        function = function.func
-    code = getattr(function, "__code__", None)
+    """Return the file and line of a function, or of the one that a partial calls and of functions that it gives it."""
+    if isinstance(function, partial):
+        given = [f for f in function.args if callable(f)]
+        return tuple(place for f in (function.func, *given) for place in _places_of(f))
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     if code is None:
         return ()
     return (f"{Path(code.co_filename).relative_to(PACKAGE)}:{code.co_firstlineno}",)

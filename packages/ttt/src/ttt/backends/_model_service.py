@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
-from ttt._budget import resident_bytes
+from ttt._budget import parse_bytes, resident_bytes
 from ttt.backends._celltext import SYMBOLS
 from ttt.errors import InvalidBackendError, MissingExtraError
 
@@ -40,6 +42,39 @@ def choose_device(wanted: str = "auto") -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             raise InvalidBackendError(f"device {wanted!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def limit_gpu_memory(device: torch.device, limit: str | None) -> None:
+    """Let PyTorch allocate at most `limit` of a GPU's memory in this process, which must be one task's own."""
+    if limit is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, parse_bytes(limit) / total), device)
+
+
+def check_gpu_memory(path: Path, device: torch.device, limit: str | None) -> None:
+    """Check that a model's weights, two bytes each, fit into a limit of GPU memory or into the GPU.
+
+    Raises:
+        InvalidBackendError: They do not.
+        InvalidBudgetError: The limit is not a size.
+    """
+    room = None if limit is None else parse_bytes(limit)
+    if device.type != "cuda":
+        return
+    total = int(torch.cuda.get_device_properties(device).total_memory)
+    room = total if room is None else min(room, total)
+    needed = 2 * sum(weights_in(file) for file in path.glob("*.safetensors"))
+    if needed > room:
+        raise InvalidBackendError(
+            f"{path}: its weights take {needed} bytes of GPU memory, and a task may have {room}; raise gpu_memory, or "
+            "use a smaller model or a larger GPU"
+        )
+
+
+def weights_in(file: Path) -> int:
+    """Return how many numbers a safetensors file holds; only its header is read."""
+    with safe_open(file, "pt") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no mapping
 
 
 @contextmanager

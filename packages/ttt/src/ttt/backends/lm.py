@@ -16,8 +16,10 @@ from ttt.backends._model_service import (
     SYMBOL_TEXTS,
     MemoryProfile,
     ModelService,
+    check_gpu_memory,
     check_model_folder,
     choose_device,
+    limit_gpu_memory,
     load_model,
 )
 from ttt.backends._sharing import on_this_node, published
@@ -40,6 +42,8 @@ class LmBackend:
     With `share` the base weights are loaded once per machine and mapped by every task's process (extra `zerocopy`);
     The run sets `shared` to a reference to them.
 
+    `gpu_memory`, such as "16GB", is what PyTorch may allocate on a GPU for one task; None is all of it.
+
     Example:
         >>> from ttt.backends.lm import LmBackend
         >>> LmBackend(model="my-model", lora={"steps": 8}).name
@@ -52,6 +56,7 @@ class LmBackend:
     share: bool = False
     shared: Any = field(default=None, repr=False)
     symbols: tuple[str, ...] = SYMBOL_TEXTS
+    gpu_memory: str | None = None
     name: str = "lm"
 
     def __post_init__(self) -> None:
@@ -71,9 +76,10 @@ class LmBackend:
             raise InvalidBackendError(f"lm: lora: {error}") from error
 
     def preflight(self) -> None:
-        """Check device, model folder and extras; loads nothing."""
-        choose_device(self.device)
+        """Check device, model folder, GPU memory and extras; loads nothing."""
+        device = choose_device(self.device)
         check_model_folder(Path(self.model))
+        check_gpu_memory(Path(self.model), device, self.gpu_memory)
         for extra in ("transformers", "peft"):
             if importlib.util.find_spec(extra) is None:
                 raise MissingExtraError(f'the lm backend needs {extra}: pip install "pentad-ttt[lm]"')
@@ -108,6 +114,7 @@ class LmBackend:
         """Load the model, adapt it, decode every test input under several views."""
         store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
         settings = LoraSettings(**self.lora)
+        limit_gpu_memory(choose_device(self.device), self.gpu_memory)
         with (
             ModelService(self.model, self.device, self.shared, self.symbols) as service,
             TTTAdapter(service, settings).adapted(task, clock, store) as adaptation,

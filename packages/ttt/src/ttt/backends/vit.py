@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ttt._budget import Clock
+from ttt._budget import Clock, parse_bytes
 from ttt._runs.records import data_digest
 from ttt._tasks.augment import View, random_views
 from ttt._tasks.batching import OUTSIDE, pad
 from ttt.backends._canvas import CLASSES, CanvasShape, CanvasViT
-from ttt.backends._model_service import choose_device, seeded
+from ttt.backends._model_service import choose_device, limit_gpu_memory, seeded
 from ttt.backends._sharing import on_this_node, published
 from ttt.backends._training_state import keep, pack, unpack, unpack_averages
 from ttt.checkpoint import CheckpointStore
@@ -51,6 +51,7 @@ class VitBackend:
         average: Share of the old value in the weights' moving average, which predicts.
         share: Read `weights` once per machine and let every task's process map them (extra `zerocopy`); a process
             copies them only as it trains them. The run sets `shared` to a reference to them.
+        gpu_memory: What PyTorch may allocate on a GPU for one task, such as "8GB"; None is all of it.
     """
 
     shape: dict[str, int] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class VitBackend:
     answer_every: int = 100
     share: bool = False
     shared: Any = field(default=None, repr=False)
+    gpu_memory: str | None = None
     name: str = "vit"
 
     def __post_init__(self) -> None:
@@ -77,8 +79,10 @@ class VitBackend:
             raise InvalidBackendError(f"vit: shape: {error}") from error
 
     def preflight(self) -> None:
-        """Check device and weights."""
+        """Check device, GPU memory and weights."""
         choose_device(self.device)
+        if self.gpu_memory is not None:
+            parse_bytes(self.gpu_memory)
         if self.weights is not None and self.shared is None:
             load_canvas(CanvasShape(**self.shape), self.weights)
 
@@ -105,6 +109,7 @@ class VitBackend:
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Train, and answer every `answer_every` steps and at the end."""
+        limit_gpu_memory(choose_device(self.device), self.gpu_memory)
         training = VitTraining(self, task, clock.seed)
         store = None if workdir is None else CheckpointStore(workdir / "vit", kind="vit")
         if store is not None:

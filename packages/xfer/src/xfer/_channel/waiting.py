@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xfer._shared.files import typed_errors
+from xfer._weak_methods import WeakMethods
 
 if TYPE_CHECKING:
     import asyncio
 
-_stops: list[weakref.WeakMethod[Callable[[], None]]] = []
+_stops = WeakMethods()
 
 
 def on_exit(stop: Callable[[], None]) -> None:
@@ -23,14 +23,7 @@ def on_exit(stop: Callable[[], None]) -> None:
     Args:
         stop: Ends the waits of its object, from any thread.
     """
-    _stops.append(weakref.WeakMethod(stop, _stops.remove))
-
-
-def _stop_all() -> None:
-    for reference in _stops:
-        stop = reference()
-        if stop is not None:
-            stop()
+    _stops.add(stop)
 
 
 def _install() -> None:
@@ -40,7 +33,7 @@ def _install() -> None:
 
     register = getattr(threading, "_register_atexit", None)
     if register is not None:
-        register(_stop_all)
+        register(_stops)
 
 
 _install()

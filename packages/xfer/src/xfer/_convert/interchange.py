@@ -6,10 +6,12 @@ A library is found in `sys.modules`: a caller that passes its arrays has importe
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
+from xfer import _compiled
 from xfer.errors import DeviceUnavailableError, UnsupportedDtypeError
 
 _DLPACK_CPU = {1, 3, 11, 13}  # host, CUDA pinned host, ROCm pinned host, CUDA managed
@@ -138,10 +140,22 @@ def dlpack_kind(dtype: np.dtype[Any]) -> int:
 
 
 def tensor_interface() -> tuple[type, Any] | None:
-    """Return torch's class of tensors and its DLPack exchange interface, or None where torch has none."""
+    """Return torch's class of tensors and its DLPack exchange interface, or None where the core cannot use it."""
     kind = getattr(sys.modules.get("torch"), "Tensor", None)
     interface = getattr(kind, "__dlpack_c_exchange_api__", None)
-    return None if kind is None or interface is None else (kind, interface)
+    return None if kind is None or interface is None or not _core_takes(interface) else (kind, interface)
+
+
+@lru_cache(maxsize=4)
+def _core_takes(interface: Any) -> bool:
+    """Return whether the core knows this version of the interface; without a core none is used."""
+    if _compiled.module is None:
+        return False
+    try:
+        _compiled.module.look([], None, interface)
+    except ValueError:
+        return False
+    return True
 
 
 def plain_tensor(tensor: Any) -> tuple[Any, np.dtype[Any] | None]:

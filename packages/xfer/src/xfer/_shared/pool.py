@@ -46,6 +46,7 @@ from xfer._shared.memory import nameless_works
 from xfer._shared.segment import Segment
 from xfer._shared.slots import Place, Slots
 from xfer._sizes import format_size, parse_size
+from xfer._weak_methods import WeakMethods
 from xfer.errors import (
     BudgetExceededError,
     DoubleReleaseError,
@@ -110,7 +111,7 @@ class Pool:  # long because the argument texts of the public methods are in it
         self._loans: dict[int, _Live] = {}
         self._refs: dict[int, int] = {}
         self._deferred: Deferred[Callable[[], None]] = Deferred(self._lock, lambda work: work())
-        self._under_pressure: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._under_pressure = WeakMethods()
         self._stamp = secrets.randbits(64)
         self._filled = 0
         self._finalizer = weakref.finalize(self, _close_all, self._slots, self._live, self._owner, self.pid)
@@ -273,11 +274,11 @@ class Pool:  # long because the argument texts of the public methods are in it
         Args:
             callback: Releases what its object no longer needs, without waiting.
         """
-        self._under_pressure.append(weakref.WeakMethod(callback, self._under_pressure.remove))
+        self._under_pressure.add(callback)
 
     def stats(self) -> PoolStats:
         """Return what the pool holds now."""
-        self._press()
+        self._under_pressure()
         with self._lock:
             self._settle()
             slots = self._slots
@@ -303,7 +304,7 @@ class Pool:  # long because the argument texts of the public methods are in it
         Returns:
             The leaks; `site` is known in a pool with `trace`.
         """
-        self._press()
+        self._under_pressure()
         now = time.monotonic()
         with self._lock:
             self._settle()
@@ -320,7 +321,7 @@ class Pool:  # long because the argument texts of the public methods are in it
 
     def trim(self) -> int:
         """Give unused memory back to the system; return the bytes."""
-        self._press()
+        self._under_pressure()
         with self._lock:
             self._check_open()
             self._settle()
@@ -448,7 +449,7 @@ class Pool:  # long because the argument texts of the public methods are in it
             if place is not None:
                 return place
             self._check_open()
-        self._press()  # before more memory is taken: arrays in flight may have arrived
+        self._under_pressure()  # before more memory is taken: arrays in flight may have arrived
         deadline, pause = time.monotonic() + timeout, 0.0001
         while True:
             with self._lock:
@@ -461,12 +462,6 @@ class Pool:  # long because the argument texts of the public methods are in it
                 raise self._no_room(nbytes)
             time.sleep(pause)
             pause = min(2 * pause, 0.005)
-
-    def _press(self) -> None:
-        for reference in tuple(self._under_pressure):
-            callback = reference()
-            if callback is not None:
-                callback()
 
     def _settle(self) -> None:
         self._deferred.drain()

@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,13 +96,15 @@ class Manifest:
         """
         raw = json.loads(data)
         try:
-            manifest = cls(**{**raw, "blocks": tuple(map(Placed._make, raw["blocks"]))})
+            plain = _all_inside(raw["blocks"], data_offset, size)
+            make = _unchecked if plain else Placed._make
+            manifest = cls(**{**raw, "blocks": tuple(map(make, raw["blocks"]))})
         except (TypeError, KeyError) as error:
             raise OtherFormatError(f"a manifest with other fields ({error}): publish it again") from error
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(manifest, name), kind)]
         if wrong or not all(_is_base(base) for base in manifest.bases):
             raise ValueError(f"fields have the wrong type: {', '.join(wrong) or 'bases'}")
-        if _all_inside(manifest.blocks, data_offset, size):
+        if plain:
             return manifest
         bases = range(len(manifest.bases))
         for offset, nbytes, digest, base, names in manifest.blocks:
@@ -113,12 +116,17 @@ class Manifest:
         return manifest
 
 
-def _all_inside(blocks: Sequence[Placed], data_offset: int, size: int) -> bool:
-    """Return whether all blocks are plainly right, as usual: of the right types, in the file, in no base."""
-    offsets, sizes, digests, bases, names = zip(*blocks, strict=True) if blocks else ((),) * 5
-    types = [set(map(type, column)) for column in (offsets, sizes, digests, bases, names)]
-    if not blocks or types != [{int}, {int}, {str}, {type(None)}, {list}]:
+_unchecked = partial(tuple.__new__, Placed)  # `Placed._make` counts the fields again
+
+
+def _all_inside(blocks: Sequence[Sequence[Any]], data_offset: int, size: int) -> bool:
+    """Return whether all blocks are plainly right, as usual: five fields of the right types, in the file, no base."""
+    if not blocks or set(map(len, blocks)) != {5}:
         return not blocks
+    offsets, sizes, digests, bases, names = zip(*blocks, strict=True)
+    types = [set(map(type, column)) for column in (offsets, sizes, digests, bases, names)]
+    if types != [{int}, {int}, {str}, {type(None)}, {list}]:
+        return False
     return bool(min(sizes) >= 0 and min(offsets) >= data_offset and max(map(operator.add, offsets, sizes)) <= size)
 
 

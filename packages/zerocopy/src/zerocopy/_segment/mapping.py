@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from zerocopy._lease import close, inherit, opened, typed_errors
+from zerocopy._lease import close, inherit, opened, typed
 from zerocopy._segment.checking import open_segment, stamp, verify
 from zerocopy._segment.format import Manifest, Placed
 from zerocopy._segment.verified import is_verified, note_verified
@@ -31,10 +31,15 @@ class Mapping(mmap.mmap):
     path: Path
     manifest: Manifest
     skeleton: bytes
-    fd: int
+    fd: int = -1
     address: int
     used: Sequence[Placed] = ()
     delta: Mapping | None = None
+
+    def __del__(self) -> None:
+        """Close the descriptor. The lease ends with the mapping, which has one of its own."""
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def covers(self, address: int) -> bool:
         """Return whether an address lies in this view."""
@@ -138,11 +143,12 @@ def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
 
 
 def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
-    with typed_errors(path):
+    try:
         mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
-    mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
-    weakref.finalize(mapping, os.close, fd).atexit = False
-    inherit(fd)
+    except OSError as error:
+        raise typed(error, path) from error
     mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
+    mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
+    inherit(fd)
     _alive.add(mapping)
     return mapping

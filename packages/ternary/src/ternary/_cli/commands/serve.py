@@ -31,6 +31,7 @@ def run(a: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ternary.llm._batching import Scheduler
+    from ternary.llm._hubcache import model_name
 
     model = open_model(a)
     model.tokenizer  # noqa: B018 - a model without one is refused now, and not at the first request
@@ -38,7 +39,7 @@ def run(a: argparse.Namespace) -> int:
         scheduler = Scheduler(model, parallel=a.parallel, queue=a.queue)
     except ValueError as e:
         raise TernaryError(str(e)) from None
-    name = a.name or Path(a.model).resolve().stem
+    name = a.name or model_name(Path(a.model))
     server = uvicorn.Server(
         uvicorn.Config(application(model, scheduler, name), host=a.host, port=a.port, log_level="info")
     )

@@ -31,6 +31,7 @@ MOST_VALUES = 10
 MOST_PROGRAMS = 40
 REACH = 4
 """How far around things of equal value cells are compared to find what all of them get drawn around them."""
+AROUND = "gets {} cells drawn around it"
 Flags = npt.NDArray[np.bool_]
 Part = tuple[int, Action]
 """A code of a split, and the action of the things with that code."""
@@ -130,8 +131,8 @@ class ObjectTask:
         r, c = np.nonzero(same | own)
         if not len(r):
             return None
-        paint = partial(_surrounded, r - REACH, c - REACH, np.where(own, -1, commonest)[r, c])
-        return Action(f"gets {len(r)} cells drawn around it", 0.8 + ENTRY * len(r), paint)
+        paint = partial(surrounded, r - REACH, c - REACH, np.where(own, -1, commonest)[r, c])
+        return Action(AROUND.format(len(r)), 0.8 + ENTRY * len(r), paint)
 
     def after(self, at: int, parts: Sequence[tuple[Flags, Action]]) -> Grid:
         """Return grid number `at` after the things marked in each part take its action, erasures first."""
@@ -163,7 +164,7 @@ def _partitions(values: dict[str, list[Numbers]], known: int) -> Iterator[tuple[
                 yield f"whether its {name} is {v}", 1.5, joint == v
 
 
-def _surrounded(rows: Numbers, columns: Numbers, colours: Numbers, s: Relations, i: int) -> Strokes:
+def surrounded(rows: Numbers, columns: Numbers, colours: Numbers, s: Relations, i: int) -> Strokes:
     """Paint cells at fixed places around a thing; its own colour where the given colour is negative."""
     t = s.things[i]
     return rows + t.top, columns + t.left, np.where(colours < 0, t.colour, colours)

@@ -1,0 +1,192 @@
+"""Thirty networks of other libraries, random weights: quantized, packed, saved, loaded, exported and timed.
+
+Not part of a run of everything: `python benchmarks/bench.py --only models`. Networks of torchvision and timm need
+`pip install --no-deps --target FOLDER torchvision timm` and PYTHONPATH=FOLDER. A network whose library is missing is a
+row without a value.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleaved, row
+from torch import Tensor, nn
+
+import ternary
+from ternary.export import FORMATS, export
+from ternary.runtime import fuse
+
+Row = dict[str, Any]
+Clock = Callable[[], float]
+
+TORCHVISION = (
+    *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0"),
+    *("squeezenet1_1", "regnet_y_400mf", "vit_b_16", "swin_t"),
+)
+TIMM = (
+    *("mobilenetv3_small_100", "efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224", "deit_tiny_patch16_224"),
+    *("mixer_s32_224", "resnet26", "repvgg_a0", "ghostnet_100", "mobilenetv2_100"),
+)
+_LIBRARY: list[Any] = []
+
+
+def _torchvision() -> Any:
+    """Import torchvision beside any torch: no network here uses its compiled operators, which may belong to another."""
+    if not _LIBRARY:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        kinds = ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
+        for name in ("nms", "qnms", "qroi_align", *kinds, *(f"_{kind}_backward" for kind in kinds)):
+            with suppress(RuntimeError):  # it is there
+                library.define(f"{name}(Tensor x) -> Tensor")
+        _LIBRARY.append(library)
+    import torchvision
+
+    return torchvision
+
+
+def _pictures(library: str, name: str) -> tuple[nn.Module, dict[str, Any] | Tensor]:
+    """A network for pictures of 224 x 224."""
+    torchvision = _torchvision()
+    if library == "torchvision":
+        return getattr(torchvision.models, name)(weights=None), torch.randn(1, 3, 224, 224)
+    import timm
+
+    return timm.create_model(name, pretrained=False), torch.randn(1, 3, 224, 224)
+
+
+def _language(name: str) -> tuple[nn.Module, dict[str, Any] | Tensor]:
+    """A small network of transformers, two or four layers of width 256."""
+    import transformers as t
+
+    width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+    text = {"vocab_size": 4000, **width}
+    grouped = {**text, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    special = {"bos_token_id": 1, "eos_token_id": 2}
+    sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("ffn_dim", 1024))}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    started = {**special, "pad_token_id": 0, "decoder_start_token_id": 1}
+    heard = {"d_model": 256, "max_source_positions": 100, "max_target_positions": 64, **sides, **heads, **started}
+    windows = {"patch_size": 4, "embed_dim": 64, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "gpt2": (
+            t.GPT2LMHeadModel,
+            t.GPT2Config,
+            {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 4000, **special},
+        ),
+        "bert": (t.BertModel, t.BertConfig, text),
+        "llama": (t.LlamaForCausalLM, t.LlamaConfig, grouped),
+        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config, grouped),
+        "mixtral": (t.MixtralForCausalLM, t.MixtralConfig, {**grouped, "num_local_experts": 4}),
+        "mamba": (t.MambaForCausalLM, t.MambaConfig, {"vocab_size": 4000, "hidden_size": 256, "num_hidden_layers": 2}),
+        "t5": (
+            t.T5ForConditionalGeneration,
+            t.T5Config,
+            {"vocab_size": 4000, "d_model": 256, "d_ff": 1024, "num_layers": 4},
+        ),
+        "whisper": (t.WhisperForConditionalGeneration, t.WhisperConfig, {"vocab_size": 4000, **heard}),
+        "swin": (t.SwinModel, t.SwinConfig, {"image_size": 64, **windows}),
+        "vit": (t.ViTModel, t.ViTConfig, {"image_size": 64, "patch_size": 8, **width}),
+    }
+    model, config, options = kinds[name]
+    made = model(config(**options))
+    tokens = torch.randint(10, 4000, (1, 64))
+    if name in ("swin", "vit"):
+        return made, {"pixel_values": torch.randn(1, 3, 64, 64)}
+    if name == "whisper":
+        return made, {"input_features": torch.randn(1, 80, 200), "decoder_input_ids": tokens[:, :16]}
+    if name == "t5":
+        return made, {"input_ids": tokens, "decoder_input_ids": tokens[:, :16]}
+    return made, {"input_ids": tokens[:, :32] if name == "mamba" else tokens}
+
+
+LANGUAGE = ("gpt2", "bert", "llama", "qwen2", "t5", "whisper", "mamba", "mixtral", "swin", "vit")
+NETWORKS = {
+    **{f"torchvision {n}": lambda n=n: _pictures("torchvision", n) for n in TORCHVISION},
+    **{f"timm {n}": lambda n=n: _pictures("timm", n) for n in TIMM},
+    **{f"transformers {n}": lambda n=n: _language(n) for n in LANGUAGE},
+}
+
+
+def _answer(model: nn.Module, given: dict[str, Any] | Tensor) -> Tensor:
+    """The main tensor of a network's result."""
+    result = model(**given) if isinstance(given, dict) else model(given)
+    if isinstance(result, Tensor):
+        return result
+    return result["logits"] if "logits" in result else next(v for v in result.values() if isinstance(v, Tensor))
+
+
+def _reloads(quantized: nn.Module, given: dict[str, Any] | Tensor, folder: Path) -> bool:
+    """Whether a model from its file computes the same."""
+    ternary.save(quantized, folder / "model.safetensors")
+    fresh = copy.deepcopy(quantized)
+    for parameter in fresh.parameters():
+        parameter.data.normal_()
+    again = ternary.load(folder / "model.safetensors", fresh)
+    return torch.allclose(_answer(again, given), _answer(quantized, given), atol=1e-4, rtol=1e-4)
+
+
+def _exports(quantized: nn.Module, given: dict[str, Any] | Tensor, folder: Path, formats: tuple[str, ...]) -> list[str]:
+    """The formats that fail, each with its reason in a line."""
+    example = tuple(given.values()) if isinstance(given, dict) else given[..., :96, :96] if given.dim() == 4 else given
+    failed = []
+    for kind in formats:
+        try:
+            export(quantized, folder / kind, [kind], example=example)
+        except Exception as error:
+            failed.append(f"{kind}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    return failed
+
+
+def one(name: str, quick: bool, clock: Clock) -> list[Row]:
+    """The rows of one network."""
+    metric = f"{name}, batch 1"
+    try:
+        torch.manual_seed(0)
+        model, given = NETWORKS[name]()
+    except ImportError:
+        return [row(metric, "ms", None, "torch fp32", None, 1.0)]
+    model.eval()
+    # Pictures of noise would leave nothing of the statistics of batch normalization: those networks are not calibrated.
+    quantized, report = ternary.quantize(model, calibration=[given] if isinstance(given, dict) else None)
+    packed = ternary.pack(quantized)
+    runs: dict[str, Any] = {"torch fp32": lambda: _answer(model, given), "packed": lambda: _answer(packed, given)}
+    runs["quantized"] = lambda: _answer(quantized, given)
+    with suppress(ternary.TernaryError):
+        if isinstance(given, Tensor):
+            fused = fuse(packed, given)
+            runs["fused"] = lambda: _answer(fused, given)
+    timings = interleaved(runs, 1.5 if quick else 4, 3 if quick else 5, clock)
+    best = "fused" if "fused" in runs else "packed"
+    with tempfile.TemporaryDirectory() as folder:
+        equal = _reloads(quantized, given, Path(folder))
+        formats = ("safetensors", "base3", "gguf") if quick else tuple(FORMATS)
+        failed = _exports(quantized, given, Path(folder), formats)
+    for line in failed:
+        print(f"{name}: {line}")
+    found = [row(f"{name}: reloads equal", "of 1", int(equal), target=1.0, better="higher")]
+    found.append(row(f"{name}: formats written", f"of {len(formats)}", len(formats) - len(failed), better="higher"))
+    found.append(row(f"{name}: whole model", "bytes", report.bytes_after, "fp32", report.bytes_before))
+    for contender in dict.fromkeys((best, "packed", "quantized")):
+        judged = 1.0 if contender == best else None
+        label = metric if contender == best else f"{metric}, {contender}"
+        took, plain = timings.median(contender), timings.median("torch fp32")
+        found.append(row(label, "ms", took, "torch fp32", plain, judged, samples=timings.samples[contender]))
+    return found
+
+
+def rows(quick: bool, clock: Clock = time.perf_counter, only: str = "") -> list[Row]:
+    """All networks whose name holds `only`."""
+    torch.set_num_threads(1)
+    found: list[Row] = []
+    with torch.inference_mode(False), torch.no_grad():
+        for name in NETWORKS:
+            if only in name:
+                found += one(name, quick, clock)
+    return found
