@@ -272,6 +272,11 @@ class TestTheLayer:
             warnings.simplefilter("ignore", DeprecationWarning)
             traced = torch.jit.trace(layer, torch.randn(1, 16, 6, 6))
         assert torch.equal(traced(x), layer(x))
+
+    @pytest.mark.slow
+    def test_exporting_records_it(self) -> None:
+        """The same for torch.export, whose import alone takes long."""
+        layer, x = self.chain(), torch.randn(1, 16, 6, 6)
         exported = torch.export.export(layer, (torch.randn(1, 16, 6, 6),)).module()
         assert torch.equal(exported(x), layer(x))
 
