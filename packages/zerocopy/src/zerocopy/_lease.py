@@ -62,7 +62,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_in_child)
 
 
-def typed(error: OSError, path: Path) -> ZerocopyError:
+def typed(error: OSError, path: Path | str) -> ZerocopyError:
     """Return the error that says what the system refused and what to do."""
     if isinstance(error, ZerocopyError):
         return error
@@ -86,7 +86,7 @@ def typed_errors(path: Path) -> Iterator[None]:
         raise typed(error, path) from error
 
 
-def opened(path: Path, flags: int, *, folder: bool = False, foreign: bool = False) -> int:
+def opened(path: Path | str, flags: int, *, folder: bool = False, foreign: bool = False) -> int:
     """Open a file or folder whose descriptor a forked child closes, unless `inherit` is called for it.
 
     Args:
@@ -143,7 +143,7 @@ def require_leases() -> None:
         raise ZerocopyError("segment files need flock, which this operating system lacks; use Linux or macOS")
 
 
-def share(fd: int, path: Path) -> None:
+def share(fd: int, path: Path | str) -> None:
     """Take a lease on an open segment.
 
     Raises:

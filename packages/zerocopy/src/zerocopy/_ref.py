@@ -215,7 +215,7 @@ def unknown(folder: Path, name: str) -> UnknownNameError:
 
 def _map(ref: ModelRef) -> Mapped:
     if ref.node is None:
-        return map_segment(Path(ref.path))
+        return map_segment(ref.path)
     with local_segment(ref) as path:
         return map_segment(path)
 
@@ -284,10 +284,10 @@ def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
     ]
     model = rebuild(mapping.skeleton, buffers, trust_remote_code=trust_remote_code)
     if on_cpu:
-        remember(model, str(mapping.path), manifest, buffers)
+        remember(model, mapping.file, manifest, buffers)
     for index, each in enumerate((mapping, *bases)):
         here = index - 1 if index else None
         each.used = [block for block in manifest.blocks if block.base == here] if bases else manifest.blocks
-        if str(each.path).startswith(memory_prefix()):  # from a disk, only the used pages should be read
+        if each.file.startswith(memory_prefix()):  # from a disk, only the used pages should be read
             each.read_ahead()
     return model

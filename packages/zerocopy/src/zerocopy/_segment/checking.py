@@ -30,7 +30,7 @@ def hash_blocks(views: Iterable[memoryview], tick: Tick = no_tick) -> list[str]:
     return digests
 
 
-def open_segment(path: Path) -> Opened:
+def open_segment(path: Path | str) -> Opened:
     """Open a segment, take a lease and check everything before its data.
 
     Raises:

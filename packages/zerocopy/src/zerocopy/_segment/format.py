@@ -188,7 +188,7 @@ def removable(fd: int) -> bool:
     return magic == MAGIC and version == FORMAT and bool(flags & _REMOVABLE)
 
 
-def check(fd: int, path: Path) -> Opened:
+def check(fd: int, path: Path | str) -> Opened:
     """Check everything before the data of an open segment.
 
     Raises:
@@ -222,7 +222,7 @@ def check(fd: int, path: Path) -> Opened:
     return Opened(fd, manifest, body[manifest_size:], data_offset, untouched)
 
 
-def _read_body(fd: int, header: bytes, nbytes: int, path: Path) -> bytes:
+def _read_body(fd: int, header: bytes, nbytes: int, path: Path | str) -> bytes:
     """Return manifest and skeleton. A large body is read only once its digest is known to be right."""
     digest = hashlib.sha256(header[:_DIGEST_AT])
     if nbytes > _LARGE:
@@ -236,6 +236,6 @@ def _read_body(fd: int, header: bytes, nbytes: int, path: Path) -> bytes:
     return body
 
 
-def _require(digest: bytes, header: bytes, path: Path) -> None:
+def _require(digest: bytes, header: bytes, path: Path | str) -> None:
     if digest != header[_DIGEST_AT:]:
         raise CorruptSegmentError(f"{path} has a header or skeleton that does not match its digest")

@@ -28,7 +28,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 class Mapping(mmap.mmap):
     """A private copy-on-write view of a segment. The tensors over it keep it, and with it the lease, alive."""
 
-    path: Path
+    file: str  # its path; to make a Path of it costs a load several percent
     manifest: Manifest
     skeleton: bytes
     fd: int = -1
@@ -40,6 +40,11 @@ class Mapping(mmap.mmap):
         """Close the descriptor. The lease ends with the mapping, which has one of its own."""
         if self.fd >= 0:
             os.close(self.fd)
+
+    @property
+    def path(self) -> Path:
+        """The mapped file."""
+        return Path(self.file)
 
     def covers(self, address: int) -> bool:
         """Return whether an address lies in this view."""
@@ -88,7 +93,7 @@ def mapping_at(address: int) -> Mapping | None:
     return next((mapping for mapping in list(_alive) if mapping.covers(address)), None)
 
 
-def map_segment(path: Path) -> Mapping:
+def map_segment(path: Path | str) -> Mapping:
     """Open, check and map a segment copy-on-write.
 
     Raises:
@@ -103,7 +108,7 @@ def map_segment(path: Path) -> Mapping:
         raise
     mapping.skeleton = head.skeleton
     if not head.untouched and not is_verified(head.fd, head.manifest):
-        verify(mapping, mapping.manifest, path)
+        verify(mapping, mapping.manifest, mapping.path)
         note_verified(head.fd, head.manifest)
     return mapping
 
@@ -142,13 +147,13 @@ def map_file(manifest: Manifest, index: int, folder: Path) -> Mapping:
     return mapping
 
 
-def _mapped(fd: int, path: Path, manifest: Manifest) -> Mapping:
+def _mapped(fd: int, path: Path | str, manifest: Manifest) -> Mapping:
     try:
         mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise typed(error, path) from error
     mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
-    mapping.path, mapping.manifest, mapping.fd = path, manifest, fd
+    mapping.file, mapping.manifest, mapping.fd = str(path), manifest, fd
     inherit(fd)
     _alive.add(mapping)
     return mapping
