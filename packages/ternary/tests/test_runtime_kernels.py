@@ -160,6 +160,13 @@ class TestQuantization:
         assert scale.tolist() == [1.0]
 
     @ALL_NATIVE
+    def test_native_rounds_half_to_even(self, path) -> None:
+        """Every step between two integers ends at the even one; 127 makes the scale 1."""
+        x = torch.cat([torch.tensor([127.0]), torch.arange(-126.5, 127.0)])
+        got = native.linear(x[None], to_tiles(torch.eye(len(x))), torch.ones(len(x)), None, native.path_number(path), 1)
+        assert torch.equal(got[0], x.round())
+
+    @ALL_NATIVE
     @pytest.mark.parametrize("magnitude", [1e-38, 1e-31, 1e-29, 1e-6, 1.0, 1e6, 1e30, 3e38])
     def test_native_floats_equal_torch(self, path, magnitude) -> None:
         """Quantization, sums and scales end in the same floats bit for bit, over the range of float32."""
