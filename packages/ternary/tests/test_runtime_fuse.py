@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import ternary
 from ternary.errors import LayerShapeError, NothingToFuseError, PackedDataError
-from ternary.runtime import PackedConv2d, available_kernels, fuse
+from ternary.runtime import PackedConv2d, _fuse, available_kernels, fuse
 from ternary.runtime._chain import Activation, FusedChain, Stage
 from ternary.runtime._layout import Geometry, to_byte_tiles, to_tiles
 
@@ -244,6 +244,18 @@ class TestFuse:
         """A model of linear layers, and one without packed layers of this kind."""
         with pytest.raises(NothingToFuseError, match="Sequential"):
             fuse(nn.Sequential(nn.Linear(4, 4)), torch.randn(1, 4))
+
+    # cuda: ternary.runtime._fuse:_stage_of by stand-in
+    @pytest.mark.parametrize("kernel", ["torch", "triton"])
+    def test_layers_of_other_kernels_stay(self, kernel: str) -> None:
+        """A chain computes in the core: a layer that is to compute elsewhere is none of its stages."""
+        packed = ternary.pack(ternary.quantize(network())[0])
+        layers = [m for m in packed.modules() if isinstance(m, PackedConv2d)]
+        before = [_fuse._stage_of(m) for m in layers]
+        for m in layers:
+            m.kernel = kernel
+        assert any(before)
+        assert not any(_fuse._stage_of(m) for m in layers)
 
 
 class TestTheLayer:
