@@ -62,6 +62,11 @@ def test_order_and_workers_do_not_change_a_byte(sample_arc_tasks: list[ttt.Task]
     other = ttt.run(sample_arc_tasks, backend=Wanderer(), budget="40 steps", seed=4)
     finish(other)
     assert other.submission() != texts[0]
+    # The same test input with other training pairs is another task, with a seed of its own.
+    first = sample_arc_tasks[0]
+    pair = ttt.run([first, replace(first, id="fewer", train=first.train[:1])], backend=Wanderer(), budget="40 steps")
+    one, two = finish(pair).values()
+    assert not np.array_equal(one.predictions[0].first.grid, two.predictions[0].first.grid)
 
 
 def test_hidden_outputs_do_not_influence_answers(sample_arc_tasks: list[ttt.Task]) -> None:
