@@ -37,7 +37,7 @@ class Usage:
     __slots__ = ("_at", "_seconds", "_switches", "waited")
 
     def __init__(self) -> None:
-        self.waited = -_MEMORY
+        self.waited: float = -_MEMORY
         self._seconds = 0.0
         self._at = 0.0
         self._switches = 0
