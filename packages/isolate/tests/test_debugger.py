@@ -72,7 +72,12 @@ LEVELS = [level for level in ("landlock", "bwrap") if not _sandbox.available()[l
 def _drive(command: Sequence[str], dialogue: list[tuple[str, str]]) -> tuple[int, str]:
     """Run a command on a terminal; wait for each text, then type the line; return the exit status and all output."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job inherits that it is ignored
+
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=heed)
     os.close(theirs)
     seen, from_here = "", 0
     try:
