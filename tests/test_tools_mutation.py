@@ -136,6 +136,8 @@ def test_ctrl_c_leaves_nothing(tool: Tool, checkout: Path, tmp_path: Path, root:
         env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job inherits that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     end = time.monotonic() + 30
     while not (tmp_path / "begun").exists() and time.monotonic() < end:

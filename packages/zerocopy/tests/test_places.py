@@ -316,8 +316,8 @@ def test_removed_while_it_was_opened(tmp_path: Path, publish: Publish, monkeypat
     ref = publish(MODEL, directory=tmp_path)
     real = checking.share
 
-    def late(fd: int, path: Path) -> None:
-        path.unlink()
+    def late(fd: int, path: str) -> None:
+        os.unlink(path)
         real(fd, path)
 
     monkeypatch.setattr(checking, "share", late)
