@@ -266,21 +266,14 @@ class Link:  # long because calls and answers in both directions share the table
             raise self._closing
         return number
 
-    def begin_here(
-        self,
-        target: str | int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        deadline: float | None,
-        reply: Any,
-        number: int | None = None,
-    ) -> int | None:
+    def begin_here(self, *call: Any) -> int | None:
         """Like `begin`, on an event loop's thread; None, and nothing is sent, if much would be copied there."""
+        _, args, kwargs, *_ = call
         if not args and not kwargs:
-            return self.begin(target, args, kwargs, deadline, reply, number)
+            return self.begin(*call)
         STATE.left = ON_LOOP
         try:
-            return self.begin(target, args, kwargs, deadline, reply, number)
+            return self.begin(*call)
         except CopyNeededError:
             return None
         finally:
