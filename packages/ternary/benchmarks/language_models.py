@@ -11,7 +11,6 @@ import argparse
 import ctypes
 import json
 import os
-import resource
 import runpy
 import shutil
 import statistics
@@ -68,13 +67,19 @@ def prompt(count: int) -> list[int]:
     return [int(t) for t in np.random.default_rng(1).integers(300, VOCABULARY, count)]
 
 
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most. `getrusage` would count what its parent had before it started."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
 def run_ours(path: Path, threads: int) -> dict[str, float]:
     """Prefill and decode with this library; with 0 threads one thread by its processor time, for a busy machine."""
     from ternary.llm import load
     from ternary.llm._cache import bytes_a_position
 
     clock, length = (time.perf_counter, PROMPT) if threads else (time.thread_time, 128)
-    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    begin, before = time.perf_counter(), peak_memory()
     model = load(path, threads=threads or 1, context=1024)
     opened = time.perf_counter() - begin
     list(model.generate([1, 2, 3], max_tokens=2).iterate_tokens())
@@ -83,8 +88,8 @@ def run_ours(path: Path, threads: int) -> dict[str, float]:
     tokens = generation.iterate_tokens()
     next(tokens)
     prefill = clock() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = in_turns(model, tokens, threads or 1, clock)
+    peak = peak_memory()
+    found = in_turns(model, tokens, length, threads or 1, clock)
     if threads:
         found["outside_products"] = 1 - products_of(model, threads) * found["one"]
     return {
@@ -97,16 +102,21 @@ def run_ours(path: Path, threads: int) -> dict[str, float]:
     }
 
 
-def in_turns(model: Any, tokens: Any, threads: int, clock: Callable[[], float]) -> dict[str, float]:
+def in_turns(model: Any, tokens: Any, length: int, threads: int, clock: Callable[[], float]) -> dict[str, float]:
     """Tokens per second of one text, of one and of eight sequences in a step, and of reading the bytes of a token.
+
+    The text has `length` tokens; the bytes of its next one are the weights, the head, and the keys and values of all
+    before it. The sequences of the other two begin.
 
     They take turns token by token, so that what else the machine does meets all of them alike; medians count.
     """
     from ternary.llm._cache import Row
 
-    parts = [(t.ctypes.data, t.nbytes) for name, t in model._file.tensors.items() if name != "embedding"]
     caches = [model.engine.new_cache(128) for _ in range(9)]
-    read = reader()
+    read = reader(
+        [tensor for name, tensor in model._file.tensors.items() if name != "embedding"]
+        + cache_memory(model.config, length)
+    )
     took: dict[str, list[float]] = {"limit": [], "decode": [], "one": [], "eight": []}
 
     def step(position: int, sequences: list[Any]) -> None:
@@ -114,7 +124,7 @@ def in_turns(model: Any, tokens: Any, threads: int, clock: Callable[[], float]) 
 
     for position in range(DECODED - 1):
         work: dict[str, Callable[[], Any]] = {
-            "limit": lambda: [read(at, size, threads) for at, size in parts] if read else None,
+            "limit": lambda: read(threads) if read else None,
             "decode": lambda: next(tokens),
             "one": lambda at=position: step(at, caches[8:]),
             "eight": lambda at=position: step(at, caches[:8]),
@@ -266,7 +276,7 @@ def run_llama_cpp(path: Path, threads: int) -> dict[str, float]:
     options = {"n_predict": DECODED, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
     answer = server.handle_completions({"prompt": prompt(PROMPT), **options})
     timings = (json.loads(answer) if isinstance(answer, str) else answer)["timings"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     return {
         "prefill": float(timings["prompt_per_second"]),
         "decode": float(timings["predicted_per_second"]),
@@ -306,8 +316,18 @@ def child(who: str, path: Path, threads: int) -> dict[str, float]:
     return found
 
 
-def reader() -> Any:
-    """Compile the reader of memory and load it; None without a compiler."""
+def cache_memory(config: Any, length: int) -> list[Any]:
+    """Memory that stands for the keys and values of a text, one piece for each layer and head, on cache lines."""
+    from ternary.llm._cache import bytes_a_position
+
+    pairs = config.layers * config.kv_heads
+    each = length * bytes_a_position(config, 16) // pairs
+    rows = np.ones((pairs, -(-each // 64) * 64 + 64), np.uint8)
+    return [row[-row.ctypes.data % 64 :][:each] for row in rows]
+
+
+def reader(parts: list[Any]) -> Callable[[int], Any] | None:
+    """Compile the reader of memory; return a call that reads all parts with some threads, None without a compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None
@@ -316,8 +336,13 @@ def reader() -> Any:
         flags = ["-O3", "-march=native", "-pthread", "-shared", "-fPIC"]
         subprocess.run([compiler, *flags, "-o", program, HERE / "read_memory.c"], check=True)
         read = ctypes.CDLL(str(program)).read_memory
-    read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-    return read
+    read.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    at, size = np.array([[part.ctypes.data, part.nbytes] for part in parts], np.uint64).T.copy()
+
+    def read_all(threads: int) -> None:
+        read(at.ctypes.data, size.ctypes.data, len(parts), threads)
+
+    return read_all
 
 
 def first_token(path: Path) -> float:

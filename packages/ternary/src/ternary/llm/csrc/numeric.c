@@ -1,7 +1,7 @@
 /* The functions of numeric.h, compiled for each instruction set, and the head's products with VNNI. */
 #include "numeric.h"
 
-#define NUMERIC(suffix, attribute, dots_function)                                                                      \
+#define NUMERIC(suffix, attribute, registers, dots_function)                                                           \
     attribute static void norm_##suffix(const float *x, const float *weight, int64_t n, float epsilon, float *y) {     \
         norm_body(x, weight, n, epsilon, y);                                                                           \
     }                                                                                                                  \
@@ -13,8 +13,8 @@
         store_body(m, c, layer, kv_head, position, key, value);                                                        \
     }                                                                                                                  \
     attribute static void attend_##suffix(const attention *a) {                                                        \
-        if (a->model->cache_bits == 8) attend_body(a, 0);                                                              \
-        else attend_body(a, 1);                                                                                        \
+        if (a->model->cache_bits == 8) attend_body(a, NARROW | (registers));                                           \
+        else attend_body(a, WIDE | (registers));                                                                       \
     }                                                                                                                  \
     attribute static float widen_##suffix(const float *x, int64_t n, int8_t *high, int8_t *low, int32_t *sums) {       \
         return widen_body(x, n, high, low, sums);                                                                      \
@@ -31,11 +31,11 @@
     }
 
 PLAIN_DOTS(portable, )
-NUMERIC(portable, , dots_portable)
+NUMERIC(portable, , 0, dots_portable)
 
 #if HAVE_X86
 PLAIN_DOTS(avx2, TARGET_AVX2)
-NUMERIC(avx2, TARGET_AVX2, dots_avx2)
+NUMERIC(avx2, TARGET_AVX2, 0, dots_avx2)
 
 /* vpdpbusd multiplies unsigned with signed bytes: weights enter as value + 128, and 128 times the sum of the
  * activations is taken off. Two weight rows share what they load of the activations, so that several activation rows
@@ -96,7 +96,7 @@ TARGET_VNNI static void dots_vnni(const int8_t *weight, const float *scale, int6
     }
 }
 
-NUMERIC(vnni, TARGET_VNNI, dots_vnni)
+NUMERIC(vnni, TARGET_VNNI, LONG_REGISTERS, dots_vnni)
 #endif
 
 const llm_numeric *ternary_llm_numeric(int64_t path) {

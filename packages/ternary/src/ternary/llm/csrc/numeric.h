@@ -128,17 +128,34 @@ INLINE void store_body(const llm_model *m, const llm_cache *c, int64_t layer, in
     }
 }
 
+/* How a kernel reads the cache: the bits of its numbers, and whether registers hold 16 floats. */
+enum { NARROW = 0, WIDE = 1, LONG_REGISTERS = 2 };
+
 /* 16 numbers of the cache from element `at` on, as floats. */
-INLINE void cached(lanes *to, const void *from, int64_t at, const int wide) {
-    if (wide) {
+INLINE void cached(lanes *to, const void *from, int64_t at, const int kind) {
+    words w;
+#if HAVE_X86
+    if (kind == (WIDE | LONG_REGISTERS)) { /* one instruction, of which compilers make five */
+        __asm__("vpmovsxwd %1, %0" : "=v"(w) : "m"(*(const shorts *)((const int16_t *)from + at)));
+        *to = __builtin_convertvector(w, lanes);
+        return;
+    }
+    if (kind == (NARROW | LONG_REGISTERS)) {
+        __asm__("vpmovsxbd %1, %0" : "=v"(w) : "m"(*(const bytes *)((const int8_t *)from + at)));
+        *to = __builtin_convertvector(w, lanes);
+        return;
+    }
+#endif
+    if (kind & WIDE) {
         shorts v;
         memcpy(&v, (const int16_t *)from + at, sizeof v);
-        *to = __builtin_convertvector(__builtin_convertvector(v, words), lanes);
+        w = __builtin_convertvector(v, words);
     } else {
         bytes v;
         memcpy(&v, (const int8_t *)from + at, sizeof v);
-        *to = __builtin_convertvector(__builtin_convertvector(v, words), lanes);
+        w = __builtin_convertvector(v, words);
     }
+    *to = __builtin_convertvector(w, lanes);
 }
 
 INLINE void softmax_body(float *score, int64_t length, int64_t padded) {
@@ -161,50 +178,67 @@ INLINE void softmax_body(float *score, int64_t length, int64_t padded) {
     }
 }
 
-INLINE void attend_some(const attention *a, const int first, const int count, const int wide, int64_t padded) {
-    const llm_model *m = a->model;
-    const int64_t d = m->head_size, at = (a->layer * m->kv_heads + a->kv_head) * a->cache->capacity;
+/* Scores of some queries with `blocks` times 16 positions from t on. Blocks side by side keep sums from waiting for one
+ * another. */
+INLINE void score_body(const attention *a, const int first, const int count, const int kind, const int blocks,
+                       int64_t t, float *const *scores) {
+    const int64_t d = a->model->head_size, at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
     const float scale = 1.0f / sqrtf((float)d);
-    float *scores[4];
-    for (int i = 0; i < count; i++) scores[i] = a->scores + (first + i) * padded;
-    for (int64_t t = 0; t < padded; t += LANES) {
-        lanes sum[4] = {{0}}, k;
-        for (int64_t j = 0; j < d; j++) {
-            cached(&k, a->cache->keys, (at + t) * d + j * LANES, wide);
-            UNROLL for (int i = 0; i < count; i++) sum[i] += k * a->query[first + i][j];
+    lanes sum[2][4] = {{{0}}}, k;
+    for (int64_t j = 0; j < d; j++) UNROLL for (int b = 0; b < blocks; b++) {
+            cached(&k, a->cache->keys, (at + t + b * LANES) * d + j * LANES, kind);
+            UNROLL for (int i = 0; i < count; i++) sum[b][i] += k * a->query[first + i][j];
         }
-        load(&k, a->cache->key_scale + at + t);
+    for (int b = 0; b < blocks; b++) {
+        load(&k, a->cache->key_scale + at + t + b * LANES);
         for (int i = 0; i < count; i++) {
-            sum[i] = sum[i] * k * scale;
-            keep(scores[i] + t, &sum[i]);
+            sum[b][i] = sum[b][i] * k * scale;
+            keep(scores[i] + t + b * LANES, &sum[b][i]);
         }
     }
-    int64_t longest = 0;
+}
+
+/* Outputs j to j + 16 * `columns` of some queries: the values of all positions times their scores. */
+INLINE void mix_body(const attention *a, const int first, const int count, const int kind, const int columns, int64_t j,
+                     int64_t longest, float *const *scores) {
+    const int64_t d = a->model->head_size, at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
+    lanes sum[4][4] = {{{0}}}, v;
+    for (int64_t t = 0; t < longest; t++) UNROLL for (int c = 0; c < columns; c++) {
+            cached(&v, a->cache->values, (at + t) * d + j + c * LANES, kind);
+            UNROLL for (int i = 0; i < count; i++) sum[c][i] += v * scores[i][t];
+        }
+    for (int c = 0; c < columns; c++)
+        for (int i = 0; i < count; i++) keep(a->out[first + i] + j + c * LANES, &sum[c][i]);
+}
+
+INLINE void attend_some(const attention *a, const int first, const int count, const int kind, int64_t padded) {
+    const int64_t d = a->model->head_size, at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
+    float *scores[4];
+    for (int i = 0; i < count; i++) scores[i] = a->scores + (first + i) * padded;
+    int64_t t = 0, j = 0, longest = 0;
+    if (kind & LONG_REGISTERS)
+        for (; t + 2 * LANES <= padded; t += 2 * LANES) score_body(a, first, count, kind, 2, t, scores);
+    for (; t < padded; t += LANES) score_body(a, first, count, kind, 1, t, scores);
     for (int i = 0; i < count; i++) {
         const int64_t length = a->length[first + i];
         softmax_body(scores[i], length, padded);
         longest = length > longest ? length : longest;
         const float *value_scale = a->cache->value_scale + at;
-        for (int64_t t = 0; t < length; t++) scores[i][t] = scores[i][t] * value_scale[t];
+        for (t = 0; t < length; t++) scores[i][t] = scores[i][t] * value_scale[t];
     }
-    for (int64_t j = 0; j < d; j += LANES) {
-        lanes sum[4] = {{0}}, v;
-        for (int64_t t = 0; t < longest; t++) {
-            cached(&v, a->cache->values, (at + t) * d + j, wide);
-            UNROLL for (int i = 0; i < count; i++) sum[i] += v * scores[i][t];
-        }
-        for (int i = 0; i < count; i++) keep(a->out[first + i] + j, &sum[i]);
-    }
+    if (kind & LONG_REGISTERS)
+        for (; j + 4 * LANES <= d; j += 4 * LANES) mix_body(a, first, count, kind, 4, j, longest, scores);
+    for (; j < d; j += LANES) mix_body(a, first, count, kind, 1, j, longest, scores);
 }
 
-INLINE void attend_body(const attention *a, const int wide) {
+INLINE void attend_body(const attention *a, const int kind) {
     int64_t longest = 0;
     for (int64_t i = 0; i < a->queries; i++) longest = a->length[i] > longest ? a->length[i] : longest;
     const int64_t padded = ceil_div(longest, LANES) * LANES;
     int i = 0;
-    for (; i + 4 <= a->queries; i += 4) attend_some(a, i, 4, wide, padded);
-    for (; i + 2 <= a->queries; i += 2) attend_some(a, i, 2, wide, padded);
-    for (; i < a->queries; i++) attend_some(a, i, 1, wide, padded);
+    for (; i + 4 <= a->queries; i += 4) attend_some(a, i, 4, kind, padded);
+    for (; i + 2 <= a->queries; i += 2) attend_some(a, i, 2, kind, padded);
+    for (; i < a->queries; i++) attend_some(a, i, 1, kind, padded);
 }
 
 INLINE float widen_body(const float *x, int64_t n, int8_t *high, int8_t *low, int32_t *sums) {
