@@ -355,6 +355,8 @@ def try_out(package: str, python: str, address: str, fast: bool) -> list[str]:
                 found = documents.problems(page.read_text(), shown, interpreter, page.parent)
                 wrong += [f"after `{line}`: {problem}" for problem in found]
             wrong += _command_line(package, programs)
+            if package == "ternary":
+                wrong += _kernels(programs)
     return wrong
 
 
@@ -392,6 +394,16 @@ def _command_line(package: str, programs: Path) -> list[str]:
                     f"`{' '.join([*command[1:], *arguments]) or package}` ends {done.returncode}: {said[-800:]}"
                 )
     return wrong
+
+
+def _kernels(programs: Path) -> list[str]:
+    """Compare the kernels of the installed core with what Linux says of the processor: wheels have another compiler."""
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    needed = {"avx2": {"avx2"}, "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
+    done = subprocess.run([str(programs / "ternary"), "--json", "doctor"], capture_output=True, text=True)
+    available = json.loads(done.stdout)["available"]
+    missing = sorted(name for name, parts in needed.items() if parts <= flags and name not in available)
+    return [f"the core of the wheel runs without {', '.join(missing)}, which this processor has"] if missing else []
 
 
 def rehearse(names: list[str], fast: bool, address: str, interpreters: list[str]) -> int:

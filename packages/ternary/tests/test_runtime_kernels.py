@@ -309,6 +309,15 @@ class TestThreads:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1, "wanted the same integers, and one more thread"
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or os.uname().machine != "x86_64", reason="Linux on x86-64 only")
+def test_the_core_uses_what_the_processor_has() -> None:
+    """The core's own look at the processor agrees with the system's, which also knows which registers it saves."""
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    vnni = {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
+    expected = {name for name, needed in (("avx2", {"avx2"}), ("avx512vnni", vnni)) if needed <= flags}
+    assert set(available_kernels()) & {"avx2", "avx512vnni"} == expected
+
+
 def test_kernel_names_end_with_plain_torch() -> None:
     """Plain torch is always there, and last."""
     assert available_kernels()[-1] == "torch"

@@ -134,8 +134,8 @@ enum { NARROW = 0, WIDE = 1, LONG_REGISTERS = 2 };
 /* 16 numbers of the cache from element `at` on, as floats. */
 INLINE void cached(lanes *to, const void *from, int64_t at, const int kind) {
     words w;
-#if HAVE_X86
-    if (kind == (WIDE | LONG_REGISTERS)) { /* one instruction, of which compilers make five */
+#if HAVE_X86 && !defined(__clang__) /* one instruction, of which GCC makes five; clang makes one */
+    if (kind == (WIDE | LONG_REGISTERS)) {
         __asm__("vpmovsxwd %1, %0" : "=v"(w) : "m"(*(const shorts *)((const int16_t *)from + at)));
         *to = __builtin_convertvector(w, lanes);
         return;

@@ -1,5 +1,6 @@
 /* One problem from its float activations to its outputs, in chunks over the threads. */
 #include "pieces.h"
+#include "processor.h"
 #include "threads.h"
 
 #if HAVE_NEON && defined(__linux__)
@@ -9,10 +10,8 @@
 const path_table *ternary_find_path(int64_t path) {
     if (path == PORTABLE) return &ternary_portable;
 #if HAVE_X86
-    if (path == AVX2 && __builtin_cpu_supports("avx2")) return &ternary_avx2;
-    const int has_vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                         __builtin_cpu_supports("avx512vnni");
+    const int has_vnni = (ternary_processor() & HAS_VNNI) != 0;
+    if (path == AVX2 && ternary_processor() & HAS_AVX2) return &ternary_avx2;
     if (path == AVX512VNNI && has_vnni) return &ternary_vnni;
 #if HAVE_AMX
     if (path == AMX && has_vnni && ternary_amx_allowed()) return &ternary_amx;
