@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from isolate import EnvironmentStore, Manifest, read_manifest
-from isolate._cli import main
 from isolate._cgroup import Group
+from isolate._cli import main
 from isolate._places import spread, sweep, workplace
 from isolate.errors import EnvironmentBuildError, InvalidManifestError, LockOutOfDateError, UnsafeStoreError
 

@@ -120,19 +120,23 @@ def make_read_only(writable: list[str]) -> bool:
     return True
 
 
-def drop_capabilities(numbers: Iterable[int] = range(64)) -> None:
-    """Give up capabilities, for good; all of them if none is named.
+def drop_capabilities() -> None:
+    """Give up every capability, for good.
 
     Raises:
         OSError: The kernel refused.
     """
+    _give_up(range(64))
+
+
+def _give_up(numbers: Iterable[int]) -> None:
     libc = _libc()
     bits = 0
     for number in numbers:
         bits |= 1 << number
         libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # without the right to drop there is nothing to drop
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0), 8)
-    held = ctypes.create_string_buffer(24)  # effective, permitted and inheritable, first of the lower 32, then the upper
+    held = ctypes.create_string_buffer(24)  # of the lower 32, then of the upper: effective, permitted, inheritable
     if libc.capget(header, held) != 0:
         raise _failed("capabilities")
     lower, upper = ~bits & 0xFFFFFFFF, ~bits >> 32 & 0xFFFFFFFF
@@ -148,7 +152,7 @@ def keep_limits() -> None:
     Raises:
         OSError: The kernel refused.
     """
-    drop_capabilities((_CAP_SYS_NICE, _CAP_SYS_RESOURCE))
+    _give_up((_CAP_SYS_NICE, _CAP_SYS_RESOURCE))
     lowest = 20 - os.getpriority(os.PRIO_PROCESS, 0)
     for number, most in ((resource.RLIMIT_NICE, lowest), (resource.RLIMIT_RTPRIO, 0)):
         hard = resource.getrlimit(number)[1]
