@@ -14,7 +14,8 @@ import textwrap
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pytest
 from integration_test_base import IntegrationTestBase
 
 from isolate import EnvironmentStore, Policy, ProxiedSingleton, Quotas, read_manifest
+from isolate._counting import Counter
 from isolate._worker.codec import Codec
 from isolate._worker.segments import taken
 from isolate._worker.turns import Turns, Usage
@@ -81,6 +83,33 @@ def test_decoded_size_is_bounded() -> None:
     with pytest.raises(OverloadedError):
         codec(128 << 20).decode(maps)
     assert psutil.Process().memory_info().rss - before < 300 << 20
+
+
+def test_counting_goes_on_after_it_failed() -> None:
+    """When no thread can be started, or one count fails, the next one still finds what exceeds its limit."""
+    refused = [RuntimeError("can't start new thread"), MemoryError()]
+
+    def submit(function: Callable[[], str]) -> Future[str]:
+        done: Future[str] = Future()
+        if len(refused) == 2:
+            raise refused.pop(0)
+        if refused:
+            done.set_exception(refused.pop())
+        else:
+            done.set_result(function())
+        return done
+
+    async def count() -> str:
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[str] = loop.create_future()
+        Counter(loop, submit, os.getpid(), 0, {"processes": 0}, over.set_result)
+        return await asyncio.wait_for(over, 20)
+
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            assert asyncio.run(count()) == "processes"
+        finally:
+            child.kill()
 
 
 class Wiping:
