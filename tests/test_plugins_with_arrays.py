@@ -60,6 +60,55 @@ def test_arrays_go_both_ways_without_a_copy(host: isolate.Host, extension: Calla
         pool.release(handle)
 
 
+ON_DEVICES = """
+import gc, sys
+import cupy, numpy
+import isolate, xfer
+environments, wheels, folder = sys.argv[1:]
+policy = isolate.Policy(find_links=(wheels,), allow_env=("EMULAT*",))
+with isolate.Host(environments, policy=policy) as host:
+    call = host.load(folder).call
+    for device in range(cupy.cuda.runtime.getDeviceCount()):
+        with cupy.cuda.Device(device):
+            made = cupy.arange(1 << 18, dtype="float32")
+            handle = xfer.put(made)
+            kind, place, total, version = call.total(handle)
+            assert (kind, place, total) == (type(made).__name__, device, float(made.sum().get()))
+            assert version != numpy.__version__
+            answer = call.double(handle)
+            got = xfer.get(answer)
+            assert isinstance(got, cupy.ndarray) and got.device.id == device
+            assert (got.get() == numpy.arange(1 << 18, dtype="float32") * 2).all()
+            del got
+            gc.collect()
+            call.release(answer)
+            xfer.release(handle)
+            del made
+print("done")
+"""
+
+
+@pytest.mark.timeout(300)
+def test_arrays_on_devices_stay_there(
+    environments: Path, wheels: Path, extension: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Device arrays go to an extension with another numpy and back by handle; on a GPU, or on the emulator."""
+    folder = extension("devices", "pentad-xfer")
+    with open(folder / "manifest.yaml", "a") as manifest:
+        manifest.write("\nenv: [EMULATOR, EMULATED_CUDA]\n")
+    finds = "import cupy; assert cupy.cuda.is_available()"
+    variables = dict(os.environ)
+    if subprocess.run([sys.executable, "-c", finds], capture_output=True).returncode:
+        emulator = Path(__file__).parents[1] / "packages" / "xfer" / "tests" / "emulator"
+        machine = tmp_path / "machine"
+        machine.mkdir()
+        variables |= {"EMULATOR": str(emulator), "EMULATED_CUDA": str(machine), "PYTHONPATH": str(emulator)}
+    command = [sys.executable, "-c", ON_DEVICES, str(environments), str(wheels), str(folder)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr
+    assert not (tmp_path / "machine" / "violations").exists()
+
+
 @pytest.mark.timeout(300)
 def test_a_killed_extension_gives_back_what_it_held(host: isolate.Host, extension: Callable[..., Path]) -> None:
     """A killed extension's lease of the host's array ends; its own array stays valid while the host holds it."""

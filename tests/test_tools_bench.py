@@ -78,6 +78,23 @@ def test_what_breaks_the_contract_is_not_published(
     assert "bench: xfer: 64 MB copy-in and full read: holds is False" in capsys.readouterr().err
 
 
+def test_a_peer_that_is_not_measured_fails_a_run_with_peers(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named, and nothing is published; without `--peers` a benchmark may lack peers."""
+    bench = tool("bench")
+    published: list[object] = []
+    monkeypatch.setattr(bench, "publish", lambda results, folder: published.append(results))
+    monkeypatch.setattr(bench, "render", lambda: None)
+    absent = {**GOOD, "peer": "iceoryx2", "peer_value": None, "ratio": None, "holds": None}
+    also = {**absent, "peer": "SharedMemory"}  # has a value in another row
+    monkeypatch.setattr(bench, "run", lambda *_: {"rows": [absent, also, GOOD]})
+    assert bench.main(["xfer", "--publish"]) == 0
+    assert bench.main(["xfer", "--publish", "--peers"]) == 1
+    assert len(published) == 1
+    assert capsys.readouterr().err == "bench: xfer: iceoryx2 was not measured\n"
+
+
 def test_page_shows_every_row(tool: Tool) -> None:
     """The rendered page has one table line per row and says if a peer was not measured."""
     absent = {**GOOD, "peer": "iceoryx2", "peer_value": None, "ratio": None, "holds": None}

@@ -2,7 +2,8 @@
 
     uv run tools/bench.py                       all packages, the full comparison
     uv run tools/bench.py xfer --quick          one package, within a minute
-    uv run tools/bench.py --peers               install each package's peers in a separate environment
+    uv run tools/bench.py --peers               install each package's peers in a separate environment; one that
+                                                is not measured is an error
     uv run tools/bench.py --json rows.json      also write the rows as JSON
     uv run tools/bench.py --publish             also make it the published run, unless a row is invalid
     uv run tools/bench.py --render              measure nothing; write the documents from the published runs
@@ -123,6 +124,17 @@ def violations(row: Row) -> list[str]:
                 f"holds is {row['holds']}; {measured:.4g} against {row['target']} ({row['better']}) is {holds}"
             )
     return found
+
+
+def unmeasured(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return package and name of each peer that rows name and no row has a value of."""
+    named: dict[tuple[str, str], bool] = {}
+    for package, result in results.items():
+        for row in result["rows"]:
+            if row.get("peer") is not None:
+                key = package, row["peer"]
+                named[key] = named.get(key, False) or row.get("peer_value") is not None
+    return [key for key, found in named.items() if not found]
 
 
 def run(package: str, quick: bool, peers: bool, folder: Path) -> dict[str, Any]:
@@ -322,6 +334,8 @@ def main(argv: list[str] | None = None) -> int:
             for row in result["rows"]
             for violation in violations(row)
         ]
+        if args.peers:
+            broken += [f"bench: {package}: {peer} was not measured" for package, peer in unmeasured(results)]
         print("".join(f"{line}\n" for line in broken), end="", file=sys.stderr)
         if args.publish and not broken:
             publish(results, Path(folder))

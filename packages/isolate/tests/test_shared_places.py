@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from isolate import EnvironmentStore, Manifest, read_manifest
+from isolate._cgroup import Group
 from isolate._cli import main
-from isolate._places import sweep, workplace
+from isolate._places import spread, sweep, workplace
 from isolate.errors import EnvironmentBuildError, InvalidManifestError, LockOutOfDateError, UnsafeStoreError
 
 SECOND = 65534
@@ -221,6 +222,51 @@ def test_builds_in_progress_are_not_swept(tmp_path: Path) -> None:
         sweep(tmp_path)
         assert path.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_new_environments_are_placed_apart(tmp_path: Path) -> None:
+    """On ext4 each build gets a place where no files have been removed; elsewhere nothing changes and nothing fails."""
+
+    def attributes() -> str:
+        return subprocess.run(["lsattr", "-d", str(tmp_path)], capture_output=True, text=True).stdout.split(" ")[0]
+
+    kind = subprocess.run(["stat", "-f", "-c", "%T", str(tmp_path)], capture_output=True, text=True).stdout.strip()
+    spread(tmp_path)
+    spread(tmp_path)
+    spread(Path("/dev/shm"))
+    with workplace(tmp_path) as path:
+        assert path.exists()
+    if kind == "ext2/ext3" and shutil.which("lsattr"):
+        assert "T" in attributes()
+
+
+def test_groups_of_hosts_that_were_killed_are_swept() -> None:
+    """A control group outlives its processes; the next host removes it, and no group that is in use or new."""
+    group = Group(None)
+    if group.path is None:
+        pytest.skip("this process may not make control groups")
+    with subprocess.Popen(["sleep", "60"]) as held:
+        left = [group.path.with_name(f"isolate-{2**22 + number}-left") for number in range(3)]
+        try:
+            for path in left:
+                path.mkdir()
+            (left[1] / "cgroup.procs").write_text(str(held.pid))
+            code = (
+                "import sys, isolate._cgroup as groups; groups._NEW = float(sys.argv[1]); "
+                "print(groups.Group(None).remove())"
+            )
+            for new, stay in ((60, [True, True, True]), (0, [False, True, False])):
+                run = subprocess.run([sys.executable, "-c", code, str(new)], capture_output=True, text=True)
+                assert run.stdout == "True\n", run.stderr
+                assert [path.exists() for path in left] == stay
+            assert group.path.exists()
+        finally:
+            held.kill()
+            held.wait()
+            for path in left:
+                if path.exists():
+                    path.rmdir()
+            assert group.remove()
 
 
 MARKERS = {

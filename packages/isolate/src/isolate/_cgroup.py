@@ -6,7 +6,12 @@ import contextlib
 import functools
 import os
 import secrets
+import time
 from pathlib import Path
+
+_PREFIX = "isolate-"
+_NEW = 60.0
+"""Seconds within which a host has put its worker into a group that it made."""
 
 
 @functools.cache
@@ -19,7 +24,21 @@ def _own() -> Path | None:
         return None
     mount = next((line.split()[4] for line in mounts if " - cgroup2 " in line), None)
     path = next((line[3:] for line in groups if line.startswith("0::")), None)
-    return None if mount is None or path is None else Path(mount + path)
+    if mount is None or path is None:
+        return None
+    own = Path(mount + path)
+    _sweep(own)
+    return own
+
+
+def _sweep(own: Path) -> None:
+    """Remove the empty groups that hosts which were killed have left below this process's group."""
+    for path in own.glob(f"{_PREFIX}*"):
+        host = path.name.removeprefix(_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):  # a group with processes stays
+            # One that is new may belong to a host that another process-id namespace hides.
+            if not os.path.exists(f"/proc/{host}") and time.time() - path.stat().st_ctime > _NEW:
+                path.rmdir()
 
 
 class Group:
@@ -36,7 +55,7 @@ class Group:
         own = _own()
         if own is None:
             return
-        path = own / f"isolate-{os.getpid()}-{secrets.token_hex(4)}"
+        path = own / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         try:
             path.mkdir()
         except OSError:

@@ -45,23 +45,29 @@ class Counter:
 
     def _count(self) -> None:
         if not self._ended:
-            with contextlib.suppress(RuntimeError):  # the host is closed
+            try:
                 self._submit(self._exceeded).add_done_callback(self._counted)
+            except RuntimeError:  # no thread can be started now, or the host is being closed
+                self._again()
 
     def _exceeded(self) -> str:
         return exceeded(descendants(self._root)[self._skipped :], self._limits)
 
+    def _again(self) -> None:
+        self._loop.call_later(SECONDS, self._count)
+
     def _counted(self, done: Future[str]) -> None:
         if not done.cancelled():
+            over = "" if done.exception() else done.result()  # for want of memory, it could not be counted
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._judge, done.result())
+                self._loop.call_soon_threadsafe(self._judge, over)
 
     def _judge(self, over: str) -> None:
         if over and not self._ended:
             self._ended = True
             self._over(over)
         else:
-            self._loop.call_later(SECONDS, self._count)
+            self._again()
 
 
 def descendants(pid: int) -> list[int]:

@@ -22,6 +22,7 @@ from isolate._places import (
     open_private,
     private_folder,
     read_private,
+    spread,
     sweep,
     workplace,
     write_atomically,
@@ -301,6 +302,7 @@ class EnvironmentStore:
 
     def _build(self, manifest: Manifest, inputs: str, key: str, excluded: list[str]) -> Environment:
         sweep(self._folder("tmp"))
+        spread(self._folder("tmp"))
         locks = Locks(manifest, self.policy, excluded)
         lock = locks.own()
         kept = self._folder("locks") / f"{key}.txt"
@@ -312,8 +314,9 @@ class EnvironmentStore:
         write_atomically(kept, lock.encode())
         # uv asks an interpreter about itself once, and remembers the answer by the interpreter's path.
         named = hashlib.sha256((manifest.python or sys.executable).encode()).hexdigest()[:16]
-        with workplace(self._folder("tmp"), named) as work:
-            building = work / "environment"
+        with workplace(self._folder("tmp"), named) as work, workplace(self._folder("tmp")) as apart:
+            (work / "apart").symlink_to(apart)
+            building = work / "apart" / "environment"
             self._progress(manifest.name, "creating the environment")
             if manifest.python is None and os.pathsep not in str(building):  # which the standard library refuses
                 create_environment(building)

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ if sys.platform != "win32":
 _OTHERS_WRITE, _GROUP_WRITES = 0o002, 0o020
 _LINKS_LIMIT = 40
 _UNMAPPED = 65534
+# ioctl(2) of Linux, by which chattr(1) works; both take a long.
+_GET_FLAGS, _SET_FLAGS, _TOP = 0x80086601, 0x40086602, 0x00020000
 _NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 # A named pipe or a device that is opened to be read must not block either.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -248,6 +251,22 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def spread(folder: Path) -> None:
+    """Let ext4 place each new folder below this one apart from the others, as `chattr +T` does; others ignore it.
+
+    Without it, new files go where the last ones were removed. An ext4 without a journal does not use the numbers of
+    removed files again for minutes, and looks at each of them whenever it creates one: a thousand files then take a
+    second to create instead of 30 ms.
+    """
+    fd = os.open(folder, os.O_RDONLY | _NO_WAIT)
+    try:
+        with contextlib.suppress(OSError):
+            flags = struct.unpack("l", fcntl.ioctl(fd, _GET_FLAGS, bytes(struct.calcsize("l"))))[0]
+            fcntl.ioctl(fd, _SET_FLAGS, struct.pack("l", flags | _TOP))
+    finally:
+        os.close(fd)
 
 
 def sweep(folder: Path) -> None:

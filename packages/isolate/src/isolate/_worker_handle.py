@@ -293,6 +293,8 @@ class WorkerHandle:
             reason = "a call did not end at its limit of processor time"
         if self.process is not None and code is None and signal_number is None:
             reason = reason or "it is being stopped"
+        if not reason and not self.ready.done():
+            reason = "before it had loaded the extension"
         return WorkerDiedError(self._name, code, signal_number, reason, tail)
 
     def end(self, death: WorkerDiedError) -> None:

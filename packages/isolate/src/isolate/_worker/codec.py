@@ -59,11 +59,12 @@ class Codec:
         self._fast: tuple[Callable[[Any], bytes], Callable[[Any], Any], tuple[type[BaseException], ...]] | None = None
         try:
             from msgspec import DecodeError, msgpack
-        except ImportError:
+
+            decoder = msgpack.Decoder(ext_hook=self._hook)
+            self._fast_numbers = msgpack.Decoder(list[int]).decode
+            self._fast = (msgpack.Encoder().encode, decoder.decode, (DecodeError, ValueError, RecursionError))
+        except Exception:  # an extension has none, or one that is broken, or another module of that name
             return
-        decoder = msgpack.Decoder(ext_hook=self._hook)
-        self._fast_numbers = msgpack.Decoder(list[int]).decode
-        self._fast = (msgpack.Encoder().encode, decoder.decode, (DecodeError, ValueError, RecursionError))
 
     def encode(self, value: Any) -> bytes:
         """Encode one value."""

@@ -6,6 +6,7 @@ import ctypes
 import os
 import struct
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from . import seccomp
@@ -13,8 +14,8 @@ from . import seccomp
 if sys.platform != "win32":
     import resource
 
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
-_AMBIENT_CLEAR_ALL = 4
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
 _CAPABILITY_VERSION = 0x20080522
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
@@ -125,14 +126,38 @@ def drop_capabilities() -> None:
     Raises:
         OSError: The kernel refused.
     """
+    _give_up(range(64))
+
+
+def _give_up(numbers: Iterable[int]) -> None:
     libc = _libc()
-    libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
-    for number in range(64):
-        if libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
-            break  # without the right to drop there is nothing to drop; past the last one there is none
+    bits = 0
+    for number in numbers:
+        bits |= 1 << number
+        libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # without the right to drop there is nothing to drop
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0), 8)
-    if libc.capset(header, ctypes.create_string_buffer(24)) != 0:
+    held = ctypes.create_string_buffer(24)  # of the lower 32, then of the upper: effective, permitted, inheritable
+    if libc.capget(header, held) != 0:
         raise _failed("capabilities")
+    lower, upper = ~bits & 0xFFFFFFFF, ~bits >> 32 & 0xFFFFFFFF
+    kept = (word & mask for word, mask in zip(struct.unpack("=6I", held.raw), (lower,) * 3 + (upper,) * 3, strict=True))
+    # What is not permitted is not ambient either.
+    if libc.capset(header, ctypes.create_string_buffer(struct.pack("=6I", *kept), 24)) != 0:
+        raise _failed("capabilities")
+
+
+def keep_limits() -> None:
+    """Give up root's rights to raise this process's priority and limits again.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    _give_up((_CAP_SYS_NICE, _CAP_SYS_RESOURCE))
+    lowest = 20 - os.getpriority(os.PRIO_PROCESS, 0)
+    for number, most in ((resource.RLIMIT_NICE, lowest), (resource.RLIMIT_RTPRIO, 0)):
+        hard = resource.getrlimit(number)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(number, (most, most))
 
 
 def landlock_version() -> int:
@@ -231,6 +256,11 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     enforced: list[str] = []
     missing: list[str] = []
     _limits(config["limits"], enforced, missing)
+    if sys.platform == "linux":
+        try:
+            keep_limits()
+        except OSError as failure:
+            missing.append(f"priority and limits can be raised: {failure}")
     level = config["level"]
     if level == "none":
         return enforced, missing

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .errors import UnsupportedTypeError, WireError
+from .errors import WireError
+from .libraries import imported
 
 
 def to_bytes(value: Any) -> bytes | None:
@@ -21,17 +22,12 @@ def from_bytes(raw: bytes) -> Any:
     """Return the handle after its checksum is verified. Nothing is opened.
 
     Raises:
-        UnsupportedTypeError: pentad-xfer is not installed on this side.
+        UnsupportedTypeError: pentad-xfer cannot be imported on this side.
         WireError: The bytes are no handle.
     """
+    remedy = "a host installs pentad-isolate[xfer], an extension adds pentad-xfer to its dependencies"
+    xfer = imported("xfer", "an xfer.Handle", remedy)
     try:
-        from xfer import Handle, XferError
-    except ImportError:
-        raise UnsupportedTypeError(
-            "an xfer.Handle came and pentad-xfer is not installed here; a host installs pentad-isolate[xfer], "
-            "an extension adds pentad-xfer to its dependencies"
-        ) from None
-    try:
-        return Handle.from_bytes(raw)
-    except XferError as failure:
+        return xfer.Handle.from_bytes(raw)
+    except xfer.XferError as failure:
         raise WireError(f"a handle of xfer is malformed: {failure}") from None

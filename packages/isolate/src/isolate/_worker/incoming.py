@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import OverloadedError, UnsupportedTypeError, WireError
+from .libraries import imported
 from .segments import DTYPE, F_SEAL_FUTURE_WRITE, SHRINK_GROW, TENSOR_TYPES, Mapping, taken
 
 if sys.platform != "win32":
@@ -163,12 +164,7 @@ class Incoming:
     def _numpy(self, where: Any, dtype: Any, shape: list[int]) -> Any:
         if type(dtype) is not str or not DTYPE.match(dtype):
             raise WireError(f"an array has the dtype {dtype!r:.80}")
-        try:
-            import numpy as np
-        except ImportError:
-            raise UnsupportedTypeError(
-                "an ndarray came and numpy is not installed here; add it to the dependencies"
-            ) from None
+        np = imported("numpy", "an ndarray")
         try:
             kind = np.dtype(dtype)
         except TypeError as failure:
@@ -194,12 +190,7 @@ class Incoming:
                 raise UnsupportedTypeError(
                     "a tensor came and torch is not imported here; import it, or set share_torch: true"
                 )
-            try:
-                import torch
-            except ImportError:
-                raise UnsupportedTypeError(
-                    "a tensor came and torch is not installed here; add it to the dependencies"
-                ) from None
+            torch = imported("torch", "a tensor")
         kind = getattr(torch, name, None)
         if kind is None:
             raise UnsupportedTypeError(f"torch {torch.__version__} has no dtype {name}")

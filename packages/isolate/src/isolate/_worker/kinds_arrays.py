@@ -6,6 +6,7 @@ from typing import Any
 
 from .errors import UnsupportedTypeError, WireError
 from .kinds_standard import wanted
+from .libraries import imported
 from .segments import DTYPE
 
 _FIELD_LIMIT = 1000
@@ -14,13 +15,7 @@ _ITEM_LIMIT = 1 << 20
 
 
 def _numpy() -> Any:
-    try:
-        import numpy
-    except ImportError:
-        raise UnsupportedTypeError(
-            "a value of numpy came and numpy is not installed here; add it to the dependencies, or send float(value)"
-        ) from None
-    return numpy
+    return imported("numpy", "a value of numpy", "add it to the dependencies, or send float(value)")
 
 
 # dtypes

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import inspect
 import os
 import platform
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +84,10 @@ class Worker:
         self._link.close()
         self._threads.close()
         if not self._in_process:
+            if failure is not None:
+                with contextlib.suppress(OSError, ValueError):  # nobody may be left to read it
+                    sys.stderr.write(f"isolate: {''.join(traceback.format_exception(failure))}")
+                    sys.stderr.flush()
             os._exit(0 if failure is None else 1)
         if not self.finished.done():
             self.finished.set_result(None)
