@@ -202,19 +202,34 @@ def shared_load(rehearse: bool) -> list[Row]:
     device, side = ("cpu", 64) if rehearse else ("cuda", 4096)
     model = torch.nn.Sequential(*[torch.nn.Linear(side, side) for _ in range(8)]).eval()
     wait = (lambda: None) if rehearse else torch.cuda.synchronize
-    ref = zerocopy.publish(model)
+    refs = []
+    for number in range(4):  # each a copy of its own on the device
+        model[0].bias.data.fill_(number)
+        refs.append(zerocopy.publish(model))
+    untouched, held = iter(refs), []
 
     def copied() -> None:
         _ = [weight.to(device, copy=True) for weight in model.state_dict().values()]
 
     def loaded() -> None:
-        ref.load(device=device)
+        refs[0].load(device=device)
 
+    def first() -> None:
+        held[:] = [next(untouched).load(device=device, share=True, cached=False)]
+
+    def further() -> None:
+        refs[-1].load(device=device, share=True, cached=False)
+
+    what, peer = f"of 8 layers of {side} x {side} onto {device}", "copy from pageable memory"
     try:
-        times = turns(loaded, copied, wait, 3)
+        rows = [row("zerocopy", f"load {what}", turns(loaded, copied, wait, 3), peer)]
+        rows.append(row("zerocopy", f"first shared load {what}", turns(first, copied, wait, 3), peer))
+        rows.append(row("zerocopy", f"further shared load {what}", turns(further, copied, wait, 3), peer))
     finally:
-        zerocopy.unpublish(ref)
-    return [row("zerocopy", f"load of 8 layers of {side} x {side} onto {device}", times, "copy from pageable memory")]
+        held.clear()
+        for ref in refs:
+            zerocopy.unpublish(ref)
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:

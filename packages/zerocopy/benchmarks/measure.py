@@ -400,10 +400,37 @@ def measure_far(blocks: int) -> dict[str, Any]:
     return {"variant": "far", "copies": sum(size for _, size in mapped) // ref.nbytes}
 
 
+def measure_crowd(many: int, few: int, rounds: int) -> dict[str, Any]:
+    """Measure a publish in a folder with many segments, and in one with few, in turns."""
+    import zerocopy
+    from zerocopy._caretaker_process import SUFFIX
+
+    model = nn.Linear(64, 64)
+    samples: dict[str, list[float]] = {"many": [], "few": []}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
+        folders = {name: Path(root) / name for name in samples}
+        for name, others in (("many", many), ("few", few)):
+            kept = zerocopy.publish(model, name="kept", directory=folders[name], keep=True)
+            content = Path(kept.path).read_bytes()
+            for number in range(others):
+                file = folders[name] / f"kept@{number + 2}-{number:08x}{SUFFIX}"
+                file.write_bytes(content)
+                file.chmod(0o400)
+        for turn in range(rounds + 1):
+            for name in _rotated(list(samples), turn):
+                start = time.thread_time()
+                ref = zerocopy.publish(model, name=f"model-{turn}", directory=folders[name])
+                taken = time.thread_time() - start
+                if turn:  # the first publish of a process in a folder looks at more files
+                    samples[name].append(taken * 1e3)
+                zerocopy.unpublish(ref)
+    return {"samples": samples}
+
+
 def main() -> None:
     """Measure what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("variant", choices=[*variants.VARIANTS, "race", "tasks", "far"])
+    parser.add_argument("variant", choices=[*variants.VARIANTS, "race", "tasks", "far", "crowd"])
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     args = parser.parse_args()
@@ -412,6 +439,8 @@ def main() -> None:
         result = measure_race(args.blocks, min(4, max(args.workers)), 3 if args.blocks == 1 else 7)
     elif args.variant == "tasks":
         result = measure_tasks(30)
+    elif args.variant == "crowd":
+        result = measure_crowd(10_000, 100, 200)
     elif args.variant == "far":
         result = measure_far(2)
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import signal
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -180,6 +182,32 @@ def test_actor_mode_uses_its_workers(ray: Any) -> None:
     seen = [proxy.whoami()[0] for _ in range(4)]
     assert seen[:2] == seen[2:]
     assert len(set(seen)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["task", "actor"])
+def test_a_pipeline_is_used_by_other_workers(mode: str, ray: Any) -> None:
+    """Workers that received a pipeline get its answers, of each of its models, also after workers were killed."""
+    options = {"num_cpus": 0.25} | ({"max_restarts": -1, "max_task_retries": -1} if mode == "actor" else {})
+    original = [Net(4, 4), {"head": Net(4, 4)}]
+    small = zerocopy.rewrite_pipeline(original, mode=mode, methods=("__call__", "whoami"), options=options)
+    inputs = torch.randn(2, 4)
+    wanted = original[1]["head"](original[0](inputs))
+
+    def use(pipeline: Any) -> tuple[torch.Tensor, int]:
+        return pipeline[1]["head"](pipeline[0](inputs)), pipeline[0].whoami()[0]
+
+    asked = ray.remote(use).options(num_cpus=0.25)
+    for _ in range(2):
+        answers = ray.get([asked.remote(small) for _ in range(2)])
+        for answer, process in answers:
+            assert torch.equal(answer, wanted)
+            assert process != os.getpid()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    assert torch.equal(small[1]["head"](small[0](inputs)), wanted)
+    for part in small[0], small[1]["head"]:
+        zerocopy.unpublish(part.ref)
 
 
 def test_call_model_in_a_task(ray: Any, publish: Publish) -> None:

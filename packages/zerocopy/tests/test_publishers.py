@@ -84,6 +84,17 @@ def test_a_canary_that_dies_before_anybody_loads_it(publish: Publish, tmp_path: 
     assert value(live.model) == 3
 
 
+def test_the_current_version_is_removed_by_hand(publish: Publish, tmp_path: Path) -> None:
+    """The name still points to it, and everybody finds the newest version that is there."""
+    first, second = (publish(layer(number), name="net", directory=tmp_path) for number in (1, 2))
+    live, held = zerocopy.follow("net", directory=tmp_path), first.load()
+    Path(second.path).unlink()
+    assert zerocopy.current("net", directory=tmp_path) == first
+    assert zerocopy.follow("net", directory=tmp_path).ref == first
+    assert value(live.model) == 2  # it has this version
+    assert value(held) == 1
+
+
 def test_the_only_holder_is_a_follower(tmp_path: Path, eventually: Any) -> None:
     """When every publisher is gone, a follower's own version goes on, and is found by others."""
     first, _, path = other_publisher(tmp_path, 1)
@@ -202,6 +213,8 @@ def test_a_fork_of_a_reader_is_a_reader(publish: Publish, tmp_path: Path, eventu
         theirs.send("ready")
         theirs.recv()
         theirs.send(value(held[0]))
+        held[0].weight.data.add_(1)
+        theirs.send([entry.name for entry in zerocopy.written(held[0])])
         held.clear()
         theirs.send("dropped")
         theirs.recv()
@@ -218,6 +231,7 @@ def test_a_fork_of_a_reader_is_a_reader(publish: Publish, tmp_path: Path, eventu
     assert info.readers == 1
     ours.send("go on")
     assert ours.recv() == 1
+    assert ours.recv() == ["weight"]
     assert ours.recv() == "dropped"
     assert eventually(lambda: not Path(old.path).exists())
     ours.send("end")

@@ -157,6 +157,38 @@ def test_code_travels_by_content(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["task", "actor"])
+def test_code_travels_to_ray_workers(mode: str, ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewritten pipeline runs in workers that lack the modules, and only where that is allowed."""
+    package = tmp_path / "modules" / "transformers_modules" / "tiny" / f"for_{mode}"
+    package.mkdir(parents=True)
+    (package / "squash.py").write_text("import torch\n\nsquash = torch.tanh\n")
+    (package / "modeling_tiny.py").write_text(PLAIN.replace("FLAG", repr(str(tmp_path / "flag"))))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    before = set(sys.modules)
+    options = {"num_cpus": 0.5}
+    try:
+        model = importlib.import_module(f"transformers_modules.tiny.for_{mode}.modeling_tiny").TinyModel()
+        (tmp_path / "flag").unlink()
+        with pytest.raises(RemoteCodeError, match="trust_remote_code=True here"):
+            zerocopy.rewrite_pipeline([model], mode=mode, options=options)
+        (pipe,) = zerocopy.rewrite_pipeline([model], mode=mode, options=options, trust_remote_code=True)
+        inputs = torch.ones(1, 16)
+        assert not (tmp_path / "flag").exists()
+        assert torch.equal(pipe(inputs), model(inputs))
+        assert (tmp_path / "flag").exists()  # the code ran in the worker
+        asked = ray.remote(lambda part: part(inputs)).options(**options)
+        assert torch.equal(ray.get(asked.remote(pipe)), model(inputs))  # from a worker that has the pipeline
+        with pytest.raises(RemoteCodeError, match="nothing of it was run"):
+            ray.get(ray.remote(zerocopy.call_model).remote(pipe.ref, "__call__", (inputs,)))
+        zerocopy.unpublish(pipe.ref)
+    finally:
+        for each in set(sys.modules) - before:
+            if each.startswith(("transformers_modules", "zerocopy_remote_")):
+                del sys.modules[each]
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_transformers(
     tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch, fresh_python: Any
 ) -> None:

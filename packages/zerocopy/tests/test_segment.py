@@ -45,6 +45,19 @@ def test_truncated_segment(keep: float, simple_model: nn.Module, publish: Publis
         ref.load()
 
 
+@pytest.mark.parametrize("by", [-1, -5000, 1, 5000])
+def test_another_length_and_the_same_time(by: int, simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+    """A tool that restores times does not hide that a file lost its end or grew."""
+    ref = publish(simple_model, directory=tmp_path)
+    status = os.stat(ref.path)
+    os.chmod(ref.path, 0o600)
+    os.truncate(ref.path, status.st_size + by)
+    os.chmod(ref.path, 0o400)
+    os.utime(ref.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(CorruptSegmentError, match=f"{Path(ref.path).name} has .* bytes instead of"):
+        ref.load()
+
+
 @pytest.mark.parametrize("offset", [0, 8, 20, 70, 100, 200, 900, -5000, -1], ids=str)
 def test_altered_segment(offset: int, simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """One changed byte anywhere, in header, manifest, skeleton or weights, is found at open."""

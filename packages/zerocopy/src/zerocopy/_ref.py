@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zerocopy._device.loading import move
+from zerocopy._device.memory import refuse_forked, require_cuda
 from zerocopy._directory import memory_prefix, names, segments
 from zerocopy._flatten import rebuild
 from zerocopy._lease import close
@@ -33,7 +35,7 @@ from zerocopy.errors import (
 )
 
 _lock = threading.RLock()
-_loaded: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[str, str, bool], Any] = weakref.WeakValueDictionary()
 
 
 def _after_fork() -> None:
@@ -121,13 +123,23 @@ class ModelRef:
             raise ValueError("the JSON of a reference is an object")
         return cls.from_dict(fields)
 
-    def load(self, *, device: str | torch.device = "cpu", cached: bool = True, trust_remote_code: bool = False) -> Any:
+    def load(
+        self,
+        *,
+        device: str | torch.device = "cpu",
+        share: bool = False,
+        cached: bool = True,
+        trust_remote_code: bool = False,
+    ) -> Any:
         """Return the model with its weights mapped from the segment, without copying them.
 
         A write to a weight stays in this process, and `zerocopy.written` lists it.
 
         Args:
             device: Where the weights should be. Any device but "cpu" gets a copy.
+            share: On a CUDA device, use one copy for all processes of this user that load with `share=True`: the first
+                one makes and checks it, and it goes with the last. For inference: where the driver protects the copy, a
+                write to a shared weight is an error of CUDA, and elsewhere it reaches the other processes.
             cached: Return the model that this process loaded before, if it still exists. False makes another one, over
                 a mapping of its own.
             trust_remote_code: Run the code that the model takes along from its checkpoint, if it does.
@@ -140,20 +152,34 @@ class ModelRef:
             CorruptSegmentError: Its file was truncated or altered.
             UntrustedPathError: Its file belongs to another user, or others can write it.
             RemoteCodeError: It takes code along, and this is not allowed. Nothing of it was run.
+            DeviceUnavailableError: The device cannot be used in this process, or cannot share.
+            NoSpaceError: The device has too little memory for the shared copy.
+            TypeError: The model has no method `to`, by which a model moves to a device.
         """
         place = _place(device)
-        key = self.digest, str(place)
+        share = share and place.type != "cpu"  # where it always is
+        key = self.digest, str(place), share
+        if place.type == "cuda":
+            refuse_forked()
         with _lock:
             model = _loaded.get(key) if cached else None
             if model is None:
-                on_cpu = place.type == "cpu"
-                model = _build(self, on_cpu=on_cpu, trust_remote_code=trust_remote_code)
-                if not on_cpu:
-                    with neutral():
-                        model = model.to(place)
+                model = self._load(place, share, trust_remote_code)
                 if cached and isinstance(model, nn.Module):
                     _loaded[key] = model
         return model
+
+    def _load(self, place: torch.device, share: bool, trust_remote_code: bool) -> Any:
+        on_cpu = place.type == "cpu"
+        if share:
+            require_cuda(place)
+        model, mappings = _build(self, on_cpu=on_cpu, ahead=not share, trust_remote_code=trust_remote_code)
+        if on_cpu:
+            return model
+        if not hasattr(model, "to"):
+            raise TypeError(f"a {type(model).__name__} has no method `to`: load it onto the CPU and move its parts")
+        with neutral():
+            return move(model, place, mappings) if share else model.to(place)
 
     @contextmanager
     def on_this_node(self) -> Iterator[ModelRef]:
@@ -264,7 +290,8 @@ def _check_bases(delta: Mapped, bases: Sequence[Mapped]) -> None:
             raise CorruptSegmentError(f"{delta.path} needs bytes that {bases[block.base].path} does not hold")
 
 
-def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
+def _build(ref: ModelRef, *, on_cpu: bool, ahead: bool, trust_remote_code: bool) -> tuple[Any, list[Mapped]]:
+    """Return the model over mappings of its segments, and the mappings."""
     mapping = _map(ref)
     manifest = mapping.manifest
     if manifest.digest != ref.digest:
@@ -288,6 +315,6 @@ def _build(ref: ModelRef, *, on_cpu: bool, trust_remote_code: bool) -> Any:
     for index, each in enumerate((mapping, *bases)):
         here = index - 1 if index else None
         each.used = [block for block in manifest.blocks if block.base == here] if bases else manifest.blocks
-        if each.file.startswith(memory_prefix()):  # from a disk, only the used pages should be read
-            each.read_ahead()
-    return model
+        if ahead and each.file.startswith(memory_prefix()):
+            each.read_ahead()  # from a disk, only the used pages should be read
+    return model, [mapping, *bases]

@@ -39,6 +39,9 @@ try:
     tensor_subclass = attrgetter("_make_subclass")(torch.Tensor)
     _inject_new_class = attrgetter("_inject_new_class")(parametrize)
     _inject_property = attrgetter("_inject_property")(parametrize)
+    # Returns whether this process was forked from one that uses CUDA.
+    cuda_was_forked: Callable[[], bool] = attrgetter("_is_in_bad_fork")(torch.cuda)
+    copy_operator = attrgetter("_to_copy.default")(torch.ops.aten)  # by which `to` copies a tensor
     _SCHEMA(torch.ops.aten.add.Tensor)
     _CDATA(torch.empty(0).untyped_storage())
 except (ImportError, AttributeError) as error:
@@ -50,6 +53,8 @@ __all__ = [
     "UninitializedTensorMixin",
     "buffers_of",
     "children_of",
+    "copy_operator",
+    "cuda_was_forked",
     "inject_parametrizations",
     "is_neutral",
     "is_traceable_wrapper_subclass",

@@ -19,6 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zerocopy._arrays import span
+from zerocopy._device.memory import copy_at
 from zerocopy._origin import origin_of
 from zerocopy._segment.mapping import Mapping, mapping_at
 from zerocopy._torch_private import TorchDispatchMode, is_traceable_wrapper_subclass, schema_of
@@ -132,6 +133,22 @@ def written(model: Any) -> tuple[Written, ...]:
     return tuple(found)
 
 
+def is_private(tensor: torch.Tensor) -> bool:
+    """Return whether this process has written to the published bytes of a tensor."""
+    home = _home(tensor)
+    if home is None:
+        return False
+    first, last = (place - home.address for place in _span(tensor))
+    start = first // PAGE * PAGE
+    own = private_pages("self", home.address + start, last - start)
+    return (own is None or bool(own.any())) and bool(_differing(home, first, last - first))
+
+
+def _on_device(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor lies in a copy on a device that processes share."""
+    return not _has_parts(tensor) and tensor.device.type != "meta" and copy_at(tensor.data_ptr()) is not None
+
+
 def _has_parts(obj: object) -> bool:
     """Return whether a tensor consists of other tensors, which are looked at themselves."""
     return isinstance(obj, torch.Tensor) and is_traceable_wrapper_subclass(obj)
@@ -204,7 +221,7 @@ class strict:  # a context manager that reads as a word: with strict(model)
         for path, obj in walk(model):
             if isinstance(obj, np.ndarray) and obj.flags.writeable and _home(obj) is not None:
                 self._arrays[path] = obj
-            if isinstance(obj, torch.Tensor) and obj.numel() and _home(obj) is not None:
+            if isinstance(obj, torch.Tensor) and obj.numel() and (_home(obj) is not None or _on_device(obj)):
                 storage = obj.untyped_storage()
                 spans.setdefault(storage.data_ptr(), (storage.data_ptr() + storage.nbytes(), path))
         guard = _Guard(spans)

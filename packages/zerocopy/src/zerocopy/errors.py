@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointMismatchError",
     "CorruptSegmentError",
+    "DeviceUnavailableError",
     "MethodNotAllowedError",
     "MissingExtraError",
     "NoSpaceError",
@@ -120,6 +121,14 @@ class OtherBuildError(ZerocopyError, ValueError):
     """A name is shared from another build or checkpoint than the one that was given.
 
     Use another name, or give every worker the same build and checkpoint.
+    """
+
+
+class DeviceUnavailableError(ZerocopyError, RuntimeError):
+    """A GPU cannot be used from this process, or cannot share a copy of the weights.
+
+    In a process that was forked from one that uses CUDA, start workers by spawn. Where the message says that the
+    device cannot share, load without `share=True`.
     """
 
 
