@@ -177,8 +177,8 @@ class TestSizes:
         assert report.bytes_before / report.bytes_after < 1.1
 
     def test_layers_of_other_classes_are_listed(self) -> None:
-        """A Linear with a forward of its own, or with a parametrization, is not touched, and the report says so."""
-        model = nn.Sequential(Own(16, 16), nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)))
+        """A Linear with a forward of its own, or a parametrized layer of another class, stays and is listed."""
+        model = nn.Sequential(Own(16, 16), nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(16, 16, 3)))
         _, report = ternary.quantize(model, TERNARY)
         assert not report.layers
         reasons = {u.name: u.why for u in report.untouched}

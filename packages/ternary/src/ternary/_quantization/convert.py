@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ternary._options import QuantizerOptions
 from ternary._quantization.calibration import fit_to_inputs, reestimate_batch_norm
-from ternary._quantization.modules import TERNARY_FORMS, names_of, replaced, weight_of, workable_copy
+from ternary._quantization.modules import TERNARY_FORMS, computes_weight, names_of, replaced, weight_of, workable_copy
 from ternary._quantization.probe import Use, probe, read_in_source
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary._quantization.report import LayerReport, Report, report_of, untouched_parameters
@@ -35,8 +35,11 @@ def quantize(  # long because its documentation counts too
 
     Args:
         model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered, and the transposed linear
-            layers of GPT-2 (Conv1D of transformers), which become Linear. A layer used in two places stays one layer.
-            Of layers that share one weight, the later ones get the precision of the first, unless a rule names them.
+            layers of GPT-2 (Conv1D of transformers), which become Linear. Experts of transformers that are fused in one
+            parameter become a Linear each (`ternary.nn.SeparateExperts`), its BitNet layers become ternary layers with
+            the same weight, and a parametrized weight becomes the weight that it is now. A layer used in two places
+            stays one layer. Of layers that share one weight, the later ones get the precision of the first, unless a
+            rule names them.
         recipe: How; by default TWN per channel, int8 at both ends and for depthwise convolutions.
         calibration: Batches: tensors, tuples of inputs, or mappings of named inputs.
 
@@ -56,8 +59,9 @@ def quantize(  # long because its documentation counts too
         ['int8', 'ternary', 'int8']
     """
     recipe = recipe or Recipe()
-    plan = plan_precisions(model, recipe)
     made = workable_copy(model)
+    plan = plan_precisions(made, recipe)
+    folded = {name for name, layer in model.named_modules() if computes_weight(layer)}
     batches = list(calibration) if calibration is not None else []
     uses = probe(made, batches, plan) if batches else {}
     in_source = set() if batches else read_in_source(made)
@@ -74,6 +78,7 @@ def quantize(  # long because its documentation counts too
         new = convert(layer, precision, recipe, None if earlier is not None else _power(layer, use))
         if isinstance(new, TernaryWeight) and isinstance(earlier, TernaryWeight):
             _tie(new, earlier)
+        note = note or ("the weight that it computed became its own" if name in folded else "")
         report = report_of(name, layer, new, precision, earlier is not None)
         reports.append(replace(report, note=note, outlier=1.0 if use is None else use.outlier))
         counted.setdefault(id(weight), new)

@@ -81,7 +81,11 @@ class Report:
             kept = sum(u.bytes for u in self.untouched)
             rows.append(f"{'other parameters':40} {'float':9} {'':7} {'':6} {kept:11,} {kept:11,}")
             biggest = sorted(self.untouched, key=lambda u: -u.bytes)[:5]
-            rows += [f"  {u.name}: {u.bytes:,} bytes, {u.why}" for u in biggest if u.bytes > self.bytes_before // 100]
+            rows += [
+                f"  {u.name}: {u.bytes:,} bytes ({u.bytes / self.bytes_before:.0%} of the model), {u.why}"
+                for u in biggest
+                if u.bytes > self.bytes_before // 100
+            ]
         ratio = self.bytes_before / max(1, self.bytes_after)
         rows.append(f"{'total':40} {'':9} {'':7} {'':6} {self.bytes_before:11,} {self.bytes_after:11,}  {ratio:.1f}x")
         return "\n".join(rows)
@@ -131,7 +135,7 @@ def untouched_parameters(model: nn.Module, looked_at: Mapping[str, object]) -> t
 def _why_untouched(owner: nn.Module, parameter: Tensor) -> str:
     kind = type(owner).__name__
     if hasattr(owner, "parametrizations") or kind == "ParametrizationList":
-        return "its layer is parametrized, so its weight is computed at each call"
+        return "its layer has no ternary form, and is parametrized"
     if parameter.dim() < 2:
         return f"a vector of {kind}"
     if parameter.dim() == 3 and not isinstance(owner, nn.Conv1d):

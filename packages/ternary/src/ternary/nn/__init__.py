@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ternary._language.divisible import make_divisible
+from ternary.nn._experts import SeparateExperts
 from ternary.nn._layers import (
     TernaryConv1d,
     TernaryConv2d,
@@ -18,6 +19,7 @@ from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 __all__ = [
     "Int8Conv2d",
     "Int8Linear",
+    "SeparateExperts",
     "TernaryConv1d",
     "TernaryConv2d",
     "TernaryEmbedding",
