@@ -33,6 +33,9 @@ class Recipe(QuantizerOptions):
         depthwise: Precision of depthwise convolutions.
         embeddings: Precision of embeddings.
         otherwise: Precision of all other layers.
+        outliers: What happens to a layer some of whose input channels are much larger than the others, if there is
+            calibration data. 'auto' keeps these channels float, or the layer, where that lowers its error enough; the
+            report says so. 'keep' only reports them.
 
     Example:
         >>> import ternary
@@ -45,6 +48,12 @@ class Recipe(QuantizerOptions):
     depthwise: Precision = "int8"
     embeddings: Precision = "float"
     otherwise: Precision = "ternary"
+    outliers: Literal["auto", "keep"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        QuantizerOptions.__post_init__(self)
+        require_choice("outliers", self.outliers, ("auto", "keep"))
 
     def options(self) -> QuantizerOptions:
         """Return the options of the ternary layers."""

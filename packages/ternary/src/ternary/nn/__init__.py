@@ -12,11 +12,13 @@ from ternary.nn._layers import (
     TernaryWeight,
     ternary_layers,
 )
+from ternary.nn._outliers import FloatChannels
 from ternary.nn._quantizers import absmean, fake_int8, fixed, sparse, stochastic, ternarize, twn
 from ternary.nn._rotary import rotary
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 __all__ = [
+    "FloatChannels",
     "Int8Conv2d",
     "Int8Linear",
     "SeparateExperts",
