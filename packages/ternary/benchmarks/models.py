@@ -244,7 +244,7 @@ def page(known: dict[str, Any]) -> str:
         "medians of runs that took turns. Networks that `ternary.runtime.fuse` finds chains in ran fused. `reloads`",
         "says whether the network that is read from its file answers the same.",
         "",
-        "| network | float | packed | ratio | float file | packed file | reloads | not exported to |",
+        "| network | float | packed | ratio | float file | packed file | reloads | formats written |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for network in networks:
@@ -254,13 +254,14 @@ def page(known: dict[str, Any]) -> str:
         size = next(r for r in network["rows"] if r["metric"].endswith(": whole model"))
         reloads = next(r for r in network["rows"] if r["metric"].endswith(": reloads equal"))["holds"]
         answers = "equal" if reloads else "NO"
-        missing = ", ".join(line.partition(":")[0] for line in network["failed"]) or "-"
+        written = next(r for r in network["rows"] if r["metric"].endswith(": formats written"))
+        formats = f"{written['value']} {written['unit']}"
         lines.append(
             f"| {network['name']} | {timed['peer_value']:.1f} ms | {timed['value']:.1f} ms | {timed['ratio']:.2f} "
-            f"| {size['peer_value'] / 1e6:.1f} MB | {size['value'] / 1e6:.1f} MB | {answers} | {missing} |"
+            f"| {size['peer_value'] / 1e6:.1f} MB | {size['value'] / 1e6:.1f} MB | {answers} | {formats} |"
         )
     if any(network["failed"] for network in networks):
-        lines += ["", "Why a format is missing:", ""]
+        lines += ["", "Formats that were not written, and why:", ""]
         lines += [f"- {network['name']}, {line}" for network in networks for line in network["failed"]]
     return "\n".join([*lines, "", f"Median ratio {middle['value']:.2f}, largest {max(middle['samples']):.2f}."]) + "\n"
 

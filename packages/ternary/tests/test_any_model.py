@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 import ternary
+from ternary.export import export
 from ternary.nn import SeparateExperts, TernaryLinear
 
 transformers = pytest.importorskip("transformers")
@@ -204,3 +206,22 @@ def test_a_subclass_that_computes_the_same_is_a_layer() -> None:
     _, report = ternary.quantize(nn.Sequential(Zeros(16, 16), Counts()))
     assert [r.name for r in report.layers] == ["0"]
     assert "1.weight" in {u.name for u in report.untouched}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("mixtral", marks=pytest.mark.slow), "bert"])
+def test_models_that_answer_with_a_dictionary_are_written_for_torch(kind: str, tmp_path: Path) -> None:
+    """An exported program and TorchScript return what the packed model does, experts and all."""
+    if kind == "bert":
+        sizes = {k: SMALL[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+        model: nn.Module = transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=48)).eval()
+    else:
+        model = mixture(kind)
+    made, _ = ternary.quantize(model)
+    export(made, tmp_path, ["torchscript", "pt2"], example=TOKENS, name="model")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript
+        wanted = next(iter(ternary.pack(made)(input_ids=TOKENS).values()))
+        scripted = next(iter(torch.jit.load(tmp_path / "model.ts")(TOKENS).values()))
+        program = next(iter(torch.export.load(tmp_path / "model.pt2").module()(TOKENS).values()))
+    assert torch.allclose(scripted, wanted, atol=1e-4)
+    assert torch.allclose(program, wanted, atol=1e-4)
