@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -32,6 +33,12 @@ FLAGS = [
 ]
 
 
+def digest(root: Path) -> str:
+    """Return what the core says of its sources, by the package's own rule."""
+    found: str = runpy.run_path(str(root / "src/ternary/_sources.py"))["digest"](root / "src/ternary")
+    return found
+
+
 def compilers() -> list[list[str]]:
     """Commands to try: the one that the user names, the one that built this Python, the usual ones."""
     named = [os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc", "gcc", "clang"]
@@ -42,7 +49,8 @@ def compilers() -> list[list[str]]:
 def compile_core(root: Path, core: Path) -> str | None:
     """Compile the core into a file; return None on success, else the reason for the failure."""
     sources = sorted(root.glob(SOURCES))
-    if core.exists() and core.stat().st_mtime >= max(file.stat().st_mtime for file in sources):
+    built_from = digest(root)
+    if core.exists() and built_from.encode() in core.read_bytes():
         return None
     units = [str(file) for file in sources if file.suffix == ".c"]
     why = "no C compiler found"
@@ -50,7 +58,8 @@ def compile_core(root: Path, core: Path) -> str | None:
         # To a name of its own and moved: a running process keeps the library that it has mapped.
         built = core.with_suffix(f".{os.getpid()}.tmp")
         try:
-            run = [*command, *FLAGS, "-I", str(root / HEADERS), "-o", str(built), *units, "-lm"]
+            flags = [*FLAGS, f'-DSOURCES="{built_from}"', "-I", str(root / HEADERS)]
+            run = [*command, *flags, "-o", str(built), *units, "-lm"]
             done = subprocess.run(run, capture_output=True, text=True, timeout=300)
             if done.returncode == 0:
                 os.replace(built, core)

@@ -1,22 +1,32 @@
 """Thirty networks of other libraries, random weights: quantized, packed, saved, loaded, exported and timed.
 
-Not part of a run of everything: `python benchmarks/bench.py --only models`. Networks of torchvision and timm need
-`pip install --no-deps --target FOLDER torchvision timm` and PYTHONPATH=FOLDER. A network whose library is missing is a
-row without a value.
+    python benchmarks/models.py [--only NAME …] [--quick] [--clock cpu] [--publish]
+
+Each network runs in a process of its own, on one thread. `--publish` merges the run into models.json and writes the
+table docs/networks.md from it. `python benchmarks/bench.py --only models` runs all of them as rows of the benchmark.
+
+Networks of torchvision and timm need `pip install --no-deps --target FOLDER torchvision timm` and PYTHONPATH=FOLDER. A
+network whose library is missing is a row without a value.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleaved, row
+from measure import interleaved, machine, row, versions
 from torch import Tensor, nn
 
 import ternary
@@ -25,6 +35,8 @@ from ternary.runtime import fuse
 
 Row = dict[str, Any]
 Clock = Callable[[], float]
+HERE = Path(__file__).parent
+PUBLISHED, PAGE = HERE / "models.json", HERE.parent / "docs" / "networks.md"
 
 TORCHVISION = (
     *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0"),
@@ -63,6 +75,8 @@ def _pictures(library: str, name: str) -> tuple[nn.Module, dict[str, Any] | Tens
 
 def _language(name: str) -> tuple[nn.Module, dict[str, Any] | Tensor]:
     """A small network of transformers, two or four layers of width 256."""
+    with suppress(ImportError):  # transformers imports it where it is there
+        _torchvision()
     import transformers as t
 
     width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -144,14 +158,14 @@ def _exports(quantized: nn.Module, given: dict[str, Any] | Tensor, folder: Path,
     return failed
 
 
-def one(name: str, quick: bool, clock: Clock) -> list[Row]:
-    """The rows of one network."""
+def one(name: str, quick: bool, clock: Clock) -> tuple[list[Row], list[str]]:
+    """The rows of one network, and the formats that it could not be written to, with reasons."""
     metric = f"{name}, batch 1"
     try:
         torch.manual_seed(0)
         model, given = NETWORKS[name]()
     except ImportError:
-        return [row(metric, "ms", None, "torch fp32", None, 1.0)]
+        return [row(metric, "ms", None, "torch fp32", None, 1.0)], []
     model.eval()
     # Pictures of noise would leave nothing of the statistics of batch normalization: those networks are not calibrated.
     quantized, report = ternary.quantize(model, calibration=[given] if isinstance(given, dict) else None)
@@ -162,14 +176,12 @@ def one(name: str, quick: bool, clock: Clock) -> list[Row]:
         if isinstance(given, Tensor):
             fused = fuse(packed, given)
             runs["fused"] = lambda: _answer(fused, given)
-    timings = interleaved(runs, 1.5 if quick else 4, 3 if quick else 5, clock)
+    timings = interleaved(runs, 1.5 if quick else 4, 3 if quick else 7, clock)
     best = "fused" if "fused" in runs else "packed"
+    formats = ("safetensors", "base3", "gguf") if quick else tuple(FORMATS)
     with tempfile.TemporaryDirectory() as folder:
         equal = _reloads(quantized, given, Path(folder))
-        formats = ("safetensors", "base3", "gguf") if quick else tuple(FORMATS)
         failed = _exports(quantized, given, Path(folder), formats)
-    for line in failed:
-        print(f"{name}: {line}")
     found = [row(f"{name}: reloads equal", "of 1", int(equal), target=1.0, better="higher")]
     found.append(row(f"{name}: formats written", f"of {len(formats)}", len(formats) - len(failed), better="higher"))
     found.append(row(f"{name}: whole model", "bytes", report.bytes_after, "fp32", report.bytes_before))
@@ -178,15 +190,120 @@ def one(name: str, quick: bool, clock: Clock) -> list[Row]:
         label = metric if contender == best else f"{metric}, {contender}"
         took, plain = timings.median(contender), timings.median("torch fp32")
         found.append(row(label, "ms", took, "torch fp32", plain, judged, samples=timings.samples[contender]))
-    return found
+    return found, failed
 
 
-def rows(quick: bool, clock: Clock = time.perf_counter, only: str = "") -> list[Row]:
-    """All networks whose name holds `only`."""
+def measure(name: str, quick: bool, clock: Clock) -> dict[str, Any]:
+    """Run one network on one thread."""
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found: list[Row] = []
     with torch.inference_mode(False), torch.no_grad():
-        for name in NETWORKS:
-            if only in name:
-                found += one(name, quick, clock)
-    return found
+        found, failed = one(name, quick, clock)
+    return {"name": name, "rows": found, "failed": failed}
+
+
+def rows(quick: bool, clock: Clock = time.perf_counter) -> list[Row]:
+    """All networks, one after the other in this process, and the median of their ratios."""
+    found: list[Row] = []
+    for name in NETWORKS:
+        network = measure(name, quick, clock)
+        found += network["rows"]
+        for line in network["failed"]:
+            print(f"{name}: {line}")
+    return [*found, summary(found)]
+
+
+def summary(found: list[Row]) -> Row:
+    """The median of all networks' times over torch's."""
+    ratios = [r["ratio"] for r in found if r["target"] and r["ratio"] and r["unit"] == "ms"]
+    middle = statistics.median(ratios) if ratios else None
+    return row("thirty networks: median of packed over torch fp32", "ratio", middle, target=0.6, samples=ratios)
+
+
+def publish(networks: list[dict[str, Any]]) -> None:
+    """Merge a run into the published file, and write the table of what it now holds."""
+    known = json.loads(PUBLISHED.read_text(encoding="utf-8")) if PUBLISHED.exists() else {"networks": {}}
+    known["machine"], known["versions"] = machine(), versions()
+    known["networks"] |= {network["name"]: network for network in networks}
+    known["networks"] = {name: known["networks"][name] for name in NETWORKS if name in known["networks"]}
+    PUBLISHED.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(known), encoding="utf-8")
+
+
+def page(known: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    networks = list(known["networks"].values())
+    middle = summary([r for network in networks for r in network["rows"]])
+    of = known["machine"]
+    lines = [
+        "# Thirty networks",
+        "",
+        "Networks of torchvision and timm at 224 x 224, and small ones of transformers, with random weights: quantized",
+        "by the default recipe, packed, saved, loaded and exported. `benchmarks/models.py --publish` writes this page.",
+        f"Batch 1, one thread of {of['cpu']} ({of['kernel']}), torch {known['versions']['torch']};",
+        "medians of runs that took turns. Networks that `ternary.runtime.fuse` finds chains in ran fused. `reloads`",
+        "says whether the network that is read from its file answers the same.",
+        "",
+        "| network | float | packed | ratio | float file | packed file | reloads | formats written |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for network in networks:
+        timed = next(r for r in network["rows"] if r["metric"] == f"{network['name']}, batch 1")
+        if timed["value"] is None:
+            continue
+        size = next(r for r in network["rows"] if r["metric"].endswith(": whole model"))
+        reloads = next(r for r in network["rows"] if r["metric"].endswith(": reloads equal"))["holds"]
+        answers = "equal" if reloads else "NO"
+        written = next(r for r in network["rows"] if r["metric"].endswith(": formats written"))
+        formats = f"{written['value']} {written['unit']}"
+        lines.append(
+            f"| {network['name']} | {timed['peer_value']:.1f} ms | {timed['value']:.1f} ms | {timed['ratio']:.2f} "
+            f"| {size['peer_value'] / 1e6:.1f} MB | {size['value'] / 1e6:.1f} MB | {answers} | {formats} |"
+        )
+    if any(network["failed"] for network in networks):
+        lines += ["", "Formats that were not written, and why:", ""]
+        lines += [f"- {network['name']}, {line}" for network in networks for line in network["failed"]]
+    return "\n".join([*lines, "", f"Median ratio {middle['value']:.2f}, largest {max(middle['samples']):.2f}."]) + "\n"
+
+
+def main() -> None:
+    """Measure, or be the process of one network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="a network by a part of its name; again for more"
+    )
+    parser.add_argument("--quick", action="store_true", help="shorter timings, three formats")
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, on a busy machine"
+    )
+    parser.add_argument("--publish", action="store_true", help="merge the run into models.json and docs/networks.md")
+    parser.add_argument("--child", choices=NETWORKS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        clock = time.thread_time if args.clock == "cpu" else time.perf_counter
+        print("\n" + json.dumps(measure(args.child, args.quick, clock)))
+        return
+    given = ["--clock", args.clock, *(["--quick"] if args.quick else [])]
+    for name in NETWORKS:
+        if args.only and not any(part in name for part in args.only):
+            continue
+        command = [sys.executable, __file__, *given, "--child", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{name}: {done.stderr[-2000:]}", file=sys.stderr, flush=True)
+            continue
+        network = json.loads(done.stdout.splitlines()[-1])
+        for r in network["rows"]:
+            ratio = "" if r["ratio"] is None else f"{r['ratio']:.3f} of {r['peer']}"
+            print(
+                f"{r['metric']:55} {r['value']} {r['unit']} {ratio} {'' if r['holds'] is None else r['holds']}",
+                flush=True,
+            )
+        for line in network["failed"]:
+            print(f"{name}: {line}", flush=True)
+        if args.publish:
+            publish([network])
+
+
+if __name__ == "__main__":
+    main()

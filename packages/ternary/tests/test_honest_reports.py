@@ -12,6 +12,8 @@ from torch.nn import functional
 
 import ternary
 from ternary._quantization.probe import probe, read_in_source
+from ternary._quantization.recipe import Precision
+from ternary.nn import FloatChannels
 
 TERNARY = ternary.Recipe(ends="ternary", embeddings="ternary")
 
@@ -177,8 +179,8 @@ class TestSizes:
         assert report.bytes_before / report.bytes_after < 1.1
 
     def test_layers_of_other_classes_are_listed(self) -> None:
-        """A Linear with a forward of its own, or with a parametrization, is not touched, and the report says so."""
-        model = nn.Sequential(Own(16, 16), nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)))
+        """A Linear with a forward of its own, or a parametrized layer of another class, stays and is listed."""
+        model = nn.Sequential(Own(16, 16), nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(16, 16, 3)))
         _, report = ternary.quantize(model, TERNARY)
         assert not report.layers
         reasons = {u.name: u.why for u in report.untouched}
@@ -186,15 +188,110 @@ class TestSizes:
         assert "parametrized" in reasons["1.parametrizations.weight.original1"]
 
 
+class Channels(nn.Module):
+    """Layers of which one input channel can be made larger; with `balanced`, their weights for it are smaller."""
+
+    def __init__(self, kind: str, factor: float, balanced: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 48) if kind == "linear" else nn.Conv2d(64, 48, 3, padding=1)
+        self.last = nn.Linear(48, 8)
+        self.factor = factor
+        if balanced:
+            with torch.no_grad():
+                self.layer.weight[:, 5] /= factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Both layers, the mean of a picture between them."""
+        sizes = torch.ones(64)
+        sizes[5] = self.factor
+        x = self.layer(x * sizes.reshape([-1] + [1] * (x.dim() - 2)))
+        return self.last(x.mean((2, 3)) if x.dim() == 4 else x)
+
+    def data(self) -> torch.Tensor:
+        """Inputs of a normal distribution."""
+        return torch.randn(256, 64) if isinstance(self.layer, nn.Linear) else torch.randn(4, 64, 8, 8)
+
+
+def error_of(made: nn.Module, model: nn.Module, x: torch.Tensor) -> float:
+    """The relative error of the first layer as it runs packed."""
+    seen: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, net in (("wanted", model), ("got", ternary.pack(made))):
+            handle = net.layer.register_forward_hook(lambda m, i, o, n=name: seen.update({n: o}))
+            net(x)
+            handle.remove()
+    return float((seen["got"] - seen["wanted"]).norm() / seen["wanted"].norm())
+
+
 class TestOutliers:
-    """A channel that drowns the others is named."""
+    """A channel that drowns the others is measured, and kept float where the error says so."""
 
     @pytest.mark.parametrize("factor", [1.0, 100.0, 1000.0])
     def test_the_report_warns(self, factor: float) -> None:
-        """The ratio is measured at calibration, and a large one gets a note with remedies."""
+        """The ratio is measured at calibration; a recipe that keeps 8 bits gets a note with remedies."""
         x = torch.randn(256, 32)
         x[:, 5] *= factor
-        _, report = ternary.quantize(nn.Linear(32, 32), calibration=[x])
+        _, report = ternary.quantize(nn.Linear(32, 32), ternary.Recipe(outliers="keep"), calibration=[x])
         (layer,) = report.layers
         assert layer.outlier == pytest.approx(factor, rel=0.6)
         assert ("keep this layer float" in layer.note) == (factor > 50)
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+    @pytest.mark.parametrize("precision", ["ternary", "int8"])
+    @pytest.mark.parametrize("kind", ["linear", "convolution"])
+    @pytest.mark.parametrize("factor", [100.0, 1000.0])
+    def test_it_costs_nothing(self, factor: float, kind: str, precision: Precision, tmp_path: Path) -> None:
+        """The layer is as good as without the outlier; the network is saved, loaded, copied and scripted with it."""
+        torch.manual_seed(0)
+        rules = (("layer", precision), ("last", "ternary"))
+        usual = Channels(kind, 1.0, balanced=True)
+        x = usual.data()
+        plain, _ = ternary.quantize(usual, ternary.Recipe(rules=rules), calibration=[x])
+        usual_error = error_of(plain, usual, x)
+        model = Channels(kind, factor, balanced=True)
+        model.load_state_dict(usual.state_dict())
+        with torch.no_grad():
+            model.layer.weight[:, 5] /= factor
+        kept, _ = ternary.quantize(model, ternary.Recipe(rules=rules, outliers="keep"), calibration=[x])
+        assert error_of(kept, model, x) > usual_error + 0.05
+        made, report = ternary.quantize(model, ternary.Recipe(rules=rules), calibration=[x])
+        assert isinstance(made.layer, FloatChannels)
+        assert made.layer.channels.tolist() == [5]
+        assert error_of(made, model, x) < usual_error * 1.05 + 0.01
+        assert "1 input channel kept float, which lowers the error from" in str(report)
+        assert report.bytes_before == sum(p.nbytes for p in model.parameters())
+        assert made.layer.weight.shape == model.layer.weight.shape
+        assert torch.allclose(made.layer.weight[:, 5] * 1.0, model.layer.weight[:, 5])
+        ternary.save(made, tmp_path / "model.safetensors")
+        packed = ternary.pack(made)
+        again = ternary.load(tmp_path / "model.safetensors", with_other_weights(made), packed=True)
+        assert torch.allclose(again(x), packed(x), atol=1e-4)
+        scripted = torch.jit.script(packed.layer)
+        given = x * 1.0
+        assert torch.allclose(scripted(given), packed.layer(given), atol=1e-5)
+
+    def test_where_the_weights_are_not_smaller(self) -> None:
+        """The large channel makes most of the result: float weights for it lower the error of the weights too."""
+        model = Channels("linear", 1000.0, balanced=False)
+        x = model.data()
+        made, _ = ternary.quantize(model, ternary.Recipe(rules=(("*", "ternary"),)), calibration=[x])
+        assert error_of(made, model, x) < 0.02
+
+    def test_many_large_channels_keep_the_layer_float(self) -> None:
+        """Half of the channels cannot stay float at little cost; the layer does, and the report says why."""
+        torch.manual_seed(0)
+        layer, x = nn.Linear(64, 48), torch.randn(64, 64) * torch.logspace(0, 6, 64)
+        with torch.no_grad():
+            layer.weight /= torch.logspace(0, 6, 64)
+        _, report = ternary.quantize(layer, calibration=[x])
+        assert [r.precision for r in report.layers] == ["float"]
+        assert "kept float, since its error would be" in str(report)
+
+    def test_a_quantized_copy_is_quantized_again(self) -> None:
+        """Float channels stay as they are when a model is quantized a second time without data."""
+        model = Channels("linear", 1000.0, balanced=True)
+        x = model.data()
+        made, _ = ternary.quantize(model, ternary.Recipe(rules=(("*", "ternary"),)), calibration=[x])
+        twice, report = ternary.quantize(made, ternary.Recipe(rules=(("*", "ternary"),)))
+        assert torch.allclose(twice(x), made(x), atol=1e-4)
+        assert "input channels that stay float" in str(report)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import ternary
+from ternary._tensorheader import parse_json
 from ternary.errors import CompileError, ImportFormatError, ModelFileError
 from ternary.llm import ModelConfig, convert, load
 
@@ -184,3 +185,25 @@ def test_damaged_files_for_longer(kind: str) -> None:
     assert found["rounds"] > 5
     assert found["longest"] < 1.0
     assert found["grown"] < 10 * found["bytes"] + (64 << 20)
+
+
+class TestJson:
+    """JSON that would take many times its own size in memory is refused before it is parsed."""
+
+    @pytest.mark.parametrize("empty", ["[]", "{}"])
+    @pytest.mark.parametrize("kind", [str, str.encode])
+    def test_lists_and_objects_are_counted(self, empty, kind) -> None:
+        """A few are parsed, also all in a short text; a text that consists of them is refused, each kind of bracket."""
+        few = "[" + f"{empty}," * 900 + "0]"
+        assert len(parse_json(kind(few))) == 901
+        spaced = "[" + f"{empty}{' ' * 20}," * 5000 + "0]"
+        assert len(parse_json(kind(spaced))) == 5001
+        many = "[" + f"{empty}," * 5000 + "0]"
+        with pytest.raises(ValueError, match=f"^5001 lists and objects in {len(many)} bytes of JSON"):
+            parse_json(kind(many))
+
+    def test_deep_nesting_is_refused(self) -> None:
+        """Lists within lists, few enough to pass the count, are an error of the text and not of Python's stack."""
+        deep = "[" * 100_000 + " " * 1_200_000 + "]" * 100_000
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(deep)

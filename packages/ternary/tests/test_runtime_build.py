@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ternary._core import CORE_FILE, find_core
+
 PACKAGE = Path(__file__).parent.parent
 # The one beside this Python first: what the PATH finds may be a shell script, which needs a PATH itself.
 UV = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
@@ -30,6 +32,32 @@ def build(folder: Path, path: str) -> zipfile.ZipFile:
         pytest.skip("the build backend cannot be fetched here")
     assert done.returncode == 0, done.stderr
     return zipfile.ZipFile(next((folder / "dist").glob("*.whl")))
+
+
+@pytest.mark.skipif(find_core(CORE_FILE).library is None, reason="no compiled core in this installation")
+def test_a_core_of_other_sources_is_refused(tmp_path: Path) -> None:
+    """A core that was compiled before its sources changed is one clear error; without sources it runs, as does none."""
+    copy = tmp_path / "ternary"
+    shutil.copytree(CORE_FILE.parent.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ternary import _core; print(_core.core().reason)"
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+        return done.returncode, (done.stdout or done.stderr).splitlines()[-1]
+
+    assert run() == (0, f"loaded from {copy / 'runtime' / CORE_FILE.name}")
+    with (copy / "llm" / "csrc" / "head.c").open("a") as file:
+        file.write("/* changed */\n")
+    status, said = run()
+    assert status == 1
+    assert said.startswith("ternary.errors.StaleCoreError: ")
+    assert f"{CORE_FILE.name} was compiled from other sources" in said
+    assert "install pentad-ternary again" in said
+    for room in ("llm", "runtime"):
+        shutil.rmtree(copy / room / "csrc")  # as where an installation leaves the sources out
+    assert run()[0] == 0
+    (copy / "runtime" / CORE_FILE.name).unlink()
+    assert run() == (0, "not built (no C compiler at installation)")
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from ternary.errors import KernelUnavailableError
+from ternary._sources import digest
+from ternary.errors import KernelUnavailableError, StaleCoreError
 
 __all__ = [
     "CHAIN",
@@ -47,11 +48,16 @@ class Core:
 
 
 def find_core(file: Path) -> Core:
-    """Load the compiled core from `file` and list its paths; `reason` explains why it cannot be used."""
+    """Load the compiled core from `file` and list its paths; `reason` explains why it cannot be used.
+
+    Raises:
+        StaleCoreError: It is ternary's core, but compiled from other sources than those beside this file.
+    """
     try:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         return Core(None, {}, "not built (no C compiler at installation)" if not file.exists() else str(error))
+    _require_same_sources(library, file)
     sizes = {"problem": PROBLEM.size, "chain": CHAIN.size, "stage": STAGE.size}
     if not all(_size_of(library, name) == size for name, size in sizes.items()):
         return Core(None, {}, f"{file.name} belongs to another version of this package or another word size")
@@ -66,6 +72,22 @@ def find_core(file: Path) -> Core:
         numbers[name.decode()] = len(numbers)
     paths = {name: numbers[name] for name in PATHS if name in numbers and library.ternary_has_path(numbers[name])}
     return Core(library, paths, f"loaded from {file}")
+
+
+def _require_same_sources(library: ctypes.CDLL, file: Path) -> None:
+    """Raise `StaleCoreError` if a core was compiled from other sources; without sources, sizes tell."""
+    wanted = digest(Path(__file__).parent)
+    if not wanted or not hasattr(library, "ternary_has_path"):
+        return
+    theirs = b""
+    if hasattr(library, "ternary_sources"):
+        library.ternary_sources.restype = ctypes.c_char_p
+        theirs = library.ternary_sources()
+    if theirs != wanted.encode():
+        raise StaleCoreError(
+            f"{file} was compiled from other sources than the ternary beside it: install pentad-ternary again (in a "
+            "checkout: `uv sync --reinstall-package pentad-ternary`), or delete that file to run in plain torch"
+        )
 
 
 def _size_of(library: ctypes.CDLL, name: str) -> int:

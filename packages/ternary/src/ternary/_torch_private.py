@@ -6,9 +6,9 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["DISPATCH_KNOWN", "plain_dispatch", "profiler_enabled", "version_of", "wrapper_tensor"]
+__all__ = ["DISPATCH_KNOWN", "plain_dispatch", "pre_hooks_of", "profiler_enabled", "version_of", "wrapper_tensor"]
 
 try:
     from torch._C import _dispatch_keys, _dispatch_tls_local_include_set
@@ -47,6 +47,14 @@ def profiler_enabled() -> bool:
 
 _version = attrgetter("_version")
 _make_wrapper = attrgetter("_make_wrapper_subclass")(Tensor)
+
+
+_pre_hooks = attrgetter("_forward_pre_hooks")
+
+
+def pre_hooks_of(layer: nn.Module) -> list[Any]:
+    """Return what is called before each call of a layer."""
+    return list(_pre_hooks(layer).values())
 
 
 def version_of(x: Tensor) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "NothingToPackError",
     "PackedDataError",
     "ServerBusyError",
+    "StaleCoreError",
     "TernaryError",
     "TernaryValueError",
     "UnknownModelError",
@@ -104,6 +105,13 @@ class NonFiniteActivationError(TernaryError, ValueError):
     """An input or an activation is NaN or infinite.
 
     Check the input for NaN and infinity, then the layer that the message names.
+    """
+
+
+class StaleCoreError(TernaryError, ImportError):
+    """The compiled core of ternary was built from other sources than the Python files beside it.
+
+    Install pentad-ternary again. In a checkout this happens when the sources have changed since the last installation.
     """
 
 

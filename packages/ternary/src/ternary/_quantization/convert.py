@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from ternary._options import QuantizerOptions
 from ternary._quantization.calibration import fit_to_inputs, reestimate_batch_norm
-from ternary._quantization.modules import TERNARY_FORMS, names_of, replaced, weight_of, workable_copy
+from ternary._quantization.modules import TERNARY_FORMS, computes_weight, names_of, replaced, weight_of, workable_copy
+from ternary._quantization.outliers import treated
 from ternary._quantization.probe import Use, probe, read_in_source
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary._quantization.report import LayerReport, Report, report_of, untouched_parameters
@@ -31,12 +34,16 @@ def quantize(  # long because its documentation counts too
     the float weight behind the ternary one. The copy can be trained further (its ternary layers keep
     float weights), saved packed, or exported. With calibration data the scales are fitted to the real inputs of each
     layer (least squares on the weights, weighted by the mean square of each input) and the running statistics of
-    batch normalization are estimated anew.
+    batch normalization are estimated anew. A layer some of whose input channels are much larger than the others keeps
+    these channels float (`ternary.nn.FloatChannels`), or stays float, where its own inputs show that it has to.
 
     Args:
         model: Any module; its Linear, Conv1d, Conv2d and Embedding layers are considered, and the transposed linear
-            layers of GPT-2 (Conv1D of transformers), which become Linear. A layer used in two places stays one layer.
-            Of layers that share one weight, the later ones get the precision of the first, unless a rule names them.
+            layers of GPT-2 (Conv1D of transformers), which become Linear. Experts of transformers that are fused in one
+            parameter become a Linear each (`ternary.nn.SeparateExperts`), its BitNet layers become ternary layers with
+            the same weight, and a parametrized weight becomes the weight that it is now. A layer used in two places
+            stays one layer. Of layers that share one weight, the later ones get the precision of the first, unless a
+            rule names them.
         recipe: How; by default TWN per channel, int8 at both ends and for depthwise convolutions.
         calibration: Batches: tensors, tuples of inputs, or mappings of named inputs.
 
@@ -56,24 +63,34 @@ def quantize(  # long because its documentation counts too
         ['int8', 'ternary', 'int8']
     """
     recipe = recipe or Recipe()
-    plan = plan_precisions(model, recipe)
     made = workable_copy(model)
+    plan = plan_precisions(made, recipe)
+    folded = {name for name, layer in model.named_modules() if computes_weight(layer)}
     batches = list(calibration) if calibration is not None else []
     uses = probe(made, batches, plan) if batches else {}
     in_source = set() if batches else read_in_source(made)
     names = names_of(made)
     reports: list[LayerReport] = []
     counted: dict[int, nn.Module] = {}
+    shared = Counter(id(made.get_submodule(name).weight) for name in plan)
     for name, wanted in plan.items():
         layer = made.get_submodule(name) if name else made
         require_finite(weight_of(layer), f"{name or type(layer).__name__}.weight")
-        precision, note = checked_precision(wanted, uses.get(name), name in in_source, batches != [])
-        use = uses.get(name)
-        weight = layer.weight
+        use, weight = uses.get(name), layer.weight
+        precision, note = checked_precision(wanted, use, name in in_source, batches != [])
         earlier = counted.get(id(weight))
-        new = convert(layer, precision, recipe, None if earlier is not None else _power(layer, use))
+        power = None if earlier is not None else _power(layer, use)
+        chosen = None
+        if recipe.outliers == "auto" and use is not None and not note and shared[id(weight)] == 1:
+            chosen = treated(layer, precision, use, power, partial(_converted, precision, recipe))
+        if chosen is not None:
+            new, precision, note = chosen
+        else:
+            new = convert(layer, precision, recipe, power)
+            note = note or _outlier_note(precision, use)
         if isinstance(new, TernaryWeight) and isinstance(earlier, TernaryWeight):
             _tie(new, earlier)
+        note = note or ("the weight that it computed became its own" if name in folded else "")
         report = report_of(name, layer, new, precision, earlier is not None)
         reports.append(replace(report, note=note, outlier=1.0 if use is None else use.outlier))
         counted.setdefault(id(weight), new)
@@ -109,12 +126,21 @@ def checked_precision(wanted: Precision, use: Use | None, read_by_source: bool, 
         return wanted, f"the model also reads this weight itself ({use.reads} times), in float until it is packed"
     if use is not None and not use.calls:
         return wanted, "not reached by the calibration data"
-    if use is not None and use.outlier >= OUTLIER:
-        return wanted, (
-            f"one input channel is {use.outlier:.0f} times the median one: 8-bit activations lose the others; "
-            "keep this layer float by a rule, or smooth its input"
-        )
     return wanted, ""
+
+
+def _outlier_note(precision: Precision, use: Use | None) -> str:
+    """Return what the report says of a layer with outliers that keeps its 8-bit activations."""
+    if precision == "float" or use is None or use.outlier < OUTLIER:
+        return ""
+    return (
+        f"one input channel is {use.outlier:.0f} times the median one: 8-bit activations lose the others; "
+        "keep this layer float by a rule, or smooth its input"
+    )
+
+
+def _converted(precision: Precision, recipe: Recipe, layer: nn.Module, power: Tensor | None) -> nn.Module:
+    return convert(layer, precision, recipe, power)
 
 
 def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tensor | None = None) -> nn.Module:

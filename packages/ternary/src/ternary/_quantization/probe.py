@@ -20,6 +20,9 @@ from ternary.runtime._face import TernaryView
 _METADATA = frozenset(
     ["dtype", "device", "shape", "ndim", "dim", "size", "requires_grad", "is_cuda", "numel", "element_size"]
 )
+SAMPLED = 8.0
+"""Inputs are kept of a layer one of whose channels is so many times the median one, and so many rows of them."""
+ROWS = 64
 
 
 @dataclass(slots=True)
@@ -31,12 +34,15 @@ class Use:
         reads: How often it read the weight outside of such a call.
         power: Mean square of each input feature or channel, summed over the calls.
         largest: Largest magnitude of each input feature or channel.
+        sample: Some of the inputs of the call with the largest outliers, where there are any.
     """
 
     calls: int = 0
     reads: int = 0
     power: Tensor | None = None
     largest: Tensor | None = None
+    sample: Tensor | None = None
+    outlier_of_sample: float = SAMPLED
 
     @property
     def bypassed(self) -> bool:
@@ -46,10 +52,15 @@ class Use:
     @property
     def outlier(self) -> float:
         """The largest input channel over the median one, 1 where nothing is known."""
-        if self.largest is None or self.largest.numel() < 4:
-            return 1.0
-        typical = float(self.largest.median())
-        return float(self.largest.max()) / typical if typical > 0 else 1.0
+        return 1.0 if self.largest is None else outlier_of(self.largest)
+
+
+def outlier_of(largest: Tensor) -> float:
+    """Return the largest channel over the median one, 1 where there are too few to tell."""
+    if largest.numel() < 4:
+        return 1.0
+    typical = float(largest.median())
+    return float(largest.max()) / typical if typical > 0 else 1.0
 
 
 @torch.no_grad()
@@ -119,6 +130,9 @@ def _entering(name: str, use: Use, inside: list[int]) -> Callable[[nn.Module, tu
         power, largest = x.double().pow(2).mean(others), x.abs().amax(others).float()
         use.power = power if use.power is None else use.power + power
         use.largest = largest if use.largest is None else torch.maximum(use.largest, largest)
+        if (here := outlier_of(largest)) > use.outlier_of_sample:
+            use.outlier_of_sample = here
+            use.sample = x[:1].clone() if isinstance(layer, nn.Conv2d) else x.reshape(-1, x.shape[-1])[:ROWS].clone()
 
     return enter
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from ternary._options import QuantizerOptions, require_choice
-from ternary._quantization.modules import TERNARY_FORMS, transposed_linear
+from ternary._quantization.modules import has_ternary_form
 from ternary.nn._layers import TernaryWeight
 
 Precision = Literal["ternary", "int8", "float"]
@@ -33,6 +33,9 @@ class Recipe(QuantizerOptions):
         depthwise: Precision of depthwise convolutions.
         embeddings: Precision of embeddings.
         otherwise: Precision of all other layers.
+        outliers: What happens to a layer some of whose input channels are much larger than the others, if there is
+            calibration data. 'auto' keeps these channels float, or the layer, where that lowers its error enough; the
+            report says so. 'keep' only reports them.
 
     Example:
         >>> import ternary
@@ -45,6 +48,12 @@ class Recipe(QuantizerOptions):
     depthwise: Precision = "int8"
     embeddings: Precision = "float"
     otherwise: Precision = "ternary"
+    outliers: Literal["auto", "keep"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        QuantizerOptions.__post_init__(self)
+        require_choice("outliers", self.outliers, ("auto", "keep"))
 
     def options(self) -> QuantizerOptions:
         """Return the options of the ternary layers."""
@@ -52,9 +61,8 @@ class Recipe(QuantizerOptions):
 
 
 def plan_precisions(model: nn.Module, recipe: Recipe) -> dict[str, Precision]:
-    """Return the precision of each layer under a recipe, by name, in the order of the model."""
-    kinds = (*TERNARY_FORMS, *transposed_linear())
-    layers = {name: m for name, m in model.named_modules() if type(m) in kinds or isinstance(m, TernaryWeight)}
+    """Return the precision of each layer of a `workable_copy` under a recipe, by name, in the order of the model."""
+    layers = {n: m for n, m in model.named_modules() if has_ternary_form(m) or isinstance(m, TernaryWeight)}
     plain = {n: m for n, m in layers.items() if not isinstance(m, nn.Embedding)}
     convolutions = [n for n, m in plain.items() if isinstance(m, nn.Conv1d | nn.Conv2d)]
     first = convolutions or (list(plain) if len(plain) == len(layers) else [])

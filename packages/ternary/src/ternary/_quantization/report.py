@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ternary._quantization.modules import weight_of
 from ternary._quantization.recipe import Precision
 from ternary.nn._layers import TernaryWeight
+from ternary.nn._outliers import FloatChannels
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 
@@ -81,7 +83,11 @@ class Report:
             kept = sum(u.bytes for u in self.untouched)
             rows.append(f"{'other parameters':40} {'float':9} {'':7} {'':6} {kept:11,} {kept:11,}")
             biggest = sorted(self.untouched, key=lambda u: -u.bytes)[:5]
-            rows += [f"  {u.name}: {u.bytes:,} bytes, {u.why}" for u in biggest if u.bytes > self.bytes_before // 100]
+            rows += [
+                f"  {u.name}: {u.bytes:,} bytes ({u.bytes / self.bytes_before:.0%} of the model), {u.why}"
+                for u in biggest
+                if u.bytes > self.bytes_before // 100
+            ]
         ratio = self.bytes_before / max(1, self.bytes_after)
         rows.append(f"{'total':40} {'':9} {'':7} {'':6} {self.bytes_before:11,} {self.bytes_after:11,}  {ratio:.1f}x")
         return "\n".join(rows)
@@ -92,17 +98,8 @@ def report_of(name: str, before: nn.Module, after: nn.Module, precision: Precisi
     """Return the report of one layer."""
     weight = weight_of(before).double()
     size = weight.numel()
-    rows = weight.shape[0] if weight.dim() else 1
-    if isinstance(after, TernaryWeight):
-        values, positive, negative = (t.to(weight.device) for t in after.ternary_values())
-        shape = [-1] + [1] * (weight.dim() - 1)
-        got = values.double() * torch.where(values > 0, positive.reshape(shape), negative.reshape(shape)).double()
-        stored = rows * -(-(size // max(1, rows)) // 4) + 4 * positive.numel()
-        zeros = float((values == 0).double().mean()) if size else 0.0
-    elif isinstance(after, Int8Linear | Int8Conv2d):
-        got = after.values().double() * after.scale.double().reshape([-1] + [1] * (weight.dim() - 1))
-        stored, zeros = size + 4 * rows, float((after.values() == 0).double().mean()) if size else 0.0
-    else:
+    got, stored, zeros = _rounded(after, weight)
+    if got is None:
         got, stored = weight, size * weight_of(before).element_size()
         zeros = float((weight == 0).double().mean()) if size else 0.0
     norm = float(weight.norm())
@@ -112,13 +109,34 @@ def report_of(name: str, before: nn.Module, after: nn.Module, precision: Precisi
     return LayerReport(name, type(before).__name__, precision, error, zeros, held, stored)
 
 
+def _rounded(layer: nn.Module, weight: Tensor) -> tuple[Tensor | None, int, float]:
+    """Return the weight of a quantized layer, its bytes and its fraction of zeros; no weight if it is not quantized."""
+    size, rows = weight.numel(), weight.shape[0] if weight.dim() else 1
+    shape = [-1] + [1] * (weight.dim() - 1)
+    if isinstance(layer, FloatChannels):
+        got, stored, zeros = _rounded(cast("nn.Module", layer.layer), weight)
+        assert got is not None
+        columns = layer.columns.detach()
+        return got.index_copy(1, layer.channels, columns.double()), stored + columns.nbytes, zeros
+    if isinstance(layer, TernaryWeight):
+        values, positive, negative = (t.to(weight.device) for t in layer.ternary_values())
+        got = values.double() * torch.where(values > 0, positive.reshape(shape), negative.reshape(shape)).double()
+        zeros = float((values == 0).double().mean()) if size else 0.0
+        return got, rows * -(-(size // max(1, rows)) // 4) + 4 * positive.numel(), zeros
+    if isinstance(layer, Int8Linear | Int8Conv2d):
+        got = layer.values().double() * layer.scale.double().reshape(shape)
+        return got, size + 4 * rows, float((layer.values() == 0).double().mean()) if size else 0.0
+    return None, 0, 0.0
+
+
 def untouched_parameters(model: nn.Module, looked_at: Mapping[str, object]) -> tuple[Untouched, ...]:
     """Return every parameter of a model that belongs to none of the layers that were looked at."""
     found: list[Untouched] = []
     seen: set[int] = set()
     for name in looked_at:
-        weight = getattr(model.get_submodule(name) if name else model, "weight", None)
-        seen.add(id(weight))
+        layer = model.get_submodule(name) if name else model
+        inner = [layer.columns, layer.layer.weight] if isinstance(layer, FloatChannels) else [layer.weight]
+        seen |= {id(weight) for weight in inner}
     for name, parameter in model.named_parameters():
         if id(parameter) in seen:
             continue
@@ -130,8 +148,10 @@ def untouched_parameters(model: nn.Module, looked_at: Mapping[str, object]) -> t
 
 def _why_untouched(owner: nn.Module, parameter: Tensor) -> str:
     kind = type(owner).__name__
+    if isinstance(owner, FloatChannels):
+        return "input channels that stay float"
     if hasattr(owner, "parametrizations") or kind == "ParametrizationList":
-        return "its layer is parametrized, so its weight is computed at each call"
+        return "its layer has no ternary form, and is parametrized"
     if parameter.dim() < 2:
         return f"a vector of {kind}"
     if parameter.dim() == 3 and not isinstance(owner, nn.Conv1d):

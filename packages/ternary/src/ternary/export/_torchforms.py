@@ -80,7 +80,7 @@ def to_torchscript(model: nn.Module, path: str | Path, example: Any = None, *, f
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            made = torch.jit.script(packed) if form == "script" else torch.jit.trace(packed, inputs)  # type: ignore[no-untyped-call]
+            made = torch.jit.script(packed) if form == "script" else torch.jit.trace(packed, inputs, strict=False)  # type: ignore[no-untyped-call]
         except Exception as e:  # what the model raises in tracing, or torch in scripting
             raise ExportError(_refused(model, inputs, e)) from e
         with whole_file(path) as temporary:

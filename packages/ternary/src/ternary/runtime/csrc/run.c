@@ -315,6 +315,12 @@ EXPORT int32_t ternary_has_path(int64_t path) { return ternary_find_path(path) !
 /* Size of `problem`: the caller's layout of it is checked against this. */
 EXPORT int64_t ternary_problem_size(void) { return (int64_t)sizeof(problem); }
 
+#ifndef SOURCES
+#define SOURCES ""
+#endif
+/* The digest of the sources that this was compiled from. */
+EXPORT const char *ternary_sources(void) { return SOURCES; }
+
 /* The name of a path, or NULL for a number that none has. */
 EXPORT const char *ternary_path_name(int64_t path) {
     static const char *const names[PATHS] = {
