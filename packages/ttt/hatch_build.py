@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,12 @@ CORE = Path("src/ttt/_grid/compose/libttt_compose.so")
 FLAGS = ["-std=c99", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"]
 
 
+def digest(root: Path) -> str:
+    """Return what the core says of its sources, by the package's own rule."""
+    found: str = runpy.run_path(str(root / "src/ttt/_grid/compose/sources.py"))["digest"](root / SOURCES)
+    return found
+
+
 def compilers() -> list[list[str]]:
     """Commands to try: the one that the user names, the one that built this Python, the usual ones."""
     named = [os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc", "gcc", "clang"]
@@ -30,7 +37,8 @@ def compilers() -> list[list[str]]:
 def compile_core(root: Path, core: Path) -> str | None:
     """Compile the core into a file; None on success, else why not."""
     files = sorted((root / SOURCES).iterdir())
-    if core.exists() and core.stat().st_mtime >= max(file.stat().st_mtime for file in files):
+    built_from = digest(root)
+    if core.exists() and built_from.encode() in core.read_bytes():
         return None
     sources = [str(file) for file in files if file.suffix == ".c"]
     why = "no C compiler found"
@@ -38,7 +46,7 @@ def compile_core(root: Path, core: Path) -> str | None:
         # To a name of its own and moved: a running process keeps the library that it has mapped.
         built = core.with_suffix(f".{os.getpid()}.tmp")
         try:
-            run = [*command, *FLAGS, "-o", str(built), *sources]
+            run = [*command, *FLAGS, f'-DSOURCES="{built_from}"', "-o", str(built), *sources]
             done = subprocess.run(run, capture_output=True, text=True, timeout=300)
             if done.returncode == 0:
                 os.replace(built, core)

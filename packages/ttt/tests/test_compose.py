@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import ttt
+from ttt._doctor import examine
 from ttt._grid.compose import core
+from ttt._grid.compose.choosing import Palette
 from ttt._grid.compose.compositions import compositions
 from ttt._grid.compose.core import Compiled
 from ttt._grid.compose.engine import Enumeration, decoded
@@ -21,9 +27,11 @@ from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
 from ttt._grid.features.columns import dense
 from ttt._grid.search import search
+from ttt._grid.transforms.repair import mended_by_mirror, mended_by_tiling
 from ttt._grid.where import PACKAGE, steps
 from ttt._grid.work import Work
-from ttt.backends.grid import solve
+from ttt.backends.grid import GridBackend, solve
+from ttt.errors import StaleCoreError
 
 compiled = pytest.mark.skipif(core.library() is None, reason="the core was built without a compiler")
 colours = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 4))
@@ -402,3 +410,59 @@ class TestExplain:
         found = steps(words)
         assert [s.words for s in found] == named
         assert all(s.places for s in found)
+
+
+@compiled
+@given(colours, st.integers(1, 3), st.booleans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_patterns_are_completed_alike(part: np.ndarray, times: int, mirrored: bool, data: st.DataObject) -> None:
+    """A grid with a hidden patch gets the same completion from the core and from numpy."""
+    grid = np.tile(part, (times, 4 - times))
+    grid = np.concatenate([grid, grid[::-1]]) if mirrored else grid
+    top, left = data.draw(st.integers(0, len(grid) - 1)), data.draw(st.integers(0, grid.shape[1] - 1))
+    grid[top : top + 3, left : left + 2] = 9
+    for mend in (mended_by_mirror, mended_by_tiling):
+        ours, twin = mend(grid, 9), mend(grid, 9, compiled=False)
+        assert (ours is None) == (twin is None), mend
+        assert ours is None or np.array_equal(ours, twin), mend
+
+
+@compiled
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 9), st.booleans(), st.integers(0, 2**32 - 1))
+@settings(max_examples=80, deadline=None)
+def test_paints_are_chosen_alike(known: int, more: int, paints: int, sampled: bool, seed: int) -> None:
+    """The core and numpy choose the same paint for each code, also where names repeat and codes are never seen."""
+    rng = np.random.default_rng(seed)
+    shown = rng.integers(0, 2, (paints, known + more)).astype(np.uint8)
+    codes, wanted = rng.integers(0, 4, known + more), shown[0, :known] * rng.integers(0, 2, known, dtype=np.uint8)
+    mistaken = rng.random((5, paints)) < 0.3
+    names, costs = [f"paint {n}" for n in rng.integers(0, 4, paints)], sorted(rng.choice([0.0, 0.3, 0.7], paints))
+    ours, twin = (Palette(shown, names, costs, wanted, sampled, c).chosen(codes, mistaken) for c in (True, False))
+    assert (ours is None) == (twin is None)
+    if ours is not None and twin is not None:
+        assert np.array_equal(ours[0], twin[0])
+        assert np.array_equal(ours[1], twin[1])
+
+
+@compiled
+def test_a_core_of_other_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed sources, and a core from before there was a digest: an error that says what to do, before any task."""
+    there = Path(core.__file__).with_name("csrc")
+    changed = tmp_path / "csrc"
+    shutil.copytree(there, changed)
+    core.check(core.library(), changed)
+    with (changed / "parts.c").open("a") as file:
+        file.write("/* changed */\n")
+    with pytest.raises(StaleCoreError, match=r"libttt_compose\.so was compiled from other sources.*install pentad-ttt"):
+        core.check(core.library(), changed)
+    with pytest.raises(StaleCoreError, match="other sources"):
+        core.check(SimpleNamespace(), there)
+    core.check(SimpleNamespace(), tmp_path)  # sources that are not installed are not compared
+    monkeypatch.setattr(core, "SOURCES", changed)
+    core.library.cache_clear()
+    try:
+        with pytest.raises(StaleCoreError):
+            GridBackend().preflight()
+        assert [f.ok for f in examine(tmp_path) if f.name == "search core"] == [False]
+    finally:
+        core.library.cache_clear()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from test_grid_search import picture
 
+from ttt._grid.compose import core
 from ttt._grid.derived import DerivedInput
 from ttt._grid.objects.actions import ERASED, actions
-from ttt._grid.objects.outcomes import on_grid
+from ttt._grid.objects.outcomes import Outcomes, on_grid
 from ttt._grid.objects.relations import Relations
-from ttt._grid.objects.rules import object_programs
+from ttt._grid.objects.rules import CUTS, object_programs
+from ttt._grid.objects.tries import Table
 from ttt._grid.scene import Scene
 from ttt._grid.search import search, votes
 from ttt._grid.work import Work
@@ -49,6 +54,34 @@ PICTURES = [
     ("gets a copy of the one that contains its colour around it, as it is", "1..... ...12.", "12.... ...12."),
     ("continues a row of copies of the nearest other through itself, in its colour", "...1..22", "11.11.22"),
 ]
+
+
+@pytest.mark.skipif(core.library() is None, reason="the core was built without a compiler")
+@given(
+    grid=arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 0, 0, 1, 2])),
+    data=st.data(),
+)
+@settings(max_examples=15, deadline=None)
+def test_the_compiled_core_tries_every_action_alike(grid: np.ndarray, data: st.DataObject) -> None:
+    """What each action of each thing explains of a pair is the same in the core and in numpy; so are the vectors."""
+    scene = Scene(grid)
+    every = [ERASED, *actions([scene], range(4), [(1, 2), (0, -1)])]
+    kind = data.draw(st.sampled_from(CUTS))
+    relations = Relations(scene, kind)
+    output = grid.copy()
+    for n in data.draw(st.lists(st.integers(0, len(every) - 1), min_size=1, max_size=3)):
+        for i in range(len(relations.things)):
+            made = on_grid(every[n].draw(relations, i), grid.shape)
+            if made is not None:
+                output[made[0], made[1]] = made[2]
+    pair = Outcomes(scene, output, kind)
+    table = Table(every)
+    ours, twin = pair.tried(table, every), pair.tried(table, every, compiled=False)
+    assert np.array_equal(ours.able, twin.able)
+    assert set(zip(ours.action, ours.thing, ours.cell, strict=True)) == set(
+        zip(twin.action, twin.thing, twin.cell, strict=True)
+    )
+    assert pair.vectors() == pair.vectors(compiled=False)
 
 
 @pytest.mark.parametrize(("name", "before", "after"), PICTURES)

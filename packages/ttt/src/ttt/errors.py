@@ -16,6 +16,7 @@ __all__ = [
     "LeakError",
     "MemoryLimitError",
     "MissingExtraError",
+    "StaleCoreError",
     "TTTError",
     "TimeLimitError",
     "UnknownSourceError",
@@ -62,6 +63,13 @@ class MissingExtraError(TTTError, ImportError):
     """An optional dependency is needed and not installed; the message names the extra.
 
     Install it with the line in the message.
+    """
+
+
+class StaleCoreError(TTTError, ImportError):
+    """The compiled part of ttt was built from other sources than those beside it.
+
+    Install pentad-ttt again. In a checkout this happens when the sources have changed since the last installation.
     """
 
 

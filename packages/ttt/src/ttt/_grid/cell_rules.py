@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ttt._grid.compose.screening import Screen, disjoint
+from ttt._grid.compose.choosing import Palette
+from ttt._grid.compose.screening import Codes, Mask, Screen, disjoint
 from ttt._grid.features.columns import Cells, Column, Paint
 from ttt._grid.geometry import Numbers
 from ttt.values import Grid
@@ -47,7 +47,7 @@ class Program:
     trust: float = 1.0
 
 
-_Fitting = tuple[tuple[Column, ...], Numbers, npt.NDArray[np.bool_]]
+_Fitting = tuple[tuple[Column, ...], Numbers, Mask]
 """Columns, their joint code per cell, and for each code and paint whether the paint is wrong on a screened cell."""
 
 
@@ -119,7 +119,7 @@ class Rules:
     def _separating(self, size: int) -> Sequence[tuple[int, ...]]:
         """Return sets of columns that separate all sampled pairs of cells of different colours, cheapest first."""
         columns = self.cells.columns
-        codes = np.stack([c.codes[: self.n] for c in columns])
+        codes = np.stack([c.codes[: self.n].astype(np.uint8) for c in columns])  # at most 64 codes each
         a, b = self._hard_pairs(codes)
         if not len(a):
             return []
@@ -135,7 +135,7 @@ class Rules:
             return [(*p,) for p in pairs if not (alone[p[0]] or alone[p[1]])][:MOST_VERIFIED]
         return [(0, *p) for p in pairs if p[0] != 0 and not (alone[p[0]] or alone[p[1]])][:MOST_VERIFIED]
 
-    def _hard_pairs(self, codes: Numbers) -> tuple[Numbers, Numbers]:
+    def _hard_pairs(self, codes: Codes) -> tuple[Numbers, Numbers]:
         """Sample pairs of training cells with different colours, half of them alike in the base."""
         a = self.rng.integers(self.n, size=SCREEN * 6)
         b = self.rng.integers(self.n, size=SCREEN * 6)
@@ -155,7 +155,8 @@ class Rules:
         """Return rules that choose, by the code of one or two columns, which paint a cell takes."""
         paints = sorted(self.cells.paints, key=lambda p: p.cost)
         screen = self._screen()
-        wrong = np.stack([p.colours[screen] != self.cells.target[screen] for p in paints])
+        wanted = self.cells.target[screen]
+        wrong = np.stack([p.colours[screen] != wanted for p in paints])
         if size == 1:
             fitting = self._fitting([c for c in self.cells.columns if c.keys <= 12], screen, wrong)
         else:
@@ -163,12 +164,11 @@ class Rules:
             near = np.union1d(near, [i for i, p in enumerate(paints) if p.cost <= 0.7])
             paints, wrong = [paints[i] for i in near], wrong[near]
             fitting = self._fitting_pairs([c for c in self.cells.columns if c.keys <= 6], screen, wrong)
-        wrong_anywhere = None  # where all cells are in the sample, there is nothing more to look at
-        if len(screen) < self.n:
-            wrong_anywhere = np.stack([p.colours[: self.n] != self.cells.target for p in paints])
+        colours, sampled = np.stack([p.colours for p in paints]), len(screen) < self.n
+        palette = Palette(colours, [p.name for p in paints], [p.cost for p in paints], self.cells.target, sampled)
         found: list[Program] = []
         for chosen, codes, mistaken in fitting:
-            made = self._choice(chosen, codes, paints, wrong_anywhere, mistaken)
+            made = self._choice(chosen, codes, paints, palette, mistaken)
             if made:
                 found.append(made)
                 if len(found) >= MOST_VERIFIED:
@@ -176,7 +176,7 @@ class Rules:
         return found
 
     @staticmethod
-    def _fitting(columns: list[Column], screen: Numbers, wrong: npt.NDArray[np.bool_]) -> Iterator[_Fitting]:
+    def _fitting(columns: list[Column], screen: Numbers, wrong: Mask) -> Iterator[_Fitting]:
         """Yield columns where, for every code, some paint makes no mistake on the screened cells."""
         if not columns:
             return
@@ -187,7 +187,7 @@ class Rules:
                 yield (column,), column.codes, mistaken
 
     @staticmethod
-    def _fitting_pairs(columns: list[Column], screen: Numbers, wrong: npt.NDArray[np.bool_]) -> Iterator[_Fitting]:
+    def _fitting_pairs(columns: list[Column], screen: Numbers, wrong: Mask) -> Iterator[_Fitting]:
         """Yield pairs of columns where, for every joint code, some paint makes no mistake on the screened cells."""
         if not columns:
             return
@@ -209,33 +209,19 @@ class Rules:
         return np.sort(np.concatenate(parts))
 
     def _choice(
-        self,
-        chosen: tuple[Column, ...],
-        codes: Numbers,
-        paints: list[Paint],
-        wrong: npt.NDArray[np.bool_] | None,
-        mistaken: npt.NDArray[np.bool_],
+        self, chosen: tuple[Column, ...], codes: Numbers, paints: list[Paint], palette: Palette, mistaken: Mask
     ) -> Program | None:
         """Choose the cheapest right paint for each code; None where a code has none or one paint does for all."""
-        known, out = codes[: self.n], np.full(len(codes), -1, dtype=np.int64)
+        made = palette.chosen(codes, mistaken)
+        if made is None:
+            return None
+        best, out = made
         used: dict[str, float] = {}
-        cases = 0
-        for key in range(len(mistaken)):
-            here = np.flatnonzero(known == key)
-            if not len(here):
-                continue
-            cases += 1
-            right = np.flatnonzero(~mistaken[key])
-            if wrong is not None:
-                right = right[~wrong[np.ix_(right, here)].any(axis=1)]
-            if not len(right):
-                return None
-            best = min(right.tolist(), key=lambda i: (0.0 if paints[i].name in used else paints[i].cost, i))
-            used.setdefault(paints[best].name, paints[best].cost)
-            everywhere = codes == key
-            out[everywhere] = paints[best].colours[everywhere]
+        taken = best[best >= 0].tolist()
+        for i in taken:
+            used.setdefault(paints[i].name, paints[i].cost)
         if len(used) < 2:
             return None
-        cost = sum(c.cost for c in chosen) + 1.0 * (len(chosen) > 1) + sum(used.values()) + 0.5 + ENTRY * cases
+        cost = sum(c.cost for c in chosen) + 1.0 * (len(chosen) > 1) + sum(used.values()) + 0.5 + ENTRY * len(taken)
         why = f"by {' and '.join(c.name for c in chosen)} one of: {'; '.join(used)}"
         return self._program(why, cost, f"choice {len(chosen)}", out)

@@ -77,6 +77,8 @@ def _off_colour(t: Thing) -> int:
 
 
 def _holes(t: Thing) -> int:
+    if min(t.mask.shape) < 3 or t.mask.all():
+        return 0
     return int(ndimage.label(framed(~t.mask, True))[1]) - 1
 
 
@@ -96,6 +98,11 @@ def _symmetric(t: Thing) -> int:
 def _borders(t: Thing) -> int:
     height, width = t.field
     return int(t.top == 0) + int(t.left == 0) + int(t.top + t.height == height) + int(t.left + t.width == width)
+
+
+def _parts(t: Thing) -> int:
+    drawn = t.alone != t.background
+    return 1 if drawn.all() else int(ndimage.label(drawn, EIGHT)[1])
 
 
 def _bends(t: Thing) -> int:
@@ -123,7 +130,7 @@ PROPERTIES: dict[str, Callable[[Thing], int]] = {
     "bottom row": lambda t: t.top + t.height,
     "right column": lambda t: t.left + t.width,
     "number of borders touched": _borders,
-    "number of parts": lambda t: int(ndimage.label(t.alone != t.background, EIGHT)[1]),
+    "number of parts": _parts,
     "number of bends": _bends,
     "colour": lambda t: t.colour,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ttt._budget import Clock
 from ttt._grid import solve
+from ttt._grid.compose.core import library
 from ttt.values import Candidate, Progress, Task, as_grid
 
 __all__ = ["GridBackend", "solve"]
@@ -27,6 +28,14 @@ class GridBackend:
 
     stages: tuple[str, ...] = ("search", "trees", "net")
     name: str = "grid"
+
+    def preflight(self) -> None:
+        """Check that the compiled part of the search, where there is one, is of the sources beside it.
+
+        Raises:
+            StaleCoreError: It was compiled from other sources.
+        """
+        library()
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Run search, trees and net, and yield their answers with checked grids."""

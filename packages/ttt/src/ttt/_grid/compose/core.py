@@ -11,21 +11,50 @@ import numpy as np
 import numpy.typing as npt
 
 from ttt._grid.compose.rows import Row, Start
+from ttt._grid.compose.sources import digest
 from ttt._grid.compose.table import GIVES_LIST, TAKES_LIST, Primitive
+from ttt.errors import StaleCoreError
 
 Ints = npt.NDArray[np.int32]
 LIBRARY = Path(__file__).with_name("libttt_compose.so")
+SOURCES = Path(__file__).with_name("csrc")
+
+
+def check(core: ctypes.CDLL, folder: Path) -> None:
+    """Check that a core was compiled from the sources in a folder.
+
+    Args:
+        core: The compiled core.
+        folder: The sources; nothing is compared where they are not installed.
+
+    Raises:
+        StaleCoreError: It was compiled from other sources.
+    """
+    wanted = digest(folder)
+    said = getattr(core, "compose_sources", None)  # absent in cores of before there was a digest
+    if said is not None:
+        said.argtypes, said.restype = [], ctypes.c_char_p
+    if wanted and (said is None or said() != wanted.encode()):
+        raise StaleCoreError(
+            f"{LIBRARY} was compiled from other sources than the ttt beside it: install pentad-ttt again (in a "
+            f"checkout: `uv sync --reinstall-package pentad-ttt`), or delete that file to search in numpy"
+        )
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled core, None where there is none."""
+    """The compiled core, None where there is none.
+
+    Raises:
+        StaleCoreError: It was compiled from other sources than those beside it.
+    """
     if not LIBRARY.exists():
         return None
     try:
         core = ctypes.CDLL(str(LIBRARY))
     except OSError:
         return None
+    check(core, SOURCES)
     pointer, number, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     core.compose_function.argtypes = [ctypes.c_char_p]
     core.compose_open.argtypes = [pointer, number, pointer, number, number, number, pointer, *[number] * 4, wide, wide]
@@ -44,6 +73,11 @@ def library() -> ctypes.CDLL | None:
     core.screen_least.argtypes = [pointer, pointer, number, number, pointer, number, number, pointer]
     core.screen_pairs.argtypes = [pointer, pointer, number, number, number, pointer, number, number, pointer]
     core.screen_disjoint.argtypes = [pointer, number, number, number, pointer]
+    core.repair_tiling.argtypes = [pointer, number, number, number, pointer]
+    core.repair_mirror.argtypes = [pointer, number, number, number, pointer]
+    core.choose_paints.argtypes = [pointer, pointer, number, *[pointer] * 3]
+    core.things_tried.argtypes = [pointer, pointer, number, *[pointer] * 5, number]
+    core.things_vectors.argtypes = [pointer, pointer]
     core.columns_dense.argtypes = [pointer, number, pointer]
     core.layers_bottom.argtypes = [pointer, pointer, number, number]
     return core
@@ -71,7 +105,7 @@ class Compiled:
             dtype=np.int32,
         )
         if (table[:, 0] < 0).any():
-            raise RuntimeError("the compiled core is of another version: a function of the table is absent")
+            raise StaleCoreError(f"{LIBRARY} lacks a function of the table: install pentad-ttt again")
         limits = start.limits
         self._handle = core.compose_open(
             start.row,

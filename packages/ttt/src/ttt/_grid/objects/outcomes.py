@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ctypes import CDLL
+
 import numpy as np
 
+from ttt._grid.compose.core import library
 from ttt._grid.geometry import Numbers, Step
 from ttt._grid.objects.actions import ERASED, Action
 from ttt._grid.objects.relations import Relations, Strokes
 from ttt._grid.objects.strokes import Line
+from ttt._grid.objects.tries import CompiledPair, Table, Tries
 from ttt._grid.scene import Scene
 from ttt.values import Grid
 
@@ -49,6 +54,7 @@ class Outcomes:
         self.number: Numbers = np.where(changed, np.cumsum(changed).reshape(changed.shape) - 1, -1)
         """The number of each changed cell, -1 elsewhere."""
         self.cells = int(changed.sum())
+        self._compiled: CompiledPair | None = None
         self._known: dict[str, list[Numbers | None]] = {}
         self._lines: dict[tuple[int, Step, str, str], tuple[Numbers, int]] = {}
 
@@ -60,6 +66,49 @@ class Outcomes:
             scene.memo[key] = cls(scene, output, kind)
         found: Outcomes = scene.memo[key]
         return found
+
+    def tried(self, table: Table, actions: Sequence[Action], compiled: bool = True) -> Tries:
+        """Return what actions would explain if all things took them.
+
+        Args:
+            table: The actions for the compiled core.
+            actions: The same actions.
+            compiled: Whether to use the compiled core where there is one; the answers are the same.
+        """
+        core = library() if compiled else None
+        if core is not None:
+            return self._in(core).tried(table)
+        able = np.ones((len(actions), len(self.relations.things)), dtype=bool)
+        hits: list[tuple[int, int, int]] = []
+        for n, action in enumerate(actions):
+            for i, cells in enumerate(self.explained(action)):
+                able[n, i] = cells is not None
+                hits += [(n, i, cell) for cell in (() if cells is None else cells.tolist())]
+        return Tries(able, *np.array(hits, dtype=np.int64).reshape(-1, 3).T)
+
+    def vectors(self, compiled: bool = True) -> dict[Step, int]:
+        """Return by which vectors things reappear in the output, each with the number of things.
+
+        Args:
+            compiled: Whether to use the compiled core where there is one; the answers are the same.
+        """
+        core = library() if compiled else None
+        if core is not None:
+            return self._in(core).vectors()
+        count: dict[Step, int] = {}
+        out, number = self.output, self.number
+        for (r, c, k), (top, left, bottom, right) in zip(self.relations.cells, self.relations.boxes, strict=True):
+            for dr in range(-top, len(out) - bottom):
+                for dc in range(-left, out.shape[1] - right):
+                    at = (r + dr, c + dc)
+                    if out[at[0][0], at[1][0]] == k[0] and number[at].max() >= 0 and (out[at] == k).all():
+                        count[dr, dc] = count.get((dr, dc), 0) + 1
+        return count
+
+    def _in(self, core: CDLL) -> CompiledPair:
+        if self._compiled is None:
+            self._compiled = CompiledPair(core, self.relations, self.output, self.number)
+        return self._compiled
 
     def explained(self, action: Action) -> list[Numbers | None]:
         """Return for each thing the changed cells that its action explains, None if it paints a cell wrongly.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from ttt._grid.geometry import Numbers, Step
 from ttt._grid.objects.actions import ERASED, Action, actions
 from ttt._grid.objects.outcomes import Outcomes, on_grid, relations_of
 from ttt._grid.objects.relations import Relations, Strokes
+from ttt._grid.objects.tries import Table, Tries
 from ttt._grid.scene import Scene, Scenes
 from ttt._grid.things import KINDS, PROPERTIES, REPEATS, words_for
 from ttt.values import Grid
@@ -31,6 +33,8 @@ MOST_VALUES = 10
 MOST_PROGRAMS = 40
 REACH = 4
 """How far around things of equal value cells are compared to find what all of them get drawn around them."""
+AROUND_BY = ("", "its colour")
+"""Partitions of the things, by name, for which cells drawn alike around them are looked for."""
 AROUND = "gets {} cells drawn around it"
 Flags = npt.NDArray[np.bool_]
 Part = tuple[int, Action]
@@ -77,17 +81,9 @@ class ObjectTask:
 
     def vectors(self) -> list[Step]:
         """Return the vectors by which two or more things reappear in their outputs, most frequent first."""
-        count: dict[Step, int] = {}
-        for o in range(self.known):
-            relations, i = self.relations[self.owner[o]], int(self.within[o])
-            out, number = self.outputs[self.owner[o]], self.pairs[self.owner[o]].number
-            r, c, k = relations.cells[i]
-            top, left, bottom, right = relations.boxes[i]
-            for dr in range(-top, len(out) - bottom):
-                for dc in range(-left, out.shape[1] - right):
-                    at = (r + dr, c + dc)
-                    if out[at[0][0], at[1][0]] == k[0] and number[at].max() >= 0 and (out[at] == k).all():
-                        count[dr, dc] = count.get((dr, dc), 0) + 1
+        count: Counter[Step] = Counter()
+        for pair in self.pairs:
+            count.update(pair.vectors())
         best = sorted(count, key=lambda v: (-count[v], abs(v[0]) + abs(v[1]), v))
         return [v for v in best if count[v] > 1][:10]
 
@@ -101,6 +97,13 @@ class ObjectTask:
         at = int(self.owner[o])
         found = self.pairs[at].drawn(action, int(self.within[o]))
         return None if found is None else found + self.offset[at]
+
+    def by_colour(self) -> Iterator[Split]:
+        """Yield the partitions by which things may have cells drawn around them."""
+        yield Split("", 0.0, np.zeros(len(self.owner), dtype=np.int64))
+        codes, keys = dense(np.array([t.colour for s in self.relations for t in s.things], dtype=np.int64))
+        if 1 < keys <= MOST_VALUES:
+            yield Split("its colour", 1.2, codes)
 
     def splits(self) -> Iterator[Split]:
         """Yield the partitions of the things by their properties, each once, plain ones first."""
@@ -191,48 +194,25 @@ def _evidence(task: ObjectTask) -> _Evidence:
     learned, and the others need not be looked at.
     """
     nothing = _Evidence([], np.ones((0, task.known), dtype=bool), np.zeros((0, task.known, task.cells), dtype=bool))
-    found = [_Tried(action) for action in (ERASED, *actions(task.scenes, task.colours(), task.vectors()))]
-    first = range(min(2, len(task.pairs)))
-    for at in sorted(first, key=lambda at: len(task.relations[at].things)):
-        explained = np.zeros(task.pairs[at].cells, dtype=bool)
-        for tried in found:
-            for cells in tried.on(task, at):
-                explained[cells] = True
-        if not explained.all():
+    every = [ERASED, *actions(task.scenes, task.colours(), task.vectors())]
+    table = Table(every)
+    tries: dict[int, Tries] = {}
+    for at in sorted(range(min(2, len(task.pairs))), key=lambda at: len(task.relations[at].things)):
+        tries[at] = task.pairs[at].tried(table, every)
+        if len(np.unique(tries[at].cell)) < task.pairs[at].cells:
             return nothing
-    useful = [tried for tried in found if tried.hits]
-    if not useful:
+    chosen = np.unique(np.concatenate([tried.action for tried in tries.values()]))
+    if not len(chosen):
         return nothing
-    for at in range(2, len(task.pairs)):
-        for tried in useful:
-            tried.on(task, at)
+    useful = [every[n] for n in chosen]
     right = np.ones((len(useful), task.known), dtype=bool)
     gain = np.zeros((len(useful), task.known, task.cells), dtype=bool)
-    for n, tried in enumerate(useful):
-        right[n, tried.unable] = False
-        for o, numbers in tried.hits:
-            gain[n, o, numbers] = True
-    return _Evidence([tried.action for tried in useful], right, gain)
-
-
-@dataclass(slots=True)
-class _Tried:
-    """An action, the training things that could not have taken it, and what those that could explain with it."""
-
-    action: Action
-    unable: list[int] = field(default_factory=list)
-    hits: list[tuple[int, Numbers]] = field(default_factory=list)
-
-    def on(self, task: ObjectTask, at: int) -> list[Numbers]:
-        """Try it on the things of a pair; return the changed cells of the pair that each of them explains."""
-        explained = []
-        for o, cells in enumerate(task.pairs[at].explained(self.action), task.first[at]):
-            if cells is None:
-                self.unable.append(o)
-            elif len(cells):
-                self.hits.append((o, cells + task.offset[at]))
-                explained.append(cells)
-        return explained
+    rows = table.rows_of(chosen)
+    for at, pair in enumerate(task.pairs):
+        tried = pair.tried(rows, useful) if at not in tries else tries[at].of(chosen)
+        right[:, task.first[at] : task.first[at + 1]] = tried.able
+        gain[tried.action, tried.thing + task.first[at], tried.cell + task.offset[at]] = True
+    return _Evidence(useful, right, gain)
 
 
 def object_programs(base: DerivedInput, outputs: Sequence[Grid], known: Scenes | None = None) -> list[Program]:
@@ -258,17 +238,25 @@ def object_programs(base: DerivedInput, outputs: Sequence[Grid], known: Scenes |
 def _learned(task: ObjectTask, base: DerivedInput) -> list[Program]:
     """Return the programs of one kind of thing."""
     evidence = _evidence(task)
+    if not evidence.whole and not any(_made(task, base, split, evidence) for split in task.by_colour()):
+        return []  # without a look at all properties, which would have to be measured
     found: list[Program] = []
     for split in task.splits():
-        around = split.name in ("", "its colour")
-        if around or evidence.whole:
-            parts, stack = _parts(task, split.codes[: task.known], evidence, around)
-            for plan in _plans(stack, np.array([a.cost for _, a in parts])):
-                made = _program(task, base, split, [parts[i] for i in plan])
-                found += [made] if made else []
+        found += _made(task, base, split, evidence)
         if len(found) >= MOST_PROGRAMS:
             break
     return found
+
+
+def _made(task: ObjectTask, base: DerivedInput, split: Split, evidence: _Evidence) -> list[Program]:
+    """Return the programs of one partition of the things."""
+    around = split.name in AROUND_BY
+    if not (around or evidence.whole):
+        return []
+    parts, stack = _parts(task, split.codes[: task.known], evidence, around)
+    plans = _plans(stack, np.array([a.cost for _, a in parts]))
+    made = [_program(task, base, split, [parts[i] for i in plan]) for plan in plans]
+    return [program for program in made if program]
 
 
 def _parts(task: ObjectTask, codes: Numbers, evidence: _Evidence, around: bool) -> tuple[list[Part], Flags]:

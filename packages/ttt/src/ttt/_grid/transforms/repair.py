@@ -9,7 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from ttt._grid.geometry import Mask, turned
+from ttt._grid.compose.core import library
+from ttt._grid.geometry import turned
 from ttt._grid.scene import Scene
 from ttt._grid.transforms.registry import Table, Transform, per_colour
 from ttt.values import Grid
@@ -18,9 +19,17 @@ Repair = Callable[[Grid, int], Grid | None]
 """Replaces the cells of a colour in a grid, or returns None where the rest shows no pattern."""
 
 
-def _axes(grid: Grid, hidden: Mask, horizontal: bool) -> Grid | None:
+def _axes(grid: Grid, colour: int, horizontal: bool, compiled: bool) -> Grid | None:
     """Repair by the mirror line with the most agreeing and no contradicting cells."""
-    g, m = (grid, hidden) if horizontal else (grid.T, hidden.T)
+    g = np.ascontiguousarray(grid if horizontal else grid.T)
+    core = library() if compiled else None
+    if core is not None:
+        made = np.empty_like(g)
+        agree = core.repair_mirror(g.ctypes.data, *g.shape, colour, made.ctypes.data)
+        if agree < g.size // 4:
+            return None
+        return made if horizontal else made.T
+    m = g == colour
     w = g.shape[1]
     best: tuple[int, Grid] | None = None
     for twice in range(w // 2, w + w // 2):  # the line is at twice/2
@@ -44,15 +53,21 @@ def _axes(grid: Grid, hidden: Mask, horizontal: bool) -> Grid | None:
     return best[1] if horizontal else best[1].T
 
 
-def mended_by_mirror(grid: Grid, colour: int) -> Grid | None:
-    """Replace the cells of a colour by their mirror images, over any lines and the diagonal."""
+def mended_by_mirror(grid: Grid, colour: int, compiled: bool = True) -> Grid | None:
+    """Replace the cells of a colour by their mirror images, over any lines and the diagonal.
+
+    Args:
+        grid: The grid.
+        colour: The colour.
+        compiled: Whether to use the compiled core where there is one; the answers are the same.
+    """
     hidden = grid == colour
     if not hidden.any() or hidden.all():
         return None
     out = grid.copy()
     for _ in range(2):
         for horizontal in (True, False):
-            new = _axes(out, out == colour, horizontal)
+            new = _axes(out, colour, horizontal, compiled)
             out = out if new is None else new
         if out.shape[0] == out.shape[1]:
             h = out == colour
@@ -62,10 +77,20 @@ def mended_by_mirror(grid: Grid, colour: int) -> Grid | None:
     return None if np.array_equal(out, grid) else out
 
 
-def mended_by_tiling(grid: Grid, colour: int) -> Grid | None:
-    """Replace the cells of a colour by the smallest repeating pattern (also a sheared one) that fits the rest."""
-    hidden = grid == colour
+def mended_by_tiling(grid: Grid, colour: int, compiled: bool = True) -> Grid | None:
+    """Replace the cells of a colour by the smallest repeating pattern (also a sheared one) that fits the rest.
+
+    Args:
+        grid: The grid.
+        colour: The colour.
+        compiled: Whether to use the compiled core where there is one; the answers are the same.
+    """
     h, w = grid.shape
+    core = library() if compiled else None
+    if core is not None:
+        given, made = np.ascontiguousarray(grid), np.empty((h, w), dtype=np.uint8)
+        return made if core.repair_tiling(given.ctypes.data, h, w, colour, made.ctypes.data) else None
+    hidden = grid == colour
     rows, cols = np.indices(grid.shape)
     known = ~hidden.ravel()
     colours = grid.ravel()[known]

@@ -3,6 +3,9 @@
 
 #include "compose.h"
 
+#ifndef SOURCES
+#define SOURCES "unknown"
+#endif
 #define EXPORT __attribute__((visibility("default")))
 #define CHUNK (1 << 20)
 #define LONGEST_ROW 40000 /* bytes of a value; what is longer is dropped */
@@ -162,6 +165,9 @@ EXPORT void compose_close(Search *s) {
     free(s->chunk), free(s->row), free(s->primitive), free(s->node), free(s->first), free(s->slot), free(s->in);
     free(s->out), free(s->measured), free((void *)s->targets), free(s);
 }
+
+/* Which sources this was compiled from, by the rule of sources.py. */
+EXPORT const char *compose_sources(void) { return SOURCES; }
 
 /* The number of a function in the table, -1 if there is none of that name. */
 EXPORT int compose_function(const char *name) {

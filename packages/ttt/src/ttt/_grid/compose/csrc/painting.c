@@ -146,25 +146,27 @@ SHAPE(fall) {
     return 1;
 }
 
-/* The first drawn colour from a cell in direction d, itself left out; 0 where there is none. */
-static int seen(const Piece *in, int r, int c, int d) {
-    for (;;) {
-        r += DY[d], c += DX[d];
-        if (r < 0 || c < 0 || r >= in->h || c >= in->w) return 0;
-        if (in->cells[r * in->w + c]) return in->cells[r * in->w + c];
+/* For each cell the first drawn colour in direction d, itself left out; 0 where there is none. */
+static void seen(const Piece *in, int d, uint8_t *view) {
+    int n = in->h * in->w, step = DY[d] * in->w + DX[d], back = step > 0; /* the next cell comes first */
+    for (int k = 0; k < n; k++) {
+        int i = back ? n - 1 - k : k, r = i / in->w + DY[d], c = i % in->w + DX[d];
+        int inside = r >= 0 && c >= 0 && r < in->h && c < in->w;
+        view[i] = !inside ? 0 : in->cells[i + step] ? in->cells[i + step] : view[i + step];
     }
 }
 
 /* Drawn cells send a line over empty cells to each direction of the bit mask; the first direction wins. */
 SHAPE(rays) {
     (void)input;
+    uint8_t view[CELLS];
     if (!copied(in, out, memory)) return 0;
-    for (int r = 0; r < in->h; r++)
-        for (int c = 0; c < in->w; c++) {
-            uint8_t *cell = out->cells + r * in->w + c;
-            for (int d = 0; d < 8 && !*cell; d++) /* a line that runs up is seen by looking down */
-                if (arg >> d & 1) *cell = (uint8_t)seen(in, r, c, d < 4 ? 3 - d : 11 - d);
-        }
+    for (int d = 0; d < 8; d++) {
+        if (!(arg >> d & 1)) continue;
+        seen(in, d < 4 ? 3 - d : 11 - d, view); /* a line that runs up is seen by looking down */
+        for (int i = 0; i < in->h * in->w; i++)
+            if (!out->cells[i]) out->cells[i] = view[i];
+    }
     return 1;
 }
 
@@ -172,16 +174,15 @@ SHAPE(rays) {
 SHAPE(join_equal) {
     (void)input;
     static const int ahead[4] = {0, 1, 4, 5}, behind[4] = {3, 2, 7, 6};
+    uint8_t here[CELLS], there[CELLS];
     if (!copied(in, out, memory)) return 0;
-    for (int r = 0; r < in->h; r++)
-        for (int c = 0; c < in->w; c++) {
-            uint8_t *cell = out->cells + r * in->w + c;
-            for (int k = 0; k < 4 && !*cell; k++)
-                if (arg >> k & 1) {
-                    int a = seen(in, r, c, ahead[k]);
-                    if (a && a == seen(in, r, c, behind[k])) *cell = (uint8_t)a;
-                }
-        }
+    for (int k = 0; k < 4; k++) {
+        if (!(arg >> k & 1)) continue;
+        seen(in, ahead[k], here);
+        seen(in, behind[k], there);
+        for (int i = 0; i < in->h * in->w; i++)
+            if (!out->cells[i] && here[i] == there[i]) out->cells[i] = here[i];
+    }
     return 1;
 }
 
