@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -90,20 +91,30 @@ class Clients:
             number += 7
             self.outcomes.append(self.ask(*SUMS[number % len(SUMS)]))
 
-    def ask(self, left: int, right: int) -> Outcome:
-        """Send one photo and check the answer."""
+    def ask(self, left: int, right: int, code: int = 0) -> Outcome:
+        """Send one photo and check the answer.
+
+        Args:
+            left: Apples on the left plate.
+            right: Apples on the right plate.
+            code: The value of the last pixel.
+        """
+        pixels = photo(left, right)
+        pixels[-1, -1] = code
         begin = time.monotonic()
-        handle = self._pool.put(photo(left, right))
+        handle = self._pool.put(pixels)
         try:
             body = {"model": "sums", "photo": bytes(handle).hex(), "max_tokens": 2}
-            answer = post(self._port, body, timeout=30)
+            answer = post(self._port, body, timeout=60)
+            seconds = time.monotonic() - begin
+            if "error" in answer:
+                return Outcome(begin, seconds, error=f"{answer['error']['type']}: {answer['error']['message']}")
+            picture = xfer.get(bytes.fromhex(answer["picture"]))
+        except (OSError, HTTPException, ValueError) as error:  # errors of xfer are among them
+            return Outcome(begin, time.monotonic() - begin, error=f"{type(error).__name__}: {error}")
         finally:
             self._pool.release(handle)
-        seconds = time.monotonic() - begin
-        if "error" in answer:
-            return Outcome(begin, seconds, error=f"{answer['error']['type']}: {answer['error']['message']}")
         text, version = answer["choices"][0]["text"], answer["model"]
-        picture = xfer.get(bytes.fromhex(answer["picture"]))
         cells = picture.reshape(8, picture.shape[0] // 8, 8, picture.shape[0] // 8).max((1, 3))
         said = NUMBERS.index(text.split()[0])
         if (left, right) == (2, 3):

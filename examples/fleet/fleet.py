@@ -128,10 +128,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         found, outcomes = serve(args.folder.absolute(), args.workers, args.seconds)
+        write_page(args.folder, found, outcomes)
     except KeyboardInterrupt:
         print("stopped; nothing is left behind", file=sys.stderr)
         return 130
-    write_page(args.folder, found, outcomes)
+    except OSError as error:
+        print(f"fleet: {error}", file=sys.stderr)
+        return 2
     del found["picture"]
     if args.json:
         print(json.dumps(found, indent=2))

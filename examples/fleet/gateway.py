@@ -29,6 +29,10 @@ class BusyError(Exception):
     """No worker answered."""
 
 
+class PluginError(Exception):
+    """A plugin failed, or returned something else than what was asked for."""
+
+
 class Gateway:
     """Answers completions. A request has a prompt, or a photo: the handle of an array in shared memory.
 
@@ -59,7 +63,7 @@ class Gateway:
         try:
             body = json.loads(await request.body())
             answer = await self._answer(body)
-        except isolate.IsolateError as error:
+        except PluginError as error:
             return _error(502, "plugin_error", error)
         except BusyError as error:
             return _error(503, "server_error", error)
@@ -76,14 +80,24 @@ class Gateway:
         if "photo" not in body:
             return await self._ask(body)
         photo = xfer.Handle.from_bytes(bytes.fromhex(body.pop("photo")))
-        body["prompt"] = await self._host["counter"].aio(timeout=5).question(photo)
+        body["prompt"] = await self._plugin(str, "counter", "question", photo)
         answer = await self._ask(body)
         if "error" not in answer:
-            picture = await self._host["painter"].aio(timeout=5).picture(answer["choices"][0]["text"])
+            picture = await self._plugin(xfer.Handle, "painter", "picture", answer["choices"][0]["text"])
             answer["picture"] = bytes(picture).hex()
             self.bytes["arrays"] += photo.nbytes + picture.nbytes
             self.bytes["handles"] += len(bytes(photo)) + len(bytes(picture))
         return answer
+
+    async def _plugin(self, wanted: type, name: str, method: str, argument: object) -> Any:
+        """Call a plugin's method within five seconds and check the type of its result."""
+        try:
+            result = await getattr(self._host[name].aio(timeout=5), method)(argument)
+        except Exception as error:  # a plugin may raise anything
+            raise PluginError(f"{name}: {type(error).__name__}: {error}") from error
+        if not isinstance(result, wanted):
+            raise PluginError(f"{name}: {method} returned {type(result).__name__}, wanted {wanted.__name__}")
+        return result
 
     async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """Ask the worker with the fewest open requests; ask another one if it dies or is silent."""
@@ -121,5 +135,5 @@ def post(port: int, body: dict[str, Any], timeout: float) -> dict[str, Any]:
 
 
 def _error(status: int, kind: str, error: Exception) -> JSONResponse:
-    message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    message = f"{type(error).__name__}: {error}"[:500]
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def draw(file: Path, found: dict[str, Any], outcomes: list[Outcome]) -> None:
-    """Draw the change of versions, the memory, and one request."""
+def draw(found: dict[str, Any], outcomes: list[Outcome]) -> bytes:
+    """Return a picture of the change of versions, the memory, and one request."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     time, memory, asked, answered = figure.subplot_mosaic("tttt;mmab").values()
     begin = min(outcome.at for outcome in outcomes)
@@ -62,14 +63,22 @@ def draw(file: Path, found: dict[str, Any], outcomes: list[Outcome]) -> None:
     for axes, title, image in ((asked, "a photo", photo(2, 3).numpy()), (answered, "its answer", found["picture"])):
         axes.imshow(image, cmap="Greens")
         axes.set(title=title, xticks=[], yticks=[])
-    figure.savefig(file, dpi=120)
+    made = io.BytesIO()
+    figure.savefig(made, format="png", dpi=120)
+    return made.getvalue()
 
 
 def write_page(folder: Path, found: dict[str, Any], outcomes: list[Outcome]) -> None:
-    """Write `fleet.html`, which needs no other file, and its picture `fleet.png`."""
-    draw(folder / "fleet.png", found, outcomes)
-    picture = base64.b64encode((folder / "fleet.png").read_bytes()).decode()
+    """Write `fleet.html`, which needs no other file, and its picture `fleet.png`, each whole or not at all."""
+    drawn = draw(found, outcomes)
+    picture = base64.b64encode(drawn).decode()
     table = "".join(f"<tr><td>{escape(what)}</td><td>{escape(figure)}</td></tr>" for what, figure in rows(found))
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>The fleet</title><style>{STYLE}</style>"
     body = f"<h1>The fleet</h1><img alt='Versions, memory and one request' src='data:image/png;base64,{picture}'>"
-    (folder / "fleet.html").write_text(f"{head}{body}<table>{table}</table>", encoding="utf-8")
+    for name, content in (("fleet.png", drawn), ("fleet.html", f"{head}{body}<table>{table}</table>".encode())):
+        unfinished = folder / f".{name}"
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
