@@ -83,13 +83,18 @@ class Clients:
         self._stopping.set()
         for thread in self._threads:
             thread.join()
-        self._pool.close()
         return self.outcomes
+
+    def close(self) -> None:
+        """Stop, and free the memory of the photos."""
+        self.stop()
+        self._pool.close()
 
     def _run(self, number: int) -> None:
         while not self._stopping.is_set():
             number += 7
             self.outcomes.append(self.ask(*SUMS[number % len(SUMS)]))
+            time.sleep(0.01)
 
     def ask(self, left: int, right: int, code: int = 0) -> Outcome:
         """Send one photo and check the answer.

@@ -81,6 +81,17 @@ def solve_beside(found: dict[str, Any], ending: threading.Event) -> None:
     found["solved"] = len(run.score().solved)
 
 
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Count the answers: failed ones, those that are wholly of one version, and each version's right ones."""
+    found: dict[str, Any] = {"requests": len(outcomes), "failed": sum(bool(outcome.error) for outcome in outcomes)}
+    found["of one version"] = sum(outcome.whole for outcome in outcomes)
+    for version in sorted({outcome.version for outcome in outcomes} - {""}):
+        own = [outcome for outcome in outcomes if outcome.version == version]
+        found[version] = {"answers": len(own), "right": sum(outcome.right for outcome in own)}
+        found[version]["median ms"] = round(1000 * median(outcome.seconds for outcome in own), 1)
+    return found
+
+
 def serve(folder: Path, workers: int, seconds: float) -> tuple[dict[str, Any], list[Outcome]]:
     """Run the fleet under load, roll out the second version in the middle; return the figures and all outcomes."""
     files = model.train(folder / "model")
@@ -100,7 +111,7 @@ def serve(folder: Path, workers: int, seconds: float) -> tuple[dict[str, Any], l
             outcomes = clients.stop()
             beside.join()
         finally:
-            clients.stop()
+            clients.close()
             stopped.set()
             beside.join()
         found["bytes"], found["picture"] = dict(fleet.gateway.bytes), clients.picture
@@ -108,14 +119,7 @@ def serve(folder: Path, workers: int, seconds: float) -> tuple[dict[str, Any], l
     found["held"] = sum(int(report["weights"]) for report in reports)
     found["written"] = sum(int(report["written"]) for report in reports)
     found["reports"] = len(reports)
-    found["requests"] = len(outcomes)
-    found["failed"] = sum(bool(outcome.error) for outcome in outcomes)
-    found["of one version"] = sum(outcome.whole for outcome in outcomes)
-    for version in sorted({outcome.version for outcome in outcomes} - {""}):
-        own = [outcome for outcome in outcomes if outcome.version == version]
-        found[version] = {"answers": len(own), "right": sum(outcome.right for outcome in own)}
-        found[version]["median ms"] = round(1000 * median(outcome.seconds for outcome in own), 1)
-    return found, outcomes
+    return found | summary(outcomes), outcomes
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,7 +48,7 @@ class Gateway:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         application = Starlette(routes=[Route("/v1/completions", self.complete, methods=["POST"])])
-        self._server = uvicorn.Server(uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=2))
+        self._server = uvicorn.Server(uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=2))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._listening])))
         self._thread.start()
 

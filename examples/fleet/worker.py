@@ -10,7 +10,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import uvicorn
 import xfer
 import zerocopy
 from ternary import llm
+from ternary.errors import TernaryError
 
 
 class Version:
@@ -59,8 +59,14 @@ class Following:
     async def _newest(self) -> Version:
         ref, file = self._live.get()
         if self._current is None or self._current.ref != ref:
-            older, self._current = self._current, Version(ref, file)
-            await self._current.start()
+            try:
+                newer = Version(ref, file)
+            except (zerocopy.ZerocopyError, TernaryError, OSError, MemoryError):  # tried again at the next request
+                if self._current is None:
+                    raise
+                return self._current
+            older, self._current = self._current, newer
+            await newer.start()
             if older is not None:
                 await self._close_if_done(older)
         return self._current
@@ -82,31 +88,38 @@ def weights_held() -> dict[str, int]:
     return held
 
 
-def report(application: Following, name: str) -> None:
+def report(application: Following, name: str, ending: threading.Event) -> None:
     """Publish what this worker does and holds, five times a second."""
     process, metrics = psutil.Process(), xfer.Topic(name, keep=64)
-    while True:
+    while not ending.wait(0.2):
         held = weights_held()
         numbers = {"pid": os.getpid(), "answered": application.answered, "memory": process.memory_full_info().pss}
         with suppress(xfer.errors.WaitTimeoutError):  # another writer was stopped while it published
             metrics.publish(numbers | {"weights": held["Pss"], "written": held["Anonymous"]}, timeout=1)
-        time.sleep(0.2)
 
 
 def main(name: str) -> None:
     """Serve until the standard input ends."""
     application = Following(name)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(application, log_level="critical", lifespan="off", timeout_graceful_shutdown=2)
+    )
 
     def leave() -> None:
         sys.stdin.read()
         server.should_exit = True
 
-    for work in (leave, lambda: report(application, name)):
-        threading.Thread(target=work, daemon=True).start()
+    ending = threading.Event()
+    reporting = threading.Thread(target=report, args=(application, name, ending))
+    for thread in (reporting, threading.Thread(target=leave, daemon=True)):
+        thread.start()
     print(listening.getsockname()[1], flush=True)
-    asyncio.run(server.serve([listening]))
+    try:
+        asyncio.run(server.serve([listening]))
+    finally:
+        ending.set()
+        reporting.join()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import resource
@@ -29,7 +30,7 @@ from typing import Any
 import model
 import psutil
 from clients import Clients, Outcome
-from fleet import Fleet
+from fleet import Fleet, summary
 from gateway import post
 from leftovers import leftovers, shared_files
 from page import write_page
@@ -202,7 +203,7 @@ def run(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
         chaos = Chaos(fleet, clients, files, seed)
         calm = Probe(chaos.sheltered.port)
         calm.start()
-        time.sleep(3)
+        time.sleep(2)
         calm.stopping.set()
         probe = Probe(chaos.sheltered.port)
         probe.start()
@@ -217,6 +218,7 @@ def run(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
             probe.stopping.set()
             probe.join()
         again = recovered(fleet, clients)
+        clients.close()
         sheltered = chaos.sheltered in fleet.supervisor.workers
         restarts = fleet.supervisor.restarts
     errors = Counter(outcome.error.split(" ")[0] for outcome in [*outcomes, *chaos.asked] if outcome.error)
@@ -245,14 +247,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it there too")
     args = parser.parse_args()
+    logging.getLogger("isolate").addHandler(logging.NullHandler())  # what plugins print
     before, descriptors = shared_files(), len(os.listdir("/proc/self/fd"))
     with tempfile.TemporaryDirectory(prefix="pentad-chaos-") as temporary:
         (Path(temporary) / "tmp").mkdir()
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
         found = run(args.folder, args.seconds, args.seed)
         outcomes = found.pop("outcomes")
-        figures = {"workers": 3, "weights": 1, "bytes": Counter(), "picture": [[0]], "rolled out at": 0.0}
-        found["full disk"] = full_disk(Path(temporary) / "page", figures | {"held": 1}, outcomes)
+        figures = {"workers": 3, "weights": 1, "held": 1, "written": 0, "numpy": "", "solved": 0, "rolled out at": 0.0}
+        figures |= {"bytes": Counter(), "picture": [[0]], **summary(outcomes)}
+        found["full disk"] = full_disk(Path(temporary) / "page", figures, outcomes)
         tempfile.tempdir = None
         left = [str(path.relative_to(temporary)) for path in (Path(temporary) / "tmp").rglob("*")]
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
@@ -262,6 +266,7 @@ def main() -> int:
         "temporary": left,
         "descriptors": max(0, len(os.listdir("/proc/self/fd")) - descriptors),
     }
+    print([os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")])
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found))
