@@ -254,6 +254,7 @@ def main() -> int:
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
         found = run(args.folder, args.seconds, args.seed)
         outcomes = found.pop("outcomes")
+        opened = len(os.listdir("/proc/self/fd"))  # matplotlib keeps its fonts open
         figures = {"workers": 3, "weights": 1, "held": 1, "written": 0, "numpy": "", "solved": 0, "rolled out at": 0.0}
         figures |= {"bytes": Counter(), "picture": [[0]], **summary(outcomes)}
         found["full disk"] = full_disk(Path(temporary) / "page", figures, outcomes)
@@ -264,9 +265,8 @@ def main() -> int:
         "shared": leftovers(before),
         "processes": [" ".join(process.cmdline()) for process in alive],
         "temporary": left,
-        "descriptors": max(0, len(os.listdir("/proc/self/fd")) - descriptors),
+        "descriptors": max(0, opened - descriptors),
     }
-    print([os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")])
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found))

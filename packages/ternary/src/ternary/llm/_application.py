@@ -32,12 +32,16 @@ def application(
         MissingExtraError: The extra `serve` is not installed.
 
     Example:
-        >>> import tempfile
+        >>> import asyncio, tempfile
         >>> from ternary import llm
         >>> config = llm.ModelConfig(64, hidden=32, inner=64, layers=1, heads=2, kv_heads=1, head_size=16, context=32)
         >>> llm.save(llm.Decoder(config, ternary=True), path := tempfile.mkdtemp() + "/m.ternary")
         >>> app = llm.application(path, name="tiny", threads=1)
-        >>> uvicorn.run(app, port=8000)  # doctest: +SKIP
+        >>> async def lifespan():
+        ...     async with app.router.lifespan_context(app):  # as uvicorn.run(app) does
+        ...         return app.routes[0].path
+        >>> asyncio.run(lifespan())
+        '/v1/chat/completions'
     """
     try:
         from ternary.llm._server import application as serving
