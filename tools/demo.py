@@ -332,7 +332,7 @@ def show_fleet(args: argparse.Namespace) -> list[Fact]:
         Fact("fleet", f"requests that failed, of {found['requests']}, while a new version was rolled out", "0"),
         Fact("fleet", "right answers, before and after", versions, pictures={"The fleet in this run": image}),
         Fact("fleet", f"photos to and from plugins with numpy {found['numpy']}", megabytes(moved["arrays"])),
-        Fact("fleet", "bytes of the handles that were sent for them", megabytes(moved["handles"])),
+        Fact("fleet", "bytes of the handles that were sent for them", f"{moved['handles'] / 1e3:.1f} kB"),
         Fact(
             "fleet",
             "weights in memory, three workers together",

@@ -195,9 +195,8 @@ def recovered(fleet: Fleet, clients: Clients) -> int:
     return sum(clients.ask(2, 3).whole for _ in range(20))
 
 
-def run(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
+def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict[str, Any]:
     """Run the fleet under chaos and return what happened."""
-    files = model.train(folder / "model")
     with Fleet(folder, files[1], 3, hostile_plugins(folder / "hostile")) as fleet:
         clients = Clients(fleet.gateway.port, list(files.values()), count=3)
         chaos = Chaos(fleet, clients, files, seed)
@@ -248,11 +247,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it there too")
     args = parser.parse_args()
     logging.getLogger("isolate").addHandler(logging.NullHandler())  # what plugins print
+    files = model.train(args.folder / "model")  # torch keeps files and folders of its own
     before, descriptors = shared_files(), len(os.listdir("/proc/self/fd"))
     with tempfile.TemporaryDirectory(prefix="pentad-chaos-") as temporary:
         (Path(temporary) / "tmp").mkdir()
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
-        found = run(args.folder, args.seconds, args.seed)
+        found = run(args.folder, files, args.seconds, args.seed)
         outcomes = found.pop("outcomes")
         opened = len(os.listdir("/proc/self/fd"))  # matplotlib keeps its fonts open
         figures = {"workers": 3, "weights": 1, "held": 1, "written": 0, "numpy": "", "solved": 0, "rolled out at": 0.0}
@@ -267,6 +267,7 @@ def main() -> int:
         "temporary": left,
         "descriptors": max(0, opened - descriptors),
     }
+    found["open"] = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found))
