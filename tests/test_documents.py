@@ -12,6 +12,7 @@ Tool = Callable[[str], ModuleType]
 
 DOCUMENTS = {
     "README.md": 5,
+    "examples/fleet/README.md": 3,
     "packages/xfer/docs/tutorial.md": 10,
     "packages/zerocopy/docs/tutorial.md": 8,
     "packages/isolate/docs/tutorial.md": 7,

@@ -16,6 +16,8 @@ PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
 LONGEST = {"class": 300, "function": 60, ".py": 500, ".c": 400, ".h": 400, ".cpp": 400, ".cu": 400}
 REASON = re.compile(r"(#|//|/\*)\s*long because \S+")
 
+IDIOMS = r"is let |are let |\bwhoever\b|know(s|ing)? nothing of|nobody asks|somebody asks|\b(is|are|was|were) told\b"
+
 ARCHITECTURE_LINES = 60
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LABEL = re.compile(r'[\[({]"([^"]+)"[\])}]')
@@ -145,9 +147,6 @@ def test_the_architecture_page_shows_every_room(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_words_are_plain(package: str) -> None:
     """Idioms that had to be explained to readers do not come back."""
-    idioms = (
-        r"is let |are let |\bwhoever\b|know(s|ing)? nothing of|nobody asks|somebody asks|\b(is|are|was|were) told\b"
-    )
     folder = ROOT / "packages" / package
     files = [
         folder / "README.md",
@@ -159,9 +158,18 @@ def test_the_words_are_plain(package: str) -> None:
         f"{file.relative_to(folder)}:{number} {match[0]}"
         for file in sorted(files)
         for number, line in enumerate(file.read_text().splitlines(), 1)
-        if (match := re.search(idioms, line))
+        if (match := re.search(IDIOMS, line))
     ]
     assert found == []
+
+
+def test_the_fleet_keeps_these_rules() -> None:
+    """The files of examples/fleet are short, and their words are plain."""
+    folder = ROOT / "examples" / "fleet"
+    files = [*folder.glob("*.py"), *folder.glob("plugins/*/*.py")]
+    assert len(files) >= 10
+    assert [line for file in files for line in too_long(file.relative_to(folder), file.read_text())] == []
+    assert [str(file) for file in [*files, folder / "README.md"] if re.search(IDIOMS, file.read_text())] == []
 
 
 def test_the_twins_exist() -> None:

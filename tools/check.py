@@ -6,7 +6,7 @@
     uv run tools/check.py coverage          not part of the default: the tests run once more
 
 style      ruff: lint and format
-types      mypy --strict, each package's src on its own, and the tools; pyright knows the type of every public name
+types      mypy --strict, each package's src on its own, the tools, the fleet; pyright knows the types of public names
 imports    import-linter: what a package and its rooms must not import
 workflows  .github/workflows against GitHub's schema, and zizmor's security audit, both offline
 cuda       each function with a path for CUDA is run by something in the tests
@@ -84,6 +84,8 @@ def types(packages: list[str]) -> Iterator[Outcome]:
         "mypy tools",
         ["mypy", *map(str, [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "tools" / "gpu").glob("*.py"))])],
     )
+    fleet = ROOT / "examples" / "fleet"
+    yield run("mypy fleet", ["mypy", *map(str, sorted(fleet.glob("*.py")))], env=os.environ | {"MYPYPATH": str(fleet)})
     for package in packages:
         yield _public_types(package)
 

@@ -1,19 +1,22 @@
-"""Show what the five libraries do, on real work, in about two minutes on two cores.
+"""Show what the five libraries do, on real work, within two minutes on two cores.
 
-    uv run tools/demo.py             all five
+    uv run tools/demo.py             all five, and a service that is made of them
     uv run tools/demo.py ttt         only these
     uv run tools/demo.py --budget 10s
     uv run tools/demo.py --report FILE   where the page with pictures goes
 
 xfer hands an array to another process. zerocopy shares a model's weights among workers. isolate runs a plugin with
 another numpy than the host's. ternary packs a network to 2 bits. ttt solves six real ARC tasks, drawn once at random
-from the 400 of ARC-1 training. The program measures every figure while it runs and writes one HTML page that opens
+from the 400 of ARC-1 training. Last comes the fleet of examples/fleet: all five together serve a ternary language model
+and change its version under load. The program measures every figure while it runs and writes one HTML page that opens
 offline. Ctrl-C leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import importlib
 import json
 import pickle
 import subprocess
@@ -30,6 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+FLEET = Path(__file__).resolve().parent.parent / "examples" / "fleet"
 console = Console(highlight=False)
 
 
@@ -313,12 +317,42 @@ def show_ttt(args: argparse.Namespace) -> list[Fact]:
     ]
 
 
+def show_fleet(args: argparse.Namespace) -> list[Fact]:
+    """All five serve a ternary language model to clients, and change its version meanwhile."""
+    sys.path.insert(0, str(FLEET))
+    folder = args.report.parent.absolute() / "fleet"
+    found, outcomes = importlib.import_module("fleet").serve(folder, workers=3, seconds=6)
+    importlib.import_module("page").write_page(folder, found, outcomes)
+    assert found["of one version"] == found["requests"], "a request failed, or its answer mixes versions"
+    weights, moved = found["weights"], found["bytes"]
+    versions = " to ".join(f"{100 * found[name]['right'] // found[name]['answers']} %" for name in ("sums-1", "sums-2"))
+    picture = base64.b64encode((folder / "fleet.png").read_bytes()).decode()
+    image = f"<img width='940' alt='Versions, memory and one request' src='data:image/png;base64,{picture}'>"
+    return [
+        Fact("fleet", f"requests that failed, of {found['requests']}, while a new version was rolled out", "0"),
+        Fact("fleet", "right answers, before and after", versions, pictures={"The fleet in this run": image}),
+        Fact("fleet", f"photos to and from plugins with numpy {found['numpy']}", megabytes(moved["arrays"])),
+        Fact("fleet", "bytes of the handles that were sent for them", f"{moved['handles'] / 1e3:.1f} kB"),
+        Fact(
+            "fleet",
+            "weights in memory, three workers together",
+            f"{found['held'] / 1e3:.0f} kB",
+            bars={
+                "three workers, kB": found["held"] / 1e3,
+                "one copy, kB": weights / 1e3,
+                "a copy for each, kB": 3 * weights / 1e3,
+            },
+        ),
+    ]
+
+
 SHOWS: dict[str, Callable[[argparse.Namespace], list[Fact]]] = {
     "xfer": show_xfer,
     "zerocopy": show_zerocopy,
     "isolate": show_isolate,
     "ternary": show_ternary,
     "ttt": show_ttt,
+    "fleet": show_fleet,
 }
 
 

@@ -33,6 +33,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 THEME = ROOT / "tools" / "theme"
 PACKAGES = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
+FLEET_PICTURE = Path("examples/fleet/fleet.png")
 # Where types of other projects are documented.
 LINKED = {
     "python": "https://docs.python.org/3/",
@@ -206,9 +207,10 @@ def relink(text: str, source: Path, places: dict[Path, Path], page: Path) -> str
 
     def picture(match: re.Match[str]) -> str:
         file = (source.parent / match[2]).resolve()
-        if "://" in match[2] or not file.is_relative_to(ROOT / "packages"):
+        base = next((base for base in (ROOT / "packages", ROOT) if file.is_relative_to(base)), None)
+        if "://" in match[2] or base is None:
             return match[0]
-        return f"![{match[1]}]({os.path.relpath(file.relative_to(ROOT / 'packages'), page.parent)})"
+        return f"![{match[1]}]({os.path.relpath(file.relative_to(base), page.parent)})"
 
     text = re.sub(r"!\[([^\]]*)\]\(([^)\s]+\.png)\)", picture, text)
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
@@ -243,6 +245,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
     sources = {Path("index.md"): ROOT / "README.md"}
     sources |= {Path(p) / f"{name}.md": file for p in PACKAGES for name, file in pages(p).items()}
     sources |= {
+        Path("fleet.md"): ROOT / "examples" / "fleet" / "README.md",
         Path("benchmarks.md"): ROOT / "packages" / "benchmarks.md",
         Path("mutations.md"): ROOT / "packages" / "mutations.md",
         Path("contributing.md"): ROOT / "CONTRIBUTING.md",
@@ -260,6 +263,8 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
             place = docs / package / picture.parent.name
             place.mkdir(exist_ok=True)
             shutil.copy(picture, place / picture.name)
+    (docs / FLEET_PICTURE).parent.mkdir(parents=True)
+    shutil.copy(ROOT / FLEET_PICTURE, docs / FLEET_PICTURE)
     (docs / "theme").mkdir()
     for name in ("site.css", "from-a-folder.js"):
         shutil.copy(THEME / name, docs / "theme")
@@ -272,6 +277,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
 
     return [
         {"Pentad": "index.md"},
+        {"The fleet": "fleet.md"},
         *map(navigation, PACKAGES),
         {"Benchmarks": "benchmarks.md"},
         {"Broken promises": "mutations.md"},

@@ -208,8 +208,9 @@ def common(first: str, second: str) -> str:
 
 
 def documents() -> list[Path]:
-    """Return the documents that run by themselves: the README, and each package's README, tutorial and how-to page."""
-    return [ROOT / "README.md", *sorted(path for name in PAGES for path in ROOT.glob(f"packages/*/{name}"))]
+    """Return the documents that run by themselves: the READMEs, and each package's tutorial and how-to page."""
+    first = [ROOT / "README.md", ROOT / "examples" / "fleet" / "README.md"]
+    return [*first, *sorted(path for name in PAGES for path in ROOT.glob(f"packages/*/{name}"))]
 
 
 def main(argv: Iterable[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from ternary.errors import ServerBusyError
-from ternary.llm import Sampling, convert, load
+from ternary.llm import Sampling, application, convert, load
 from ternary.llm._batching import Request, Scheduler
 
 openai = pytest.importorskip("openai")
@@ -257,6 +257,26 @@ def test_closing_ends_every_request(path) -> None:
         scheduler.submit(Request([5], Sampling(), events.append))
     del scheduler
     gc.collect()
+
+
+def test_an_application_answers_and_closes_with_its_lifespan(path) -> None:
+    """Any ASGI server runs `llm.application`; when it shuts down, the model and its thread end."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(application(path, name="small", threads=1), log_level="error", lifespan="on")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    thread.start()
+    try:
+        port = listening.getsockname()[1]
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as client:
+            answer = client.completions.create(model="small", prompt="the quick", max_tokens=5)
+        assert answer.choices[0].text == load(path).generate("the quick", max_tokens=5).text()
+        assert "ternary-scheduler" in [running.name for running in threading.enumerate()]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+    assert "ternary-scheduler" not in [running.name for running in threading.enumerate()]
 
 
 def test_the_command(path) -> None:

@@ -13,6 +13,7 @@ from ternary.llm._model import Generation, Model
 from ternary.llm._sampling import Sampling
 
 if TYPE_CHECKING:
+    from ternary.llm._application import application
     from ternary.llm._decoder import Decoder
     from ternary.llm._gguf_export import to_gguf
     from ternary.llm._on_ray import deployment
@@ -27,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "Sampling",
     "TernaryForCausalLM",
+    "application",
     "convert",
     "deployment",
     "load",
@@ -40,7 +42,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     homes = {"Decoder": "_decoder", "save": "_save", "TernaryForCausalLM": "_transformers", "to_gguf": "_gguf_export"}
-    homes |= {"publish": "_shared", "deployment": "_on_ray"}
+    homes |= {"publish": "_shared", "deployment": "_on_ray", "application": "_application"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)

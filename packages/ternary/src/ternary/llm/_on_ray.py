@@ -48,12 +48,9 @@ def deployment(
         raise MissingExtraError(f"{e.name} is needed here; pip install 'pentad-ternary[serve]' 'ray[serve]'") from e
 
     def build() -> Any:
-        from ternary.llm._batching import Scheduler
-        from ternary.llm._convert import load
-        from ternary.llm._server import application
+        from ternary.llm import application
 
-        model = load(source, **options)
-        return application(model, Scheduler(model, parallel=parallel, queue=queue), name)
+        return application(source, name=name, parallel=parallel, queue=queue, **options)
 
     made = serve.deployment(serve.ingress(build)())
     return made.options(name=name, num_replicas=replicas, ray_actor_options=ray_actor_options or {}).bind()

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Lifespan
 
 from ternary.errors import ChatTemplateError, ContextLengthError, ServerBusyError, TernaryError
 from ternary.llm._batching import Event, Request, Scheduler
@@ -35,16 +36,18 @@ class _BadRequestError(Exception):
         self.parameter = parameter
 
 
-def application(model: Model, scheduler: Scheduler, name: str) -> Starlette:
+def application(model: Model, scheduler: Scheduler, name: str, *, lifespan: Lifespan[Any] | None = None) -> Starlette:
     """Return the ASGI application that serves a model.
 
     Args:
         model: The open model.
         scheduler: Runs the requests.
         name: What the model is called in answers.
+        lifespan: Begins and ends with the application.
     """
     server = _Server(model, scheduler, name)
     return Starlette(
+        lifespan=lifespan,
         routes=[
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
             Route("/v1/completions", server.complete, methods=["POST"]),

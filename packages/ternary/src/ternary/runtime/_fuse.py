@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from ternary import nn as layers  # imported first, it imports this module before its own names are there
 from ternary.errors import NothingToFuseError
-from ternary.nn import Int8Conv2d
 from ternary.runtime._chain import Activation, FusedChain, Stage
 from ternary.runtime._face import PackedLayer
 from ternary.runtime._layout import Geometry, is_depthwise
@@ -252,7 +252,7 @@ def _normalized(stage: Stage, norm: nn.BatchNorm2d) -> Stage | None:
 
 def _stage_of(module: nn.Module | None) -> tuple[Stage, str, int] | None:
     """Return a convolution as a stage with its kernel and threads; None if chains cannot hold it."""
-    if not isinstance(module, nn.Conv2d | PackedConv2d | Int8Conv2d) or module.in_channels > _MOST_COLUMNS:
+    if not isinstance(module, nn.Conv2d | PackedConv2d | layers.Int8Conv2d) or module.in_channels > _MOST_COLUMNS:
         return None
     packed = isinstance(module, PackedConv2d)
     kernel, threads = (module.kernel, module.threads) if isinstance(module, PackedConv2d) else ("auto", 0)
@@ -265,7 +265,7 @@ def _stage_of(module: nn.Module | None) -> tuple[Stage, str, int] | None:
     if getattr(module, "edges", [0]) != [0]:
         return None
     depthwise = is_depthwise(module.in_channels, n, module.groups)
-    in_float = isinstance(module, nn.Conv2d) or (isinstance(module, Int8Conv2d) and not module.in_integers)
+    in_float = isinstance(module, nn.Conv2d) or (isinstance(module, layers.Int8Conv2d) and not module.in_integers)
     few = module.in_channels <= _FEW_CHANNELS and module.in_channels * geometry.taps <= _MOST_TAPS
     dense = module.groups == 1 and in_float and few
     if dense or (depthwise and geometry.taps <= _MOST_TAPS):
@@ -273,7 +273,7 @@ def _stage_of(module: nn.Module | None) -> tuple[Stage, str, int] | None:
         taps = weight.permute(2, 3, 1, 0).reshape(-1, n).contiguous()
         return Stage(taps, None, bias, module.in_channels, geometry, dense=dense), kernel, threads
     point = geometry == Geometry((1, 1))
-    in_integers = packed or (isinstance(module, Int8Conv2d) and module.in_integers)
+    in_integers = packed or (isinstance(module, layers.Int8Conv2d) and module.in_integers)
     if not point or not in_integers or isinstance(module, nn.Conv2d):
         return None
     return Stage(module.packed, module.scale, bias, module.in_channels), kernel, threads

@@ -1,0 +1,278 @@
+"""Chaos in the fleet of examples/fleet: each answer must be right or a typed error, and nothing may stay behind.
+
+    PYTHONPATH=examples/fleet:tests/parts/jumping_clock JUMPING_CLOCK=1 python tests/parts/chaos.py FOLDER --seconds 60
+
+Processes are killed, stopped and starved, plugins misbehave, the wall clock jumps, versions change, and the disk for
+the page is full. One worker is left alone: its answers must not become slow. Prints what happened as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import model
+import psutil
+from clients import Clients, Outcome
+from fleet import Fleet, summary
+from gateway import post
+from leftovers import leftovers, shared_files
+from page import write_page
+from supervisor import HERE as FLEET
+
+HERE = Path(__file__).resolve().parent
+
+TYPED = ("plugin_error:", "server_error:", "rate_limit_error:", "invalid_request_error:", "ProducerGoneError:")
+LIMITS = "limits: {memory: 400MiB, open_files: 256, processes: 8}\n"
+CODES = range(1, 13)
+"""What the hostile plugin knows, see extensions/hostile.py."""
+
+
+def hostile_plugins(folder: Path) -> Path:
+    """Make a folder with the fleet's plugins, of which `counter` misbehaves when asked to."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(FLEET / "plugins", folder)
+    (folder / "counter" / "main.py").rename(folder / "counter" / "counting.py")
+    shutil.copy(HERE / "extensions" / "hostile.py", folder / "counter" / "main.py")
+    with (folder / "counter" / "manifest.yaml").open("a") as manifest:
+        manifest.write(LIMITS)
+    return folder
+
+
+class Chaos:
+    """What is done to a fleet.
+
+    Args:
+        fleet: The running fleet.
+        clients: Its clients.
+        files: The versions of the model.
+        seed: For the choices.
+    """
+
+    def __init__(self, fleet: Fleet, clients: Clients, files: dict[int, Path], seed: int) -> None:
+        self.fleet, self.clients, self.files, self.random = fleet, clients, files, random.Random(seed)
+        self.sheltered = fleet.supervisor.workers[0]
+        self.done: Counter[str] = Counter()
+        self.asked: list[Outcome] = []
+        self._asking: list[threading.Thread] = []
+
+    def act(self) -> None:
+        """Do something at random."""
+        deeds: list[Callable[[], None]] = [
+            *(self.kill_worker, self.stop_worker, self.kill_publisher, self.stop_publisher, self.kill_plugin),
+            *(self.few_descriptors, self.little_memory, self.no_files, self.roll_out),
+            *[self.misbehave] * 6,
+        ]
+        deed = self.random.choice(deeds)
+        with suppress(ProcessLookupError):
+            deed()
+            self.done[deed.__name__] += 1
+
+    def _victim(self) -> int:
+        others = [worker.process for worker in self.fleet.supervisor.workers if worker is not self.sheltered]
+        alive = [process.pid for process in others if process.poll() is None]
+        if not alive:
+            raise ProcessLookupError
+        return self.random.choice(alive)
+
+    def kill_worker(self) -> None:
+        """Kill -9."""
+        os.kill(self._victim(), signal.SIGKILL)
+
+    def stop_worker(self) -> None:
+        """Stop a worker; sometimes it goes on a second later."""
+        pid = self._victim()
+        os.kill(pid, signal.SIGSTOP)
+        if self.random.random() < 0.5:
+            time.sleep(1)
+            os.kill(pid, signal.SIGCONT)
+
+    def kill_publisher(self) -> None:
+        """Kill -9 of the process that put the weights into shared memory."""
+        os.kill(self.fleet.supervisor.publisher.process.pid, signal.SIGKILL)
+
+    def stop_publisher(self) -> None:
+        """Stop the publisher for half a second."""
+        pid = self.fleet.supervisor.publisher.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGCONT)
+
+    def kill_plugin(self) -> None:
+        """Kill -9 of a plugin's process."""
+        pid = self.fleet.host[self.random.choice(["counter", "painter"])].pid
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+
+    def few_descriptors(self) -> None:
+        """Leave a worker hardly a descriptor beyond those that it has."""
+        pid = self._victim()
+        count = len(os.listdir(f"/proc/{pid}/fd")) + self.random.randrange(4)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, count))
+
+    def little_memory(self) -> None:
+        """Leave a worker little address space beyond what it has."""
+        pid = self._victim()
+        size = psutil.Process(pid).memory_info().vms + self.random.randrange(1 << 24)
+        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+
+    def no_files(self) -> None:
+        """Let the publisher write next to nothing: to it, shared memory is full."""
+        resource.prlimit(self.fleet.supervisor.publisher.process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+
+    def roll_out(self) -> None:
+        """Publish the other version."""
+        self.fleet.supervisor.publish(self.files[self.random.choice([1, 2])])
+
+    def misbehave(self) -> None:
+        """Send a photo that makes the plugin misbehave."""
+        code = self.random.choice(CODES)
+        thread = threading.Thread(target=lambda: self.asked.append(self.clients.ask(2, 3, code)))
+        thread.start()
+        self._asking.append(thread)
+
+    def wait(self) -> None:
+        """Wait for the answers to photos that make the plugin misbehave."""
+        for thread in self._asking:
+            thread.join()
+
+
+class Probe(threading.Thread):
+    """Asks the sheltered worker directly and keeps how long each answer took."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+        self._port, self.stopping = port, threading.Event()
+
+    def run(self) -> None:
+        """Ask five times a second."""
+        while not self.stopping.wait(0.2):
+            begin = time.monotonic()
+            answer = post(self._port, {"model": "sums", "prompt": model.prompt(2, 3), "max_tokens": 2}, timeout=30)
+            if not answer["choices"][0]["text"]:
+                raise RuntimeError("the worker that was left alone answered nothing")
+            self.seconds.append(time.monotonic() - begin)
+
+
+def full_disk(folder: Path, found: dict[str, Any], outcomes: list[Outcome]) -> str:
+    """Write the page where no file may grow; return the error. No part of a page may be left."""
+    folder.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        write_page(folder, found, outcomes)
+    except OSError as error:
+        left = list(folder.iterdir())
+        return f"{type(error).__name__}{left or ''}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return "no error"
+
+
+def recovered(fleet: Fleet, clients: Clients) -> int:
+    """Wait until all workers are ready, and return how many of twenty answers are right then."""
+    fleet.supervisor.wait(3, 90)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and clients.ask(2, 3).error:  # a plugin may be starting again
+        time.sleep(0.2)
+    return sum(clients.ask(2, 3).whole for _ in range(20))
+
+
+def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict[str, Any]:
+    """Run the fleet under chaos and return what happened."""
+    with Fleet(folder, files[1], 3, hostile_plugins(folder / "hostile")) as fleet:
+        clients = Clients(fleet.gateway.port, list(files.values()), count=3)
+        chaos = Chaos(fleet, clients, files, seed)
+        calm = Probe(chaos.sheltered.port)
+        calm.start()
+        time.sleep(2)
+        calm.stopping.set()
+        probe = Probe(chaos.sheltered.port)
+        probe.start()
+        end = time.monotonic() + seconds
+        try:
+            while time.monotonic() < end:
+                time.sleep(chaos.random.uniform(0, 1.2))
+                chaos.act()
+        finally:
+            chaos.wait()
+            outcomes = clients.stop()
+            probe.stopping.set()
+            probe.join()
+        again = recovered(fleet, clients)
+        clients.close()
+        sheltered = chaos.sheltered in fleet.supervisor.workers
+        restarts = fleet.supervisor.restarts
+    errors = Counter(outcome.error.split(" ")[0] for outcome in [*outcomes, *chaos.asked] if outcome.error)
+    answers = [outcome for outcome in outcomes if not outcome.error]
+    wrong = [outcome.error for outcome in outcomes if outcome.error and not outcome.error.startswith(TYPED)]
+    wrong += [str(outcome) for outcome in answers if not outcome.whole]
+    wrong += [o.error for o in chaos.asked if o.error and not o.error.startswith(TYPED)]
+    return {
+        "done": chaos.done,
+        "right": len(answers),
+        "wrong": wrong,
+        "errors": errors,
+        "restarts": restarts,
+        "recovered": again,
+        "sheltered": sheltered,
+        "latency": {"calm": median(calm.seconds), "chaos": median(probe.seconds)},
+        "outcomes": outcomes,
+    }
+
+
+def main() -> int:
+    """Run the chaos and print what happened and what was left behind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="models, wheels and environments, kept from run to run")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write it there too")
+    args = parser.parse_args()
+    logging.getLogger("isolate").addHandler(logging.NullHandler())  # what plugins print
+    files = model.train(args.folder / "model")  # torch keeps files and folders of its own
+    before, descriptors = shared_files(), len(os.listdir("/proc/self/fd"))
+    with tempfile.TemporaryDirectory(prefix="pentad-chaos-") as temporary:
+        (Path(temporary) / "tmp").mkdir()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
+        found = run(args.folder, files, args.seconds, args.seed)
+        outcomes = found.pop("outcomes")
+        opened = len(os.listdir("/proc/self/fd"))  # matplotlib keeps its fonts open
+        figures = {"workers": 3, "weights": 1, "held": 1, "written": 0, "numpy": "", "solved": 0, "rolled out at": 0.0}
+        figures |= {"bytes": Counter(), "picture": [[0]], **summary(outcomes)}
+        found["full disk"] = full_disk(Path(temporary) / "page", figures, outcomes)
+        tempfile.tempdir = None
+        left = [str(path.relative_to(temporary)) for path in (Path(temporary) / "tmp").rglob("*")]
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
+    found["left"] = {
+        "shared": leftovers(before),
+        "processes": [" ".join(process.cmdline()) for process in alive],
+        "temporary": left,
+        "descriptors": max(0, opened - descriptors),
+    }
+    found["open"] = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    print(json.dumps(found, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

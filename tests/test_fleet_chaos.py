@@ -1,0 +1,148 @@
+"""The fleet of examples/fleet under attack: each answer is right or a typed error, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs ternary's extra serve")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and shared memory of Linux")
+
+SECONDS = int(os.environ.get("CHAOS_SECONDS", "60"))  # ten minutes every night
+ORDINARY = 64998
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fleet's folder: its first run trains the models and builds the plugins' environments."""
+    return tmp_path_factory.mktemp("fleet")
+
+
+def as_ordinary_user(root: Path) -> list[str]:
+    """How root starts an interpreter as another user, who may also read root's folders if the interpreter is there."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as another user, and the other test runs as this one")
+    setpriv = shutil.which("setpriv")
+    user = [str(setpriv), "--reuid", str(ORDINARY), "--regid", str(ORDINARY), "--clear-groups"]
+    reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    for prefix in (user, [*user, *reading]):
+        try:
+            works = subprocess.run([*prefix, sys.executable, "-c", "import xfer"], capture_output=True, cwd=root)
+        except OSError:
+            continue
+        if works.returncode == 0:
+            return prefix
+    pytest.skip("another user can run no Python here")
+
+
+def environment(root: Path) -> dict[str, str]:
+    """The environment of the fleet's processes, whose wall clocks jump."""
+    places = [root / "examples" / "fleet", root / "tests" / "parts" / "jumping_clock"]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places)), "JUMPING_CLOCK": "1"}
+
+
+def chaos(root: Path, folder: Path, tmp_path: Path, seconds: float, prefix: list[str], **more: str) -> dict[str, Any]:
+    """Run the chaos and return what happened; the seed is in the command, which a failure shows."""
+    report = tmp_path / "chaos.json"
+    seed = str(time.time_ns() % 100_000)
+    command = [*prefix, sys.executable, str(root / "tests" / "parts" / "chaos.py"), str(folder)]
+    command += ["--seconds", str(seconds), "--seed", seed, "--json", str(report)]
+    done = subprocess.run(command, cwd=folder, env=environment(root) | more, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stderr[-6000:]}"
+    found: dict[str, Any] = json.loads(report.read_text())
+    assert found["wrong"] == [], command
+    assert found["left"] == {"shared": [], "processes": [], "temporary": [], "descriptors": 0}, command
+    return found
+
+
+def survived(found: dict[str, Any]) -> None:
+    """What must hold after any chaos."""
+    assert found["right"] > 0
+    assert found["recovered"] == 20
+    assert found["sheltered"]
+    assert found["full disk"] == "OSError"
+    # The others' restarts take processor time, and so does what else runs on this machine.
+    assert found["latency"]["chaos"] <= max(2 * found["latency"]["calm"], 1.0)
+
+
+@pytest.mark.timeout(300)
+def test_the_fleet_survives_a_bad_moment(root: Path, prepared: Path, tmp_path: Path) -> None:
+    """Some seconds of kills, stops, limits and hostile photos."""
+    survived(chaos(root, prepared, tmp_path, 8, []))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 300)
+def test_the_fleet_survives_chaos(root: Path, prepared: Path, tmp_path: Path) -> None:
+    """The same for longer: many kinds of harm are done, and some of them show as typed errors."""
+    found = chaos(root, prepared, tmp_path, SECONDS, [])
+    survived(found)
+    assert len(found["done"]) >= 6
+    assert found["restarts"] >= SECONDS / 30
+    assert found["errors"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 300)
+def test_an_ordinary_users_fleet_survives_chaos(root: Path, prepared: Path, tmp_path: Path) -> None:
+    """The same as a user who is not root."""
+    prefix = as_ordinary_user(root)
+    home = Path("/tmp") / f"pentad-fleet-{os.getpid()}"
+    try:
+        shutil.copytree(prepared, home / "fleet", symlinks=True, ignore=shutil.ignore_patterns("environments"))
+        for place in (home, *home.rglob("*")):
+            os.chown(place, ORDINARY, ORDINARY, follow_symlinks=False)
+        more = {"HOME": str(home), "UV_CACHE_DIR": str(home / "uv"), "ZEROCOPY_DIRECTORY": str(home / "zerocopy")}
+        survived(chaos(root, home / "fleet", home, SECONDS / 2, prefix, **more))
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("after", [1, 12])
+def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, after: float) -> None:
+    """Ctrl-C while the fleet starts, and while it answers: the exit status is 130, and all processes end."""
+    command = [sys.executable, str(root / "examples" / "fleet" / "fleet.py"), "--folder", str(prepared)]
+    process = subprocess.Popen(
+        [*command, "--seconds", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(after)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out.decode()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_fleet_leaves_no_process(root: Path, prepared: Path) -> None:
+    """Kill -9 of the fleet itself: workers, publisher and plugins end by themselves."""
+    command = [sys.executable, str(root / "examples" / "fleet" / "fleet.py"), "--folder", str(prepared)]
+    process = subprocess.Popen([*command, "--seconds", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    fleet = psutil.Process(process.pid)
+    end = time.monotonic() + 120
+    while len(fleet.children(recursive=True)) < 6:
+        assert time.monotonic() < end, "the fleet did not start"
+        time.sleep(0.2)
+    family = fleet.children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
