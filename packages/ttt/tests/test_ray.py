@@ -125,7 +125,7 @@ def test_a_cluster_that_cannot_solve_says_why(ray_cluster: object, sample_arc_ta
     assert run.results == {}
 
 
-CLUSTER_TASKS = int(os.environ.get("TTT_CLUSTER_TASKS", "60"))
+CLUSTER_TASKS = int(os.environ.get("TTT_CLUSTER_TASKS", "40"))
 """How many tasks the cluster solves on its bad day; 1,000 in the nightly run."""
 
 
