@@ -27,6 +27,7 @@ KINDS = (
 )
 SECONDS = float(os.environ.get("TERNARY_FUZZ_SECONDS", "20"))
 """Processor time of the long fuzz, shared by the kinds of files."""
+SEED = int(os.environ.get("TERNARY_FUZZ_SEED", "1"))
 FORWARD = "forward(x: float[N, 8]) -> float[N, 8] { return a(x) }"
 
 
@@ -181,7 +182,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files_for_longer(kind: str) -> None:
     """No signal, no error but the library's, no step over a second, memory within 10 times the file and 64 MB."""
-    found = fuzz(kind, SECONDS / len(KINDS))
+    found = fuzz(kind, SECONDS / len(KINDS), SEED)
     assert found["rounds"] > 5
     assert found["longest"] < 1.0
     assert found["grown"] < 10 * found["bytes"] + (64 << 20)

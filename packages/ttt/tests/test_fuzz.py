@@ -23,6 +23,7 @@ from ttt.results import calibration_error, fit_curve, read_calibration
 
 SECONDS = float(os.environ.get("TTT_FUZZ_SECONDS", "20"))
 """How long to look for faults, over all kinds of files."""
+SEED = int(os.environ.get("TTT_FUZZ_SEED", "20"))
 LONGEST = 1.0
 """Seconds that one file may take; CPU time, so that other programs do not count."""
 ALLOWED = 2_000_000
@@ -90,7 +91,7 @@ def readers(folder: Path) -> list[tuple[Path, Callable[[], object]]]:
 @pytest.mark.timeout(SECONDS + 600)
 def test_damaged_files_are_typed_errors(integration_test_dir: Path) -> None:
     """Seeded: every change of every kind of file ends in a value or a TTTError. TTT_FUZZ_SECONDS makes it longer."""
-    rng = random.Random(20)
+    rng = random.Random(SEED)
     kinds = readers(integration_test_dir)
     sound = [path.read_bytes() for path, _ in kinds]
     tried = 0

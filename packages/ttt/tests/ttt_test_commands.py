@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ttt
 from ttt._tasks.loader import task_json
 
 
-def solve_command(folder: Path, tasks: list[ttt.Task], *arguments: str) -> subprocess.Popen[str]:
+def solve_command(
+    folder: Path, tasks: list[ttt.Task], *arguments: str, stderr: Any = subprocess.STDOUT
+) -> subprocess.Popen[str]:
     """Start `ttt solve` on tasks as its users do, in a process of its own."""
     (folder / "tasks.json").write_text(json.dumps({t.id: task_json(t) for t in tasks}))
     command = [
@@ -28,6 +31,6 @@ def solve_command(folder: Path, tasks: list[ttt.Task], *arguments: str) -> subpr
         [*command, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
     )

@@ -13,19 +13,23 @@ from typing import Any
 
 import numpy as np
 
-TENSORS, WHOLE = 114, 64 << 20
+TENSORS = 114
+WHOLE = 64_000_000  # so that the tree and the array, which is smaller, take turns in the same memory of the pool
 HEAL = "heal after a restart of the receiver, p99"
 
 
 def tree() -> dict[str, Any]:
-    """Return 114 tensors of different sizes, 64 MiB in all, as a model's state."""
+    """Return 114 tensors of different sizes, 64 MB in all, as a model's state."""
     import torch
 
+    return {f"layer.{number}.weight": torch.ones(count) for number, count in enumerate(counts())}
+
+
+def counts() -> list[int]:
+    """Return how many elements each tensor of the tree has."""
     shares = [1 + number % 7 for number in range(TENSORS)]
     unit = WHOLE // 4 // sum(shares)
-    tensors = {f"layer.{number}.weight": torch.ones(unit * share) for number, share in enumerate(shares)}
-    tensors["rest"] = torch.ones(WHOLE // 4 - unit * sum(shares))
-    return tensors
+    return [unit * share + (WHOLE // 4 - unit * sum(shares)) * (number == 0) for number, share in enumerate(shares)]
 
 
 def worker(sender: Any, queue: Any, control: Any) -> None:
@@ -46,36 +50,49 @@ def worker(sender: Any, queue: Any, control: Any) -> None:
             sender.send(thing)
 
 
-def measure(context: Any, rounds: int) -> dict[str, list[float]]:
-    """Return seconds from before the send to the end of a full read, for each kind of batch, taking turns."""
+def measure(context: Any, workers: int, rounds: int) -> dict[str, list[float]]:
+    """Return seconds from before the send to the end of a full read, for each kind of batch, taking turns.
+
+    The pages that a process happens to get make it up to a third faster or slower, so several workers are measured.
+    """
     import torch
+    import torch.multiprocessing as tmp
+
+    torch.set_num_threads(1)  # the reading is the same for all, and threads of their own would only disturb
+    tmp.set_sharing_strategy("file_descriptor")
+    samples: dict[str, list[float]] = {"xfer tree": [], "xfer one": [], "xfer parts": [], "queue tree": []}
+    for _ in range(workers):
+        take_turns(context, rounds, samples)
+    return samples
+
+
+def take_turns(context: Any, rounds: int, samples: dict[str, list[float]]) -> None:
+    """Add the seconds of one worker process; "parts" is the one tensor, read in as many parts as the tree has."""
     import torch.multiprocessing as tmp
 
     import xfer
 
-    torch.set_num_threads(1)  # the reading is the same for all, and threads of their own would only disturb
-    tmp.set_sharing_strategy("file_descriptor")
     queue = tmp.get_context("spawn").Queue()
     ours, theirs = context.Pipe()
-    kinds = [("xfer", "tree"), ("xfer", "one"), ("queue", "tree")]
-    samples: dict[str, list[float]] = {" ".join(kind): [] for kind in kinds}
+    kinds = list(samples)
     with xfer.Channel(4) as channel:
         process = tmp.get_context("spawn").Process(target=worker, args=(channel.sender, queue, theirs), daemon=True)
         process.start()
         for number in range(rounds + 2):
             first = number % len(kinds)  # what one leaves in the cache is not always the same one's to find
-            for way, what in kinds[first:] + kinds[:first]:
-                ours.send((way, what))
+            for kind in kinds[first:] + kinds[:first]:
+                way, what = kind.split()
+                ours.send((way, "tree" if what == "tree" else "one"))
                 start = ours.recv()
                 got = queue.get(timeout=60) if way == "queue" else channel.receiver.recv(timeout=60, as_="torch")
-                total = sum(float(tensor.sum()) for tensor in (got.values() if isinstance(got, dict) else [got]))
+                parts = got.values() if what == "tree" else got.split(counts()) if what == "parts" else [got]
+                total = sum(float(tensor.sum()) for tensor in parts)
                 if number >= 2:
-                    samples[f"{way} {what}"].append((time.perf_counter_ns() - start) / 1e9)
+                    samples[kind].append((time.perf_counter_ns() - start) / 1e9)
                 assert total == WHOLE // 4
-                del got
+                del got, parts
         ours.send(None)
         process.join(10)
-    return samples
 
 
 def stamper(receiver: Any, control: Any) -> None:
@@ -159,7 +176,7 @@ def heal(context: Any, rounds: int) -> list[float]:
 
 def rows(make: Any, context: Any, quick: bool) -> list[Any]:
     """Return the rows of these measurements; `make` is bench.py's row()."""
-    batches = measure(context, 5 if quick else 20)
+    batches = measure(context, 3 if quick else 7, 4 if quick else 8)
     middle = {name: statistics.median(values) * 1e3 for name, values in batches.items()}
     ours = [value * 1e3 for value in batches["xfer tree"]]
     single = small(context, 2000 if quick else 20_000)
@@ -167,6 +184,7 @@ def rows(make: Any, context: Any, quick: bool) -> list[Any]:
     return [
         make(f"{TENSORS} tensors, 64 MB, from a worker", "ms", ours, "torch queue", middle["queue tree"], 0.5),
         make(f"{TENSORS} tensors, 64 MB, from a worker", "ms", ours, "one 64 MB tensor", middle["xfer one"], 1.05),
+        make(f"{TENSORS} tensors, 64 MB, from a worker", "ms", ours, "one, read in parts", middle["xfer parts"], 1.05),
         make(
             "32 B torch tensor, one way, p50", "us", [value * 1e6 for value in single["torch"]], "NumPy array",
             statistics.median(single["numpy"]) * 1e6, 1.5,

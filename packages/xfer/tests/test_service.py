@@ -485,6 +485,34 @@ def test_a_number_that_is_a_fifo_now_never_blocks(pool: xfer.Pool, tmp_path: Any
             os.close(fd)
 
 
+def test_a_number_that_is_something_else_now_is_not_opened(tmp_path: Any) -> None:
+    """Opening alone has effects: it lets a process go on that waits to write to a named pipe."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with xfer.Pool("1MiB") as old, xfer.Channel(1) as channel:
+        handle, token = old.put(np.zeros(3)), bytes(channel.receiver)
+        numbers = {handle.fields.fd, channel._owner.fds[0]}
+    for number in numbers:  # a descriptor that reads and writes nothing, so that the pipe has no reader
+        spare = os.open(fifo, os.O_PATH)
+        os.dup2(spare, number)
+        if spare != number:
+            os.close(spare)
+    writer, said = in_thread(lambda: os.close(os.open(fifo, os.O_WRONLY)))
+    try:
+        with pytest.raises(errors.ProducerGoneError):
+            xfer.get(handle)
+        with pytest.raises(errors.ProducerGoneError):
+            xfer.Receiver.from_bytes(token).attach()
+        writer.join(0.2)
+        assert not said
+    finally:
+        os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
+        writer.join(30)
+        for number in numbers:
+            os.close(number)
+    assert said == [None]
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_results_survive_a_worker_that_returned(method: str) -> None:
     """Handles of a process that has exited are read once each, and their memory comes back with the last view."""

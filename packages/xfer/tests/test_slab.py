@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 import xfer
 from xfer import _compiled, errors
 from xfer._channel.channel import Receiver
-from xfer._channel.layout import CANNOT, FULL, RETURN_HEAD, SENT, UNKNOWN
+from xfer._channel.layout import CANNOT, FULL, RETURN_HEAD, RETURN_TAIL, SENT, UNKNOWN
 from xfer._channel.ring import Ring
 from xfer._channel.slab import RETURNS, slab_shape
 
@@ -339,6 +339,39 @@ def test_forged_returns_are_ignored(pool: xfer.Pool, sending: bool, receiving: b
             channel.sender.send(np.full(9, number), timeout=5)
             assert channel.receiver.recv(timeout=5)[0] == number
         assert (view == 1).all()
+
+
+@both
+def test_a_slot_that_is_returned_twice_is_free_once(pool: xfer.Pool, sending: bool, receiving: bool) -> None:
+    """Returns that come a second time do not put two arrays into one slot."""
+    with channel_of(4, pool, sending, receiving) as channel:
+        for number in range(4):
+            channel.sender.send(np.full(9, number), timeout=5)
+            channel.receiver.recv(timeout=5)
+        words, mask = channel.receiver._ring.words, channel.receiver._ring.returns - 1
+        first, head = words[RETURN_TAIL], words[RETURN_HEAD]
+        for place in range(head, head + 3):  # the sender looks at them once its other slots are used up
+            words[RETURNS + (place & mask)] = words[RETURNS + (first & mask)]
+        words[RETURN_HEAD] = head + 3
+        held = []
+        for number in range(20):
+            channel.sender.send(np.full(9, number), timeout=5)
+            held.append(channel.receiver.recv(timeout=5))
+        assert [int(view[3]) for view in held] == list(range(20))
+        assert all((view == view[0]).all() for view in held)
+
+
+@both
+def test_a_channel_takes_as_many_messages_as_its_capacity(pool: xfer.Pool, sending: bool, receiving: bool) -> None:
+    """One more would lie over the oldest one; arrays go in slots, by handle, and in turns."""
+    with channel_of(3, pool, sending, receiving) as channel:
+        for sizes in ((9, 9, 9), (100_000,) * 3, (9, 100_000, 9), (100_000, 9, 100_000)):
+            for number, size in enumerate(sizes):
+                channel.sender.send(np.full(size, number), timeout=5)
+            for size in (9, 100_000):
+                with pytest.raises(errors.WaitTimeoutError):
+                    channel.sender.send(np.full(size, 9), timeout=0)
+            assert [int(channel.receiver.recv(timeout=5)[-1]) for _ in sizes] == [0, 1, 2]
 
 
 @both

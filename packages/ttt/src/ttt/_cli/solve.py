@@ -76,7 +76,9 @@ def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> Pat
         with contextlib.suppress(OSError):  # said by the first attempt to write it
             _keep_earlier(work, out)
     files.write()
-    with interruptible(work), Display(work.tasks, console, quiet=quiet, calibrated=work.calibrated) as display:
+    display = Display(work.tasks, console, quiet=quiet, calibrated=work.calibrated)
+    # Beside JSON nothing else may come to stdout; Ray prints there that a node has ended.
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext(), interruptible(work), display:
         for event in work:
             display.show(event)
             _say_notes(work)

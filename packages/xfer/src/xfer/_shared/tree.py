@@ -41,7 +41,7 @@ _DEEPEST = 100
 _KEPT = 256  # plans of each side
 _EXTENT = struct.Struct("<QQ")
 _PLAIN = (type(None), bool, int, float, str, bytes, complex)
-_KEYS = (str, int, float, bool, type(None))
+_KEYS = {kind: kind.__name__ for kind in (str, int, float, bool, type(None))}
 
 
 class Leaf(NamedTuple):
@@ -125,11 +125,11 @@ def pack(value: Any) -> Packed:
     leaves: list[Any] = []
     values: list[Any] = []
     torch = sys.modules.get("torch")
-    kinds = (np.ndarray, getattr(torch, "Tensor", np.ndarray))
+    kinds = frozenset((np.ndarray, getattr(torch, "Tensor", np.ndarray)))
     return Packed(_take_apart(value, leaves, values, kinds, 0), leaves, values)
 
 
-def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: tuple[type, ...], depth: int) -> Any:
+def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozenset[type], depth: int) -> Any:
     kind = type(value)
     if kind in kinds:
         leaves.append(value)
@@ -140,19 +140,18 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: tuple[t
     if depth > _DEEPEST:
         raise UnsupportedDtypeError(f"the tree is more than {_DEEPEST} levels deep, or contains itself")
 
-    def all_of(items: Iterable[Any]) -> tuple[Any, ...]:
-        found: list[Any] = []
-        for item in items:
-            if type(item) in kinds:  # here, since a container may have many arrays
-                leaves.append(item)
-                found.append("a")
-            else:
-                found.append(_take_apart(item, leaves, values, kinds, depth + 1))
-        return tuple(found)
+    def all_of(items: Iterable[Any]) -> Any:
+        items = list(items)
+        if kinds.issuperset(map(type, items)):  # a container may have many arrays, which need no step each
+            leaves.extend(items)
+            return len(items)
+        return tuple([_take_apart(item, leaves, values, kinds, depth + 1) for item in items])
 
     if isinstance(value, dict):
         letter = "o" if isinstance(value, OrderedDict) else "d"
-        return letter, tuple([_key(key) for key in value]), all_of(value.values())
+        if set(map(type, value)) == {str}:
+            return letter, "str", tuple(value), all_of(value.values())
+        return letter, None, tuple([_key(key) for key in value]), all_of(value.values())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return "n", _class_name(kind), all_of(value)
     if isinstance(value, list | tuple):
@@ -177,9 +176,10 @@ def _plain(leaf: Any) -> np.ndarray[Any, Any]:
 
 
 def _key(key: Any) -> tuple[str, Any]:
-    if type(key) not in _KEYS:
+    name = _KEYS.get(type(key))
+    if name is None:
         raise UnsupportedDtypeError(f"got the key {key!r}, want keys of type str, int, float, bool or None")
-    return type(key).__name__, key
+    return name, key
 
 
 def _class_name(kind: type) -> str:
@@ -321,7 +321,7 @@ def _builder(node: Any) -> Builder:
         return lambda _, values: next(values)
     letter, items = node[0], _items(node[-1])
     if letter in "do":
-        keys = [key for _, key in node[1]]
+        keys = node[2] if node[1] else [key for _, key in node[2]]
         make: Any = OrderedDict if letter == "o" else dict
         return lambda arrays, values: make(zip(keys, items(arrays, values), strict=True))
     if letter in "lt":
@@ -341,13 +341,19 @@ def _builder(node: Any) -> Builder:
     return revive
 
 
-def _items(nodes: list[Any]) -> Builder:
-    """Return a function that makes the items of a container; arrays need no call each."""
-    if all(node == "a" for node in nodes):
-        count = len(nodes)
-        return lambda arrays, _: list(islice(arrays, count))
-    children = [_builder(node) for node in nodes]
-    return lambda arrays, values: [child(arrays, values) for child in children]
+def _items(nodes: list[Any] | int) -> Builder:
+    """Return a function that makes the items of a container, or takes as many arrays as it has items."""
+    if isinstance(nodes, list):
+        children = [_builder(node) for node in nodes]
+        return lambda arrays, values: [child(arrays, values) for child in children]
+
+    def take(arrays: Any, _: Any) -> list[Any]:
+        found = list(islice(arrays, nodes))
+        if len(found) != nodes:
+            raise ValueError(f"got {len(found)} arrays, want {nodes}")
+        return found
+
+    return take
 
 
 def _class_of(name: str) -> type:
