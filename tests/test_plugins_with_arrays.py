@@ -88,6 +88,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_arrays_on_devices_stay_there(
     environments: Path, wheels: Path, extension: Callable[..., Path], tmp_path: Path

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import copies
+from .budget import memory_limit
 from .dirty import SMALLEST, TRACKER, partial_pages
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 from .segments import TENSOR_TYPES, Block, Segment, dtype_text, size_class, taken
@@ -24,7 +25,9 @@ from .segments import TENSOR_TYPES, Block, Segment, dtype_text, size_class, take
 SMALL = 32 << 10
 """Arrays of at most so many bytes travel inside the frame."""
 IDLE_BUDGET = 512 << 20
-"""Bytes of idle blocks that a pool keeps."""
+"""Bytes of idle blocks that a pool keeps at most."""
+_IDLE_SHARE = 4
+"""All pools of this process together keep one such part of its memory."""
 _LOOKED_AT = 128 << 20
 """Larger arrays are not looked at for changes on an event loop's thread either."""
 _LARGEST, _SMALLEST = 256 << 20, 1 << 20
@@ -37,6 +40,14 @@ class Shared:
     def __init__(self) -> None:
         self._segments: dict[int, tuple[Segment, Any]] = {}
         self._links: weakref.WeakSet[Outgoing] = weakref.WeakSet()
+
+    def detach(self, link: Outgoing) -> None:
+        """Report to this link no longer."""
+        self._links.discard(link)
+
+    def links(self) -> int:
+        """Return how many pools there are."""
+        return len(self._links)
 
     def attach(self, link: Outgoing) -> None:
         """Report the end of each shared array to this link."""
@@ -274,15 +285,16 @@ class Outgoing:
                 raise WireError(f"lease {lease} was returned and is not lent")
             self._idle.setdefault(block.size, []).append(block)
             self._idle_bytes += block.size
-            return self._trim() if self._idle_bytes > IDLE_BUDGET else []
+            budget = min(IDLE_BUDGET, memory_limit() // _IDLE_SHARE // max(1, SHARED.links()))
+            return self._trim(budget) if self._idle_bytes > budget else []
 
-    def _trim(self) -> list[int]:
+    def _trim(self, budget: int) -> list[int]:
         """Give up whole segments, the largest blocks first, until the idle ones are within the budget."""
         trimmed: list[int] = []
         for size in sorted(self._idle, reverse=True):
             idle = self._idle[size]
             for segment in list(self._pooled.get(size, ())):
-                if self._idle_bytes <= IDLE_BUDGET:
+                if self._idle_bytes <= budget:
                     return trimmed
                 own = [block for block in idle if block.segment is segment]
                 if len(own) * size < segment.size:
@@ -321,6 +333,7 @@ class Outgoing:
             if self._closed:
                 return
             self._closed = True
+            SHARED.detach(self)
             TRACKER.release()
             for segments in self._pooled.values():
                 for segment in segments:
