@@ -199,7 +199,8 @@ def measure(name: str, quick: bool, clock: Clock) -> dict[str, Any]:
     torch.set_num_threads(1)
     with torch.inference_mode(False), torch.no_grad():
         found, failed = one(name, quick, clock)
-    return {"name": name, "rows": found, "failed": failed}
+    kind = "processor time" if clock is time.thread_time else "wall time"
+    return {"name": name, "how": f"{'short' if quick else 'full'} runs, {kind}", "rows": found, "failed": failed}
 
 
 def rows(quick: bool, clock: Clock = time.perf_counter) -> list[Row]:
@@ -234,14 +235,15 @@ def page(known: dict[str, Any]) -> str:
     """The table in Markdown."""
     networks = list(known["networks"].values())
     middle = summary([r for network in networks for r in network["rows"]])
-    of = known["machine"]
+    of, how = known["machine"], ", ".join(sorted({network["how"] for network in networks}))
     lines = [
         "# Thirty networks",
         "",
         "Networks of torchvision and timm at 224 x 224, and small ones of transformers, with random weights: quantized",
         "by the default recipe, packed, saved, loaded and exported. `benchmarks/models.py --publish` writes this page.",
         f"Batch 1, one thread of {of['cpu']} ({of['kernel']}), torch {known['versions']['torch']};",
-        "medians of runs that took turns. Networks that `ternary.runtime.fuse` finds chains in ran fused. `reloads`",
+        f"medians of runs that took turns ({how}).",
+        "Networks that `ternary.runtime.fuse` finds chains in ran fused. `reloads`",
         "says whether the network that is read from its file answers the same.",
         "",
         "| network | float | packed | ratio | float file | packed file | reloads | formats written |",

@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -242,6 +243,32 @@ def test_data_from_a_file(temp_dir: Path) -> None:
         data.load("imagenet")
     with pytest.raises(FileNotFoundError):
         data.load(str(temp_dir / "none.npz"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks on a busy machine: several threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_distilled_network_starts_from_its_teacher(temp_dir: Path) -> None:
+    """It begins above where the float network began, with or without 'float' beside it, and has a packed file."""
+    whole = data.digits()
+    split = replace(whole, train_x=whole.train_x[:400], train_y=whole.train_y[:400])
+    source, methods = (EXAMPLES / "digits.tri").read_text(encoding="utf-8"), ("float", "distilled")
+    plan = experiment.Plan(source, arguments={"width": 12}, methods=methods, shape=(1, 8, 8))
+    plan = replace(plan, config=TrainConfig(epochs=1))
+    plain, made = experiment.run(plan, split, temp_dir)
+    assert made.history.loss[0] != plain.history.loss[0]
+    assert made.history.accuracy[0] > plain.history.accuracy[0] - 0.02
+    assert 0 < made.file_bytes < plain.file_bytes / 4
+    (alone,) = experiment.run(replace(plan, methods=("distilled",)), split)
+    assert alone.history.accuracy == made.history.accuracy
 
 
 def test_experiment_on_digits(temp_dir: Path) -> None:

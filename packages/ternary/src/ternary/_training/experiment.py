@@ -21,6 +21,8 @@ from ternary._training import History, TrainConfig, accuracy, fit, shuffled
 from ternary._training.data import Split
 from ternary.errors import TernaryError, UnknownQuantizerError
 
+OTHER_METHODS = ("float", "as written", "distilled")
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -51,7 +53,8 @@ class Plan:
         source: A program, whose model has a parameter `quantizer: str` if methods are compared.
         model: Which model; may be empty if there is one.
         arguments: Arguments of the model.
-        methods: 'float', 'as written', or names of quantizers.
+        methods: 'float', 'as written', 'distilled' (as written, starting from the float network of the same seed, which
+            is its teacher), or names of quantizers.
         seeds: How many trainings per method.
         batch: Samples per step.
         config: How to train.
@@ -89,12 +92,12 @@ def run(
         One result per method, in order.
 
     Raises:
-        UnknownQuantizerError: A method is neither 'float', 'as written' nor a quantizer.
+        UnknownQuantizerError: A method is none of these and no quantizer.
         TernaryError: The model cannot be made with the arguments, or does not take the data.
     """
     for method in plan.methods:
-        if method not in (*QUANTIZERS, "float", "as written"):
-            wanted = ", ".join(("float", *QUANTIZERS))
+        if method not in (*QUANTIZERS, *OTHER_METHODS):
+            wanted = ", ".join(("float", "distilled", *QUANTIZERS))
             raise UnknownQuantizerError(f"unknown method {method!r}; it is one of {wanted}")
     if plan.shape:
         own = split.train_x.shape[1:]
@@ -103,35 +106,55 @@ def run(
         shaped = (x.reshape(len(x), *plan.shape) for x in (split.train_x, split.test_x))
         train_x, test_x = shaped
         split = replace(split, train_x=train_x, test_x=test_x)
-    return [_method(plan, split, method, out, progress) for method in plan.methods]
+    teachers: dict[int, nn.Module] = {}  # the float networks, by seed
+    return [_method(plan, split, method, out, progress, teachers) for method in plan.methods]
 
 
-def _method(plan: Plan, split: Split, method: str, out: Path | None, progress: Any) -> Result:
-    arguments = dict(plan.arguments)
-    if method not in ("float", "as written"):
-        arguments["quantizer"] = method
-    factory = compile_source(plan.source, plan.model, quantized=method != "float")
+def _method(
+    plan: Plan, split: Split, method: str, out: Path | None, progress: Any, teachers: dict[int, nn.Module]
+) -> Result:
     found: list[float] = []
     file: Path | None = None
     history = History()
     for seed in range(plan.seeds):
-        torch.manual_seed(seed)
-        model = _made(factory, arguments, split)
-        history = fit(
-            model,
-            shuffled(split.train_x, split.train_y, plan.batch, seed=seed),
-            plan.config,
-            evaluate=lambda m: accuracy(m, split.test_x, split.test_y),
-            progress=None if progress is None else functools.partial(_tell, progress, method, seed),
-        )
+        if method == "distilled" and seed not in teachers:
+            teachers[seed] = _trained(plan, split, "float", seed, progress)[0]
+        teacher = teachers[seed] if method == "distilled" else None
+        model, history = _trained(plan, split, method, seed, progress, teacher)
+        if method == "float":
+            teachers[seed] = model
         measured = model
         if out is not None and seed == 0:
-            file = out / f"{factory.__name__.lower()}-{method.replace(' ', '-')}.safetensors"
-            modelfile.save(model, file, arguments=arguments)
+            file = out / f"{type(model).__name__.lower()}-{method.replace(' ', '-')}.safetensors"
+            modelfile.save(model, file, arguments=_arguments(plan, method))
             if method != "float":
                 measured = modelfile.load(file)
         found.append(accuracy(measured, split.test_x, split.test_y))
     return Result(method, tuple(found), history, file, 0 if file is None else file.stat().st_size)
+
+
+def _arguments(plan: Plan, method: str) -> dict[str, Any]:
+    return dict(plan.arguments) if method in OTHER_METHODS else dict(plan.arguments) | {"quantizer": method}
+
+
+def _trained(
+    plan: Plan, split: Split, method: str, seed: int, progress: Any, teacher: nn.Module | None = None
+) -> tuple[nn.Module, History]:
+    """Train one network; with a teacher, start from its weights and learn its outputs too."""
+    factory = compile_source(plan.source, plan.model, quantized=method != "float")
+    torch.manual_seed(seed)
+    model = _made(factory, _arguments(plan, method), split)
+    if teacher is not None:
+        model.load_state_dict(teacher.state_dict())
+    history = fit(
+        model,
+        shuffled(split.train_x, split.train_y, plan.batch, seed=seed),
+        plan.config,
+        teacher=teacher,
+        evaluate=lambda m: accuracy(m, split.test_x, split.test_y),
+        progress=None if progress is None else functools.partial(_tell, progress, method, seed),
+    )
+    return model, history
 
 
 def _made(factory: type[nn.Module], arguments: dict[str, Any], split: Split) -> nn.Module:

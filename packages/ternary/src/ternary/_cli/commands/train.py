@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", type=sizes, default=(), help="shape of one sample (1,8,8), where the program leaves it open"
     )
-    parser.add_argument("--compare", default="as written", help="float and names of quantizers, joined by commas")
+    parser.add_argument(
+        "--compare",
+        default="as written",
+        help="float, distilled (starts from the float network, its teacher) and names of quantizers, joined by commas",
+    )
     parser.add_argument("--seeds", type=positive, default=1, help="trainings per quantizer (default %(default)s)")
     parser.add_argument("--epochs", type=positive, default=20, help="passes over the data (default %(default)s)")
     parser.add_argument("--batch", type=positive, default=64, help="samples per step (default %(default)s)")
