@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 import zerocopy
 from zerocopy import ModelRef
 from zerocopy._publish import digest
-from zerocopy.errors import CheckpointMismatchError, CorruptSegmentError, SegmentGoneError
+from zerocopy.errors import CheckpointMismatchError, CorruptSegmentError, NoSpaceError, SegmentGoneError
 
 
 @pytest.fixture
@@ -362,6 +363,40 @@ def test_save_aligned_that_fails_leaves_no_file(tmp_path: Path) -> None:
         zerocopy.save_aligned({"a": torch.zeros(3), "b": torch.ones(3, device="meta")}, path)
     assert list(tmp_path.iterdir()) == [path]
     assert torch.equal(load_file(path)["a"], torch.ones(3))
+
+
+def test_save_aligned_on_a_full_disk(tmp_path: Path) -> None:
+    """A typed error, the old file as it was, and no part of a new one."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "m.safetensors"
+    zerocopy.save_aligned({"a": torch.ones(3)}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(NoSpaceError, match=r"m\.safetensors .*nothing was written"):
+            zerocopy.save_aligned({"a": torch.ones(1 << 20)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(load_file(path)["a"], torch.ones(3))
+
+
+def test_save_aligned_by_several_at_once(tmp_path: Path) -> None:
+    """The file is wholly of one of them, and a link at the name that others might guess is not followed."""
+    path, canary = tmp_path / "m.safetensors", tmp_path / "canary"
+    canary.write_text("as it was")
+    (tmp_path / "m.safetensors.part").symlink_to(canary)
+
+    def save(value: int) -> None:
+        for _ in range(20):
+            zerocopy.save_aligned({"a": torch.full((10_000,), value), "b": torch.full((7,), value)}, path)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, range(4)))
+    state = load_file(path)
+    assert len({*state["a"].tolist(), *state["b"].tolist()}) == 1
+    assert canary.read_text() == "as it was"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_progress_bar(simple_model: nn.Module, capsys: Any) -> None:

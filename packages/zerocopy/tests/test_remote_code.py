@@ -68,6 +68,11 @@ try:
 except zerocopy.errors.RemoteCodeError:
     print("refused")
 model = ref.load(trust_remote_code=True)
+for load in (ref.load, lambda: zerocopy.call_model(ref, args=(torch.ones(1, 16),))):
+    try:
+        load()
+    except zerocopy.errors.RemoteCodeError:
+        print("refused again")
 print(model(torch.ones(1, 16)).tolist() == json.loads(sys.argv[3]))
 print("squash(self.layer(x))" in inspect.getsource(type(model).forward))
 again = zerocopy.publish(model, directory=sys.argv[2], trust_remote_code=True)
@@ -138,7 +143,7 @@ def test_code_travels_by_content(
         assert not (tmp_path / "flag").exists()
         wanted = json.dumps(model(torch.ones(1, 16)).tolist())
         printed = fresh_python(LOADER, ref.to_json(), str(segments), wanted).stdout
-        assert printed.splitlines() == ["refused True False", "refused", *["True"] * 5]
+        assert printed.splitlines() == ["refused True False", "refused", *["refused again"] * 2, *["True"] * 5]
         shared = zerocopy.share(
             "t", importlib.import_module(name).TinyModel, directory=segments, trust_remote_code=True
         )
@@ -181,6 +186,7 @@ def test_code_travels_to_ray_workers(mode: str, ray: Any, tmp_path: Path, monkey
         assert torch.equal(ray.get(asked.remote(pipe)), model(inputs))  # from a worker that has the pipeline
         with pytest.raises(RemoteCodeError, match="nothing of it was run"):
             ray.get(ray.remote(zerocopy.call_model).remote(pipe.ref, "__call__", (inputs,)))
+        zerocopy.forget()
         zerocopy.unpublish(pipe.ref)
     finally:
         for each in set(sys.modules) - before:

@@ -284,11 +284,13 @@ def test_what_cannot_be_shared_is_named(publish: Publish) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer releases of TorchScript announce its end
         script = torch.jit.script(nn.Linear(2, 2))
+        nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])  # announced as a prototype
     sparse = nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)
     cases: list[tuple[Any, str]] = [
         (nn.Linear(2, 2, device="meta"), "publish_file"),
         (nn.LazyLinear(2), "once before publishing"),
         (nn.ParameterList([sparse]), "to_dense"),
+        ([nested], "layout=torch.jagged"),
         (script, "torch.export"),
         (nn.ModuleDict({"deep": nn.Linear(2, 2, device="meta")}), r"deep\.weight"),
     ]

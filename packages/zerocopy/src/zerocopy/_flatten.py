@@ -183,6 +183,8 @@ class _Collector:
         if tensor.device.type == "meta":
             remedy = "Load its weights first (publish_file does that straight from a checkpoint)."
             raise self.refuse(tensor, "a tensor on the meta device", remedy)
+        if tensor.is_nested and tensor.layout is torch.strided:
+            raise self.refuse(tensor, "a nested tensor of strided layout", "Make it with layout=torch.jagged.")
         if tensor.layout not in (torch.strided, torch.jagged):
             raise self.refuse(tensor, f"a tensor of layout {tensor.layout}", "Make it dense with .to_dense() first.")
 

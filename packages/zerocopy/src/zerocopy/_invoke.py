@@ -17,7 +17,7 @@ from zerocopy._writes import strict
 # model again for every task. Their number is limited, because a worker that is used for many models would otherwise
 # keep all of them mapped. Only one version of a name is kept.
 _KEPT = 8
-_recent: OrderedDict[str, tuple[ModelRef, Any]] = OrderedDict()
+_recent: OrderedDict[str, tuple[ModelRef, Any, bool]] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -34,15 +34,15 @@ def kept_model(ref: ModelRef, trust_remote_code: bool = False) -> Any:
     """Return the loaded model of a reference and keep it for the next call in this process."""
     with _lock:
         known = _recent.get(ref.digest)
-        if known is not None:
+        if known is not None and (trust_remote_code or not known[2]):
             _recent.move_to_end(ref.digest)
             return known[1]
     model = ref.load(trust_remote_code=trust_remote_code)
     with _lock:
-        for digest, (other, _) in list(_recent.items()):
+        for digest, (other, *_) in list(_recent.items()):
             if other.name == ref.name and other.version < ref.version:
                 del _recent[digest]
-        _recent[ref.digest] = (ref, model)
+        _recent[ref.digest] = (ref, model, trust_remote_code)
         while len(_recent) > _KEPT:
             _recent.popitem(last=False)
     return model
@@ -71,7 +71,7 @@ def forget(ref: ModelRef | None = None) -> None:
 def forget_path(path: str) -> None:
     """Release the model of one segment."""
     with _lock:
-        for digest in [digest for digest, (ref, _) in _recent.items() if ref.path == path]:
+        for digest in [digest for digest, (ref, *_) in _recent.items() if ref.path == path]:
             del _recent[digest]
 
 

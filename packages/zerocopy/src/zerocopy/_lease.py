@@ -31,6 +31,7 @@ except ImportError:  # Windows has no flock
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "FULL",
     "TEMPORARY",
     "close",
     "create",
@@ -44,7 +45,7 @@ __all__ = [
     "typed_errors",
 ]
 
-_FULL = {errno.ENOSPC, errno.ENOMEM, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, errno.ENOMEM, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _ODD = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES, errno.EPERM}  # what opening a planted thing gives
 
 _guard = threading.RLock()  # held across a fork, so that no descriptor is open and not yet listed
@@ -70,7 +71,7 @@ def typed(error: OSError, path: Path | str) -> ZerocopyError:
         return NoSpaceError(
             error.errno, f"cannot open {path}: {error.strerror}; raise the limit of open files (ulimit -n)"
         )
-    if error.errno in _FULL:
+    if error.errno in FULL:
         text = f"no room for {path} ({error.strerror}): free some memory, or publish in another directory (directory=)"
         return NoSpaceError(error.errno, text)
     reason = error.strerror or str(error)

@@ -22,6 +22,7 @@ from zerocopy._directory import memory_prefix, names, segments
 from zerocopy._flatten import rebuild
 from zerocopy._lease import close
 from zerocopy._origin import remember
+from zerocopy._remote_code import is_foreign
 from zerocopy._segment.checking import open_segment
 from zerocopy._segment.mapping import Mapping as Mapped
 from zerocopy._segment.mapping import map_file, map_segment
@@ -35,6 +36,7 @@ from zerocopy.errors import (
 )
 
 _lock = threading.RLock()
+_foreign: weakref.WeakSet[Any] = weakref.WeakSet()  # models with code of a checkpoint: another caller may not allow it
 _loaded: weakref.WeakValueDictionary[tuple[str, str, bool], Any] = weakref.WeakValueDictionary()
 
 
@@ -163,8 +165,10 @@ class ModelRef:
             refuse_forked()
         with _lock:
             model = _loaded.get(key) if cached else None
-            if model is None:
+            if model is None or (model in _foreign and not trust_remote_code):
                 model = self._load(place, share, trust_remote_code)
+                if trust_remote_code and isinstance(model, nn.Module) and is_foreign(model):
+                    _foreign.add(model)
                 if cached and isinstance(model, nn.Module):
                     _loaded[key] = model
         return model

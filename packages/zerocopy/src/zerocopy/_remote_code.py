@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from torch import nn
+
 from zerocopy.errors import RemoteCodeError
 
 _ROOT = "transformers_modules"
@@ -29,6 +31,11 @@ _lock = threading.Lock()
 def is_remote(module: object) -> bool:
     """Return whether a module's name is one of code that came with a checkpoint."""
     return isinstance(module, str) and _original(module).startswith(f"{_ROOT}.")
+
+
+def is_foreign(model: nn.Module) -> bool:
+    """Return whether a model has a class of code that came with a checkpoint."""
+    return any(is_remote(type(part).__module__) for part in model.modules())
 
 
 def _original(module: str) -> str:

@@ -75,7 +75,7 @@ def write(name: str = "model", strict: bool = False) -> None:
 
 
 def in_fork(ref: str) -> str:
-    """Load in a forked process and return the name of the error there."""
+    """Load in a forked process, which keeps the models of this one, and return the name of the error there."""
     (read, out), (hold, held) = os.pipe(), os.pipe()
     if not os.fork():
         os.close(held)
@@ -84,8 +84,6 @@ def in_fork(ref: str) -> str:
             text = "loaded"
         except Exception as error:
             text = type(error).__name__
-        models.clear()
-        gc.collect()
         os.write(out, text.encode())
         os.read(hold, 1)  # it stays until its parent ends
         os._exit(0)

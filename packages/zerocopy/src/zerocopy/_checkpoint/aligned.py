@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,8 @@ from typing import IO, Any
 import torch
 
 from zerocopy._flatten import ALIGNMENT
-from zerocopy.errors import MissingExtraError
+from zerocopy._lease import FULL
+from zerocopy.errors import MissingExtraError, NoSpaceError
 
 
 def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
@@ -26,6 +28,7 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
 
     Raises:
         MissingExtraError: The library safetensors is not installed.
+        NoSpaceError: The file system is full. Nothing was written.
 
     Example:
         >>> import os, tempfile, torch, zerocopy
@@ -48,17 +51,19 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     target = Path(path)
-    temporary = target.with_name(f"{target.name}.part")
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # another user's link is not followed, nor another process's file written
             file.write(len(text).to_bytes(8, "little") + text)
             for _, tensor in ordered:
                 raw = tensor.detach().cpu().contiguous().flatten()
                 if raw.numel():
                     file.write(memoryview(raw.view(torch.uint8).numpy()))  # type: ignore[arg-type]  # it is a buffer
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise NoSpaceError(error.errno, f"no room for {target} ({error.strerror}); nothing was written") from error
         raise
 
 

@@ -72,7 +72,7 @@ class Keeper:
 
     Args:
         listener: The socket that processes connect to.
-        facts: What they are told about the memory.
+        facts: What it sends them about the memory.
         memory: Its descriptor.
     """
 
