@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -186,6 +187,12 @@ def full_disk(folder: Path, found: dict[str, Any], outcomes: list[Outcome]) -> s
     return "no error"
 
 
+def opened() -> Counter[str]:
+    """Count this process's open descriptors by kind or file."""
+    places = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return Counter(re.sub(r"^/proc/\d+/fd/|:\[\d+\]$", "", place) for place in places)
+
+
 def recovered(fleet: Fleet, clients: Clients) -> int:
     """Wait until all workers are ready, and return how many of twenty answers are right then."""
     fleet.supervisor.wait(3, 90)
@@ -248,14 +255,23 @@ def main() -> int:
     args = parser.parse_args()
     logging.getLogger("isolate").addHandler(logging.NullHandler())  # what plugins print
     files = model.train(args.folder / "model")  # torch keeps files and folders of its own
-    before, descriptors = shared_files(), len(os.listdir("/proc/self/fd"))
+    before, descriptors = shared_files(), opened()
     with tempfile.TemporaryDirectory(prefix="pentad-chaos-") as temporary:
         (Path(temporary) / "tmp").mkdir()
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
         found = run(args.folder, files, args.seconds, args.seed)
         outcomes = found.pop("outcomes")
-        opened = len(os.listdir("/proc/self/fd"))  # matplotlib keeps its fonts open
-        figures = {"workers": 3, "weights": 1, "held": 1, "written": 0, "numpy": "", "solved": 0, "rolled out at": 0.0}
+        new = opened() - descriptors  # before the page: matplotlib keeps its fonts open
+        figures = {
+            "workers": 3,
+            "weights": 1,
+            "held": 1,
+            "memory": 1,
+            "written": 0,
+            "numpy": "",
+            "solved": 0,
+            "rolled out at": 0.0,
+        }
         figures |= {"bytes": Counter(), "picture": [[0]], **summary(outcomes)}
         found["full disk"] = full_disk(Path(temporary) / "page", figures, outcomes)
         tempfile.tempdir = None
@@ -265,9 +281,8 @@ def main() -> int:
         "shared": leftovers(before),
         "processes": [" ".join(process.cmdline()) for process in alive],
         "temporary": left,
-        "descriptors": max(0, opened - descriptors),
+        "descriptors": sorted(new.elements()),
     }
-    found["open"] = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found))
