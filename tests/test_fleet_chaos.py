@@ -94,7 +94,7 @@ def survived(found: dict[str, Any]) -> None:
 @pytest.mark.timeout(300)
 def test_the_fleet_survives_a_bad_moment(root: Path, prepared: Path, tmp_path: Path) -> None:
     """Some seconds of kills, stops, limits and hostile photos."""
-    survived(chaos(root, prepared, tmp_path, 8, []))
+    survived(chaos(root, prepared, tmp_path, 5, []))
 
 
 @pytest.mark.slow
