@@ -13,7 +13,7 @@ from typing import Any
 import xfer
 
 HERE = Path(__file__).parent
-SILENT = 5.0
+SILENT = 10.0
 """A worker that has reported nothing for so many seconds is replaced."""
 
 
