@@ -56,6 +56,11 @@ def hostile_plugins(folder: Path) -> Path:
     return folder
 
 
+def limit(pid: int, kind: int, value: int) -> None:
+    """Set a limit of another process; the hard limit stays, because only root could raise it again."""
+    resource.prlimit(pid, kind, (value, resource.prlimit(pid, kind)[1]))
+
+
 class Chaos:
     """What is done to a fleet.
 
@@ -125,17 +130,17 @@ class Chaos:
         """Leave a worker hardly a descriptor beyond those that it has."""
         pid = self._victim()
         count = len(os.listdir(f"/proc/{pid}/fd")) + self.random.randrange(4)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, count))
+        limit(pid, resource.RLIMIT_NOFILE, count)
 
     def little_memory(self) -> None:
         """Leave a worker little address space beyond what it has."""
         pid = self._victim()
         size = psutil.Process(pid).memory_info().vms + self.random.randrange(1 << 24)
-        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+        limit(pid, resource.RLIMIT_AS, size)
 
     def no_files(self) -> None:
         """Let the publisher write next to nothing: to it, shared memory is full."""
-        resource.prlimit(self.fleet.supervisor.publisher.process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+        limit(self.fleet.supervisor.publisher.process.pid, resource.RLIMIT_FSIZE, 4096)
 
     def roll_out(self) -> None:
         """Publish the other version."""
