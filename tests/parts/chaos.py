@@ -198,6 +198,13 @@ def opened() -> Counter[str]:
     return Counter(re.sub(r"^/proc/\d+/fd/|:\[\d+\]$", "", place) for place in places)
 
 
+def owner(file: str) -> int | None:
+    """Return the user that a file belongs to; None if it is gone."""
+    with suppress(OSError):
+        return os.stat(file).st_uid
+    return None
+
+
 def recovered(fleet: Fleet, clients: Clients) -> int:
     """Wait until all workers are ready, and return how many of twenty answers are right then."""
     fleet.supervisor.wait(3, 90)
@@ -283,7 +290,8 @@ def main() -> int:
         left = [str(path.relative_to(temporary)) for path in (Path(temporary) / "tmp").rglob("*")]
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
     found["left"] = {
-        "shared": leftovers(before),
+        # Who is not root cannot see whether another user's programs use a file.
+        "shared": [file for file in leftovers(before) if owner(file) == os.geteuid()],
         "processes": [" ".join(process.cmdline()) for process in alive],
         "temporary": left,
         "descriptors": sorted(new.elements()),
