@@ -26,6 +26,21 @@ def test_the_demo_writes_its_page(root: Path, tmp_path: Path) -> None:
     assert "<script" not in page
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_demo_ends_with_the_fleet(root: Path, tmp_path: Path) -> None:
+    """The last part serves a model and changes its version; its picture is in the page."""
+    report = tmp_path / "report.html"
+    done = subprocess.run(
+        [sys.executable, "tools/demo.py", "fleet", "--report", str(report)], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    page = report.read_text()
+    assert "while a new version was rolled out</td><td>0</td>" in page
+    assert "src='data:image/png;base64," in page
+    assert "src='http" not in page
+
+
 @pytest.mark.timeout(120)
 def test_an_interrupted_demo_leaves_nothing(root: Path, tmp_path: Path) -> None:
     """After Ctrl-C during solving, the exit status is 130 and all child processes end within five seconds."""

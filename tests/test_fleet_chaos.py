@@ -35,9 +35,10 @@ def as_ordinary_user(root: Path) -> list[str]:
     setpriv = shutil.which("setpriv")
     user = [str(setpriv), "--reuid", str(ORDINARY), "--regid", str(ORDINARY), "--clear-groups"]
     reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    start = "import subprocess, sys, xfer; subprocess.run([sys.executable, '-c', ''], check=True)"
     for prefix in (user, [*user, *reading]):
         try:
-            works = subprocess.run([*prefix, sys.executable, "-c", "import xfer"], capture_output=True, cwd=root)
+            works = subprocess.run([*prefix, sys.executable, "-c", start], capture_output=True, cwd=root)
         except OSError:
             continue
         if works.returncode == 0:
@@ -61,8 +62,24 @@ def chaos(root: Path, folder: Path, tmp_path: Path, seconds: float, prefix: list
     assert done.returncode == 0, f"{command}\n{done.stderr[-6000:]}"
     found: dict[str, Any] = json.loads(report.read_text())
     assert found["wrong"] == [], command
-    assert found["left"] == {"shared": [], "processes": [], "temporary": [], "descriptors": 0}, command
+    assert found["left"] == {"shared": [], "processes": [], "temporary": [], "descriptors": []}, command
     return found
+
+
+def started(root: Path, folder: Path, processes: int) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
+    """Start the command and wait until it has so many child processes."""
+    process = subprocess.Popen(
+        [sys.executable, str(root / "examples" / "fleet" / "fleet.py"), "--folder", str(folder), "--seconds", "60"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    end = time.monotonic() + 200
+    while len(family := psutil.Process(process.pid).children(recursive=True)) < processes:
+        assert time.monotonic() < end, "the fleet did not start"
+        time.sleep(0.2)
+    return process, family
 
 
 def survived(found: dict[str, Any]) -> None:
@@ -75,10 +92,10 @@ def survived(found: dict[str, Any]) -> None:
     assert found["latency"]["chaos"] <= max(2 * found["latency"]["calm"], 1.0)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_fleet_survives_a_bad_moment(root: Path, prepared: Path, tmp_path: Path) -> None:
     """Some seconds of kills, stops, limits and hostile photos."""
-    survived(chaos(root, prepared, tmp_path, 8, []))
+    survived(chaos(root, prepared, tmp_path, 5, []))
 
 
 @pytest.mark.slow
@@ -110,23 +127,14 @@ def test_an_ordinary_users_fleet_survives_chaos(root: Path, prepared: Path, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("after", [1, 12])
-def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, after: float) -> None:
+@pytest.mark.parametrize("processes", [1, 7])
+def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, processes: int) -> None:
     """Ctrl-C while the fleet starts, and while it answers: the exit status is 130, and all processes end."""
-    command = [sys.executable, str(root / "examples" / "fleet" / "fleet.py"), "--folder", str(prepared)]
-    process = subprocess.Popen(
-        [*command, "--seconds", "60"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    time.sleep(after)
-    family = psutil.Process(process.pid).children(recursive=True)
+    process, family = started(root, prepared, processes)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, out.decode()
-    _, alive = psutil.wait_procs(family, timeout=5)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
 
 
@@ -134,15 +142,9 @@ def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, after: float) -> None
 @pytest.mark.timeout(300)
 def test_a_killed_fleet_leaves_no_process(root: Path, prepared: Path) -> None:
     """Kill -9 of the fleet itself: workers, publisher and plugins end by themselves."""
-    command = [sys.executable, str(root / "examples" / "fleet" / "fleet.py"), "--folder", str(prepared)]
-    process = subprocess.Popen([*command, "--seconds", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    fleet = psutil.Process(process.pid)
-    end = time.monotonic() + 120
-    while len(fleet.children(recursive=True)) < 6:
-        assert time.monotonic() < end, "the fleet did not start"
-        time.sleep(0.2)
-    family = fleet.children(recursive=True)
+    process, family = started(root, prepared, 7)
     process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=60)  # those that are still importing find out afterwards
     assert not alive
+    subprocess.run([sys.executable, "-m", "xfer", "reap"], check=True, capture_output=True)  # the topic's name

@@ -28,6 +28,7 @@ ALL = ("isolate", "ternary", "ttt", "xfer", "zerocopy")
         (["packages/zerocopy/tests/test_x.py"], ("ternary", "ttt", "zerocopy"), True),
         (["packages/gone/src/gone/x.py"], (), True),
         (["tests/conftest.py"], (), True),
+        (["examples/fleet/gateway.py"], (), True),
         ([".github/workflows/ci.yml"], (), False),
         (["pyproject.toml"], ALL, True),
         (["uv.lock"], ALL, True),

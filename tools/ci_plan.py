@@ -59,7 +59,7 @@ def plan(paths: Iterable[str]) -> Plan:
             if parts[1] in PACKAGES:
                 packages |= {parts[1], *USERS.get(parts[1], ())}
             integration = True
-        elif parts[0] == "tests" or path in _READ_BY_TESTS:
+        elif parts[0] in ("tests", "examples") or path in _READ_BY_TESTS:
             integration = True
         else:
             # pyproject.toml, uv.lock, tools/, .ci/ and every unknown path.

@@ -118,7 +118,7 @@ def serve(folder: Path, workers: int, seconds: float) -> tuple[dict[str, Any], l
     found["rolled out at"] = round(rolled_out - outcomes[0].at, 2)
     found["held"] = sum(int(report["weights"]) for report in reports)
     found["written"] = sum(int(report["written"]) for report in reports)
-    found["reports"] = len(reports)
+    found["memory"] = sum(int(report["memory"]) for report in reports)
     return found | summary(outcomes), outcomes
 
 

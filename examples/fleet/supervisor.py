@@ -13,7 +13,7 @@ from typing import Any
 import xfer
 
 HERE = Path(__file__).parent
-SILENT = 5.0
+SILENT = 10.0
 """A worker that has reported nothing for so many seconds is replaced."""
 
 
@@ -54,6 +54,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 class Supervisor:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -53,6 +54,11 @@ def hostile_plugins(folder: Path) -> Path:
     with (folder / "counter" / "manifest.yaml").open("a") as manifest:
         manifest.write(LIMITS)
     return folder
+
+
+def limit(pid: int, kind: int, value: int) -> None:
+    """Set a limit of another process; the hard limit stays, because only root could raise it again."""
+    resource.prlimit(pid, kind, (value, resource.prlimit(pid, kind)[1]))
 
 
 class Chaos:
@@ -124,17 +130,17 @@ class Chaos:
         """Leave a worker hardly a descriptor beyond those that it has."""
         pid = self._victim()
         count = len(os.listdir(f"/proc/{pid}/fd")) + self.random.randrange(4)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, count))
+        limit(pid, resource.RLIMIT_NOFILE, count)
 
     def little_memory(self) -> None:
         """Leave a worker little address space beyond what it has."""
         pid = self._victim()
         size = psutil.Process(pid).memory_info().vms + self.random.randrange(1 << 24)
-        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+        limit(pid, resource.RLIMIT_AS, size)
 
     def no_files(self) -> None:
         """Let the publisher write next to nothing: to it, shared memory is full."""
-        resource.prlimit(self.fleet.supervisor.publisher.process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+        limit(self.fleet.supervisor.publisher.process.pid, resource.RLIMIT_FSIZE, 4096)
 
     def roll_out(self) -> None:
         """Publish the other version."""
@@ -184,6 +190,19 @@ def full_disk(folder: Path, found: dict[str, Any], outcomes: list[Outcome]) -> s
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     return "no error"
+
+
+def opened() -> Counter[str]:
+    """Count this process's open descriptors by kind or file."""
+    places = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return Counter(re.sub(r"^/proc/\d+/fd/|:\[\d+\]$", "", place) for place in places)
+
+
+def owner(file: str) -> int | None:
+    """Return the user that a file belongs to; None if it is gone."""
+    with suppress(OSError):
+        return os.stat(file).st_uid
+    return None
 
 
 def recovered(fleet: Fleet, clients: Clients) -> int:
@@ -248,26 +267,35 @@ def main() -> int:
     args = parser.parse_args()
     logging.getLogger("isolate").addHandler(logging.NullHandler())  # what plugins print
     files = model.train(args.folder / "model")  # torch keeps files and folders of its own
-    before, descriptors = shared_files(), len(os.listdir("/proc/self/fd"))
+    before, descriptors = shared_files(), opened()
     with tempfile.TemporaryDirectory(prefix="pentad-chaos-") as temporary:
         (Path(temporary) / "tmp").mkdir()
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
         found = run(args.folder, files, args.seconds, args.seed)
         outcomes = found.pop("outcomes")
-        opened = len(os.listdir("/proc/self/fd"))  # matplotlib keeps its fonts open
-        figures = {"workers": 3, "weights": 1, "held": 1, "written": 0, "numpy": "", "solved": 0, "rolled out at": 0.0}
+        new = opened() - descriptors  # before the page: matplotlib keeps its fonts open
+        figures = {
+            "workers": 3,
+            "weights": 1,
+            "held": 1,
+            "memory": 1,
+            "written": 0,
+            "numpy": "",
+            "solved": 0,
+            "rolled out at": 0.0,
+        }
         figures |= {"bytes": Counter(), "picture": [[0]], **summary(outcomes)}
         found["full disk"] = full_disk(Path(temporary) / "page", figures, outcomes)
         tempfile.tempdir = None
         left = [str(path.relative_to(temporary)) for path in (Path(temporary) / "tmp").rglob("*")]
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
     found["left"] = {
-        "shared": leftovers(before),
+        # Who is not root cannot see whether another user's programs use a file.
+        "shared": [file for file in leftovers(before) if owner(file) == os.geteuid()],
         "processes": [" ".join(process.cmdline()) for process in alive],
         "temporary": left,
-        "descriptors": max(0, opened - descriptors),
+        "descriptors": sorted(new.elements()),
     }
-    found["open"] = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found))

@@ -11,7 +11,7 @@ SIDE = 512
 
 
 class Extension:
-    """Makes pictures and hands them over: whoever reads one takes its memory over."""
+    """Makes pictures and hands them over: the process that reads one takes over its memory."""
 
     def __init__(self):
         """Make a pool for the pictures."""
