@@ -76,7 +76,7 @@ def test_the_vit_recipe_gains_from_test_time_training(integration_test_dir: Path
         (generated / f"{name}.json").write_text(json.dumps(pairs))
     small = ["--recipe", "vit", "--set", f"shape={json.dumps(SHAPE)}", "--set", "learning_rate=0.002"]
     pretrain = ["pretrain", generated, "--out", integration_test_dir / "net", *small, "--set", "device=cpu"]
-    pretrain += ["--steps", "300", "--checkpoint-every", "50", "--set", "average=0.99"]
+    pretrain += ["--steps", "200", "--checkpoint-every", "20", "--set", "average=0.99"]
     command(*pretrain, "--time", "1s")
     assert "goes on at step" in command(*pretrain)
     weights = integration_test_dir / "net" / "weights.safetensors"
@@ -86,14 +86,14 @@ def test_the_vit_recipe_gains_from_test_time_training(integration_test_dir: Path
             painted((1 + i % 5, 8), (1 + (i + 2) % 5, 9), (1 + (i + 3) % 5, 3)),
             [speckled(rng) for _ in "12345"],
         )
-        for i in range(5)
+        for i in range(3)
     ]
     solve = [*small, "--set", f"weights={weights}", "--set", "views=8", "--set", "batch=16"]
     before = solved(integration_test_dir, held, "before", *solve, "--set", "steps=1")
-    after = solved(integration_test_dir, held, "after", *solve, "--set", "steps=150")
-    print(f"vit: {before} of 5 solved after 1 step, {after} after 150")
+    after = solved(integration_test_dir, held, "after", *solve, "--set", "steps=120")
+    print(f"vit: {before} of 3 solved after 1 step, {after} after 120")
     assert before <= 1
-    assert after >= 3
+    assert after >= 2
 
 
 def two_tone(rng: np.random.Generator) -> np.ndarray:
