@@ -189,7 +189,7 @@ class TestModelService:
         config.vocab_size = 40
         transformers.LlamaForCausalLM(config).save_pretrained(integration_test_dir)
         with ModelService(integration_test_dir) as service:
-            assert service.symbols.tolist() == list(range(5, 21))
+            assert service.tokens.tolist() == list(range(5, 21))
             with TTTAdapter(service, SETTINGS).adapted(small_task(), free_clock()) as adaptation:
                 assert adaptation.losses[-1] < adaptation.losses[0]
 
@@ -380,16 +380,16 @@ def test_prompts_are_in_the_tokens_of_the_models_own_tokenizer(tiny_lm: Path, tm
     folder = tmp_path / "model"
     shutil.copytree(tiny_lm, folder)
     with ModelService(folder, "cpu") as service:
-        assert service.symbols.tolist() == list(range(16)), "without a tokenizer the order is ttt's"
+        assert service.tokens.tolist() == list(range(16)), "without a tokenizer the order is ttt's"
     save_tokenizer(folder, list(SYMBOL_TEXTS[::-1]))
     with ModelService(folder, "cpu") as service:
-        assert service.symbols.tolist() == list(range(15, -1, -1))
+        assert service.tokens.tolist() == list(range(15, -1, -1))
     letters = [*"abcdefghij", *SYMBOL_TEXTS[10:]]
     save_tokenizer(folder, letters)
     with pytest.raises(InvalidBackendError, match=r"does not write .* as single tokens"):
         ModelService(folder, "cpu")
     with ModelService(folder, "cpu", texts=letters) as service:
-        assert service.symbols.tolist() == list(range(16))
+        assert service.tokens.tolist() == list(range(16))
     with pytest.raises(InvalidBackendError, match="wanted 16 different texts"):
         LmBackend(model=str(folder), symbols=("a", "b"))
 
@@ -401,3 +401,28 @@ def test_weights_that_do_not_fit_are_found_before_a_process_starts(tiny_lm: Path
     with pytest.raises(ttt.TTTError, match="raise it, or share the weights"):
         next(iter(run))
     assert run.results == {}
+
+
+def test_a_model_is_cut_to_its_sixteen_tokens(tiny_lm: Path, tmp_path: Path) -> None:
+    """With tied vectors and many tokens: the same probabilities, vectors of sixteen tokens, and they can be adapted."""
+    words = [f"w{n}" for n in range(20)] + [*"0123456789", "\n", "I", "O", ";", "_", ":"]
+    config = transformers.AutoConfig.from_pretrained(tiny_lm)
+    config.vocab_size, config.tie_word_embeddings = len(words) + 1, True
+    whole = transformers.LlamaForCausalLM(config).eval()
+    whole.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, words)
+    text = prompt(small_task().train, small_task().test[0].input)
+    with ModelService(tmp_path, "cpu") as service, torch.inference_mode():
+        ids = service.tokens[torch.tensor([text])]
+        theirs = torch.log_softmax(whole(input_ids=ids).logits[0][:, service.tokens], -1)
+        ours = service.log_probabilities(service.model(input_ids=service.symbols[torch.tensor([text])]).logits[0])
+        assert torch.allclose(ours, theirs, atol=1e-5)
+        assert service.model.get_output_embeddings().weight.shape == (SYMBOLS, 64)
+    with ModelService(tmp_path, "cpu") as service:
+        before = digest(service.model)
+        settings = LoraSettings(steps=4, rank=4, embeddings=True, rslora=True, schedule="cosine")
+        with TTTAdapter(service, settings).adapted(small_task(), free_clock()) as adaptation:
+            names = [name for name, p in adaptation.model.named_parameters() if p.requires_grad]
+            assert any("embed_tokens" in name for name in names)
+            assert any("lm_head" in name for name in names)
+        assert digest(service.model) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from ttt._backend import Backend, named_backend
 from ttt._budget import Budget, parse_bytes, parse_seconds
 from ttt._runs.run import Run, run
 from ttt._tasks.sources import TaskSet
+from ttt.backends._recipes import RECIPES
 from ttt.errors import InvalidBackendError
 
 T = TypeVar("T")
@@ -33,14 +35,14 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 
 def add_running(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say how tasks are solved."""
-    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="wall time per task: 20s, 2min (default 60s)")
+    parser.add_argument("--budget", type=seconds, metavar="TIME", help="wall time per task: 20s, 2min (default 60s)")
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="work units per task; the same answers on every machine"
     )
     parser.add_argument("--memory", type=_bytes, default="10GB", metavar="SIZE", help="per task (default 10GB)")
     parser.add_argument(
         "--total",
-        type=_seconds,
+        type=seconds,
         metavar="TIME",
         help="for all tasks together: 90min, 11.5h; --budget then limits a try",
     )
@@ -55,6 +57,11 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="grid (default), lm, vit or package.module:Class; with --total repeatable, and they take turns",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="settings for a GPU; lm wants --set model=FOLDER",
     )
     parser.add_argument(
         "--set",
@@ -91,7 +98,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Parse a time such as 20s or 11.5h, for argparse."""
     return _argument(parse_seconds, text)
 
 
@@ -121,8 +129,11 @@ def budget_of(args: argparse.Namespace) -> Budget:
 
 def backends_of(args: argparse.Namespace) -> list[Backend]:
     """Return the backends that the arguments name, each with its settings."""
-    names: list[str] = args.backend or ["grid"]
-    settings: dict[str, dict[str, Any]] = {name: {} for name in names}
+    recipe, start = RECIPES[args.recipe] if args.recipe else ("grid", {})
+    names: list[str] = args.backend or [recipe]
+    settings: dict[str, dict[str, Any]] = {name: deepcopy(start) if name == recipe else {} for name in names}
+    if args.recipe and recipe not in settings:
+        raise InvalidBackendError(f"--recipe {args.recipe} is of the backend {recipe}, which --backend leaves out")
     for item in args.set:
         key, equals, text = item.partition("=")
         name, dot, own = key.rpartition(".")
@@ -133,7 +144,9 @@ def backends_of(args: argparse.Namespace) -> list[Backend]:
             value = json.loads(text)
         except ValueError:
             value = text
-        settings[name if dot else names[0]][own] = value
+        mine = settings[name if dot else names[0]]
+        both = isinstance(value, dict) and isinstance(mine.get(own), dict)
+        mine[own] = mine[own] | value if both else value
     return [named_backend(name, **settings[name]) for name in settings]
 
 

@@ -21,7 +21,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from ttt._cli import between, inspect, page, solve
+    from ttt._cli import between, inspect, page, pretrain, solve
 
     main = argparse.ArgumentParser(
         prog="ttt",
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     between.add_commands(sub)
     inspect.add_commands(sub)
     page.add_commands(sub)
+    pretrain.add_commands(sub)
     return main
 
 

@@ -40,6 +40,7 @@ class LoraSettings:
         learning_rate: Learning rate of AdamW, after ten warm-up steps.
         schedule: `constant`, or `cosine`, which falls to a tenth of it at the last step.
         rslora: Whether the scale is `alpha` by the root of the rank (Kalajdzievski 2023), not by the rank.
+        embeddings: Whether the tokens' vectors are adapted too, at the input and at the output.
         views: Symmetries, colour and pair orders drawn for training.
         prediction_views: Views that are decoded and scored.
         threshold: Grids below this probability are not decoded.
@@ -56,6 +57,7 @@ class LoraSettings:
     learning_rate: float = 1e-3
     schedule: Schedule = "constant"
     rslora: bool = False
+    embeddings: bool = False
     views: int = 32
     prediction_views: int = 4
     threshold: float = 0.1
@@ -172,7 +174,11 @@ class TTTAdapter:
         s = self.settings
         with seeded(clock.seed, self.service.device):
             config = LoraConfig(
-                r=s.rank, lora_alpha=s.alpha, target_modules="all-linear", lora_dropout=0.0, use_rslora=s.rslora
+                r=s.rank,
+                lora_alpha=s.alpha,
+                target_modules=self.service.layers() if s.embeddings else "all-linear",
+                lora_dropout=0.0,
+                use_rslora=s.rslora,
             )
             model = get_peft_model(self.service.model, config)
         try:

@@ -76,13 +76,18 @@ class CanvasViT(nn.Module):
         self.norm: nn.LayerNorm = nn.LayerNorm(shape.width)
         self.head: nn.Linear = nn.Linear(shape.width, shape.patch**2 * CLASSES)
 
-    def forward(self, cells: Tensor) -> Tensor:
-        """Cells (batch, side, side) int64, OUTSIDE where there is no grid, to logits (batch, side, side, CLASSES)."""
+    def forward(self, cells: Tensor, rules: Tensor | None = None) -> Tensor:
+        """Cells (batch, side, side) int64, OUTSIDE where there is no grid, to logits (batch, side, side, CLASSES).
+
+        Args:
+            cells: The canvases.
+            rules: The rule that each of them follows, (batch, 1, width); None for the network's own.
+        """
         n, side, p = cells.shape[0], self.shape.side, self.shape.patch
         k = side // p
         x = self.colours(cells).view(n, k, p, k, p, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, k, k, -1)
         x = (self.into(x) + self.rows + self.columns).reshape(n, k * k, -1)
-        x = torch.cat([self.rule.expand(n, 1, -1), x], 1)
+        x = torch.cat([(self.rule if rules is None else rules).expand(n, 1, -1), x], 1)
         for block in self.blocks:
             x = block(x)
         y: Tensor = self.head(self.norm(x[:, 1:])).view(n, k, k, p, p, CLASSES)

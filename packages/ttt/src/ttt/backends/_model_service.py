@@ -167,8 +167,9 @@ class ModelService:
         self.texts: tuple[str, ...] = tuple(texts)
         self.path: Path = Path(path)
         self.device: torch.device = choose_device(device)
-        self.model: Any = load_model(self.path, self.device) if shared is None else shared.load()
-        self.symbols: torch.Tensor = self._symbols()
+        self.model: Any = load_model(self.path, self.device) if shared is None else shared.load(cached=False)
+        self.tokens: torch.Tensor = self._symbols()
+        self.symbols: torch.Tensor = self._cut(self.tokens)
         self.model.to(self.device)
         self.model.requires_grad_(False)
         self.model.eval()
@@ -193,6 +194,30 @@ class ModelService:
                 "the model knows; name sixteen other texts with the setting symbols"
             )
         return torch.tensor([i[0] for i in ids], device=self.device)
+
+    def _cut(self, symbols: torch.Tensor) -> torch.Tensor:
+        """Leave the model the vectors of these tokens only; return their new ids.
+
+        A model of 0.5B parameters has a fourth of them in its vocabulary, and the logits over 150,000 tokens would take
+        more memory than all else.
+        """
+        for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+            for name in ("weight", "bias"):
+                old = getattr(module, name, None)
+                if old is not None:
+                    rows = symbols.to(old.device)
+                    setattr(module, name, torch.nn.Parameter(old.detach()[rows].clone(), requires_grad=False))
+            for name in ("num_embeddings", "out_features"):
+                if hasattr(module, name):
+                    setattr(module, name, len(symbols))
+            module.padding_idx = None
+        self.model.config.tie_word_embeddings = False
+        return torch.arange(len(symbols), device=self.device)
+
+    def layers(self) -> list[str]:
+        """Return the names of all layers that an adapter can be put on, the tokens' vectors included."""
+        kinds = (torch.nn.Linear, torch.nn.Embedding)
+        return [name for name, module in self.model.named_modules() if isinstance(module, kinds)]
 
     def __enter__(self) -> ModelService:
         return self

@@ -47,7 +47,9 @@ class VitBackend:
         weights: A safetensors file to start from, of the same shape.
         device: `auto`, `cpu`, `cuda`; on CUDA in bf16.
         steps: Training steps at most; `batch` views per step.
-        prediction_views: Views that vote.
+        views: Symmetries and colour orders that are learned, each with a rule of its own: a mirror image from left to
+            right is one from top to bottom once the grids are turned.
+        prediction_views: Views that vote, at most `views`.
         average: Share of the old value in the weights' moving average, which predicts.
         share: Read `weights` once per machine and let every task's process map them (extra `zerocopy`); a process
             copies them only as it trains them. The run sets `shared` to a reference to them.
@@ -61,6 +63,7 @@ class VitBackend:
     batch: int = 16
     learning_rate: float = 1e-3
     average: float = 0.95
+    views: int = 16
     prediction_views: int = 16
     answer_every: int = 100
     share: bool = False
@@ -163,12 +166,15 @@ class VitTraining:
         if largest > self.shape.side:
             raise InvalidBackendError(f"task {task.id}: has grids of {largest} cells, the canvas {self.shape.side}")
         self.model: CanvasViT = self._fresh().to(self.device)
-        self.parameters: dict[str, torch.nn.Parameter] = dict(self.model.named_parameters())
+        self.views: list[View] = random_views(task, settings.views, seed, shuffle_pairs=False)
+        self.rules: torch.nn.Parameter = torch.nn.Parameter(
+            torch.zeros(len(self.views), 1, self.shape.width, device=self.device)
+        )
+        self.parameters: dict[str, torch.nn.Parameter] = {**dict(self.model.named_parameters()), "rules": self.rules}
         self.averages: dict[str, torch.Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01
         )
-        self.views: list[View] = random_views(task, 64, seed, shuffle_pairs=False)
         about = asdict(replace(settings, shared=None))
         self.about: dict[str, Any] = {"seed": seed, "task": task.content, "settings": about}
         self.step: int = 0
@@ -197,21 +203,18 @@ class VitTraining:
         # Every random choice of a step depends on its number, so a resumed training needs no random state.
         rng = np.random.default_rng([self.seed, self.step])
         pairs = [p for p in self.task.train if p.output is not None]
-        inputs, outputs = [], []
+        inputs, outputs, followed = [], [], []
         for _ in range(s.batch):
-            pair, view = pairs[int(rng.integers(len(pairs)))], self.views[int(rng.integers(len(self.views)))]
+            pair, number = pairs[int(rng.integers(len(pairs)))], int(rng.integers(len(self.views)))
             assert pair.output is not None
-            inputs.append(view.apply(pair.input))
-            outputs.append(view.apply(pair.output))
+            inputs.append(self.views[number].apply(pair.input))
+            outputs.append(self.views[number].apply(pair.output))
+            followed.append(number)
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / 20) * (1 - 0.95 * min(1.0, max(0.0, share)))
         with self._autocast():
-            logits = self.model(self._canvas(inputs))
-        target = self._canvas(outputs)
-        losses = functional.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none")
-        # Most of a canvas is outside; its border still teaches the output's size, at a tenth of the weight.
-        weight = torch.where(target.flatten() == OUTSIDE, 0.1, 1.0)
-        loss = (losses * weight).sum() / weight.sum()
+            logits = self.model(self._canvas(inputs), self.model.rule + self.rules[followed])
+        loss = canvas_loss(logits, self._canvas(outputs))
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
@@ -225,33 +228,33 @@ class VitTraining:
 
     def progress(self, total: int) -> Progress:
         """Predict every test input under several views with the averaged weights, and count votes."""
-        views = [
-            View(),
-            *random_views(self.task, self.settings.prediction_views, self.seed + 1, shuffle_pairs=False)[1:],
-        ]
         belief = UNFITTED + (FITTED - UNFITTED) * self._fit()
-        answers = tuple(self._vote(pair.input, views, belief) for pair in self.task.test)
+        answers = tuple(self._vote(pair.input, belief) for pair in self.task.test)
         return Progress(answers, "vit", self.step, min(1.0, self.step / total))
 
     def _fit(self) -> float:
         """Return the share of training pairs that the averaged weights reproduce in every cell."""
         pairs = [p for p in self.task.train if p.output is not None]
-        made = self._predict([p.input for p in pairs])
+        made = self._predict([p.input for p in pairs], [0] * len(pairs))  # the first view shows them as they are
         return sum(p.output is not None and same(g, p.output) for p, (g, _) in zip(pairs, made, strict=True)) / len(
             pairs
         )
 
     @torch.no_grad()
-    def _predict(self, inputs: list[Grid]) -> list[tuple[Grid, float]]:
-        """Return the predicted grid for each input, and the product of its cells' probabilities."""
+    def _predict(self, inputs: list[Grid], followed: list[int]) -> list[tuple[Grid, float]]:
+        """Return the predicted grid for each input under a view's rule, and the product of its cells' probabilities."""
+        averages = dict(self.averages)
+        rules = averages["rule"] + averages.pop("rules")[followed]
         with self._autocast():
-            logits = torch.func.functional_call(self.model, self.averages, (self._canvas(inputs),))
+            logits = torch.func.functional_call(self.model, averages, (self._canvas(inputs), rules))
         probability, cells = torch.softmax(logits.float(), -1).max(-1)
         return [read_canvas(c, p) for p, c in zip(probability.cpu().numpy(), cells.cpu().numpy(), strict=True)]
 
-    def _vote(self, given: Grid, views: list[View], belief: float) -> tuple[Candidate, ...]:
+    def _vote(self, given: Grid, belief: float) -> tuple[Candidate, ...]:
         votes: dict[bytes, tuple[Grid, list[float]]] = {}
-        for view, (grid, sure) in zip(views, self._predict([v.apply(given) for v in views]), strict=True):
+        views = self.views[: self.settings.prediction_views]
+        made = self._predict([v.apply(given) for v in views], list(range(len(views))))
+        for view, (grid, sure) in zip(views, made, strict=True):
             seen = view.undo(grid)
             votes.setdefault(grid_bytes(seen), (seen, []))[1].append(sure)
         ranked = sorted(votes.values(), key=lambda v: (-len(v[1]), -max(v[1])))
@@ -272,6 +275,16 @@ class VitTraining:
             unpack(saved.tensors, self.parameters, self.optimizer)
             unpack_averages(saved.tensors, self.averages)
             self.step, self.losses = int(saved.about["step"]), list(saved.about["losses"])
+
+
+def canvas_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean cross entropy of predicted canvases, cells outside of the grids at a tenth of the weight.
+
+    Most of a canvas is outside; its border still teaches the output's size.
+    """
+    losses = functional.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none")
+    weight = torch.where(target.flatten() == OUTSIDE, 0.1, 1.0)
+    return (losses * weight).sum() / weight.sum()
 
 
 def load_canvas(shape: CanvasShape, path: str) -> CanvasViT:
