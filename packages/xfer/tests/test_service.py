@@ -128,6 +128,48 @@ time.sleep(0.1)
     assert "exiting" in done.stdout or "closed" in done.stdout
 
 
+def test_threads_that_work_on_while_the_interpreter_exits_get_a_typed_error() -> None:
+    """A thread in the middle of puts, sends and publications: closed, and never an error about a descriptor."""
+    program = """
+import atexit, threading
+atexit.register(lambda: [thread.join(5) for thread in threads] and topic.remove())  # runs after xfer's own
+import numpy as np, os, xfer
+pool, channel, topic = xfer.Pool("1MiB"), xfer.Channel(), xfer.Topic(f"exit-{os.getpid()}")
+reader = topic.subscribe()
+
+def put():
+    pool.release(pool.put(np.arange(3)))
+
+def send():
+    channel.sender.send(np.arange(3))
+    channel.receiver.recv()
+
+def publish():
+    topic.publish(np.arange(3))
+    reader.recv(timeout=5)
+
+def again_and_again(step):
+    step()
+    begun.wait()
+    while True:
+        try:
+            step()
+        except Exception as error:
+            print(type(error).__name__)
+            return
+
+threads = [threading.Thread(target=again_and_again, args=(step,), daemon=True) for step in (put, send, publish)]
+begun = threading.Barrier(4)
+for thread in threads:
+    thread.start()
+begun.wait()
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert sorted(done.stdout.split()) == ["ChannelClosedError", "ChannelClosedError", "PoolClosedError"], done
+
+
 def test_asyncio_waits_are_cancelled_and_leave_the_end_usable(channel: xfer.Channel) -> None:
     """A cancelled `arecv` lets the next one, a timeout and a close work at once."""
 

@@ -22,13 +22,19 @@ from xfer._shared.reader import READER, present
 from xfer.errors import HandleError, PoolClosedError, StaleHandleError, WaitTimeoutError
 
 
+def _leave(board: Board, turn: threading.RLock, lock: threading.RLock) -> None:
+    """Close a board when no thread uses it; while the interpreter exits, other threads still run."""
+    with turn, lock:
+        board.close()
+
+
 class _End(End):
     """What writers and readers of a topic share."""
 
     def __init__(self, board: Board) -> None:
         super().__init__()
         self._board = board
-        self._finalizer = weakref.finalize(self, board.close)
+        self._finalizer = weakref.finalize(self, _leave, board, self._turn, self._lock)
         on_fork(child=self._after_fork_in_child)
 
     def _ring_own(self) -> None:
@@ -80,8 +86,7 @@ class _End(End):
             return
         self._closed = True
         self._wake()
-        with self._turn, self._lock:
-            self._finalizer()
+        self._finalizer()
 
     def _after_fork_in_child(self) -> None:
         self._renew()
@@ -187,9 +192,11 @@ class _Publisher(_End):
     @property
     def removed(self) -> bool:
         """Whether the topic's name was removed, so that no new reader finds this end."""
-        return self._board.removed
+        with self._lock:
+            return not (self._closed or self._exiting) and self._board.removed
 
     def publish(self, pool: Pool, array: Any, end: float | None) -> None:
+        self._check_open()
         if pool not in self._joined:
             self._joined.add(pool)
             pool.on_pressure(self.settle)
@@ -208,20 +215,21 @@ class _Publisher(_End):
                         if not slow:
                             self._kept.append((self._board.write(bytes(handle)), pool, handle))
                             handle = None
-                            break
+                    if handle is None:
+                        self._board.wake(LATEST, EVERY)
+                        break
                 if not self._wait(end, slow):
                     raise WaitTimeoutError(f"{len(slow)} readers that want every publication took nothing in time")
         finally:
             if handle is not None:
                 pool.release_later(handle)
-        self._board.wake(LATEST, EVERY)
         self.settle()
 
     def settle(self) -> None:
         """Release what newer publications have overwritten."""
         if self._lock.acquire(blocking=False):
             try:
-                if not self._closed:
+                if not (self._closed or self._exiting):
                     oldest = self._board.count - self._board.keep
                     while self._kept and self._kept[0][0] <= oldest:
                         self._release()

@@ -115,6 +115,8 @@ class Pool:  # long because the argument texts of the public methods are in it
         self._stamp = secrets.randbits(64)
         self._filled = 0
         self._finalizer = weakref.finalize(self, _close_all, self._slots, self._live, self._owner, self.pid)
+        self._finalizer.atexit = False
+        close_at_exit(self)  # with its lock held, since other threads still run
         self._device_bytes = 0  # of CUDA arrays that are live
         self._watched = False  # whether released CUDA arrays are looked at until no reader leases them
         on_fork(child=self._after_fork_in_child)
@@ -339,7 +341,8 @@ class Pool:  # long because the argument texts of the public methods are in it
             self._closed = True
             for place in self._lent.values():
                 place.clear()
-            self._finalizer()
+            if self._finalizer.detach() is not None:  # it does nothing itself after weakref's function of atexit
+                _close_all(self._slots, self._live, self._owner, self.pid)
 
     def bequeath(self) -> list[Segment]:
         """Close, and return the segments with arrays that wait to be taken over, still open; at exit only."""
@@ -403,7 +406,6 @@ class Pool:  # long because the argument texts of the public methods are in it
         handle = self._publish(place, sig, size, flags | CUDA, shared.kept)
         with self._lock:
             self._device_bytes += shared.kept.nbytes
-        close_at_exit(self)
         return handle
 
     def _publish(
