@@ -200,13 +200,15 @@ def shared_load(rehearse: bool) -> list[Row]:
     import zerocopy
 
     device, side = ("cpu", 64) if rehearse else ("cuda", 4096)
-    model = torch.nn.Sequential(*[torch.nn.Linear(side, side) for _ in range(8)]).eval()
+    layers = [torch.nn.Linear(side, side) for _ in range(8)]
+    model = torch.nn.Sequential(*layers).eval()
     wait = (lambda: None) if rehearse else torch.cuda.synchronize
     refs = []
     for number in range(4):  # each a copy of its own on the device
-        model[0].bias.data.fill_(number)
+        layers[0].bias.data.fill_(number)
         refs.append(zerocopy.publish(model))
-    untouched, held = iter(refs), []
+    untouched = iter(refs)
+    held: list[torch.nn.Module] = []
 
     def copied() -> None:
         _ = [weight.to(device, copy=True) for weight in model.state_dict().values()]

@@ -13,12 +13,11 @@ from ttt import _doctor
 from ttt._runs import devices
 from ttt.backends import _model_service as service
 from ttt.backends.lm import LmBackend
-from ttt.backends.vit import VitBackend, VitTraining
+from ttt.backends.vit import VitBackend
 from ttt.errors import InvalidBackendError, InvalidBudgetError
 
 # cuda: ttt.backends._model_service:* by stand-in
 # cuda: ttt.backends._model_service:ModelService.* by meta
-# cuda: ttt.backends.vit:VitTraining._autocast by stand-in
 # cuda: ttt._doctor:_torch by stand-in
 # cuda: ttt._runs.devices:visible_gpus by stand-in
 # cuda: ttt.backends.lm:LmBackend.uses_gpu by stand-in
@@ -137,6 +136,6 @@ def test_a_model_of_shapes_only(tiny_lm: Path) -> None:
 def test_half_precision_is_for_gpus() -> None:
     """On CUDA the network computes in bfloat16; torch says that there is none here."""
     with pytest.warns(UserWarning, match="CUDA is not available"):
-        context = VitTraining._autocast(SimpleNamespace(device=torch.device("cuda")))  # type: ignore[arg-type]
+        context = service.half_precision(torch.device("cuda"))
     assert context.device == "cuda"
     assert context.fast_dtype == torch.bfloat16

@@ -44,6 +44,11 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return device
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """Return the context in which a network computes in bfloat16 on CUDA, and as it is elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 def limit_gpu_memory(device: torch.device, limit: str | None) -> None:
     """Let PyTorch allocate at most `limit` of a GPU's memory in this process, which must be one task's own."""
     if limit is not None and device.type == "cuda":
@@ -182,7 +187,7 @@ class ModelService:
         size = self.model.config.vocab_size
         if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
             if size == SYMBOLS:
-                return torch.arange(SYMBOLS, device=self.device)
+                return torch.arange(SYMBOLS)
             raise InvalidBackendError(f"{self.path}: has no tokenizer, and {size} tokens; save the tokenizer beside it")
         tokenizer = _transformers().AutoTokenizer.from_pretrained(self.path, **LOCAL)
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in self.texts]
@@ -193,7 +198,7 @@ class ModelService:
                 f"{self.path}: its tokenizer does not write {bad or 'the symbols'} as single tokens of their own that "
                 "the model knows; name sixteen other texts with the setting symbols"
             )
-        return torch.tensor([i[0] for i in ids], device=self.device)
+        return torch.tensor([i[0] for i in ids])
 
     def _cut(self, symbols: torch.Tensor) -> torch.Tensor:
         """Leave the model the vectors of these tokens only; return their new ids.
@@ -205,8 +210,7 @@ class ModelService:
             for name in ("weight", "bias"):
                 old = getattr(module, name, None)
                 if old is not None:
-                    rows = symbols.to(old.device)
-                    setattr(module, name, torch.nn.Parameter(old.detach()[rows].clone(), requires_grad=False))
+                    setattr(module, name, torch.nn.Parameter(old.detach()[symbols].clone(), requires_grad=False))
             for name in ("num_embeddings", "out_features"):
                 if hasattr(module, name):
                     setattr(module, name, len(symbols))

@@ -16,7 +16,7 @@ from torch import nn
 from ttt._tasks.augment import SYMMETRIES
 from ttt._tasks.batching import pad
 from ttt.backends._canvas import CanvasShape, CanvasViT
-from ttt.backends._model_service import choose_device, seeded
+from ttt.backends._model_service import choose_device, half_precision, seeded
 from ttt.backends._training_state import keep, pack, unpack, unpack_averages
 from ttt.backends.vit import VitBackend, canvas_loss
 from ttt.checkpoint import CheckpointStore
@@ -108,7 +108,7 @@ class Pretraining:
             torch.from_numpy(pad(grids, self.shape.side, self.shape.side)).to(self.device, torch.int64)
             for grids in (inputs, outputs)
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with half_precision(self.device):
             logits = self.model(given, self.model.rule + self.rules[followed])
         loss = canvas_loss(logits, wanted)
         self.optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ from ttt._runs.records import data_digest
 from ttt._tasks.augment import View, random_views
 from ttt._tasks.batching import OUTSIDE, pad
 from ttt.backends._canvas import CLASSES, CanvasShape, CanvasViT
-from ttt.backends._model_service import choose_device, limit_gpu_memory, seeded
+from ttt.backends._model_service import choose_device, half_precision, limit_gpu_memory, seeded
 from ttt.backends._sharing import on_this_node, published
 from ttt.backends._training_state import keep, pack, unpack, unpack_averages
 from ttt.checkpoint import CheckpointStore
@@ -194,9 +194,6 @@ class VitTraining:
         cells = pad(grids, self.shape.side, self.shape.side)
         return torch.from_numpy(cells).to(self.device, torch.int64)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
-
     def one_step(self, share: float) -> None:
         """Take a step of AdamW on random views of random pairs; `share` of the training is done."""
         s = self.settings
@@ -212,7 +209,7 @@ class VitTraining:
             followed.append(number)
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / 20) * (1 - 0.95 * min(1.0, max(0.0, share)))
-        with self._autocast():
+        with half_precision(self.device):
             logits = self.model(self._canvas(inputs), self.model.rule + self.rules[followed])
         loss = canvas_loss(logits, self._canvas(outputs))
         self.optimizer.zero_grad(set_to_none=True)
@@ -245,7 +242,7 @@ class VitTraining:
         """Return the predicted grid for each input under a view's rule, and the product of its cells' probabilities."""
         averages = dict(self.averages)
         rules = averages["rule"] + averages.pop("rules")[followed]
-        with self._autocast():
+        with half_precision(self.device):
             logits = torch.func.functional_call(self.model, averages, (self._canvas(inputs), rules))
         probability, cells = torch.softmax(logits.float(), -1).max(-1)
         return [read_canvas(c, p) for p, c in zip(probability.cpu().numpy(), cells.cpu().numpy(), strict=True)]
