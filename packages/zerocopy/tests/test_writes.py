@@ -46,15 +46,21 @@ def write_asarray(model: Any) -> None:
     np.asarray(model[0].weight.detach())[0, 0] = 99
 
 
+def with_gradients(model: Any) -> None:
+    """Give every parameter a gradient by hand: autograd fails in a fork whose parent ever had threads for it."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+
 def write_optimizer(model: Any) -> None:
     """One step of a foreach optimizer."""
-    model(torch.randn(4, 8)).sum().backward()
+    with_gradients(model)
     torch.optim.SGD(model.parameters(), lr=0.1, foreach=True).step()
 
 
 def write_fused(model: Any) -> None:
     """One step of a fused optimizer."""
-    model(torch.randn(4, 8)).sum().backward()
+    with_gradients(model)
     torch.optim.Adam(model.parameters(), lr=0.1, fused=True).step()
 
 
@@ -107,6 +113,12 @@ def _worker(ref: ModelRef, write: Any, pipe: Any) -> None:
     pipe.recv()
 
 
+def answer(pipe: Any) -> Any:
+    """Return what a worker sends; a dead one is noticed, though other workers have its end of the pipe too."""
+    assert pipe.poll(60), "the worker does not answer"
+    return pipe.recv()
+
+
 @CASES
 def test_a_write_reaches_no_other_process(write: Any, name: str, simple_model: nn.Module, publish: Publish) -> None:
     """Publisher, a worker that runs, and a worker that starts later all see the published bytes."""
@@ -120,18 +132,18 @@ def test_a_write_reaches_no_other_process(write: Any, name: str, simple_model: n
         process = context.Process(target=_worker, args=(ref, write, theirs))
         process.start()
         workers.append((process, ours, theirs))
-        assert ours.recv() == "ready"
+        assert answer(ours) == "ready"
         return ours
 
     writer, reader = start(), start()
     writer.send("write")
-    names, state = writer.recv()
+    names, state = answer(writer)
     assert name in names
     assert any(not np.array_equal(state[key], expected[key]) for key in expected)
     late = start()
     for pipe in (reader, late):
         pipe.send("read")
-        names, state = pipe.recv()
+        names, state = answer(pipe)
         assert names == []
         assert all(np.array_equal(state[key], expected[key]) for key in expected)
     assert all(np.array_equal(value.numpy(), expected[key]) for key, value in simple_model.state_dict().items())
