@@ -155,7 +155,7 @@ def again_and_again(step):
         try:
             step()
         except Exception as error:
-            print(type(error).__name__)
+            os.write(1, f"{type(error).__name__}\\n".encode())  # in one piece, beside other threads
             return
 
 threads = [threading.Thread(target=again_and_again, args=(step,), daemon=True) for step in (put, send, publish)]

@@ -237,7 +237,7 @@ def test_only_one_version_is_kept(publish: Publish) -> None:
 
     for _ in range(3):
         zerocopy.call_model(publish(Net(4, 4), name="versioned"), "whoami")
-    assert [ref.version for ref, _ in _recent.values()] == [3]
+    assert [kept[0].version for kept in _recent.values()] == [3]
     for index in range(_KEPT + 2):
         zerocopy.call_model(publish(Net(4, 4), name=f"other-{index}"), "whoami")
     assert len(_recent) == _KEPT
