@@ -17,7 +17,7 @@ from ttt._tasks.augment import SYMMETRIES
 from ttt._tasks.batching import pad
 from ttt.backends._canvas import CanvasShape, CanvasViT
 from ttt.backends._model_service import choose_device, half_precision, seeded
-from ttt.backends._training_state import keep, pack, unpack, unpack_averages
+from ttt.backends._training_state import descend, keep, pack, unpack, unpack_averages
 from ttt.backends.vit import VitBackend, canvas_loss
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidTaskError
@@ -111,16 +111,9 @@ class Pretraining:
         with half_precision(self.device):
             logits = self.model(given, self.model.rule + self.rules[followed])
         loss = canvas_loss(logits, wanted)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
         self.step += 1
-        self.losses.append(float(loss.detach()))
         decay = min(s.average, 1 - 1 / (self.step + 1))
-        with torch.no_grad():
-            for k, p in self.parameters.items():
-                self.averages[k].lerp_(p, 1 - decay)
+        self.losses.append(descend(loss, self.parameters, self.optimizer, self.averages, decay))
 
     def save(self, store: CheckpointStore) -> None:
         """Write the whole state; the two newest and the best versions stay."""

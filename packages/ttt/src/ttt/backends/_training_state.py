@@ -1,4 +1,4 @@
-"""A training's whole state as named arrays and back: parameters, AdamW's moments, averages."""
+"""A training's whole state: one step of it, and as named arrays and back (parameters, AdamW's moments, averages)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from ttt.errors import CheckpointWriteError
 
 Named = Mapping[str, torch.Tensor]
 Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+def descend(
+    loss: torch.Tensor, parameters: Named, optimizer: torch.optim.AdamW, averages: Named, decay: float
+) -> float:
+    """Take a step of the optimizer against a loss, have the averages follow with a decay, and return the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+    optimizer.step()
+    with torch.no_grad():
+        for k, p in parameters.items():
+            averages[k].lerp_(p, 1 - decay)
+    return float(loss.detach())
 
 
 def pack(parameters: Named, optimizer: torch.optim.AdamW, averages: Named | None = None) -> Arrays:

@@ -22,7 +22,7 @@ from ttt._tasks.batching import OUTSIDE, pad
 from ttt.backends._canvas import CLASSES, CanvasShape, CanvasViT
 from ttt.backends._model_service import choose_device, half_precision, limit_gpu_memory, seeded
 from ttt.backends._sharing import on_this_node, published
-from ttt.backends._training_state import keep, pack, unpack, unpack_averages
+from ttt.backends._training_state import descend, keep, pack, unpack, unpack_averages
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import Candidate, Grid, Progress, Task, as_grid, grid_bytes, same
@@ -212,16 +212,9 @@ class VitTraining:
         with half_precision(self.device):
             logits = self.model(self._canvas(inputs), self.model.rule + self.rules[followed])
         loss = canvas_loss(logits, self._canvas(outputs))
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
         self.step += 1
-        self.losses.append(float(loss.detach()))
         decay = min(s.average, 1 - 1 / (self.step + 1))
-        with torch.no_grad():
-            for k, p in self.parameters.items():
-                self.averages[k].lerp_(p, 1 - decay)
+        self.losses.append(descend(loss, self.parameters, self.optimizer, self.averages, decay))
 
     def progress(self, total: int) -> Progress:
         """Predict every test input under several views with the averaged weights, and count votes."""
