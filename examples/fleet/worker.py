@@ -76,10 +76,10 @@ class Following:
             await version.lifetime.aclose()
 
 
-def weights_held() -> dict[str, int]:
-    """Return this process's share of the published weights in bytes, and how many of their bytes it has written."""
+def weights_held(pid: int) -> dict[str, int]:
+    """Return a process's share of the published weights in bytes, and how many of their bytes it has written."""
     held, inside = {"Pss": 0, "Anonymous": 0}, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         key, _, value = line.partition(":")
         if key in held and inside:
             held[key] += int(value.split()[0]) * 1024
@@ -92,7 +92,7 @@ def report(application: Following, name: str, ending: threading.Event) -> None:
     """Publish what this worker does and holds, five times a second."""
     process, metrics = psutil.Process(), xfer.Topic(name, keep=64)
     while not ending.wait(0.2):
-        held = weights_held()
+        held = weights_held(os.getpid())
         numbers = {"pid": os.getpid(), "answered": application.answered, "memory": process.memory_full_info().pss}
         with suppress(xfer.errors.WaitTimeoutError):  # another writer was stopped while it published
             metrics.publish(numbers | {"weights": held["Pss"], "written": held["Anonymous"]}, timeout=1)
