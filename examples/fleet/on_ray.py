@@ -15,7 +15,7 @@ import ray
 from gateway import TRIES
 from ray import serve
 from ray.cluster_utils import Cluster
-from worker import weights_held
+from worker import holdings
 
 import zerocopy
 from ternary import llm
@@ -42,7 +42,8 @@ class RayWorkers:
     """Ray Serve does not tell how many replicas it has replaced."""
 
     def __init__(self, name: str, count: int, file: Path) -> None:
-        self._name, self._count, self._ref = name, count, None
+        self._name, self._count = name, count
+        self._ref: Any = None
         os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         node = {"num_cpus": 2 * count, "object_store_memory": 80 << 20}  # Ray takes 30 % of the memory otherwise
         self.cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
@@ -73,10 +74,9 @@ class RayWorkers:
         """What each replica holds now."""
         found = {}
         for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.name().startswith("ray::ServeRepl") and (held := weights_held(process.pid))["Pss"]:
-                    memory = process.memory_full_info().pss
-                    found[process.pid] = {"weights": held["Pss"], "written": held["Anonymous"], "memory": memory}
+            with suppress(psutil.Error):
+                if process.name().startswith("ray::ServeRepl") and (held := holdings(process))["weights"]:
+                    found[process.pid] = held
         return found
 
     def end(self) -> None:
