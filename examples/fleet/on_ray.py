@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,28 +43,33 @@ class RayWorkers:
 
     def __init__(self, name: str, count: int, file: Path) -> None:
         self._name, self._count = name, count
-        self._ref: Any = None
         os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         node = {"num_cpus": 2 * count, "object_store_memory": 80 << 20}  # Ray takes 30 % of the memory otherwise
-        self.cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-        self.second = self.cluster.add_node(**node)
-        ray.init(address=self.cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        # One proxy chooses among the replicas: the gateway's other tries go to it too.
-        self.workers = [Address(port) for _ in range(TRIES)]
-        self.publish(file)
+        with ExitStack() as stack:
+            self.cluster = Cluster()
+            stack.callback(self.cluster.shutdown)
+            self.cluster.add_node(**node, include_dashboard=False)
+            self.second = self.cluster.add_node(**node)
+            stack.callback(ray.shutdown)
+            ray.init(address=self.cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            stack.callback(serve.shutdown)
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+            # One proxy chooses among the replicas: the gateway's other tries go to it too.
+            self.workers = [Address(port) for _ in range(TRIES)]
+            self.publish(file)
+            stack.callback(lambda: zerocopy.unpublish(self._ref))
+            self._stack = stack.pop_all()
 
     def publish(self, file: Path) -> None:
-        """Make a model file the newest version: replicas of it start, and then those of the older one end."""
-        older, self._ref = self._ref, llm.publish(file, name=self._name)
+        """Make a model file the newest version: Ray Serve replaces one replica after the other."""
+        self._ref = llm.publish(file, name=self._name)
         application = llm.deployment(
             self._ref, name=file.stem, replicas=self._count, threads=1, ray_actor_options={"num_cpus": 0.5}
         )
         serve.run(application, route_prefix="/")
-        if older is not None:
-            zerocopy.unpublish(older)
 
     def wait(self, count: int) -> None:
         """Return at once: `publish` waits until the replicas are ready."""
@@ -81,8 +86,4 @@ class RayWorkers:
 
     def end(self) -> None:
         """End the replicas and the cluster."""
-        serve.shutdown()
-        if self._ref is not None:
-            zerocopy.unpublish(self._ref)
-        ray.shutdown()
-        self.cluster.shutdown()
+        self._stack.close()
