@@ -29,6 +29,11 @@ class Address:
     open: int = 0
 
 
+def start_node(cluster: Cluster, cpus: int) -> Any:
+    """Add a node to a cluster. Without a limit Ray would take 30 % of the memory for objects."""
+    return cluster.add_node(num_cpus=cpus, object_store_memory=80 << 20, include_dashboard=False)
+
+
 class RayWorkers:
     """Replicas that answer from one copy of the weights per node. It does for a gateway what a `Supervisor` does.
 
@@ -44,12 +49,10 @@ class RayWorkers:
     def __init__(self, name: str, count: int, file: Path) -> None:
         self._name, self._count = name, count
         os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        node = {"num_cpus": 2 * count, "object_store_memory": 80 << 20}  # Ray takes 30 % of the memory otherwise
         with ExitStack() as stack:
             self.cluster = Cluster()
             stack.callback(self.cluster.shutdown)
-            self.cluster.add_node(**node, include_dashboard=False)
-            self.second = self.cluster.add_node(**node)
+            _, self.second = (start_node(self.cluster, 2 * count) for _ in range(2))
             stack.callback(ray.shutdown)
             ray.init(address=self.cluster.address, logging_level=logging.ERROR, log_to_driver=False)
             logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -25,6 +25,7 @@ import ray
 import torch
 from clients import Clients
 from fleet import Fleet
+from on_ray import start_node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -54,7 +55,7 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
             died = time.monotonic()
             workers.cluster.remove_node(workers.second, allow_graceful=False)
             time.sleep(2 * seconds)
-            workers.cluster.add_node(num_cpus=4, object_store_memory=80 << 20)
+            start_node(workers.cluster, 4)
             workers.publish(files[2])
             time.sleep(seconds)
             outcomes = clients.stop()
@@ -97,9 +98,8 @@ def tasks(count: int) -> dict[str, Any]:
     Args:
         count: How many.
     """
-    node = {"num_cpus": 2, "object_store_memory": 80 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    second = cluster.add_node(**node)
+    cluster = Cluster()
+    _, second = (start_node(cluster, 2) for _ in range(2))
     ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
     network = torch.nn.Linear(8, 8)
     ref = zerocopy.publish(network, name="of-many-tasks")
@@ -121,7 +121,7 @@ def tasks(count: int) -> dict[str, Any]:
         if number == count // 3:
             cluster.remove_node(second, allow_graceful=False)
         if number == count // 2:
-            cluster.add_node(**node)
+            start_node(cluster, 2)
         if number % (count // MARKS) == 0:
             memory.append(process.memory_info().rss)
     used = process.cpu_times()
