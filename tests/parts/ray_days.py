@@ -92,14 +92,15 @@ class Publisher:
         return published_elsewhere()
 
 
-def tasks(count: int) -> dict[str, Any]:
+def tasks(count: int, nodes: int) -> dict[str, Any]:
     """Run tasks with one published model, a window of them at a time.
 
     Args:
-        count: How many.
+        count: How many tasks.
+        nodes: How many nodes there are at first.
     """
     cluster = Cluster()
-    _, second = (start_node(cluster, 2) for _ in range(2))
+    second = [start_node(cluster, 2) for _ in range(nodes)][1]
     ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
     network = torch.nn.Linear(8, 8)
     ref = zerocopy.publish(network, name="of-many-tasks")
@@ -115,15 +116,16 @@ def tasks(count: int) -> dict[str, Any]:
             given = torch.full((1, 8), float(number % 97))
             with torch.no_grad():
                 wanted[call.remote(ref, "__call__", (given,), None)] = network(given)
-        if len(wanted) == WINDOW or number >= count:
+        if wanted and (len(wanted) == WINDOW or number >= count):
             done, _ = ray.wait(list(wanted), num_returns=1)
             right += int(torch.allclose(ray.get(done[0]), wanted.pop(done[0]), atol=1e-5))
         if number == count // 3:
             cluster.remove_node(second, allow_graceful=False)
         if number == count // 2:
-            start_node(cluster, 2)
+            late = start_node(cluster, 2)
         if number % (count // MARKS) == 0:
             memory.append(process.memory_info().rss)
+    copies = [path for path in Path(ref.path).parent.glob("of-many-tasks@*.zc") if late.node_id[:8] in path.name]
     used = process.cpu_times()
     seconds = time.monotonic() - begun
     try:
@@ -136,10 +138,12 @@ def tasks(count: int) -> dict[str, Any]:
     cluster.shutdown()
     return {
         "tasks": count,
+        "nodes": nodes,
         "right": right,
         "seconds": round(seconds, 1),
         "driver ms per task": round(1000 * (used.user + used.system - processor.user - processor.system) / count, 2),
         "driver MB": [round(size / 1e6, 1) for size in memory],
+        "late node's copies": len(copies),
         "lost model": said,
     }
 
@@ -150,10 +154,11 @@ def main() -> None:
     parser.add_argument("what", choices=["serving", "tasks"])
     parser.add_argument("folder", type=Path, help="models, wheels and environments, kept from run to run")
     parser.add_argument("--count", type=int, default=1000, help="how many tasks")
+    parser.add_argument("--nodes", type=int, default=2, help="nodes at first, for tasks")
     parser.add_argument("--seconds", type=float, default=4, help="how long clients ask in each phase")
     args = parser.parse_args()
     os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    found = serving(args.folder, args.seconds) if args.what == "serving" else tasks(args.count)
+    found = serving(args.folder, args.seconds) if args.what == "serving" else tasks(args.count, args.nodes)
     print("FIGURES", json.dumps(found), flush=True)
 
 
