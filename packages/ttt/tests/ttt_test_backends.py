@@ -93,9 +93,10 @@ class Misbehaving:
             time.sleep(60)
         elif self.how == "allocates":
             held = []
-            while True:
+            for _ in range(256):  # a missing limit costs 1 GiB, and not the machine
                 held.append(np.ones(4 << 20, np.uint8))
                 time.sleep(0.002)
+            time.sleep(60)
         elif self.how == "raises":
             raise RuntimeError("no idea <b>what</b> to do")
         elif self.how == "exits":
