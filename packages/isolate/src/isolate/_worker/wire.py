@@ -8,6 +8,7 @@ Nothing is constructed by a name from the wire. Every type has one form and come
 | int of any other size, tuple, set, frozenset, dict with other keys, plain datetime, Path | extension types 1 to 7 |
 | arrays, tensors, large bytes | extension type 8, a description; see `outgoing` and `incoming` |
 | handles of pentad-xfer | extension type 11, their bytes |
+| arrays on a GPU that go by handle | extension type 13; see `devices` |
 | callables | extension types 9 (owned by the sender) and 10 (owned by the receiver) |
 | everything else that travels | extension type 12: a tag of a closed table and parts; see `kinds` |
 
@@ -27,7 +28,7 @@ from typing import Any
 from . import kinds
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 
-BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER, KIND = range(1, 13)
+BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER, KIND, DEVICE = range(1, 14)
 MAX_DEPTH = 100
 _EQUAL_HASHES = 64
 _TURN = 300
