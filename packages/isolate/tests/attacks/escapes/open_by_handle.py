@@ -21,5 +21,5 @@ def attack(t: dict[str, Any]) -> Any:
         with contextlib.suppress(OSError):
             opened = libc.open_by_handle_at(os.open(place, os.O_RDONLY), handle, os.O_RDONLY)
             if opened >= 0:
-                return place, os.fstat(opened)
+                return place, os.read(opened, 20)
     return None
