@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 
+from isolate._policy import Quotas
+from isolate._worker.devices import Devices
+from isolate._worker_handle import _link_limits
+from isolate.errors import UnsupportedTypeError
+
 PROGRAM = Path(__file__).parent / "devices" / "run_devices.py"
 EMULATOR = Path(__file__).parents[2] / "xfer" / "tests" / "emulator"
 SCENARIOS = re.findall(r"^@scenario\ndef (\w+)", PROGRAM.read_text(), re.MULTILINE)
@@ -74,3 +79,16 @@ def test_scenario(outcomes: dict[str, Any], name: str) -> None:
     """One scenario of `devices/run_devices.py`, for each library."""
     for library in {job.partition("/")[0] for job in outcomes}:
         assert outcomes[f"{library}/{name}"] == "", outcomes[f"{library}/{name}"]
+
+
+@pytest.mark.parametrize("level", ["landlock", "bwrap"])
+def test_a_forged_handle(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handles of a confined extension are not opened in the host: they might name another process's memory."""
+    monkeypatch.setitem(sys.modules, "xfer", None)  # whatever uses it fails
+    given_back: list[int] = []
+    allowed = _link_limits(Quotas(), level).device_handles
+    devices = Devices(lambda *_: "", given_back.append, "the extension", allowed)
+    with pytest.raises(UnsupportedTypeError, match="confinement"):
+        devices.restore(["device", "torch", -1, b"handle"])
+    assert given_back == [-1]
+    assert "confinement" in devices.try_to_open("torch", b"handle")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import glob
 import json
 import os
 import shutil
@@ -296,14 +297,15 @@ def confined_on_the_gpu(place: Place) -> None:
     """Confined, an extension computes on the GPU where manifest and policy allow it, and only there."""
     if os.environ.get("EMULATED_CUDA"):
         return  # the emulated devices have no nodes
+    nodes = [*glob.glob("/dev/nvidia[0-9]*"), "/dev/nvidiactl", "/dev/nvidia-uvm"]
     for level in ("landlock", "bwrap"):
         if not available()[level]:
             with place.extension(level) as extension:
                 assert extension.report.sandbox.missing == (), extension.report.sandbox
-                assert "/dev/nvidiactl" in extension.call.nodes()
+                assert extension.call.open_ones(nodes) == nodes
                 assert extension.call.total(place.library, 5) == 10.0
             with place.extension(level, gpus=False) as extension:
-                assert extension.call.nodes() == []
+                assert extension.call.open_ones(nodes) == []
                 assert "cuda" in refusal(extension.call.total, place.library, 5).lower()
 
 
