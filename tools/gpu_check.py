@@ -79,7 +79,8 @@ def environment(rehearse: bool, carried: Path | None) -> dict[str, str]:
     paths += [str(carried)] if carried else []
     if importlib.util.find_spec("psutil") is None and not (carried and (carried / "psutil").exists()):
         paths.append(str(ROOT / "tools" / "gpu" / "without"))
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "REQUIRE_CUDA": "0" if rehearse else "1"}
+    own = {"PYTHONPATH": os.pathsep.join(paths), "REQUIRE_CUDA": "0" if rehearse else "1", "PLUGINS_FROM_SOURCES": "1"}
+    return os.environ | own
 
 
 def compile_cores(env: dict[str, str]) -> None:
@@ -140,7 +141,11 @@ def read(suite: str, report: Path, seconds: float) -> Outcome:
             else:
                 failed[name] = text[-4000:]
         elif (skip := case.find("skipped")) is not None:
-            skipped[name] = skip.get("message") or ""
+            message = skip.get("message") or ""
+            # The reason why a whole file is skipped is the last part of the text.
+            skipped[name] = (
+                (skip.text or message).rpartition("Skipped: ")[2].rstrip("'\")") if "collection" in message else message
+            )
         else:
             passed += 1
     return Outcome(suite, passed, failed, skipped, lacking, seconds)

@@ -70,6 +70,7 @@ def describe(array: Any, stream: Any = None) -> Described:
         array, dtype = plain_tensor(array)
     with cupy.cuda.Device(int(device.partition(":")[2])):
         runtime, current = cupy.cuda.runtime, cupy.cuda.get_current_stream()
+        runtime.setDevice(runtime.getDevice())  # a new thread has no context yet, and the driver's calls need one
         event = None
         if stream is not None:
             event = cupy.cuda.Event(disable_timing=True, interprocess=True)

@@ -66,12 +66,15 @@ class Device:
 
     def __enter__(self) -> Device:
         before = machine.device
-        machine.set_device(self.id)
+        if before != self.id:
+            machine.set_device(self.id)
         machine.local.__dict__.setdefault("stack", []).append(before)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        machine.set_device(machine.local.stack.pop())
+        before = machine.local.stack.pop()
+        if before != machine.device:
+            machine.set_device(before)
 
     def use(self) -> Device:
         """Make it the current device."""
@@ -178,6 +181,8 @@ class _Driver:
     @staticmethod
     def cuMemGetAddressRange_v2(base: Any, length: Any, pointer: Any) -> int:
         """Find the allocation of a pointer."""
+        if not getattr(machine.local, "context", False):
+            return 201  # rule 11
         region = machine.find(pointer.value)
         if region is None:
             return 1
