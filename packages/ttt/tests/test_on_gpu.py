@@ -82,6 +82,11 @@ class TestVit:
         assert equal(whole, again)
         assert equal(whole, back)
 
+    @pytest.mark.parametrize("batch", [4, 16, 64])
+    def test_a_training_repeats(self, batch: int) -> None:
+        """The default network, trained twice: every weight is equal to the bit."""
+        assert equal(*(trained(20, shape={}, batch=batch) for _ in "12"))
+
     def test_answers_repeat(self) -> None:
         """The same seed and steps give the same answers and the same claims."""
         backend = VitBackend(shape=SHAPE, device="cuda", learning_rate=3e-3, answer_every=50)

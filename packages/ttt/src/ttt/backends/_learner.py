@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ttt._tasks.batching import OUTSIDE
@@ -75,10 +77,12 @@ class CanvasLearner:
     def _descend(self) -> None:
         given, wanted, followed = self._inputs
         self.optimizer.zero_grad(set_to_none=True)
-        with half_precision(self.device):
-            logits = self.model(given.long(), self.model.rule + rows_of(self.rules.squeeze(1), followed).unsqueeze(1))
-        loss = canvas_loss(logits, wanted.long())
-        torch.autograd.backward(loss)
+        with repeatable_attention(self.device):
+            with half_precision(self.device):
+                rules = self.model.rule + rows_of(self.rules.squeeze(1), followed).unsqueeze(1)
+                logits = self.model(given.long(), rules)
+            loss = canvas_loss(logits, wanted.long())
+            torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         self._loss.copy_(loss.detach())
@@ -101,10 +105,20 @@ class CanvasLearner:
         return list(self.parameters.values())
 
 
+@contextmanager
+def repeatable_attention(device: torch.device) -> Iterator[None]:
+    """Use the attention kernel of a GPU whose gradient was the same in every run; those of cuDNN and flash were not."""
+    if device.type == "cuda":
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            yield
+    else:
+        yield
+
+
 @cache
 def recording_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream that steps are recorded on: one for all, as cuBLAS keeps 32 MB for each that it has seen."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def recording(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
