@@ -15,6 +15,7 @@ import numpy as np
 from ttt import Candidate, Clock, Grid, Progress, Task, as_grid
 from ttt._runs.child import in_child
 from ttt._tasks.augment import SYMMETRIES
+from ttt.errors import MemoryLimitError
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Misbehaving:
             time.sleep(60)
         elif self.how == "raises":
             raise RuntimeError("no idea <b>what</b> to do")
+        elif self.how == "fills a GPU":
+            raise MemoryLimitError("CUDA out of memory. Tried to allocate 2.00 GiB: raise gpu_memory")
         elif self.how == "exits":
             os._exit(7)
         elif self.how == "prints":
