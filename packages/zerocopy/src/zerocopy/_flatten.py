@@ -29,6 +29,7 @@ from zerocopy._torch_private import (
     is_traceable_wrapper_subclass,
     neg_view,
     neutral,
+    refuse_forked,
     storage_key,
     tensor_subclass,
     typed_storage,
@@ -67,6 +68,8 @@ class Block:
         """Return the block's bytes: a view of host memory, or a host copy of another device's."""
         storage = self.storage
         with neutral():
+            if storage.device.type == "cuda":
+                refuse_forked()
             if storage.device.type != "cpu":
                 storage = storage.cpu()  # type: ignore[no-untyped-call]
             flat = torch.empty((0,), dtype=torch.uint8).set_(storage, self.start, (self.nbytes,), (1,))
