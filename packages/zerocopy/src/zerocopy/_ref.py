@@ -35,6 +35,7 @@ from zerocopy.errors import (
     UntrustedPathError,
 )
 
+_CPU = torch.device("cpu")
 _lock = threading.RLock()
 _foreign: weakref.WeakSet[Any] = weakref.WeakSet()  # models with code of a checkpoint: another caller may not allow it
 _loaded: weakref.WeakValueDictionary[tuple[str, str, bool], Any] = weakref.WeakValueDictionary()
@@ -206,9 +207,11 @@ class ModelRef:
 
 def _place(device: str | torch.device) -> torch.device:
     """Return the device with its number, under which a process keeps one copy; the host has none."""
+    if device == "cpu":
+        return _CPU
     place = torch.device(device)
     if place.type == "cpu":
-        return torch.device("cpu")
+        return _CPU
     if place.type == "cuda":
         require_cuda(place)
         return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
