@@ -110,7 +110,9 @@ def test_answers_of_several_tries_are_voted_on() -> None:
 
 
 @pytest.mark.parametrize("reason", [None, "memory", "time"])
-def test_a_task_that_only_fails_is_not_tried_for_ever(sample_arc_tasks: list[ttt.Task], reason: StopReason | None) -> None:
+def test_a_task_that_only_fails_is_not_tried_for_ever(
+    sample_arc_tasks: list[ttt.Task], reason: StopReason | None
+) -> None:
     """Three failures are enough, those at a memory limit too; one that was late may need longer."""
     failed = replace(result_of(sample_arc_tasks[0], 0.1, 1.0, late=False), status="failed", reason=reason)
     assert Entry(sample_arc_tasks[0], [failed] * 2).open

@@ -59,9 +59,10 @@ class CanvasLearner:
             decay: Share of the old value in the moving average.
         """
         inputs = tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in (given, wanted, np.asarray(followed)))
-        if self._replay is None:
+        if not self._inputs:
             self._inputs = tuple(x.to(self.device) for x in inputs)
-            self._replay = self._recorded() if self.device.type == "cuda" else self._descend
+            if self.device.type == "cuda":
+                self._replay = self._recorded()
         for kept, new in zip(self._inputs, inputs, strict=True):
             kept.copy_(new)
         for group in self.optimizer.param_groups:
@@ -69,7 +70,7 @@ class CanvasLearner:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self._replay()
+        (self._replay or self._descend)()
         follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         follow(list(self.averages.values()), [p.detach() for p in self.parameters.values()], 0)
         return float(self._loss)
@@ -90,7 +91,9 @@ class CanvasLearner:
     def _recorded(self) -> Callable[[], None]:
         """Record a step and return what repeats it; parameters and moments are as before."""
         moments = self.optimizer.state
-        saved = [(p, p.detach().clone(), {k: v.clone() for k, v in moments[p].items()}) for p in self.rules_and_weights]
+        saved = [
+            (p, p.detach().clone(), {k: v.clone() for k, v in moments[p].items()}) for p in self.parameters.values()
+        ]
         replay = recording(self._descend, self.device)
         with torch.no_grad():
             for parameter, value, state in saved:
@@ -99,15 +102,13 @@ class CanvasLearner:
                     moment.copy_(state[name]) if name in state else moment.zero_()
         return replay
 
-    @property
-    def rules_and_weights(self) -> list[nn.Parameter]:
-        """All that is trained."""
-        return list(self.parameters.values())
-
 
 @contextmanager
 def repeatable_attention(device: torch.device) -> Iterator[None]:
-    """Use the attention kernel of a GPU whose gradient was the same in every run; those of cuDNN and flash were not."""
+    """Use the attention kernel of a GPU whose gradient repeats; those of cuDNN and flash differ from run to run.
+
+    On an H200 trainings were equal to the bit up to a batch of 64, and differed at 128.
+    """
     if device.type == "cuda":
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             yield
@@ -124,7 +125,7 @@ def recording_stream(device: torch.device) -> torch.cuda.Stream:
 def recording(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Do some work a few times, then record its kernels as one CUDA graph; return what launches them.
 
-    A step of a small network is some 600 kernels, which take a processor longer to launch than a GPU to run.
+    A step of a small network is hundreds of kernels, which take a processor longer to launch than a GPU to run.
     """
     own = recording_stream(device)
     own.wait_stream(torch.cuda.current_stream(device))

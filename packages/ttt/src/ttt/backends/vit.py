@@ -172,6 +172,7 @@ class VitTraining:
         self.learner: CanvasLearner = CanvasLearner(
             self._fresh().to(self.device), len(self.views), settings.learning_rate
         )
+        self.model: CanvasViT = self.learner.model
         self.parameters: dict[str, torch.nn.Parameter] = self.learner.parameters
         self.averages: dict[str, torch.Tensor] = self.learner.averages
         self.given, self.wanted = self._shown()
@@ -235,7 +236,7 @@ class VitTraining:
         rules = averages["rule"] + averages.pop("rules")[followed]
         with half_precision(self.device):
             canvases = torch.from_numpy(self._canvas(inputs)).to(self.device, torch.int64)
-            logits = torch.func.functional_call(self.learner.model, averages, (canvases, rules))
+            logits = torch.func.functional_call(self.model, averages, (canvases, rules))
         probability, cells = torch.softmax(logits.float(), -1).max(-1)
         return [read_canvas(c, p) for p, c in zip(probability.cpu().numpy(), cells.cpu().numpy(), strict=True)]
 
