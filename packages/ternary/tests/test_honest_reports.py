@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 import ternary
-from ternary._quantization.probe import probe, read_in_source
+from ternary._quantization.probe import probe
 from ternary._quantization.recipe import Precision
+from ternary._quantization.source_reads import read_in_source
 from ternary.nn import FloatChannels
 
 TERNARY = ternary.Recipe(ends="ternary", embeddings="ternary")
@@ -33,6 +34,35 @@ class ReadsTheWeight(nn.Module):
             x = x.to(self.first.weight.dtype)
         x = self.first(x)
         return self.last(functional.linear(torch.relu(x), self.projection.weight, self.projection.bias))
+
+
+class Branches(nn.Module):
+    """Layers whose weights other methods than `forward` read: to merge them, and in what `forward` leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merged, self.kept, self.led = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.way = self.by_reference
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Call a layer, then another method."""
+        return self.way(self.onwards(self.merged(x + torch.zeros_like(self.merged.weight)[0])))
+
+    def onwards(self, x: torch.Tensor) -> torch.Tensor:
+        """Read a weight in what `forward` calls."""
+        return functional.linear(x, self.led.weight)
+
+    def by_reference(self, x: torch.Tensor) -> torch.Tensor:
+        """Read a weight in what `__init__` keeps."""
+        return functional.linear(x, self.kept.weight)
+
+    def merge(self) -> torch.Tensor:
+        """Read a weight as RepVGG does after training."""
+        return self.merged.weight + torch.eye(32)
+
+
+class Inherits(Branches):
+    """Has every method from another class."""
 
 
 class Calls(ReadsTheWeight):
@@ -127,6 +157,11 @@ class TestBypassedLayers:
         """Reading a dtype is harmless, and torch's own encoder calls its layers here."""
         assert read_in_source(ReadsTheWeight()) == {"projection"}
         assert read_in_source(nn.TransformerEncoderLayer(16, 2)) == set()
+
+    @pytest.mark.parametrize("kind", [Branches, Inherits])
+    def test_only_what_runs_counts(self, kind: type[Branches]) -> None:
+        """A method that merges branches keeps no layer float; one that `forward` leads to does, inherited or not."""
+        assert read_in_source(nn.Sequential(kind())) == {"0.kept", "0.led"}
 
     def test_layers_that_the_data_do_not_reach(self) -> None:
         """They are quantized, and the report says that nothing was measured."""

@@ -124,6 +124,19 @@ class Residual(nn.Module):
         return x + self.thin(functional.relu(self.second_norm(self.spread(y))))
 
 
+class NormAndAct(nn.BatchNorm2d):
+    """Normalization, dropout and activation in one class, as timm has it."""
+
+    def __init__(self, channels: int, act: type[nn.Module] = nn.ReLU6, shift: float = 0.0) -> None:
+        super().__init__(channels)
+        self.act, self.drop, self.shift = act(), nn.Dropout(), shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The three in a row."""
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y + self.shift
+
+
 def settled(model: nn.Module) -> nn.Module:
     """Give every normalization statistics as training leaves them."""
     for m in model.modules():
@@ -168,6 +181,31 @@ class TestFuse:
         chains = [m for m in made.modules() if isinstance(m, FusedChain)]
         assert len(chains) == 3
         assert not any(isinstance(m, nn.BatchNorm2d) for m in made.modules())
+
+    @pytest.mark.parametrize(("act", "shift", "norms"), [(nn.ReLU6, 0, 0), (nn.SiLU, 0, 0), (nn.ReLU, 0.1, 1)])
+    def test_normalization_with_an_activation_inside(self, act: type[nn.Module], shift: float, norms: int) -> None:
+        """Both are folded; an activation that the core lacks follows the chain; a class that does more stays whole."""
+        torch.manual_seed(0)
+        norm = NormAndAct(48, act, shift)
+        model = nn.Sequential(nn.Conv2d(16, 48, 1), norm, nn.Conv2d(48, 48, 3, groups=48), nn.Conv2d(48, 16, 1))
+        packed = ternary.pack(ternary.quantize(settled(model), ternary.Recipe(ends="ternary"))[0])
+        random = torch.get_rng_state()
+        made = fuse(packed, torch.randn(1, 16, 8, 8, generator=torch.Generator()))
+        assert torch.equal(torch.get_rng_state(), random)
+        x = torch.randn(2, 16, 9, 7)
+        with torch.no_grad():
+            assert far(packed(x), made(x)) < 0.03
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in made.modules()) == norms
+        assert sum(isinstance(m, FusedChain) for m in made.modules()) == (1 if act is nn.ReLU6 else 2)
+
+    def test_normalization_of_several_processes(self) -> None:
+        """In evaluation it is the usual one."""
+        packed = ternary.pack(ternary.quantize(settled(nn.SyncBatchNorm.convert_sync_batchnorm(network())))[0])
+        made = fuse(packed, torch.randn(1, 3, 16, 16))
+        x = torch.randn(1, 3, 16, 16)
+        with torch.no_grad():
+            assert far(packed(x), made(x)) < 0.03
+        assert not any(isinstance(m, nn.SyncBatchNorm) for m in made.modules())
 
     @pytest.mark.parametrize("name", ["mobilenet_v2"])
     def test_the_zoo(self, name: str) -> None:

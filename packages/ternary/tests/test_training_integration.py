@@ -214,6 +214,18 @@ def test_shuffled_batches() -> None:
     assert not torch.equal(first, second)
 
 
+def test_the_text_of_pythons_help() -> None:
+    """Characters and the next one, always the same; each sample goes on where the one before it stood."""
+    split = data.load("python-docs")
+    assert split.train_x.dtype == split.train_y.dtype == torch.int64
+    assert split.train_x.shape[1:] == (16,)
+    assert set(split.train_x.unique().tolist()) <= set(range(97))
+    assert len(split.train_x) > 3 * len(split.test_x) > 10_000
+    assert torch.equal(split.test_x, data.python_docs().test_x)
+    assert torch.equal(split.train_x[1, :-3], split.train_x[0, 3:])
+    assert split.train_x[1, -3] == split.train_y[0]
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist1d"])
 def test_data_sets(name: str) -> None:
     """Both data sets are there, split without overlap, always the same."""
@@ -371,3 +383,46 @@ class TestDistillation:
         for wrong in ({"distill": 1.5}, {"temperature": 0.0}, {"distill": float("nan")}):
             with pytest.raises(ValueError, match="wanted a fraction"):
                 TrainConfig(**wrong)
+
+
+class TestGradual:
+    """Ternary layers that begin with their float weight."""
+
+    @staticmethod
+    def losses(gradual: float, layer: nn.Module, steps: int = 8) -> list[float]:
+        """The loss of each step at a learning rate that changes nothing."""
+        x, y = torch.randn(32, 16, generator=torch.Generator().manual_seed(1)), torch.arange(32) % 4
+        config = TrainConfig(epochs=steps, learning_rate=1e-12, gradual=gradual, weight_decay=0.0)
+        return fit(layer, lambda: [(x, y)], config).loss
+
+    @pytest.mark.parametrize("quantizer", ["twn", "ttq", "absmean"])
+    def test_it_goes_from_float_to_ternary(self, quantizer: str) -> None:
+        """The first step computes as the float layer, those after the fraction as the ternary one."""
+        torch.manual_seed(0)
+        plain = nn.Linear(16, 4)
+        layer = ternary.nn.TernaryLinear(16, 4, quantizer=quantizer)
+        layer.load_state_dict(plain.state_dict())
+        found = self.losses(0.5, layer)
+        assert found[0] == pytest.approx(self.losses(0.0, plain)[0], rel=1e-5)
+        last = self.losses(0.0, layer)[0]
+        assert found[4:] == pytest.approx([last] * 4, rel=1e-5)
+        assert len({round(loss, 5) for loss in found[:5]}) == 5
+
+    def test_the_layers_end_ternary(self) -> None:
+        """Also while a training that mixes is evaluated, and after one that fails."""
+        layer = ternary.nn.TernaryLinear(16, 4)
+        seen = []
+
+        def evaluate(model: nn.Module) -> float:
+            seen.append(torch.equal(model.ternary_weight(), model.eval().ternary_weight()))
+            model.train()
+            return 0.0
+
+        x, y = torch.randn(8, 16), torch.zeros(8, dtype=torch.int64)
+        fit(layer, lambda: [(x, y)], TrainConfig(epochs=4, gradual=0.9), evaluate=evaluate)
+        with pytest.raises(NonFiniteActivationError):
+            fit(layer, lambda: [(x, y), (x * torch.inf, y)], TrainConfig(epochs=4, gradual=0.9))
+        assert seen == [True] * 4
+        assert torch.equal(layer.ternary_weight(), layer.eval().ternary_weight())
+        with pytest.raises(ValueError, match="steps left"):
+            TrainConfig(gradual=1.0)

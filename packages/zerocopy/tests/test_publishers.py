@@ -187,7 +187,7 @@ def test_a_forked_child_keeps_nothing_that_it_does_not_use(publish: Publish, tmp
         theirs.send(value(live.model))
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
     assert ours.recv() == 1
     publish(layer(2), name="net", directory=tmp_path)
@@ -219,7 +219,7 @@ def test_a_fork_of_a_reader_is_a_reader(publish: Publish, tmp_path: Path, eventu
         theirs.send("dropped")
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
     ours.recv()
     assert {view.pid for view in zerocopy.report(directory=tmp_path).views} == {os.getpid(), worker.pid}

@@ -43,7 +43,7 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
         theirs.send("ready")
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
     ours.recv()
     model = ref.load(cached=False)

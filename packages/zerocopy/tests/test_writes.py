@@ -129,7 +129,7 @@ def test_a_write_reaches_no_other_process(write: Any, name: str, simple_model: n
 
     def start() -> Any:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(ref, write, theirs))
+        process = context.Process(target=_worker, args=(ref, write, theirs), daemon=True)
         process.start()
         workers.append((process, ours, theirs))
         assert answer(ours) == "ready"
@@ -266,7 +266,7 @@ def test_a_forked_child_notes_for_itself(simple_model: nn.Module, publish: Publi
         theirs.send("ready")
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
     ours.recv()
     pids = (os.getpid(), worker.pid)  # other programs of this user may share models too

@@ -14,9 +14,10 @@ from ternary._options import QuantizerOptions
 from ternary._quantization.calibration import fit_to_inputs, reestimate_batch_norm
 from ternary._quantization.modules import TERNARY_FORMS, computes_weight, names_of, replaced, weight_of, workable_copy
 from ternary._quantization.outliers import treated
-from ternary._quantization.probe import Use, probe, read_in_source
+from ternary._quantization.probe import Use, probe
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary._quantization.report import LayerReport, Report, report_of, untouched_parameters
+from ternary._quantization.source_reads import read_in_source
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._quantizers import require_finite
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear

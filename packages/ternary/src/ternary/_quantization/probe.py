@@ -1,14 +1,11 @@
-"""Which layers a model really calls, what they see, and which weights it reads itself instead of calling the layer."""
+"""Which layers a model really calls with example inputs, what they see, and which weights it reads itself."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +14,6 @@ from ternary._quantization.calibration import mode, run
 from ternary.errors import NonFiniteActivationError
 from ternary.runtime._face import TernaryView
 
-_METADATA = frozenset(
-    ["dtype", "device", "shape", "ndim", "dim", "size", "requires_grad", "is_cuda", "numel", "element_size"]
-)
 SAMPLED = 8.0
 """Inputs are kept of a layer one of whose channels is so many times the median one, and so many rows of them."""
 ROWS = 64
@@ -143,50 +137,3 @@ def _leaving(inside: list[int]) -> Callable[..., None]:
             inside.pop()
 
     return leave
-
-
-def read_in_source(model: nn.Module) -> set[str]:
-    """Return the names of layers whose weight the code of an enclosing module reads; for models without example inputs.
-
-    Reading only metadata, as `weight.dtype`, does not count, nor do torch's own modules, which call their layers here.
-    """
-    found: set[str] = set()
-    known: dict[type, set[str]] = {}
-    for name, module in model.named_modules():
-        kind = type(module)
-        if kind.__module__.startswith("torch.nn."):
-            continue
-        if kind not in known:
-            known[kind] = _weights_read_by(kind)
-        found |= {f"{name}.{child}" if name else child for child in known[kind]}
-    return found
-
-
-def _asks_for_type(node: ast.AST) -> TypeGuard[ast.Call]:
-    called = node.func if isinstance(node, ast.Call) else None
-    return isinstance(called, ast.Name) and called.id in ("isinstance", "type", "hasattr")
-
-
-def _weights_read_by(kind: type) -> set[str]:
-    """Return the attributes `X` of which the methods of a class read `self.X.weight` as a tensor."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):
-        return set()
-    harmless = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _METADATA}
-    harmless |= {id(n.args[0]) for n in ast.walk(tree) if _asks_for_type(n)}
-    found = set()
-    for method in ast.walk(tree):
-        if not isinstance(method, ast.FunctionDef) or "init" in method.name or method.name.startswith("reset"):
-            continue
-        for node in ast.walk(method):
-            if isinstance(node, ast.Attribute) and node.attr == "weight" and id(node) not in harmless:
-                path = ast.unparse(node.value)
-                if (
-                    path.startswith("self.")
-                    and path.count(".") >= 1
-                    and "[" not in path
-                    and isinstance(node.ctx, ast.Load)
-                ):
-                    found.add(path.removeprefix("self."))
-    return found

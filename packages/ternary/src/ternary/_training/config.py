@@ -26,6 +26,8 @@ class TrainConfig:
         vanish: So many steps with a zero gradient in every weight end it with `VanishingGradientError`.
         distill: With a teacher, the weight of its outputs in the loss; the targets have the rest.
         temperature: With a teacher, what both outputs are divided by before they are compared.
+        gradual: Fraction of all steps over which ternary layers go from their float weight to the ternary one, through
+            mixtures of both. 0 starts ternary.
 
     Example:
         >>> import ternary
@@ -45,6 +47,7 @@ class TrainConfig:
     vanish: int = 20
     distill: float = 0.7
     temperature: float = 2.0
+    gradual: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no training can use."""
@@ -54,6 +57,8 @@ class TrainConfig:
             raise ValueError(
                 f"got distill={self.distill}, temperature={self.temperature}; wanted a fraction and a number above 0"
             )
+        if not 0.0 <= self.gradual < 1.0:
+            raise ValueError(f"got gradual={self.gradual}; wanted a fraction, and steps left for the ternary weights")
 
 
 @dataclass(slots=True)
@@ -64,6 +69,12 @@ class History:
     accuracy: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     gradient_norm: list[float] = field(default_factory=list)
+
+
+def ternary_part(step: int, steps: int, config: TrainConfig) -> float:
+    """Return how much of the ternary weight ternary layers use at a step of a training of `steps` steps."""
+    over = config.gradual * steps
+    return min(1.0, step / over) if over > 0 else 1.0
 
 
 def rate(step: int, steps: int, config: TrainConfig) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from ternary.errors import MissingExtraError, NonFiniteActivationError, TernaryError
 
+CONTEXT = 16
+"""Characters that `python_docs` shows before the one to guess."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Training and held-out samples: features of shape (N, ...) in float32, targets of shape (N,) in int64."""
+    """Training and held-out samples: features of shape (N, ...) in float32 or int64, targets of shape (N,) in int64."""
 
     train_x: Tensor
     train_y: Tensor
@@ -49,6 +53,26 @@ def mnist1d() -> Split:
     return _split(x, y, np.arange(len(y)) >= len(made["y"]))
 
 
+def python_docs() -> Split:
+    """Return the text of Python's own help: sixteen characters and the next one, every fifth paragraph held out.
+
+    A paragraph that occurs again is left out. Printable ASCII characters have the numbers 0 to 94, the end of a line has
+    95 and any other character 96. Each third place of the text is a sample.
+    """
+    from pydoc_data.topics import topics
+
+    parts = dict.fromkeys(part for name in sorted(topics) for part in topics[name].split("\n\n"))
+    train: list[np.ndarray] = []
+    test: list[np.ndarray] = []
+    for i, part in enumerate(parts):
+        codes = np.frombuffer(f"{part}\n".encode("ascii", "replace"), np.uint8).astype(np.int64) - 32
+        codes = np.where(codes == ord("\n") - 32, 95, np.where((codes < 0) | (codes > 94), 96, codes))
+        padded = np.concatenate([np.full(CONTEXT, 95), codes])
+        (test if i % 5 == 0 else train).append(np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + 1)[::3])
+    a, b = (torch.from_numpy(np.concatenate(found)) for found in (train, test))
+    return Split(a[:, :-1].contiguous(), a[:, -1], b[:, :-1].contiguous(), b[:, -1])
+
+
 def from_npz(path: str | Path) -> Split:
     """Return the arrays `x` and `y` of an .npz file, every fifth sample held out."""
     try:
@@ -66,14 +90,15 @@ def from_npz(path: str | Path) -> Split:
 
 
 def load(name: str) -> Split:
-    """Return 'digits', 'mnist1d', or the contents of an .npz file."""
-    if name == "digits":
-        return digits()
-    if name == "mnist1d":
-        return mnist1d()
+    """Return 'digits', 'mnist1d', 'python-docs', or the contents of an .npz file."""
+    if name in SETS:
+        return SETS[name]()
     if name.endswith(".npz"):
         return from_npz(name)
-    raise TernaryError(f"unknown data {name!r}; it is digits, mnist1d, or a path that ends in .npz")
+    raise TernaryError(f"unknown data {name!r}; it is {', '.join(SETS)}, or a path that ends in .npz")
+
+
+SETS: dict[str, Callable[[], Split]] = {"digits": digits, "mnist1d": mnist1d, "python-docs": python_docs}
 
 
 def _split(x: np.ndarray, y: np.ndarray, held: np.ndarray) -> Split:

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from ternary._quantization.calibration import mode, output_of, run
 from ternary._training.checkpoint import resume, save_checkpoint
-from ternary._training.config import History, TrainConfig, rate
+from ternary._training.config import History, TrainConfig, rate, ternary_part
 from ternary.errors import DivergedError, NonFiniteActivationError, VanishingGradientError
+from ternary.nn._layers import ternary_layers
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -109,9 +110,17 @@ class _Training:
         self.history = History()
         self.step = 0
         self.still = 0  # steps in a row without a gradient
+        self.gradual = list(ternary_layers(model).values()) if config.gradual else []
 
     def epoch(self, epoch: int, given: Iterable[Any]) -> None:
-        """Train on every batch once and record the means."""
+        """Train on every batch once and record the means; afterwards ternary layers are wholly ternary."""
+        try:
+            self._epoch(epoch, given)
+        finally:
+            for layer in self.gradual:
+                layer.ternary_part = 1.0
+
+    def _epoch(self, epoch: int, given: Iterable[Any]) -> None:
         count = len(given)  # type: ignore[arg-type] # the caller has made it sized
         total, seen, norms = 0.0, 0, 0.0
         for batch in given:
@@ -120,6 +129,8 @@ class _Training:
                 raise NonFiniteActivationError(f"epoch {epoch + 1}, step {self.step}: an input is NaN or infinite")
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(self.step, self.config.epochs * count, self.config)
+            for layer in self.gradual:
+                layer.ternary_part = ternary_part(self.step, self.config.epochs * count, self.config)
             value, norm = self.one_step(x, target, epoch)
             total += value * len(target)
             seen += len(target)

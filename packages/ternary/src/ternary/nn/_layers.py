@@ -34,6 +34,8 @@ class TernaryWeight(nn.Module):
     if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
         weight: Any
 
+    ternary_part = 1.0  # below 1, training mixes so much of the ternary weight with the rest of the float one
+
     def _init_ternary(self, options: QuantizerOptions) -> None:
         self.empty: bool = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor
         self.quantizer: str = options.quantizer
@@ -79,6 +81,8 @@ class TernaryWeight(nn.Module):
             return self._kept_weight()
         if self.quantizer == "exact" and self.weight.requires_grad and torch.is_grad_enabled():
             return self._fixed_weight()
+        if self.training and self.ternary_part < 1.0 and not self.empty:
+            return torch.lerp(self.weight, self._rounded_weight(), self.ternary_part)
         return None
 
     @torch.jit.unused

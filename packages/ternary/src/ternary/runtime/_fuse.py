@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,11 @@ _FUNCTIONS: dict[Any, Activation] = {
     "relu": _RELU,
     "relu_": _RELU,
 }
+
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
+_MOST_AFTER = 3  # layers in a normalization whose order is tried
 
 
 def fuse(model: nn.Module, example: Tensor) -> nn.Module:
@@ -95,7 +101,7 @@ def _inputs_of_parts(model: nn.Module, example: Tensor) -> dict[nn.Module, Tenso
 
 def _is_leaf(m: nn.Module) -> bool:
     own = m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
-    return own or isinstance(m, PackedLayer | nn.BatchNorm2d | FusedChain)
+    return own or isinstance(m, PackedLayer | nn.BatchNorm2d | nn.SyncBatchNorm | FusedChain)
 
 
 def _takes_one(m: nn.Module) -> bool:
@@ -150,6 +156,7 @@ def _rewritten(part: nn.Module) -> tuple[nn.Module | None, int]:
     except Exception:  # tracing fails in whatever way the model's code does
         return None, 0
     made = fx.GraphModule(part, graph, type(part).__name__)
+    _separate_norms(made)
     chains = 0
     gone: set[fx.Node] = set()
     for node in list(graph.nodes):
@@ -162,6 +169,47 @@ def _rewritten(part: nn.Module) -> tuple[nn.Module | None, int]:
         made.delete_all_unused_submodules()
         made.recompile()
     return made, chains
+
+
+def _separate_norms(made: fx.GraphModule) -> None:
+    """Put a normalization of torch and the layers after it in the place of each class that computes them at once."""
+    for number, node in enumerate(list(made.graph.nodes)):
+        module = _module(made, node)
+        steps = _steps_of_norm(module) if isinstance(module, _NORMS) and type(module) not in _NORMS else []
+        before = node.args[0] if steps else node
+        for place, step in enumerate(steps):
+            made.add_submodule(f"norm_{number}_{place}", step)
+            with made.graph.inserting_before(node):
+                before = made.graph.call_module(f"norm_{number}_{place}", (before,))
+        if steps:
+            node.replace_all_uses_with(before)
+            made.graph.erase_node(node)
+
+
+def _steps_of_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> list[nn.Module]:
+    """Return the layers that a subclass of a normalization runs one after the other; none if that is not what it does.
+
+    Such classes, as BatchNormAct2d of timm, hold the layers after the normalization as children, in any order.
+    """
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    plain.load_state_dict(norm.state_dict(), strict=False)
+    plain.to(next(itertools.chain(norm.parameters(), norm.buffers()), torch.empty(0)).device).eval()
+    after = [child for child in norm.children() if not isinstance(child, _NOTHING)]
+    x = torch.randn(2, plain.num_features, 4, 4, generator=torch.Generator().manual_seed(0)) * 4.0
+    if plain.running_mean is not None and plain.running_var is not None:
+        x = x.to(plain.running_mean) * plain.running_var.sqrt()[:, None, None] + plain.running_mean[:, None, None]
+    for order in itertools.permutations(after) if len(after) <= _MOST_AFTER else []:
+        steps = [plain, *order]
+        if _same(nn.Sequential(*steps), norm, x):
+            return steps
+    return []
+
+
+def _same(made: nn.Module, wanted: nn.Module, x: Tensor) -> bool:
+    try:
+        return torch.allclose(made(x.clone()), wanted(x.clone()), rtol=1e-4, atol=1e-5)
+    except Exception:  # a class of others fails in its own way; it stays as it is
+        return False
 
 
 @dataclass(slots=True)
@@ -193,7 +241,7 @@ def _chain_from(made: fx.GraphModule, node: fx.Node) -> _Found | None:
         module = _module(made, following)
         activation = _activation_of(module, following)
         also = _stage_of(module)
-        if isinstance(module, nn.BatchNorm2d) and stages[-1].activation == Activation():
+        if isinstance(module, _NORMS) and type(module) in _NORMS and stages[-1].activation == Activation():
             normalized = _normalized(stages[-1], module)
             if normalized is None:
                 break
@@ -202,7 +250,7 @@ def _chain_from(made: fx.GraphModule, node: fx.Node) -> _Found | None:
             stages[-1] = replace(stages[-1], activation=activation)
         elif also is not None and (also[1], also[2]) == (kernel, threads):
             stages.append(also[0])
-        elif not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
+        elif not isinstance(module, _NOTHING):
             break
         nodes.append(following)
     return _Found(nodes, FusedChain(tuple(stages), kernel=kernel, threads=threads).eval())
@@ -234,9 +282,9 @@ def _activation_of(module: nn.Module | None, node: fx.Node) -> Activation | None
     return None
 
 
-def _normalized(stage: Stage, norm: nn.BatchNorm2d) -> Stage | None:
+def _normalized(stage: Stage, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Stage | None:
     """Return a stage with the normalization after it folded in; None if it has no statistics of its own."""
-    if norm.training or norm.running_mean is None or norm.running_var is None or hasattr(norm, "act"):
+    if norm.training or norm.running_mean is None or norm.running_var is None:
         return None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 from cupy._machine import CUDARuntimeError, machine
@@ -196,14 +197,21 @@ def _load(name: Any = None, *args: Any, **options: Any) -> Any:
     return _Driver if name == "libcuda.so.1" else _cdll(name, *args, **options)
 
 
+def _forget_driver() -> None:
+    if "xfer._shared.cuda_ipc" in sys.modules:
+        sys.modules["xfer._shared.cuda_ipc"]._driver.cache_clear()
+
+
 def install() -> None:
     """Let ctypes find the emulated driver."""
     ctypes.CDLL = _load  # type: ignore[misc,assignment]
+    _forget_driver()
 
 
 def remove() -> None:
     """Undo `install`, and end the machine as a process's end does."""
     ctypes.CDLL = _cdll  # type: ignore[misc]
+    _forget_driver()
     _end()
 
 
