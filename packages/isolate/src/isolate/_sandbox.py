@@ -137,6 +137,7 @@ def worker_config(
         "read": _readable(manifest, environment, extra) if environment is not None else [],
         "write": [*wanted.write, *(("/tmp", "/dev") if level == "bwrap" else (*_DEVICES, *gpu_nodes(manifest)))],
         "network": wanted.network,
+        "gpus": wanted.gpus,
         "nice": nice,
         "targets": targets,
     }
