@@ -324,6 +324,11 @@ def test_kernel_names_end_with_plain_torch() -> None:
 
 
 # cuda: ternary.runtime._gpu:* by interpreter
+# cuda: ternary.runtime._triton_kernels:* by interpreter
+# cuda: ternary.runtime._triton_kernels:*_products by compiled
+# cuda: ternary.runtime._triton_kernels:quantize_rows by compiled
+# cuda: ternary.runtime._triton_kernels:_codes by compiled
+# cuda: ternary.runtime._triton_kernels:_add_products by compiled
 # cuda: ternary.runtime._ops:_linear_cpu by interpreter
 # cuda: ternary.runtime._ops:on_triton by stand-in
 # cuda: ternary.runtime._shortcut:Shortcut.linear by interpreter
@@ -460,7 +465,7 @@ def compiled(kernel, cut, constants, capability):
 for capability in (70, 75, 80, 90, 120):
     try:
         works = [compiled(kernels.quantize_rows, gpu.QUANTIZE, gpu.QUANTIZE.sizes, capability)]
-        for kernel, cut in (("row", gpu.ROW), ("few", gpu.FEW), ("many", gpu.SOME), ("many", gpu.MANY)):
+        for kernel, cut in (("row", gpu.ROW), ("many", gpu.FEW), ("many", gpu.SOME), ("many", gpu.MANY)):
             works.append(compiled(getattr(kernels, kernel + "_products"), cut, (True, *cut.sizes, True), capability))
         print(capability, all(works))
     except Exception as error:
@@ -474,6 +479,8 @@ for capability in (70, 75, 80, 90, 120):
         assert found["75"] != "True"
 
 
+# cuda: ternary._torch_private:* by GPU
+# cuda: ternary.runtime._ops:check_once by GPU
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 class TestOnAGpu:

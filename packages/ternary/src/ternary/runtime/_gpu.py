@@ -1,8 +1,8 @@
 """The packed matrix product by Triton, on CUDA and in Triton's interpreter on a CPU: which kernel runs, and its launch.
 
-One to sixteen rows take one launch, which quantizes them as well. More rows take two: one quantizes them, one
-multiplies. A launch is prepared once for each shape: Triton's own way from arguments to a kernel takes longer than the
-kernel does.
+One row takes one launch, which quantizes it as well. More rows take two: one quantizes them, one multiplies on the
+tensor cores. A launch is prepared once for each shape: Triton's own way from arguments to a kernel takes longer than
+the kernel does.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ class Cut(NamedTuple):
     stages: int
 
 
-ROW = Cut((2, 64), 4, 3)  # strips of weights, tiles along K
-FEW = Cut((16, 64, 128), 4, 2)  # rows, rows of weights, bytes of weights along K
-SOME = Cut((64, 64, 128), 4, 2)
-MANY = Cut((128, 128, 64), 8, 2)
-QUANTIZE = Cut((256,), 4, 3)  # bytes of weights along K
-"""Measured on an H200. The shared memory of each fits in 99 KiB, the least of the supported devices."""
+ROW = Cut((2, 256), 8, 3)
+"""Strips of weights, tiles along K; measured on an H200, as those below."""
+
+QUANTIZE = Cut((256,), 4, 3)
+"""Bytes of weights along K."""
+
+FEW = Cut((16, 64, 64), 4, 3)
+SOME = Cut((64, 64, 64), 4, 3)
+MANY = Cut((64, 128, 64), 4, 3)
+"""Rows, rows of weights, bytes of weights along K. Each fits in 99 KiB of shared memory, which every device has."""
 
 
 def is_available() -> bool:
@@ -80,7 +84,7 @@ def _found_why_not(device: torch.device) -> str | None:
     try:
         tiles = torch.full(tile_shape(2, 20, bits=2), 0xAA, dtype=torch.uint8, device=device)  # all weights are 1
         ones = torch.ones(2, device=device)
-        for rows in (1, FEW.sizes[0], FEW.sizes[0] + 1):
+        for rows in (1, 2):
             x = torch.full((rows, 20), 127.0, device=device)
             for _ in range(2):  # the second launch is a prepared one
                 got = linear(x, tiles, ones, None).tolist()
@@ -138,7 +142,7 @@ def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor 
     rows = x.numel() // k
     parts = [part if part.data_ptr() % 16 == 0 else part.clone() for part in (x, tiles, scale)]
     held = parts[2] if bias is None else bias if bias.data_ptr() % 16 == 0 else bias.clone()
-    prepare = _prepare_row if rows == 1 else _prepare_few if rows <= FEW.sizes[0] else _prepare_many
+    prepare = _prepare_row if rows == 1 else _prepare_rows
     if on_device:
         with torch.cuda.device(x.device):
             launch = prepare(out, parts[0], parts[1], parts[2], held, rows, n, k, bias is not None)
@@ -146,7 +150,7 @@ def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor 
         launch = prepare(out, parts[0], parts[1], parts[2], held, rows, n, k, bias is not None)
     if on_device and launch is not None:
         while len(_prepared) >= _MOST_PREPARED:
-            del _prepared[next(iter(_prepared))]
+            _prepared.pop(next(iter(_prepared)), None)
         _prepared[(x.get_device(), x.dtype, rows, n, k, bias is None)] = launch
 
 
@@ -166,22 +170,11 @@ def _prepare_row(
     return launch
 
 
-def _prepare_few(
+def _prepare_rows(
     out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor, rows: int, n: int, k: int, has_bias: bool
 ) -> _Launch | None:
-    numbers = (rows, n, k, tiles.shape[1], has_bias, *FEW.sizes, x.is_cuda)
-    run = _first(_kernels().few_products, (-(-n // FEW.sizes[1]), 1), FEW, x, tiles, scale, bias, out, *numbers)
-
-    def launch(_: Tensor, x: int, tiles: int, scale: int, bias: int, out: int) -> None:
-        run(x, tiles, scale, bias, out, *numbers)
-
-    return launch
-
-
-def _prepare_many(
-    out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor, rows: int, n: int, k: int, has_bias: bool
-) -> _Launch | None:
-    kernels, k16, cut = _kernels(), tiles.shape[1], SOME if rows <= SOME.sizes[0] else MANY
+    kernels, k16 = _kernels(), tiles.shape[1]
+    cut = FEW if rows <= FEW.sizes[0] else SOME if rows <= SOME.sizes[0] else MANY
     # One allocation: the bytes, the scales, the surpluses.
     scales_at = rows * k16 * 16
     surpluses_at = scales_at + -(-rows // 4) * 16

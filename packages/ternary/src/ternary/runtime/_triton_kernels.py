@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["few_products", "many_products", "quantize_rows", "row_products"]
+__all__ = ["many_products", "quantize_rows", "row_products"]
 
 _EVEN = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to the next integer, half to even, in the lowest bits
 _SMALLEST = tl.constexpr(1e-30)
@@ -131,44 +131,6 @@ def _store(total, surplus, x_scale, scale, bias, out, row, column, rows, n, HAS_
         y += tl.load(bias + column, mask=column < n, other=0.0)[:, None]
     to = row.to(tl.int64)[None, :] * n + column[:, None]
     tl.store(out + to, y.to(out.dtype.element_ty), mask=(row < rows)[None, :] & (column < n)[:, None])
-
-
-@triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
-def few_products(  # type: ignore[no-untyped-def]
-    x, tiles, scale, bias, out, rows, n, k, k16,
-    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
-    BY_INSTRUCTION: tl.constexpr,
-):  # fmt: skip
-    """Quantize at most BLOCK_M rows of x and multiply them with BLOCK_N rows of weights; grid (blocks of n,)."""
-    row = tl.arange(0, BLOCK_M)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    from_row = x + row[:, None] * k
-    top = tl.zeros((BLOCK_M, WIDTH * 4), dtype=tl.float32)
-    for start in range(0, k, WIDTH * 4):
-        c = start + tl.arange(0, WIDTH * 4)[None, :]
-        size = tl.abs(tl.load(from_row + c, mask=(row < rows)[:, None] & (c < k), other=0.0).to(tl.float32))
-        top = tl.maximum(top, tl.where(size < float("inf"), size, float("inf")))  # NaN is not below infinity
-    inverse, x_scale = _scales(tl.max(top, axis=1))
-    at = (column // 16).to(tl.int64) * k16 * 64 + column % 16 * 4
-    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.int32)
-    surplus = tl.zeros((BLOCK_M, WIDTH * 4), dtype=tl.int32)
-    for start in range(0, k16 * 4, WIDTH):
-        c = start * 4 + tl.arange(0, WIDTH * 4)[None, :]
-        part = tl.load(from_row + c, mask=(row < rows)[:, None] & (c < k), other=0.0).to(tl.float32)
-        q = _rounded(part, inverse[:, None]) << 24 >> 24
-        q = tl.where(inverse[:, None] > 0.0, q, 0)
-        surplus += q
-        even, odd = tl.split(tl.reshape(q.to(tl.int8), (BLOCK_M, WIDTH, 2, 2)))
-        q0, q2 = tl.split(even)
-        q1, q3 = tl.split(odd)
-        i = start + tl.arange(0, WIDTH)
-        mask = (column < n)[:, None] & (i < k16 * 4)[None, :]
-        packed = tl.load(tiles + (at[:, None] + (i // 4 * 64 + i % 4)[None, :]), mask=mask, other=0)
-        total = tl.dot(_codes(packed, 0, BY_INSTRUCTION), tl.trans(q0), total, out_dtype=tl.int32)
-        total = tl.dot(_codes(packed, 1, BY_INSTRUCTION), tl.trans(q1), total, out_dtype=tl.int32)
-        total = tl.dot(_codes(packed, 2, BY_INSTRUCTION), tl.trans(q2), total, out_dtype=tl.int32)
-        total = tl.dot(_codes(packed, 3, BY_INSTRUCTION), tl.trans(q3), total, out_dtype=tl.int32)
-    _store(total, tl.sum(surplus, axis=1), x_scale, scale, bias, out, row, column, rows, n, HAS_BIAS)
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]
