@@ -8,6 +8,7 @@ Writes rows as `tools/bench.py` renders them. Each row is measured against its p
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import os
@@ -130,52 +131,66 @@ def hand_over(rehearse: bool) -> list[Row]:
     return rows
 
 
+def captured(work: Timed, rehearse: bool) -> Timed:
+    """Return a call that replays work as a CUDA graph."""
+    if rehearse:
+        return work
+    work()  # a first call compiles and checks, which a capture refuses
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 def products(rehearse: bool) -> list[Row]:
-    """Ternary products against fp16 cuBLAS, and the decoding of a stack of layers of a model of 2e9 parameters."""
+    """Packed layers against fp16 layers on cuBLAS, and the decoding of a stack of layers of a model of 2e9 parameters.
+
+    Both sides are modules that are called as users call them. Each layer of a stack has weights of its own.
+    """
+    from ternary.runtime import PackedLinear
     from ternary.runtime import _gpu as gpu
-    from ternary.runtime._layout import to_tiles
 
     device = torch.device("cpu" if rehearse else "cuda")
     n, k = (64, 64) if rehearse else (6912, 2560)
     wait = (lambda: None) if rehearse else torch.cuda.synchronize
-    reason = "rehearsal" if rehearse else gpu.why_not(device)
-    kernel = "torch" if reason else "triton"
-    tiles = to_tiles(torch.randint(-1, 2, (n, k), dtype=torch.int8)).to(device)
     half = torch.float32 if rehearse else torch.float16
-    weight, scale = torch.randn(n, k, device=device, dtype=half), torch.ones(n, device=device)
-    rows = []
-    for batch in (1, 16, 256):
-        x = torch.randn(batch, k, device=device)
-        y = x.to(half)
+    reason = "rehearsal" if rehearse else gpu.why_not(device)
+    kernel, layers = "torch" if reason else "triton", 2 if rehearse else 30 * 7
+    first = PackedLinear.from_ternary(torch.randint(-1, 2, (n, k), dtype=torch.int8), 1.0).to(device)
+    packed = [first, *(copy.deepcopy(first) for _ in range(layers - 1))]
+    floats = [torch.nn.Linear(k, n, device=device, dtype=half) for _ in range(layers)]
 
-        def ours(x: Any = x) -> None:
-            torch.ops.ternary.linear(x, tiles, scale, None, "auto")
+    def through(stack: list[Any], x: torch.Tensor) -> Timed:
+        def run() -> None:
+            for layer in stack:
+                layer(x)
 
-        def peer(y: Any = y) -> None:
-            torch.nn.functional.linear(y, weight)
+        return run
 
-        times = turns(ours, peer, wait, 3 if rehearse else 30)
-        rows.append(row("ternary", f"{n} x {k} product, batch {batch}, {kernel}", times, "fp16 cuBLAS"))
-    layers = 2 if rehearse else 30 * 7
-    x, y = torch.randn(1, k, device=device), torch.randn(1, k, device=device, dtype=half)
-    read = torch.empty(tiles.numel() if rehearse else tiles.numel() * layers, dtype=torch.uint8, device=device)
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for batch in (1, 16, 256):
+            x = torch.randn(batch, k, device=device)
+            times = turns(through(packed[:1], x), through(floats[:1], x.to(half)), wait, 3 if rehearse else 30)
+            rows.append(row("ternary", f"{n} x {k} product, batch {batch}, {kernel}", times, "fp16 cuBLAS"))
+        x = torch.randn(1, k, device=device)
+        decode, half_decode = through(packed, x), through(floats, x.to(half))
+        name = f"one token of {layers} layers, {kernel}"
+        times = turns(decode, half_decode, wait, 5)
+        rows.append(row("ternary", name, times, "fp16 cuBLAS"))
+        replayed = captured(decode, rehearse)
+        times = turns(replayed, captured(half_decode, rehearse), wait, 10)
+        rows.append(row("ternary", f"{name}, CUDA graph", times, "fp16 cuBLAS"))
+        # Reading alone: half of the bytes copied, which reads as many as it writes.
+        count = first.packed.numel() * layers // 2
+        source, target = (torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2))
 
-    def decode() -> None:
-        for _ in range(layers):
-            torch.ops.ternary.linear(x, tiles, scale, None, "auto")
+        def copied() -> None:
+            target.copy_(source)
 
-    def half_decode() -> None:
-        for _ in range(layers):
-            torch.nn.functional.linear(y, weight)
-
-    times = turns(decode, half_decode, wait, 3)
-    rows.append(row("ternary", f"one token of {layers} layers, {kernel}", times, "fp16 cuBLAS"))
-
-    def summed() -> None:
-        read.sum(dtype=torch.int64)
-
-    reading = turns(summed, None, wait, 3)[0]
-    rows.append(row("ternary", f"one token of {layers} layers, {kernel}", (times[0], reading), "reading the bytes"))
+        times = turns(replayed, copied, wait, 10)
+        rows.append(row("ternary", f"{name}, CUDA graph", times, "a copy that moves as many bytes"))
     return rows
 
 
