@@ -75,7 +75,7 @@ class Mutation:
     new: str
     tests: tuple[str, ...]
     """Node ids below the package's `tests` folder, or from the repository's root if they start with `tests/`."""
-    limit: float = 100
+    limit: float = 200
     """Seconds that the tests may take."""
     hangs: bool = False
     """Whether reaching the limit counts as seen: without its rule this code waits for ever."""
@@ -408,7 +408,7 @@ def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> 
             if any(f"import {library}" in file.read_text() for file in tested(copy.root, chosen)):
                 importlib.import_module(library)
         # One limit for all of them, which a loaded machine keeps too.
-        status, output = copy.pytest(tests, limit=60 + 20 * len(tests))
+        status, output = copy.pytest(tests, limit=200 + 20 * len(tests))
         if status != 0:
             raise TableError(f"without a mutation pytest ended with {status}: {first_failure(output)}")
         for number, mutation in enumerate(chosen, 1):

@@ -638,13 +638,15 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
         host["used"].stop()
         assert len(host.store.gc(set())) == 1
 
-    def test_required_sandbox_fails_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without bwrap an extension that requires it does not start; where it is not required, the report says so."""
+    def test_required_sandbox_fails_closed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without bwrap no code of an extension that requires it runs; where it is not required, the report says so."""
         monkeypatch.setenv("PATH", "/nonexistent")
-        self.create_extension("strict", "x = 1", sandbox={"level": "bwrap", "required": True})
+        ran = tmp_path / "ran"
+        self.create_extension("strict", f"open({str(ran)!r}, 'w')", sandbox={"level": "bwrap", "required": True})
         self.create_extension("loose", "x = 1", sandbox={"level": "bwrap", "network": False})
         host, loaded = self.load_extensions()
         assert isinstance(loaded.errors["strict"], SandboxUnavailableError)
+        assert not ran.exists()
         report = host["loose"].report.sandbox  # type: ignore[union-attr]
         assert "no new privileges (tried)" in report.enforced
         assert any("bwrap is not installed" in line for line in report.missing)

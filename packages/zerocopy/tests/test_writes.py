@@ -268,6 +268,7 @@ def test_a_forked_child_notes_for_itself(simple_model: nn.Module, publish: Publi
 
     worker = context.Process(target=child, daemon=True)
     worker.start()
+    theirs.close()  # the child's end: without the child it says so
     ours.recv()
     pids = (os.getpid(), worker.pid)  # other programs of this user may share models too
     views = {v.pid: [tensor.name for tensor in v.released] for v in zerocopy.report().views if v.pid in pids}
@@ -276,7 +277,6 @@ def test_a_forked_child_notes_for_itself(simple_model: nn.Module, publish: Publi
     assert views == {os.getpid(): ["0.bias"], worker.pid: ["0.bias", "3.bias"]}
     worker.close()
     ours.close()
-    theirs.close()
 
 
 class TwoParts(torch.Tensor):
