@@ -31,6 +31,9 @@ from zerocopy.errors import (
 
 # cuda: zerocopy._device.* by emulator
 # cuda: zerocopy._ref:* by emulator
+# cuda: zerocopy._device.loading:current_stream by GPU
+# cuda: zerocopy._torch_private:streams_of by GPU
+# cuda: zerocopy._flatten:Block.bytes_view by GPU
 
 pytestmark = pytest.mark.timeout(200)
 HERE = Path(__file__).parent / "driver"

@@ -15,6 +15,7 @@ from zerocopy._segment.mapping import Mapping
 from zerocopy._torch_private import TorchDispatchMode, copy_operator, is_traceable_wrapper_subclass, storage_key
 from zerocopy._walk import walk
 from zerocopy._writes import is_private
+from zerocopy.errors import DeviceUnavailableError
 
 _LEAST = 4 << 20  # bytes of a model whose weights are uploaded; a smaller one arrives as quickly by itself
 
@@ -142,8 +143,11 @@ def move_copied(model: Any, place: torch.device, mappings: Sequence[Mapping]) ->
         mappings: The mappings.
     """
     large = sum(block.nbytes for block in mappings[0].manifest.blocks) >= _LEAST
-    with typed_errors(place), ExitStack() as stack:
+    try:
         cuda = driver()
+    except DeviceUnavailableError:  # torch for another maker's GPUs calls them CUDA too
+        return model.to(place)
+    with typed_errors(place), ExitStack() as stack:
         device = cuda.device(place.index)
         uploads = [(each, stack.enter_context(upload(cuda, device, each.fd))) for each in mappings if large]
         with _Moving(place, _Copies(place, uploads, set(_private(model))).moved):

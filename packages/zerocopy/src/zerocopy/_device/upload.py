@@ -63,9 +63,11 @@ class Upload:
     def end(self) -> None:
         """Wait for the copies and unpin everything."""
         with self._cuda.context(self._device):
-            self._finish()
-            while self._pinned:
-                self._unpin(next(iter(self._pinned)))
+            try:
+                self._finish()
+            finally:
+                while self._pinned:
+                    self._unpin(next(iter(self._pinned)))
 
     def _finish(self) -> None:
         for stream in self._streams:
