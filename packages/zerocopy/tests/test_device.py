@@ -31,6 +31,9 @@ from zerocopy.errors import (
 
 # cuda: zerocopy._device.* by emulator
 # cuda: zerocopy._ref:* by emulator
+# cuda: zerocopy._device.loading:current_stream by GPU
+# cuda: zerocopy._torch_private:streams_of by GPU
+# cuda: zerocopy._flatten:Block.bytes_view by GPU
 
 pytestmark = pytest.mark.timeout(200)
 HERE = Path(__file__).parent / "driver"
@@ -77,6 +80,13 @@ class Layouts(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return a few numbers."""
         return self.dense(x)[:, :3]
+
+
+SAME = (
+    "all(torch.equal(here.resolve_conj().resolve_neg().cpu(), there.resolve_conj().resolve_neg())"
+    " and here.shape == there.shape"
+    " for here, there in zip(model.state_dict().values(), wanted.state_dict().values()))"
+)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
@@ -338,6 +348,18 @@ def test_memory_that_cannot_be_pinned(share: bool, workers: Workers, publish: Ca
     assert worker("answer") == pytest.approx(model(torch.ones(2, model.inputs)).flatten().tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_more_pieces_than_are_pinned_at_once(
+    share: bool, workers: Workers, publish: Callable[..., zerocopy.ModelRef]
+) -> None:
+    """Each is unpinned when its copies are done, and every weight arrives."""
+    ref, worker = publish(Layouts().eval()).to_json(), workers.start()
+    worker("small_pieces")
+    worker("load", ref, share=share)
+    worker("load", ref, "wanted", device="cpu")
+    assert worker("look", SAME)
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "text"),
     [
@@ -506,10 +528,6 @@ print(socket.recv_fds(asking, 100, 1)[:2])
 """
 
 
-SAME = """all(torch.equal(here.resolve_conj().resolve_neg().cpu(), there.resolve_conj().resolve_neg())
- and here.shape == there.shape for here, there in zip(model.state_dict().values(), wanted.state_dict().values()))"""
-
-
 def test_a_load_without_sharing(workers: Workers, publish: Callable[..., zerocopy.ModelRef]) -> None:
     """Every weight arrives, whatever its layout, and each process may write its own."""
     for model in (Net().eval(), Layouts().eval()):
@@ -518,7 +536,7 @@ def test_a_load_without_sharing(workers: Workers, publish: Callable[..., zerocop
         worker("load", ref, share=False)
         other("load", ref, share=False)
         worker("load", ref, "wanted", device="cpu")
-        assert worker("look", SAME.replace("\n", ""))
+        assert worker("look", SAME)
         wanted = model(torch.ones(2, model.inputs)).flatten().tolist()
         assert worker("answer") == pytest.approx(wanted, rel=1e-4)
         other("write")

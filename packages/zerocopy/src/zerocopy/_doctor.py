@@ -64,11 +64,18 @@ def examine(directory: Path | None = None) -> list[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    parts = [f"{name} {importlib.metadata.version(name)}" for name in ("pentad-zerocopy", "torch", "numpy")]
+    parts = [f"{name} {_version(name)}" for name in ("pentad-zerocopy", "torch", "numpy")]
     yield Finding("versions", True, ", ".join([*parts, f"Python {platform.python_version()}"]))
     linux = sys.platform == "linux"
     system = f"{platform.system()} {platform.release()}"
     yield Finding("system", linux, system, "" if linux else "reports need /proc, and segments lie in temporary files")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # imported from its sources
+        return "from sources"
 
 
 def _segment_directory(folder: Path) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ import stand_in
 import torch
 
 import zerocopy
-from zerocopy._device import memory
+from zerocopy._device import memory, upload
 from zerocopy._device.driver import Driver, DriverError
 
 torch.set_num_threads(1)
@@ -60,6 +60,11 @@ def refuse(method: str, status: int, **matching: Any) -> None:
 def answer_with(method: str, value: Any) -> None:
     """Have the driver answer a call with a value."""
     around(method, lambda *_, **__: value)
+
+
+def small_pieces() -> None:
+    """Pin less at a time, so that pieces are unpinned while others are copied."""
+    upload._PIECE = 1 << 18
 
 
 def slow(seconds: float, begun: str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +14,8 @@ from zerocopy._device.upload import Upload, upload
 from zerocopy._segment.mapping import Mapping
 from zerocopy._torch_private import TorchDispatchMode, copy_operator, is_traceable_wrapper_subclass, storage_key
 from zerocopy._walk import walk
-from zerocopy._writes import is_private
+from zerocopy._writes import is_private, private_pages
+from zerocopy.errors import DeviceUnavailableError
 
 _LEAST = 4 << 20  # bytes of a model whose weights are uploaded; a smaller one arrives as quickly by itself
 
@@ -74,22 +75,20 @@ class _Shared:
 
     def __init__(self, place: torch.device, pairs: Sequence[tuple[Mapping, DeviceCopy]], private: set[int]) -> None:
         self._place, self._pairs, self._private = place, pairs, private
-        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._storages: dict[int, torch.UntypedStorage] = {}  # by address: of storages, torch uses the keys again
 
     def moved(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return the device's view of a published weight, or None for any other tensor."""
         source = tensor.untyped_storage()
-        key = storage_key(source)
-        if key in self._private or not source.nbytes():
+        address = source.data_ptr()
+        found = next((pair for pair in self._pairs if pair[0].covers(address)), None)
+        if found is None or not source.nbytes() or storage_key(source) in self._private:
             return None
-        if key not in self._storages:
-            found = next((pair for pair in self._pairs if pair[0].covers(source.data_ptr())), None)
-            if found is None:
-                return None
+        if address not in self._storages:
             mapping, copy = found
-            address = copy.address + source.data_ptr() - mapping.address - copy.start
-            self._storages[key] = storage_over(SharedBytes(copy, address, source.nbytes()), self._place)
-        storage = self._storages[key]
+            there = copy.address + address - mapping.address - copy.start
+            self._storages[address] = storage_over(SharedBytes(copy, there, source.nbytes()), self._place)
+        storage = self._storages[address]
         view = torch.empty((0,), dtype=tensor.dtype, device=storage.device)
         return view.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
@@ -109,7 +108,7 @@ def move_shared(model: Any, place: torch.device, mappings: Sequence[Mapping]) ->
         copy = device_copy(mapping, [block for block in mapping.manifest.blocks if block.base == base], place)
         if copy is not None:
             pairs.append((mapping, copy))
-    with _Moving(place, _Shared(place, pairs, set(_private(model))).moved):
+    with _Moving(place, _Shared(place, pairs, _private(model, mappings)).moved):
         return model.to(place)
 
 
@@ -142,15 +141,24 @@ def move_copied(model: Any, place: torch.device, mappings: Sequence[Mapping]) ->
         mappings: The mappings.
     """
     large = sum(block.nbytes for block in mappings[0].manifest.blocks) >= _LEAST
-    with typed_errors(place), ExitStack() as stack:
+    try:
         cuda = driver()
+    except DeviceUnavailableError:  # torch for another maker's GPUs calls them CUDA too
+        return model.to(place)
+    with typed_errors(place), ExitStack() as stack:
         device = cuda.device(place.index)
         uploads = [(each, stack.enter_context(upload(cuda, device, each.fd))) for each in mappings if large]
-        with _Moving(place, _Copies(place, uploads, set(_private(model))).moved):
+        with _Moving(place, _Copies(place, uploads, _private(model, mappings)).moved):
             return model.to(place)
 
 
-def _private(model: Any) -> Iterator[int]:
-    for _, part in walk(model):
-        if isinstance(part, torch.Tensor) and not is_traceable_wrapper_subclass(part) and is_private(part):
-            yield storage_key(part.untyped_storage())
+def _private(model: Any, mappings: Sequence[Mapping]) -> set[int]:
+    """Return the storages of weights that the model changed while it was rebuilt."""
+    pages = [private_pages("self", mapping.address, len(mapping)) for mapping in mappings]
+    if all(own is not None and not own.any() for own in pages):  # as usual
+        return set()
+    return {
+        storage_key(part.untyped_storage())
+        for _, part in walk(model)
+        if isinstance(part, torch.Tensor) and not is_traceable_wrapper_subclass(part) and is_private(part)
+    }

@@ -6,6 +6,7 @@ the driver. To pin a piece takes twice as long as to copy it, so the device copi
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import mmap
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Upload:
     """
 
     def __init__(self, cuda: Driver, device: int, file: mmap.mmap) -> None:
-        self._cuda, self._device, self._nbytes = cuda, device, len(file)
+        self._cuda, self._device, self._file = cuda, device, file
         self._host: int = np.frombuffer(file, dtype=np.uint8).__array_interface__["data"][0]
         self._pinned: dict[int, int] = {}  # by a piece's number: an event after its copies, or 0 if it is not pinned
         self._streams: set[int] = set()
@@ -60,12 +61,17 @@ class Upload:
                     self._cuda.record(event, stream)
                 offset, address = offset + part, address + part
 
-    def end(self) -> None:
-        """Wait for the copies and unpin everything."""
+    def finish(self) -> None:
+        """Wait for the copies."""
         with self._cuda.context(self._device):
             self._finish()
+
+    def end(self) -> None:
+        """Unpin and unmap everything."""
+        with suppress(DriverError), self._cuda.context(self._device):
             while self._pinned:
                 self._unpin(next(iter(self._pinned)))
+        self._file.close()
 
     def _finish(self) -> None:
         for stream in self._streams:
@@ -79,7 +85,7 @@ class Upload:
             start = number * _PIECE
             event = self._cuda.new_event()
             try:
-                self._cuda.pin(self._host + start, min(_PIECE, self._nbytes - start), read_only=True)
+                self._cuda.pin(self._host + start, min(_PIECE, len(self._file) - start), read_only=True)
             except DriverError:  # a limit of pinned memory, or a file system whose pages cannot be pinned
                 self._cuda.end_event(event)
                 event = 0
@@ -97,13 +103,18 @@ class Upload:
 
 @contextmanager
 def upload(cuda: Driver, device: int, fd: int) -> Iterator[Upload]:
-    """Yield copies from a file to a device. They are complete after the block."""
-    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as file:
-        made = Upload(cuda, device, file)
+    """Yield copies from a file to a device. They are complete after the block, and the memory is unpinned later."""
+    made = Upload(cuda, device, mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+    try:
+        yield made
+    finally:
         try:
-            yield made
+            made.finish()
         finally:
-            made.end()
+            try:
+                _thread.start_new_thread(made.end, ())  # takes as long as the copies, and nothing waits for it
+            except RuntimeError:  # the process is ending, or may not start more threads
+                made.end()
 
 
 @contextmanager
