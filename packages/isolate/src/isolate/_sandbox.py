@@ -32,7 +32,7 @@ _GPU_NODES = (
     "kfd",
     "dxg",
 )
-_GPU_FACTS = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/class/drm", "/sys/class/kfd", "/sys/devices", "/sys/module")
+_GPU_FACTS = ("/proc/driver", "/sys/bus/pci", "/sys/class/drm", "/sys/class/kfd", "/sys/devices", "/sys/module")
 _NODES = Path("/dev")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 
