@@ -31,6 +31,9 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_SHARED, ignore_errors=True)
 
 
+FROM_SOURCES = os.environ.get("PLUGINS_FROM_SOURCES") == "1"
+"""Whether extensions import what the tests do: on a machine from which no wheel can be built or installed."""
+
 # Another numpy than the host's, of a major before it where that has a build for this Python.
 OTHER_NUMPY = "numpy<2" if sys.version_info < (3, 13) else "numpy==2.1.*"
 
@@ -56,10 +59,18 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with wheels of our packages, from which an extension's environment installs them."""
     folder = tmp_path_factory.mktemp("wheels")
+    if FROM_SOURCES:
+        return folder
     for package in ("xfer",):
         command = ["uv", "build", "--quiet", "--wheel", "-o", str(folder), str(ROOT / "packages" / package)]
         subprocess.run(command, check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def own_numpy() -> bool:
+    """Whether an extension has another numpy than the host."""
+    return not FROM_SOURCES
 
 
 @pytest.fixture
@@ -69,8 +80,12 @@ def extension(tmp_path: Path) -> Callable[..., Path]:
     def make(name: str, *dependencies: str) -> Path:
         folder = tmp_path / "extensions" / name
         folder.mkdir(parents=True)
-        shutil.copy(ROOT / "tests" / "parts" / "extensions" / f"{name}.py", folder / "main.py")
+        code = (ROOT / "tests" / "parts" / "extensions" / f"{name}.py").read_text()
         lines = [f"  - {line}" for line in (OTHER_NUMPY, *dependencies)]
+        if FROM_SOURCES:
+            paths, first, lines = [path for path in sys.path if path], "from __future__ import annotations\n", ["  []"]
+            code = code.replace(first, f"{first}import sys\nsys.path += {paths!r}\n", 1)
+        (folder / "main.py").write_text(code)
         (folder / "manifest.yaml").write_text(
             "\n".join([f"name: {name}", "restart: {limit: 1000}", "dependencies:", *lines])
         )

@@ -12,8 +12,6 @@ import pytest
 import isolate
 import xfer
 
-ray = pytest.importorskip("ray")
-
 
 class Worker:
     """A Ray actor that reads an array of another process and puts a new one."""
@@ -30,6 +28,7 @@ class Worker:
 @pytest.mark.usefixtures("cluster")
 def test_any_to_any(environments: Path, wheels: Path, extension: Callable[..., Path], device: str) -> None:
     """Each hop has the right values, handles have at most 256 bytes, and `explain` announced every copy."""
+    ray = pytest.importorskip("ray")
     start = np.random.default_rng(0).random((512, 2048), np.float32)
     with (
         isolate.Host(environments, policy=isolate.Policy(find_links=(str(wheels),))) as host,

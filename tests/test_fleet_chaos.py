@@ -88,8 +88,10 @@ def survived(found: dict[str, Any]) -> None:
     assert found["recovered"] == 20
     assert found["sheltered"]
     assert found["full disk"] == "OSError"
-    # The others' restarts take processor time, and so does what else runs on this machine.
-    assert found["latency"]["chaos"] <= max(2 * found["latency"]["calm"], 1.0)
+    # A worker of no fleet shows what restarts of the others, and what else runs here, do to everything on the machine.
+    # It answers nobody else. The sheltered worker's own answers to the clients are what the floor is for.
+    latency = found["latency"]
+    assert latency["chaos"] <= max(2 * max(latency["calm"], latency["bystander"]), 0.1), latency
 
 
 @pytest.mark.timeout(600)

@@ -29,12 +29,14 @@ def host(environments: Path, wheels: Path) -> Iterator[isolate.Host]:
 
 
 @pytest.mark.timeout(300)
-def test_arrays_go_both_ways_without_a_copy(host: isolate.Host, extension: Callable[..., Path], device: str) -> None:
+def test_arrays_go_both_ways_without_a_copy(
+    host: isolate.Host, extension: Callable[..., Path], device: str, own_numpy: bool
+) -> None:
     """64 MiB go by handle to an extension and back; the private memory of neither side grows by a tenth of that."""
     import torch
 
     arrays = host.load(extension("arrays", "pentad-xfer"))
-    assert arrays.call.versions()["numpy"] != np.__version__
+    assert (arrays.call.versions()["numpy"] != np.__version__) is own_numpy
     made = torch.arange(16 * MIB, dtype=torch.float32, device=device)
     way = xfer.explain(made, "numpy")
     assert way.copies == (0 if device == "cpu" else 1), way
@@ -49,9 +51,10 @@ def test_arrays_go_both_ways_without_a_copy(host: isolate.Host, extension: Calla
         before = psutil.Process().memory_full_info().uss
         answer = arrays.call.double(bytes(handle))
         with xfer.open(answer) as doubled:
-            assert np.array_equal(doubled, np.arange(0, 32 * MIB, 2, dtype=np.float32))
+            for at in range(0, 16 * MIB, MIB):  # in pieces: the allocator may keep the memory of larger comparisons
+                assert np.array_equal(doubled[at : at + MIB], np.arange(2 * at, 2 * (at + MIB), 2, dtype=np.float32))
             assert not doubled.flags.writeable
-            # The comparison's own arrays are gone; what is left would be a copy of the array.
+            # What is left would be a copy of the array.
             assert psutil.Process().memory_full_info().uss - before < 6 * MIB
         del doubled
         arrays.call.release(answer)

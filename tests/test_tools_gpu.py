@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,31 @@ def test_cores_are_compiled_by_the_packages_own_hooks(tool: Tool, capsys: pytest
     tool("gpu_check").compile_cores(os.environ | {})
     hooks = sorted(hook.parent.name for hook in ROOT.glob("packages/*/hatch_build.py"))
     assert capsys.readouterr().out.splitlines() == [f"core of {name}: compiled" for name in hooks]
+
+
+BENCHMARK_OPTIONS = "min-time max-time min-rounds timer warmup warmup-iterations only skip disable enable json compare"
+
+
+@pytest.mark.slow
+def test_suites_start_beside_plugins_of_others(tool: Tool, tmp_path: Path) -> None:
+    """A machine with a GPU often has pytest-benchmark, whose options no suite may take for itself."""
+    (tmp_path / "elsewhere.py").write_text(
+        "def pytest_addoption(parser):\n"
+        f"    for name in {BENCHMARK_OPTIONS.split()}:\n"
+        "        parser.getgroup('benchmark').addoption('--benchmark-' + name, dest='theirs_' + name)\n"
+    )
+    made = tmp_path / "pytest_benchmark-5.0.dist-info"
+    made.mkdir()
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: pytest-benchmark\nVersion: 5.0\n")
+    (made / "entry_points.txt").write_text("[pytest11]\nbenchmark = elsewhere\n")
+    check = tool("gpu_check")
+    settings = tmp_path / "pytest.ini"
+    settings.write_text(check.SETTINGS.format(root=ROOT))
+    env = check.environment(True, tmp_path)
+    suites = [str(ROOT / (suite if suite == "tests" else f"{suite}/tests")) for suite in check.SUITES]
+    command = [sys.executable, "-m", "pytest", "--markers", "-p", "limit", "-c", str(settings), f"--rootdir={ROOT}"]
+    done = subprocess.run([*command, *suites], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow

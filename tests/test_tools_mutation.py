@@ -53,12 +53,12 @@ def test_every_mutation_fits_its_file(tool: Tool, root: Path) -> None:
 
 
 def test_the_page_is_made_of_the_table(tool: Tool, root: Path) -> None:
-    """packages/mutations.md has every mutation; only its sentences on the last runs are of runs, which saw all."""
+    """packages/mutations.md has every mutation; only its last column is of runs, and none has survived its last."""
     mutation = tool("mutation")
     text = (root / mutation.PAGE).read_text()
-    known, last_runs = mutation.mutations(), mutation.last_runs(text)
-    assert text == mutation.page(known, last_runs), "run tools/mutation.py --write"
-    assert all(sentence.endswith(" seen, 0 not.") for sentence in last_runs.values()), last_runs
+    known, verdicts = mutation.mutations(), mutation.last_verdicts(text)
+    assert text == mutation.page(known, verdicts), "run tools/mutation.py --write"
+    assert {verdict.split(" ")[0] for verdict in verdicts.values()} <= {"seen"}, verdicts
 
 
 @pytest.fixture
@@ -93,11 +93,19 @@ def test_seen_and_surviving_mutations(tool: Tool, checkout: Path, capsys: pytest
     (outcome,) = json.loads(capsys.readouterr().out)
     assert (outcome["verdict"], outcome["detail"]) == ("seen", "test_one.py::test_more: assert False")
     page = (checkout / mutation.PAGE).read_text()
-    assert "| Two is more than one. | the first is wrong | `__init__.py` | `test_one.py::test_more` |" in page
-    assert "1 of 1 mutations, 1 seen, 0 not." in page
+    row = "| Two is more than one. | {} | `__init__.py` | `test_one.py::{}` | {} "
+    assert row.format("the first is wrong", "test_more", "seen") in page
+    assert "1 mutations: 1 seen, 0 not, 0 never run. Last runs: 20" in page
     table.write_text(seen + TABLE.format(change="the second is wrong", old="a < b", new="a > b", test="::test_less"))
-    assert mutation.main(["one", "--only", "SECOND"], checkout) == 1
+    assert mutation.main(["one", "--only", "SECOND", "--write"], checkout) == 1
     assert "survived: one: the second is wrong: the tests pass" in capsys.readouterr().err
+    page = (checkout / mutation.PAGE).read_text()
+    assert row.format("the first is wrong", "test_more", "seen") in page
+    assert row.format("the second is wrong", "test_less", "survived") in page
+    assert "2 mutations: 1 seen, 1 not, 0 never run." in page
+    assert mutation.main(["--part", "2/2", "--list"], checkout) == 0
+    assert "second" in (listed := capsys.readouterr().out)
+    assert "first" not in listed
     assert source.read_text() == before
 
 

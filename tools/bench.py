@@ -299,6 +299,8 @@ def gpu_page(result: dict[str, Any]) -> str:
     for suite in result["tests"]:
         counts = (suite["passed"], *(len(suite[key]) for key in ("failed", "skipped", "lacking")))
         lines.append("| " + " | ".join(map(str, (suite["suite"], *counts))) + " |")
+    failed = [name for suite in result["tests"] for name in suite["failed"]]
+    lines += ["", "Failed:", "", *(f"- `{name}`" for name in failed)] if failed else []
     return "\n".join(lines) + "\n"
 
 

@@ -247,6 +247,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
     sources |= {
         Path("fleet.md"): ROOT / "examples" / "fleet" / "README.md",
         Path("benchmarks.md"): ROOT / "packages" / "benchmarks.md",
+        Path("nodes.md"): ROOT / "packages" / "nodes.md",
         Path("mutations.md"): ROOT / "packages" / "mutations.md",
         Path("contributing.md"): ROOT / "CONTRIBUTING.md",
     }
@@ -280,6 +281,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
         {"The fleet": "fleet.md"},
         *map(navigation, PACKAGES),
         {"Benchmarks": "benchmarks.md"},
+        {"Many nodes": "nodes.md"},
         {"Broken promises": "mutations.md"},
         {"Contributing": "contributing.md"},
     ]

@@ -2,6 +2,7 @@
 
     python tools/gpu_check.py                    with a GPU: a CUDA test that skips for lack of one fails
     python tools/gpu_check.py --rehearse         without a GPU: on the emulator and the CPU, with small sizes
+    python tools/gpu_check.py --jobs 6           run so many suites at a time, where the machine has cores for it
     python tools/gpu_check.py --json FILE        also write outcome and measurements, for `tools/bench.py --gpu FILE`
     python tools/gpu_check.py --wheels FOLDER    gather wheels that a GPU machine may lack, for the next line
     python tools/gpu_check.py --use FOLDER       unpack these wheels beside what is installed
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,8 @@ def environment(rehearse: bool, carried: Path | None) -> dict[str, str]:
     paths += [str(carried)] if carried else []
     if importlib.util.find_spec("psutil") is None and not (carried and (carried / "psutil").exists()):
         paths.append(str(ROOT / "tools" / "gpu" / "without"))
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "REQUIRE_CUDA": "0" if rehearse else "1"}
+    own = {"PYTHONPATH": os.pathsep.join(paths), "REQUIRE_CUDA": "0" if rehearse else "1", "PLUGINS_FROM_SOURCES": "1"}
+    return os.environ | own
 
 
 def compile_cores(env: dict[str, str]) -> None:
@@ -88,10 +91,14 @@ def compile_cores(env: dict[str, str]) -> None:
     hatchling += "sys.modules['hatchling.builders.hooks.plugin.interface'].BuildHookInterface = object\n"
     code = hatchling + "import runpy, pathlib\nhook = runpy.run_path('hatch_build.py')\nroot = pathlib.Path.cwd()\n"
     code += "print(hook['compile_core'](root, root / hook['CORE']) or 'compiled')"
-    for hook in sorted(ROOT.glob("packages/*/hatch_build.py")):
+
+    def compile_one(hook: Path) -> str:
         done = subprocess.run([sys.executable, "-c", code], cwd=hook.parent, env=env, capture_output=True, text=True)
         said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-        print(f"core of {hook.parent.name}: {said[-1] if said else done.returncode}", flush=True)
+        return f"core of {hook.parent.name}: {said[-1] if said else done.returncode}"
+
+    with ThreadPoolExecutor() as compilers:
+        print(*compilers.map(compile_one, sorted(ROOT.glob("packages/*/hatch_build.py"))), sep="\n", flush=True)
 
 
 def check(suite: str, env: dict[str, str], limit: float) -> Outcome:
@@ -134,7 +141,11 @@ def read(suite: str, report: Path, seconds: float) -> Outcome:
             else:
                 failed[name] = text[-4000:]
         elif (skip := case.find("skipped")) is not None:
-            skipped[name] = skip.get("message") or ""
+            message = skip.get("message") or ""
+            # The reason why a whole file is skipped is the last part of the text.
+            skipped[name] = (
+                (skip.text or message).rpartition("Skipped: ")[2].rstrip("'\")") if "collection" in message else message
+            )
         else:
             passed += 1
     return Outcome(suite, passed, failed, skipped, lacking, seconds)
@@ -196,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"which: {', '.join(SUITES)} (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: on the emulator and the CPU")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="suites that run at a time (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome and the measurements")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="gather wheels into a folder and do no more")
     parser.add_argument("--use", type=Path, metavar="FOLDER", help="use the wheels of a folder")
@@ -206,14 +218,19 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no suite {sorted(unknown)}; there are {', '.join(SUITES)}")
 
-    start, outcomes = time.monotonic(), []
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         env = environment(args.rehearse, unpack(args.use, Path(folder)) if args.use else None)
         compile_cores(env)
-        for suite in args.suites or SUITES:
-            left = SECONDS - FOR_MEASURING - (time.monotonic() - start)
-            outcomes.append(check(suite, env, left))
-            show(outcomes[-1])
+
+        def check_in_time(suite: str) -> Outcome:
+            return check(suite, env, SECONDS - FOR_MEASURING - (time.monotonic() - start))
+
+        outcomes = []
+        with ThreadPoolExecutor(args.jobs) as suites:
+            for outcome in suites.map(check_in_time, args.suites or SUITES):
+                outcomes.append(outcome)
+                show(outcome)
         measured = measure(args.rehearse, env, SECONDS - (time.monotonic() - start))
     print(f"done in {time.monotonic() - start:.0f} s of at most {SECONDS}")
     if args.json:

@@ -4,7 +4,8 @@
     uv run tools/mutation.py zerocopy isolate    those of two packages
     uv run tools/mutation.py --only lease        those whose text has a word
     uv run tools/mutation.py --list              show them and run nothing
-    uv run tools/mutation.py ttt --write         also write packages/mutations.md, which has each package's last run
+    uv run tools/mutation.py ttt --part 1/3      a third of a package's
+    uv run tools/mutation.py ttt --write         also write packages/mutations.md, with each verdict
 
 A mutation replaces one text of one file. It is *seen* if its tests fail, and it *survives* if they pass: then a test is
 missing. First the named tests run once without a mutation, because a test that fails anyway sees nothing. A C file is
@@ -33,6 +34,7 @@ import tempfile
 import time
 import tomllib
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -45,6 +47,7 @@ TABLE = Path("tools/mutations.toml")
 PAGE = Path("packages/mutations.md")
 _INTERFACE = "hatchling.builders.hooks.plugin.interface"
 SEEN, SURVIVED, WRONG = "seen", "survived", "error"
+NEVER = "never"
 HEAD = """# Broken promises, and the tests that notice
 
 A passing test says little if it also passes without the code that it guards. `uv run tools/mutation.py` breaks one
@@ -72,7 +75,7 @@ class Mutation:
     new: str
     tests: tuple[str, ...]
     """Node ids below the package's `tests` folder, or from the repository's root if they start with `tests/`."""
-    limit: float = 100
+    limit: float = 200
     """Seconds that the tests may take."""
     hangs: bool = False
     """Whether reaching the limit counts as seen: without its rule this code waits for ever."""
@@ -345,50 +348,45 @@ def examine(copy: Copy, mutation: Mutation) -> Outcome:
     return Outcome(mutation, verdict, time.monotonic() - start, detail)
 
 
-def page(known: Sequence[Mutation], last_runs: Mapping[str, str]) -> str:
+def page(known: Sequence[Mutation], verdicts: Mapping[tuple[str, str], str]) -> str:
     """Return the page that lists the mutations.
 
     Args:
         known: All mutations of the table.
-        last_runs: By package, the sentence on its last run.
+        verdicts: By package and words, the verdict of a mutation's last run and its day.
     """
     lines = [HEAD]
     for package in dict.fromkeys(mutation.package for mutation in known):
-        lines += [f"## {package}", "", last_runs.get(package, "Last run: never."), ""]
-        lines += ["| promise | broken by | in | seen by |", "|---|---|---|---|"]
-        for mutation in known:
-            if mutation.package == package:
-                tests = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutation.tests)
-                place = mutation.file.removeprefix(f"src/{package}/")
-                lines.append(f"| {mutation.promise} | {mutation.change} | `{place}` | {tests} |")
+        own = [mutation for mutation in known if mutation.package == package]
+        last = [verdicts.get((package, mutation.change), NEVER) for mutation in own]
+        counted = Counter(verdict.split(" ")[0] for verdict in last)
+        days = sorted(verdict.split(" ")[1] for verdict in last if verdict != NEVER)
+        sentence = f"{len(own)} mutations: {counted[SEEN]} seen, {len(days) - counted[SEEN]} not, "
+        sentence += f"{len(own) - len(days)} never run."
+        if days:
+            sentence += f" Last runs: {days[0]}." if days[0] == days[-1] else f" Last runs: {days[0]} to {days[-1]}."
+        lines += [f"## {package}", "", sentence, ""]
+        lines += ["| promise | broken by | in | seen by | last run |", "|---|---|---|---|---|"]
+        for mutation, verdict in zip(own, last, strict=True):
+            tests = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutation.tests)
+            place = mutation.file.removeprefix(f"src/{package}/")
+            lines.append(f"| {mutation.promise} | {mutation.change} | `{place}` | {tests} | {verdict} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def last_runs(text: str) -> dict[str, str]:
-    """Return the sentences on the last runs, by package, of a page.
+def last_verdicts(text: str) -> dict[tuple[str, str], str]:
+    """Return by package and words the verdict of each mutation's last run and its day, from a page.
 
     Args:
         text: The page.
     """
-    return dict(re.findall(r"^## (\w+)\n\n(Last run: \d.*)$", text, re.MULTILINE))
-
-
-def run_sentences(outcomes: Sequence[Outcome], known: Sequence[Mutation]) -> dict[str, str]:
-    """Return for each package of a run the page's sentence on it.
-
-    Args:
-        outcomes: What became of the mutations that were run.
-        known: All mutations of the table.
-    """
-    day = datetime.datetime.now(datetime.UTC).date()
-    sentences = {}
-    for package in dict.fromkeys(outcome.mutation.package for outcome in outcomes):
-        ran = [outcome for outcome in outcomes if outcome.mutation.package == package]
-        seen = sum(outcome.verdict == SEEN for outcome in ran)
-        count = sum(mutation.package == package for mutation in known)
-        sentences[package] = f"Last run: {day}, {len(ran)} of {count} mutations, {seen} seen, {len(ran) - seen} not."
-    return sentences
+    found = {}
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        package = section.split("\n", 1)[0]
+        for row in re.findall(r"^\| [^|]* \| ([^|]*) \| .* \| (\w+ \d[\d-]+) \|$", section, re.MULTILINE):
+            found[package, row[0]] = row[1]
+    return found
 
 
 def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> list[Outcome]:
@@ -410,7 +408,7 @@ def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> 
             if any(f"import {library}" in file.read_text() for file in tested(copy.root, chosen)):
                 importlib.import_module(library)
         # One limit for all of them, which a loaded machine keeps too.
-        status, output = copy.pytest(tests, limit=60 + 20 * len(tests))
+        status, output = copy.pytest(tests, limit=200 + 20 * len(tests))
         if status != 0:
             raise TableError(f"without a mutation pytest ended with {status}: {first_failure(output)}")
         for number, mutation in enumerate(chosen, 1):
@@ -420,6 +418,21 @@ def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> 
             show(f"{number}/{len(chosen)} {took}: {mutation.package}: {mutation.change}")
             show(f"      {outcome.detail}")
     return outcomes
+
+
+def part(text: str) -> tuple[int, int]:
+    """Return the numbers of a text such as `2/3`.
+
+    Args:
+        text: Which part, and of how many.
+
+    Raises:
+        ValueError: It is no such text.
+    """
+    number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError(text)
+    return number, count
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -432,13 +445,15 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--list", action="store_true", help="show the mutations and run nothing")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON; progress goes to stderr")
     parser.add_argument(
-        "--write", action="store_true", help=f"write {PAGE}, with the result for each package of this run"
+        "--write", action="store_true", help=f"write {PAGE}, with the verdict on each mutation of this run"
     )
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
     args = parser.parse_args(argv)
     try:
         known = mutations(root)
         chosen = [m for m in known if not args.packages or m.package in args.packages]
         chosen = [m for m in chosen if args.only.lower() in f"{m.promise} {m.change} {m.file}".lower()]
+        chosen = chosen[args.part[0] - 1 :: args.part[1]]
         if not chosen:
             raise TableError(f"no mutation fits; packages are {', '.join(dict.fromkeys(m.package for m in known))}")
         if args.list:
@@ -454,12 +469,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         return 130
     if args.json:
         print(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2))
-    sentences = run_sentences(outcomes, known)
     if args.write:
-        before = last_runs((root / PAGE).read_text()) if (root / PAGE).exists() else {}
-        (root / PAGE).write_text(page(known, before | sentences))
-    for package, sentence in sentences.items():
-        print(f"{package}: {sentence}", file=sys.stderr)
+        day = datetime.datetime.now(datetime.UTC).date()
+        before = last_verdicts((root / PAGE).read_text()) if (root / PAGE).exists() else {}
+        ran = {(o.mutation.package, o.mutation.change): f"{o.verdict} {day}" for o in outcomes}
+        (root / PAGE).write_text(page(known, before | ran))
+    print(f"{len(outcomes)} mutations, {sum(o.verdict == SEEN for o in outcomes)} seen", file=sys.stderr)
     for outcome in outcomes:
         if outcome.verdict != SEEN:
             place = f"{outcome.mutation.package}: {outcome.mutation.change}"

@@ -3,6 +3,7 @@
     python examples/fleet/fleet.py                  train, serve, roll out a new version, and write a page
     python examples/fleet/fleet.py --workers 4 --seconds 20
     python examples/fleet/fleet.py --json           the figures as JSON
+    python examples/fleet/fleet.py --ray            the workers as replicas of Ray Serve, on two nodes of this machine
 
 ternary trains a small language model and serves it by OpenAI's protocol. zerocopy holds one copy of its weights for
 all workers and switches them to a new version while requests run. Two plugins with an older numpy, each in a process
@@ -43,10 +44,13 @@ class Fleet:
         file: The first version of the model.
         workers: How many workers.
         plugins: The folder with the plugins `counter` and `painter`.
+        ray: Whether the workers are replicas of Ray Serve.
     """
 
-    def __init__(self, folder: Path, file: Path, workers: int, plugins: Path = HERE / "plugins") -> None:
-        self._folder, self._file, self._count, self._plugins = folder, file, workers, plugins
+    def __init__(
+        self, folder: Path, file: Path, workers: int, plugins: Path = HERE / "plugins", ray: bool = False
+    ) -> None:
+        self._folder, self._file, self._count, self._plugins, self._ray = folder, file, workers, plugins, ray
 
     def __enter__(self) -> Self:
         wheels = self._folder / "wheels"
@@ -54,7 +58,7 @@ class Fleet:
             command = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "-o", str(wheels)]
             subprocess.run([*command, str(ROOT / "packages" / "xfer")], check=True)
         with ExitStack() as stack:
-            self.supervisor = Supervisor(f"fleet-{os.getpid()}", self._count, self._file)
+            self.supervisor = workers_class(self._ray)(f"fleet-{os.getpid()}", self._count, self._file)
             stack.callback(self.supervisor.end)
             policy = isolate.Policy(find_links=(str(wheels),))
             self.host = stack.enter_context(isolate.Host(self._folder / "environments", policy=policy))
@@ -70,11 +74,21 @@ class Fleet:
         self._stack.close()
 
 
-def solve_beside(found: dict[str, Any], ending: threading.Event) -> None:
+def workers_class(ray: bool) -> Any:
+    """Return what starts the workers."""
+    if not ray:
+        return Supervisor
+    from on_ray import RayWorkers
+
+    return RayWorkers
+
+
+def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> None:
     """Solve two ARC tasks, each in a process of its own, and keep how many were solved."""
     import ttt
 
-    run = ttt.run(ttt.load("arcagi1:training/67a3c6ac,25ff71a9"), budget="10s", workers=1)
+    tasks = ttt.load("arcagi1:training/67a3c6ac,25ff71a9")
+    run = ttt.run(tasks, budget="10s", workers=1, pool="ray" if ray else "local")
     for _ in run:
         if ending.is_set():
             return
@@ -92,14 +106,14 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     return found
 
 
-def serve(folder: Path, workers: int, seconds: float) -> tuple[dict[str, Any], list[Outcome]]:
+def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tuple[dict[str, Any], list[Outcome]]:
     """Run the fleet under load, roll out the second version in the middle; return the figures and all outcomes."""
     files = model.train(folder / "model")
     found: dict[str, Any] = {"workers": workers, "weights": files[2].stat().st_size}
-    with Fleet(folder, files[1], workers) as fleet:
+    with Fleet(folder, files[1], workers, ray=ray) as fleet:
         found["numpy"] = fleet.host["counter"].call.version()
         stopped = threading.Event()
-        beside = threading.Thread(target=solve_beside, args=(found, stopped))
+        beside = threading.Thread(target=solve_beside, args=(found, stopped, ray))
         beside.start()
         clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
         try:
@@ -128,10 +142,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=3, metavar="N", help="processes that answer (%(default)s)")
     parser.add_argument("--seconds", type=float, default=8, metavar="S", help="how long clients ask (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("fleet-out"), help="models, plugins, page (%(default)s)")
+    parser.add_argument("--ray", action="store_true", help="the workers as replicas of Ray Serve on two nodes")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(argv)
     try:
-        found, outcomes = serve(args.folder.absolute(), args.workers, args.seconds)
+        found, outcomes = serve(args.folder.absolute(), args.workers, args.seconds, args.ray)
         write_page(args.folder, found, outcomes)
     except KeyboardInterrupt:
         print("stopped; nothing is left behind", file=sys.stderr)

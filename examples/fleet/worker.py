@@ -6,12 +6,10 @@ The first line of output is the port. The worker ends when its standard input en
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 import threading
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -76,26 +74,24 @@ class Following:
             await version.lifetime.aclose()
 
 
-def weights_held() -> dict[str, int]:
-    """Return this process's share of the published weights in bytes, and how many of their bytes it has written."""
-    held, inside = {"Pss": 0, "Anonymous": 0}, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key in held and inside:
-            held[key] += int(value.split()[0]) * 1024
-        elif "-" in key.split(" ")[0]:
-            inside = line.endswith(".zc")
-    return held
+def holdings(process: psutil.Process) -> dict[str, Any]:
+    """Return a process's share of memory and of the published weights, the bytes of them it has written, and files."""
+    maps = [each for each in process.memory_maps() if each.path.endswith(".zc")]
+    return {
+        "memory": process.memory_full_info().pss,
+        "weights": sum(each.pss for each in maps),
+        "written": sum(each.anonymous for each in maps),
+        "files": [each.path for each in maps],
+    }
 
 
 def report(application: Following, name: str, ending: threading.Event) -> None:
     """Publish what this worker does and holds, five times a second."""
     process, metrics = psutil.Process(), xfer.Topic(name, keep=64)
     while not ending.wait(0.2):
-        held = weights_held()
-        numbers = {"pid": os.getpid(), "answered": application.answered, "memory": process.memory_full_info().pss}
+        numbers = {"pid": process.pid, "answered": application.answered} | holdings(process)
         with suppress(xfer.errors.WaitTimeoutError):  # another writer was stopped while it published
-            metrics.publish(numbers | {"weights": held["Pss"], "written": held["Anonymous"]}, timeout=1)
+            metrics.publish(numbers, timeout=1)
 
 
 def main(name: str) -> None:

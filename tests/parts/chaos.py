@@ -3,7 +3,8 @@
     PYTHONPATH=examples/fleet:tests/parts/jumping_clock JUMPING_CLOCK=1 python tests/parts/chaos.py FOLDER --seconds 60
 
 Processes are killed, stopped and starved, plugins misbehave, the wall clock jumps, versions change, and the disk for
-the page is full. One worker is left alone: its answers must not become slow. Prints what happened as JSON.
+the page is full. One worker is left alone: its answers must not become slow. How slow the machine itself becomes is
+measured by a worker of no fleet. Prints what happened as JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +37,9 @@ from gateway import post
 from leftovers import leftovers, shared_files
 from page import write_page
 from supervisor import HERE as FLEET
+from supervisor import Child
+
+import xfer
 
 HERE = Path(__file__).resolve().parent
 
@@ -160,7 +164,7 @@ class Chaos:
 
 
 class Probe(threading.Thread):
-    """Asks the sheltered worker directly and keeps how long each answer took."""
+    """Asks one worker directly and keeps how long each answer took."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -214,17 +218,35 @@ def recovered(fleet: Fleet, clients: Clients) -> int:
     return sum(clients.ask(2, 3).whole for _ in range(20))
 
 
+@contextmanager
+def one_bystander(file: Path) -> Iterator[Child]:
+    """Run a worker of no fleet for a block: its latency says how busy the machine is."""
+    name = f"bystander-{os.getpid()}"
+    children = [Child("publisher.py", name)]
+    children[0].ask(str(file))
+    children.append(Child("worker.py", name))
+    try:
+        children[1].greet()
+        yield children[1]
+    finally:
+        for child in reversed(children):
+            child.end()
+        xfer.Topic(name, keep=64).remove()
+
+
 def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict[str, Any]:
     """Run the fleet under chaos and return what happened."""
-    with Fleet(folder, files[1], 3, hostile_plugins(folder / "hostile")) as fleet:
+    plugins = hostile_plugins(folder / "hostile")
+    with one_bystander(files[1]) as bystander, Fleet(folder, files[1], 3, plugins) as fleet:
         clients = Clients(fleet.gateway.port, list(files.values()), count=3)
         chaos = Chaos(fleet, clients, files, seed)
         calm = Probe(chaos.sheltered.port)
         calm.start()
         time.sleep(2)
         calm.stopping.set()
-        probe = Probe(chaos.sheltered.port)
+        probe, beside = Probe(chaos.sheltered.port), Probe(bystander.port)
         probe.start()
+        beside.start()
         end = time.monotonic() + seconds
         try:
             while time.monotonic() < end:
@@ -233,8 +255,9 @@ def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict
         finally:
             chaos.wait()
             outcomes = clients.stop()
-            probe.stopping.set()
-            probe.join()
+            for each in (probe, beside):
+                each.stopping.set()
+                each.join()
         again = recovered(fleet, clients)
         clients.close()
         sheltered = chaos.sheltered in fleet.supervisor.workers
@@ -252,7 +275,11 @@ def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict
         "restarts": restarts,
         "recovered": again,
         "sheltered": sheltered,
-        "latency": {"calm": median(calm.seconds), "chaos": median(probe.seconds)},
+        "latency": {
+            "calm": median(calm.seconds),
+            "chaos": median(probe.seconds),
+            "bystander": median(beside.seconds),
+        },
         "outcomes": outcomes,
     }
 

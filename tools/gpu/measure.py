@@ -8,6 +8,7 @@ Writes rows as `tools/bench.py` renders them. Each row is measured against its p
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import os
@@ -130,69 +131,108 @@ def hand_over(rehearse: bool) -> list[Row]:
     return rows
 
 
+def captured(work: Timed, rehearse: bool) -> Timed:
+    """Return a call that replays work as a CUDA graph."""
+    if rehearse:
+        return work
+    work()  # a first call compiles and checks, which a capture refuses
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 def products(rehearse: bool) -> list[Row]:
-    """Ternary products against fp16 cuBLAS, and the decoding of a stack of layers of a model of 2e9 parameters."""
+    """Packed layers against fp16 layers on cuBLAS, and the decoding of a stack of layers of a model of 2e9 parameters.
+
+    Both sides are modules that are called as users call them. Each layer of a stack has weights of its own.
+    """
+    from ternary.runtime import PackedLinear
     from ternary.runtime import _gpu as gpu
-    from ternary.runtime._layout import to_tiles
 
     device = torch.device("cpu" if rehearse else "cuda")
     n, k = (64, 64) if rehearse else (6912, 2560)
     wait = (lambda: None) if rehearse else torch.cuda.synchronize
-    reason = "rehearsal" if rehearse else gpu.why_not(device)
-    kernel = "torch" if reason else "triton"
-    tiles = to_tiles(torch.randint(-1, 2, (n, k), dtype=torch.int8)).to(device)
     half = torch.float32 if rehearse else torch.float16
-    weight, scale = torch.randn(n, k, device=device, dtype=half), torch.ones(n, device=device)
-    rows = []
-    for batch in (1, 16, 256):
-        x = torch.randn(batch, k, device=device)
-        y = x.to(half)
+    reason = "rehearsal" if rehearse else gpu.why_not(device)
+    kernel, layers = "torch" if reason else "triton", 2 if rehearse else 30 * 7
+    first = PackedLinear.from_ternary(torch.randint(-1, 2, (n, k), dtype=torch.int8), 1.0).to(device)
+    packed = [first, *(copy.deepcopy(first) for _ in range(layers - 1))]
+    floats = [torch.nn.Linear(k, n, device=device, dtype=half) for _ in range(layers)]
 
-        def ours(x: Any = x) -> None:
-            torch.ops.ternary.linear(x, tiles, scale, None, "auto")
+    def through(stack: list[Any], x: torch.Tensor) -> Timed:
+        def run() -> None:
+            for layer in stack:
+                layer(x)
 
-        def peer(y: Any = y) -> None:
-            torch.nn.functional.linear(y, weight)
+        return run
 
-        times = turns(ours, peer, wait, 3 if rehearse else 30)
-        rows.append(row("ternary", f"{n} x {k} product, batch {batch}, {kernel}", times, "fp16 cuBLAS"))
-    layers = 2 if rehearse else 30 * 7
-    x, y = torch.randn(1, k, device=device), torch.randn(1, k, device=device, dtype=half)
-    read = torch.empty(tiles.numel() if rehearse else tiles.numel() * layers, dtype=torch.uint8, device=device)
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for batch in (1, 16, 256):
+            x = torch.randn(batch, k, device=device)
+            times = turns(through(packed[:1], x), through(floats[:1], x.to(half)), wait, 3 if rehearse else 30)
+            rows.append(row("ternary", f"{n} x {k} product, batch {batch}, {kernel}", times, "fp16 cuBLAS"))
+        x = torch.randn(1, k, device=device)
+        decode, half_decode = through(packed, x), through(floats, x.to(half))
+        name = f"one token of {layers} layers, {kernel}"
+        times = turns(decode, half_decode, wait, 5)
+        rows.append(row("ternary", name, times, "fp16 cuBLAS"))
+        replayed = captured(decode, rehearse)
+        times = turns(replayed, captured(half_decode, rehearse), wait, 10)
+        rows.append(row("ternary", f"{name}, CUDA graph", times, "fp16 cuBLAS"))
+        # Reading alone: half of the bytes copied, which reads as many as it writes.
+        count = first.packed.numel() * layers // 2
+        source, target = (torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2))
 
-    def decode() -> None:
-        for _ in range(layers):
-            torch.ops.ternary.linear(x, tiles, scale, None, "auto")
+        def copied() -> None:
+            target.copy_(source)
 
-    def half_decode() -> None:
-        for _ in range(layers):
-            torch.nn.functional.linear(y, weight)
-
-    times = turns(decode, half_decode, wait, 3)
-    rows.append(row("ternary", f"one token of {layers} layers, {kernel}", times, "fp16 cuBLAS"))
-
-    def summed() -> None:
-        read.sum(dtype=torch.int64)
-
-    reading = turns(summed, None, wait, 3)[0]
-    rows.append(row("ternary", f"one token of {layers} layers, {kernel}", (times[0], reading), "reading the bytes"))
+        times = turns(replayed, copied, wait, 10)
+        rows.append(row("ternary", f"{name}, CUDA graph", times, "a copy that moves as many bytes"))
     return rows
 
 
 def steps(rehearse: bool) -> list[Row]:
-    """A training step of ttt's `vit` on the GPU against the CPU."""
+    """Training steps of ttt's `vit` on the GPU against the CPU, and what of the GPU's peak they use."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     import ttt
+    from ttt.backends._recipes import RECIPES
     from ttt.backends.vit import VitBackend, VitTraining
 
     rng = np.random.default_rng(0)
     grids = [rng.integers(0, 3, (12, 12)).astype(np.uint8) for _ in range(5)]
     pairs = tuple(ttt.Pair(ttt.as_grid(grid), ttt.as_grid(grid.T.copy())) for grid in grids)
     task = ttt.Task("transpose", pairs[:4], pairs[4:])
-    devices = ["cpu", "cpu"] if rehearse else ["cuda", "cpu"]
-    here, there = (VitTraining(VitBackend(device=name, batch=8), task, 0) for name in devices)
-    wait = (lambda: None) if rehearse else torch.cuda.synchronize
+    device, wait = ("cpu", lambda: None) if rehearse else ("cuda", torch.cuda.synchronize)
+
+    def training(device: str, **settings: Any) -> VitTraining:
+        return VitTraining(VitBackend(device=device, **settings), task, 0)
+
+    here, there = training(device, batch=8), training("cpu", batch=8)
     times = turns(lambda: here.one_step(0.5), lambda: there.one_step(0.5), wait, 1 if rehearse else 5)
-    return [row("ttt", "one step of vit", times, "CPU")]
+    rows = [row("ttt", "one step of vit, batch 8", times, "CPU")]
+    recipe = {"shape": {"side": 16, "width": 32, "depth": 1}, "batch": 2} if rehearse else RECIPES["vit"][1]
+    settings = {name: value for name, value in recipe.items() if name != "steps"}
+    large = training(device, **settings)
+    side = 64 if rehearse else 8192
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+
+    def product() -> None:
+        torch.mm(a, a)
+
+    times = turns(lambda: large.one_step(0.5), product, wait, 1 if rehearse else 10)
+    rows.append(row("ttt", "one step of the vit recipe", times, f"bf16 product of {side} x {side}"))
+    shape = large.shape.side, large.shape.side
+    with FlopCounterMode(display=False) as forward:
+        large.learner.model(torch.zeros(large.settings.batch, *shape, dtype=torch.int64, device=device))
+    rate = 3 * forward.get_total_flops() / statistics.median(times[0])  # backward is twice the work of forward
+    peak = 2 * side**3 / statistics.median(times[1])
+    share = rows[-1] | {"metric": "the vit recipe's share of what a large product reaches", "unit": "%"}
+    share |= {"value": 100 * rate / peak, "peer": None, "peer_value": None, "ratio": None, "better": "higher"}
+    return [*rows, share | {"samples": [100 * rate / peak]}]
 
 
 def shared_load(rehearse: bool) -> list[Row]:
@@ -204,9 +244,9 @@ def shared_load(rehearse: bool) -> list[Row]:
     model = torch.nn.Sequential(*layers).eval()
     wait = (lambda: None) if rehearse else torch.cuda.synchronize
     refs = []
-    for number in range(4):  # each a copy of its own on the device
+    for number in range(8):  # each a copy of its own on the device
         layers[0].bias.data.fill_(number)
-        refs.append(zerocopy.publish(model))
+        refs.append(zerocopy.publish(model, name=f"measured-{number}"))
     untouched = iter(refs)
     held: list[torch.nn.Module] = []
 
@@ -214,18 +254,26 @@ def shared_load(rehearse: bool) -> list[Row]:
         _ = [weight.to(device, copy=True) for weight in model.state_dict().values()]
 
     def loaded() -> None:
-        refs[0].load(device=device)
+        refs[0].load(device=device, cached=False)
 
     def first() -> None:
-        held[:] = [next(untouched).load(device=device, share=True, cached=False)]
+        held.append(next(untouched).load(device=device, share=True, cached=False))
+
+    def first_for_others() -> None:
+        ref = next(untouched)
+        held.append(ref.load(device=device, share=True, cached=False))
+        while not rehearse and f"{ref.name} {ref.version}" not in {copy.model for copy in zerocopy.report().devices}:
+            time.sleep(0.001)
 
     def further() -> None:
-        refs[-1].load(device=device, share=True, cached=False)
+        refs[0].load(device=device, share=True, cached=False)
 
     what, peer = f"of 8 layers of {side} x {side} onto {device}", "copy from pageable memory"
     try:
         rows = [row("zerocopy", f"load {what}", turns(loaded, copied, wait, 3), peer)]
         rows.append(row("zerocopy", f"first shared load {what}", turns(first, copied, wait, 3), peer))
+        until = f"first shared load {what}, until others can map it"
+        rows.append(row("zerocopy", until, turns(first_for_others, copied, wait, 3), peer))
         rows.append(row("zerocopy", f"further shared load {what}", turns(further, copied, wait, 3), peer))
     finally:
         held.clear()

@@ -112,6 +112,9 @@ class TestDevices(IntegrationTestBase):
         granted = host.load(self.create_extension("granted", CODE, sandbox=wish))
         assert granted.call.opens(str(STAND_IN)) == "open"
         assert granted.call.opens("/dev/net/tun") != "open"
+        assert granted.call.opens("/proc/thread-self/comm") == "open"  # in which CUDA names its threads
+        for setting in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/1/comm"):
+            assert granted.call.opens(setting) != "open"
         assert granted.report is not None
         assert (granted.report.refused, granted.report.sandbox.missing) == ((), ())
         unasked = host.load(self.create_extension("unasked", CODE, sandbox={"level": level}))

@@ -126,7 +126,7 @@ PLANTED = ["tmp", "locks", "envs", "locks/{key}.use", "locks/{key}.build.flock",
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["pipe", "link", "loop", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "dangling", "loop", "folder"])
 @pytest.mark.parametrize("place", PLANTED)
 def test_planted_names_neither_block_nor_lead_elsewhere(
     own: Path, tmp_path: Path, manifest: Manifest, place: str, kind: str
@@ -134,7 +134,7 @@ def test_planted_names_neither_block_nor_lead_elsewhere(
     """Wherever a name pipe or a link waits in the store, each use ends at once and touches nothing outside."""
     store = EnvironmentStore(own)
     _, key = store.key_of(manifest)
-    outside = tmp_path / "outside"
+    outside, absent = tmp_path / "outside", tmp_path / "absent"
     outside.write_text("untouched")
     path = own / place.format(key=key)
     if path.is_dir():
@@ -145,7 +145,7 @@ def test_planted_names_neither_block_nor_lead_elsewhere(
     elif kind == "folder":
         path.mkdir()
     else:
-        path.symlink_to(outside if kind == "link" else path)
+        path.symlink_to({"link": outside, "dangling": absent, "loop": path}[kind])
     given(path)
     for use in USES.values():
         try:
@@ -155,6 +155,7 @@ def test_planted_names_neither_block_nor_lead_elsewhere(
         except (UnsafeStoreError, EnvironmentBuildError, OSError):
             continue
     assert outside.read_text() == "untouched"
+    assert not absent.exists()
 
 
 @pytest.mark.timeout(20)

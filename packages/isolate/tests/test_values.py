@@ -226,6 +226,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "subclass of an array": (np.zeros(3).view(Pixels), r"send numpy\.array\(value\)"),
     "array of objects": (np.array([object()]), r"value\.tolist\(\)"),
     "large fraction": (fractions.Fraction(1, 1 << 70_000), "send the numbers"),
+    "large range": (range(1 << 70_000), "send the numbers"),
 }
 
 
@@ -285,6 +286,8 @@ def test_forged_parts_are_refused(tag: str, parts: Any) -> None:
         ("numpy.structured", [["fields", ["a"], ["|O8"], [0], 8, False], [1], None]),
         ("PIL.Image", ["RGB", [60_000, 60_000], b"", None, {}]),
         ("Fraction", [1, 1 << 70_000]),
+        ("range", [0, 1 << (1 << 24), (1 << (1 << 23)) + 1]),
+        ("OrderedDict", [((0,) * 50_000 + (number * (2**61 - 1),), 0) for number in range(60)]),
         ("defaultdict", ["eval", []]),
         ("IPv4Address", "1.2.3.4.5"),
     ],

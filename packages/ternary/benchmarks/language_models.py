@@ -26,13 +26,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import measure as measures
+import onnx_decoder
 
 HERE = Path(__file__).parent
 SHAPES: dict[str, dict[str, Any]] = {
     "2B": {"hidden": 2560, "inner": 6912, "layers": 30, "heads": 20, "kv_heads": 5, "head_size": 128},
     "0.5B": {"hidden": 1536, "inner": 4096, "layers": 16, "heads": 12, "kv_heads": 3, "head_size": 128},
 }
-CONTENDERS = ("ternary", "llama.cpp", "llama.cpp TQ1_0", "transformers")
+CONTENDERS = ("ternary", "llama.cpp", "llama.cpp TQ1_0", "onnxruntime", "transformers")
 KINDS_OF_TIME = {0: "processor time of 1 thread", 1: "1 thread", 2: "2 threads"}
 VOCABULARY, PROMPT, DECODED = 32000, 512, 24
 
@@ -180,6 +181,13 @@ def run_transformers(path: Path, threads: int) -> dict[str, float]:
         model(ids, past_key_values=known.past_key_values, use_cache=True)
         end = clock()
     return {"decode": 1 / (end - begin)}
+
+
+def run_onnxruntime(path: Path, threads: int) -> dict[str, float]:
+    """Prefill and decode with onnxruntime's 2-bit products, of random codes."""
+    if threads:
+        return onnx_decoder.run(path, threads, PROMPT, DECODED, time.perf_counter)
+    return onnx_decoder.run(path, 1, 128, DECODED, time.process_time)
 
 
 def packed_folder(ours: Path, folder: Path) -> Path:
@@ -360,6 +368,7 @@ def contenders_of(folder: Path, shape: str, names: list[str]) -> dict[str, Path]
         "ternary": lambda: ours,
         "llama.cpp": lambda: theirs,
         "llama.cpp TQ1_0": lambda: one_in_three(theirs),
+        "onnxruntime": lambda: onnx_decoder.write(SHAPES[shape], VOCABULARY, folder / f"{shape}.onnx"),
         "transformers": lambda: packed_folder(ours, folder),
     }
     return {name: files[name]() for name in names}
@@ -404,8 +413,8 @@ def rows_of(row: dict[str, Any]) -> list[dict[str, Any]]:
         decode, prefill = f"ternary/decode/{threads}", f"ternary/prefill/{threads}"
         at = f"language model {shape}, {{}}, {many}"
         add(at.format("decode"), decode, "reading the bytes", f"limit/{threads}", 0.75)
-        for peer, target in (("llama.cpp", 1.7), ("llama.cpp TQ1_0", None), ("transformers", 10.0)):
-            shown = shown_name(peer)
+        for peer in CONTENDERS[1:]:
+            shown, target = shown_name(peer), {"llama.cpp": 1.7, "transformers": 10.0}.get(peer)
             add(at.format("decode"), decode, shown, f"{peer}/decode/{threads}", target)
             add(
                 at.format(f"prefill of {PROMPT if threads else 128}"),
@@ -421,7 +430,7 @@ def rows_of(row: dict[str, Any]) -> list[dict[str, Any]]:
 def shown_name(who: str) -> str:
     """Return what a contender is called in tables and pictures."""
     names = {"limit": "reading the bytes", "llama.cpp": "llama.cpp TQ2_0", "transformers": "transformers, packed"}
-    return names.get(who, who)
+    return (names | {"onnxruntime": "onnxruntime, 2 bits"}).get(who, who)
 
 
 def picture(rows: dict[str, dict[str, Any]], file: Path) -> None:
@@ -483,7 +492,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        run = {"ternary": run_ours, "transformers": run_transformers}.get(args.child, run_llama_cpp)
+        others = {"ternary": run_ours, "transformers": run_transformers, "onnxruntime": run_onnxruntime}
+        run = others.get(args.child, run_llama_cpp)
         busy = not args.threads and args.child.startswith("llama.cpp")
         found = processor_time(args.file) if busy else run(args.file, args.threads)
         print("\n" + json.dumps(found), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import importlib.util
@@ -121,9 +122,11 @@ class BenchmarkConfig:
     batches: tuple[int, ...] = (1, 4)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--benchmark-warmup`, unless a plugin has it."""
-    with contextlib.suppress(ValueError):
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add `--benchmark-warmup`, unless a plugin such as pytest-benchmark has it."""
+    if pluginmanager.has_plugin("benchmark"):  # some releases of pytest find the conflict only when they parse
+        return
+    with contextlib.suppress(ValueError, argparse.ArgumentError):
         parser.addoption("--benchmark-warmup", type=int, default=1, help="calls before those that are measured")
 
 

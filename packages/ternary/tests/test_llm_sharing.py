@@ -37,7 +37,7 @@ with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as cl
     parts = client.completions.create(**asked, stream=True)
     found.add("".join(part.choices[0].text for part in parts))
 assert found == {expected}, (found, expected)
-replicas = serve.status().applications["default"].deployments["small"].replica_states
+replicas = serve.status().applications["default"].deployments["model"].replica_states
 print("replicas", replicas, flush=True)
 assert sum(replicas.values()) == 2
 serve.shutdown()

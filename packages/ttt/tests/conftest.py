@@ -123,7 +123,26 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def cleanup_resources(request: pytest.FixtureRequest, own_temporary_folder: str) -> Iterator[None]:
+def cuda(request: pytest.FixtureRequest) -> None:
+    """Skip a CUDA test without a GPU, unless one is required; with one, use it before descriptors are counted.
+
+    The first use of CUDA in a process opens some forty descriptors, which stay open for the life of the process.
+    """
+    if request.node.get_closest_marker("cuda") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        square = torch.ones(8, 8, device="cuda")
+        torch.mm(square, square).sum().item()
+    elif os.environ.get("REQUIRE_CUDA") == "1":
+        pytest.fail("REQUIRE_CUDA=1 and PyTorch finds no CUDA device")
+    else:
+        pytest.skip("PyTorch finds no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def cleanup_resources(request: pytest.FixtureRequest, own_temporary_folder: str, cuda: None) -> Iterator[None]:
     """After each test: no child process, open descriptor or temporary file more than before."""
     if "ray_cluster" in request.fixturenames:
         yield

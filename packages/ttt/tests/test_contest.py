@@ -18,7 +18,7 @@ import pytest
 from ttt_test_backends import ColourTable, Needs
 
 import ttt
-from ttt._budget import Budget
+from ttt._budget import Budget, StopReason
 from ttt._events import TaskResult
 from ttt._runs import contest
 from ttt._runs.contest import Contest, Entry, merged_result
@@ -107,6 +107,16 @@ def test_answers_of_several_tries_are_voted_on() -> None:
     assert same(found.second.grid, grid(1))
     (blank,) = merged([(ttt.Prediction(attempt(5, 0.0, "fallback"), attempt(6, 0.0, "fallback")),), tries[0]])
     assert same(blank.first.grid, grid(1))
+
+
+@pytest.mark.parametrize("reason", [None, "memory", "time"])
+def test_a_task_that_only_fails_is_not_tried_for_ever(
+    sample_arc_tasks: list[ttt.Task], reason: StopReason | None
+) -> None:
+    """Three failures are enough, those at a memory limit too; one that was late may need longer."""
+    failed = replace(result_of(sample_arc_tasks[0], 0.1, 1.0, late=False), status="failed", reason=reason)
+    assert Entry(sample_arc_tasks[0], [failed] * 2).open
+    assert Entry(sample_arc_tasks[0], [failed] * 3).open == (reason == "time")
 
 
 def test_a_merged_result_adds_up(sample_arc_tasks: list[ttt.Task]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +15,15 @@ import ttt
 from ttt import _doctor
 from ttt._runs import devices
 from ttt.backends import _model_service as service
+from ttt.backends._learner import CanvasLearner
+from ttt.backends._training_state import pack, unpack, unpack_averages
 from ttt.backends.lm import LmBackend
-from ttt.backends.vit import VitBackend
-from ttt.errors import InvalidBackendError, InvalidBudgetError
+from ttt.backends.vit import VitBackend, VitTraining
+from ttt.errors import InvalidBackendError, InvalidBudgetError, MemoryLimitError
 
 # cuda: ttt.backends._model_service:* by stand-in
 # cuda: ttt.backends._model_service:ModelService.* by meta
+# cuda: ttt.backends._learner:* by stand-in
 # cuda: ttt._doctor:_torch by stand-in
 # cuda: ttt._runs.devices:visible_gpus by stand-in
 # cuda: ttt.backends.lm:LmBackend.uses_gpu by stand-in
@@ -81,13 +87,13 @@ def test_gpu_memory_is_an_account_of_its_own(
     two_gpus: list[str], tiny_lm: Path, monkeypatch: pytest.MonkeyPatch, sample_arc_tasks: list[ttt.Task]
 ) -> None:
     """A task gets its share of the GPU, and weights that do not fit into it are found before the first process."""
-    shares: list[tuple[float, str]] = []
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda f, d: shares.append((f, str(d))))
-    service.limit_gpu_memory(torch.device("cuda", 1), "16GB")
-    service.limit_gpu_memory(torch.device("cuda", 1), "900GB")
-    service.limit_gpu_memory(torch.device("cuda", 1), None)
-    service.limit_gpu_memory(torch.device("cpu"), "16GB")
-    assert shares == [(0.2, "cuda:1"), (1.0, "cuda:1")]
+    shares: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda f, d: shares.append((f, d)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for name, limit in (("cuda:1", "16GB"), ("cuda", "900GB"), ("cuda:1", None), ("cpu", "16GB")):
+        with service.within_gpu_memory(torch.device(name), limit):
+            pass
+    assert shares == [(0.2, 1), (1.0, 0)], "PyTorch wants the number of the device"
     saved = sum(service.weights_in(file) for file in tiny_lm.glob("*.safetensors"))
     assert saved == sum(p.numel() for p in service.load_model(tiny_lm, torch.device("cpu")).parameters())
     LmBackend(str(tiny_lm), "cuda", gpu_memory="1GB").preflight()
@@ -98,6 +104,59 @@ def test_gpu_memory_is_an_account_of_its_own(
     for wrong in (LmBackend(str(tiny_lm), "cuda", gpu_memory="much"), VitBackend(device="cuda", gpu_memory="much")):
         with pytest.raises(InvalidBudgetError, match="wanted a size"):
             wrong.preflight()
+
+
+def test_a_full_gpu_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own error becomes one of ttt's that says what to change."""
+    for limit, remedy in (("4GB", "gpu_memory allows 4GB; raise it"), (None, "use a larger GPU")):
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80e9))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        text = f"^CUDA out of memory. Tried to allocate 20.00 MiB: the GPU's memory is full: {remedy}"
+        with (
+            pytest.raises(MemoryLimitError, match=text),
+            service.within_gpu_memory(torch.device("cuda"), limit),
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 79 GiB")
+
+
+def test_a_recorded_step_changes_nothing_before_it_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warming up and recording leave weights, averages and moments as they were: at the start, and after a resume."""
+    task = ttt.Task("t", (ttt.Pair(ttt.as_grid([[1, 0]]), ttt.as_grid([[0, 1]])),), (ttt.Pair(ttt.as_grid([[0]])),))
+    backend = VitBackend(shape={"side": 4, "patch": 2, "width": 16, "heads": 2, "depth": 1}, device="cpu", batch=2)
+
+    def trained(steps: int, learner: type[CanvasLearner]) -> VitTraining:
+        monkeypatch.setattr("ttt.backends.vit.CanvasLearner", learner)
+        training = VitTraining(backend, task, 0)
+        for step in range(steps):
+            training.one_step(step / 9)
+        return training
+
+    class Recorded(CanvasLearner):
+        """Records on a CPU, by a recording that does the work several times and then repeats it when asked."""
+
+        def step(self, *args: Any) -> float:
+            if self._replay is None:
+                self._inputs = tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in args[:3])
+                self._replay = self._recorded()
+            return super().step(*args)
+
+    def several(work: Callable[[], None], _: torch.device) -> Callable[[], None]:
+        for _ in range(3):
+            work()
+        return work
+
+    monkeypatch.setattr("ttt.backends._learner.recording", several)
+    plain, recorded = trained(6, CanvasLearner), trained(6, Recorded)
+    assert plain.losses == recorded.losses
+    resumed, saved = trained(0, Recorded), trained(3, CanvasLearner)
+    unpack(pack(saved.parameters, saved.learner.optimizer), resumed.parameters, resumed.learner.optimizer)
+    unpack_averages(pack(saved.parameters, saved.learner.optimizer, saved.averages), resumed.averages)
+    resumed.step = 3
+    for step in range(3, 6):
+        resumed.one_step(step / 9)
+    assert resumed.losses == plain.losses[3:]
+    assert all(torch.equal(resumed.averages[k], plain.averages[k]) for k in plain.averages)
 
 
 def saves_memory(model: service.ModelService) -> bool:

@@ -137,6 +137,7 @@ def test_memory_of_children_counts(sample_arc_tasks: list[ttt.Task]) -> None:
     ("how", "message"),
     [
         ("raises", "RuntimeError: no idea <b>what</b> to do"),
+        ("fills a GPU", "MemoryLimitError: CUDA out of memory. Tried to allocate 2.00 GiB: raise gpu_memory"),
         ("exits", "WorkerDiedError: the worker exited with status 7"),
         ("wrong count", "InvalidAnswerError: task mirror: the backend answered 2 test inputs, it has 1"),
         ("wrong grid", "InvalidTaskError: the backend's answer, row 0, column 0: got colour 17"),
@@ -149,6 +150,7 @@ def test_failures_are_named_and_contained(sample_arc_tasks: list[ttt.Task], how:
     assert result.error is not None
     assert result.error.startswith(message)
     assert result.answered
+    assert result.reason == ("memory" if message.startswith("MemoryLimitError") else None)
 
 
 def test_what_a_backend_prints_is_no_message(sample_arc_tasks: list[ttt.Task]) -> None:

@@ -30,20 +30,9 @@ def task(side: int = 4) -> ttt.Task:
     return ttt.Task("swap", pairs[:4], pairs[4:])
 
 
-def need(device: str) -> None:
-    """Skip without the device, unless it is required."""
-    import os
-
-    if device == "cuda" and not torch.cuda.is_available():
-        if os.environ.get("REQUIRE_CUDA") == "1":
-            pytest.fail("REQUIRE_CUDA=1 and PyTorch finds no CUDA device")
-        pytest.skip("PyTorch finds no CUDA device")
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_it_learns(device: str) -> None:
     """The loss falls far, and the answer has the output's size with a vote share as confidence."""
-    need(device)
     backend = VitBackend(shape=SHAPE, device=device, steps=120, prediction_views=4, learning_rate=3e-3)
     training = VitTraining(backend, task(), 0)
     for i in range(120):

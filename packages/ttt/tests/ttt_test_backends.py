@@ -15,6 +15,7 @@ import numpy as np
 from ttt import Candidate, Clock, Grid, Progress, Task, as_grid
 from ttt._runs.child import in_child
 from ttt._tasks.augment import SYMMETRIES
+from ttt.errors import MemoryLimitError
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,14 @@ class Misbehaving:
             time.sleep(60)
         elif self.how == "allocates":
             held = []
-            while True:
+            for _ in range(256):  # a missing limit costs 1 GiB, and not the machine
                 held.append(np.ones(4 << 20, np.uint8))
                 time.sleep(0.002)
+            time.sleep(60)
         elif self.how == "raises":
             raise RuntimeError("no idea <b>what</b> to do")
+        elif self.how == "fills a GPU":
+            raise MemoryLimitError("CUDA out of memory. Tried to allocate 2.00 GiB: raise gpu_memory")
         elif self.how == "exits":
             os._exit(7)
         elif self.how == "prints":

@@ -74,7 +74,9 @@ class Command:
             while waiting and count >= waiting[0][0]:
                 waiting.pop(0)[1]()
             reader.join(0.1)
-        assert not waiting, f"{count} records, {self._said.read_text()}"
+        assert not waiting, (
+            f"{count} records, {self.process.returncode}, {self._said.read_text()}, {printed[0][-2000:]}"
+        )
         return {"status": self.process.returncode, "said": self._said.read_text(), **json.loads(printed[0])}
 
     def _look(self) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -58,7 +59,11 @@ def on_gpu() -> bool:
 @pytest.fixture(autouse=True)
 def cuda(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let a CUDA test and its helper processes find a GPU, or the emulator, whose rules they may not break."""
-    if request.node.get_closest_marker("cuda") is None or cuda_is_there():
+    if request.node.get_closest_marker("cuda") is None:
+        yield
+        return
+    if cuda_is_there():
+        _open_device()
         yield
         return
     folder = tmp_path_factory.mktemp("emulated-cuda")
@@ -84,6 +89,15 @@ def cuda(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             del sys.modules[name]
     broken = folder / "violations"
     assert not broken.exists(), broken.read_text()
+
+
+@cache
+def _open_device() -> None:
+    """Make the device's context before descriptors are counted: it keeps pipes and files for the process's life."""
+    import cupy
+
+    cupy.zeros(1).sum()
+    cupy.cuda.Device().synchronize()
 
 
 _OURS = {os.getpid()}  # process numbers of this run; other programs make files with names of xfer as well

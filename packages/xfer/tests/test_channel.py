@@ -318,7 +318,7 @@ def child(sender):
 if __name__ == "__main__":
     context = multiprocessing.get_context(sys.argv[1])
     with xfer.Channel() as channel:
-        process = context.Process(target=child, args=(channel.sender,))
+        process = context.Process(target=child, args=(channel.sender,), daemon=True)
         process.start()
         print([int(channel.receiver.recv(timeout=30)[0]) for _ in range(3)])
         process.join()

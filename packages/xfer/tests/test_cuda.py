@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -549,3 +550,12 @@ def test_a_killed_producer_is_gone(cupy: Any, helper: Any) -> None:
     with pytest.raises(errors.ProducerGoneError):
         xfer.get(raw)
     assert CLOSER.settle()
+
+
+def test_a_new_thread_puts(cupy: Any, pool: xfer.Pool) -> None:
+    """A thread that has not used CUDA yet puts an array of another thread."""
+    made = cupy.arange(5)
+    with ThreadPoolExecutor(1) as thread:
+        handle = thread.submit(pool.put, made).result()
+    assert (xfer.get(handle) == made).all()
+    pool.release(handle)

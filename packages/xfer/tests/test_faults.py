@@ -387,7 +387,7 @@ say("held"); wait()
 def test_without_posix_locks_the_error_is_typed() -> None:
     """Where fcntl does not exist (Windows) importing works and sharing says what is missing."""
     code = """
-import os, subprocess, sys, numpy as np
+import os, subprocess, sys, tempfile, numpy as np
 del os.sysconf
 sys.modules["fcntl"] = sys.modules["resource"] = None
 sys.platform = "win32"

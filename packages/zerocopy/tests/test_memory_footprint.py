@@ -143,7 +143,7 @@ def test_memory_footprint_plain_processes(count: int, bound: float, large_model:
     for _ in range(count):
         ours, theirs = context.Pipe()
         pipes.append(ours)
-        processes.append(context.Process(target=forked, args=(ref, theirs)))
+        processes.append(context.Process(target=forked, args=(ref, theirs), daemon=True))
         processes[-1].start()
         theirs.close()
     answers, growth = zip(*[pipe.recv() for pipe in pipes], strict=True)

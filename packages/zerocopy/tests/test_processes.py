@@ -36,7 +36,7 @@ if __name__ == "__main__":
     inputs = torch.randn(3, 8)
     context = multiprocessing.get_context(sys.argv[1])
     results = context.SimpleQueue()
-    workers = [context.Process(target=serve, args=(ref, inputs.tolist(), results)) for _ in range(2)]
+    workers = [context.Process(target=serve, args=(ref, inputs.tolist(), results), daemon=True) for _ in range(2)]
     for worker in workers:
         worker.start()
     answers = [results.get() for _ in workers]
@@ -94,7 +94,7 @@ def test_forked_child_publishes_on_its_own(simple_model: nn.Module, publish: Pub
     def child() -> None:
         results.put(zerocopy.publish(nn.Linear(2, 2), name="from-child").path)
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
     path = results.get()
     worker.join()

@@ -187,8 +187,9 @@ def test_a_forked_child_keeps_nothing_that_it_does_not_use(publish: Publish, tmp
         theirs.send(value(live.model))
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
+    theirs.close()  # the child's end: without the child it says so
     assert ours.recv() == 1
     publish(layer(2), name="net", directory=tmp_path)
     assert Path(old.path).exists()  # the child uses it
@@ -199,7 +200,6 @@ def test_a_forked_child_keeps_nothing_that_it_does_not_use(publish: Publish, tmp
     worker.join()
     worker.close()
     ours.close()
-    theirs.close()
 
 
 def test_a_fork_of_a_reader_is_a_reader(publish: Publish, tmp_path: Path, eventually: Any) -> None:
@@ -219,8 +219,9 @@ def test_a_fork_of_a_reader_is_a_reader(publish: Publish, tmp_path: Path, eventu
         theirs.send("dropped")
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
+    theirs.close()  # the child's end: without the child it says so
     ours.recv()
     assert {view.pid for view in zerocopy.report(directory=tmp_path).views} == {os.getpid(), worker.pid}
     held.clear()
@@ -238,7 +239,6 @@ def test_a_fork_of_a_reader_is_a_reader(publish: Publish, tmp_path: Path, eventu
     worker.join()
     worker.close()
     ours.close()
-    theirs.close()
 
 
 def test_a_killed_master_with_living_workers(tmp_path: Path, eventually: Any) -> None:

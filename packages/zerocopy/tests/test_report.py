@@ -43,8 +43,9 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
         theirs.send("ready")
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
+    theirs.close()  # the child's end: without the child it says so
     ours.recv()
     model = ref.load(cached=False)
     model(torch.ones(1, 2048))
@@ -56,7 +57,6 @@ def test_two_processes_share_and_one_wrote(large_model: nn.Module, publish: Publ
     mine, other = views[os.getpid()], views[worker.pid]
     worker.close()
     ours.close()
-    theirs.close()
     assert mine.private == 0
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     alone = sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Private_"))

@@ -129,7 +129,7 @@ def test_a_write_reaches_no_other_process(write: Any, name: str, simple_model: n
 
     def start() -> Any:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(ref, write, theirs))
+        process = context.Process(target=_worker, args=(ref, write, theirs), daemon=True)
         process.start()
         workers.append((process, ours, theirs))
         assert answer(ours) == "ready"
@@ -266,8 +266,9 @@ def test_a_forked_child_notes_for_itself(simple_model: nn.Module, publish: Publi
         theirs.send("ready")
         theirs.recv()
 
-    worker = context.Process(target=child)
+    worker = context.Process(target=child, daemon=True)
     worker.start()
+    theirs.close()  # the child's end: without the child it says so
     ours.recv()
     pids = (os.getpid(), worker.pid)  # other programs of this user may share models too
     views = {v.pid: [tensor.name for tensor in v.released] for v in zerocopy.report().views if v.pid in pids}
@@ -276,7 +277,6 @@ def test_a_forked_child_notes_for_itself(simple_model: nn.Module, publish: Publi
     assert views == {os.getpid(): ["0.bias"], worker.pid: ["0.bias", "3.bias"]}
     worker.close()
     ours.close()
-    theirs.close()
 
 
 class TwoParts(torch.Tensor):

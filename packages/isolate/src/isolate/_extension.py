@@ -118,6 +118,15 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         """Return the calls in flight both ways, and the shared memory held for them."""
         return {"pending": 0, "serving": 0} if self._current is None else self._current.link.stats()
 
+    def explain(self, value: Any) -> str:
+        """Return how an array on a GPU goes to this extension: by handle, or by host memory and why; empty for others.
+
+        The first call for a library and device has the extension open the array, which may import its libraries.
+        """
+        if self._current is None:
+            raise NotReadyError(f"{self.name} is {self.state.value}")
+        return self._current.link.values.devices.explain(value)
+
     def _lookup(self, target: str) -> tuple[Link, str]:
         current = self._current
         if current is None:

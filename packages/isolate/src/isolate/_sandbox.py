@@ -32,7 +32,7 @@ _GPU_NODES = (
     "kfd",
     "dxg",
 )
-_GPU_FACTS = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/class/drm", "/sys/class/kfd", "/sys/devices", "/sys/module")
+_GPU_FACTS = ("/proc/driver", "/sys/bus/pci", "/sys/class/drm", "/sys/class/kfd", "/sys/devices", "/sys/module")
 _NODES = Path("/dev")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 
@@ -137,6 +137,7 @@ def worker_config(
         "read": _readable(manifest, environment, extra) if environment is not None else [],
         "write": [*wanted.write, *(("/tmp", "/dev") if level == "bwrap" else (*_DEVICES, *gpu_nodes(manifest)))],
         "network": wanted.network,
+        "gpus": wanted.gpus,
         "nice": nice,
         "targets": targets,
     }

@@ -59,8 +59,12 @@ class _Module:
 
 def read_source(value: Any) -> str:
     """Return the source of a function or class as it is now; empty if it is not to be had."""
+    plain = _plain(value)
+    # From Python 3.13 on this is the name of the text of `python -c`, and of any text that exec() has compiled.
+    if isinstance(plain, FunctionType) and plain.__code__.co_filename == "<string>":
+        return ""
     try:
-        return textwrap.dedent(inspect.getsource(_plain(value)))
+        return textwrap.dedent(inspect.getsource(plain))
     except (OSError, TypeError):
         return ""
 

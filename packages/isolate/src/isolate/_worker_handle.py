@@ -158,7 +158,7 @@ class WorkerHandle:
             name=manifest.name,
             max_depth=self._context.max_depth,
             import_torch=manifest.share_torch,
-            limits=_link_limits(self._context.store.policy.quotas),
+            limits=_link_limits(self._context.store.policy.quotas, manifest.sandbox.level),
             offload=self._context.decode,
             on_abandoned=self._on_abandoned,
             turns=self._context.turns,
@@ -340,9 +340,11 @@ def _described(manifest: Manifest, logger: logging.Logger) -> dict[str, Any]:
     }
 
 
-def _link_limits(quotas: Quotas) -> LinkLimits:
+def _link_limits(quotas: Quotas, level: str) -> LinkLimits:
     names = set(LinkLimits._fields)
-    return LinkLimits(**{name: value for name, value in asdict(quotas).items() if name in names})
+    numbers = {name: value for name, value in asdict(quotas).items() if name in names}
+    # A confined extension cannot open handles of its host; the host, which could, must not open what it has forged.
+    return LinkLimits(**numbers, device_handles=level in ("none", "limits"))
 
 
 def _variables(manifest: Manifest) -> dict[str, str]:

@@ -70,6 +70,17 @@ def targets(folder: Path, stack: ExitStack) -> dict[str, Any]:
     libc = ctypes.CDLL(None)
     shm = libc.shmget(0, 4096, 0o1600)
     stack.callback(libc.shmctl, shm, 0, None)
+    queue = f"/{name}"
+    descriptor = libc.mq_open(queue.encode(), os.O_CREAT | os.O_RDONLY, 0o666, None)
+    if descriptor >= 0:  # the kernel may have none
+        stack.callback(libc.mq_unlink, queue.encode())
+        stack.callback(libc.mq_close, descriptor)
+    key = secrets.randbelow(1 << 30) + 1
+    messages = libc.msgget(key, 0o1666)
+    stack.callback(libc.msgctl, messages, 0, None)
+    ours, theirs = os.openpty()
+    stack.callback(os.close, ours)
+    stack.callback(os.close, theirs)
     cache = os.environ.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv")
     return {
         **found,
@@ -83,6 +94,9 @@ def targets(folder: Path, stack: ExitStack) -> dict[str, Any]:
         "pid_namespace": os.readlink("/proc/self/ns/pid"),
         "address": ctypes.addressof(memory),
         "shm": shm,
+        "queue": queue,
+        "queue_key": key,
+        "terminal": os.ttyname(theirs),
         "disk": os.stat("/").st_dev,
     }
 

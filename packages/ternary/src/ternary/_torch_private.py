@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DISPATCH_KNOWN", "plain_dispatch", "pre_hooks_of", "profiler_enabled", "version_of", "wrapper_tensor"]
+__all__ = [
+    "DISPATCH_KNOWN",
+    "current_stream",
+    "plain_dispatch",
+    "pre_hooks_of",
+    "profiler_enabled",
+    "version_of",
+    "wrapper_tensor",
+]
 
 try:
     from torch._C import _dispatch_keys, _dispatch_tls_local_include_set
@@ -18,26 +27,39 @@ except ImportError:
 else:
     DISPATCH_KNOWN = True
 
+_raw_stream: Callable[[int], int] | None
+try:
+    from torch._C import _cuda_getCurrentRawStream as _raw_stream
+except ImportError:  # a build without CUDA
+    _raw_stream = None
+
 
 def _situation(x: Tensor) -> tuple[int, int]:
     """Return what the dispatcher decides by: the keys of the tensor and those that the thread adds."""
     return _dispatch_keys(x).raw_repr(), _dispatch_tls_local_include_set().raw_repr()
 
 
-def _plain_situations() -> frozenset[tuple[int, int]]:
-    usual = torch.empty(0, device="cpu")
-    with torch.inference_mode():
-        inside = {_situation(usual), _situation(torch.empty(0, device="cpu"))}
-    return frozenset({*inside, _situation(usual)})
+def _plain_situations(device: str) -> frozenset[tuple[int, int]]:
+    with torch.inference_mode(False):
+        usual = torch.empty(0, device=device)
+        outside = _situation(usual)
+        with torch.inference_mode():
+            inside = {_situation(usual), _situation(torch.empty(0, device=device))}
+    return frozenset({*inside, outside})
 
 
 # Tracers, modes, transforms; fake, wrapped, sparse, lazily negated tensors: each has a key of its own, so none is here.
-_PLAIN = _plain_situations() if DISPATCH_KNOWN else frozenset()
+_PLAIN = {False: _plain_situations("cpu")} if DISPATCH_KNOWN else {}
 
 
 def plain_dispatch(x: Tensor) -> bool:
-    """Return whether the dispatcher would do nothing for a plain CPU tensor but call its kernel."""
-    return _situation(x) in _PLAIN
+    """Return whether the dispatcher would do nothing for a plain tensor on the CPU or on CUDA but call its kernel."""
+    plain = _PLAIN.get(x.is_cuda)
+    if plain is None:  # CUDA is looked at when it is used, outside of all modes
+        if not DISPATCH_KNOWN or _situation(torch.empty(0, device="cpu")) not in _PLAIN[False]:
+            return False
+        plain = _PLAIN[True] = _plain_situations("cuda")
+    return _situation(x) in plain
 
 
 def profiler_enabled() -> bool:
@@ -55,6 +77,13 @@ _pre_hooks = attrgetter("_forward_pre_hooks")
 def pre_hooks_of(layer: nn.Module) -> list[Any]:
     """Return what is called before each call of a layer."""
     return list(_pre_hooks(layer).values())
+
+
+def current_stream() -> int:
+    """Return the current CUDA stream of the current device, as CUDA's own number."""
+    if _raw_stream is None:
+        return int(torch.cuda.current_stream().cuda_stream)
+    return int(_raw_stream(torch.cuda.current_device()))
 
 
 def version_of(x: Tensor) -> int:

@@ -123,7 +123,7 @@ class TimeLimitError(TTTError, TimeoutError):
 
 
 class MemoryLimitError(TTTError, MemoryError):
-    """A task's process held more memory than its budget and was killed.
+    """A task needed more memory than its budget, or than the GPU has left, and was ended.
 
     Answers that were found before count. Give a larger budget, or run fewer workers at a time.
     """

@@ -60,6 +60,8 @@ def multiply(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> A
 def divide(a: Any, b: Any, *, out: Any = None, device: str | None = None) -> Any:
     """Return a / b, element by element; arguments as in `add`.
 
+    A complex number divided by zero is infinite on the CPU and not a number on CUDA, as in NumPy and CuPy.
+
     Example:
         >>> xfer.ops.divide(np.arange(3), 2)
         array([0. , 0.5, 1. ])

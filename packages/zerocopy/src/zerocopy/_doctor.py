@@ -17,7 +17,7 @@ from typing import Any
 
 from zerocopy._directory import default_directory, segments
 from zerocopy._lease import TEMPORARY
-from zerocopy._report import size
+from zerocopy._report import on_devices, size
 from zerocopy._segment.mapping import MADV_POPULATE_READ
 
 _EXTRAS = {"ray": "ray", "safetensors": "safetensors", "rich": "cli"}
@@ -58,16 +58,24 @@ def examine(directory: Path | None = None) -> list[Finding]:
         *_memory_limit(folder),
         *_pages(),
         *_files(folder),
+        *_devices(),
         *_extras(),
     ]
 
 
 def _versions() -> Iterator[Finding]:
-    parts = [f"{name} {importlib.metadata.version(name)}" for name in ("pentad-zerocopy", "torch", "numpy")]
+    parts = [f"{name} {_version(name)}" for name in ("pentad-zerocopy", "torch", "numpy")]
     yield Finding("versions", True, ", ".join([*parts, f"Python {platform.python_version()}"]))
     linux = sys.platform == "linux"
     system = f"{platform.system()} {platform.release()}"
     yield Finding("system", linux, system, "" if linux else "reports need /proc, and segments lie in temporary files")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # imported from its sources
+        return "from sources"
 
 
 def _segment_directory(folder: Path) -> Iterator[Finding]:
@@ -163,6 +171,13 @@ def _files(folder: Path) -> Iterator[Finding]:
     taken = sum(path.stat().st_blocks * 512 for path in published if path.exists())
     unfinished = len(list(folder.glob(f"*{TEMPORARY}"))) if folder.is_dir() else 0
     yield Finding("published", True, f"{len(published)} segments, {size(taken)}, {unfinished} unfinished files")
+
+
+def _devices() -> Iterator[Finding]:
+    copies = on_devices()
+    processes = {pid for copy in copies for pid in copy.holders}
+    fact = f"{len(copies)} copies of weights, {size(sum(copy.nbytes for copy in copies))}, {len(processes)} processes"
+    yield Finding("shared on GPUs", True, fact)
 
 
 def _extras() -> Iterator[Finding]:

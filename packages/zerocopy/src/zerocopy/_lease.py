@@ -180,6 +180,18 @@ def gate(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Yields:
         Whether this process holds it; always true with `wait`.
     """
+    fd = take_gate(path, wait=wait)
+    if fd is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        leave_gate(path, fd)
+
+
+def take_gate(path: Path, *, wait: bool = True) -> int | None:
+    """Take the mutex of `gate` and return its descriptor, or None if it is not free."""
     while True:
         with typed_errors(path.parent):
             fd = opened(path, os.O_RDWR | os.O_CREAT)  # no other user can open it, and so none can hold it
@@ -187,17 +199,17 @@ def gate(path: Path, *, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             close(fd)
-            yield False
-            return
+            return None
         if os.fstat(fd).st_nlink:
-            break
+            return fd
         close(fd)  # the previous holder removed it: lock the new file
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may not have closed it yet
-        close(fd)
+
+
+def leave_gate(path: Path, fd: int) -> None:
+    """Leave the mutex of `gate`."""
+    path.unlink(missing_ok=True)
+    fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may not have closed it yet
+    close(fd)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zerocopy._device.loading import move
-from zerocopy._device.memory import refuse_forked, require_cuda
+from zerocopy._device.loading import move_copied, move_shared
+from zerocopy._device.memory import require_cuda
 from zerocopy._directory import memory_prefix, names, segments
 from zerocopy._flatten import rebuild
 from zerocopy._lease import close
@@ -35,6 +35,7 @@ from zerocopy.errors import (
     UntrustedPathError,
 )
 
+_CPU = torch.device("cpu")
 _lock = threading.RLock()
 _foreign: weakref.WeakSet[Any] = weakref.WeakSet()  # models with code of a checkpoint: another caller may not allow it
 _loaded: weakref.WeakValueDictionary[tuple[str, str, bool], Any] = weakref.WeakValueDictionary()
@@ -161,8 +162,6 @@ class ModelRef:
         place = _place(device)
         share = share and place.type != "cpu"  # where it always is
         key = self.digest, str(place), share
-        if place.type == "cuda":
-            refuse_forked()
         with _lock:
             model = _loaded.get(key) if cached else None
             if model is None or (model in _foreign and not trust_remote_code):
@@ -175,15 +174,23 @@ class ModelRef:
 
     def _load(self, place: torch.device, share: bool, trust_remote_code: bool) -> Any:
         on_cpu = place.type == "cpu"
-        if share:
-            require_cuda(place)
-        model, mappings = _build(self, on_cpu=on_cpu, ahead=not share, trust_remote_code=trust_remote_code)
+        if share and place.type != "cuda":
+            raise ValueError(
+                f"share=True is for CUDA devices, got {str(place)!r}; on the CPU, weights are always shared"
+            )
+        model, mappings = _build(self, on_cpu=on_cpu, ahead=place.type != "cuda", trust_remote_code=trust_remote_code)
         if on_cpu:
             return model
         if not hasattr(model, "to"):
             raise TypeError(f"a {type(model).__name__} has no method `to`: load it onto the CPU and move its parts")
         with neutral():
-            return move(model, place, mappings) if share else model.to(place)
+            if place.type != "cuda":
+                return model.to(place)
+            if not share:
+                return move_copied(model, place, mappings)
+            model = move_shared(model, place, mappings)
+            remember(model, mappings[0].file, mappings[0].manifest, ())
+            return model
 
     @contextmanager
     def on_this_node(self) -> Iterator[ModelRef]:
@@ -200,11 +207,14 @@ class ModelRef:
 
 def _place(device: str | torch.device) -> torch.device:
     """Return the device with its number, under which a process keeps one copy; the host has none."""
+    if device == "cpu":
+        return _CPU
     place = torch.device(device)
     if place.type == "cpu":
-        return torch.device("cpu")
-    if place.index is None and place.type == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        return _CPU
+    if place.type == "cuda":
+        require_cuda(place)
+        return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
     return place
 
 

@@ -9,8 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from zerocopy import _directory as places
+from zerocopy._device.keeper import kept
 from zerocopy._lease import close, opened
 from zerocopy._origin import NOTE
 from zerocopy._segment.format import Manifest, check
@@ -119,6 +121,28 @@ class SegmentInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class OnDevice:
+    """A copy of a model's weights on a GPU, which processes share.
+
+    Args:
+        device: The GPU's UUID, as `nvidia-smi -L` lists it.
+        model: Name and version of the model. If several have the same weights, the one that was loaded first.
+        nbytes: The number of bytes.
+        holders: The processes that have it loaded.
+    """
+
+    device: str
+    model: str
+    nbytes: int
+    holders: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Return one line with the processes."""
+        by = ", ".join(map(str, self.holders)) or "no process"
+        return f"{self.model} on {self.device}: {size(self.nbytes)}, loaded by {by}"
+
+
+@dataclass(frozen=True, slots=True)
 class Unreadable:
     """Something in the segment directory that was not read.
 
@@ -140,6 +164,8 @@ class Report:
         segments: The published segments, and removed ones that are still mapped.
         views: One entry per process and segment that it maps.
         unreadable: Files that are called like segments and cannot be read.
+        devices: The copies on GPUs of all models that this user's processes loaded with `share=True`, whichever
+            directory their segments lie in.
 
     Example:
         >>> import zerocopy
@@ -151,6 +177,7 @@ class Report:
     segments: tuple[SegmentInfo, ...]
     views: tuple[View, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    devices: tuple[OnDevice, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain dicts and lists, for JSON."""
@@ -159,7 +186,7 @@ class Report:
     def __str__(self) -> str:
         """Return lines for a terminal: each model, the number of its readers, and what each process wrote."""
         if not self.segments and not self.views:
-            return "\n".join([f"nothing is published in {self.directory}", *self.not_read()])
+            return "\n".join([f"nothing is published in {self.directory}", *map(str, self.devices), *self.not_read()])
         lines = [f"published in {self.directory}:"]
         for info in sorted(self.segments, key=lambda entry: (entry.name, entry.version)):
             state = "removed, still read" if info.gone else "current" if info.current else ""
@@ -171,7 +198,7 @@ class Report:
             lines.extend(f"  {view}" for view in self.views if view.segment == info.file)
         listed = {info.file for info in self.segments}
         lines.extend(f"{view.segment} (removed): {view}" for view in self.views if view.segment not in listed)
-        return "\n".join([*lines, *self.not_read()])
+        return "\n".join([*lines, *map(str, self.devices), *self.not_read()])
 
     def not_read(self) -> list[str]:
         """Return a line for each thing that could not be read."""
@@ -230,7 +257,15 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
                 file not in on_disk,
             )
         )
-    return Report(str(folder), tuple(infos), tuple(views), tuple(unread))
+    return Report(str(folder), tuple(infos), tuple(views), tuple(unread), on_devices())
+
+
+def on_devices() -> tuple[OnDevice, ...]:
+    """Return the copies on GPUs that this user's processes share."""
+    return tuple(
+        OnDevice(f"GPU-{UUID(hex=each.device)}", each.model, each.nbytes, each.holders)
+        for each in kept(places.default_directory())
+    )
 
 
 def _manifests(folder: Path) -> tuple[dict[str, tuple[Manifest, int] | None], list[Unreadable]]:

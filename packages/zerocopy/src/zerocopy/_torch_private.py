@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from zerocopy.errors import ZerocopyError
+from zerocopy.errors import DeviceUnavailableError, ZerocopyError
 
 _CDATA, _UNTYPED, _SCHEMA = attrgetter("_cdata"), attrgetter("_untyped_storage"), attrgetter("_schema")
 
@@ -54,15 +54,16 @@ __all__ = [
     "buffers_of",
     "children_of",
     "copy_operator",
-    "cuda_was_forked",
     "inject_parametrizations",
     "is_neutral",
     "is_traceable_wrapper_subclass",
     "neg_view",
     "neutral",
     "parameters_of",
+    "refuse_forked",
     "schema_of",
     "storage_key",
+    "streams_of",
     "tensor_subclass",
     "typed_storage",
     "untyped_storage",
@@ -119,6 +120,29 @@ def neutral() -> Iterator[None]:
                 _push_mode(mode)
             for mode in reversed(functions):
                 _push_function_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def refuse_forked() -> None:
+    """Refuse the use of CUDA in a process that was forked from one that uses it.
+
+    Raises:
+        DeviceUnavailableError: This is such a process.
+    """
+    if cuda_was_forked():
+        raise DeviceUnavailableError("CUDA cannot be used in a process that was forked from one that uses it: spawn it")
+
+
+_STREAMS, _PRIORITIES = 32, 4  # of a device's pool, from which torch takes them in turns
+
+
+def streams_of(place: torch.device) -> list[int]:
+    """Return the streams of torch's pool for a device, from one of which torch captures a graph."""
+    streams = [
+        torch.cuda.Stream(place, priority=-level)  # type: ignore[no-untyped-call]
+        for level in range(_PRIORITIES)
+        for _ in range(_STREAMS)
+    ]
+    return list({int(stream.cuda_stream) for stream in streams})
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:

@@ -128,7 +128,7 @@ def written(model: Any) -> tuple[Written, ...]:
         if manifest is not None:
             published |= {f"{prefix}.{name}" if prefix else name for block in manifest.blocks for name in block.names}
     for path, obj in present.items():
-        if path in published and obj.nbytes and _home(obj) is None and not _has_parts(obj):
+        if path in published and obj.nbytes and not _has_parts(obj) and _home(obj) is None and not _on_device(obj):
             found.append(Written(path, obj.nbytes, replaced=True))
     return tuple(found)
 
@@ -144,9 +144,11 @@ def is_private(tensor: torch.Tensor) -> bool:
     return (own is None or bool(own.any())) and bool(_differing(home, first, last - first))
 
 
-def _on_device(tensor: torch.Tensor) -> bool:
+def _on_device(obj: torch.Tensor | np.ndarray[Any, Any]) -> bool:
     """Return whether a tensor lies in a copy on a device that processes share."""
-    return not _has_parts(tensor) and tensor.device.type != "meta" and copy_at(tensor.data_ptr()) is not None
+    if not isinstance(obj, torch.Tensor) or _has_parts(obj) or obj.device.type == "meta":
+        return False
+    return copy_at(obj.data_ptr()) is not None
 
 
 def _has_parts(obj: object) -> bool:

@@ -4,12 +4,12 @@
    (cuMemRelease: "when all outstanding mappings to the memory are unmapped and when all outstanding references to the
    handle (including it's shareable counterparts) are also released"). A mapping has no access until it is granted
    (cuMemUnmap: "all mappings start with no accessibility setup"), and a write without access ends the process. A copy
-   from pageable memory arrives at the next synchronization (API synchronization behavior, "Memcpy"); a kernel runs then
-   too. A process that was forked cannot use the driver. What a program must not do is written to the file "violations"
+   reads pinned memory at the next synchronization; a kernel runs then too. A process that was forked cannot use the driver. What a program must not do is written to the file "violations"
    in the folder EMULATED_DRIVER. Further variables: EMULATED_WITHOUT names what a device lacks, EMULATED_MEMORY its
    bytes, EMULATED_DAMAGE makes copies arrive wrong, EMULATED_SLOW is the time of a copy in milliseconds. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,13 +25,14 @@ struct properties { int type, handles, place, id; void *windows; unsigned char f
 struct access { int place, id, flags; };
 struct memory { int fd; size_t size; };
 struct mapping { address_t at; size_t size; int mapped, writable; };
-struct work { address_t to; char *staged; size_t size; };
+struct work { address_t device; char *host; size_t size; int out; };
 
 static struct memory memories[MOST];
 static struct mapping mappings[MOST];
 static struct work queue[MOST];
-static struct { char *at; size_t size; } registered;
-static int queued, owner, capturing;
+static struct { char *at; size_t size; } pinned[MOST];
+static int queued, owner, capturing, streams;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static size_t used;
 static __thread int contexts, capture_mode;
 
@@ -48,11 +49,6 @@ static int lacks(const char *what) {
     return list && strstr(list, what);
 }
 
-static size_t number(const char *name, size_t other) {
-    const char *value = getenv(name);
-    return value ? strtoull(value, NULL, 10) : other;
-}
-
 static int ready(int in_context) {
     if (owner != getpid()) return 3;
     return in_context && !contexts ? 201 : 0;
@@ -62,6 +58,12 @@ static struct mapping *mapping_of(address_t at, size_t size) {
     for (int i = 0; i < MOST; i++)
         if (mappings[i].at && at >= mappings[i].at && at + size <= mappings[i].at + mappings[i].size) return &mappings[i];
     return NULL;
+}
+
+static int is_pinned(const char *at, size_t size) {
+    for (int i = 0; i < MOST; i++)
+        if (pinned[i].at && at >= pinned[i].at && at + size <= pinned[i].at + pinned[i].size) return 1;
+    return 0;
 }
 
 #define NEED(in_context) do { int status_ = ready(in_context); if (status_) return status_; } while (0)
@@ -94,7 +96,7 @@ int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
 
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     NEED(0);
-    *value = attribute == 102 || (attribute == 103 && !lacks("sharing")) || (attribute == 113 && !lacks("pinning"));
+    *value = attribute == 102 || attribute == 103;
     return device > 1 ? 101 : 0;
 }
 
@@ -126,7 +128,7 @@ int cuMemGetAllocationGranularity(size_t *step, const struct properties *wanted,
 int cuMemCreate(address_t *handle, size_t size, const struct properties *wanted, address_t flags) {
     NEED(1);
     if (!size || size % STEP || wanted->type != 1 || wanted->handles != 1 || wanted->place != 1 || flags) return 1;
-    if (used + size > number("EMULATED_MEMORY", 1ul << 30)) return 2;
+    if (used + size > 1ul << 30) return 2;
     for (int i = 0; i < MOST; i++) {
         if (memories[i].size) continue;
         int fd = memfd_create("emulated-device-memory", MFD_CLOEXEC);
@@ -202,7 +204,6 @@ int cuMemSetAccess(address_t at, size_t size, const struct access *wanted, size_
     NEED(1);
     struct mapping *here = mapping_of(at, size);
     if (!here || !here->mapped || count != 1 || wanted->place != 1) return 1;
-    if (wanted->flags == 1 && lacks("protection")) return 801;
     here->writable = wanted->flags == 3;
     return mprotect((void *)at, size, PROT_READ | (here->writable ? PROT_WRITE : 0)) ? 1 : 0;
 }
@@ -212,7 +213,7 @@ int cuMemUnmap(address_t at, size_t size) {
     struct mapping *here = mapping_of(at, size);
     if (!here || !here->mapped || here->at != at || here->size != size) return 1;
     for (int i = 0; i < queued; i++)
-        if (queue[i].to >= at && queue[i].to < at + size) violation("memory was unmapped while work on it was queued");
+        if (queue[i].device >= at && queue[i].device < at + size) violation("memory was unmapped while work on it was queued");
     mmap((void *)at, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     here->mapped = here->writable = 0;
     return 0;
@@ -228,55 +229,123 @@ int cuMemAddressFree(address_t at, size_t size) {
 
 int cuMemHostRegister_v2(void *at, size_t size, unsigned flags) {
     NEED(1);
-    if (lacks("locking")) return 2;
-    if (lacks("pinning")) return 801;
-    if (flags != 8 || msync((void *)((size_t)at & ~4095ul), size, MS_ASYNC)) return 1;
-    if (registered.at) {
-        violation("host memory was still registered");
-        return 712;
+    if ((flags != 8 && flags) || msync((void *)((size_t)at & ~4095ul), size, MS_ASYNC)) return 1;
+    pthread_mutex_lock(&lock);
+    int free = -1;
+    for (int i = 0; i < MOST; i++) {
+        if (!pinned[i].at) free = i;
+        else if ((char *)at < pinned[i].at + pinned[i].size && pinned[i].at < (char *)at + size)
+            violation("host memory was pinned twice");
     }
-    registered.at = at;
-    registered.size = size;
-    return 0;
+    if (free >= 0) pinned[free].at = at, pinned[free].size = size;
+    pthread_mutex_unlock(&lock);
+    return free < 0 ? 2 : 0;
 }
 
 int cuMemHostUnregister(void *at) {
     NEED(1);
-    if (registered.at != at) return 713;
-    registered.at = NULL;
-    return 0;
+    int found = 713;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MOST; i++) {
+        if (!at || pinned[i].at != at) continue;
+        for (int j = 0; j < queued; j++) {
+            char *used = queue[j].host;
+            if (used && used >= pinned[i].at && used < pinned[i].at + pinned[i].size)
+                violation("memory was unpinned while a copy was queued");
+        }
+        pinned[i].at = NULL;
+        found = 0;
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
 }
 
 static void run(void) {
+    pthread_mutex_lock(&lock);
     for (int i = 0; i < queued; i++) {
-        if (queue[i].staged) {
-            memcpy((void *)queue[i].to, queue[i].staged, queue[i].size);
-            free(queue[i].staged);
-        } else
-            for (volatile char *byte = (char *)queue[i].to; byte < (char *)queue[i].to + queue[i].size; byte += 4096)
+        struct work *one = &queue[i];
+        if (one->host && one->out)
+            memcpy(one->host, (void *)one->device, one->size);
+        else if (one->host)
+            memcpy((void *)one->device, one->host, one->size);
+        else
+            for (volatile char *byte = (char *)one->device; byte < (char *)one->device + one->size; byte += 4096)
                 (void)*byte;
     }
     queued = 0;
+    pthread_mutex_unlock(&lock);
 }
 
-int cuMemcpyHtoD_v2(address_t to, const char *from, size_t size) {
-    NEED(1);
-    struct mapping *here = mapping_of(to, size);
-    if (!here || !here->writable || queued == MOST) return 1;
-    usleep(1000 * number("EMULATED_SLOW", 0));
-    char *staged = malloc(size);
-    memcpy(staged, from, size);
-    if (number("EMULATED_DAMAGE", 0)) staged[size / 2] ^= 1;
-    queue[queued++] = (struct work){to, staged, size};
-    if (registered.at && from >= registered.at && from + size <= registered.at + registered.size) run();
+static int enqueue(address_t device, char *host, size_t size, int out) {
+    if (queued >= MOST / 2 || (host && !is_pinned(host, size))) run();
+    pthread_mutex_lock(&lock);
+    queue[queued++] = (struct work){device, host, size, out};
+    pthread_mutex_unlock(&lock);
+    if (host && !is_pinned(host, size)) run();
     return 0;
 }
 
-int cuMemcpyDtoH_v2(void *to, address_t from, size_t size) {
+int cuMemcpyHtoDAsync_v2(address_t to, char *from, size_t size, void *stream) {
     NEED(1);
-    if (!mapping_of(from, size)) return 1;
+    struct mapping *here = mapping_of(to, size);
+    if (!here || !here->writable || (stream && stream != &streams)) return 1;
+    return enqueue(to, from, size, 0);
+}
+
+int cuMemcpyDtoHAsync_v2(char *to, address_t from, size_t size, void *stream) {
+    NEED(1);
+    if (!mapping_of(from, size) || stream != &streams) return 1;
+    return enqueue(from, to, size, 1);
+}
+
+int cuStreamSynchronize(void *stream) {
+    NEED(1);
     run();
-    memcpy(to, (void *)from, size);
+    return stream && stream != &streams;
+}
+
+int cuStreamIsCapturing(void *stream, int *status) {
+    NEED(1);
+    *status = capturing;
+    return stream && stream != &streams;
+}
+
+int cuStreamCreate(void **stream, unsigned flags) {
+    NEED(1);
+    *stream = &streams;
+    streams++;
+    return flags == 1 ? 0 : 1;
+}
+
+int cuStreamDestroy_v2(void *stream) {
+    NEED(1);
+    if (stream != &streams || !streams) return 400;
+    streams--;
+    return 0;
+}
+
+int cuEventCreate(void **event, unsigned flags) {
+    NEED(1);
+    *event = calloc(1, 1);
+    return flags == 2 ? 0 : 1;
+}
+
+int cuEventRecord(void *event, void *stream) {
+    NEED(1);
+    *(char *)event = 1;
+    return stream && stream != &streams;
+}
+
+int cuEventSynchronize(void *event) {
+    NEED(1);
+    if (*(char *)event) run();
+    *(char *)event = 0;
+    return 0;
+}
+
+int cuEventDestroy_v2(void *event) {
+    NEED(1);
+    free(event);
     return 0;
 }
 
@@ -290,12 +359,12 @@ int cuThreadExchangeStreamCaptureMode(int *mode) {
 
 int cuCtxSynchronize(void) {
     NEED(1);
-    if (capturing && capture_mode != 2) violation("a graph that was being captured became invalid");
+    if (capturing) violation("a graph that was being captured became invalid");  /* seen on a GPU, in every mode */
     if (capturing) return 900;
     run();
     return 0;
 }
 
 /* What only tests call: queue a kernel that reads memory, and begin or end the capture of a graph. */
-void emulated_launch(address_t at, size_t size) { queue[queued++] = (struct work){at, NULL, size}; }
+void emulated_launch(address_t at, size_t size) { enqueue(at, NULL, size, 0); }
 void emulated_capture(int on) { capturing = on; }

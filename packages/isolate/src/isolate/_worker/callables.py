@@ -13,7 +13,9 @@ class Caller(Protocol):
 
     name: str
 
-    def call(self, target: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None
+    ) -> Any:
         """Call and block until the answer comes."""
 
     async def acall(self, target: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import kinds
+from .copies import STATE
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 from .wire import KIND, MAX_DEPTH, Hook, RefusedError, Room, Special, describe, pack, revive, unpack
 
@@ -84,6 +85,7 @@ class Codec:
                 return self._fast[0]((target, args, kwargs, deadline, depth))
             except (OverflowError, UnicodeEncodeError):
                 pass
+        before, STATE.deadline = STATE.deadline, deadline
         try:
             return self._pack([target, list(args), kwargs, deadline, depth])
         except UnsupportedTypeError as failure:  # its place, as the caller knows it
@@ -91,6 +93,8 @@ class Codec:
             for place, name in (("value[1]", "args"), ("value[2]", "kwargs")):
                 text = name + text.removeprefix(place) if text.startswith(place) else text
             raise UnsupportedTypeError(text) from None
+        finally:
+            STATE.deadline = before
 
     def _pack(self, value: Any) -> bytes:
         made: list[tuple[int, bytes]] = []

@@ -23,9 +23,11 @@ class _State(threading.local):
     Attributes:
         left: Bytes that may still be copied for the current message; None for no limit.
         versions: What the tracker has said of arrays in an attempt that ended with `CopyNeededError`, by object.
+        deadline: When the call ends whose arguments are being encoded; None for no end, and for answers.
     """
 
     left: int | None = None
+    deadline: float | None = None
     versions: dict[int, int | None]
 
     def __init__(self) -> None:

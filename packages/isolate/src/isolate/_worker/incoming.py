@@ -119,7 +119,7 @@ class Incoming:
         alive = sum(known.allocated for known in self._alive.copy() | {entry})
         if alive > (self._array_bytes or 0):
             if lease:
-                self._give_back(lease)
+                self.give_back(lease)
             raise OverloadedError(f"{alive} bytes of its arrays are alive here; the limit is {self._array_bytes}")
 
     def _map(self, entry: _Received, writable: bool) -> memoryview:
@@ -138,7 +138,8 @@ class Incoming:
             entry.keep(view)
         return view
 
-    def _give_back(self, lease: int) -> None:
+    def give_back(self, lease: int) -> None:
+        """Tell the peer that a lent block or handle is no longer used here; callable from a finalizer."""
         self.freed.append(lease)
         self._freed_soon()
 
@@ -146,7 +147,7 @@ class Incoming:
         def gone(_: object) -> None:
             # Runs inside any thread's garbage collection: no lock may be taken here.
             self._leases.pop(lease, None)
-            self._give_back(lease)
+            self.give_back(lease)
 
         self._leases[lease] = weakref.ref(holder, gone)
 
@@ -158,7 +159,7 @@ class Incoming:
         entry, offset, lease, _ = self._region(where, nbytes)
         data = _read(entry.fd, nbytes, offset)
         if lease:
-            self._give_back(lease)
+            self.give_back(lease)
         return data
 
     def _numpy(self, where: Any, dtype: Any, shape: list[int]) -> Any:
@@ -204,7 +205,7 @@ class Incoming:
             )
         entry, offset, lease, writable = self._region(where, nbytes)
         # torch has no read-only tensors: a private mapping makes a write hit a copy of the page instead of a signal.
-        gone: Callable[[], None] | None = (lambda: self._give_back(lease)) if lease else None
+        gone: Callable[[], None] | None = (lambda: self.give_back(lease)) if lease else None
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE
         try:
             mapped = Mapping(

@@ -79,7 +79,8 @@ def build(parts: Any) -> Any:
 
 def handles(kind: type) -> bool:
     """Return whether values of a type may travel, as far as the type alone says."""
-    return converters.knows(kind) or standard.knows(kind) or kind.__module__.partition(".")[0] in _LIBRARIES
+    library = kind.__module__.partition(".")[0]
+    return converters.knows(kind) or standard.knows(kind) or library in _LIBRARIES or library == "cupy"
 
 
 _BASES: tuple[type, ...] = (str, int, float, complex, bytes, bytearray, tuple, list, dict, set, frozenset)

@@ -11,8 +11,8 @@ from typing import Any
 
 from .errors import UnsupportedTypeError, WireError
 
-_FRACTION_BITS = 1 << 16
-"""The greatest common divisor of larger numbers would take the receiver too long."""
+_DIVIDED_BITS = 1 << 14
+"""Dividing larger numbers, as a Fraction and a range do at once, would take the receiver too long."""
 _FACTORIES: dict[str, type] = {kind.__name__: kind for kind in (list, dict, set, int, float, str, tuple, bytes, bool)}
 _ZONE = re.compile(r"[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,3}\Z")
 _PATHS = ("PurePosixPath", "PureWindowsPath")
@@ -102,19 +102,20 @@ def _time_of(parts: Any) -> time:
 
 
 def _fraction_parts(value: Any) -> list[int]:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > _FRACTION_BITS:
-        raise UnsupportedTypeError(
-            f"a Fraction of numbers above {_FRACTION_BITS} bits does not travel; send the numbers"
-        )
-    return [value.numerator, value.denominator]
+    return _short([value.numerator, value.denominator], "Fraction")
+
+
+def _short(numbers: list[int], what: str) -> list[int]:
+    """Return the numbers that a value divides, if that is quick."""
+    if max(number.bit_length() for number in numbers) > _DIVIDED_BITS:
+        raise UnsupportedTypeError(f"a {what} of numbers above {_DIVIDED_BITS} bits does not travel; send the numbers")
+    return numbers
 
 
 def _fraction_of(parts: Any) -> Any:
     from fractions import Fraction
 
-    top, bottom = parts
-    wanted(type(top) is int and type(bottom) is int, "a Fraction")
-    wanted(max(top.bit_length(), bottom.bit_length()) <= _FRACTION_BITS, "a Fraction")
+    top, bottom = _short(_integers(parts), "Fraction")
     return Fraction(top, bottom)
 
 
@@ -243,7 +244,7 @@ _EXACT: dict[type, tuple[str, Callable[[Any], Any]]] = {
     complex: ("complex", lambda value: [value.real, value.imag]),
     bytearray: ("bytearray", bytes),
     memoryview: ("memoryview", _view_parts),
-    range: ("range", lambda value: [value.start, value.stop, value.step]),
+    range: ("range", lambda value: _short([value.start, value.stop, value.step], "range")),
     slice: ("slice", lambda value: [value.start, value.stop, value.step]),
     EllipsisType: ("ellipsis", lambda _: None),
     datetime: ("datetime", _datetime_parts),
@@ -272,7 +273,7 @@ _BUILD: dict[str, Callable[[Any], Any]] = {
     "complex": _complex_of,
     "bytearray": bytearray,
     "memoryview": _view_of,
-    "range": lambda parts: range(*_integers(parts)),
+    "range": lambda parts: range(*_short(_integers(parts), "range")),
     "slice": lambda parts: slice(*parts),
     "ellipsis": lambda _: ...,
     "datetime": _datetime_of,

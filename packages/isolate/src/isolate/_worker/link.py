@@ -23,6 +23,7 @@ from .calls import CURRENT, Export, ForeignReply, ThreadReply, checked_call, dea
 from .channel import Channel
 from .convert import Convert
 from .copies import ON_LOOP, STATE, Copier, CopyNeededError
+from .devices import TRY
 from .errors import (
     CallTimeoutError,
     DepthExceededError,
@@ -74,6 +75,8 @@ _NUMBERS, _NUMBERS_BYTES = 10_000, 128 << 10
 """Most numbers in one frame of housekeeping, and bytes that such a frame may have."""
 _BYTES = b"\xa5bytes"
 """In messages with bytes objects that are copied out of shared memory."""
+_DEVICE = b"\xa6device"
+"""In messages with device arrays, which are opened."""
 _NUMPY, _TORCH = b"\xa5numpy", b"\xa5torch"
 """In messages with arrays and tensors, the first of which makes this process import the library."""
 
@@ -82,6 +85,7 @@ def _takes_long(payload: bytes) -> bool:
     """Return whether a small message may take long to decode."""
     return (
         _BYTES in payload
+        or _DEVICE in payload
         or (_NUMPY in payload and "numpy" not in sys.modules)
         or (_TORCH in payload and "torch" not in sys.modules)
     )
@@ -150,6 +154,7 @@ class Link:  # long because calls and answers in both directions share the table
         self.frames_received = 0
         self.channel = Channel(sock, loop, self._on_frame, on_closed, limits.frame_bytes, limits.queued_bytes, turns)
         self.copier = Copier()
+        self._decoder = Copier()  # another thread: one that copies may wait for an answer that must be decoded
         self.serving = Serving(loop, threads, self._answer, limits, self.copier)
 
     @property
@@ -331,7 +336,7 @@ class Link:  # long because calls and answers in both directions share the table
         elif len(payload) > _LARGE and self._offload is not None and not self.channel.draining:
             self._decode_elsewhere(kind, number, payload, self._offload)
         elif len(payload) <= _LARGE and not self.channel.draining and _takes_long(bytes(payload)):
-            self._decode_elsewhere(kind, number, payload, self.copier.submit)
+            self._decode_elsewhere(kind, number, payload, self._decoder.submit)
         else:
             self._decode(kind, number, self.values.weigh, payload)
 
@@ -420,7 +425,7 @@ class Link:  # long because calls and answers in both directions share the table
 
     def _on_call(self, number: int, parts: Any) -> None:
         target, args, kwargs, context = checked_call(parts)
-        export = self.exports.get(target) if type(target) is str else self.values.callables.get(target)
+        export = self._export(target)
         if export is None:
             known = ", ".join(sorted(self.exports)) or "nothing"
             self.serving.answer(
@@ -431,6 +436,15 @@ class Link:  # long because calls and answers in both directions share the table
             self.serving.answer("ERROR", number, DepthExceededError(limit))
         else:
             self.serving.begin(number, export, args, kwargs, context)
+
+    def _export(self, target: Any) -> Any:
+        if target == TRY:
+            return Export(self._try_to_open, "async")
+        return self.exports.get(target) if type(target) is str else self.values.callables.get(target)
+
+    async def _try_to_open(self, name: Any, raw: Any) -> Any:
+        # In a thread that a caller who gives up does not interrupt: it may be importing libraries.
+        return await asyncio.wrap_future(self._decoder.submit(self.values.devices.try_to_open, name, raw))
 
     def _on_other(self, kind: int, number: int, payload: bytes | memoryview) -> None:
         if kind == PING:
@@ -458,8 +472,8 @@ class Link:  # long because calls and answers in both directions share the table
             for handle in self.values.numbers(payload):
                 self.values.callables.release(handle)
         elif kind == FREE:
-            for segment in self.values.numbers(payload):
-                self._tell_dropped(self.values.outgoing.returned(segment))
+            for lease in self.values.numbers(payload):
+                self.values.returned(lease)
         elif kind == DROP:
             for segment in self.values.numbers(payload):
                 self.values.incoming.dropped(segment)
@@ -523,4 +537,5 @@ class Link:  # long because calls and answers in both directions share the table
         self.fail_pending(self._closing)
         self.serving.close()
         self.copier.close()
+        self._decoder.close()
         self.values.close()

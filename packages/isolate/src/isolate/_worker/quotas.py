@@ -22,6 +22,7 @@ class LinkLimits(NamedTuple):
         threads: Threads for outermost blocking calls of the other side.
         nested_threads: Threads for nested ones.
         callables: Callables of this side that the other holds.
+        device_handles: Whether arrays on a GPU may go by handle.
     """
 
     frame_bytes: int = FRAME_LIMIT
@@ -35,6 +36,7 @@ class LinkLimits(NamedTuple):
     threads: int = 32
     nested_threads: int = 1_000_000
     callables: int = 100_000
+    device_handles: bool = True
 
 
 TRUSTED = LinkLimits()

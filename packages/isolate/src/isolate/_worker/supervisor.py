@@ -24,6 +24,7 @@ from .wire import pack, unpack
 _PR_SET_CHILD_SUBREAPER = 36
 _SCRATCH, _SCRATCH_SHARE = "/dev/shm", "25%"
 """Where a confined worker's own files in memory are, and how much of the machine's memory they may take."""
+_TASKS = "/proc/self/task"
 _PROC = ["/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory"]
 
 
@@ -140,7 +141,7 @@ def become_worker(sandbox: dict[str, Any], parent: int) -> list[str]:
             sandbox["private_proc"] = confine.mount_proc()
             if sandbox["private_proc"]:  # else the mounts may be shared with the host's
                 _give_scratch(sandbox)
-                confine.make_read_only(sandbox["write"])
+                confine.make_read_only([*sandbox["write"], *(["/proc"] if sandbox["gpus"] else [])])
             _be_init(write, sandbox["private_proc"])
             return []
         os.close(write)
@@ -207,6 +208,10 @@ def confine_and_try(config: dict[str, Any]) -> dict[str, Any]:
         config["read"].append("/proc")
     else:
         config["read"] += _PROC
+    if config["gpus"]:
+        # CUDA names its threads, and does not start where it cannot. Open, so that the kernel keeps the rule for it.
+        os.open(_TASKS, os.O_RDONLY | os.O_DIRECTORY)
+        config["write"].append(_TASKS)
     enforced, missing = confine.confine(config)
     wanted = expected(config)
     tried = probe.attempt(config["targets"]) if config["targets"] and config["level"] not in ("none", "limits") else {}

@@ -8,12 +8,13 @@ from typing import Any
 from . import handles
 from .callables import Caller, RemoteCallable, SentCallables
 from .codec import Codec
+from .devices import TRY, Devices
 from .errors import WireError
 from .incoming import Incoming
 from .outgoing import Outgoing
 from .quotas import LinkLimits
 from .segments import Segment
-from .wire import BUFFER, HANDLE, HANDLE_BACK, XFER
+from .wire import BUFFER, DEVICE, HANDLE, HANDLE_BACK, XFER
 
 
 class Values:
@@ -45,6 +46,7 @@ class Values:
         self.callables = SentCallables(numbers, limits.callables)
         self.outgoing = Outgoing(announce, housekeep_soon, limits.peer_segments)
         self.incoming = Incoming(housekeep_soon, import_torch, limits.array_bytes, limits.segments)
+        self.devices = Devices(self._ask, self.incoming.give_back, link.name, limits.device_handles)
         self._codec = Codec(self._special, self._hook, self._unsent, limits.decoded_bytes)
         self.encode = self._codec.encode
         self.encode_call = self._codec.encode_call
@@ -54,7 +56,17 @@ class Values:
 
     def stats(self) -> dict[str, int]:
         """Return segments and bytes: lent to the other side, idle in the pool, mapped from the other side."""
-        return {**self.outgoing.stats(), "mapped": len(self.incoming)}
+        return {**self.outgoing.stats(), "mapped": len(self.incoming), **self.devices.stats()}
+
+    def _ask(self, name: str, raw: bytes, seconds: float) -> Any:
+        return self._link.call(TRY, (name, raw), {}, seconds)
+
+    def returned(self, lease: int) -> None:
+        """Take back what the other side no longer uses."""
+        if lease < 0:
+            self.devices.returned(lease)
+        else:
+            self._tell_dropped(self.outgoing.returned(lease))
 
     def take_ended(self) -> tuple[list[int], list[int]]:
         """Return the segments to give back, and those of this side that ended."""
@@ -65,10 +77,14 @@ class Values:
         self.callables.clear()
         self.incoming.close()
         self.outgoing.close()
+        self.devices.close()
 
     def _special(self, value: Any) -> tuple[int, bytes] | None:
         if isinstance(value, RemoteCallable) and value.belongs_to(self._link):
             return HANDLE_BACK, self.encode(value.number)
+        on_device = self.devices.describe(value)
+        if on_device is not None:
+            return DEVICE, self.encode(on_device)
         described = self.outgoing.describe(value)
         if described is not None:
             return BUFFER, self.encode(described)
@@ -85,6 +101,8 @@ class Values:
             self.callables.release(self.decode(payload))
         elif code == BUFFER:
             self._tell_dropped(self.outgoing.unsent(self.decode(payload)))
+        elif code == DEVICE:
+            self.devices.returned(self.decode(payload)[2])
 
     def _hook(self, code: int, payload: bytes) -> Any:
         if code == XFER:
@@ -92,6 +110,8 @@ class Values:
         value = self.decode(payload)
         if code == BUFFER:
             return self.incoming.restore(value)
+        if code == DEVICE:
+            return self.devices.restore(value)
         if type(value) is not int:
             raise WireError("a callable's number is not a number")
         if code == HANDLE:

@@ -8,6 +8,7 @@ Nothing is constructed by a name from the wire. Every type has one form and come
 | int of any other size, tuple, set, frozenset, dict with other keys, plain datetime, Path | extension types 1 to 7 |
 | arrays, tensors, large bytes | extension type 8, a description; see `outgoing` and `incoming` |
 | handles of pentad-xfer | extension type 11, their bytes |
+| arrays on a GPU that go by handle | extension type 13; see `devices` |
 | callables | extension types 9 (owned by the sender) and 10 (owned by the receiver) |
 | everything else that travels | extension type 12: a tag of a closed table and parts; see `kinds` |
 
@@ -27,9 +28,11 @@ from typing import Any
 from . import kinds
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 
-BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER, KIND = range(1, 13)
+BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER, KIND, DEVICE = range(1, 14)
 MAX_DEPTH = 100
 _EQUAL_HASHES = 64
+_COMPARED = 1 << 20
+"""Most parts of keys with one hash that a set or dict compares, a few milliseconds without a pause."""
 _TURN = 300
 _PAUSE = 1e-5
 _F64, _I64, _U64 = struct.Struct(">Bd"), struct.Struct(">Bq"), struct.Struct(">BQ")
@@ -412,8 +415,9 @@ def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
 
 
 def check_hashes(keys: list[Any]) -> None:
-    """Refuse keys that make a set or dict quadratic: many unequal ones with the same hash, which numbers allow."""
-    if len(keys) <= _EQUAL_HASHES:
+    """Refuse keys that make a set or dict quadratic: many unequal or large ones with the same hash."""
+    large = any(type(key) in (tuple, frozenset) and len(key) > _EQUAL_HASHES for key in keys)
+    if len(keys) <= _EQUAL_HASHES and not large:
         return
     counts: dict[int, int] = {}
     for key in keys:
@@ -422,3 +426,12 @@ def check_hashes(keys: list[Any]) -> None:
     most = max(counts.values())
     if most > _EQUAL_HASHES:
         raise UnsupportedTypeError(f"{most} keys of a set or dict have the same hash; send them as a list")
+    if large and most > 1:
+        alike = [key for key in keys if type(key) in (tuple, frozenset) and counts[hash(key)] > 1]
+        if sum(map(_parts, alike)) * most > _COMPARED:
+            raise UnsupportedTypeError(f"large keys of a set or dict have the same hash, {most} of them; send a list")
+
+
+def _parts(key: Any) -> int:
+    """Count what comparing a key with another may look at."""
+    return 1 + sum(map(_parts, key)) if type(key) in (tuple, frozenset) else 1

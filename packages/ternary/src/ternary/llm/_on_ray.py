@@ -10,6 +10,9 @@ from ternary.llm._shared import Reference
 
 __all__ = ["deployment"]
 
+DEPLOYMENT = "model"
+"""One name for every model: Ray Serve ends all replicas of a deployment whose name is gone, and then starts others."""
+
 
 def deployment(
     source: str | Path | Reference,
@@ -22,6 +25,9 @@ def deployment(
     **options: Any,
 ) -> Any:
     """Return an application for `ray.serve.run` that speaks the protocol of OpenAI, as `ternary serve` does.
+
+    Run it again with another source to roll out a new version: Ray Serve replaces one replica after the other, and the
+    others answer. With a single replica no one answers meanwhile.
 
     Args:
         source: A model file that every node can open, or a reference of `publish`.
@@ -53,4 +59,4 @@ def deployment(
         return application(source, name=name, parallel=parallel, queue=queue, **options)
 
     made = serve.deployment(serve.ingress(build)())
-    return made.options(name=name, num_replicas=replicas, ray_actor_options=ray_actor_options or {}).bind()
+    return made.options(name=DEPLOYMENT, num_replicas=replicas, ray_actor_options=ray_actor_options or {}).bind()

@@ -88,6 +88,8 @@ def check_once(weight: Tensor) -> None:
     version = version_of(weight)
     if _checked.get(key, -2) == version and version >= 0:
         return
+    if weight.is_cuda:
+        gpu.refuse_capture()  # the check waits for the device
     check_codes(weight)
     if len(_checked) >= _MOST_CHECKED:
         _checked.clear()
@@ -148,9 +150,12 @@ def _linear_elsewhere(
 ) -> Tensor:
     del threads  # of the native core
     check_linear(x, weight, scale, bias)
+    if on_triton(path, weight.dtype, x.device):
+        plain = x if x.dtype in gpu.DTYPES else x.float()
+        y = gpu.linear(plain.contiguous(), weight, scale, bias)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    compute = gpu.linear if on_triton(path, weight.dtype, x.device) else fallback.linear
-    y = _without_autocast(compute, rows, weight, scale, bias)
+    y = _without_autocast(fallback.linear, rows, weight, scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
@@ -222,6 +227,7 @@ def _conv2d_shape(
 
 
 _library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
+_library.impl("linear", _linear_elsewhere, "CUDA")  # type: ignore[no-untyped-call]
 _library.impl("linear", _linear_elsewhere, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 _library.impl("conv2d", _conv2d, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("ternary::linear", _linear_shape, lib=_library)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ternary._torch_private import DISPATCH_KNOWN, plain_dispatch, profiler_enabled, version_of
+from ternary.runtime import _gpu as gpu
 from ternary.runtime import _native as native
 from ternary.runtime import _ops as ops
 
@@ -34,6 +35,8 @@ class _Checked:
     path: int
     k: int
     n: int
+    device: int
+    on_triton: bool
 
 
 class Shortcut:
@@ -52,7 +55,6 @@ class Shortcut:
             not DISPATCH_KNOWN
             or type(x) is not Tensor
             or x.requires_grad
-            or x.dtype is not torch.float32
             or not plain_dispatch(x)
             or profiler_enabled()
             or not x.is_contiguous()
@@ -73,15 +75,20 @@ class Shortcut:
             or checked.version != version_of(weight)
         ):
             ops.check_linear(x, weight, scale, bias)
-            path = -1 if kernel == "triton" else native.path_number(kernel)
+            path = -1 if kernel == "triton" or x.is_cuda else native.path_number(kernel)
+            on_triton = x.is_cuda and ops.on_triton(kernel, weight.dtype, x.device)
             held = _nothing if bias is None else weakref.ref(bias)
-            sizes = (x.shape[-1], scale.shape[0])
             checked = _Checked(
-                addresses, version_of(weight), weakref.ref(weight), weakref.ref(scale), held, kernel, path, *sizes
+                *(addresses, version_of(weight), weakref.ref(weight), weakref.ref(scale), held, kernel, path),
+                *(x.shape[-1], scale.shape[0], x.get_device(), on_triton),
             )
             self._checked = checked
         shape, k = x.shape, checked.k
-        if checked.path < 0 or not k or not shape or shape[-1] != k:
+        if not k or not shape or shape[-1] != k or x.get_device() != checked.device:
+            return None
+        if checked.on_triton:
+            return gpu.multiply(x, weight, scale, bias, addresses) if x.dtype in gpu.DTYPES else None
+        if checked.path < 0 or x.dtype is not torch.float32:
             return None
         y = x.new_empty((*shape[:-1], checked.n))
         threads = threads or torch.get_num_threads()

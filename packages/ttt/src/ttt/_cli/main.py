@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from ttt.errors import TTTError
 
@@ -19,6 +19,13 @@ examples:
 """
 
 
+def _version() -> str:
+    try:
+        return version("pentad-ttt")
+    except PackageNotFoundError:
+        return "of a source folder that is not installed"
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     from ttt._cli import between, inspect, page, pretrain, solve
@@ -29,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    main.add_argument("--version", action="version", version=f"ttt {version('pentad-ttt')}")
+    main.add_argument("--version", action="version", version=f"ttt {_version()}")
     main.add_argument("--json", action="store_true", dest="json_first", help="print one JSON document instead of text")
     sub = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     solve.add_commands(sub)

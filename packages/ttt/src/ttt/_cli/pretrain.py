@@ -53,7 +53,7 @@ def pretrain_command(args: argparse.Namespace) -> int:
     training = Pretraining(backend, given, args.steps, args.seed)
     if training.resume(store):
         console.print(f"goes on at step {training.step}")
-    size = sum(p.numel() for p in training.model.parameters())
+    size = sum(p.numel() for p in training.learner.model.parameters())
     console.print(f"{len(given)} rules, {sum(len(x.pairs) for x in given)} pairs, {size / 1e6:.2f} million weights")
     begun, first = time.monotonic(), training.step
     while training.step < args.steps and time.monotonic() - begun < args.time:

@@ -49,7 +49,7 @@ class Entry:
     @property
     def open(self) -> bool:
         """Whether another try may help."""
-        failed = len(self.tries) >= FAILURES and all(r.may_succeed_later for r in self.tries)
+        failed = len(self.tries) >= FAILURES and all(r.status == "failed" and r.reason != "time" for r in self.tries)
         return self.confidence < SURE and not failed
 
     @property

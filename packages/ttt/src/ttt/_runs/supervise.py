@@ -181,4 +181,5 @@ def _ending(message: dict[str, Any]) -> dict[str, Any]:
     if message["kind"] == "done":
         reason = message["reason"]
         return {"status": "stopped" if reason else "done", "reason": reason, "steps": message["steps"]}
-    return {"status": "failed", "error": f"{message['type']}: {message['message']}"}
+    reason = "memory" if message["type"] == "MemoryLimitError" else None
+    return {"status": "failed", "reason": reason, "error": f"{message['type']}: {message['message']}"}

@@ -19,6 +19,7 @@ from typing import IO, Any
 from ttt._backend import Backend
 from ttt._budget import Budget, Clock, peak_bytes
 from ttt._runs.wire import progress_out, task_in
+from ttt.errors import MemoryLimitError
 from ttt.results import choose
 from ttt.values import Progress
 
@@ -42,6 +43,8 @@ def main() -> None:
         if reason is None and clock.budget.steps is not None and steps >= clock.budget.steps:
             reason = "steps"
         reports.send(kind="done", reason=reason, steps=steps)
+    except MemoryLimitError as error:
+        reports.send(kind="error", type="MemoryLimitError", message=str(error))
     except MemoryError as error:
         reports.send(kind="error", type="MemoryLimitError", message=f"the process ran out of memory: {error}")
     except Exception as error:  # every error of a backend is a failure of its task, and reported to the parent

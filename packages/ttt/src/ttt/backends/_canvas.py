@@ -36,6 +36,12 @@ class CanvasShape:
             )
 
 
+def rows_of(table: Tensor, numbers: Tensor) -> Tensor:
+    """Return the rows of a table with these numbers, as a product, whose gradient a GPU always sums in one order."""
+    chosen = functional.one_hot(numbers, len(table)).to(table.dtype)
+    return chosen @ table
+
+
 class Block(nn.Module):
     """Attention over all patches, then a two-layer network for each; both pre-normalised and residual."""
 
@@ -85,7 +91,7 @@ class CanvasViT(nn.Module):
         """
         n, side, p = cells.shape[0], self.shape.side, self.shape.patch
         k = side // p
-        x = self.colours(cells).view(n, k, p, k, p, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, k, k, -1)
+        x = rows_of(self.colours.weight, cells).view(n, k, p, k, p, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, k, k, -1)
         x = (self.into(x) + self.rows + self.columns).reshape(n, k * k, -1)
         x = torch.cat([(self.rule if rules is None else rules).expand(n, 1, -1), x], 1)
         for block in self.blocks:

@@ -6,6 +6,7 @@ of its symbols' probabilities stays above the threshold, so that likely grids ar
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ class Decoded:
     log_probability: float
 
 
+def _cache_argument(model: Any) -> str:
+    """Return the name that a model's `forward` has for its cache: `cache` from transformers 5.24 on."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+
+
 class _Reader:
     """Asks the model what follows, with a key-value cache that is cut back when another branch is taken up."""
 
@@ -33,12 +40,13 @@ class _Reader:
 
         self._service, self._model, self._prompt = service, model, prompt
         self._cache = DynamicCache()
+        self._keywords = {_cache_argument(model): self._cache, "use_cache": True}
         self.first = self._read(prompt)
         self.reads = 0
 
     def _read(self, symbols: list[int]) -> torch.Tensor:
         ids = self._service.symbols[torch.tensor([symbols], device=self._service.device)]
-        logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True).logits[0, -1]
+        logits = self._model(input_ids=ids, **self._keywords).logits[0, -1]
         return self._service.log_probabilities(logits)
 
     def after(self, written: tuple[int, ...]) -> torch.Tensor:

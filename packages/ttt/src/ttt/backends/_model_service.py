@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from ttt._budget import parse_bytes, resident_bytes
 from ttt.backends._celltext import SYMBOLS
-from ttt.errors import InvalidBackendError, MissingExtraError
+from ttt.errors import InvalidBackendError, MemoryLimitError, MissingExtraError
 
 SYMBOL_TEXTS = (*"0123456789", "\n", "I", "O", ";", "_", ":")
 """The texts of the sixteen symbols for a model with a tokenizer of its own; each must be one token.
@@ -49,11 +49,24 @@ def half_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def limit_gpu_memory(device: torch.device, limit: str | None) -> None:
-    """Let PyTorch allocate at most `limit` of a GPU's memory in this process, which must be one task's own."""
+@contextmanager
+def within_gpu_memory(device: torch.device, limit: str | None) -> Iterator[None]:
+    """Let PyTorch allocate at most `limit` of a GPU's memory in this process, which must be one task's own.
+
+    Raises:
+        MemoryLimitError: The work in the block needs more than the limit, or more than the GPU has left.
+    """
     if limit is not None and device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, parse_bytes(limit) / total), device)
+        number = torch.cuda.current_device() if device.index is None else device.index
+        total = torch.cuda.get_device_properties(number).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, parse_bytes(limit) / total), number)
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        allowed = f"gpu_memory allows {limit}; raise it" if limit else "use a larger GPU, fewer tasks per GPU"
+        raise MemoryLimitError(
+            f"{str(error).split('. GPU ')[0]}: the GPU's memory is full: {allowed}, or a smaller batch or model"
+        ) from error
 
 
 def check_gpu_memory(path: Path, device: torch.device, limit: str | None) -> None:

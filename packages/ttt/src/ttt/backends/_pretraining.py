@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from ttt._tasks.augment import SYMMETRIES
 from ttt._tasks.batching import pad
 from ttt.backends._canvas import CanvasShape, CanvasViT
-from ttt.backends._model_service import choose_device, half_precision, seeded
-from ttt.backends._training_state import descend, keep, pack, unpack, unpack_averages
-from ttt.backends.vit import VitBackend, canvas_loss
+from ttt.backends._learner import CanvasLearner
+from ttt.backends._model_service import choose_device, seeded
+from ttt.backends._training_state import keep, pack, unpack, unpack_averages
+from ttt.backends.vit import VitBackend
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidTaskError
 from ttt.values import Pair, Task
@@ -73,11 +72,9 @@ class Pretraining:
         self.device = choose_device(settings.device)
         self.shape = CanvasShape(**settings.shape)
         with seeded(seed, self.device):
-            self.model = CanvasViT(self.shape).to(self.device)
-        self.rules = nn.Parameter(torch.zeros(len(given) * len(SYMMETRIES), 1, self.shape.width, device=self.device))
-        self.parameters: dict[str, nn.Parameter] = {**dict(self.model.named_parameters()), "rules": self.rules}
-        self.averages = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01)
+            model = CanvasViT(self.shape).to(self.device)
+        self.learner = CanvasLearner(model, len(given) * len(SYMMETRIES), settings.learning_rate)
+        self.parameters, self.averages = self.learner.parameters, self.learner.averages
         self.about: dict[str, Any] = {
             "seed": seed,
             "total": total,
@@ -102,30 +99,23 @@ class Pretraining:
             outputs.append(SYMMETRIES[turn].apply(pair.output))
             followed.append(number * len(SYMMETRIES) + turn)
         share = min(1.0, self.step / self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / 100) * (1 - 0.95 * share)
-        given, wanted = (
-            torch.from_numpy(pad(grids, self.shape.side, self.shape.side)).to(self.device, torch.int64)
-            for grids in (inputs, outputs)
-        )
-        with half_precision(self.device):
-            logits = self.model(given, self.model.rule + self.rules[followed])
-        loss = canvas_loss(logits, wanted)
+        rate = s.learning_rate * min(1.0, (self.step + 1) / 100) * (1 - 0.95 * share)
+        shown, wanted = (pad(grids, self.shape.side, self.shape.side) for grids in (inputs, outputs))
         self.step += 1
         decay = min(s.average, 1 - 1 / (self.step + 1))
-        self.losses.append(descend(loss, self.parameters, self.optimizer, self.averages, decay))
+        self.losses.append(self.learner.step(shown, wanted, followed, rate, decay))
 
     def save(self, store: CheckpointStore) -> None:
         """Write the whole state; the two newest and the best versions stay."""
         about: Mapping[str, Any] = {"of": self.about, "step": self.step, "losses": self.losses[-100:]}
-        keep(store, pack(self.parameters, self.optimizer, self.averages), about, score=-self.losses[-1])
+        keep(store, pack(self.parameters, self.learner.optimizer, self.averages), about, score=-self.losses[-1])
 
     def resume(self, store: CheckpointStore) -> bool:
         """Load the newest sound state of this training; return whether there was one."""
         saved = store.newest_sound()
         if saved is None or saved.about.get("of") != self.about:
             return False
-        unpack(saved.tensors, self.parameters, self.optimizer)
+        unpack(saved.tensors, self.parameters, self.learner.optimizer)
         unpack_averages(saved.tensors, self.averages)
         self.step, self.losses = int(saved.about["step"]), list(saved.about["losses"])
         return True

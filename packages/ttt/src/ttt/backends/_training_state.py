@@ -1,4 +1,4 @@
-"""A training's whole state: one step of it, and as named arrays and back (parameters, AdamW's moments, averages)."""
+"""A training's whole state as named arrays and back (parameters, AdamW's moments, averages)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,6 @@ from ttt.errors import CheckpointWriteError
 
 Named = Mapping[str, torch.Tensor]
 Arrays = dict[str, npt.NDArray[np.float32]]
-
-
-def descend(
-    loss: torch.Tensor, parameters: Named, optimizer: torch.optim.AdamW, averages: Named, decay: float
-) -> float:
-    """Take a step of the optimizer against a loss, have the averages follow with a decay, and return the loss."""
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-    optimizer.step()
-    with torch.no_grad():
-        for k, p in parameters.items():
-            averages[k].lerp_(p, 1 - decay)
-    return float(loss.detach())
 
 
 def pack(parameters: Named, optimizer: torch.optim.AdamW, averages: Named | None = None) -> Arrays:
@@ -58,13 +44,15 @@ def unpack(arrays: Mapping[str, npt.NDArray[np.float32]], parameters: Named, opt
     """Restore parameters and optimizer from what `pack` returned, in place."""
     for k, v in parameters.items():
         v.copy_(torch.from_numpy(arrays[f"parameter/{k}"].copy()))
-        parts = {}
         for part in ("step", "exp_avg", "exp_avg_sq"):
-            if f"optimizer/{part}/{k}" in arrays:
-                value = torch.from_numpy(arrays[f"optimizer/{part}/{k}"].copy())
-                parts[part] = value if part == "step" else value.to(v.device, v.dtype)
-        if parts:
-            optimizer.state[v] = parts
+            if f"optimizer/{part}/{k}" not in arrays:
+                continue
+            value, state = torch.from_numpy(arrays[f"optimizer/{part}/{k}"].copy()), optimizer.state[v]
+            if part in state:  # a recorded step goes on reading the same memory
+                state[part].copy_(value)
+            else:
+                on_host = part == "step" and not optimizer.defaults["capturable"]
+                state[part] = value if on_host else value.to(v.device, v.dtype)
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from ttt.backends._model_service import (
     check_gpu_memory,
     check_model_folder,
     choose_device,
-    limit_gpu_memory,
     load_model,
+    within_gpu_memory,
 )
 from ttt.backends._sharing import on_this_node, published
 from ttt.checkpoint import CheckpointStore
@@ -114,8 +114,8 @@ class LmBackend:
         """Load the model, adapt it, decode every test input under several views."""
         store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
         settings = LoraSettings(**self.lora)
-        limit_gpu_memory(choose_device(self.device), self.gpu_memory)
         with (
+            within_gpu_memory(choose_device(self.device), self.gpu_memory),
             ModelService(self.model, self.device, self.shared, self.symbols) as service,
             TTTAdapter(service, settings).adapted(task, clock, store) as adaptation,
         ):

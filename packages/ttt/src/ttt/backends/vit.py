@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from ttt._budget import Clock, parse_bytes
 from ttt._runs.records import data_digest
 from ttt._tasks.augment import View, random_views
 from ttt._tasks.batching import OUTSIDE, pad
-from ttt.backends._canvas import CLASSES, CanvasShape, CanvasViT
-from ttt.backends._model_service import choose_device, half_precision, limit_gpu_memory, seeded
+from ttt.backends._canvas import CanvasShape, CanvasViT
+from ttt.backends._learner import CanvasLearner
+from ttt.backends._model_service import choose_device, half_precision, seeded, within_gpu_memory
 from ttt.backends._sharing import on_this_node, published
-from ttt.backends._training_state import descend, keep, pack, unpack, unpack_averages
+from ttt.backends._training_state import keep, pack, unpack, unpack_averages
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import InvalidBackendError
 from ttt.values import Candidate, Grid, Progress, Task, as_grid, grid_bytes, same
@@ -112,7 +112,10 @@ class VitBackend:
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Train, and answer every `answer_every` steps and at the end."""
-        limit_gpu_memory(choose_device(self.device), self.gpu_memory)
+        with within_gpu_memory(choose_device(self.device), self.gpu_memory):
+            yield from self._train(task, clock, workdir)
+
+    def _train(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         training = VitTraining(self, task, clock.seed)
         store = None if workdir is None else CheckpointStore(workdir / "vit", kind="vit")
         if store is not None:
@@ -165,16 +168,14 @@ class VitTraining:
         largest = max(max(g.shape) for p in (*task.train, *task.test) for g in (p.input, p.output) if g is not None)
         if largest > self.shape.side:
             raise InvalidBackendError(f"task {task.id}: has grids of {largest} cells, the canvas {self.shape.side}")
-        self.model: CanvasViT = self._fresh().to(self.device)
         self.views: list[View] = random_views(task, settings.views, seed, shuffle_pairs=False)
-        self.rules: torch.nn.Parameter = torch.nn.Parameter(
-            torch.zeros(len(self.views), 1, self.shape.width, device=self.device)
+        self.learner: CanvasLearner = CanvasLearner(
+            self._fresh().to(self.device), len(self.views), settings.learning_rate
         )
-        self.parameters: dict[str, torch.nn.Parameter] = {**dict(self.model.named_parameters()), "rules": self.rules}
-        self.averages: dict[str, torch.Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
-            self.parameters.values(), lr=settings.learning_rate, weight_decay=0.01
-        )
+        self.model: CanvasViT = self.learner.model
+        self.parameters: dict[str, torch.nn.Parameter] = self.learner.parameters
+        self.averages: dict[str, torch.Tensor] = self.learner.averages
+        self.given, self.wanted = self._shown()
         about = asdict(replace(settings, shared=None))
         self.about: dict[str, Any] = {"seed": seed, "task": task.content, "settings": about}
         self.step: int = 0
@@ -190,31 +191,29 @@ class VitTraining:
         with seeded(self.seed, self.device):
             return CanvasViT(self.shape)
 
-    def _canvas(self, grids: list[Grid]) -> Tensor:
-        cells = pad(grids, self.shape.side, self.shape.side)
-        return torch.from_numpy(cells).to(self.device, torch.int64)
+    def _canvas(self, grids: list[Grid]) -> npt.NDArray[np.uint8]:
+        return pad(grids, self.shape.side, self.shape.side)
+
+    def _shown(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Return the canvases of all inputs and outputs under every view, (pairs, views, side, side)."""
+        pairs = [(p.input, p.output) for p in self.task.train if p.output is not None]
+        given, wanted = (
+            np.stack([self._canvas([view.apply(pair[part]) for view in self.views]) for pair in pairs])
+            for part in (0, 1)
+        )
+        return given, wanted
 
     def one_step(self, share: float) -> None:
         """Take a step of AdamW on random views of random pairs; `share` of the training is done."""
         s = self.settings
         # Every random choice of a step depends on its number, so a resumed training needs no random state.
         rng = np.random.default_rng([self.seed, self.step])
-        pairs = [p for p in self.task.train if p.output is not None]
-        inputs, outputs, followed = [], [], []
-        for _ in range(s.batch):
-            pair, number = pairs[int(rng.integers(len(pairs)))], int(rng.integers(len(self.views)))
-            assert pair.output is not None
-            inputs.append(self.views[number].apply(pair.input))
-            outputs.append(self.views[number].apply(pair.output))
-            followed.append(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / 20) * (1 - 0.95 * min(1.0, max(0.0, share)))
-        with half_precision(self.device):
-            logits = self.model(self._canvas(inputs), self.model.rule + self.rules[followed])
-        loss = canvas_loss(logits, self._canvas(outputs))
+        chosen = rng.integers((len(self.given), len(self.views)), size=(s.batch, 2))
+        pair, view = chosen.T
+        rate = s.learning_rate * min(1.0, (self.step + 1) / 20) * (1 - 0.95 * min(1.0, max(0.0, share)))
         self.step += 1
         decay = min(s.average, 1 - 1 / (self.step + 1))
-        self.losses.append(descend(loss, self.parameters, self.optimizer, self.averages, decay))
+        self.losses.append(self.learner.step(self.given[pair, view], self.wanted[pair, view], view, rate, decay))
 
     def progress(self, total: int) -> Progress:
         """Predict every test input under several views with the averaged weights, and count votes."""
@@ -236,7 +235,8 @@ class VitTraining:
         averages = dict(self.averages)
         rules = averages["rule"] + averages.pop("rules")[followed]
         with half_precision(self.device):
-            logits = torch.func.functional_call(self.model, averages, (self._canvas(inputs), rules))
+            canvases = torch.from_numpy(self._canvas(inputs)).to(self.device, torch.int64)
+            logits = torch.func.functional_call(self.model, averages, (canvases, rules))
         probability, cells = torch.softmax(logits.float(), -1).max(-1)
         return [read_canvas(c, p) for p, c in zip(probability.cpu().numpy(), cells.cpu().numpy(), strict=True)]
 
@@ -256,25 +256,15 @@ class VitTraining:
     def save(self, store: CheckpointStore) -> None:
         """Write the whole state; the two newest and the best versions stay."""
         state: Mapping[str, Any] = {"of": self.about, "step": self.step, "losses": self.losses}
-        keep(store, pack(self.parameters, self.optimizer, self.averages), state, score=-self.losses[-1])
+        keep(store, pack(self.parameters, self.learner.optimizer, self.averages), state, score=-self.losses[-1])
 
     def resume(self, store: CheckpointStore) -> None:
         """Load the newest sound state of this training, if there is one."""
         saved = store.newest_sound()
         if saved is not None and saved.about.get("of") == self.about:
-            unpack(saved.tensors, self.parameters, self.optimizer)
+            unpack(saved.tensors, self.parameters, self.learner.optimizer)
             unpack_averages(saved.tensors, self.averages)
             self.step, self.losses = int(saved.about["step"]), list(saved.about["losses"])
-
-
-def canvas_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean cross entropy of predicted canvases, cells outside of the grids at a tenth of the weight.
-
-    Most of a canvas is outside; its border still teaches the output's size.
-    """
-    losses = functional.cross_entropy(logits.float().flatten(0, 2), target.flatten(), reduction="none")
-    weight = torch.where(target.flatten() == OUTSIDE, 0.1, 1.0)
-    return (losses * weight).sum() / weight.sum()
 
 
 def load_canvas(shape: CanvasShape, path: str) -> CanvasViT:
@@ -311,7 +301,7 @@ def read_canvas(cells: np.ndarray, probability: np.ndarray) -> tuple[Grid, float
 
     Its size is where rows and columns are mostly inside; a cell within that is predicted as outside counts as colour 0.
     """
-    inside = cells != CLASSES - 1
+    inside = cells != OUTSIDE
     rows = int(inside.any(1).sum()) and int((inside.mean(1) >= 0.5 * inside.mean(1).max()).sum())
     columns = int(inside.any(0).sum()) and int((inside.mean(0) >= 0.5 * inside.mean(0).max()).sum())
     rows, columns = (min(30, max(1, x)) for x in (rows, columns))

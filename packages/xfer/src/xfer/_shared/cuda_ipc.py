@@ -10,6 +10,7 @@ reader waits for. The reader's lease ends when its own device has done all work 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import struct
@@ -69,6 +70,7 @@ def describe(array: Any, stream: Any = None) -> Described:
         array, dtype = plain_tensor(array)
     with cupy.cuda.Device(int(device.partition(":")[2])):
         runtime, current = cupy.cuda.runtime, cupy.cuda.get_current_stream()
+        runtime.setDevice(runtime.getDevice())  # a new thread has no context yet, and the driver's calls need one
         event = None
         if stream is not None:
             event = cupy.cuda.Event(disable_timing=True, interprocess=True)
@@ -233,14 +235,16 @@ def _wait(cupy: Any, handle: bytes, pid: int, stream: Any) -> None:
 
 def _base_of(pointer: int) -> int:
     """Return the base of the allocation that a pointer lies in (cuMemGetAddressRange)."""
-    import ctypes
-
-    driver = ctypes.CDLL("libcuda.so.1")
     base, length = ctypes.c_uint64(), ctypes.c_size_t()
-    status = driver.cuMemGetAddressRange_v2(ctypes.byref(base), ctypes.byref(length), ctypes.c_uint64(pointer))
+    status = _driver().cuMemGetAddressRange_v2(ctypes.byref(base), ctypes.byref(length), ctypes.c_uint64(pointer))
     if status:
         raise DeviceUnavailableError(f"the CUDA driver does not know the address {pointer:#x} (error {status})")
     return base.value
+
+
+@lru_cache(maxsize=1)
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ They live in the producer's memory, so the producer must keep them until the ker
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import threading
@@ -21,10 +22,10 @@ from xfer._shared.slots import Retired, Slots
 AT_EXIT = 10.0
 """Seconds that a process waits at its end for readers of its CUDA arrays."""
 
-_PAUSE = 0.1
+_FIRST_PAUSE, _PAUSE = 0.001, 0.1
 _lock = threading.Lock()
 _tasks: list[Callable[[], bool]] = []
-_thread: threading.Thread | None = None
+_runs = False
 _inherited: list[Callable[[], bool]] = []
 
 
@@ -51,19 +52,18 @@ def linger(slots: Slots, kept: list[Retired]) -> None:
 
 
 def watch(done: Callable[[], bool]) -> None:
-    """Call a function ten times a second until it returns True.
+    """Call a function after a millisecond, then after growing pauses of at most 0.1 s, until it returns True.
 
     Args:
         done: Gives back what is no longer leased, and returns whether nothing is left.
     """
-    global _thread
+    global _runs
     with _lock:
         _tasks.append(done)
-        if _thread is None:
-            thread = threading.Thread(target=_watch, name="xfer-linger", daemon=True)
+        if not _runs:
             with suppress(RuntimeError):  # no new thread while the interpreter exits: `_at_exit` does the work
-                thread.start()
-                _thread = thread
+                _thread.start_new_thread(_watch, ())  # a `Thread` would wait here until it runs
+                _runs = True
 
 
 def lingering() -> int:
@@ -99,14 +99,16 @@ def _look() -> bool:
 
 
 def _watch() -> None:
-    global _thread
+    global _runs
+    pause = _FIRST_PAUSE
     while True:
+        time.sleep(pause)
+        pause = min(2 * pause, _PAUSE)
         with _lock:
             _tasks[:] = [task for task in _tasks if not task()]
             if not _tasks:
-                _thread = None
+                _runs = False
                 return
-        time.sleep(_PAUSE)
 
 
 def _at_exit() -> None:
@@ -126,8 +128,8 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock, _thread
-    _lock, _thread = threading.Lock(), None
+    global _lock, _runs
+    _lock, _runs = threading.Lock(), False
     _inherited.extend(_tasks)  # the arrays are the parent's: freeing them here would call CUDA
     _tasks.clear()
     _pools.clear()

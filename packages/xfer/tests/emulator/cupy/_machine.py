@@ -25,6 +25,9 @@ something wait for it. Memory that is freed shows poison at once. The rules, wit
 9. A forked child cannot use a runtime that its parent has initialised. (CUDA does not support `fork`: cuda-python,
    `_check_multiprocessing_start_method`.)
 10. CuPy's pool keeps freed memory for the stream it was allocated on. (CuPy, `SingleDeviceMemoryPool`.)
+11. A thread has a context only after a call of the runtime that needs one; `cudaSetDevice` is such a call, and CuPy's
+    `Device` makes it only if another device is current. A call of the driver without a context is error 201. (CUDA
+    Driver API, "Context Management"; CUDA Runtime API, `cudaSetDevice`, since 12.0.)
 
 What a program may not do is written to the file `violations`; the test then fails. The folder is `EMULATED_CUDA`.
 """
@@ -160,7 +163,7 @@ class Machine:
         self.check()
         if not 0 <= index < len(self.uuids):
             raise CUDARuntimeError(101)
-        self.local.device = index
+        self.local.device, self.local.context = index, True
 
     def violation(self, text):
         with open(self.folder / "violations", "a") as file:
@@ -192,6 +195,7 @@ class Machine:
     def enqueue(self, number, work, launching=False):
         """Queue work on a stream (rule 1) and return it."""
         with self.lock:
+            self.local.context = True
             stream = self.stream(number, launching)
             legacy = self.streams.get(-1 - stream.device)
             deps = [stream.tail]
@@ -222,6 +226,7 @@ class Machine:
     def synchronize(self, device=None):
         """Run all work of a device, the stream that was made last first."""
         with self.lock:
+            self.local.context = True
             device = self.device if device is None else device
             for stream in sorted(self.streams.items(), reverse=True):
                 if stream[1].device == device:
@@ -352,6 +357,7 @@ class Machine:
     def malloc(self, size, kind="device"):
         """Return the address of new memory; the last one freed of that size is used first."""
         with self.lock:
+            self.local.context = True
             device = self.device
             if self.used[device] + size > self.capacity:
                 raise CUDARuntimeError(2)

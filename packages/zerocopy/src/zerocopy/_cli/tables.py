@@ -18,6 +18,8 @@ _VIEW_COLUMNS = (
     "private elsewhere",
 )  # fmt: skip
 
+_DEVICE_COLUMNS = ("model", "device", "weights", "processes")
+
 
 def print_report(what: Report) -> None:
     """Print the tables of a report."""
@@ -34,8 +36,12 @@ def watch_report(look: Callable[[], Report], seconds: float) -> None:
 
 def _tables(what: Report) -> Group:
     unread = [Text(entry) for entry in what.not_read()]
+    devices = Table(*_DEVICE_COLUMNS, title="On GPUs")
+    for copy in what.devices:
+        _add(devices, copy.model, copy.device, size(copy.nbytes), ", ".join(map(str, copy.holders)))
+    below = [devices, *unread] if what.devices else unread
     if not what.segments and not what.views:
-        return Group(Text(f"nothing is published in {what.directory}"), *unread)
+        return Group(Text(f"nothing is published in {what.directory}"), *below)
     segments = Table(*_SEGMENT_COLUMNS, title="Published")
     for info in sorted(what.segments, key=lambda entry: (entry.name, entry.version)):
         state = "removed, still read" if info.gone else "current" if info.current else ""
@@ -51,7 +57,7 @@ def _tables(what: Report) -> Group:
             size(view.resident), size(view.proportional), size(view.private), view.wrote(),
             view.replaced(), size(view.private_elsewhere),
         )  # fmt: skip
-    return Group(segments, views, *unread)
+    return Group(segments, views, *below)
 
 
 def _add(table: Table, *cells: str) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 from zerocopy.errors import DeviceUnavailableError
 
 OUT_OF_MEMORY = 2
-_VIRTUAL_MEMORY, _DESCRIPTORS, _READ_ONLY_REGISTER = 102, 103, 113  # attributes of a device
+_VIRTUAL_MEMORY, _DESCRIPTORS = 102, 103  # attributes of a device
 _PINNED, _DEVICE, _DESCRIPTOR = 1, 1, 1  # types of an allocation, a location and a handle
 _READ, _READ_WRITE = 1, 3
-_REGISTER_READ_ONLY = 8
-_RELAXED = 2
+_PIN_READ_ONLY, _NON_BLOCKING, _NO_TIMING = 8, 1, 2  # flags of pinned memory, a stream and an event
+_RELAXED = 2  # calls of this thread do not end the capture of a graph by another
 
 
 class DriverError(Exception):
@@ -111,14 +111,22 @@ class Driver:
 
     @contextmanager
     def context(self, device: int) -> Iterator[None]:
-        """Make the context that torch uses on a device current in this thread during the block."""
+        """Make the context that torch uses on a device current in this thread during the block.
+
+        A graph that another thread captures meanwhile is not disturbed.
+        """
         if device not in self._contexts:  # kept until the process ends, as torch keeps it
             made = ctypes.c_void_p()
             self.call("cuDevicePrimaryCtxRetain", ctypes.byref(made), ctypes.c_int(device))
             self._contexts[device] = made
         self.call("cuCtxPushCurrent_v2", self._contexts[device])
+        mode = ctypes.c_int(_RELAXED)
         try:
-            yield
+            self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+            try:
+                yield
+            finally:
+                self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         finally:
             self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
@@ -193,38 +201,76 @@ class Driver:
         self.call("cuMemUnmap", ctypes.c_ulonglong(address), ctypes.c_size_t(nbytes))
         self.call("cuMemAddressFree", ctypes.c_ulonglong(address), ctypes.c_size_t(nbytes))
 
-    @contextmanager
-    def registered(self, device: int, address: int, nbytes: int) -> Iterator[None]:
-        """Pin read-only host memory during the block, where the device can do that: copies from it are quicker."""
-        pinned = self._attribute(device, _READ_ONLY_REGISTER)
-        here, size = ctypes.c_void_p(address), ctypes.c_size_t(nbytes)
-        if pinned:
-            try:
-                self.call("cuMemHostRegister_v2", here, size, ctypes.c_uint(_REGISTER_READ_ONLY))
-            except DriverError:
-                pinned = False  # a limit of locked memory, or a file system whose pages cannot be pinned
-        try:
-            yield
-        finally:
-            if pinned:
-                self.call("cuMemHostUnregister", here)
+    def pin(self, address: int, nbytes: int, *, read_only: bool) -> None:
+        """Pin host memory, so that a device reads it by itself."""
+        flags = ctypes.c_uint(_PIN_READ_ONLY if read_only else 0)
+        self.call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(nbytes), flags)
 
-    def to_device(self, address: int, host: int, nbytes: int) -> None:
-        """Copy from the host. The copy may still be on its way when this returns."""
-        self.call("cuMemcpyHtoD_v2", ctypes.c_ulonglong(address), ctypes.c_void_p(host), ctypes.c_size_t(nbytes))
+    def unpin(self, address: int) -> None:
+        """Unpin memory. No copy to or from it may be left."""
+        self.call("cuMemHostUnregister", ctypes.c_void_p(address))
 
-    def to_host(self, host: int, address: int, nbytes: int) -> None:
-        """Copy to the host."""
-        self.call("cuMemcpyDtoH_v2", ctypes.c_void_p(host), ctypes.c_ulonglong(address), ctypes.c_size_t(nbytes))
+    def new_stream(self) -> int:
+        """Return a stream that waits for no other."""
+        stream = ctypes.c_void_p()
+        self.call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
+        return stream.value or 0
+
+    def end_stream(self, stream: int) -> None:
+        """End a stream once its work is done."""
+        self.call("cuStreamDestroy_v2", ctypes.c_void_p(stream))
+
+    def new_event(self) -> int:
+        """Return an event, which counts as reached until it is recorded."""
+        event = ctypes.c_void_p()
+        self.call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_NO_TIMING))
+        return event.value or 0
+
+    def end_event(self, event: int) -> None:
+        """End an event."""
+        self.call("cuEventDestroy_v2", ctypes.c_void_p(event))
+
+    def record(self, event: int, stream: int) -> None:
+        """Put an event behind the work of a stream."""
+        self.call("cuEventRecord", ctypes.c_void_p(event), ctypes.c_void_p(stream))
+
+    def wait(self, event: int) -> None:
+        """Wait until a device has reached an event."""
+        self.call("cuEventSynchronize", ctypes.c_void_p(event))
+
+    def finish(self, stream: int) -> None:
+        """Wait for the work of a stream."""
+        self.call("cuStreamSynchronize", ctypes.c_void_p(stream))
+
+    def is_capturing(self, stream: int) -> bool:
+        """Return whether a graph is captured from a stream."""
+        status = ctypes.c_int()
+        self.call("cuStreamIsCapturing", ctypes.c_void_p(stream), ctypes.byref(status))
+        return bool(status.value)
+
+    def to_host(self, host: int, address: int, nbytes: int, stream: int) -> None:
+        """Put a copy to the host behind the work of a stream."""
+        self.call(
+            "cuMemcpyDtoHAsync_v2",
+            ctypes.c_void_p(host),
+            ctypes.c_ulonglong(address),
+            ctypes.c_size_t(nbytes),
+            ctypes.c_void_p(stream),
+        )
+
+    def to_device(self, address: int, host: int, nbytes: int, stream: int) -> None:
+        """Put a copy from the host behind the work of a stream. Pinned memory must not change before it is done."""
+        self.call(
+            "cuMemcpyHtoDAsync_v2",
+            ctypes.c_ulonglong(address),
+            ctypes.c_void_p(host),
+            ctypes.c_size_t(nbytes),
+            ctypes.c_void_p(stream),
+        )
 
     def synchronize(self) -> None:
-        """Wait for all work of the current context, without disturbing a graph that another thread captures."""
-        mode = ctypes.c_int(_RELAXED)
-        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
-        try:
-            self.call("cuCtxSynchronize")
-        finally:
-            self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        """Wait for all work of the current context. This breaks any graph that is being captured."""
+        self.call("cuCtxSynchronize")
 
     def _properties(self, device: int) -> _Properties:
         return _Properties(_PINNED, _DESCRIPTOR, _Location(_DEVICE, device))

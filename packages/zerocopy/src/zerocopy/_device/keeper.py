@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import socket
@@ -9,14 +10,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zerocopy._caretaker_process import me
-from zerocopy._device.keeper_process import GATE, MOST_FACTS, READY, user_of
-from zerocopy._directory import prepare, require_trust
-from zerocopy._lease import close, gate, opened, typed_errors
+from zerocopy._device.keeper_process import GATE, HOLDERS, MOST_FACTS, user_of
+from zerocopy._directory import prepare, require_trust, why_distrusted
+from zerocopy._lease import close, leave_gate, opened, take_gate, typed_errors
 from zerocopy.errors import DeviceUnavailableError, UntrustedPathError
 
 _PROGRAM = Path(__file__).with_name("keeper_process.py")
@@ -33,6 +35,11 @@ class Lease:
         self._connection = connection
         with _guard:
             _leases.add(connection)
+
+    def holders(self) -> tuple[int, ...]:
+        """Return the other processes that have a lease."""
+        self._connection.send(HOLDERS)
+        return tuple(pid for pid in map(int, self._connection.recv(MOST_FACTS).split()) if pid)
 
     def close(self) -> None:
         """End the lease."""
@@ -52,12 +59,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_in_child)
 
 
-@contextmanager
-def turn(name: str) -> Iterator[Path]:
-    """Hold the lock of one GPU's copy during the block, among all processes of this user.
+class Turn:
+    """The right to look for the keeper of one GPU's copy and to start one.
 
-    Yields:
-        The path at which its keeper listens.
+    Args:
+        path: Where the keeper listens.
+        gate: The descriptor of the lock file.
+    """
+
+    def __init__(self, path: Path, gate: int) -> None:
+        self.path, self.gate = path, gate
+        self.passed_on = False  # to the keeper, which ends the turn when it listens
+
+
+@contextmanager
+def turn(name: str) -> Iterator[Turn]:
+    """Hold the lock of one GPU's copy during the block, among all processes of this user.
 
     Raises:
         UntrustedPathError: Another user can write the folder.
@@ -66,11 +83,63 @@ def turn(name: str) -> Iterator[Path]:
     with typed_errors(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
     require_trust(folder)
-    with gate(folder / f"{name}{GATE}"):
-        yield folder / name
+    file = folder / f"{name}{GATE}"
+    fd = take_gate(file)
+    assert fd is not None  # it waited
+    mine = Turn(folder / name, fd)
+    try:
+        yield mine
+    finally:
+        if mine.passed_on:
+            close(fd)
+        else:
+            leave_gate(file, fd)
 
 
-def find(path: Path) -> tuple[dict[str, Any], int, Lease] | None:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Device memory that a keeper has.
+
+    Args:
+        device: The device's UUID, in hex.
+        nbytes: The number of bytes.
+        model: Name and version of the model that was first loaded there.
+        holders: The processes that use it.
+    """
+
+    device: str
+    nbytes: int
+    model: str
+    holders: tuple[int, ...]
+
+
+def kept(default: Path) -> list[Kept]:
+    """Return what the keepers of this user have. A keeper that does not answer within a second is left out.
+
+    Args:
+        default: The default segment directory, in which keepers listen whichever directory a segment lies in.
+    """
+    folder = default / "devices"
+    if not folder.is_dir() or why_distrusted(folder):
+        return []
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(GATE):
+            continue
+        with suppress(DeviceUnavailableError, UntrustedPathError, OSError, ValueError, KeyError):
+            answer = find(path, patience=1)
+            if answer is not None:
+                facts, fd, lease = answer
+                os.close(fd)
+                try:
+                    holders = lease.holders()
+                finally:
+                    lease.close()
+                found.append(Kept(facts["device"], facts["nbytes"], facts["model"], holders))
+    return found
+
+
+def find(path: Path, patience: float = _PATIENCE) -> tuple[dict[str, Any], int, Lease] | None:
     """Return the facts about kept memory, its descriptor and a lease, or None if no keeper listens.
 
     Raises:
@@ -80,7 +149,7 @@ def find(path: Path) -> tuple[dict[str, Any], int, Lease] | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     folder = opened(path.parent, os.O_RDONLY, folder=True)
     try:
-        connection.settimeout(_PATIENCE)
+        connection.settimeout(patience)
         connection.connect(f"/proc/self/fd/{folder}/{path.name}")
         if user_of(connection) != me():
             raise UntrustedPathError(f"user {user_of(connection)} listens at {path}: remove it")
@@ -102,31 +171,74 @@ def find(path: Path) -> tuple[dict[str, Any], int, Lease] | None:
     return json.loads(facts), fds[0], Lease(connection)
 
 
-def start(path: Path, facts: dict[str, Any], memory: int) -> Lease:
-    """Start a keeper for memory and return this process's lease. The caller holds the lock and closes the descriptor.
+class Starting:
+    """A keeper that has no memory yet.
 
-    Raises:
-        DeviceUnavailableError: No keeper can be started.
+    Args:
+        turn: The turn in which it is started.
+        folder: The descriptor of the folder in which it will listen.
     """
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder = opened(path.parent, os.O_RDONLY, folder=True)
+
+    def __init__(self, turn: Turn, folder: int) -> None:
+        self._turn, self._folder = turn, folder
+        with _guard:
+            self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._lease = Lease(self._here)
+        self._here.settimeout(_PATIENCE)
+        self._failed: OSError | None = None
+        try:
+            _thread.start_new_thread(self._run, (there,))
+        except RuntimeError:  # the process may not start more threads
+            self._run(there)
+
+    def _run(self, there: socket.socket) -> None:
+        try:
+            with there:
+                program = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_PROGRAM), self._turn.path.name],
+                    stdin=there.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            program.wait()  # it forks and ends
+        except OSError as error:
+            self._failed = error
+
+    def take(self, facts: dict[str, Any], memory: int) -> Lease:
+        """Hand over memory and return this process's lease. The caller closes the descriptor.
+
+        The keeper ends the turn once it listens, and this does not wait for that.
+
+        Raises:
+            DeviceUnavailableError: No keeper can be started.
+        """
+        try:
+            if self._failed is not None:
+                raise self._failed
+            socket.send_fds(self._here, [json.dumps(facts).encode()], [memory, self._folder, self._turn.gate])
+        except OSError as error:
+            raise DeviceUnavailableError(
+                f"no process can be started that keeps the device's memory: {error}"
+            ) from error
+        self._turn.passed_on = True
+        return self._lease
+
+    def end(self) -> None:
+        """End a keeper that took no memory."""
+        if not self._turn.passed_on:
+            self._lease.close()
+
+
+@contextmanager
+def starting(turn: Turn) -> Iterator[Starting]:
+    """Start a keeper, which takes some time, beside the block, and end it after the block if it took no memory."""
+    folder = opened(turn.path.parent, os.O_RDONLY, folder=True)
     try:
-        with there:
-            program = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_PROGRAM), path.name],
-                stdin=there.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        here.settimeout(_PATIENCE)
-        socket.send_fds(here, [json.dumps(facts).encode()], [memory, folder])
-        program.wait(_PATIENCE)  # it forks and ends
-        if here.recv(len(READY)) != READY:
-            raise ConnectionError("it ended")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        here.close()
-        raise DeviceUnavailableError(f"no process can be started that keeps the device's memory: {error}") from error
+        keeper = Starting(turn, folder)
+        try:
+            yield keeper
+        finally:
+            keeper.end()
     finally:
         close(folder)
-    return Lease(here)

@@ -2,9 +2,10 @@
 
 There is one keeper per GPU and segment. It uses no CUDA, so it takes no memory of the GPU. It is this file run by
 `python -I -S`, because it has to stay small. Standard input is a socket, from which it takes the facts about the
-memory, the memory's descriptor and that of a folder. It listens in this folder under the name in its first argument
-and sends facts and descriptor to each process of its user that connects. A connection is a lease: the kernel closes it
-however its process ends. After the last one the keeper ends, and with it the last reference to the memory.
+memory, the memory's descriptor, that of a folder and that of the lock file. It listens in this folder under the name in
+its first argument and sends facts and descriptor to each process of its user that connects. A connection is a lease:
+the kernel closes it however its process ends. After the last one the keeper ends, and with it the last reference to the
+memory. To a process that sends `holders` it sends the numbers of the other ones, for a report.
 
 Processes connect while they hold the lock file `NAME.gate.part`, and the keeper ends only while it holds it. So no
 process connects to a keeper that is about to end.
@@ -26,8 +27,9 @@ except ImportError:  # Windows, where nothing is published
     fcntl = None  # type: ignore[assignment]
 
 GATE = ".gate.part"
-READY = b"ready"
+HOLDERS = b"holders"  # asks for the processes that have a lease
 MOST_FACTS = 1 << 16  # bytes
+MOST_HOLDERS = 8000  # whose numbers fit into as many bytes
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 _RETRY = 50  # milliseconds between two tries to take the lock
 
@@ -36,6 +38,12 @@ def user_of(connection: socket.socket) -> int:
     """Return the user at the other end of a socket."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(raw)[1])
+
+
+def pid_of(connection: socket.socket) -> int:
+    """Return the process that made the other end of a socket."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[0])
 
 
 def listen(folder: int, name: str) -> socket.socket:
@@ -65,6 +73,14 @@ def try_gate(folder: int, name: str) -> int | None:
         os.close(gate)
         return None
     return gate
+
+
+def leave_gate(folder: int, name: str, gate: int) -> None:
+    """Release the lock."""
+    with suppress(FileNotFoundError):
+        os.unlink(name + GATE, dir_fd=folder)
+    fcntl.flock(gate, fcntl.LOCK_UN)  # the process that took it may not have closed it yet
+    os.close(gate)
 
 
 class Keeper:
@@ -97,9 +113,20 @@ class Keeper:
         for fd, _ in self._poll.poll(milliseconds):
             if fd == self._listener.fileno():
                 self._answer()
-            else:
+            elif not self._asked(self._users[fd]):
                 self._poll.unregister(fd)
                 self._users.pop(fd).close()
+
+    def _asked(self, user: socket.socket) -> bool:
+        """Answer a process that asks for the holders; return False for one that has left."""
+        try:
+            if user.recv(len(HOLDERS)) != HOLDERS:
+                return False
+            holders = [pid_of(other) for other in self._users.values() if other is not user]
+            user.send(" ".join(map(str, holders[:MOST_HOLDERS])).encode() or b" ")
+        except OSError:
+            return False
+        return True
 
     def _answer(self) -> None:
         try:
@@ -121,14 +148,17 @@ def main() -> None:
     """Take over the memory, and keep it until no process uses it."""
     name = sys.argv[1]
     first = socket.socket(fileno=0)
-    facts, (memory, folder), _, _ = socket.recv_fds(first, MOST_FACTS, 2)
     os.chdir("/")  # keeps no folder busy
     if os.fork():
         os._exit(0)  # the parent ends at once: a process that stops its children spares this one
+    facts, fds, _, _ = socket.recv_fds(first, MOST_FACTS, 3)
+    if len(fds) != 3:  # the process that started this one has ended, or made no copy
+        return
+    memory, folder, held = fds
     keeper = Keeper(listen(folder, name), facts, memory)
     mine = os.stat(name, dir_fd=folder).st_ino
     keeper.add(first)
-    first.send(READY)
+    leave_gate(folder, name, held)
     while True:
         while keeper.used:
             keeper.step(None)
@@ -138,8 +168,7 @@ def main() -> None:
             if not keeper.used:
                 break
             if gate >= 0:
-                os.unlink(name + GATE, dir_fd=folder)
-                os.close(gate)
+                leave_gate(folder, name, gate)
         else:
             keeper.step(_RETRY)
     if gate >= 0:

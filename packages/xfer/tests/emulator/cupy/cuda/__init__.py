@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 from cupy._machine import CUDARuntimeError, machine
@@ -65,12 +66,15 @@ class Device:
 
     def __enter__(self) -> Device:
         before = machine.device
-        machine.set_device(self.id)
+        if before != self.id:
+            machine.set_device(self.id)
         machine.local.__dict__.setdefault("stack", []).append(before)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        machine.set_device(machine.local.stack.pop())
+        before = machine.local.stack.pop()
+        if before != machine.device:
+            machine.set_device(before)
 
     def use(self) -> Device:
         """Make it the current device."""
@@ -177,6 +181,8 @@ class _Driver:
     @staticmethod
     def cuMemGetAddressRange_v2(base: Any, length: Any, pointer: Any) -> int:
         """Find the allocation of a pointer."""
+        if not getattr(machine.local, "context", False):
+            return 201  # rule 11
         region = machine.find(pointer.value)
         if region is None:
             return 1
@@ -191,14 +197,21 @@ def _load(name: Any = None, *args: Any, **options: Any) -> Any:
     return _Driver if name == "libcuda.so.1" else _cdll(name, *args, **options)
 
 
+def _forget_driver() -> None:
+    if "xfer._shared.cuda_ipc" in sys.modules:
+        sys.modules["xfer._shared.cuda_ipc"]._driver.cache_clear()
+
+
 def install() -> None:
     """Let ctypes find the emulated driver."""
     ctypes.CDLL = _load  # type: ignore[misc,assignment]
+    _forget_driver()
 
 
 def remove() -> None:
     """Undo `install`, and end the machine as a process's end does."""
     ctypes.CDLL = _cdll  # type: ignore[misc]
+    _forget_driver()
     _end()
 
 
