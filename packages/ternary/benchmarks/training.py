@@ -118,9 +118,13 @@ def publish(task: dict[str, Any]) -> None:
         known["tasks"] |= {task["data"]: task}
         known["tasks"] = {t.data: known["tasks"][t.data] for t in TASKS if t.data in known["tasks"]}
         PAGE.write_text(page(known), encoding="utf-8")
-        samples = {n: {m: list(v.values()) for m, v in t["accuracies"].items()} for n, t in known["tasks"].items()}
-        plot.accuracies(samples, PICTURE)
+        plot.accuracies({name: shares(one) for name, one in known["tasks"].items()}, PICTURE)
         PUBLISHED.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def shares(task: dict[str, Any]) -> dict[str, list[float]]:
+    """The accuracies of a task as shares of one."""
+    return {method: [value / 100 for value in by_seed.values()] for method, by_seed in task["accuracies"].items()}
 
 
 def page(known: dict[str, Any]) -> str:
