@@ -28,10 +28,11 @@ import exports
 import language
 import models
 import runtime
+import training
 from measure import machine, versions
 
 SECTIONS = ("linear", "cold", "threads", "networks", "tokens", "sizes", "exports", "language")
-ALONE = ("models",)
+ALONE = ("models", "training")
 """Sections that take many minutes and run only where they are named."""
 
 
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         return language.compile_rows(True) if begun + limit - time.perf_counter() < 70 else language.rows(True)
 
     parts |= {"exports": lambda: exports.rows(args.quick), "language": about_language}
-    parts["models"] = lambda: models.rows(args.quick, clock)
+    parts |= {"models": lambda: models.rows(args.quick, clock), "training": training.rows}
     wanted = args.only or SECTIONS
     rows: list[dict[str, Any]] = []
     for name in [n for n in (*SECTIONS, *ALONE) if n in wanted]:

@@ -223,28 +223,44 @@ class TestSizes:
         assert "parametrized" in reasons["1.parametrizations.weight.original1"]
 
 
+LAYERS = {
+    "linear": lambda: nn.Linear(64, 48),
+    "convolution": lambda: nn.Conv2d(64, 48, 3, padding=1),
+    "signal": lambda: nn.Conv1d(64, 48, 4, stride=2, padding=1, dilation=2),
+    "same": lambda: nn.Conv2d(64, 48, (1, 3), padding="same"),
+    "circular": lambda: nn.Conv2d(64, 48, 3, padding=1, padding_mode="circular"),
+    "grouped": lambda: nn.Conv2d(64, 48, 3, groups=4),
+}
+SIZES = {nn.Linear: (256, 64), nn.Conv1d: (8, 64, 40), nn.Conv2d: (4, 64, 8, 8)}
+
+
 class Channels(nn.Module):
     """Layers of which one input channel can be made larger; with `balanced`, their weights for it are smaller."""
 
     def __init__(self, kind: str, factor: float, balanced: bool) -> None:
         super().__init__()
-        self.layer = nn.Linear(64, 48) if kind == "linear" else nn.Conv2d(64, 48, 3, padding=1)
+        self.layer = LAYERS[kind]()
         self.last = nn.Linear(48, 8)
         self.factor = factor
         if balanced:
-            with torch.no_grad():
-                self.layer.weight[:, 5] /= factor
+            self.balance()
+
+    def balance(self) -> None:
+        """Make the weights for the large channel smaller."""
+        rows = 48 // getattr(self.layer, "groups", 1)
+        with torch.no_grad():
+            self.layer.weight[:rows, 5] /= self.factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Both layers, the mean of a picture between them."""
         sizes = torch.ones(64)
         sizes[5] = self.factor
         x = self.layer(x * sizes.reshape([-1] + [1] * (x.dim() - 2)))
-        return self.last(x.mean((2, 3)) if x.dim() == 4 else x)
+        return self.last(x.flatten(2).mean(2) if x.dim() > 2 else x)
 
     def data(self) -> torch.Tensor:
         """Inputs of a normal distribution."""
-        return torch.randn(256, 64) if isinstance(self.layer, nn.Linear) else torch.randn(4, 64, 8, 8)
+        return torch.randn(*SIZES[type(self.layer)])
 
 
 def error_of(made: nn.Module, model: nn.Module, x: torch.Tensor) -> float:
@@ -272,9 +288,14 @@ class TestOutliers:
         assert ("keep this layer float" in layer.note) == (factor > 50)
 
     @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-    @pytest.mark.parametrize("precision", ["ternary", "int8"])
-    @pytest.mark.parametrize("kind", ["linear", "convolution"])
-    @pytest.mark.parametrize("factor", [100.0, 1000.0])
+    @pytest.mark.parametrize(
+        ("kind", "precision", "factor"),
+        [
+            *((kind, precision, 100.0) for kind in ("linear", "convolution") for precision in ("ternary", "int8")),
+            *(("linear", "ternary", 1000.0), ("convolution", "int8", 1000.0)),
+            *((kind, "ternary", 100.0) for kind in ("signal", "same", "circular", "grouped")),
+        ],
+    )
     def test_it_costs_nothing(self, factor: float, kind: str, precision: Precision, tmp_path: Path) -> None:
         """The layer is as good as without the outlier; the network is saved, loaded, copied and scripted with it."""
         torch.manual_seed(0)
@@ -285,8 +306,7 @@ class TestOutliers:
         usual_error = error_of(plain, usual, x)
         model = Channels(kind, factor, balanced=True)
         model.load_state_dict(usual.state_dict())
-        with torch.no_grad():
-            model.layer.weight[:, 5] /= factor
+        model.balance()
         kept, _ = ternary.quantize(model, ternary.Recipe(rules=rules, outliers="keep"), calibration=[x])
         assert error_of(kept, model, x) > usual_error + 0.05
         made, report = ternary.quantize(model, ternary.Recipe(rules=rules), calibration=[x])
@@ -296,7 +316,8 @@ class TestOutliers:
         assert "1 input channel kept float, which lowers the error from" in str(report)
         assert report.bytes_before == sum(p.nbytes for p in model.parameters())
         assert made.layer.weight.shape == model.layer.weight.shape
-        assert torch.allclose(made.layer.weight[:, 5] * 1.0, model.layer.weight[:, 5])
+        rows = 48 // getattr(model.layer, "groups", 1)
+        assert torch.allclose(made.layer.weight[:rows, 5] * 1.0, model.layer.weight[:rows, 5])
         ternary.save(made, tmp_path / "model.safetensors")
         packed = ternary.pack(made)
         again = ternary.load(tmp_path / "model.safetensors", with_other_weights(made), packed=True)

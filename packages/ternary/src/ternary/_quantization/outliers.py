@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ternary._quantization.probe import Use
 from ternary._quantization.recipe import Precision
 from ternary.nn._layers import TernaryWeight
-from ternary.nn._outliers import FloatChannels
+from ternary.nn._outliers import FloatChannels, without_channels
 from ternary.runtime._pack import pack_layer
 
 LARGE = 8.0
@@ -45,8 +45,8 @@ def treated(
         The new layer, its precision, and what the report says; None if the layer needs or takes no treatment.
     """
     sample = use.sample
-    plain = isinstance(layer, nn.Linear | nn.Conv2d) and not isinstance(layer, TernaryWeight)
-    if sample is None or precision == "float" or not plain or not _fits(layer):
+    plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and not isinstance(layer, TernaryWeight)
+    if sample is None or precision == "float" or not plain:
         return None
     wanted = layer(sample)
     before = convert(copy.deepcopy(layer), power)
@@ -79,17 +79,11 @@ def _excessive(error: float, of_weights: float) -> bool:
     return not error <= min(USELESS, TOO_LARGE * of_weights + ALLOWED)
 
 
-def _fits(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return True
-
-
 def _split(layer: nn.Module, channels: list[int], power: Tensor | None, convert: Convert) -> nn.Module:
     """Return a layer that keeps these channels float."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
     others = copy.deepcopy(layer)
-    others.weight[:, channels] = 0.0
+    others.weight.copy_(without_channels(layer.weight, channels, getattr(layer, "groups", 1)))
     if power is not None:
         power = power.clone()
         power[channels] = 0.0

@@ -117,16 +117,16 @@ def _entering(name: str, use: Use, inside: list[int]) -> Callable[[nn.Module, tu
             return
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteActivationError(f"the input of {name or 'the model'} is NaN or infinite in calibration")
-        feature = x.dim() - 1
-        if isinstance(layer, nn.Conv1d | nn.Conv2d):
-            feature = x.dim() - (2 if isinstance(layer, nn.Conv1d) else 3)
+        directions = len(layer.kernel_size) if isinstance(layer, nn.Conv1d | nn.Conv2d) else 0
+        feature = x.dim() - 1 - directions
         others = [i for i in range(x.dim()) if i != feature]
         power, largest = x.double().pow(2).mean(others), x.abs().amax(others).float()
         use.power = power if use.power is None else use.power + power
         use.largest = largest if use.largest is None else torch.maximum(use.largest, largest)
         if (here := outlier_of(largest)) > use.outlier_of_sample:
             use.outlier_of_sample = here
-            use.sample = x[:1].clone() if isinstance(layer, nn.Conv2d) else x.reshape(-1, x.shape[-1])[:ROWS].clone()
+            one = x.reshape(-1, *x.shape[feature:])[: 1 if directions else ROWS]
+            use.sample = one.clone()
 
     return enter
 

@@ -116,8 +116,7 @@ def _rounded(layer: nn.Module, weight: Tensor) -> tuple[Tensor | None, int, floa
     if isinstance(layer, FloatChannels):
         got, stored, zeros = _rounded(cast("nn.Module", layer.layer), weight)
         assert got is not None
-        columns = layer.columns.detach()
-        return got.index_copy(1, layer.channels, columns.double()), stored + columns.nbytes, zeros
+        return layer.put_back(got).detach(), stored + layer.columns.nbytes, zeros
     if isinstance(layer, TernaryWeight):
         values, positive, negative = (t.to(weight.device) for t in layer.ternary_values())
         got = values.double() * torch.where(values > 0, positive.reshape(shape), negative.reshape(shape)).double()

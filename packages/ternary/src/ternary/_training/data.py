@@ -56,8 +56,8 @@ def mnist1d() -> Split:
 def python_docs() -> Split:
     """Return the text of Python's own help: sixteen characters and the next one, every fifth paragraph held out.
 
-    A paragraph that occurs again is left out. Printable ASCII characters have the numbers 0 to 94, the end of a line has
-    95 and any other character 96. Each third place of the text is a sample.
+    A paragraph that occurs again is left out. Printable ASCII characters have the numbers 0 to 94, the end of a line
+    has 95 and any other character 96. Each third place of the text is a sample.
     """
     from pydoc_data.topics import topics
 

@@ -56,8 +56,10 @@ class Plan:
         methods: 'float', 'as written', 'distilled' (as written, starting from the float network of the same seed, which
             is its teacher), or names of quantizers.
         seeds: How many trainings per method.
+        first_seed: The seed of the first one; each further one has the next number.
         batch: Samples per step.
         config: How to train.
+        student: How to train distilled networks; as the others by default.
         shape: The shape of one sample, if the data's own is not what the model takes.
     """
 
@@ -66,8 +68,10 @@ class Plan:
     arguments: dict[str, Any] = field(default_factory=dict)
     methods: tuple[str, ...] = ("as written",)
     seeds: int = 1
+    first_seed: int = 0
     batch: int = 64
     config: TrainConfig = field(default_factory=TrainConfig)
+    student: TrainConfig | None = None
     shape: tuple[int, ...] = ()
 
 
@@ -116,7 +120,7 @@ def _method(
     found: list[float] = []
     file: Path | None = None
     history = History()
-    for seed in range(plan.seeds):
+    for seed in range(plan.first_seed, plan.first_seed + plan.seeds):
         if method == "distilled" and seed not in teachers:
             teachers[seed] = _trained(plan, split, "float", seed, progress)[0]
         teacher = teachers[seed] if method == "distilled" else None
@@ -124,7 +128,7 @@ def _method(
         if method == "float":
             teachers[seed] = model
         measured = model
-        if out is not None and seed == 0:
+        if out is not None and seed == plan.first_seed:
             file = out / f"{type(model).__name__.lower()}-{method.replace(' ', '-')}.safetensors"
             modelfile.save(model, file, arguments=_arguments(plan, method))
             if method != "float":
@@ -149,7 +153,7 @@ def _trained(
     history = fit(
         model,
         shuffled(split.train_x, split.train_y, plan.batch, seed=seed),
-        plan.config,
+        plan.student if teacher is not None and plan.student is not None else plan.config,
         teacher=teacher,
         evaluate=lambda m: accuracy(m, split.test_x, split.test_y),
         progress=None if progress is None else functools.partial(_tell, progress, method, seed),

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def _arguments(program: Any, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("source", help="a .tri file, a zoo name, or - for standard input")
-    parser.add_argument("--data", required=True, help="digits, mnist1d, or a .npz file with arrays x and y")
+    parser.add_argument(
+        "--data", required=True, help="digits, mnist1d, python-docs, or a .npz file with arrays x and y"
+    )
     parser.add_argument(
         "--shape", type=sizes, default=(), help="shape of one sample (1,8,8), where the program leaves it open"
     )
@@ -42,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=positive, default=20, help="passes over the data (default %(default)s)")
     parser.add_argument("--batch", type=positive, default=64, help="samples per step (default %(default)s)")
     parser.add_argument("--learning-rate", type=rate, default=2e-3, help="its peak (default %(default)s)")
+    parser.add_argument(
+        "--student-learning-rate", type=rate, help="its peak for distilled networks (default: --learning-rate)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -72,9 +78,16 @@ def run(a: argparse.Namespace) -> int:
     split = data.load(a.data)
     shape = a.shape or shape_of(program)
     config = TrainConfig(epochs=a.epochs, learning_rate=a.learning_rate)
-    methods = tuple(a.compare.split(","))
+    student = replace(config, learning_rate=a.student_learning_rate or a.learning_rate)
     plan = experiment.Plan(
-        text, arguments=arguments, methods=methods, seeds=a.seeds, batch=a.batch, config=config, shape=shape
+        text,
+        arguments=arguments,
+        methods=tuple(a.compare.split(",")),
+        seeds=a.seeds,
+        batch=a.batch,
+        config=config,
+        student=student,
+        shape=shape,
     )
     out = Path(a.out)
     out.mkdir(parents=True, exist_ok=True)
