@@ -42,8 +42,8 @@ class SeparateExperts(nn.Module):
         self.num_experts: int = taken.num_experts
         self.gated: bool = taken.has_gate
         self.normalized: bool = taken.has_post_expert_norm
-        self.up_proj = _linear_layers(taken, "gate_up_proj" if self.gated else "up_proj")
-        self.down_proj = _linear_layers(taken, "down_proj")
+        self.up_proj: nn.ModuleList = _linear_layers(taken, "gate_up_proj" if self.gated else "up_proj")
+        self.down_proj: nn.ModuleList = _linear_layers(taken, "down_proj")
         self.rule = fused
         self.train(fused.training)
 

@@ -33,8 +33,9 @@ class TernaryWeight(nn.Module):
 
     if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
         weight: Any
-
-    ternary_part = 1.0  # below 1, training mixes so much of the ternary weight with the rest of the float one
+        ternary_part: float
+    else:
+        ternary_part = 1.0  # below 1, training mixes so much of the ternary weight with the rest of the float one
 
     def _init_ternary(self, options: QuantizerOptions) -> None:
         self.empty: bool = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor

@@ -49,11 +49,11 @@ class FloatChannels(nn.Module):
         convolution = float_layer if isinstance(float_layer, nn.Conv1d | nn.Conv2d) else None
         self.directions: int = 0 if convolution is None else len(convolution.kernel_size)
         self.groups: int = 1 if convolution is None else convolution.groups
-        self.columns = nn.Parameter(_columns(weight, channels, self.groups))
+        self.columns: nn.Parameter = nn.Parameter(_columns(weight, channels, self.groups))
         # What a linear layer lacks is never read, but has to have a type for TorchScript.
-        self.stride = [1] if convolution is None else list(convolution.stride)
-        self.dilation = [1] if convolution is None else list(convolution.dilation)
-        self.edges = [0] if convolution is None else _edges(convolution)
+        self.stride: list[int] = [1] if convolution is None else list(convolution.stride)
+        self.dilation: list[int] = [1] if convolution is None else list(convolution.dilation)
+        self.edges: list[int] = [0] if convolution is None else _edges(convolution)
         mode = "zeros" if convolution is None else convolution.padding_mode
         self.edge_mode: str = "constant" if mode == "zeros" else mode
         keep_attributes(self, float_layer)

@@ -34,14 +34,14 @@ class CanvasLearner:
 
     def __init__(self, model: CanvasViT, rules: int, learning_rate: float) -> None:
         self.model = model
-        self.device = model.rule.device
-        self.rules = nn.Parameter(torch.zeros(rules, 1, model.shape.width, device=self.device))
+        self.device: torch.device = model.rule.device
+        self.rules: nn.Parameter = nn.Parameter(torch.zeros(rules, 1, model.shape.width, device=self.device))
         self.parameters: dict[str, nn.Parameter] = {**dict(model.named_parameters()), "rules": self.rules}
-        self.averages = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.averages: dict[str, Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
         recorded = self.device.type == "cuda"
         # A recorded step reads its learning rate from memory.
         rate = torch.tensor(learning_rate, device=self.device) if recorded else learning_rate
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: torch.optim.AdamW = torch.optim.AdamW(
             self.parameters.values(), lr=rate, weight_decay=0.01, fused=recorded, capturable=recorded
         )
         self._replay: Callable[[], None] | None = None
