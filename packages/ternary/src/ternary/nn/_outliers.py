@@ -40,6 +40,9 @@ class FloatChannels(nn.Module):
     if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
         channels: Tensor
         layer: Any
+        stride: list[int]
+        dilation: list[int]
+        edges: list[int]
 
     def __init__(self, layer: nn.Module, float_layer: nn.Linear | nn.Conv1d | nn.Conv2d, channels: list[int]):
         super().__init__()
@@ -51,9 +54,9 @@ class FloatChannels(nn.Module):
         self.groups: int = 1 if convolution is None else convolution.groups
         self.columns: nn.Parameter = nn.Parameter(_columns(weight, channels, self.groups))
         # What a linear layer lacks is never read, but has to have a type for TorchScript.
-        self.stride: list[int] = [1] if convolution is None else list(convolution.stride)
-        self.dilation: list[int] = [1] if convolution is None else list(convolution.dilation)
-        self.edges: list[int] = [0] if convolution is None else _edges(convolution)
+        self.stride = [1] if convolution is None else list(convolution.stride)
+        self.dilation = [1] if convolution is None else list(convolution.dilation)
+        self.edges = [0] if convolution is None else _edges(convolution)
         mode = "zeros" if convolution is None else convolution.padding_mode
         self.edge_mode: str = "constant" if mode == "zeros" else mode
         keep_attributes(self, float_layer)
