@@ -247,6 +247,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
     sources |= {
         Path("fleet.md"): ROOT / "examples" / "fleet" / "README.md",
         Path("benchmarks.md"): ROOT / "packages" / "benchmarks.md",
+        Path("gpu.md"): ROOT / "packages" / "gpu.md",
         Path("nodes.md"): ROOT / "packages" / "nodes.md",
         Path("mutations.md"): ROOT / "packages" / "mutations.md",
         Path("contributing.md"): ROOT / "CONTRIBUTING.md",
@@ -281,6 +282,7 @@ def write_pages(docs: Path) -> list[dict[str, Any]]:
         {"The fleet": "fleet.md"},
         *map(navigation, PACKAGES),
         {"Benchmarks": "benchmarks.md"},
+        {"On a GPU": "gpu.md"},
         {"Many nodes": "nodes.md"},
         {"Broken promises": "mutations.md"},
         {"Contributing": "contributing.md"},
