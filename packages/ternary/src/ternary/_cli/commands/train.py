@@ -62,6 +62,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs", help="directory for model files, table and pictures")
 
 
+def _row(data: str, result: Any) -> dict[str, Any]:
+    """Return a result as results.json has it."""
+    return {
+        "data": data,
+        "method": result.method,
+        "accuracy": result.mean,
+        "spread": result.spread,
+        "seeds": list(result.accuracies),
+        "file": str(result.file),
+        "bytes": result.file_bytes,
+    }
+
+
 def run(a: argparse.Namespace) -> int:
     """Run the command; return its exit status."""
     import torch
@@ -102,18 +115,7 @@ def run(a: argparse.Namespace) -> int:
     results = experiment.run(plan, split, out, progress=progress)
     if show:
         print(file=sys.stderr)
-    rows = [
-        {
-            "data": a.data,
-            "method": r.method,
-            "accuracy": r.mean,
-            "spread": r.spread,
-            "seeds": list(r.accuracies),
-            "file": str(r.file),
-            "bytes": r.file_bytes,
-        }
-        for r in results
-    ]
+    rows = [_row(a.data, r) for r in results]
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if a.json:
         print(json.dumps(rows, indent=1))
