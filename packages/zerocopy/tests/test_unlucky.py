@@ -228,6 +228,7 @@ def test_one_copy_however_the_device_is_written(publish: Publish) -> None:
 def test_the_current_gpu_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """`cuda` means the GPU that is current at the load, so that another current one later gets a copy of its own."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     assert _ref._place("cuda") == torch.device("cuda", 2)
     assert _ref._place("cuda:1") == torch.device("cuda", 1)

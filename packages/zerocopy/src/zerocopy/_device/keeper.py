@@ -120,10 +120,14 @@ def kept(default: Path) -> list[Kept]:
         default: The default segment directory, in which keepers listen whichever directory a segment lies in.
     """
     folder = default / "devices"
-    if not folder.is_dir() or why_distrusted(folder):
+    try:
+        paths = sorted(folder.iterdir())
+        if why_distrusted(folder):
+            return []
+    except OSError:  # nothing was kept, or the folder is another user's
         return []
     found = []
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         if path.name.endswith(GATE):
             continue
         with suppress(DeviceUnavailableError, UntrustedPathError, OSError, ValueError, KeyError):
