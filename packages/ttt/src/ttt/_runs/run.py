@@ -96,12 +96,8 @@ class Run:
         self.tasks: tuple[Task, ...] = tuple(tasks)
         self.rejected: tuple[Rejected, ...] = tasks.rejected if isinstance(tasks, TaskSet) else ()
         self.total: float | None = parse_seconds(total) if isinstance(total, str) else total
-        given = self.total is None or budget is not None
-        self.budget: Budget = Budget.of(budget) if given else Budget(seconds=None)
-        self.workers: int | None = workers
-        self.seed: int = seed
-        self.pool: Where = pool
-        self.gpu_tasks: int = gpu_tasks
+        self.budget: Budget = Budget.of(budget) if self.total is None or budget is not None else Budget(seconds=None)
+        self.workers, self.seed, self.pool, self.gpu_tasks = workers, seed, pool, gpu_tasks
         _check(self)
         self._by_id = {t.id: t for t in self.tasks}
         curves = read_calibration(calibration)
