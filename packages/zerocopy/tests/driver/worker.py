@@ -28,6 +28,7 @@ from zerocopy._device import memory, upload
 from zerocopy._device.driver import Driver, DriverError
 
 torch.set_num_threads(1)
+ON_GPU = "emulated" not in sys.argv
 models: dict[str, Any] = {}
 
 
@@ -121,7 +122,7 @@ def drop(name: str = "model") -> None:
 def drop_in_use(name: str = "model") -> Any:
     """Release a model while the device has work that reads it. Return what the work gives, where there is a device."""
     first, result = next(models[name].parameters()).detach(), None
-    if torch.version.cuda:
+    if ON_GPU:
         torch.cuda._sleep(10**9)
         result = first.sum()
     else:
@@ -139,7 +140,7 @@ def drop_in_capture(name: str = "model") -> tuple[bool, Any]:
     del copy
     unmapped = []
     around("unmap", lambda real, *args: (real(*args), unmapped.append(args[1])))
-    if not torch.version.cuda:
+    if not ON_GPU:
         library = ctypes.CDLL("libcuda.so.1")
         library.emulated_capture(1)
         drop(name)
@@ -161,7 +162,7 @@ def write(name: str = "model", strict: bool = False) -> None:
     """Write to the first weight of a model."""
     with torch.no_grad(), zerocopy.strict(models[name]) if strict else nullcontext():
         next(models[name].parameters()).fill_(9)
-    if torch.version.cuda:
+    if ON_GPU:
         torch.cuda.synchronize()
 
 
@@ -178,7 +179,7 @@ def in_fork(ref: str) -> list[str]:
                     names.append("loaded")
                 except Exception as error:
                     names.append(type(error).__name__)
-        if torch.version.cuda:
+        if ON_GPU:
             try:
                 zerocopy.publish(models["model"])
             except Exception as error:
@@ -214,7 +215,7 @@ def main() -> None:
                 connection.close()
                 continue
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if "emulated" in sys.argv:
+            if not ON_GPU:
                 stand_in.install()
             connection.send(os.getpid())
             serve(connection)
