@@ -169,7 +169,7 @@ class Incoming:
         try:
             kind = np.dtype(dtype)
         except TypeError as failure:
-            raise WireError(f"an array has the dtype {dtype!r:.80}: {failure}") from None
+            raise WireError(f"an array has the dtype {dtype!r:.80}: {str(failure)[:200]}") from None
         count = math.prod(shape)
         nbytes = count * kind.itemsize
         if type(where) is bytes:

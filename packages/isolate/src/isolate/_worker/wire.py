@@ -29,6 +29,7 @@ from . import kinds
 from .errors import OverloadedError, UnsupportedTypeError, WireError
 
 BIG_INT, TUPLE, SET, FROZENSET, DICT, DATETIME, PATH, BUFFER, HANDLE, HANDLE_BACK, XFER, KIND, DEVICE = range(1, 14)
+_LONGEST_TIME = 64
 MAX_DEPTH = 100
 _EQUAL_HASHES = 64
 _COMPARED = 1 << 20
@@ -393,6 +394,8 @@ def revive(code: int, payload: bytes, decode: Callable[[bytes], Any]) -> Any:
         return int.from_bytes(payload, "little", signed=True)
     try:
         if code == DATETIME:
+            if len(payload) > _LONGEST_TIME:  # an error would repeat all of it
+                raise WireError(f"a time of {len(payload)} bytes, at most {_LONGEST_TIME}")
             text = str(payload, "ascii")
             return datetime.fromisoformat(text.removesuffix("f")).replace(fold=int(text.endswith("f")))
         if code == PATH:
