@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import io
-import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -401,37 +399,3 @@ def test_loads_and_publishes_are_neutral(ambient: str, simple_model: nn.Module) 
     assert first[0].weight.grad is not None
     assert torch.equal(first(inputs), simple_model(inputs))
     zerocopy.unpublish(ref)
-
-
-class Collecting:
-    """Notes whether garbage would be collected while it is unpickled, and forks a child meanwhile."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return look_at_collections, ()
-
-
-def look_at_collections() -> tuple[bool, bool]:
-    """Return whether garbage is collected in this process, and in a child that is forked now."""
-    child = os.fork()
-    if not child:
-        os._exit(gc.isenabled())
-    return gc.isenabled(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_garbage_waits_for_the_end_of_a_load() -> None:
-    """Collections go on after a load, also one that failed, and in a process that is forked during one."""
-    flat = zerocopy.flatten({"weight": torch.ones(3), "looked": Collecting()})
-    buffers = [bytearray(block.bytes_view()) for block in flat.blocks]
-    assert zerocopy.rebuild(flat.skeleton, buffers)["looked"] == (False, True)
-    assert gc.isenabled()
-    with pytest.raises(zerocopy.errors.CorruptSegmentError):
-        zerocopy.rebuild(b"", [])
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        zerocopy.rebuild(flat.skeleton, buffers)
-        assert not gc.isenabled()
-    finally:
-        gc.enable()

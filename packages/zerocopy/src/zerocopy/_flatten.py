@@ -7,9 +7,7 @@ stored twice.
 
 from __future__ import annotations
 
-import gc
 import io
-import os
 import pickle
 import types
 from collections.abc import Mapping, Sequence
@@ -450,7 +448,6 @@ def rebuild(skeleton: bytes, buffers: Sequence[Buffer], *, trust_remote_code: bo
         >>> zerocopy.rebuild(flat.skeleton, [bytearray(block.bytes_view()) for block in flat.blocks])
         {'weight': tensor([1., 1., 1.])}
     """
-    pause = _Collections.pause()
     try:
         if is_neutral():  # as usual
             return _rebuilt(skeleton, buffers, trust_remote_code)
@@ -458,35 +455,6 @@ def rebuild(skeleton: bytes, buffers: Sequence[Buffer], *, trust_remote_code: bo
             return _rebuilt(skeleton, buffers, trust_remote_code)
     except (pickle.UnpicklingError, EOFError) as error:
         raise CorruptSegmentError(f"the skeleton is no pickle of a model: {error}") from None
-    finally:
-        if pause:
-            _Collections.resume()
-
-
-class _Collections:
-    """Garbage collections, which would take a tenth of a load's time, and sometimes far more, and find nothing."""
-
-    paused = False
-
-    @classmethod
-    def pause(cls) -> bool:
-        """Pause them and return whether the caller has to resume them."""
-        if not gc.isenabled():
-            return False
-        cls.paused = True
-        gc.disable()
-        return True
-
-    @classmethod
-    def resume(cls) -> None:
-        """Resume them; also in a child that was forked meanwhile."""
-        if cls.paused:
-            cls.paused = False
-            gc.enable()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Collections.resume)
 
 
 def _rebuilt(skeleton: bytes, buffers: Sequence[Buffer], trust_remote_code: bool) -> Any:
