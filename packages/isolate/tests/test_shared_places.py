@@ -12,7 +12,10 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -222,6 +225,31 @@ def test_builds_in_progress_are_not_swept(tmp_path: Path) -> None:
     with workplace(tmp_path) as path:
         sweep(tmp_path)
         assert path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_builds_and_sweeps_at_once(tmp_path: Path) -> None:
+    """Hosts that start together make, sweep and remove workplaces at once: each keeps its own, and none is left."""
+    end = time.monotonic() + 1
+    done = []
+
+    def build(name: str) -> None:
+        while time.monotonic() < end:
+            with workplace(tmp_path, name) as path:
+                (path / threading.current_thread().name).touch(exist_ok=False)
+                time.sleep(0)
+                assert os.listdir(path) == [threading.current_thread().name]
+                done.append(name)
+
+    def clean() -> None:
+        while time.monotonic() < end:
+            sweep(tmp_path)
+
+    with ThreadPoolExecutor() as pool:
+        for work in [*(pool.submit(build, name) for name in ("", "", "same", "same")), *(pool.submit(clean) for _ in range(2))]:
+            work.result()
+    assert {"", "same"} <= set(done)
+    sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,6 +32,7 @@ MIB = 1 << 20
 TARGETS: dict[str, dict[str | None, float]] = {
     "1 KB, one way, p50": {None: 12.0, "iceoryx2": 0.5, "Pipe": 0.35},
     "64 MB, copy in and full read": {"iceoryx2": 0.9, "SharedMemory": 0.2},
+    "64 MB, the same after a pause": {},
     "10,000 x 4 KB, each": {"iceoryx2": 0.6, "Pipe": 0.3},
     "256 MB to four readers": {"iceoryx2": 0.9},
 }
@@ -141,8 +142,10 @@ def burst(line: Line, array: Any, count: int) -> list[float]:
     return [(line.answer() - start) / 1e9 / count]
 
 
-def compare(context: Any, names: list[str], rounds: int, capacity: int, work: Any) -> dict[str, list[float]]:
-    """Run the same work with every peer, taking turns, and return the samples of each."""
+def compare(
+    context: Any, names: list[str], rounds: int, capacity: int, work: Any, again: Any = lambda line: None
+) -> dict[str, list[float]]:
+    """Run the same work with every peer, taking turns, and return the samples of each; `again` starts a turn."""
     lines, samples = {}, {}
     for name in names:
         try:
@@ -156,6 +159,7 @@ def compare(context: Any, names: list[str], rounds: int, capacity: int, work: An
     for _ in range(rounds):
         for name, line in list(lines.items()):
             try:
+                again(line)
                 samples[name] += work(line)
             except Exception as error:  # as above
                 print(f"  {name}: stopped ({type(error).__name__}: {error})", file=sys.stderr)
@@ -341,7 +345,11 @@ def main() -> None:
     small, page, large = np.ones(256, np.float32), np.ones(1024, np.float32), np.ones(64 * MIB, np.uint8)
     one = compare(context, names, 3 if quick else 5, 64, lambda line: latency(line, small, 300, "one"))
     whole = [name for name in names if name != "xfer, Python only"]  # its large copies are the same
-    big = compare(context, whole, 3 if quick else 7, 4, lambda line: latency(line, large, 2, "read"))
+    first: dict[str, list[float]] = {name: [] for name in whole}
+    big = compare(
+        context, whole, 3 if quick else 7, 4, lambda line: latency(line, large, 2, "read"),
+        lambda line: first[line.peer].extend(latency(line, large, 1, "read")),
+    )  # fmt: skip
     fast = {"xfer", "xfer, Python only", "iceoryx2", "Pipe", "Unix socket"}
     many = compare(
         context, names, 3 if quick else 5, 256, lambda line: burst(line, page, 10_000 if line.peer in fast else 500)
@@ -354,6 +362,7 @@ def main() -> None:
             print(f"  Ray: left out ({type(error).__name__}: {error})", file=sys.stderr)
     rows += rows_of("1 KB, one way, p50", "us", 1e6, one)
     rows += rows_of("64 MB, copy in and full read", "ms", 1e3, big)
+    rows += rows_of("64 MB, the same after a pause", "ms", 1e3, first)  # in which xfer has unmapped what it did not use
     rows += rows_of("10,000 x 4 KB, each", "us", 1e6, many)
 
     huge, fans, peak = np.ones(256 * MIB, np.uint8), {}, 0.0

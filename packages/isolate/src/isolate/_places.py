@@ -234,15 +234,28 @@ def workplace(folder: Path, name: str = "") -> Iterator[Path]:
             path.mkdir(mode=0o700)
         except FileExistsError:
             continue
-        path.chmod(0o700)
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_WAIT)
         try:
-            if _try_lock(fd) and os.path.isdir(path):  # else a sweep came between
+            path.chmod(0o700)  # an umask may have taken bits away
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_WAIT)
+        except FileNotFoundError:
+            continue  # a sweep came between
+        try:
+            if not _try_lock(fd) or not _is_at(fd, path):
+                continue  # a sweep came between, and another workplace may have the name now
+            try:
                 yield path
-                return
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+            return
         finally:
-            shutil.rmtree(path, ignore_errors=True)
             os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(fd: int) -> bool:
@@ -281,7 +294,7 @@ def sweep(folder: Path) -> None:
         except OSError:
             continue  # gone, or nothing of ours
         try:
-            if _try_lock(fd):
+            if _try_lock(fd) and _is_at(fd, path):  # else the name is a new workplace's
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(fd)

@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 #if defined(__x86_64__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #define RELAX() _mm_pause()
 #else
 #define RELAX() ((void)0)
