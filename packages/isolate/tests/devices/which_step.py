@@ -2,7 +2,8 @@
 
     python tests/devices/which_step.py
 
-Each step is taken alone, and all steps together but one, each time in a new process, which then calls `cuInit`.
+Each step is taken alone, and all steps together but one, each time in a new process, which then calls `cuInit`. Where
+it is Landlock, one more grant is tried at a time; where it is the filter, one call less.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from isolate._manifest import read_manifest
 from isolate._worker import confine, seccomp, supervisor
 
 TASKS = "/proc/self/task"
+FINE = "cuInit 0"
 
 
 def config() -> dict[str, Any]:
@@ -34,8 +36,20 @@ def config() -> dict[str, Any]:
     return made
 
 
-def steps(with_config: dict[str, Any]) -> dict[str, Callable[[], object]]:
-    """Return the steps in a worker's order."""
+GRANTS = ("/", "/proc", "/sys", "/dev", "/run", "/var", "/etc", "/tmp", "/opt", "/root", "/home")
+FAMILIES = {"sockets by path": 1}
+
+
+def steps(with_config: dict[str, Any], allowed: str = "") -> dict[str, Callable[[], object]]:
+    """Return the steps in a worker's order; `allowed` is one call or family that the filter lets pass."""
+
+    def filtered() -> None:
+        seccomp._DENIED = {name: numbers for name, numbers in seccomp._DENIED.items() if name != allowed}
+        if allowed in FAMILIES:
+            seccomp._NETLINK = FAMILIES[allowed]
+        if allowed == "socket pairs":
+            seccomp._DATAGRAM = 15
+        seccomp.apply(with_config["network"])
 
     def namespaces() -> None:
         if why := confine.enter_namespaces():
@@ -58,17 +72,19 @@ def steps(with_config: dict[str, Any]) -> dict[str, Callable[[], object]]:
         "no new privileges": confine.no_new_privs,
         "no capabilities": confine.drop_capabilities,
         "landlock": landlock,
-        "system calls": lambda: seccomp.apply(with_config["network"]),
+        "system calls": filtered,
     }
 
 
-def outcome(chosen: list[str]) -> str:
-    """Take some steps in a new process and return what `cuInit` said there."""
+def outcome(chosen: list[str], grant: str = "", right: str = "read", allowed: str = "") -> str:
+    """Take some steps in a new process, with one more grant or one more call, and return what `cuInit` said there."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         try:
-            known = steps(config())
+            made = config()
+            made[right] += [grant] if grant else []
+            known = steps(made, allowed)
             for name in chosen:
                 known[name]()
             said = f"cuInit {ctypes.CDLL('libcuda.so.1').cuInit(0)}"
@@ -87,8 +103,18 @@ def main() -> None:
     names = list(steps(config()))
     alone = [[], *([name] for name in names if name != "read-only mounts"), ["namespaces", "read-only mounts"]]
     but_one = [[name for name in names if name != without] for without in names if without != "namespaces"]
+    found = {}
     for chosen in itertools.chain(alone, [names], but_one):
-        print(f"{outcome(chosen):40} {', '.join(chosen) or 'nothing'}", flush=True)
+        found[tuple(chosen)] = outcome(chosen)
+        print(f"{found[tuple(chosen)]:40} {', '.join(chosen) or 'nothing'}", flush=True)
+    if found[tuple(names)] == FINE:
+        return
+    if found[("landlock",)] != FINE:
+        for right, grant in itertools.product(("read", "write"), GRANTS):
+            print(f"{outcome(['landlock'], grant, right):40} landlock, and {right} {grant}", flush=True)
+    if found[("system calls",)] != FINE:
+        for allowed in (*FAMILIES, "socket pairs", *seccomp._DENIED):
+            print(f"{outcome(['system calls'], allowed=allowed):40} system calls, and {allowed}", flush=True)
 
 
 if __name__ == "__main__":
