@@ -416,6 +416,65 @@ def test_tensors_without_plain_memory_are_refused(pool: xfer.Pool, make: Any) ->
     assert pool.stats().live == 0
 
 
+class Tokens(collections.UserDict):  # type: ignore[type-arg]  # as tokenizers return
+    """A mapping that is no dict."""
+
+
+def test_any_mapping_arrives_as_a_dict_of_its_values(pool: xfer.Pool) -> None:
+    """Never as an array of its keys, which is what NumPy makes of one."""
+    ids = np.arange(3)
+    for value in (Tokens(ids=ids), collections.ChainMap({"ids": ids}), collections.defaultdict(list, ids=ids)):
+        for put in (value, [value], {"inside": value}):
+            got = xfer.get(pool.put(put))
+            got = got[0] if isinstance(put, list) else got.get("inside", got)
+            assert type(got) is dict
+            assert got.keys() == {"ids"}
+            np.testing.assert_array_equal(got["ids"], ids)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, "a"], [["a"], [b"a"]], ("a", 1.5), [[1], [2, 3]], None, object(), {1, 2}, iter([1]), print,
+        torch.nn.ParameterDict({"a": torch.ones(1)}), torch.nn.Linear(1, 1), 2**70,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_array_is_refused(pool: xfer.Pool, value: Any) -> None:
+    """NumPy would turn some of these into an array of something else."""
+    for take in (pool.put, lambda it: xfer.move(it, "numpy")):
+        with pytest.raises(errors.UnsupportedDtypeError):
+            take(value)
+    assert pool.stats().live == 0
+
+
+def nested(make: Callable[[Any], Any], levels: int) -> Any:
+    """Return a container in a container, so many levels deep."""
+    value: Any = make(np.ones(1))
+    for _ in range(levels):
+        value = make(value)
+    return value
+
+
+@pytest.mark.parametrize("make", [lambda v: [v], lambda v: (v,), lambda v: {"a": v}, lambda v: Batch(v, 1)])
+def test_what_is_nested_too_deep_is_refused(pool: xfer.Pool, make: Callable[[Any], Any]) -> None:
+    """The error is typed however deep the nesting is, and nothing is taken."""
+    with pytest.raises(errors.UnsupportedDtypeError, match="100 levels deep"):
+        pool.put(nested(make, 20_000))
+    assert pool.stats().live == 0
+
+
+def test_what_contains_itself_is_refused(pool: xfer.Pool) -> None:
+    """Likewise, with and without arrays."""
+    a_list: list[Any] = []
+    a_dict: dict[str, Any] = {"x": np.ones(1)}
+    a_list.append((a_list,))
+    a_dict["self"] = [a_dict]
+    for value in (a_list, a_dict):
+        with pytest.raises(errors.UnsupportedDtypeError, match="contains itself"):
+            pool.put(value)
+
+
 @pytest.mark.slow  # torch takes seconds to import what these need
 def test_tensors_of_a_transformation_are_refused(pool: xfer.Pool) -> None:
     """Inside `vmap` and `grad` a tensor stands for another one and has no memory."""

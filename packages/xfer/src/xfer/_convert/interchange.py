@@ -87,7 +87,34 @@ def host_array(array: Any) -> np.ndarray[Any, Any]:
         return np.asarray(array)
     if hasattr(array, "__dlpack__"):
         return np.from_dlpack(array)
-    return np.asarray(array)
+    return _listed(array)
+
+
+def _listed(value: Any) -> np.ndarray[Any, Any]:
+    """Return the array of a number, a text or a sequence; NumPy alone would take a mapping's keys."""
+    kind = type(value).__name__
+    if hasattr(value, "keys"):
+        raise UnsupportedDtypeError(f"a {kind} is no array: put a dict of what it holds")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise UnsupportedDtypeError(f"a {kind} whose parts differ in shape is no array: put a dict of them") from error
+    if array.dtype == object and not array.ndim:
+        raise UnsupportedDtypeError(f"got a {kind}, want an array, or a dict, list, tuple or dataclass of arrays")
+    if array.dtype.kind in "US" and not _holds_only(value, str if array.dtype.kind == "U" else bytes):
+        raise UnsupportedDtypeError(f"a {kind} of text and other values is no array: put a dict of them")
+    return array
+
+
+def _holds_only(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) or (not isinstance(value, str | bytes) and _is_filled(value, kind))
+
+
+def _is_filled(value: Any, kind: type) -> bool:
+    try:
+        return all(_holds_only(item, kind) for item in value)
+    except TypeError:  # a number
+        return False
 
 
 _BITS = {"bfloat16": "int16", "float8": "uint8"}  # torch types that NumPy has only with ml_dtypes, by their carrier

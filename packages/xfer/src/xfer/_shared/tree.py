@@ -13,7 +13,7 @@ import math
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -57,13 +57,17 @@ class Leaf(NamedTuple):
         return cls(array.dtype, array.shape, array.flags.fnc)
 
 
-def is_tree(value: Any) -> bool:
-    """Return whether a value is sent as a tree: a dict, a dataclass, a named tuple, or a list or tuple with arrays."""
+def is_tree(value: Any, depth: int = 0) -> bool:
+    """Return whether a value is sent as a tree: a mapping, dataclass or named tuple, or a list or tuple with arrays."""
     if isinstance(value, dict):
         return True
     if isinstance(value, list | tuple):
-        return hasattr(value, "_fields") or any(is_array(item) or is_tree(item) for item in value)
-    return dataclasses.is_dataclass(value) and not isinstance(value, type) and not is_array(value)
+        if hasattr(value, "_fields") or depth > _DEEPEST:  # which `pack` refuses
+            return True
+        return any(is_array(item) or is_tree(item, depth + 1) for item in value)
+    if is_array(value) or isinstance(value, type):
+        return False
+    return dataclasses.is_dataclass(value) or isinstance(value, Mapping)
 
 
 class Packed:
@@ -147,7 +151,7 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozens
             return len(items)
         return tuple([_take_apart(item, leaves, values, kinds, depth + 1) for item in items])
 
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         letter = "o" if isinstance(value, OrderedDict) else "d"
         if set(map(type, value)) == {str}:
             return letter, "str", tuple(value), all_of(value.values())
