@@ -8,6 +8,7 @@ import io
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -291,7 +292,7 @@ def test_what_cannot_be_shared_is_named(publish: Publish) -> None:
         (nn.LazyLinear(2), "once before publishing"),
         (nn.ParameterList([sparse]), "to_dense"),
         ([nested], "layout=torch.jagged"),
-        (script, "torch.export"),
+        (script, "the nn.Module that it was made from"),
         (nn.ModuleDict({"deep": nn.Linear(2, 2, device="meta")}), r"deep\.weight"),
     ]
     for inner, expected in cases:
@@ -303,6 +304,25 @@ def test_what_cannot_be_shared_is_named(publish: Publish) -> None:
         publish(nn.ModuleDict({"net": model}))
     with pytest.raises(zerocopy.errors.UnknownNameError):
         zerocopy.current("refused")
+
+
+@pytest.mark.slow  # torch.export takes seconds to import
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torch_export_is_refused_and_the_remedy_works(publish: Publish, tmp_path: Path) -> None:
+    """Its workers run it over shared weights, as the error says."""
+    model = nn.Linear(4, 4).eval()
+    program = torch.export.export(model, (torch.ones(2, 4),))
+    for made in (program, program.module(), program.graph_module, torch.export.unflatten(program)):
+        for published in (made, {"net": [made]}):
+            with pytest.raises(UnshareableError, match=r"a program of torch\.export.*load_state_dict"):
+                publish(published)
+    torch.export.save(program, tmp_path / "model.pt2")
+    weights = publish(dict(program.state_dict)).load()
+    worker = torch.export.load(tmp_path / "model.pt2").module()
+    worker.load_state_dict(weights, assign=True)
+    assert torch.equal(worker(torch.ones(2, 4)), model(torch.ones(2, 4)))
+    assert worker.weight.data_ptr() == weights["weight"].data_ptr()
+    assert not zerocopy.written(weights)
 
 
 def test_saved_size_is_the_same(transformer_model: nn.Module, publish: Publish) -> None:

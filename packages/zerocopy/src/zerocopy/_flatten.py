@@ -47,6 +47,8 @@ Buffer = memoryview | bytearray  # bytes that a tensor may lie in
 # whether it has the whole block to itself)
 _Row = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...], bool, bool, bool, type[torch.Tensor] | None, bool]
 
+_EXPORT_TRACER = "torch.fx.experimental.proxy_tensor"
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -242,13 +244,26 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
                 return _same, (_Bare(self._collector.row(obj)),), dict(obj.__dict__), None, None, _set_attributes
         elif isinstance(obj, type | types.FunctionType) and is_remote(obj.__module__):
             self._collector.remote.add(obj.__module__)
-        elif isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-            remedy = "TorchScript is deprecated: publish the nn.Module it was made from, or its torch.export."
-            raise self._collector.refuse(obj, "TorchScript", remedy)
+        elif program := _program(obj):
+            raise self._collector.refuse(obj, *program)
         elif isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
             state = {name: value for name, value in obj.__dict__.items() if name != "_compiled_call_impl"}
             return _bare_instance, (type(obj).__bases__[0],), state, None, None, _set_parametrized
         return super().reducer_override(obj)
+
+
+def _program(obj: object) -> tuple[str, str] | None:
+    """Return what a program made from a model is, and what to publish in its place; None for anything else."""
+    if isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        return "TorchScript", "Publish the nn.Module that it was made from."
+    tracer = getattr(obj, "_tracer_cls", None) if isinstance(obj, torch.fx.GraphModule) else None
+    # An exported program pickles with a tracer that cannot be made again.
+    if type(obj).__module__.startswith("torch.export") or getattr(tracer, "__module__", "") == _EXPORT_TRACER:
+        return "a program of torch.export", (
+            "Publish the nn.Module that it was made from; or publish its `state_dict`, and have each worker read the "
+            "program with torch.export.load and give its module() the weights: load_state_dict(weights, assign=True)."
+        )
+    return None
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -320,7 +335,7 @@ def flatten(model: Any, *, trust_remote_code: bool = False) -> Flat:
         >>> [block.nbytes for block in flat.blocks]
         [12]
     """
-    collector = _Collector(tensor_names(model) | _script_names(model))
+    collector = _Collector(tensor_names(model) | _program_names(model))
     file = io.BytesIO()
     try:
         with neutral():
@@ -338,12 +353,12 @@ def flatten(model: Any, *, trust_remote_code: bool = False) -> Flat:
     return Flat(pickle.dumps(parts, protocol=5), blocks)
 
 
-def _script_names(model: object) -> dict[int, tuple[str, ...]]:
-    return {
-        id(obj): (path,)
-        for path, obj in walk(model)
-        if isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction)
-    }
+def _program_names(model: object) -> dict[int, tuple[str, ...]]:
+    names: dict[int, tuple[str, ...]] = {}
+    for path, obj in walk(model):
+        if _program(obj):
+            names.setdefault(id(obj), (path,))
+    return names
 
 
 def _unpicklable(model: object) -> str:
