@@ -182,6 +182,7 @@ class TestComputedWeights:
         model = nn.Sequential(nn.Linear(16, 16), wrap(nn.Linear(16, 16)), nn.Linear(16, 4)).eval()
         before = sorted(model.state_dict())
         x = torch.randn(3, 16)
+        answer = model(x)
         weight = model[1](torch.eye(16)) - model[1].bias
         made, report = ternary.quantize(model)
         assert {r.name: r.precision for r in report.layers}["1"] == "ternary"
@@ -189,6 +190,7 @@ class TestComputedWeights:
         assert torch.allclose(made[1].weight, weight.T, atol=1e-5)
         assert torch.allclose(ternary.pack(made)(x), made(x), atol=0.1)
         assert sorted(model.state_dict()) == before
+        assert torch.equal(model(x), answer)
 
 
 def test_a_subclass_that_computes_the_same_is_a_layer() -> None:

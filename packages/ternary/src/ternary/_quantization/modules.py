@@ -95,9 +95,19 @@ def _keep_computed_weight(layer: nn.Module) -> None:
         remove = remove_weight_norm if isinstance(norm, WeightNorm) else remove_spectral_norm
         remove(layer, norm.name)
     if parametrize.is_parametrized(layer):
+        # Not by `remove_parametrizations`: that changes the class, which a copy has in common with its original.
+        lists = layer.parametrizations
+        assert isinstance(lists, nn.ModuleDict)
         with torch.no_grad():
-            for name in list(layer.parametrizations):  # type: ignore[arg-type] # a ModuleDict
-                parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            values = {name: getattr(layer, name).clone() for name in lists}
+        layer.__class__ = type(layer).__bases__[0]
+        del layer.parametrizations
+        for name, value in values.items():
+            trained = [parameter.requires_grad for parameter in lists[name].parameters(recurse=False)]
+            if trained:
+                layer.register_parameter(name, nn.Parameter(value, requires_grad=any(trained)))
+            else:
+                layer.register_buffer(name, value)
 
 
 def _upright(layer: nn.Module) -> nn.Linear:
