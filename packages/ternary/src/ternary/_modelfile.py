@@ -21,6 +21,7 @@ from ternary import packing
 from ternary._language.compiler import compile as compile_source
 from ternary._language.compiler import count_layers
 from ternary._language.diagnostics import SourceText
+from ternary._quantization.described import Described, checked, describe, made_as_described
 from ternary._tensorheader import parse_json, read_tensor_header
 from ternary._wholefile import whole_file
 from ternary.errors import ModelFileError, PackedDataError
@@ -120,6 +121,7 @@ def save(  # long because its documentation counts too
         "arguments": arguments or {},
         "source": getattr(model, "__source__", ""),
         "layers": {k: asdict(v) for k, v in entries.items()},
+        "quantized": describe(model),
     }
     _write_whole(tensors, {"ternary": json.dumps(header, sort_keys=True)}, Path(path))
     return info(path)
@@ -262,7 +264,8 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
     Args:
         path: A file written by `save`.
         model: Where to load to; by default the model is compiled from the program in the file. The ternary layers
-            then get their stored values and scales exactly (quantizer 'exact', TTQ kept).
+            then get their stored values and scales exactly (quantizer 'exact', TTQ kept). A float model stays as it
+            is: a copy of it gets the quantized layers that the file describes.
         packed: Return the packed form for inference, as `ternary.pack` makes it.
 
     Returns:
@@ -285,6 +288,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
         if not found.source:
             raise ModelFileError(f"{path} carries no program; pass the model to load into")
         model = _make(found, header, path)
+    model = made_as_described(model, _quantized(header, path), str(path))
     state = read_state(path)
     _fit_scales(state, model)
     try:
@@ -295,6 +299,10 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
         if layer.scale_positive is None:
             layer.quantizer = "exact"
     return pack(model) if packed else model.eval()
+
+
+def _quantized(header: dict[str, Any], path: str | Path) -> Described:
+    return checked(header.get("quantized", {}), str(path))  # files of the first releases have none
 
 
 def _make(found: ModelInfo, header: dict[str, Any], path: str | Path) -> nn.Module:
@@ -322,12 +330,21 @@ def _compare(sketch: nn.Module, found: ModelInfo, header: dict[str, Any], path: 
     total = sum(tensor.numel() for tensor in sketch.state_dict().values())
     if total > max(FREE_WEIGHTS, MOST_WEIGHTS * found.file_bytes):
         raise ModelFileError(f"{path}: {found.model} has {total:,} weights, in a file of {found.file_bytes:,} bytes")
+    quantized = _quantized(header, path)
     for name, tensor in sketch.state_dict().items():
         layer, _, last = name.rpartition(".")
+        if quantized.get(layer, {}).get("kind") == "float channels":
+            layer = f"{layer}.layer".removeprefix(".")
         if layer in ternary and last in ("scale_positive", "scale_negative"):
             continue  # one for each row of the weight at most
         entry = found.layers.get(layer) if last == "weight" else None
-        stored = f"{layer}.weight.packed".removeprefix(".") if entry is not None else str(ties.get(name, name))
+        if entry is not None:
+            stored = f"{layer}.weight.packed"
+        elif last == "weight" and quantized.get(layer, {}).get("kind") == "int8":
+            stored = f"{layer}.packed"
+        else:
+            stored = f"{layer}.{last}"
+        stored = str(ties.get(stored.removeprefix("."), stored.removeprefix(".")))
         if stored not in found.tensor_bytes:
             raise ModelFileError(f"{path}: {found.model} has the tensor {name}, which the file lacks")
         per_byte = 5 if entry is not None and entry.encoding == "base3" else 4

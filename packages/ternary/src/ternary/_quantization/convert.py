@@ -144,20 +144,26 @@ def _converted(precision: Precision, recipe: Recipe, layer: nn.Module, power: Te
     return convert(layer, precision, recipe, power)
 
 
-def convert(layer: nn.Module, precision: Precision, recipe: Recipe, power: Tensor | None = None) -> nn.Module:
+def convert(
+    layer: nn.Module, precision: Precision, recipe: Recipe | None = None, power: Tensor | None = None
+) -> nn.Module:
     """Return a layer in another precision; with `power` (mean square of each input) its ternary weights are fitted."""
     if precision == "int8":
         return Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)  # type: ignore[arg-type]
     if precision == "float":
-        return _rebuilt(layer, ternary=False) if isinstance(layer, TernaryWeight) else layer
-    made = layer if isinstance(layer, TernaryWeight) else _rebuilt(layer, ternary=True, options=recipe.options())
+        return rebuilt(layer, ternary=False) if isinstance(layer, TernaryWeight) else layer
+    made = (
+        layer
+        if isinstance(layer, TernaryWeight)
+        else rebuilt(layer, ternary=True, options=(recipe or Recipe()).options())
+    )
     assert isinstance(made, TernaryWeight)
     if power is not None and not made.empty and made.scale_positive is None and not isinstance(made, nn.Embedding):
         fit_to_inputs(made, power)
     return made
 
 
-def _rebuilt(layer: nn.Module, *, ternary: bool, options: QuantizerOptions | None = None) -> nn.Module:
+def rebuilt(layer: nn.Module, *, ternary: bool, options: QuantizerOptions | None = None) -> nn.Module:
     """Return a layer with the float weight of another one, as a ternary layer or as torch's own."""
     plain = next(kind for kind in TERNARY_FORMS if isinstance(layer, kind))
     kind = TERNARY_FORMS[plain] if ternary else plain

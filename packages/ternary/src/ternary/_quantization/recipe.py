@@ -54,6 +54,9 @@ class Recipe(QuantizerOptions):
         """Check every option."""
         QuantizerOptions.__post_init__(self)
         require_choice("outliers", self.outliers, ("auto", "keep"))
+        wrong = [rule for rule in self.rules if isinstance(rule, str) or len(rule) != 2]
+        if isinstance(self.rules, str) or wrong:
+            raise ValueError(f'rules are pairs, as in rules=(("head", "float"),); got {str(self.rules)[:100]}')
 
     def options(self) -> QuantizerOptions:
         """Return the options of the ternary layers."""

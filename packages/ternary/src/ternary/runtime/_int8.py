@@ -59,7 +59,9 @@ class _Int8Layer(PackedLayer):
 
     @torch.jit.unused
     def _needs_gradients(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad))
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return False  # a trace is for inference
+        return x.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Also take the key that earlier releases wrote: the values in the order of the weight."""
