@@ -124,10 +124,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the tasks that the file of records lacks, and return all."""
     sample = tasks_of(args.set, 16 if args.quick else args.sample, args.seed)
     asked = {"set": args.set, "seed": args.seed, "sample": len(sample), "stages": args.stages, "steps": args.steps}
-    lines = args.records.read_text().splitlines() if args.records and args.records.exists() else []
-    measured = [json.loads(line) for line in lines]
+    text = args.records.read_text() if args.records and args.records.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # a killed run may have left a part of a line
+    measured = [json.loads(line) for line in whole.splitlines()]
     if any(m["asked"] != asked for m in measured):
         raise SystemExit(f"grid_solver.py: {args.records} holds the records of another run; name another file")
+    if whole != text:
+        args.records.write_text(whole)
     begun = time.monotonic()
     for n, task in list(enumerate(sample))[len(measured) :]:
         if measured and time.monotonic() - begun > 60 * args.minutes:
