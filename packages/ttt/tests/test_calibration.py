@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ttt_test_backends import ColourTable
 
 import ttt
 from ttt.errors import UnreadableFileError
-from ttt.results._calibration import AS_CLAIMED, Calibration, Curve, calibration_json, read_calibration
+from ttt.results._calibration import AS_CLAIMED, Calibration, Curve, calibration_json, fit_curve, read_calibration
 from ttt.results._selection import choose
 
 
@@ -75,6 +78,20 @@ def test_what_is_no_curve_is_refused(text: str, integration_test_dir: Path) -> N
     path.write_text(text)
     with pytest.raises(UnreadableFileError, match=r"curves\.json"):
         read_calibration(path)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.9]), st.booleans()), min_size=1, max_size=30), st.randoms())
+def test_a_curve_does_not_depend_on_the_order_of_answers(answers: list[tuple[float, bool]], order: Random) -> None:
+    """Answers of equal claims are one group, whichever of them came first; their order says nothing."""
+    shuffled = list(answers)
+    order.shuffle(shuffled)
+    assert fit_curve(*zip(*answers, strict=True)) == fit_curve(*zip(*shuffled, strict=True))
+
+
+def test_equal_claims_get_the_share_that_was_right() -> None:
+    """Half of forty equal claims are right: the curve says half, in any order."""
+    for right in ([False, True] * 20, [False] * 20 + [True] * 20, [True] * 20 + [False] * 20):
+        assert fit_curve([0.9] * 40, right)(0.9) == pytest.approx(0.5)
 
 
 def test_a_missing_file_is_named(integration_test_dir: Path) -> None:

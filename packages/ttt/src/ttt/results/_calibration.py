@@ -52,11 +52,12 @@ def fit_curve(claimed: Sequence[float], right: Sequence[bool], prior: float = 4.
     """
     if len(claimed) != len(right) or not claimed:
         raise ValueError(f"got {len(claimed)} confidences and {len(right)} outcomes, wanted as many, at least one")
-    order = np.argsort(claimed, kind="stable")
     base = float(np.mean(right))
+    values, which, counts = np.unique(claimed, return_inverse=True, return_counts=True)
+    shares = np.bincount(which, weights=np.asarray(right, float)) / counts  # equal claims are one group from the start
     groups: list[tuple[float, float, float]] = []  # weight, mean claim, share right
-    for i in order:
-        groups.append((1.0, float(claimed[i]), float(right[i])))
+    for count, value, share in zip(counts, values, shares, strict=True):
+        groups.append((float(count), float(value), float(share)))
         while len(groups) > 1 and groups[-2][2] >= groups[-1][2]:
             (w1, x1, y1), (w2, x2, y2) = groups[-2:]
             w = w1 + w2
