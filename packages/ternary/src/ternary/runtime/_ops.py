@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -75,25 +76,29 @@ def _without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any
         return compute(x, *arguments)
 
 
-_checked: dict[tuple[int, int], int] = {}
+_checked: dict[tuple[int, int], tuple[int, weakref.ref[Tensor]]] = {}
 _MOST_CHECKED = 4096
 _MOST_BYTES = 66_000
 
 
 def check_once(weight: Tensor) -> None:
-    """Check the codes of a weight once, and again after it was changed in place."""
+    """Check the codes of a weight once, and again after a change in place, which torch counts.
+
+    Torch counts no changes of a tensor made in inference mode: such a tensor is checked once.
+    """
     if weight.dtype != torch.uint8:
         return
     key = (weight.data_ptr(), weight.numel())
     version = version_of(weight)
-    if _checked.get(key, -2) == version and version >= 0:
+    known = _checked.get(key)
+    if known is not None and known[0] == version and (version >= 0 or known[1]() is weight):
         return
     if weight.is_cuda:
         gpu.refuse_capture()  # the check waits for the device
     check_codes(weight)
     if len(_checked) >= _MOST_CHECKED:
         _checked.clear()
-    _checked[key] = version
+    _checked[key] = version, weakref.ref(weight)
 
 
 def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
