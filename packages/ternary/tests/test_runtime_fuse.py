@@ -336,7 +336,7 @@ class TestTheLayer:
         """A traced layer computes; it does not replay the result of its example."""
         layer, x = self.chain(), torch.randn(1, 16, 6, 6)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", ".*torch.jit")
             traced = torch.jit.trace(layer, torch.randn(1, 16, 6, 6))
         assert torch.equal(traced(x), layer(x))
 
