@@ -2,8 +2,10 @@
 
     python benchmarks/models.py [--only NAME …] [--quick] [--clock cpu] [--publish]
 
-Each network runs in a process of its own, on one thread. `--publish` merges the run into models.json and writes the
-table docs/networks.md from it. `python benchmarks/bench.py --only models` runs all of them as rows of the benchmark.
+Each network runs in a process of its own, forked where the libraries are imported already, on one thread. `--publish`
+merges the run into models.json and writes the table docs/networks.md from it; `--quick --publish` takes some five
+minutes on a machine that does nothing else. `python benchmarks/bench.py --only models` runs all of them as rows of the
+benchmark.
 
 Networks of torchvision and timm need `pip install --no-deps --target FOLDER torchvision timm` and PYTHONPATH=FOLDER. A
 network whose library is missing is a row without a value.
@@ -13,15 +15,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +207,37 @@ def measure(name: str, quick: bool, clock: Clock) -> dict[str, Any]:
     return {"name": name, "how": f"{'short' if quick else 'full'} runs, {kind}", "rows": found, "failed": failed}
 
 
+def preload(names: list[str]) -> None:
+    """Import what the networks of these names come from: seconds each, which every process of its own would take."""
+    with suppress(ImportError):
+        _torchvision()
+    with suppress(ImportError):
+        if any(name.startswith("timm") for name in names):
+            importlib.import_module("timm")
+    with suppress(ImportError):
+        if any(name.startswith("transformers") for name in names):
+            _ = importlib.import_module("transformers").PreTrainedModel  # of its lazy names the one that imports most
+
+
+def forked(name: str, quick: bool, clock: Clock) -> dict[str, Any] | None:
+    """Measure one network in a process of its own; None if that failed, which it has printed."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def answer(to: Connection) -> None:
+        to.send(measure(name, quick, clock))
+
+    child = context.Process(target=answer, args=(sender,))
+    child.start()
+    sender.close()
+    try:
+        network: dict[str, Any] | None = receiver.recv()
+    except EOFError:
+        network = None
+    child.join()
+    return network
+
+
 def rows(quick: bool, clock: Clock = time.perf_counter) -> list[Row]:
     """All networks, one after the other in this process, and the median of their ratios."""
     found: list[Row] = []
@@ -279,22 +314,15 @@ def main() -> None:
         "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, on a busy machine"
     )
     parser.add_argument("--publish", action="store_true", help="merge the run into models.json and docs/networks.md")
-    parser.add_argument("--child", choices=NETWORKS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        clock = time.thread_time if args.clock == "cpu" else time.perf_counter
-        print("\n" + json.dumps(measure(args.child, args.quick, clock)))
-        return
-    given = ["--clock", args.clock, *(["--quick"] if args.quick else [])]
-    for name in NETWORKS:
-        if args.only and not any(part in name for part in args.only):
+    names = [name for name in NETWORKS if not args.only or any(part in name for part in args.only)]
+    preload(names)
+    clock = time.thread_time if args.clock == "cpu" else time.perf_counter
+    for name in names:
+        network = forked(name, args.quick, clock)
+        if network is None:
+            print(f"{name}: failed", file=sys.stderr, flush=True)
             continue
-        command = [sys.executable, __file__, *given, "--child", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name}: {done.stderr[-2000:]}", file=sys.stderr, flush=True)
-            continue
-        network = json.loads(done.stdout.splitlines()[-1])
         for r in network["rows"]:
             ratio = "" if r["ratio"] is None else f"{r['ratio']:.3f} of {r['peer']}"
             print(

@@ -43,7 +43,7 @@ def test_the_example_of_every_public_callable_runs(name: str, value: object) -> 
         pytest.importorskip("zerocopy")
     case = doctest.DocTestParser().get_doctest(inspect.cleandoc(text), {}, name, None, 0)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit")
         options = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
         failed = doctest.DocTestRunner(optionflags=options).run(case).failed
     gc.collect()  # models in reference cycles keep their file mapped

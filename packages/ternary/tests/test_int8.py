@@ -158,7 +158,7 @@ class TestLayers:
 
         for layer, x in ((Int8Linear(nn.Linear(32, 4)), torch.randn(5, 32)), (_conv(), torch.randn(1, 3, 5, 5))):
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.filterwarnings("ignore", ".*torch.jit")
                 assert torch.allclose(torch.jit.script(layer.eval())(x), layer(x), atol=1e-6)
                 assert torch.allclose(torch.jit.trace(layer.eval(), x)(x), layer(x), atol=1e-6)
                 assert torch.allclose(torch.export.export(layer, (x,)).module()(x), layer(x), atol=1e-6)

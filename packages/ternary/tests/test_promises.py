@@ -15,7 +15,8 @@ from torch import nn
 import ternary
 from ternary.errors import FixedWeightError, PackedDataError
 from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear
-from ternary.runtime import PackedEmbedding, PackedLinear, available_kernels
+from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, _ops, available_kernels, fuse
+from ternary.runtime._face import check_codes
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "linear": (lambda: TernaryLinear(48, 20), torch.randn(3, 48)),
@@ -183,6 +184,20 @@ class TestDamage:
         layer(x)
         layer.packed[0, 0, 0, 0] = 0xFF
         for _ in range(2):
+            with pytest.raises(PackedDataError, match="code 3"):
+                layer(x)
+
+    def test_of_a_weight_made_in_inference_mode(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its bytes are read once, not at each call, and those of another tensor in its place are read again."""
+        read: list[torch.Tensor] = []
+        monkeypatch.setattr(_ops, "check_codes", lambda weight: (read.append(weight), check_codes(weight))[1])
+        with torch.inference_mode():
+            layer, x = PackedConv2d.from_ternary(torch.ones(4, 16, 1, 1), 1.0), torch.randn(1, 16, 5, 5)
+            chain = fuse(nn.Sequential(layer), x)
+            for _ in range(3):
+                assert torch.equal(chain(x), layer(x))
+            assert len({id(weight) for weight in read}) == len(read) == 2
+            layer.packed = torch.full_like(layer.packed, 0xFF)
             with pytest.raises(PackedDataError, match="code 3"):
                 layer(x)
 

@@ -315,11 +315,28 @@ class TestTheLayer:
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
             assert torch.equal(layer(x), self.chain()(x))
 
+    def test_it_computes_with_the_tensors_that_it_holds(self) -> None:
+        """Changed in place, loaded or replaced, after calls with other ones; also in a copy."""
+        layer, other, x = self.chain(), self.chain(), torch.randn(1, 16, 6, 6)
+        layer(x)
+        for buffer in other.buffers():
+            buffer.copy_(buffer.flip(0))
+        wanted = other(x)
+        changed, assigned = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+        changed(x)
+        changed.load_state_dict(other.state_dict())
+        assigned(x)
+        assigned.load_state_dict(other.state_dict(), assign=True)
+        assert not torch.equal(layer(x), wanted)
+        assert torch.equal(changed(x), wanted)
+        assert torch.equal(assigned(x), wanted)
+        assert torch.equal(copy.deepcopy(changed)(x), wanted)
+
     def test_tracing_records_it(self) -> None:
         """A traced layer computes; it does not replay the result of its example."""
         layer, x = self.chain(), torch.randn(1, 16, 6, 6)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", ".*torch.jit")
             traced = torch.jit.trace(layer, torch.randn(1, 16, 6, 6))
         assert torch.equal(traced(x), layer(x))
 

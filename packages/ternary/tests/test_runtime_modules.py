@@ -166,7 +166,7 @@ class TestShortcut:
         assert lazy.is_neg()
         assert torch.equal(layer(lazy), layer(-x))
 
-    @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
     def test_modes_and_profilers_see_the_operator(self) -> None:
         """Profilers, modes, tracers and transforms."""
         layer, x = linear(), torch.randn(2, 53)
@@ -189,6 +189,21 @@ class TestShortcut:
         assert torch.equal(torch.func.vmap(layer)(x[:, None]), plain[:, None])
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             assert isinstance(layer(fake.from_tensor(x)), FakeTensor)
+
+    @pytest.mark.parametrize("dim", [0, 1])
+    def test_vmap_over_inputs_and_over_weights(self, dim: int) -> None:
+        """It returns what one call after the other does."""
+        one, other = linear(), linear()
+        x = torch.randn(2, 2, 53)
+        mapped = torch.func.vmap(one, in_dims=dim, out_dims=dim)(x)
+        assert torch.equal(mapped, one(x))
+        parts = [torch.stack([getattr(m, name) for m in (one, other)]) for name in ("packed", "scale", "bias")]
+        weights = torch.func.vmap(torch.ops.ternary.linear, in_dims=(None, 0, 0, 0))(x, *parts)
+        assert torch.equal(weights, torch.stack([one(x), other(x)]))
+        conv = PackedConv2d.from_ternary(torch.randint(-1, 2, (4, 16, 3, 3)), 0.5, padding=1)
+        images = torch.randn(2, 3, 16, 5, 6)
+        wanted = torch.stack([conv(batch) for batch in images])
+        assert torch.equal(torch.func.vmap(conv, in_dims=dim)(images.movedim(0, dim)), wanted)
 
     def test_other_buffers_are_checked_anew(self) -> None:
         """Swapped, moved, loaded and copied layers give what their own buffers say, or refuse."""
@@ -315,7 +330,7 @@ class TestCompilers:
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), model(x))
 
-    @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # tested while torch has it
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # tested while torch has it
     def test_torchscript_trace_and_script(self) -> None:
         """Both forms of TorchScript give the same floats, after saving too."""
         model, x = network().eval(), torch.randn(2, 3, 8, 8)

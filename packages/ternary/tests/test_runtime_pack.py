@@ -214,7 +214,7 @@ def composed() -> nn.Sequential:
     return nn.Sequential(uneven, nn.Flatten(2), *flat, nn.Flatten(), TernaryLinear(6 * 36, 5)).eval()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # tested while torch has it
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # tested while torch has it
 def test_compilers() -> None:
     """torch.compile in one graph, torch.export with a free batch, and both forms of TorchScript."""
     packed, x = ternary.pack(composed()), torch.randn(2, 4, 6, 6)

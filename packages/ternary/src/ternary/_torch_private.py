@@ -87,11 +87,8 @@ def current_stream() -> int:
 
 
 def version_of(x: Tensor) -> int:
-    """Return how often a tensor was changed in place, -1 where torch does not count."""
-    try:
-        return int(_version(x))
-    except RuntimeError:  # made in inference mode
-        return -1
+    """Return how often a tensor was changed in place, -1 for one made in inference mode, where torch does not count."""
+    return -1 if x.is_inference() else int(_version(x))
 
 
 def wrapper_tensor(kind: type[Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,9 @@ class FusedChain(nn.Module):
         self.kernel: str = kernel
         self.threads: int = threads
         self._plan = [(s.channels, s.geometry, s.activation, s.dense) for s in stages]
+        self._width = stages[-1].bias.shape[0]
+        self._resizing = [s.geometry for s in stages if s.geometry != _POINT]
+        self._packed: tuple[tuple[Any, ...], ctypes.Array[ctypes.c_char]] | None = None
         for i, s in enumerate(stages):
             self.register_buffer(f"weight_{i}", s.weight)
             self.register_buffer(f"scale_{i}", s.scale)
@@ -146,36 +150,48 @@ class FusedChain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C_in, H, W) in any floating dtype: (B, C_out, OH, OW) of the same dtype."""
-        stages = self.stages
         recorded = _recorded(x)
         size = None if recorded else self._out_size(x)
         path = -1 if x.device.type != "cpu" or recorded else native.path_number(self.kernel)
         if path < 0 or size is None or not x.numel():
             with torch.autocast(x.device.type, enabled=False):
                 y = x.detach().float()
-                for stage in stages:
+                for stage in self.stages:
                     y = stage.plain(y)
             return y.to(x.dtype)
-        for stage in stages:
-            ops.check_once(stage.weight)
+        program = self._program()
         image = x.detach().float().contiguous(memory_format=torch.channels_last)
-        program = b"".join(stage.packed() for stage in stages)
-        out = torch.empty((x.shape[0], *size, stages[-1].bias.shape[0]), dtype=torch.float32, device="cpu")
-        threads = self.threads or torch.get_num_threads()
-        native.run_chain(path, threads, image, program, len(stages), out)
+        out = torch.empty((x.shape[0], *size), dtype=torch.float32, device="cpu")
+        native.run_chain(path, self.threads or torch.get_num_threads(), image, program, len(self._plan), out)
         return out.permute(0, 3, 1, 2).to(x.dtype)
 
-    def _out_size(self, x: Tensor) -> tuple[int, int]:
-        """Return height and width of the output; refuse an input that does not fit."""
+    def _program(self) -> ctypes.Array[ctypes.c_char]:
+        """Return the stages as the core reads them, written again only after a tensor was replaced."""
+        held = [t for t in self._buffers.values() if t is not None]
+        for t in held:
+            ops.check_once(t)
+        key = tuple((t.data_ptr(), t.dtype) for t in held)
+        known = self._packed
+        if known is None or known[0] != key:
+            program = b"".join(stage.packed() for stage in self.stages)
+            # Replaced as a whole: several threads may use one layer.
+            known = self._packed = key, ctypes.create_string_buffer(program, len(program))
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}  # a copy has tensors of its own
+
+    def _out_size(self, x: Tensor) -> tuple[int, int, int]:
+        """Return height, width and channels of the output; refuse an input that does not fit."""
         channels = self._plan[0][0]
         if x.dim() != 4 or x.shape[1] != channels or not x.is_floating_point():
             raise LayerShapeError(f"got {x.dtype} of shape {tuple(x.shape)}, wanted floats (batch, {channels}, H, W)")
         height, width = x.shape[2], x.shape[3]
-        for _, geometry, *_ in self._plan:
+        for geometry in self._resizing:
             height, width = geometry.out_size(height, width)
             if height < 1 or width < 1:
                 raise LayerShapeError(f"got an image of {x.shape[2]} x {x.shape[3]}, too small for {geometry}")
-        return height, width
+        return height, width, self._width
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the layer; every tensor keeps its dtype."""

@@ -111,14 +111,13 @@ def conv2d(
     return y
 
 
-def run_chain(path: int, threads: int, x: Tensor, program: bytes, count: int, y: Tensor) -> None:
+def run_chain(path: int, threads: int, x: Tensor, program: ctypes.Array[ctypes.c_char], count: int, y: Tensor) -> None:
     """Run the `count` stages of a program from channels-last float32 (B, C, H, W) to contiguous (B, OH, OW, C_out)."""
     library = core().library
     assert library is not None  # path_number gave a path of it
     batch, channels, height, width = x.shape
-    held = ctypes.create_string_buffer(program, len(program))  # the core follows its address
     sizes = (path, threads, batch, height, width, channels, count)
-    addresses = (ctypes.addressof(held), x.data_ptr(), y.data_ptr())
+    addresses = (ctypes.addressof(program), x.data_ptr(), y.data_ptr())
     needed = library.ternary_chain_bytes(CHAIN.pack(*sizes, *addresses, 0))
     _raise_for(library.ternary_run_chain(CHAIN.pack(*sizes, *addresses, _scratch(needed))))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -75,25 +76,29 @@ def _without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any
         return compute(x, *arguments)
 
 
-_checked: dict[tuple[int, int], int] = {}
+_checked: dict[tuple[int, int], tuple[int, weakref.ref[Tensor]]] = {}
 _MOST_CHECKED = 4096
 _MOST_BYTES = 66_000
 
 
 def check_once(weight: Tensor) -> None:
-    """Check the codes of a weight once, and again after it was changed in place."""
+    """Check the codes of a weight once, and again after a change in place, which torch counts.
+
+    Torch counts no changes of a tensor made in inference mode: such a tensor is checked once.
+    """
     if weight.dtype != torch.uint8:
         return
     key = (weight.data_ptr(), weight.numel())
     version = version_of(weight)
-    if _checked.get(key, -2) == version and version >= 0:
+    known = _checked.get(key)
+    if known is not None and known[0] == version and (version >= 0 or known[1]() is weight):
         return
     if weight.is_cuda:
         gpu.refuse_capture()  # the check waits for the device
     check_codes(weight)
     if len(_checked) >= _MOST_CHECKED:
         _checked.clear()
-    _checked[key] = version
+    _checked[key] = version, weakref.ref(weight)
 
 
 def _check_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
@@ -226,9 +231,36 @@ def _conv2d_shape(
     return x.new_empty((x.shape[0], height, width, scale.shape[0])).permute(0, 3, 1, 2)
 
 
+def _map_linear(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    """The rule of torch.func.vmap: each row is a product of its own, so more rows are one call."""
+    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:4]):
+        return _one_by_one(torch.ops.ternary.linear, info.batch_size, in_dims, (x, *rest))
+    return torch.ops.ternary.linear(x.movedim(in_dims[0], 0), *rest), 0
+
+
+def _map_conv2d(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    """The same for images: more of them are a larger batch."""
+    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:4]):
+        return _one_by_one(torch.ops.ternary.conv2d, info.batch_size, in_dims, (x, *rest))
+    images = x.movedim(in_dims[0], 0)
+    made = torch.ops.ternary.conv2d(images.flatten(0, 1), *rest)
+    return made.unflatten(0, images.shape[:2]), 0
+
+
+def _one_by_one(
+    op: Callable[..., Tensor], count: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]
+) -> tuple[Tensor, int]:
+    """Call an operator for each of several weights."""
+    tensors = list(zip(arguments[:4], in_dims[:4], strict=True))
+    calls = [[t if dim is None else t.select(dim, i) for t, dim in tensors] for i in range(count)]
+    return torch.stack([op(*(t if t is None else t.contiguous() for t in one), *arguments[4:]) for one in calls]), 0
+
+
 _library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
 _library.impl("linear", _linear_elsewhere, "CUDA")  # type: ignore[no-untyped-call]
 _library.impl("linear", _linear_elsewhere, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 _library.impl("conv2d", _conv2d, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("ternary::linear", _linear_shape, lib=_library)
 torch.library.register_fake("ternary::conv2d", _conv2d_shape, lib=_library)
+torch.library.register_vmap("ternary::linear", _map_linear, lib=_library)
+torch.library.register_vmap("ternary::conv2d", _map_conv2d, lib=_library)
