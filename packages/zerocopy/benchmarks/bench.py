@@ -91,13 +91,21 @@ def rows_of(
     size = ours["model_bytes"]
     found: list[dict[str, Any]] = []
     if race is not None:
-        mine, flag = (race["samples"][name] for name in ("zerocopy", "Ray's flag"))
+        mine, flag, recycling = (race["samples"][name] for name in ("zerocopy", "Ray's flag", "zerocopy, recycling"))
         found = [
             row("publish", "s", mine["publish_s"], "Ray's flag", flag["publish_s"], 1.0),
             row(
                 "publish, room of a dropped model in the store",
                 "s",
                 mine["again_s"],
+                "Ray's flag",
+                flag["again_s"],
+                None,
+            ),
+            row(
+                "publish(recycle=True), room of a dropped model in the store",
+                "s",
+                recycling["again_s"],
                 "Ray's flag",
                 flag["again_s"],
                 1.1,
