@@ -4,7 +4,7 @@
 
 zerocopy and Ray's flag, which targets compare, take turns at publishing and loading (the race). Then each way is
 measured in a process of its own, with its own workers, one after the other, and what is known is saved after each;
-needs Linux. A whole run ends within a quarter of an hour: a way for which no time is left is not measured.
+needs Linux. A whole run ends within six minutes: a way for which no time is left is not measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ORDER = [
     "safetensors mmap", "torch.load mmap",
 ]  # fmt: skip
 NEEDS = {"ray-zerocopy": "ray_zerocopy", "Ray's flag": "ray", "plain Ray": "ray", "safetensors mmap": "safetensors"}
-SECONDS = 900  # for a whole run
+SECONDS = 350  # for a whole run
 
 
 def measured(variant: str, blocks: int, workers: list[int], end: float) -> dict[str, Any] | None:
