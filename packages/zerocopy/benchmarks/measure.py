@@ -26,6 +26,8 @@ from torch import nn
 # Ray beside `uv run` would build each worker an environment of its own.
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 RACED = ("zerocopy", "Ray's flag")  # its environment suits both
+AGAIN = (*RACED, "zerocopy, recycling")
+_PAUSE = 0.3  # seconds in which the memory of a version that was given up is freed
 TOKENS = [[(7 * i) % 4000 for i in range(16)]]
 
 
@@ -273,8 +275,9 @@ def measure_race(blocks: int, count: int, rounds: int) -> dict[str, Any]:
     """Let the ways that targets compare take turns, publish by publish and load by load, each round with another model.
 
     Every handle is kept until the rounds are over, so that Ray's store, which never gives memory back, takes new memory
-    for each publish as a segment does; publishes with room of dropped models in the store come after. Loads of the
-    first round are apart: they are the first of their processes.
+    for each publish as a segment does. Publishes with room of dropped models in the store come after: zerocopy has
+    given their memory back to the system, or keeps that of one version. Loads of the first round are apart: they are
+    the first of their processes.
     """
     torch.manual_seed(0)
     model = variants.build(blocks)
@@ -282,8 +285,8 @@ def measure_race(blocks: int, count: int, rounds: int) -> dict[str, Any]:
     start_ray(variants.VARIANTS["Ray's flag"], nbytes * (rounds + 1) + (200 << 20))
     pools = {name: Actors(count, name, blocks) for name in RACED}
     torch.empty(nbytes * (rounds + 3), dtype=torch.uint8).fill_(1)  # what a virtual machine gets on first use, it has
-    names = ("publish_s", "again_s", "first_loads", "loads", "firsts")
-    samples: dict[str, dict[str, list[float]]] = {name: {key: [] for key in names} for name in RACED}
+    names = ("publish_s", "again_s", "warming_s", "first_loads", "loads", "firsts")
+    samples: dict[str, dict[str, list[float]]] = {name: {key: [] for key in names} for name in AGAIN}
     exact, kept = True, []
 
     def published(name: str, number: int, key: str) -> Any:
@@ -309,9 +312,10 @@ def measure_race(blocks: int, count: int, rounds: int) -> dict[str, Any]:
         pool.close()
     handles.clear()
     kept.clear()
-    for turn in range(rounds):
-        for name in _rotated(RACED, turn):
-            published(name, rounds + turn, "again_s")  # and its handle is dropped
+    for turn in range(-2, rounds):  # from the third on, each finds room of the one before
+        for name in _rotated(AGAIN, turn):
+            published(name, rounds + turn, "again_s" if turn >= 0 else "warming_s")  # and its handle is dropped
+            time.sleep(_PAUSE)
     return {"variant": "race", "samples": samples, "exact": exact}
 
 

@@ -70,6 +70,12 @@ def _ours_publish(model: nn.Module, folder: Path) -> Any:
     return zerocopy.publish(model, name="bench")
 
 
+def _recycling_publish(model: nn.Module, folder: Path) -> Any:
+    import zerocopy
+
+    return zerocopy.publish(model, name="bench-recycle", recycle=True)
+
+
 def _ours_load(handle: Any, blocks: int) -> nn.Module:
     return handle.load()
 
@@ -106,6 +112,7 @@ def _share(model: nn.Module, folder: Path) -> Any:
 
 VARIANTS = {
     "zerocopy": Variant(True, _ours_publish, _ours_load),
+    "zerocopy, recycling": Variant(True, _recycling_publish, _ours_load),
     "Ray's flag": Variant(True, _ray_put, _ray_get, env=(("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),)),
     "ray-zerocopy": Variant(True, _peer_publish, _peer_load),
     "plain Ray": Variant(True, _ray_put, _ray_get),

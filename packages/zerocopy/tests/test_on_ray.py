@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +298,33 @@ def test_far_node_fetches_once(fresh_script: Any, eventually: Any) -> None:
     copies = next(line for line in printed.splitlines() if line.startswith("COPIES")).split()[1:]
     assert eventually(lambda: not any(os.path.exists(path) for path in copies))
     assert not [path for copy in copies for path in Path(copy).parent.glob(f"{Path(copy).name}*")]
+
+
+def test_a_fetch_waits_for_the_removal_of_a_copy(ray: Any, simple_model: nn.Module, publish: Publish) -> None:
+    """A copy is being removed, by its name, when the model is fetched again: the new copy is not removed with it."""
+    from zerocopy._fetch import fetch
+
+    ref = publish(simple_model, name="again")
+    old = Path(ref.path).with_name("again@1-" + "c" * 8 + ".zc")
+    shutil.copy(ref.path, old)
+    stale = old.with_name(old.name + ".part")  # of a process that was killed while it fetched
+    stale.touch(mode=0o600)
+    removed = threading.Event()
+
+    def ask() -> bool:
+        with fetch("again@1", ref.path, ref.node, "c" * 56) as path:
+            removed.wait(60)
+            return path == old and dataclasses.replace(ref, path=str(path), node=None).load(cached=False) is not None
+
+    with ThreadPoolExecutor() as pool, old.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        asking = pool.submit(ask)
+        time.sleep(0.5)  # a process that does not wait has brought a copy by now
+        old.unlink()
+        stale.unlink()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        removed.set()
+        assert asking.result()
 
 
 def test_a_node_fetches_once_however_many_ask(

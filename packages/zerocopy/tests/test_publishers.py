@@ -273,10 +273,14 @@ def test_a_fork_meets_locked_locks(publish: Publish, tmp_path: Path) -> None:
     publish(layer(1), name="net", directory=tmp_path)
     live = zerocopy.follow("net", directory=tmp_path)
     stop = threading.Event()
+    five, seven = (
+        layer(5),
+        layer(7),
+    )  # made here: a lock of torch's generator that a thread holds stays locked in a child
 
     def busy() -> None:
         while not stop.is_set():
-            zerocopy.unpublish(zerocopy.publish(layer(5), directory=tmp_path))
+            zerocopy.unpublish(zerocopy.publish(five, directory=tmp_path))
             live.get()
 
     threads = [threading.Thread(target=busy) for _ in range(2)]
@@ -286,8 +290,9 @@ def test_a_fork_meets_locked_locks(publish: Publish, tmp_path: Path) -> None:
         for _ in range(10):
             child = os.fork()
             if child == 0:
-                signal.alarm(30)
-                ref = zerocopy.publish(layer(7), directory=tmp_path)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest's handler does not run in a child that hangs
+                signal.alarm(60)
+                ref = zerocopy.publish(seven, directory=tmp_path)
                 good = value(ref.load()) == 7 and live.get()[0].version == 1
                 zerocopy.unpublish(ref)
                 os._exit(0 if good else 1)

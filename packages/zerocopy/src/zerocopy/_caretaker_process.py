@@ -143,7 +143,11 @@ def write_link(path: str, target: str) -> None:
     if os.path.lexists(temporary):  # left by a process that was killed here
         os.unlink(temporary)
     os.symlink(target, temporary)
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 def settle(folder: str, name: str) -> None:

@@ -6,6 +6,8 @@ Weights pass through Ray's object store in pieces. They do not stay there, becau
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from zerocopy import _directory as places
 from zerocopy._caretaker import caretaker
-from zerocopy._lease import TEMPORARY, close, create, gate
+from zerocopy._lease import TEMPORARY, close, create, gate, opened, share
 from zerocopy._segment.checking import adopt, open_segment
 from zerocopy.errors import SegmentGoneError
 
@@ -25,8 +27,13 @@ PIECE = 16 << 20  # bytes of a model in the object store at a time, so that a st
 
 
 def _read_piece(path: str, offset: int, nbytes: int) -> Any:
-    with open(path, "rb") as file:
-        return np.fromfile(file, dtype=np.uint8, count=nbytes, offset=offset)
+    fd = opened(path, os.O_RDONLY)
+    try:
+        share(fd, path)  # else its publisher may be writing another version into its memory
+        piece = np.empty(nbytes, dtype=np.uint8)
+        return piece[: os.preadv(fd, [piece], offset)]  # type: ignore[list-item]  # an array is a buffer
+    finally:
+        close(fd)
 
 
 # Made once, because Ray exports a function to the cluster again for every wrapper.
@@ -53,10 +60,15 @@ def fetch(model: str, source: str, node: str, here: str) -> Iterator[Path]:
     folder = places.prepare(None)
     path = folder / f"{model}-{here[:8]}{places.SUFFIX}"
     with gate(path.with_name(f"{path.name}.gate{TEMPORARY}")):
-        try:
-            lease, brought = open_segment(path).fd, False
-        except SegmentGoneError:
-            lease, brought = _bring(model, source, node, path), True
+        while True:
+            try:
+                lease, brought = open_segment(path).fd, False
+            except SegmentGoneError:
+                if not places.remove_if_free(str(path)):
+                    time.sleep(0.001)  # another process is removing it, and it will be gone
+                    continue
+                lease, brought = _bring(model, source, node, path), True
+            break
     try:
         yield path
     finally:
@@ -67,9 +79,11 @@ def fetch(model: str, source: str, node: str, here: str) -> Iterator[Path]:
 
 def _bring(model: str, source: str, node: str, path: Path) -> int:
     reader = _READ.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-    temporary = path.with_name(path.name + TEMPORARY)
+    # A name of its own: a sweep may be about to remove the file of a process that was killed here.
+    temporary = path.with_name(
+        f"{path.name.removesuffix(places.SUFFIX)}{secrets.token_hex(4)}{places.SUFFIX}{TEMPORARY}"
+    )
     caretaker.take(path)
-    temporary.unlink(missing_ok=True)  # left by a process that was killed while fetching
     fd = create(temporary)
     try:
         offset, more = 0, True

@@ -41,12 +41,15 @@ __all__ = [
     "opened",
     "require_leases",
     "share",
+    "take_over",
     "typed",
     "typed_errors",
 ]
 
 FULL = {errno.ENOSPC, errno.ENOMEM, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _ODD = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES, errno.EPERM}  # what opening a planted thing gives
+
+_START = 64  # bytes without which a file is no segment
 
 _guard = threading.RLock()  # held across a fork, so that no descriptor is open and not yet listed
 _not_inherited: set[int] = set()  # descriptors that a forked child closes
@@ -154,8 +157,16 @@ def share(fd: int, path: Path | str) -> None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         raise SegmentGoneError(f"{path} is being removed: its publisher and every reader have left") from error
-    if os.fstat(fd).st_nlink == 0:
+    if not _is_at(fd, path):
         raise SegmentGoneError(f"{path} was removed: its publisher and every reader have left; publish the model again")
+
+
+def _is_at(fd: int, path: Path | str) -> bool:
+    """Return whether an open file is the one at a path: it may have been removed or renamed since it was opened."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def create(path: Path) -> int:
@@ -167,6 +178,29 @@ def create(path: Path) -> int:
         if os.fstat(fd).st_nlink:
             return fd
         close(fd)  # a sweep found it before the lease and took it for a killed process's
+
+
+def take_over(fd: int, path: str, to: Path) -> bool:
+    """Rename a file that the caller has a lease on, unless another process has one too, and return whether it did.
+
+    The new file starts with zeros and has the caller's lease. The caller has none any more if this returns False.
+
+    Args:
+        fd: Its descriptor, open for writing.
+        path: Where it is.
+        to: Its new path.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    if not _is_at(fd, path):
+        return False
+    with typed_errors(to.parent):
+        os.pwrite(fd, bytes(_START), 0)
+        os.rename(path, to)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return os.fstat(fd).st_nlink > 0  # else a sweep came between the two locks, as in `create`
 
 
 @contextmanager

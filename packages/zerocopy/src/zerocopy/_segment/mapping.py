@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from zerocopy._lease import close, inherit, opened, typed
 from zerocopy._segment.checking import open_segment, stamp, verify
 from zerocopy._segment.format import Manifest, Placed
@@ -152,7 +150,7 @@ def _mapped(fd: int, path: Path | str, manifest: Manifest) -> Mapping:
         mapping = Mapping(fd, 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise typed(error, path) from error
-    mapping.address = torch.frombuffer(mapping, dtype=torch.uint8, count=1).data_ptr()
+    mapping.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     mapping.file, mapping.manifest, mapping.fd = str(path), manifest, fd
     inherit(fd)
     _alive.add(mapping)

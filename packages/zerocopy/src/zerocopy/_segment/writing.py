@@ -118,7 +118,8 @@ def _place(
 
 def _reserve(fd: int, start: int, size: int) -> None:
     os.ftruncate(fd, size)
-    if hasattr(os, "posix_fallocate") and size > start:
+    whole = os.fstat(fd).st_blocks * 512 >= size  # as the memory of an older version may be
+    if hasattr(os, "posix_fallocate") and size > start and not whole:
         os.posix_fallocate(fd, start, size - start)  # a full file system is an error here and not a signal later
 
 
