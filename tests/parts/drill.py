@@ -292,7 +292,7 @@ def drill(seconds: float, seed: int, plugin: Path, wheels: Path, use_ray: bool) 
         stack.close()
         tempfile.tempdir = None
         left = [str(path.relative_to(folder / "tmp")) for path in (folder / "tmp").rglob("*")]
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
     return {
         "right": right,
         "errors": errors,

@@ -84,7 +84,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _settled(count: object, bound: int) -> int:
     value = count()  # type: ignore[operator]
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while value > bound and time.monotonic() < end:
         gc.collect()
         time.sleep(0.05)
@@ -108,7 +108,7 @@ def no_leaks() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))  # another package's tests may have helpers
     yield
     children = [child for child in psutil.Process().children(recursive=True) if child not in before]
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, f"children left: {alive}"
     threads = lambda: sum(thread.name.startswith(("isolate", "extension")) for thread in threading.enumerate())  # noqa: E731
     assert _settled(threads, 0) == 0, [thread.name for thread in threading.enumerate()]

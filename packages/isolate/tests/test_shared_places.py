@@ -234,7 +234,7 @@ def test_builds_and_sweeps_at_once(tmp_path: Path) -> None:
     done = []
 
     def build(name: str) -> None:
-        while time.monotonic() < end:
+        while time.monotonic() < end or name not in done:
             with workplace(tmp_path, name) as path:
                 (path / threading.current_thread().name).touch(exist_ok=False)
                 time.sleep(0)
@@ -246,7 +246,10 @@ def test_builds_and_sweeps_at_once(tmp_path: Path) -> None:
             sweep(tmp_path)
 
     with ThreadPoolExecutor() as pool:
-        for work in [*(pool.submit(build, name) for name in ("", "", "same", "same")), *(pool.submit(clean) for _ in range(2))]:
+        for work in [
+            *(pool.submit(build, name) for name in ("", "", "same", "same")),
+            *(pool.submit(clean) for _ in range(2)),
+        ]:
             work.result()
     assert {"", "same"} <= set(done)
     sweep(tmp_path)

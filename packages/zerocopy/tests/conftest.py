@@ -193,7 +193,7 @@ def fresh_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[st
     return run
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Wait until a condition holds; whether it did."""
     end = time.monotonic() + seconds
     while not condition():
@@ -258,5 +258,5 @@ def nothing_is_left() -> Iterator[None]:
     assert not leaked, f"still published: {leaked}"
     if _held() - held:
         gc.collect()
-    assert eventually(lambda: not _held() - held, 10), f"still open or mapped: {_held() - held}"
-    assert eventually(lambda: not _children() - children, 10), f"still running: {_children() - children}"
+    assert eventually(lambda: not _held() - held), f"still open or mapped: {_held() - held}"
+    assert eventually(lambda: not _children() - children), f"still running: {_children() - children}"
