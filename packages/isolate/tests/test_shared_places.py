@@ -128,7 +128,7 @@ def test_links_of_this_user_are_followed(own: Path, manifest: Manifest) -> None:
 PLANTED = ["tmp", "locks", "envs", "locks/{key}.use", "locks/{key}.build.flock", "envs/{key}/.isolate.json"]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", ["pipe", "link", "dangling", "loop", "folder"])
 @pytest.mark.parametrize("place", PLANTED)
 def test_planted_names_neither_block_nor_lead_elsewhere(
@@ -161,7 +161,7 @@ def test_planted_names_neither_block_nor_lead_elsewhere(
     assert not absent.exists()
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_extension_folders_with_pipes(tmp_path: Path, manifest: Manifest) -> None:
     """A manifest or lock file that is no file is an error at once."""
     folder = tmp_path / "a"

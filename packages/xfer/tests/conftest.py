@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -17,6 +19,7 @@ import psutil
 import pytest
 
 import xfer
+from xfer._shared import names
 from xfer._shared.cuda_closer import CLOSER
 from xfer._shared.reader import READER
 
@@ -171,6 +174,15 @@ def _command(process: psutil.Process) -> str:
 
 
 @pytest.fixture
+def own_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder for this test's named segments and topics: other programs of this user remove what the dead left."""
+    folder = tempfile.mkdtemp(prefix="names-", dir=names.DIRECTORY)
+    monkeypatch.setattr(names, "DIRECTORY", folder)
+    yield
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
 def pool() -> Iterator[xfer.Pool]:
     """A pool of 64 MiB."""
     with xfer.Pool("64MiB", trace=True) as made:
@@ -184,6 +196,7 @@ class Helper:
         prelude = "import sys, os, time, gc, numpy as np, xfer\narg = sys.argv[1:]\n"
         if sys.platform == "linux":  # it ends with this process, however this process ends
             prelude += "import ctypes; ctypes.CDLL(None).prctl(1, 9)\n"
+        prelude += f"import xfer._shared.names; xfer._shared.names.DIRECTORY = {names.DIRECTORY!r}\n"
         prelude += "def say(*words): print(*words, flush=True)\ndef wait(): return sys.stdin.readline().strip()\n"
         command = [sys.executable, "-c", prelude + code, *args]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

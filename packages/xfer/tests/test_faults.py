@@ -293,7 +293,7 @@ def test_named_segments_work_and_are_removed(helper: Callable[..., Any]) -> None
     assert [entry for entry in names.listing() if entry[0] == os.getpid()] == []
 
 
-def test_named_segments_of_killed_processes_are_swept(helper: Callable[..., Any]) -> None:
+def test_named_segments_of_killed_processes_are_swept(own_directory: None, helper: Callable[..., Any]) -> None:
     """What a killed process left by name goes when the next named pool starts; a live one's stays."""
     code = "pool = xfer.Pool(backend='named'); h = pool.put(np.arange(9)); say(bytes(h).hex()); wait()"
     dead, alive = helper(code), helper(code)
@@ -308,7 +308,7 @@ def test_named_segments_of_killed_processes_are_swept(helper: Callable[..., Any]
     alive.end()
 
 
-def test_a_new_sign_of_life_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_sign_of_life_is_not_swept(own_directory: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep that falls between making the sign of life and locking it does not declare the living dead."""
     met: list[str] = []
     real = os.open
