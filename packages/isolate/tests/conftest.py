@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -24,6 +25,13 @@ from isolate._worker.wire import BUFFER
 
 # The base class of the integration tests lies beside them; `importlib` mode leaves this folder off the path.
 sys.path.append(str(Path(__file__).parent))
+
+with contextlib.suppress(ImportError):  # tools/gpu_check.py also runs where hypothesis is not installed
+    from hypothesis import HealthCheck, settings
+
+    # An example that takes long on a busy machine is no failure.
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,13 @@ if sys.platform == "linux":
     resource_tracker.ensure_running()  # its pipe stays open for the whole run
 REQUIRE_CUDA = os.environ.get("REQUIRE_CUDA") == "1"
 
+with contextlib.suppress(ImportError):  # tools/gpu_check.py also runs where hypothesis is not installed
+    from hypothesis import HealthCheck, settings
+
+    # An example that takes long on a busy machine is no failure.
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
+
 
 def cuda_is_there() -> bool:
     """Tell whether CuPy is installed and finds a device."""
