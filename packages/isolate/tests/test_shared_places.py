@@ -5,6 +5,7 @@ What a second user plants is made by this user and given to that one, which need
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from isolate import EnvironmentStore, Manifest, read_manifest
+from isolate import EnvironmentStore, Manifest, _places, read_manifest
 from isolate._cgroup import Group
 from isolate._cli import main
 from isolate._places import spread, sweep, workplace
@@ -226,6 +227,30 @@ def test_builds_in_progress_are_not_swept(tmp_path: Path) -> None:
         sweep(tmp_path)
         assert path.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("who", ["a sweep", "a maker"])
+def test_a_name_that_is_anothers_workplace_by_now(who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening a folder and locking it, it is removed and another makes one of the same name: that one stays."""
+    try_lock, others = _places._try_lock, contextlib.ExitStack()
+
+    def replaced(fd: int) -> bool:
+        monkeypatch.undo()
+        (tmp_path / "same-0").rmdir()
+        assert others.enter_context(workplace(tmp_path, "same")) == tmp_path / "same-0"
+        return try_lock(fd)
+
+    with others:
+        if who == "a sweep":
+            (tmp_path / "same-0").mkdir()
+        monkeypatch.setattr(_places, "_try_lock", replaced)
+        if who == "a sweep":
+            sweep(tmp_path)
+        else:
+            with workplace(tmp_path, "same") as path:
+                assert path == tmp_path / "same-1"
+        assert os.listdir(tmp_path) == ["same-0"]
+    assert os.listdir(tmp_path) == []
 
 
 def test_builds_and_sweeps_at_once(tmp_path: Path) -> None:
