@@ -136,7 +136,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if "cluster" in request.fixturenames:
         # Ray starts and ends workers as long as its cluster runs, which is until the end of the module.
         left = {child for child in left if not of_ray(child)}
-    assert not left, f"child processes left: {left}"
+    _, alive = psutil.wait_procs(left, timeout=30)  # those that were told to end may take a moment
+    assert not alive, f"child processes left: {alive}"
     files = leftovers(before)
     assert not files, f"shared memory left: {files}"
 

@@ -75,7 +75,7 @@ def started(root: Path, folder: Path, processes: int) -> tuple[subprocess.Popen[
         # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    end = time.monotonic() + 200
+    end = time.monotonic() + 250
     while len(family := psutil.Process(process.pid).children(recursive=True)) < processes:
         assert time.monotonic() < end, "the fleet did not start"
         time.sleep(0.2)
@@ -88,9 +88,14 @@ def survived(found: dict[str, Any]) -> None:
     assert found["recovered"] == 20
     assert found["sheltered"]
     assert found["full disk"] == "OSError"
-    # A worker of no fleet shows what restarts of the others, and what else runs here, do to everything on the machine.
-    # It answers nobody else. The sheltered worker's own answers to the clients are what the floor is for.
-    latency = found["latency"]
+
+
+def unhurt(latency: dict[str, float]) -> None:
+    """The worker that is left alone answers as fast as before; only the longer tests measure long enough to say so.
+
+    A worker of no fleet shows what restarts of the others, and what else runs here, do to everything on the machine. It
+    answers nobody else. The sheltered worker's own answers to the clients are what the floor is for.
+    """
     assert latency["chaos"] <= max(2 * max(latency["calm"], latency["bystander"]), 0.1), latency
 
 
@@ -101,18 +106,19 @@ def test_the_fleet_survives_a_bad_moment(root: Path, prepared: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.timeout(SECONDS + 900)
 def test_the_fleet_survives_chaos(root: Path, prepared: Path, tmp_path: Path) -> None:
     """The same for longer: many kinds of harm are done, and some of them show as typed errors."""
     found = chaos(root, prepared, tmp_path, SECONDS, [])
     survived(found)
+    unhurt(found["latency"])
     assert len(found["done"]) >= 6
     assert found["restarts"] >= SECONDS / 30
     assert found["errors"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.timeout(SECONDS + 900)
 def test_an_ordinary_users_fleet_survives_chaos(root: Path, prepared: Path, tmp_path: Path) -> None:
     """The same as a user who is not root."""
     prefix = as_ordinary_user(root)
@@ -122,13 +128,15 @@ def test_an_ordinary_users_fleet_survives_chaos(root: Path, prepared: Path, tmp_
         for place in (home, *home.rglob("*")):
             os.chown(place, ORDINARY, ORDINARY, follow_symlinks=False)
         more = {"HOME": str(home), "UV_CACHE_DIR": str(home / "uv"), "ZEROCOPY_DIRECTORY": str(home / "zerocopy")}
-        survived(chaos(root, home / "fleet", home, SECONDS / 2, prefix, **more))
+        found = chaos(root, home / "fleet", home, SECONDS / 2, prefix, **more)
+        survived(found)
+        unhurt(found["latency"])
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("processes", [1, 7])
 def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, processes: int) -> None:
     """Ctrl-C while the fleet starts, and while it answers: the exit status is 130, and all processes end."""
@@ -136,12 +144,12 @@ def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, processes: int) -> No
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_killed_fleet_leaves_no_process(root: Path, prepared: Path) -> None:
     """Kill -9 of the fleet itself: workers, publisher and plugins end by themselves."""
     process, family = started(root, prepared, 7)

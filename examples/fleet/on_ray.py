@@ -83,7 +83,10 @@ class RayWorkers:
         found = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.name().startswith("ray::ServeRepl") and (held := holdings(process))["weights"]:
+                if not process.name().startswith("ray::ServeRepl"):
+                    continue
+                held = holdings(process)
+                if any(self._name in path for path in held["files"]):  # others may serve on this machine too
                     found[process.pid] = held
         return found
 

@@ -15,6 +15,8 @@ import xfer
 HERE = Path(__file__).parent
 SILENT = 10.0
 """A worker that has reported nothing for so many seconds is replaced."""
+START = 180.0
+"""Seconds that a worker may take to start, on a busy machine."""
 
 
 class Child:
@@ -26,7 +28,7 @@ class Child:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
         self.port = self.open = 0
-        self.seen = time.monotonic() + 60  # the time to start
+        self.seen = time.monotonic() + START
 
     def ask(self, line: str = "") -> str:
         """Return the answer to a line; an empty text if the process has ended."""
@@ -78,7 +80,7 @@ class Supervisor:
         for thread in self._threads:
             thread.start()
 
-    def wait(self, count: int, seconds: float = 60) -> None:
+    def wait(self, count: int, seconds: float = START) -> None:
         """Wait until so many workers are ready.
 
         Raises:
@@ -118,12 +120,19 @@ class Supervisor:
             if self.publisher.process.poll() is not None:
                 self.restarts += 1
                 self.publish(self._file)
-            for worker in self.workers:
-                if worker.process.poll() is not None or time.monotonic() - worker.seen > SILENT:
-                    self.restarts += 1
-                    worker.end(0)
-                    self.reports.pop(worker.process.pid, None)
-                    self.workers = [other for other in self.workers if other is not worker] + [self._worker()]
+            for worker in [worker for worker in self.workers if worker.process.poll() is not None]:
+                self._replace(worker)
+            silent = min(self.workers, key=lambda worker: worker.seen)
+            if time.monotonic() - silent.seen > SILENT:
+                self._replace(silent)
+                for worker in self.workers:  # it may have been stopped in its turn to report, which kept them silent
+                    worker.seen = max(worker.seen, time.monotonic() - SILENT / 2)
+
+    def _replace(self, worker: Child) -> None:
+        self.restarts += 1
+        worker.end(0)
+        self.reports.pop(worker.process.pid, None)
+        self.workers = [other for other in self.workers if other is not worker] + [self._worker()]
 
     def _listen(self) -> None:
         with xfer.Topic(self.name, keep=64).subscribe() as reader:

@@ -157,10 +157,15 @@ class Chaos:
         thread.start()
         self._asking.append(thread)
 
-    def wait(self) -> None:
-        """Wait for the answers to photos that make the plugin misbehave."""
+    def end(self) -> None:
+        """Wait for the answers to photos that make the plugin misbehave, and lift all limits."""
         for thread in self._asking:
             thread.join()
+        supervisor = self.fleet.supervisor
+        for child in [*supervisor.workers, supervisor.publisher]:
+            for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
+                with suppress(ProcessLookupError):
+                    limit(child.process.pid, kind, resource.prlimit(child.process.pid, kind)[1])
 
 
 class Probe(threading.Thread):
@@ -172,8 +177,8 @@ class Probe(threading.Thread):
         self._port, self.stopping = port, threading.Event()
 
     def run(self) -> None:
-        """Ask five times a second."""
-        while not self.stopping.wait(0.2):
+        """Ask five times a second, and once at least."""
+        while not (self.seconds and self.stopping.wait(0.2)):
             begin = time.monotonic()
             answer = post(self._port, {"model": "sums", "prompt": model.prompt(2, 3), "max_tokens": 2}, timeout=30)
             if not answer["choices"][0]["text"]:
@@ -211,8 +216,8 @@ def owner(file: str) -> int | None:
 
 def recovered(fleet: Fleet, clients: Clients) -> int:
     """Wait until all workers are ready, and return how many of twenty answers are right then."""
-    fleet.supervisor.wait(3, 90)
-    end = time.monotonic() + 60
+    fleet.supervisor.wait(3, 240)
+    end = time.monotonic() + 120
     while time.monotonic() < end and clients.ask(2, 3).error:  # a plugin may be starting again
         time.sleep(0.2)
     return sum(clients.ask(2, 3).whole for _ in range(20))
@@ -244,6 +249,7 @@ def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict
         calm.start()
         time.sleep(2)
         calm.stopping.set()
+        calm.join()
         probe, beside = Probe(chaos.sheltered.port), Probe(bystander.port)
         probe.start()
         beside.start()
@@ -253,7 +259,7 @@ def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict
                 time.sleep(chaos.random.uniform(0, 1.2))
                 chaos.act()
         finally:
-            chaos.wait()
+            chaos.end()
             outcomes = clients.stop()
             for each in (probe, beside):
                 each.stopping.set()
@@ -300,7 +306,10 @@ def main() -> int:
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
         found = run(args.folder, files, args.seconds, args.seed)
         outcomes = found.pop("outcomes")
-        new = opened() - descriptors  # before the page: matplotlib keeps its fonts open
+        end = time.monotonic() + 30
+        while (new := opened() - descriptors) and time.monotonic() < end:
+            time.sleep(0.1)
+        # Before the page: matplotlib keeps its fonts open.
         figures = {
             "workers": 3,
             "weights": 1,
@@ -315,7 +324,7 @@ def main() -> int:
         found["full disk"] = full_disk(Path(temporary) / "page", figures, outcomes)
         tempfile.tempdir = None
         left = [str(path.relative_to(temporary)) for path in (Path(temporary) / "tmp").rglob("*")]
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
     found["left"] = {
         # Who is not root cannot see whether another user's programs use a file.
         "shared": [file for file in leftovers(before) if owner(file) == os.geteuid()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,13 +14,23 @@ NAMES = ("xfer", "zerocopy", "isolate", "ternary", "ttt")
 
 def shared_files() -> set[Path]:
     """Return the files in shared memory whose names start with one of our libraries' names."""
-    places = [place for place in Path("/dev/shm").glob("*") if place.name.startswith(NAMES)]
-    return {file for place in places for file in (place, *place.rglob("*")) if file.is_file()}
+    places = [place for place in Path("/dev/shm").glob("*") if place.name.startswith(NAMES) and not _of_others(place)]
+    # Not rglob: a folder that another program removes meanwhile is an error to it.
+    below = {Path(folder, name) for place in places for folder, _, names in os.walk(place) for name in names}
+    return {file for file in below.union(places) if file.is_file()}
+
+
+def _of_others(place: Path) -> bool:
+    """Whether it is the folder that tests in another process publish into."""
+    return place.name.startswith("zerocopy-tests-") and str(place) != os.environ.get("ZEROCOPY_DIRECTORY")
 
 
 def leftovers(before: set[Path]) -> list[str]:
-    """Return new files in shared memory that stay for two seconds and that no other program uses."""
-    end = time.monotonic() + 2
+    """Return new files in shared memory that stay for half a minute and that no other program uses.
+
+    What other tests on this machine make goes within that time too.
+    """
+    end = time.monotonic() + 30
     while True:
         new = shared_files() - before
         left = sorted(str(file) for file in new if file.exists() and not _in_use_elsewhere(file))

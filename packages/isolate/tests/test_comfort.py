@@ -99,13 +99,19 @@ class TestComfort(IntegrationTestBase):
     def test_stacks(self) -> None:
         """A time-out says where the callee was, a crash in C code as well."""
         pack = self.make_host().load(self.create_extension("pack", CODE, restart={"policy": "never"}))
-        with pytest.raises(CallTimeoutError) as caught:
-            pack.call(timeout=0.3).sleep()
-        assert "def sleep(self): time.sleep(60)" in caught.value.__notes__[0]
-        with pytest.raises(CallTimeoutError) as caught:
-            asyncio.run(pack.aio(timeout=0.3).asleep())
-        assert "in asleep" in caught.value.__notes__[0]
-        assert "in inner" in caught.value.__notes__[0]
+
+        def stack(call: Callable[[float], object]) -> str:
+            for seconds in (0.3, 3, 30):  # on a busy machine a call may not have begun when its time is over
+                with pytest.raises(CallTimeoutError) as caught:
+                    call(seconds)
+                if notes := getattr(caught.value, "__notes__", []):
+                    return str(notes[0])
+            return ""
+
+        assert "def sleep(self): time.sleep(60)" in stack(lambda seconds: pack.call(timeout=seconds).sleep())
+        found = stack(lambda seconds: asyncio.run(pack.aio(timeout=seconds).asleep()))
+        assert "in asleep" in found
+        assert "in inner" in found
         with pytest.raises(WorkerDiedError) as died:
             pack.call.crash()
         assert died.value.signal == signal.SIGSEGV
@@ -119,12 +125,12 @@ class TestComfort(IntegrationTestBase):
             return await asyncio.gather(*(pack.aio.busy(0.01) for _ in range(6)), *(pack.aio.abusy() for _ in range(3)))
 
         assert set(asyncio.run(many())) == {1}
-        slow = threading.Thread(target=lambda: pack.call.busy(0.5))
+        slow = threading.Thread(target=lambda: pack.call.busy(1.5))
         slow.start()
-        time.sleep(0.1)
+        self._reaches(lambda: pack.stats()["pending"] == 1)
         with pytest.raises(CallTimeoutError):
             pack.call(timeout=0.1).busy()
-        assert pack.call(timeout=20).busy() == 1
+        assert pack.call(timeout=60).busy() == 1
         slow.join()
         plain = self.make_host().load(self.create_extension("plain", CODE))
         assert max(asyncio.run(self._together(plain.aio.busy))) > 1
@@ -148,7 +154,7 @@ class TestComfort(IntegrationTestBase):
 
     @staticmethod
     def _reaches(condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < end
             time.sleep(0.02)

@@ -227,7 +227,7 @@ def test_spare_processes(store: Path) -> None:
         assert first(1) == 3
 
         def spare() -> int:
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while not host._spares._waiting:
                 assert time.monotonic() < end
                 time.sleep(0.02)

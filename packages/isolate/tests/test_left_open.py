@@ -57,5 +57,5 @@ def test_a_host_that_is_left_open(way: str, store: Path, tmp_path: Path) -> None
     assert done.returncode == 1, done.stderr
     assert "the test fails here" in done.stderr
     worker = int(done.stdout)
-    _, alive = psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=10)
+    _, alive = psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=60)
     assert not alive

@@ -5,6 +5,7 @@ What a second user plants is made by this user and given to that one, which need
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from isolate import EnvironmentStore, Manifest, read_manifest
+from isolate import EnvironmentStore, Manifest, _places, read_manifest
 from isolate._cgroup import Group
 from isolate._cli import main
 from isolate._places import spread, sweep, workplace
@@ -128,7 +129,7 @@ def test_links_of_this_user_are_followed(own: Path, manifest: Manifest) -> None:
 PLANTED = ["tmp", "locks", "envs", "locks/{key}.use", "locks/{key}.build.flock", "envs/{key}/.isolate.json"]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", ["pipe", "link", "dangling", "loop", "folder"])
 @pytest.mark.parametrize("place", PLANTED)
 def test_planted_names_neither_block_nor_lead_elsewhere(
@@ -161,7 +162,7 @@ def test_planted_names_neither_block_nor_lead_elsewhere(
     assert not absent.exists()
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_extension_folders_with_pipes(tmp_path: Path, manifest: Manifest) -> None:
     """A manifest or lock file that is no file is an error at once."""
     folder = tmp_path / "a"
@@ -228,13 +229,37 @@ def test_builds_in_progress_are_not_swept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("who", ["a sweep", "a maker"])
+def test_a_name_that_is_anothers_workplace_by_now(who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening a folder and locking it, it is removed and another makes one of the same name: that one stays."""
+    try_lock, others = _places._try_lock, contextlib.ExitStack()
+
+    def replaced(fd: int) -> bool:
+        monkeypatch.undo()
+        (tmp_path / "same-0").rmdir()
+        assert others.enter_context(workplace(tmp_path, "same")) == tmp_path / "same-0"
+        return try_lock(fd)
+
+    with others:
+        if who == "a sweep":
+            (tmp_path / "same-0").mkdir()
+        monkeypatch.setattr(_places, "_try_lock", replaced)
+        if who == "a sweep":
+            sweep(tmp_path)
+        else:
+            with workplace(tmp_path, "same") as path:
+                assert path == tmp_path / "same-1"
+        assert os.listdir(tmp_path) == ["same-0"]
+    assert os.listdir(tmp_path) == []
+
+
 def test_builds_and_sweeps_at_once(tmp_path: Path) -> None:
     """Hosts that start together make, sweep and remove workplaces at once: each keeps its own, and none is left."""
     end = time.monotonic() + 1
     done = []
 
     def build(name: str) -> None:
-        while time.monotonic() < end:
+        while time.monotonic() < end or name not in done:
             with workplace(tmp_path, name) as path:
                 (path / threading.current_thread().name).touch(exist_ok=False)
                 time.sleep(0)

@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,10 +158,15 @@ def nothing_left_behind() -> Iterator[None]:
     """No test leaves a child process or a file descriptor."""
     process = psutil.Process()
     before = _open_files(process)
-    children = {c.pid for c in process.children()}
+    children = set(process.children())
     yield
+    end = time.monotonic() + 30
+    while not _open_files(process) <= before and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.05)
     assert _open_files(process) <= before
-    assert {c.pid for c in process.children()} <= children
+    _, alive = psutil.wait_procs(set(process.children()) - children, timeout=30)
+    assert not alive
 
 
 def _open_files(process: psutil.Process) -> set[str]:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import runpy
+import secrets
 import socket
 import subprocess
 import sys
@@ -279,15 +280,22 @@ def test_an_application_answers_and_closes_with_its_lifespan(path) -> None:
     assert "ternary-scheduler" not in [running.name for running in threading.enumerate()]
 
 
+def free_port() -> int:
+    """A port that nothing listens on, below those that systems choose: nobody else gets it by chance meanwhile."""
+    while True:
+        port = 15000 + secrets.randbelow(15000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def test_the_command(path) -> None:
     """`ternary serve` in a process of its own, and its end by Ctrl-C."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     run = [sys.executable, "-m", "ternary", "serve", str(path), "--port", str(port), "--threads", "1"]
     with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         try:
-            for _ in range(300):
+            for _ in range(1000):
                 with contextlib.suppress(OSError):
                     assert json.loads(get(f"http://127.0.0.1:{port}/health"))["status"] == "ok"
                     break

@@ -148,8 +148,8 @@ def test_a_cluster_of_bad_days(integration_test_dir: Path) -> None:
     if not usable:
         pytest.skip("this system lets no ordinary user mount a tmpfs of their own")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    env["TTT_TEST_CLUSTER"] = str(integration_test_dir)  # tells these processes from those of other runs
     command = [sys.executable, ttt_test_cluster.__file__, str(CLUSTER_TASKS), str(integration_test_dir), str(disk)]
-    before = {p.pid for p in psutil.process_iter()}
     done = subprocess.run(
         [*alone, *command], env=env, capture_output=True, text=True, check=False, timeout=250 + 3 * CLUSTER_TASKS
     )
@@ -167,18 +167,19 @@ def test_a_cluster_of_bad_days(integration_test_dir: Path) -> None:
         assert any("ModuleNotFoundError" in line and "left out" in line for line in said.splitlines()), said
     assert "No space left" in second
     assert told["driver_share"] < 0.2 or CLUSTER_TASKS < 500, told  # with few tasks it is the start that takes time
-    left = [p for p in psutil.process_iter() if p.pid not in before and "ttt._runs.worker" in " ".join(_line(p))]
+    _, left = psutil.wait_procs([p for p in psutil.process_iter() if _is_worker_of(p, integration_test_dir)], 30)
     assert left == []
     for folder in Path(tempfile.gettempdir()).glob("ttt-node-*"):  # of the killed node: its next start removes it
         assert not psutil.pid_exists(int(folder.name.split("-")[2]))
         shutil.rmtree(folder)
 
 
-def _line(process: psutil.Process) -> list[str]:
+def _is_worker_of(process: psutil.Process, folder: Path) -> bool:
     try:
-        return process.cmdline()
+        ours = process.environ().get("TTT_TEST_CLUSTER") == str(folder)
+        return ours and "ttt._runs.worker" in " ".join(process.cmdline())
     except psutil.Error:
-        return []
+        return False
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ def test_what_is_planted_in_a_cache_is_not_believed(
         plant()
         begun = time.monotonic()
         run = ttt.run(task, backend=Wanderer(), budget="5 steps", cache=cache)
-        assert time.monotonic() - begun < 10, "a pipe is not waited for"
+        assert time.monotonic() - begun < 60, "a pipe is not waited for"
         assert not run._kept, plant.__name__
         record.unlink()
     aside.rename(record)
@@ -273,7 +273,7 @@ def test_kill_ends_the_process_and_its_session(sample_arc_tasks: list[ttt.Task])
         assert os.getsid(pid) == pid
         killing = threading.Thread(target=child.kill, daemon=True)  # it waits for the end, which might not come
         killing.start()
-        killing.join(10)
+        killing.join(60)
         assert child._process.poll() == -9
     finally:
         if psutil.pid_exists(pid):
@@ -288,7 +288,7 @@ def test_what_a_task_has_started_ends_with_it(sample_arc_tasks: list[ttt.Task]) 
     budget = ttt.Budget(seconds=4, grace=0.2)
     run = finish(ttt.run(sample_arc_tasks[:1], backend=LeavesAChild(), budget=budget))
     pids = [int(pid) for pid in run.results["identity"].predictions[0].first.why.split()]
-    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=5)
+    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=60)
     for left in alive:
         left.kill()
     assert (len(pids), alive) == (2, [])

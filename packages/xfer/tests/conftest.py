@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -17,12 +19,20 @@ import psutil
 import pytest
 
 import xfer
+from xfer._shared import names
 from xfer._shared.cuda_closer import CLOSER
 from xfer._shared.reader import READER
 
 if sys.platform == "linux":
     resource_tracker.ensure_running()  # its pipe stays open for the whole run
 REQUIRE_CUDA = os.environ.get("REQUIRE_CUDA") == "1"
+
+with contextlib.suppress(ImportError):  # tools/gpu_check.py also runs where hypothesis is not installed
+    from hypothesis import HealthCheck, settings
+
+    # An example that takes long on a busy machine is no failure.
+    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("unhurried")
 
 
 def cuda_is_there() -> bool:
@@ -141,7 +151,7 @@ def nothing_left_behind(cuda: None) -> Iterator[None]:
     gc.collect()
     before, shared = _descriptors(), set(os.listdir("/dev/shm"))
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         gc.collect()
         CLOSER.settle()
@@ -171,6 +181,15 @@ def _command(process: psutil.Process) -> str:
 
 
 @pytest.fixture
+def own_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder for this test's named segments and topics: other programs of this user remove what the dead left."""
+    folder = tempfile.mkdtemp(prefix="names-", dir=names.DIRECTORY)
+    monkeypatch.setattr(names, "DIRECTORY", folder)
+    yield
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
 def pool() -> Iterator[xfer.Pool]:
     """A pool of 64 MiB."""
     with xfer.Pool("64MiB", trace=True) as made:
@@ -184,6 +203,7 @@ class Helper:
         prelude = "import sys, os, time, gc, numpy as np, xfer\narg = sys.argv[1:]\n"
         if sys.platform == "linux":  # it ends with this process, however this process ends
             prelude += "import ctypes; ctypes.CDLL(None).prctl(1, 9)\n"
+        prelude += f"import xfer._shared.names; xfer._shared.names.DIRECTORY = {names.DIRECTORY!r}\n"
         prelude += "def say(*words): print(*words, flush=True)\ndef wait(): return sys.stdin.readline().strip()\n"
         command = [sys.executable, "-c", prelude + code, *args]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

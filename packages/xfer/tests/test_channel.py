@@ -137,7 +137,7 @@ def test_sender_that_dies_is_noticed(helper: Callable[..., Any]) -> None:
         code = "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0])); tx.send(np.ones(3)); say('sent'); wait()"
         source = helper(code, bytes(channel.sender).hex())
         assert source.line() == "sent"
-        assert channel.receiver.recv(timeout=10).sum() == 3
+        assert channel.receiver.recv(timeout=60).sum() == 3
         threading.Timer(0.1, os.kill, (source.pid, signal.SIGKILL)).start()
         with pytest.raises(errors.PeerDiedError):
             channel.receiver.recv()

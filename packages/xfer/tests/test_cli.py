@@ -57,7 +57,9 @@ def test_ls_shows_who_holds_what(helper: Callable[..., Any], capsys: pytest.Capt
     assert str(other.pid) in capsys.readouterr().out
 
 
-def test_reap_removes_what_the_dead_left(helper: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_reap_removes_what_the_dead_left(
+    own_directory: None, helper: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Named segments of a killed process are listed as dead and removed, with their sign of life."""
     other = helper("pool = xfer.Pool(backend='named'); h = pool.put(np.ones(9)); say('ready'); wait()")
     assert other.line() == "ready"

@@ -67,7 +67,7 @@ def outcome(call: Callable[[], Any]) -> Any:
     except Exception as error:
         return type(error).__name__
     finally:
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
 
 
 @pytest.fixture

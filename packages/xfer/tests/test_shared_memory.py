@@ -87,7 +87,7 @@ def test_round_trip_in_another_process(pool: xfer.Pool, helper: Callable[..., An
     assert other.line() == f"{array.tobytes().hex() or '-'} {array.shape} {array.dtype.itemsize}"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(array=hnp.arrays(hnp.scalar_dtypes() | hnp.array_dtypes(), hnp.array_shapes(min_dims=0, max_dims=5, min_side=0)))
 def test_round_trip_of_any_array(pool: xfer.Pool, array: np.ndarray[Any, Any]) -> None:
     """Whatever array hypothesis thinks of comes back bit by bit."""

@@ -89,7 +89,7 @@ SAME = (
 )
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Wait until a condition holds; whether it did."""
     end = time.monotonic() + seconds
     while not condition():
@@ -159,6 +159,22 @@ class Workers:
         file = self.folder / "violations"
         return file.read_text() if file.exists() else ""
 
+    def allocations(self) -> int:
+        """Return how many pieces of these workers' device memory exist in the system, as far as one may look."""
+        name, found = f"emulated-device-memory of {self.folder.name} ", set()
+        for process in psutil.process_iter():
+            try:
+                files = Path(f"/proc/{process.pid}/map_files"), Path(f"/proc/{process.pid}/fd")
+                for file in [*files[0].iterdir(), *files[1].iterdir()]:
+                    try:
+                        if name in os.readlink(file):
+                            found.add(file.stat().st_ino)
+                    except OSError:
+                        continue
+            except OSError:
+                continue
+        return len(found)
+
 
 def keepers() -> list[psutil.Process]:
     """Return the keepers of these tests' folder."""
@@ -177,23 +193,6 @@ def keepers() -> list[psutil.Process]:
 def devices() -> Path:
     """Return the folder of the sockets."""
     return Path(os.environ["ZEROCOPY_DIRECTORY"]) / "devices"
-
-
-def allocations() -> int:
-    """Return how many pieces of emulated device memory exist in the system, as far as one may look."""
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            files = Path(f"/proc/{process.pid}/map_files"), Path(f"/proc/{process.pid}/fd")
-            for file in [*files[0].iterdir(), *files[1].iterdir()]:
-                try:
-                    if "emulated-device-memory" in os.readlink(file):
-                        found.add(file.stat().st_ino)
-                except OSError:
-                    continue
-        except OSError:
-            continue
-    return len(found)
 
 
 @pytest.fixture(scope="module", params=["emulated", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -233,7 +232,7 @@ def workers(parent: tuple[str, Path, bool], by_value: None) -> Iterator[Workers]
     assert eventually(lambda: not keepers())
     assert eventually(lambda: not devices().exists() or not list(devices().iterdir()))
     if made.emulated:
-        assert eventually(lambda: allocations() == 0)
+        assert eventually(lambda: made.allocations() == 0)
 
 
 def test_one_copy_for_all_that_start_together(workers: Workers, publish: Callable[..., zerocopy.ModelRef]) -> None:
@@ -256,7 +255,7 @@ def test_one_copy_for_all_that_start_together(workers: Workers, publish: Callabl
         assert worker("look", "(model.none.shape, model.part.stride())") == (torch.Size([0, 3]), (700, 3))
         assert worker("load", ref, "other", cached=False) == loaded
     if workers.emulated:
-        assert allocations() == 1
+        assert workers.allocations() == 1
     assert eventually(lambda: len(keepers()) == 1)
 
 
@@ -289,10 +288,10 @@ def test_any_process_may_be_killed(workers: Workers, publish: Callable[..., zero
     for worker in second, third, fourth:
         assert worker("answer") == pytest.approx(wanted, rel=1e-4)
     if workers.emulated:
-        assert allocations() == 2
+        assert workers.allocations() == 2
         second.end()
         third("drop")
-        assert eventually(lambda: allocations() == 1)  # nobody keeps the first copy any more
+        assert eventually(lambda: workers.allocations() == 1)  # nobody keeps the first copy any more
 
 
 def test_a_leader_that_is_killed_while_it_copies(
@@ -309,7 +308,7 @@ def test_a_leader_that_is_killed_while_it_copies(
     assert not other.result()["own"]
     assert eventually(lambda: len(keepers()) == 1)
     if workers.emulated:
-        assert allocations() == 1
+        assert workers.allocations() == 1
 
 
 def test_a_write_reaches_no_other_process(workers: Workers, publish: Callable[..., zerocopy.ModelRef]) -> None:
@@ -389,7 +388,7 @@ def test_what_the_device_refuses(
         worker("load", ref)
     assert eventually(lambda: not keepers())
     if workers.emulated:
-        assert eventually(lambda: allocations() == 0)
+        assert eventually(lambda: workers.allocations() == 0)
     assert not workers.start()("load", ref)["own"]
 
 
@@ -427,9 +426,9 @@ def test_two_devices(workers: Workers, publish: Callable[..., zerocopy.ModelRef]
     both, one = workers.start(), workers.start(CUDA_VISIBLE_DEVICES="1")
     both("load", ref, "zero", device="cuda:0")
     both("load", ref, "one", device="cuda:1")
-    assert allocations() == 2
+    assert workers.allocations() == 2
     one("load", ref)
-    assert allocations() == 2
+    assert workers.allocations() == 2
     with pytest.raises(DeviceUnavailableError, match="cuDeviceGet"):
         both("load", ref, "two", device="cuda:2")
 

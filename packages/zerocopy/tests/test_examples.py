@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -32,9 +34,7 @@ def test_fastapi_workers(tmp_path: Path, eventually: Any) -> None:
     """Two uvicorn workers answer by HTTP with the model's sums, from one segment that goes with them."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         "-m",
         "uvicorn",
@@ -88,10 +88,12 @@ def test_ray_actors(fresh_run: Any) -> None:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, below those that systems choose: nobody else gets it by chance meanwhile."""
+    while True:
+        port = 15000 + secrets.randbelow(15000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def test_prefork_server(tmp_path: Path, eventually: Any) -> None:

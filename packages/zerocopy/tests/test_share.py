@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,20 +26,32 @@ pytestmark = pytest.mark.timeout(400)
 WORKER = """
 import json, os, sys, time, torch, zerocopy
 torch.set_num_threads(1)
-folder, slow = sys.argv[1], float(sys.argv[2])
+folder, slow, others, kills = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+def note(file):
+    with open(f"{folder}/{file}", "a") as noted:
+        noted.write(f"{os.getpid()}\\n")
+def noted(file):
+    return set(open(f"{folder}/{file}").read().split()) if os.path.exists(f"{folder}/{file}") else set()
 def build():
     torch.manual_seed(0)
     layers = []
-    for _ in range(8):
+    for number in range(8):
         layers.append(torch.nn.Linear(1024, 1024))
-        with open(f"{folder}/building", "a") as file:
-            file.write(f"{os.getpid()}\\n")
+        end = time.monotonic() + 20
+        while number == 3 and len(noted("waiting")) < others and time.monotonic() < end:
+            time.sleep(0.02)
+        note("building")
+        if number == 3 and len(noted("building")) <= kills:
+            time.sleep(100)  # the test kills this process now
         time.sleep(slow)
     return torch.nn.Sequential(*layers).eval()
 print("ready", flush=True)
 sys.stdin.readline()
 waits = []
-model = zerocopy.share("together", build, directory=folder, on_wait=waits.append)
+def wait(entry):
+    waits.append(entry)
+    note("waiting")
+model = zerocopy.share("together", build, directory=folder, on_wait=wait)
 with torch.no_grad():
     answer = model(torch.ones(1, 1024)).sum().item()
 line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -62,9 +73,13 @@ def ended() -> Iterator[None]:
     running.clear()
 
 
-def start(folder: Path, slow: float, count: int) -> list[subprocess.Popen[str]]:
-    """Start workers that wait for a line."""
-    command = [sys.executable, "-c", WORKER, str(folder), str(slow)]
+def start(folder: Path, slow: float, count: int, others: int = 0, kills: int = 0) -> list[subprocess.Popen[str]]:
+    """Start workers that wait for a line.
+
+    Whichever builds does not go on from its fourth layer before so many others wait, and the first builders, as many as
+    are to be killed, not at all.
+    """
+    command = [sys.executable, "-c", WORKER, str(folder), str(slow), str(others), str(kills)]
     workers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
     ]
@@ -101,7 +116,7 @@ def taken(folder: Path) -> int:
 @pytest.mark.parametrize("kills", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_workers_that_start_together(kills: int, tmp_path: Path, eventually: Any) -> None:
     """Eight workers, and the leader killed in mid-build: one segment, one copy at most, and the same answers."""
-    workers = start(tmp_path, 0.2 if kills else 0.02, 8)
+    workers = start(tmp_path, 0.02, 8, others=6, kills=kills)
     most, stop = [0], threading.Event()
 
     def watch() -> None:
@@ -132,11 +147,12 @@ def test_workers_that_start_together(kills: int, tmp_path: Path, eventually: Any
     assert most[0] <= 1.1 * size
     anonymous = sorted(entry["anon"] for entry in told)
     assert anonymous[-1] - anonymous[0] < size / 1024 / 3  # the leader has no copy of its own either
-    assert sum(bool(entry["waits"]) for entry in told) >= 6 - kills
+    assert sum(bool(entry["waits"]) for entry in told) >= 6
     for worker in workers:
         worker.kill()
         worker.wait()
     (tmp_path / "building").unlink()
+    (tmp_path / "waiting").unlink()
     assert eventually(lambda: list(tmp_path.iterdir()) == []), list(tmp_path.iterdir())
 
 
@@ -191,15 +207,16 @@ def test_a_build_that_fails(tmp_path: Path) -> None:
 
 def test_a_leader_that_takes_too_long(tmp_path: Path) -> None:
     """Waiting ends with an error that says so, and the leader goes on."""
-    go_on, models = threading.Event(), []
+    begun, go_on, models = threading.Event(), threading.Event(), []
 
     def slow() -> nn.Module:
+        begun.set()
         go_on.wait(60)
         return narrow()
 
     leader = threading.Thread(target=lambda: models.append(zerocopy.share("net", slow, directory=tmp_path)))
     leader.start()
-    time.sleep(0.3)
+    assert begun.wait(60)
     with pytest.raises(ShareTimeoutError, match="another process builds 'net'"):
         zerocopy.share("net", slow, directory=tmp_path, timeout=0.2)
     go_on.set()

@@ -131,7 +131,9 @@ int cuMemCreate(address_t *handle, size_t size, const struct properties *wanted,
     if (used + size > 1ul << 30) return 2;
     for (int i = 0; i < MOST; i++) {
         if (memories[i].size) continue;
-        int fd = memfd_create("emulated-device-memory", MFD_CLOEXEC);
+        char name[200];
+        snprintf(name, sizeof name, "emulated-device-memory of %.150s", strrchr(getenv("EMULATED_DRIVER"), '/') + 1);
+        int fd = memfd_create(name, MFD_CLOEXEC);
         if (fd < 0 || ftruncate(fd, size)) return 2;
         char *poison = mmap(NULL, size, PROT_WRITE, MAP_SHARED, fd, 0);
         memset(poison, 0xDB, size);
