@@ -302,8 +302,8 @@ class Needs:
 class Resident:
     """Stays loaded in its process, and writes down each load and each task with the process's id.
 
-    What a task's id says: `crowded`: answers, then dies, where the process has solved other tasks. `dies`: answers, then
-    dies. `waits`: waits for the end of its time.
+    What a task's id says: `crowded`: answers, then dies, where the process has solved other tasks. `dies`: answers,
+    then dies. `waits`: waits for the end of its time.
     """
 
     folder: str
