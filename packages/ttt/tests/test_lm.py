@@ -337,10 +337,10 @@ class TestAdapter:
             assert all(same(c.grid, d.grid) for c, d in zip(ours, theirs, strict=True))
 
     @pytest.mark.slow
-    @pytest.mark.timeout(300)
+    @pytest.mark.timeout(600)
     def test_a_service_saves_the_loading(self, tiny_lm: Path) -> None:
-        """Four tasks with and without the service: the same submission; the CPU seconds saved per task are printed."""
-        tasks = [small_task(f"t{i}", tests=1 + i % 2) for i in range(4)]
+        """Three tasks with and without the service: the same submission; the CPU seconds saved per task are printed."""
+        tasks = [small_task(f"t{i}", tests=1 + i % 2) for i in range(3)]
         texts, cpu = [], []
         for service in (True, False):
             lora = {"steps": 3, "prediction_views": 1, "rank": 4}
@@ -348,7 +348,7 @@ class TestAdapter:
             run, begun = ttt.run(tasks, backend=backend, budget="3 steps"), time.monotonic()
             for _ in run:
                 pass
-            assert [r.error for r in run.results.values()] == [None] * 4
+            assert [r.error for r in run.results.values()] == [None] * 3
             texts.append(run.submission())
             cpu.append([run.results[t.id].cpu_seconds for t in tasks])
             print(f"service {service}: {time.monotonic() - begun:.1f} s, CPU seconds by task {cpu[-1]}")
