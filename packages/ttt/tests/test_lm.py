@@ -428,6 +428,9 @@ def test_prompts_are_in_the_tokens_of_the_models_own_tokenizer(tiny_lm: Path, tm
         assert service.tokens.tolist() == list(range(16))
     with pytest.raises(InvalidBackendError, match="wanted 16 different texts"):
         LmBackend(model=str(folder), symbols=("a", "b"))
+    for name in ("share", "service"):
+        with pytest.raises(InvalidBackendError, match=f"{name}: got 'no', wanted true or false"):
+            LmBackend(model=str(folder), **{name: "no"})
 
 
 def test_weights_that_do_not_fit_are_found_before_a_process_starts(tiny_lm: Path) -> None:

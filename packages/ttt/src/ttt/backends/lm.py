@@ -75,6 +75,9 @@ class LmBackend:
         object.__setattr__(self, "symbols", tuple(self.symbols))
         if len(set(self.symbols)) != len(SYMBOL_TEXTS) or not all(isinstance(s, str) for s in self.symbols):
             raise InvalidBackendError(f"lm: symbols: got {self.symbols!r}, wanted {len(SYMBOL_TEXTS)} different texts")
+        for name in ("share", "service"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidBackendError(f"lm: {name}: got {getattr(self, name)!r}, wanted true or false")
         try:
             LoraSettings(**self.lora)
         except TypeError as error:
