@@ -13,6 +13,8 @@ import torch
 
 import ttt
 from ttt import _doctor
+from ttt._backend import preflight
+from ttt._budget import gpu_peak_bytes, reset_peaks
 from ttt._runs import devices
 from ttt.backends import _model_service as service
 from ttt.backends._learner import CanvasLearner
@@ -25,6 +27,8 @@ from ttt.errors import InvalidBackendError, InvalidBudgetError, MemoryLimitError
 # cuda: ttt.backends._model_service:ModelService.* by meta
 # cuda: ttt.backends._learner:* by stand-in
 # cuda: ttt._doctor:_torch by stand-in
+# cuda: ttt._budget:gpu_peak_bytes by stand-in
+# cuda: ttt._budget:reset_peaks by stand-in
 # cuda: ttt._runs.devices:visible_gpus by stand-in
 # cuda: ttt.backends.lm:LmBackend.uses_gpu by stand-in
 # cuda: ttt.backends.lm:LmBackend.memory_needed by stand-in
@@ -99,11 +103,29 @@ def test_gpu_memory_is_an_account_of_its_own(
     LmBackend(str(tiny_lm), "cuda", gpu_memory="1GB").preflight()
     LmBackend(str(tiny_lm), "cuda").preflight()
     LmBackend(str(tiny_lm), "cpu", gpu_memory="1KB").preflight()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=6 * saved))
+    preflight(LmBackend(str(tiny_lm), "cuda"), gpu_tasks=3)
+    with pytest.raises(InvalidBackendError, match="fewer tasks per GPU"):
+        preflight(LmBackend(str(tiny_lm), "cuda"), gpu_tasks=4)
     with pytest.raises(InvalidBackendError, match=f"take {2 * saved} bytes of GPU memory.*1000; raise gpu_memory"):
         next(iter(ttt.run(sample_arc_tasks, backend=LmBackend(str(tiny_lm), "cuda:1", gpu_memory="1KB"))))
     for wrong in (LmBackend(str(tiny_lm), "cuda", gpu_memory="much"), VitBackend(device="cuda", gpu_memory="much")):
         with pytest.raises(InvalidBudgetError, match="wanted a size"):
             wrong.preflight()
+
+
+def test_a_tasks_peak_on_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch, two_gpus: list[str]) -> None:
+    """The most that PyTorch has reserved on one GPU, counted anew for the next task; 0 while no GPU is in use."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    reset_peaks()
+    assert gpu_peak_bytes() == 0
+    reserved = [500, 700]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda i: reserved[i])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda i: reserved.__setitem__(i, i))
+    assert gpu_peak_bytes() == 700
+    reset_peaks()
+    assert gpu_peak_bytes() == 1
 
 
 def test_a_full_gpu_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,41 @@ class TestAdapter:
         assert all(options for options in last.answers)
         assert CheckpointStore(integration_test_dir / "adapter", kind="lm").load().about["step"] == 4
 
+    def test_one_loaded_model_answers_each_task_as_if_alone(self, tiny_lm: Path) -> None:
+        """The second task on a loaded model, with adapted tokens' vectors: to the bit as on a model of its own."""
+        lora = {"steps": 4, "rank": 4, "prediction_views": 1, "embeddings": True}
+        backend, second = LmBackend(str(tiny_lm), device="cpu", lora=lora), small_task("second", tests=2)
+        with backend.loaded() as loaded:
+            before = digest(loaded.service.model)
+            assert list(loaded.solve(small_task("first"), free_clock(1), None))
+            (together,) = loaded.solve(second, free_clock(2), None)
+            assert digest(loaded.service.model) == before
+        (alone,) = backend.solve(second, free_clock(2), None)
+        for ours, theirs in zip(together.answers, alone.answers, strict=True):
+            assert [c.confidence for c in ours] == [c.confidence for c in theirs]
+            assert all(same(c.grid, d.grid) for c, d in zip(ours, theirs, strict=True))
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(600)
+    def test_a_service_saves_the_loading(self, tiny_lm: Path) -> None:
+        """Three tasks with and without the service: the same submission; the CPU seconds saved per task are printed."""
+        tasks = [small_task(f"t{i}", tests=1 + i % 2) for i in range(3)]
+        texts, cpu = [], []
+        for service in (True, False):
+            lora = {"steps": 3, "prediction_views": 1, "rank": 4}
+            backend = LmBackend(str(tiny_lm), device="cpu", lora=lora, service=service)
+            run, begun = ttt.run(tasks, backend=backend, budget="3 steps"), time.monotonic()
+            for _ in run:
+                pass
+            assert [r.error for r in run.results.values()] == [None] * 3
+            texts.append(run.submission())
+            cpu.append([run.results[t.id].cpu_seconds for t in tasks])
+            print(f"service {service}: {time.monotonic() - begun:.1f} s, CPU seconds by task {cpu[-1]}")
+        assert texts[0] == texts[1]
+        saved = np.mean(cpu[1][1:]) - np.mean(cpu[0][1:])
+        print(f"saved by the service: {saved:.2f} CPU seconds for each task after the first")
+        assert saved > 0.5 * np.mean(cpu[1][1:])
+
     def test_shared_weights_answer_alike(self, tiny_lm: Path) -> None:
         """The model from shared memory gives the answers of the model from its files, and its segment goes away."""
         pytest.importorskip("zerocopy", reason='needs the extra "zerocopy"')
@@ -392,6 +428,9 @@ def test_prompts_are_in_the_tokens_of_the_models_own_tokenizer(tiny_lm: Path, tm
         assert service.tokens.tolist() == list(range(16))
     with pytest.raises(InvalidBackendError, match="wanted 16 different texts"):
         LmBackend(model=str(folder), symbols=("a", "b"))
+    for name in ("share", "service"):
+        with pytest.raises(InvalidBackendError, match=f"{name}: got 'no', wanted true or false"):
+            LmBackend(model=str(folder), **{name: "no"})
 
 
 def test_weights_that_do_not_fit_are_found_before_a_process_starts(tiny_lm: Path) -> None:

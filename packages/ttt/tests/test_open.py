@@ -6,7 +6,11 @@ import contextlib
 import http.client
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import ttt_test_browser
 from ttt_test_backends import ColourTable, Misbehaving, Wanderer
 
 import ttt
+from ttt._cli.main import main
 from ttt._cli.page import PageServer
 from ttt._grid.replay import replayed
 from ttt._runs.saved import read_run
@@ -231,3 +236,36 @@ def test_reports_and_runs_fit_a_phone(sample_arc_tasks: list[ttt.Task], integrat
             assert page.run("document.documentElement.scrollWidth <= innerWidth"), name
             page.picture(pictures / f"run-{name}.png")
         assert page.faults == []
+
+
+def test_the_command_opens_the_page(integration_test_dir: Path) -> None:
+    """`ttt open` as a user gives it: the address is printed at once, answers with the page, and Ctrl-C ends it."""
+    command = [sys.executable, "-m", "ttt", "open", "--no-browser", "--json", "--set", 'stages=["search"]']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=integration_test_dir) as child:
+        try:
+            assert child.stdout is not None
+            text = ""
+            while not text.endswith("}\n") and (line := child.stdout.readline()):
+                text += line
+            address = json.loads(text)["address"]
+            with urllib.request.urlopen(address, timeout=60) as reply:
+                assert b"Solve" in reply.read()
+            child.send_signal(signal.SIGINT)
+            assert child.wait(60) == 0
+        finally:
+            child.kill()
+
+
+def test_a_backend_that_cannot_solve_is_refused_before_the_page_opens(
+    integration_test_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong folder, a misspelt device and two backends: one line, and status 2."""
+    model = f"model={integration_test_dir}"
+    for arguments, said in (
+        (["--backend", "lm", "--set", model], "no config.json"),
+        (["--backend", "vit", "--set", "device=cudda"], "no such device"),
+        (["--backend", "grid", "--backend", "vit"], "one backend"),
+        (["--recipe", "lm"], "lm needs model"),
+    ):
+        assert main(["open", "--no-browser", *arguments]) == 2
+        assert said in capsys.readouterr().err

@@ -18,6 +18,7 @@ from ttt_test_commands import solve_command
 
 import ttt
 from ttt._runs.records import Records
+from ttt._runs.saved import read_run
 from ttt.errors import InvalidBackendError, TTTError
 
 
@@ -219,6 +220,22 @@ def test_no_run_takes_anything_away(sample_arc_tasks: list[ttt.Task], integratio
     more = ttt.run(sample_arc_tasks[:4], backend=Wanderer(), budget="5 steps", folder=folder)
     assert (more.folder, more.continued) == (folder, True), "more tasks go on where their part has been solved"
     assert sum(r.reused for r in finish(more).values()) == 3
+
+
+def test_the_same_content_under_another_id_or_without_outputs_takes_nothing_away(
+    sample_arc_tasks: list[ttt.Task], integration_test_dir: Path
+) -> None:
+    """A renamed task gets a folder of its own; a run that goes on without test outputs keeps those that were known."""
+    folder, task = integration_test_dir / "run", sample_arc_tasks[1]
+    ttt.run([task], backend=Wanderer(), budget="5 steps", folder=folder)
+    renamed = ttt.run([replace(task, id="renamed")], backend=Wanderer(), budget="5 steps", folder=folder)
+    assert (renamed.folder, renamed.continued) == (integration_test_dir / "run-2", False)
+    hidden = ttt.run([task.without_solutions()], backend=Wanderer(), budget="5 steps", folder=folder)
+    assert (hidden.folder, hidden.continued) == (folder, True)
+    assert read_run(folder).task(task.id).has_solutions
+    (folder / "tasks.json").write_text("{")
+    ttt.run([task.without_solutions()], backend=Wanderer(), budget="5 steps", folder=folder)
+    assert not read_run(folder).task(task.id).has_solutions, "a damaged file does not keep a run from going on"
 
 
 def test_a_task_whose_process_died_is_tried_again(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,6 +296,62 @@ class Needs:
                 return
             time.sleep(0.02)
         yield from ColourTable().solve(task, clock, workdir)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Stays loaded in its process, and writes down each load and each task with the process's id.
+
+    What a task's id says: `crowded`: answers, then dies, where the process has solved other tasks. `dies`: answers,
+    then dies. `waits`: waits for the end of its time.
+    """
+
+    folder: str
+    service: bool = True
+    name: str = "resident"
+
+    def stays_loaded(self) -> bool:
+        """Return whether one process solves several tasks."""
+        return self.service
+
+    @contextmanager
+    def loaded(self) -> Iterator[ResidentLoaded]:
+        """Write down the load."""
+        self.note(f"load {os.getpid()}")
+        yield ResidentLoaded(self)
+
+    def note(self, line: str) -> None:
+        """Add a line to the folder's file."""
+        with Path(self.folder, "log").open("a") as file:
+            file.write(line + "\n")
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Load, solve one task."""
+        with self.loaded() as loaded:
+            yield from loaded.solve(task, clock, workdir)
+
+
+class ResidentLoaded:
+    """A loaded `Resident`, which counts its tasks."""
+
+    name = "resident"
+
+    def __init__(self, backend: Resident) -> None:
+        self.backend, self.solved = backend, 0
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Answer with random cells; then another answer, unless the task's id says otherwise."""
+        self.backend.note(f"{task.id} {os.getpid()}")
+        others, self.solved = self.solved, self.solved + 1
+        rng = np.random.default_rng(clock.seed)
+        for n in (1, 2):
+            clock.spend()
+            grid = as_grid(rng.integers(0, 10, (3, 3)).astype(np.uint8))
+            yield Progress(tuple((Candidate(grid, 0.1 * n, f"answer {n}"),) for _ in task.test), f"answer {n}", n, 0.5)
+            if task.id == "dies" or (task.id == "crowded" and others):
+                os.kill(os.getpid(), signal.SIGKILL)
+        while task.id == "waits" and not clock.stop():
+            time.sleep(0.05)
 
 
 @dataclass(frozen=True)

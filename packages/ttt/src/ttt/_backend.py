@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import psutil
+
 from ttt._budget import Budget, Clock
 from ttt.errors import InvalidBackendError, InvalidBudgetError
 from ttt.values import Progress, Task
@@ -31,6 +33,9 @@ class Backend(Protocol):
     It is pickled and sent to a fresh process for each task, so its class must live in an importable module, not in
     `__main__`; a frozen dataclass whose fields are its settings is ideal. The same settings, task, `clock.seed` and
     work units must lead to the same answers.
+
+    A backend that takes long to load may have a method `stays_loaded` that returns True, and a method `loaded`, a
+    context that yields a backend for one task after another in one process.
     """
 
     @property
@@ -91,23 +96,50 @@ def sharing(backend: Backend) -> AbstractContextManager[Backend]:
     return nullcontext(backend) if own is None else own()
 
 
-def preflight(backend: Backend, budget: Budget | None = None) -> None:
+def stays_loaded(backend: Backend) -> bool:
+    """Return whether one process solves several tasks with a backend: it has a method `stays_loaded` that says so."""
+    own = getattr(backend, "stays_loaded", None)
+    return bool(own()) if own is not None else False
+
+
+def loaded(backend: Backend) -> AbstractContextManager[Backend]:
+    """Return a context that yields the backend as it solves tasks in one process, one after another.
+
+    A backend that stays loaded has a method `loaded` that returns such a context, for example with a model in memory.
+    Each task must leave it as it was. Any other backend is yielded unchanged.
+    """
+    own = getattr(backend, "loaded", None)
+    return nullcontext(backend) if own is None else own()
+
+
+def preflight(backend: Backend, budget: Budget | None = None, *, workers: int = 1, gpu_tasks: int = 1) -> None:
     """Check what a backend needs (files, devices, extras, memory), before any task is started.
 
-    A backend may have a method `preflight`, which raises an error that says what is missing, and a method
-    `memory_needed`, which returns the bytes that a task's process holds at least.
+    A backend may have a method `preflight`, which raises an error that says what is missing; a method
+    `memory_needed`, which returns the bytes that each worker process holds at least; and a method `check_gpu_tasks`,
+    which is given the number of processes that share a GPU and raises an error where they do not fit.
 
     Raises:
-        TTTError: Something is missing, or the budget's memory is too small.
+        TTTError: Something is missing, or the memory of the budget, the machine or a GPU is too small.
     """
     own = getattr(backend, "preflight", None)
     if own is not None:
         own()
-    needed = getattr(backend, "memory_needed", None)
-    if needed is not None and budget is not None and budget.memory is not None and needed() > 0.9 * budget.memory:
+    on_gpu = getattr(backend, "check_gpu_tasks", None)
+    if on_gpu is not None:
+        on_gpu(gpu_tasks)
+    asked = getattr(backend, "memory_needed", None)
+    needed = 0 if asked is None else asked()
+    if budget is not None and budget.memory is not None and needed > 0.9 * budget.memory:
         raise InvalidBudgetError(
-            f"{backend.name} needs about {needed() / 1e9:.1f} GB of memory in each task's process, the limit is "
+            f"{backend.name} needs about {needed / 1e9:.1f} GB of memory in each task's process, the limit is "
             f"{budget.memory / 1e9:.1f} GB; raise it, or share the weights between the processes"
+        )
+    total = psutil.virtual_memory().total
+    if needed * workers > total:
+        raise InvalidBudgetError(
+            f"{backend.name} needs about {needed / 1e9:.1f} GB of memory in each of {workers} processes, this machine "
+            f"has {total / 1e9:.1f} GB; use fewer workers, or share the weights between the processes"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -102,6 +103,25 @@ def peak_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def gpu_peak_bytes() -> int:
+    """Return the most memory that PyTorch has reserved on a GPU in this process; 0 where it has used none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return max((int(torch.cuda.max_memory_reserved(i)) for i in range(torch.cuda.device_count())), default=0)
+
+
+def reset_peaks() -> None:
+    """Let `peak_bytes` and `gpu_peak_bytes` count from now on, where the system allows it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_bytes(b"5")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(i)
 
 
 class Clock:

@@ -32,6 +32,7 @@ class TaskResult:
         cpu_seconds: User and system time of its process.
         peak_memory: Largest resident memory in bytes: of its process, as the kernel counts it, or of that and the
             processes it started, whichever is more.
+        peak_gpu_memory: Most GPU memory in bytes that PyTorch reserved in its process while it was solved.
         steps: Work units that the backend counted.
         stage: The backend's last stage.
         fraction: Share of the work done, as the backend reported it.
@@ -46,6 +47,7 @@ class TaskResult:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_memory: int = 0
+    peak_gpu_memory: int = 0
     steps: int = 0
     stage: str = ""
     fraction: float = 0.0
@@ -72,7 +74,7 @@ class TaskResult:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Started:
-    """A task's process has started.
+    """Work on a task has started.
 
     Example:
         >>> ttt.Started("007bbfb7").task_id

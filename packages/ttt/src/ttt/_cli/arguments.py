@@ -52,11 +52,25 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-tasks", type=positive, default=1, metavar="N", help="tasks that share a GPU (default 1)")
     parser.add_argument("--shard", type=_shard, metavar="I/N", help="only part I of N of the tasks, see ttt merge")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
+    add_backend(parser, several="; with --total repeatable, and they take turns")
+    parser.add_argument("--ray", action="store_true", help="solve on a Ray cluster (extra ray)")
+    parser.add_argument("--fresh", action="store_true", help="start anew, in a folder of its own")
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # the default; kept for old scripts
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="records of the run (default: beside the output)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="records shared between runs")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="confidence curves of eval --calibrate (default: ttt's own)"
+    )
+    add_json(parser)
+
+
+def add_backend(parser: argparse.ArgumentParser, *, several: str = "") -> None:
+    """Add the arguments that `backends_of` reads; `several` says what more than one backend does."""
     parser.add_argument(
         "--backend",
         action="append",
         metavar="NAME",
-        help="grid (default), lm, vit or package.module:Class; with --total repeatable, and they take turns",
+        help=f"grid (default), lm, vit or package.module:Class{several}",
     )
     parser.add_argument(
         "--recipe",
@@ -70,15 +84,6 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a setting of the backend, as JSON; repeatable; with several backends NAME.KEY=VALUE",
     )
-    parser.add_argument("--ray", action="store_true", help="solve on a Ray cluster (extra ray)")
-    parser.add_argument("--fresh", action="store_true", help="start anew, in a folder of its own")
-    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # the default; kept for old scripts
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="records of the run (default: beside the output)")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="records shared between runs")
-    parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="confidence curves of eval --calibrate (default: ttt's own)"
-    )
-    add_json(parser)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +93,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=2), flush=True)
 
 
 def positive(text: str) -> int:

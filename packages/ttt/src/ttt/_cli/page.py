@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from ttt._backend import preflight
 from ttt._budget import Budget
-from ttt._cli.arguments import Commands, add_json, backends_of, print_json
+from ttt._cli.arguments import Commands, add_backend, add_json, backends_of, print_json
 from ttt._events import Finished, Improved, Started
 from ttt._runs.run import Run, run
 from ttt._runs.saved import SavedRun, read_run
@@ -43,8 +44,7 @@ def add_commands(sub: Commands) -> None:
     p.add_argument("source", nargs="?", metavar="RUN_OR_TASKS", help="a run's folder, or tasks")
     p.add_argument("--port", type=int, default=0, help="default: a free one")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
-    p.add_argument("--backend", action="append", metavar="NAME", help="grid (default), lm, vit or package.module:Class")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the backend, as JSON")
+    add_backend(p)
     add_json(p)
     p.set_defaults(function=open_command)
 
@@ -57,7 +57,11 @@ def open_command(args: argparse.Namespace) -> int:
             saved = read_run(Path(args.source))
         else:
             tasks = load(args.source)
-    with PageServer(backends_of(args)[0], saved, tasks, port=args.port) as server:
+    backend, *others = backends_of(args)
+    if others:
+        raise TTTError(f"open solves with one backend, got {1 + len(others)}; name one")
+    preflight(backend)
+    with PageServer(backend, saved, tasks, port=args.port) as server:
         if args.json:
             print_json({"address": server.address})
         else:

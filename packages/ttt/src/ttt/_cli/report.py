@@ -174,6 +174,8 @@ def task_section(task: Task, result: TaskResult, *, first: bool, calibrated: boo
     best = result.predictions[0].first
     why = f"{best.stage}: {best.why}" if best.why else best.stage
     cost = f"{result.cpu_seconds:.1f} CPU-s, {result.peak_memory / 1e6:.0f} MB"
+    if result.peak_gpu_memory:
+        cost += f", {result.peak_gpu_memory / 1e6:.0f} MB of GPU memory"
     if result.reason:
         cost += f", stopped by {result.reason}"
     share = (

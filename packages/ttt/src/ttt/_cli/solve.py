@@ -225,8 +225,8 @@ def _summary(
                 **{
                     name: getattr(r, name)
                     for name in (
-                        "task_id", "status", "reason", "error", "seconds", "cpu_seconds", "peak_memory", "steps",
-                        "stage", "fraction", "answered", "reused",
+                        "task_id", "status", "reason", "error", "seconds", "cpu_seconds", "peak_memory",
+                        "peak_gpu_memory", "steps", "stage", "fraction", "answered", "reused",
                     )
                 },
                 "confidence": r.confidence if work.calibrated else None,

@@ -1,1 +1,1 @@
-"""Running tasks: a process per task, budgets, records, one stream of events."""
+"""Running tasks: processes, budgets, records, one stream of events."""

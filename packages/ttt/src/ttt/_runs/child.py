@@ -134,6 +134,10 @@ class Child:
                     self._process.kill()
         self._process.wait()
 
+    def is_alive(self) -> bool:
+        """Return whether it has not ended."""
+        return self._process.poll() is None
+
     def exit_status(self) -> int:
         """Wait for its end and return its status, negative for the signal that ended it."""
         return self._process.wait()

@@ -73,6 +73,7 @@ def merged_result(tries: Sequence[TaskResult]) -> TaskResult:
         seconds=round(sum(r.seconds for r in tries), 3),
         cpu_seconds=sum(r.cpu_seconds for r in tries),
         peak_memory=max(r.peak_memory for r in tries),
+        peak_gpu_memory=max(r.peak_gpu_memory for r in tries),
         steps=sum(r.steps for r in tries),
         reused=all(r.reused for r in tries),
     )

@@ -20,19 +20,19 @@ ABOUT = "run.json"
 def claim_folder(wanted: Path, about: Mapping[str, Any], *, fresh: bool = False) -> tuple[Path, bool]:
     """Return a folder for a run, and whether the run goes on there.
 
-    A run goes on in the folder of an earlier run if it has all of that run's tasks with the same backend, budget and
-    seed. Otherwise it gets the first of `NAME`, `NAME-2`, `NAME-3`, ... that no other run has.
+    A run goes on in the folder of an earlier run if it has all of that run's tasks, under the same ids, with the same
+    backend, budget and seed. Otherwise it gets the first of `NAME`, `NAME-2`, `NAME-3`, ... that no other run has.
 
     Args:
         wanted: The folder to use if it is free, or holds this very run.
-        about: Describes the run; its `keys` are the record keys of its tasks.
+        about: Describes the run; its `keys` are the record keys of its tasks by id.
         fresh: Whether to use a new folder in any case.
     """
     for folder in _numbered(wanted):
         open_folder(folder)
         if _create(folder / ABOUT, about):
             return folder, False
-        if not fresh and _keys(folder / ABOUT) <= set(about["keys"].values()):
+        if not fresh and _keys(folder / ABOUT) <= set(about["keys"].items()):
             return folder, True
     raise AssertionError("unreachable: the names do not end")
 
@@ -79,9 +79,9 @@ def _create(path: Path, about: Mapping[str, Any]) -> bool:
     return True
 
 
-def _keys(path: Path) -> set[str]:
-    """Return the record keys of the run that a file describes; a key that no run has where it cannot be read."""
+def _keys(path: Path) -> set[tuple[str, str]]:
+    """Return ids and record keys of the run that a file describes; a key that no run has where it cannot be read."""
     try:
-        return set(json.loads(read_own(path, MAX_BYTES))["keys"].values())
+        return set(json.loads(read_own(path, MAX_BYTES))["keys"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {""}
+        return {("", "")}

@@ -15,7 +15,10 @@ from ttt._files import FULL, open_folder, read_own, write_atomically
 from ttt._runs.folders import claim_folder
 from ttt._runs.records import Records
 from ttt._runs.work_folder import unpack
+from ttt._tasks.loader import parse_collection, read_json, task_json
+from ttt.errors import TTTError
 
+TASKS = "tasks.json"
 TIME = "time.json"
 NOTE_TIME_EVERY = 0.5
 """Seconds between two notes of the time that a run has used: what a killed run may forget."""
@@ -60,7 +63,8 @@ class Keeper:
                 self.folder, self.continued = claimed, continued
                 self._stores.append(Records(claimed / "records"))
                 write_atomically(claimed / "run.json", json.dumps(described, indent=1).encode())
-                write_atomically(claimed / "tasks.json", tasks().encode())
+                text = _with_known_outputs(tasks(), claimed / TASKS) if continued else tasks()
+                write_atomically(claimed / TASKS, text.encode())
         if cache is not None:
             with self._going_on(f"the cache {cache}"):
                 self._stores.append(Records(cache))
@@ -134,3 +138,15 @@ class Keeper:
         self._noted = time.monotonic()
         with contextlib.suppress(OSError):
             write_atomically(self.folder / TIME, json.dumps({"seconds": seconds}).encode(), sync=False)
+
+
+def _with_known_outputs(text: str, path: Path) -> str:
+    """Return tasks as JSON, with the test outputs that only the file of the same tasks knows."""
+    tasks = json.loads(text)
+    with contextlib.suppress(OSError, TTTError):  # a file that cannot be read knows nothing
+        for task in parse_collection(read_json(path), str(path))[0]:
+            pairs = tasks.get(task.id, {"test": []})["test"]
+            for pair, before in zip(pairs, task_json(task)["test"], strict=False):
+                if "output" not in pair and "output" in before and pair["input"] == before["input"]:
+                    pair["output"] = before["output"]
+    return json.dumps(tasks)

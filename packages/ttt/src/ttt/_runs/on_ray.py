@@ -74,7 +74,7 @@ class NodePool:
         self._open = contextlib.ExitStack()
         self._backends: list[Backend] = []
         for backend in pickle.loads(backends):
-            preflight(backend)
+            preflight(backend, workers=slots, gpu_tasks=per_gpu)
             self._backends.append(self._open.enter_context(sharing(backend)))
         gpus = visible_gpus() if any(map(uses_gpu, self._backends)) else ()
         self._pool = LocalPool(slots_of(min(slots, len(gpus) * per_gpu) if gpus else slots, gpus, per_gpu=per_gpu))

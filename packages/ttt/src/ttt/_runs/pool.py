@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from ttt._events import Event, Finished
+from ttt._runs.slot import Slot
 from ttt._runs.supervise import Job, supervise
 
 
@@ -65,14 +66,17 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """A process of this machine for each job, at most one per slot.
+    """Processes of this machine, at most one per slot.
+
+    Each job has a new process, or that of the job before in the same slot where its backend stays loaded.
 
     Args:
         slots: The environment variables of each slot, besides those of this process.
     """
 
     def __init__(self, slots: Sequence[Mapping[str, str]]) -> None:
-        self._slots = list(slots)
+        self._slots = [Slot(env) for env in slots]
+        self._all = tuple(self._slots)
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._stop = threading.Event()
@@ -90,7 +94,7 @@ class LocalPool:
             self._threads.add(thread)
         thread.start()
 
-    def _work(self, job: Job, slot: Mapping[str, str]) -> None:
+    def _work(self, job: Job, slot: Slot) -> None:
         last: Event | BaseException | None = None
         try:
             for event in supervise(job, self._stop, slot):
@@ -124,9 +128,11 @@ class LocalPool:
         self._stop.set()
 
     def close(self) -> None:
-        """End all jobs and wait for their processes."""
+        """End all jobs and all processes, and wait for them."""
         self._stop.set()
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
             thread.join()
+        for slot in self._all:
+            slot.close()

@@ -1,4 +1,4 @@
-"""A run over many tasks: a process per task, budgets, records for resuming, one stream of events."""
+"""A run over many tasks: processes, budgets, records for resuming, one stream of events."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class Run:
         if self.total is not None or any(t.id not in self.results for t in self.tasks):
             if self.pool == "local":  # on a cluster the nodes may have what this machine has not
                 for backend in self.backends:
-                    preflight(backend, self.budget)
+                    preflight(backend, self.budget, workers=self.workers or 1, gpu_tasks=self.gpu_tasks)
             with contextlib.ExitStack() as stack:
                 backends = [stack.enter_context(sharing(b)) for b in self.backends]
                 yield from self._solve(backends)
@@ -408,7 +408,7 @@ def run(  # long because more than half of it is documentation
         backend: `grid`, `lm`, `vit`, `package.module:Class` or an object, see `Backend`; with `total` also a list,
             whose backends take turns.
         budget: Per task: a `Budget`, seconds, or text such as `"60s"` or `"500 steps"`. Default 60 s, 10 GB.
-        workers: How many tasks are solved at a time, each in a process of its own with one thread. Default 1; one per
+        workers: How many tasks are solved at a time, each in a process with one thread. Default 1; one per
             GPU for a backend that uses GPUs; on a cluster, its CPUs.
         seed: Of the run. Each task's own seed is derived from it and the task's content.
         folder: Where records and checkpoints are kept. A run of the same tasks, backend, budget and seed goes on there;

@@ -1,25 +1,22 @@
-"""Solves one task in a process of its own and holds it to its budget."""
+"""Solves one task in a process and holds it to its budget."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
-import os
 import pickle
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ttt._backend import Backend
+from ttt._backend import Backend, stays_loaded
 from ttt._budget import Budget
 from ttt._events import Event, Finished, Improved, Started, Status, TaskResult
-from ttt._runs.child import ENDED, Child
+from ttt._runs.child import ENDED
+from ttt._runs.slot import Slot, Worker
 from ttt._runs.wire import progress_in, task_out
 from ttt.results import AS_CLAIMED, Calibration, choose
 from ttt.values import Progress, Task
@@ -28,8 +25,6 @@ POLL = 0.02
 """Seconds between two checks of a task's memory."""
 INTERRUPT_GRACE = 2.0
 """Seconds that a task has to end by itself after Ctrl-C."""
-# One thread per process: two threads on two busy cores were many times slower than one.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
@@ -44,79 +39,108 @@ class Job:
     calibration: Calibration = AS_CLAIMED
 
 
-def supervise(job: Job, stop: threading.Event, env: Mapping[str, str] | None = None) -> Iterator[Event]:
+def supervise(job: Job, stop: threading.Event, slot: Slot | None = None) -> Iterator[Event]:
     """Solve one task, yielding Started, any number of Improved, and Finished.
 
-    Errors of the task do not propagate: they are part of its result.
+    Errors of the task do not propagate: they are part of its result. A task that fails in a process that has solved
+    others, other than by its time, is tried again in a new process, in what is left of its time.
 
     Args:
         job: What to solve, and how.
         stop: Once set, the backend is asked to end; 2 s later its process is killed.
-        env: Environment variables of its process, besides those of this one.
+        slot: Where its process is started, or waits; None for a slot that ends with the task.
     """
     yield Started(job.task.id)
-    with _scratch() as stderr:
-        attempt = _Attempt(job, stderr, env or {})
-        with attempt.child:
-            yield from attempt.events(stop)
-    yield Finished(job.task.id, replace(attempt.result, seconds=round(time.monotonic() - attempt.begun, 3)))
-
-
-def _scratch() -> IO[bytes]:
-    """Return a temporary file for what a task prints, or the null device where none can be made."""
+    attempt = _Attempt(job, slot or Slot(), keep=slot is not None and stays_loaded(job.backend))
     try:
-        return tempfile.TemporaryFile()
-    except OSError:
-        return open(os.devnull, "w+b")
+        while True:
+            yield from attempt.events(stop)
+            if not attempt.begins_again(stop):
+                break
+    finally:
+        attempt.leave()
+    yield Finished(job.task.id, replace(attempt.result, seconds=round(time.monotonic() - attempt.begun, 3)))
 
 
 class _Attempt:
     """One attempt at a task: its process, and the result so far."""
 
-    def __init__(self, job: Job, stderr: IO[bytes], env: Mapping[str, str]) -> None:
+    def __init__(self, job: Job, slot: Slot, *, keep: bool) -> None:
         self.begun = time.monotonic()
         self.result = TaskResult(job.task.id, choose(job.task, None), "failed")
-        self._job, self._stderr = job, stderr
+        self._job, self._slot, self._keep = job, slot, keep
         self._asked = False
         seconds = job.budget.seconds
-        self._kill_at = float("inf") if seconds is None else self.begun + seconds + job.budget.grace
-        self.child = Child("ttt._runs.worker", _lines, env={**ONE_THREAD, **env}, stderr=stderr, own_session=True)
-        self._send(
+        self._deadline = None if seconds is None else self.begun + seconds
+        self._kill_at = float("inf") if self._deadline is None else self._deadline + job.budget.grace
+        self._backend = pickle.dumps(job.backend)
+        self._worker = self._start()
+
+    def _start(self) -> Worker:
+        worker = self._slot.take(self._backend)
+        worker.send(
             {
-                "task": task_out(job.task),
-                "backend": base64.b64encode(pickle.dumps(job.backend)).decode(),
-                "budget": asdict(job.budget),
-                "seed": job.seed,
-                "deadline": None if seconds is None else self.begun + seconds,
-                "workdir": None if job.workdir is None else str(job.workdir),
+                "task": task_out(self._job.task),
+                "backend": base64.b64encode(self._backend).decode(),
+                "keep": self._keep,
+                "budget": asdict(self._job.budget),
+                "seed": self._job.seed,
+                "deadline": self._deadline,
+                "workdir": None if self._job.workdir is None else str(self._job.workdir),
             }
         )
-
-    def _send(self, message: dict[str, Any] | str) -> None:
-        self.child.send((json.dumps(message) + "\n").encode())
+        return worker
 
     def events(self, stop: threading.Event) -> Iterator[Event]:
-        """Yield improvements until the process has ended or must be killed."""
+        """Yield improvements until the process has reported its end, has ended, or must be killed."""
         while True:
-            message = self.child.next_message(POLL)
+            message = self._worker.child.next_message(POLL)
             if message is None:
                 if stop.is_set() and not self._asked:
                     self._asked = True
-                    self._send("stop")
+                    self._worker.send("stop")
                     self._kill_at = min(self._kill_at, time.monotonic() + INTERRUPT_GRACE)
                 if self._must_be_killed():
-                    self.child.kill()
                     return
             elif message is ENDED:
                 self._update(status="failed", error=self._how_it_died())
                 return
             else:
-                peak = max(self.result.peak_memory, message["peak_memory"])
-                self._update(cpu_seconds=message["cpu_seconds"], peak_memory=peak)
+                self._count(message)
                 if message["kind"] != "progress":
                     self._update(**_ending(message))
                     return
                 yield self._improved(progress_in(message))
+
+    def begins_again(self, stop: threading.Event) -> bool:
+        """Begin again in a new process if what ended the task may come from the tasks before it; return whether."""
+        spoiled = self.result.reason == "memory" or self.result.may_succeed_later
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        if not (spoiled and self._worker.solved) or late or stop.is_set():
+            return False
+        self._worker.close()
+        found = self.result
+        # As if it had not been tried, but for the answers, which stay until there are new ones.
+        self.result = TaskResult(found.task_id, found.predictions, "failed", stage=found.stage, fraction=found.fraction)
+        self._worker = self._start()
+        return True
+
+    def leave(self) -> None:
+        """Leave the process to the slot if it can solve more tasks, else end it."""
+        ended = self.result.status == "done" or (
+            self.result.status == "stopped" and self.result.reason in ("time", "steps")
+        )
+        if self._keep and ended and self._worker.child.is_alive():
+            self._slot.keep(self._worker)
+        else:
+            self._worker.close()
+
+    def _count(self, message: dict[str, Any]) -> None:
+        self._update(
+            cpu_seconds=message["cpu_seconds"],
+            peak_memory=max(self.result.peak_memory, message["peak_memory"]),
+            peak_gpu_memory=max(self.result.peak_gpu_memory, message["peak_gpu_memory"]),
+        )
 
     def _update(self, **fields: Any) -> None:
         self.result = replace(self.result, **fields)
@@ -128,38 +152,24 @@ class _Attempt:
 
     def _must_be_killed(self) -> bool:
         """Check memory and time; if a limit is broken, note it in the result."""
-        memory = self.child.memory()
+        memory = self._worker.child.memory()
         if memory > self.result.peak_memory:
-            self._update(peak_memory=memory, cpu_seconds=self.child.cpu_seconds(self.result.cpu_seconds))
+            self._update(peak_memory=memory, cpu_seconds=self._worker.cpu_seconds(self.result.cpu_seconds))
         verdict = _verdict(self._job.budget, memory, time.monotonic() >= self._kill_at, self._asked)
         if verdict is None:
             return False
-        self._update(cpu_seconds=self.child.cpu_seconds(self.result.cpu_seconds), **verdict)
+        self._update(cpu_seconds=self._worker.cpu_seconds(self.result.cpu_seconds), **verdict)
         return True
 
     def _how_it_died(self) -> str:
-        code = self.child.exit_status()
+        code = self._worker.child.exit_status()
         if code < 0:
             name = signal.Signals(-code).name
             text = f"the worker was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
         else:
             text = f"the worker exited with status {code} and no result"
-        said = _last_line(self._stderr)
+        said = self._worker.last_line()
         return f"WorkerDiedError: {text}{': ' + said if said else ''}"
-
-
-def _lines(pipe: IO[bytes]) -> Iterator[dict[str, Any]]:
-    for line in pipe:
-        with contextlib.suppress(ValueError):  # a line cut short by a kill
-            yield json.loads(line)
-
-
-def _last_line(stderr: IO[bytes]) -> str:
-    if not stderr.seekable():
-        return ""
-    stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - 2000))
-    lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 def _verdict(budget: Budget, memory: int, late: bool, asked: bool) -> dict[str, Any] | None:

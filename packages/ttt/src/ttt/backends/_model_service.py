@@ -69,8 +69,8 @@ def within_gpu_memory(device: torch.device, limit: str | None) -> Iterator[None]
         ) from error
 
 
-def check_gpu_memory(path: Path, device: torch.device, limit: str | None) -> None:
-    """Check that a model's weights, two bytes each, fit into a limit of GPU memory or into the GPU.
+def check_gpu_memory(path: Path, device: torch.device, limit: str | None, tasks: int = 1) -> None:
+    """Check that a model's weights, two bytes each, fit into a limit of GPU memory and `tasks` times into the GPU.
 
     Raises:
         InvalidBackendError: They do not.
@@ -80,12 +80,12 @@ def check_gpu_memory(path: Path, device: torch.device, limit: str | None) -> Non
     if device.type != "cuda":
         return
     total = int(torch.cuda.get_device_properties(device).total_memory)
-    room = total if room is None else min(room, total)
+    room = total // tasks if room is None else min(room, total // tasks)
     needed = 2 * sum(weights_in(file) for file in path.glob("*.safetensors"))
     if needed > room:
         raise InvalidBackendError(
             f"{path}: its weights take {needed} bytes of GPU memory, and a task may have {room}; raise gpu_memory, or "
-            "use a smaller model or a larger GPU"
+            "use a smaller model, a larger GPU, or fewer tasks per GPU"
         )
 
 
@@ -245,6 +245,10 @@ class ModelService:
     def close(self) -> None:
         """Free the model and its GPU memory."""
         self.model = None
+        self.free_cache()
+
+    def free_cache(self) -> None:
+        """Give the GPU memory that PyTorch holds for later back to other processes."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

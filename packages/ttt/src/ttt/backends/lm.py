@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ttt._backend import Backend
 from ttt._budget import Clock
 from ttt._runs.records import data_digest
 from ttt.backends._adapter import Adaptation, LoraSettings, TTTAdapter
@@ -42,6 +43,9 @@ class LmBackend:
     With `share` the base weights are loaded once per machine and mapped by every task's process (extra `zerocopy`);
     The run sets `shared` to a reference to them.
 
+    With `service` a worker process loads the model once and solves one task after another; each brings its adapter and
+    removes it. Without it every task has a process of its own, which loads the model. The answers are the same.
+
     `gpu_memory`, such as "16GB", is what PyTorch may allocate on a GPU for one task; None is all of it.
 
     Example:
@@ -57,6 +61,7 @@ class LmBackend:
     shared: Any = field(default=None, repr=False)
     symbols: tuple[str, ...] = SYMBOL_TEXTS
     gpu_memory: str | None = None
+    service: bool = True
     name: str = "lm"
 
     def __post_init__(self) -> None:
@@ -70,6 +75,9 @@ class LmBackend:
         object.__setattr__(self, "symbols", tuple(self.symbols))
         if len(set(self.symbols)) != len(SYMBOL_TEXTS) or not all(isinstance(s, str) for s in self.symbols):
             raise InvalidBackendError(f"lm: symbols: got {self.symbols!r}, wanted {len(SYMBOL_TEXTS)} different texts")
+        for name in ("share", "service"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidBackendError(f"lm: {name}: got {getattr(self, name)!r}, wanted true or false")
         try:
             LoraSettings(**self.lora)
         except TypeError as error:
@@ -77,12 +85,16 @@ class LmBackend:
 
     def preflight(self) -> None:
         """Check device, model folder, GPU memory and extras; loads nothing."""
-        device = choose_device(self.device)
+        choose_device(self.device)
         check_model_folder(Path(self.model))
-        check_gpu_memory(Path(self.model), device, self.gpu_memory)
+        self.check_gpu_tasks(1)
         for extra in ("transformers", "peft"):
             if importlib.util.find_spec(extra) is None:
                 raise MissingExtraError(f'the lm backend needs {extra}: pip install "pentad-ttt[lm]"')
+
+    def check_gpu_tasks(self, tasks: int) -> None:
+        """Check that as many copies of the weights fit into a GPU."""
+        check_gpu_memory(Path(self.model), choose_device(self.device), self.gpu_memory, tasks)
 
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of each file of the model; empty where this machine does not have it."""
@@ -110,14 +122,41 @@ class LmBackend:
         else:
             yield self
 
-    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Load the model, adapt it, decode every test input under several views."""
-        store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
-        settings = LoraSettings(**self.lora)
+    def stays_loaded(self) -> bool:
+        """Return whether one process solves several tasks with the model loaded once."""
+        return self.service
+
+    @contextmanager
+    def loaded(self) -> Iterator[Backend]:
+        """Yield the backend with its model loaded, for one task after another."""
         with (
             within_gpu_memory(choose_device(self.device), self.gpu_memory),
             ModelService(self.model, self.device, self.shared, self.symbols) as service,
-            TTTAdapter(service, settings).adapted(task, clock, store) as adaptation,
+        ):
+            yield _Loaded(self, service)
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Load the model, adapt it, decode every test input under several views."""
+        with self.loaded() as loaded:
+            yield from loaded.solve(task, clock, workdir)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An `lm` backend with its model in memory."""
+
+    backend: LmBackend
+    service: ModelService
+    name: str = "lm"
+
+    def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
+        """Adapt the model, decode every test input under several views, and remove the adapter."""
+        store = None if workdir is None else CheckpointStore(workdir / "adapter", kind="lm")
+        settings = LoraSettings(**self.backend.lora)
+        with (
+            within_gpu_memory(self.service.device, self.backend.gpu_memory),
+            TTTAdapter(self.service, settings).adapted(task, clock, store) as adaptation,
         ):
             for n, answers in enumerate(adaptation.predict(clock), 1):
                 yield Progress(answers, "lm", clock.steps_done, n / settings.prediction_views)
+        self.service.free_cache()

@@ -72,7 +72,9 @@ class VitBackend:
     name: str = "vit"
 
     def __post_init__(self) -> None:
-        """Refuse an invalid shape."""
+        """Refuse an invalid shape, and a `share` that is neither true nor false."""
+        if not isinstance(self.share, bool):
+            raise InvalidBackendError(f"vit: share: got {self.share!r}, wanted true or false")
         if self.weights is not None and Path(self.weights).is_file():
             # Worker processes and nodes may have another working folder.
             object.__setattr__(self, "weights", str(Path(self.weights).resolve()))
