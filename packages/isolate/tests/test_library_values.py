@@ -143,7 +143,7 @@ def test_arrow_attacks(travel: Travel) -> None:
 
 
 def test_arrow_extension_types_are_neither_built_nor_sent(travel: Travel) -> None:
-    """pyarrow runs a registered type's code with the sender's bytes, and libraries that register some unpickle them."""
+    """Pyarrow runs a registered type's code with the sender's bytes, and libraries that register some unpickle them."""
     from isolate._worker import kinds
 
     pa = pytest.importorskip("pyarrow")
@@ -185,7 +185,7 @@ def test_arrow_extension_types_are_neither_built_nor_sent(travel: Travel) -> Non
                     with pytest.raises(UnsupportedTypeError, match="storage"):
                         kinds.build(["pyarrow.Schema", content], trusted)
         for schema in schemas:
-            with pytest.raises(UnsupportedTypeError, match="ARROW:extension:name|extension type"):
+            with pytest.raises(UnsupportedTypeError, match=r"ARROW:extension:name|extension type"):
                 travel(schema)
         assert ran == []
     finally:

@@ -246,7 +246,10 @@ def test_builds_and_sweeps_at_once(tmp_path: Path) -> None:
             sweep(tmp_path)
 
     with ThreadPoolExecutor() as pool:
-        for work in [*(pool.submit(build, name) for name in ("", "", "same", "same")), *(pool.submit(clean) for _ in range(2))]:
+        for work in [
+            *(pool.submit(build, name) for name in ("", "", "same", "same")),
+            *(pool.submit(clean) for _ in range(2)),
+        ]:
             work.result()
     assert {"", "same"} <= set(done)
     sweep(tmp_path)
