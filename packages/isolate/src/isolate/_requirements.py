@@ -55,6 +55,10 @@ def parse(lines: tuple[str, ...], policy: Policy, owner: str) -> list[Requiremen
 
 def _parse(line: str, policy: Policy, owner: str) -> Requirement:
     text = line.strip()
+    if "${" in text:  # uv would put in variables of the host, which an address then carries away
+        raise InvalidRequirementError(
+            f"{owner}: {line!r} names a variable of the environment, which is not put in; write the value"
+        )
     if text.startswith("-"):
         raise InvalidRequirementError(
             f"{owner}: {line!r} is an option, not a requirement; options come from the host's policy"

@@ -101,6 +101,20 @@ def test_a_lock_says_versions_and_nothing_else(name: str, tmp_path: Path) -> Non
     assert not (tmp_path / "store" / "envs").exists()
 
 
+def test_an_address_carries_no_variable_of_the_host_away(tmp_path: Path) -> None:
+    """In place of `${NAME}` uv puts the value, so one of a pack could send a secret to its author."""
+    line = "evil @ http://127.0.0.1:9/${HOME}/evil-1-py3-none-any.whl"
+    policy = Policy(allow_urls=True, allow_paths=True)
+    for manifest in (
+        Manifest(name="pack", directory=tmp_path, dependencies=(line,)),
+        Manifest(name="pack", directory=tmp_path, dependencies=("evil",), constraints=(line,)),
+    ):
+        with pytest.raises(InvalidRequirementError, match="variable of the environment"):
+            EnvironmentStore(tmp_path / "store", policy).ensure(manifest)
+    with pytest.raises(InvalidRequirementError, match="variable of the environment"):
+        parse_lock(f"{line}\n", policy, "pack")
+
+
 def test_locks_as_uv_writes_them() -> None:
     """Pins, hashes, markers, extras and comments are kept; addresses are where the policy allows them."""
     text = (
