@@ -168,8 +168,10 @@ def test_what_is_half_installed_does_not_run(tmp_path: Path) -> None:
     manifest = pack(folder, "early==1", "late==1")
     wheel(folder / "wheels", "early", {"early.pth": f"import os; open({str(ran)!r}, 'w').close()\n"})
     wheel(folder / "wheels", "late", {"PACKAGE.data/scripts/python": "#!python\n"})
+    (tmp_path / "index").mkdir()  # an empty one, so that the second attempt needs no network
+    policy = Policy(index_url=(tmp_path / "index").as_uri())
     with pytest.raises(EnvironmentBuildError, match="late"):
-        EnvironmentStore(tmp_path / "store").ensure(manifest)
+        EnvironmentStore(tmp_path / "store", policy).ensure(manifest)
     assert not ran.exists()
 
 
