@@ -162,19 +162,6 @@ def test_a_package_cannot_choose_the_standard_library(name: str, tmp_path: Path)
         EnvironmentStore(tmp_path / "store", offline=True).ensure(manifest)
 
 
-def test_what_is_half_installed_does_not_run(tmp_path: Path) -> None:
-    """If one package cannot be installed from the cache, uv is asked again; what another has left there is gone."""
-    folder, ran = tmp_path / "pack", tmp_path / "ran"
-    manifest = pack(folder, "early==1", "late==1")
-    wheel(folder / "wheels", "early", {"early.pth": f"import os; open({str(ran)!r}, 'w').close()\n"})
-    wheel(folder / "wheels", "late", {"PACKAGE.data/scripts/python": "#!python\n"})
-    (tmp_path / "index").mkdir()  # an empty one, so that the second attempt needs no network
-    policy = Policy(index_url=(tmp_path / "index").as_uri())
-    with pytest.raises(EnvironmentBuildError, match="late"):
-        EnvironmentStore(tmp_path / "store", policy).ensure(manifest)
-    assert not ran.exists()
-
-
 def test_packages_that_are_no_attack(tmp_path: Path) -> None:
     """Scripts whose names only begin alike, and data, are installed."""
     folder = tmp_path / "pack"
