@@ -31,6 +31,7 @@ OLDEST_PYTHON = "3.11"
 """A lock of an extension that names no Python is good for this one and all later ones."""
 ENVIRONMENT_FORMAT = 4
 """Changes how environments are built from the same inputs; 4: packages cannot replace what the interpreter reads."""
+_LINE_LIMIT = 2000
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _HASH = re.compile(r"--hash=sha(256|384|512):[0-9a-f]{64,128}\Z")
 
@@ -55,6 +56,11 @@ def parse(lines: tuple[str, ...], policy: Policy, owner: str) -> list[Requiremen
 
 def _parse(line: str, policy: Policy, owner: str) -> Requirement:
     text = line.strip()
+    if len(text) > _LINE_LIMIT or not text.isprintable():
+        raise InvalidRequirementError(
+            f"{owner}: {line[:80]!r} has {len(text)} characters, or one that cannot be printed; wanted one requirement "
+            f"of at most {_LINE_LIMIT} characters"
+        )
     if "${" in text:  # uv would put in variables of the host, which an address then carries away
         raise InvalidRequirementError(
             f"{owner}: {line!r} names a variable of the environment, which is not put in; write the value"
@@ -68,11 +74,12 @@ def _parse(line: str, policy: Policy, owner: str) -> Requirement:
             f"{owner}: {line!r} is a bare path; with Policy(allow_paths=True), write 'name @ file:///…'"
         )
     if "://" in text.split(";")[0] and not re.match(r"[\w.-]+\s*(\[[^]]*\])?\s*@", text):
-        name = re.sub(r"(\.git|\.whl|[@#?].*)+\Z", "", text.rstrip("/").rpartition("/")[2]).partition("-")[0]
+        file = re.split("[@#?]", text.rstrip("/").rpartition("/")[2])[0]
+        name = file.removesuffix(".git").removesuffix(".whl").partition("-")[0]
         raise InvalidRequirementError(f"{owner}: {line!r} is an address without a name; write {name + ' @ ' + text!r}")
     try:
         requirement = Requirement(text)
-    except PackagingError as failure:
+    except (PackagingError, RecursionError) as failure:
         reason = str(failure).splitlines()[0]
         raise InvalidRequirementError(
             f"{owner}: {line!r} is not a requirement: {reason}; wanted 'name', 'name>=1,<2', …"
@@ -107,7 +114,9 @@ def parse_lock(text: str, policy: Policy, owner: str) -> str:
         line = _COMMENT.sub("", raw).strip()
         if not line:
             continue
-        body, *options = re.split(r"\s+(?=--)", line)
+        words = line.split()
+        first = next((at for at, word in enumerate(words) if at and word.startswith("--")), len(words))
+        body, options = " ".join(words[:first]), words[first:]
         requirement = _parse(body, policy, owner)
         refused = next((option for option in options if not _HASH.match(option)), None)
         if refused is not None:
