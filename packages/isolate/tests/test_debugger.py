@@ -105,6 +105,30 @@ def _drive(command: Sequence[str], dialogue: list[tuple[str, str]]) -> tuple[int
         os.close(ours)
 
 
+@pytest.mark.parametrize("method", ["result", "fail"])
+def test_an_extension_cannot_control_the_terminal(tmp_path: Path, method: str) -> None:
+    """What it returns, raises, prints and logs reaches the terminal without escape sequences."""
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "manifest.yaml").write_text("name: pack\n")
+    (tmp_path / "pack" / "main.py").write_text(
+        "import logging, sys\n"
+        "CLIP = '\\x1b]52;c;ZXZpbA==\\x07\\x9b5n'\n"
+        "def said():\n"
+        "    print('out' + CLIP)\n"
+        "    print('err' + CLIP, file=sys.stderr)\n"
+        "    logging.getLogger('own').error('log' + CLIP)\n"
+        "def result():\n    said()\n    return 'value' + CLIP\n"
+        "def fail():\n    said()\n    raise ValueError('value' + CLIP)\n"
+    )
+    command = [sys.executable, "-m", "isolate", "--store", str(tmp_path / "store"), "run"]
+    status, seen = _drive([*command, str(tmp_path / "pack"), method], [])
+    assert status == (method == "fail")
+    for word in ("out", "err", "log", "value"):
+        assert f"{word}\ufffd]52;c;ZXZpbA==\ufffd\ufffd5n" in seen
+    assert not {"\x07", "\x9b"} & set(seen)
+    assert "\x1b]" not in seen
+
+
 EDITED = """
 import debugpy
 

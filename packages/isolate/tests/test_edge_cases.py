@@ -607,7 +607,7 @@ class TestConfigurationEdgeCases(IntegrationTestBase):
         with pytest.MonkeyPatch.context() as patch:  # another machine
             patch.setattr("platform.python_version", lambda: "3.11.99")
             patch.setattr("sysconfig.get_platform", lambda: "linux-riscv64")
-            assert Locks(read_manifest(folder), Policy(), []).own() == text.partition("\n")[2]
+            assert Locks(read_manifest(folder), Policy(), []).own == text.partition("\n")[2]
         (folder / "manifest.yaml").write_text("name: locked\ndependencies: [packaging>24]\n")
         with pytest.raises(LockOutOfDateError, match="isolate lock"):
             store.ensure(read_manifest(folder))

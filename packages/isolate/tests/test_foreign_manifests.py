@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -117,6 +118,19 @@ def test_addresses_without_a_name(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("git+https://host.invalid/x/img2texture.git@main\n")
     with pytest.raises(InvalidRequirementError, match=r"write 'img2texture @ git\+https://host\.invalid"):
         EnvironmentStore(tmp_path / "store").key_of(read_manifest(tmp_path))
+
+
+def test_files_that_are_no_files(tmp_path: Path) -> None:
+    """A named pipe must not stop the host, and a large file is not read to its end."""
+    (tmp_path / "requirements.txt").write_text("-r more.txt\n")
+    os.mkfifo(tmp_path / "more.txt")
+    with pytest.raises(InvalidRequirementError, match="not a regular file"):
+        read_manifest(tmp_path)
+    (tmp_path / "more.txt").unlink()
+    (tmp_path / "more.txt").touch()
+    os.truncate(tmp_path / "more.txt", 1 << 40)
+    with pytest.raises(InvalidRequirementError, match="too many bytes"):
+        read_manifest(tmp_path)
 
 
 def test_requirement_files(tmp_path: Path) -> None:

@@ -142,6 +142,84 @@ def test_arrow_attacks(travel: Travel) -> None:
             kinds.build(["pyarrow.Table", good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :]])
 
 
+def test_arrow_extension_types_are_neither_built_nor_sent(travel: Travel) -> None:
+    """Pyarrow runs a registered type's code with the sender's bytes, and libraries that register some unpickle them."""
+    from isolate._worker import kinds
+
+    pa = pytest.importorskip("pyarrow")
+    ran = []
+
+    class Registered(pa.ExtensionType):  # type: ignore[misc]
+        """As a library that the host has imported registers it."""
+
+        def __init__(self) -> None:
+            super().__init__(pa.int64(), "isolate.test")
+
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage: Any, serialized: bytes) -> Any:
+            ran.append(serialized)
+            return cls()
+
+    named = {"ARROW:extension:name": "isolate.test", "ARROW:extension:metadata": "the sender's bytes"}
+    field = pa.field("a", pa.int64(), metadata=named)
+    schemas = [
+        pa.schema([field]),
+        pa.schema([pa.field("l", pa.list_(field))]),
+        pa.schema([pa.field("s", pa.struct([field, pa.field("b", pa.int8())]))]),
+        pa.schema([pa.field("a", pa.int64())], metadata=named),
+    ]
+    streams = []
+    for schema in schemas:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema):
+            pass
+        streams.append(bytes(sink.getvalue()))
+    pa.register_extension_type(Registered())
+    try:
+        for data in streams:
+            for content in (data, np.frombuffer(data, np.uint8)):
+                for trusted in (False, True):
+                    with pytest.raises(UnsupportedTypeError, match="storage"):
+                        kinds.build(["pyarrow.Schema", content], trusted)
+        for schema in schemas:
+            with pytest.raises(UnsupportedTypeError, match=r"ARROW:extension:name|extension type"):
+                travel(schema)
+        assert ran == []
+    finally:
+        pa.unregister_extension_type("isolate.test")
+
+
+def test_memory_that_is_rewritten_after_the_check() -> None:
+    """The sender can still write to shared memory: offsets that have been checked are in the receiver's own."""
+    from isolate._worker import kinds
+
+    pa = pytest.importorskip("pyarrow")
+    texts = [f"text {number}" for number in range(1000)]
+    batch = pa.record_batch({"a": texts, "d": pa.array(texts).dictionary_encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    memory = np.frombuffer(sink.getvalue(), np.uint8).copy()
+    table = kinds.build(["pyarrow.Table", memory])
+    memory[:] = 0x7F
+    table.validate(full=True)
+    assert table.column("a").to_pylist() == table.column("d").to_pylist() == texts
+    for hostile in (1 << 40, [1, 2], "text", None, np.zeros((2, 2), np.uint8), np.zeros(8)):
+        with pytest.raises((WireError, UnsupportedTypeError)):
+            kinds.build(["pyarrow.Table", hostile])
+
+    pd = pytest.importorskip("pandas")
+    codes = np.zeros(10, np.int8)
+    column = ["categories", codes, ["plain", ["objects", ["x", "y"]], None, None], False]
+    made = kinds.build(["pandas.Array", column])
+    codes[:] = 99
+    assert list(made) == ["x"] * 10
+    assert isinstance(made, pd.Categorical)
+
+
 LIBRARIES = """
 import numpy, pandas, pyarrow
 from PIL import Image

@@ -27,16 +27,23 @@ class Canaries:
     def targets(self) -> dict[str, Any]:
         """Return where the canaries are, in wire types."""
         with self._lock:
-            if self._folder is None:
+            if not self._are_there():
+                self._close()
                 self._make()
             return dict(self._targets)
+
+    def _are_there(self) -> bool:
+        """Return whether none was removed, as programs do that clean /tmp: an attempt on nothing fails at any level."""
+        return self._folder is not None and all(
+            os.path.lexists(self._targets[name]) for name in ("canary", "unix", "datagram")
+        )
 
     def _make(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="isolate-canary-")
         file, path = os.path.join(self._folder, "file"), os.path.join(self._folder, "socket")
-        Path(file).write_text("canary")
         name = f"isolate-canary-{secrets.token_hex(8)}"
         try:
+            Path(file).write_text("canary")
             tcp = self._listen(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0))
             udp = self._listen(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0))
             self._listen(socket.AF_UNIX, socket.SOCK_STREAM, path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isolate import _sandbox, _sharing
-from isolate._debugger import TERMINAL
+from isolate._debugger import TERMINAL, printable
 from isolate._environments import EnvironmentStore, default_store, find_uv
 from isolate._exports import ProxiedSingleton
 from isolate._extension import Extension
@@ -174,10 +174,19 @@ def _value(text: str) -> Any:
         return text
 
 
+class _Printable(logging.Formatter):
+    """Takes out of records what could control the terminal, as a window's title, its clipboard or an answer to type."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return printable(super().format(record))
+
+
 @contextlib.contextmanager
 def _output_shown() -> Iterator[None]:
     """Show on stderr what extensions print and log."""
     logger, handler = logging.getLogger("isolate"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
     before, propagated = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -394,7 +403,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps(value, default=str, indent=2), flush=True)
         else:
-            print(text, file=sys.stderr if status and not options.status else sys.stdout, flush=True)
+            stream = sys.stderr if status and not options.status else sys.stdout
+            print(printable(text) if stream.isatty() else text, file=stream, flush=True)
     except BrokenPipeError:  # the reader has enough; what is left in the buffer must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status

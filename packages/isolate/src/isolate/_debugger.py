@@ -65,9 +65,13 @@ class Terminal:
         return (line + end).decode("utf-8", "replace")
 
 
+def printable(text: str) -> str:
+    """Return a text of an extension without what could control the terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
 def _show(text: str) -> None:
-    """Print what a worker sent, without what could control the terminal."""
-    sys.stdout.write(_CONTROL.sub("\ufffd", text))
+    sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 

@@ -14,16 +14,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from isolate._integrity import MARKER, Marker, changes, complete, first_change, read_marker
+from isolate._integrity import (
+    MARKER,
+    Marker,
+    changes,
+    complete,
+    first_change,
+    interpreter_files,
+    read_marker,
+)
 from isolate._locks import Locks
 from isolate._manifest import Manifest
 from isolate._places import (
     locked,
     open_private,
     private_folder,
+    put_in_place,
     read_private,
+    size_below,
     spread,
     sweep,
+    try_locked,
     workplace,
     write_atomically,
 )
@@ -107,6 +118,15 @@ def _typed(name: str, root: Path) -> Iterator[None]:
         raise EnvironmentBuildError(f"{name}: the store {root} cannot be used: {failure}") from failure
 
 
+def _check_interpreter(building: Path, before: dict[str, str]) -> None:
+    now = interpreter_files(building)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        raise EnvironmentBuildError(
+            f"a package puts {changed[0]} into the environment, by which Python finds what it runs; leave it out"
+        )
+
+
 class EnvironmentStore:
     """Builds and keeps environments in one folder, which any number of hosts may share.
 
@@ -149,8 +169,8 @@ class EnvironmentStore:
 
     def key_of(self, manifest: Manifest, excluded: list[str] | None = None) -> tuple[str, str]:
         """Return the hash of a manifest's inputs and the key of its environment; runs nothing."""
-        inputs, _ = self.key_of_inputs(manifest, excluded)
-        return inputs, environment_key(inputs, Locks(manifest, self.policy, excluded or []).own())
+        locks = Locks(manifest, self.policy, excluded or [])
+        return locks.inputs, environment_key(locks.inputs, locks.own)
 
     def find(self, key: str) -> Environment | None:
         """Return the complete environment of that key; None if there is none, or if a file was changed or is missing.
@@ -158,15 +178,17 @@ class EnvironmentStore:
         Raises:
             UnsafeStoreError: Another user could write to the store.
         """
-        marker = self._marker(key)
-        if marker is None:
-            return None
         path = self.root / "envs" / key
-        change = first_change(path, marker)
-        if change:
-            _logger.warning("the environment %s of %s is damaged: %s", key, marker.extension, change)
-            return None
-        return Environment(key, path, marker.packages, "ready", 0.0)
+        marker = self._marker(key)
+        while marker is not None:
+            change = first_change(path, marker)
+            if not change:
+                return Environment(key, path, marker.packages, "ready", 0.0)
+            before, marker = marker, self._marker(key)
+            if marker == before:  # else another process has put a new one in its place, or removed it
+                _logger.warning("the environment %s of %s is damaged: %s", key, marker.extension, change)
+                return None
+        return None
 
     def _marker(self, key: str) -> Marker | None:
         path = self.root / "envs" / key
@@ -179,7 +201,12 @@ class EnvironmentStore:
     def verify(self, key: str) -> list[str]:
         """Return all that has changed in an environment since it was built; reads every file but bytecode."""
         marker = self._marker(key)
-        return ["it is not complete"] if marker is None else changes(self.root / "envs" / key, marker)
+        while marker is not None:
+            found = changes(self.root / "envs" / key, marker)
+            before, marker = marker, self._marker(key)
+            if marker == before:  # else another process has put a new one in its place, or removed it
+                return found
+        return ["it is not complete"]
 
     def ensure(
         self,
@@ -204,14 +231,15 @@ class EnvironmentStore:
         """
         began = time.perf_counter()
         self._local.stop = Stop(self.policy.build_seconds, cancel)
-        inputs, key = self.key_of(manifest, excluded)
+        locks = Locks(manifest, self.policy, excluded or [])
+        key = environment_key(locks.inputs, locks.own)
         with _typed(manifest.name, self.root):
             found = None if anew else self.find(key)
             if found is None:
                 with self._locked(f"{key}.build"):
                     found = None if anew else self.find(key)
                     if found is None:
-                        found = self._build(manifest, inputs, key, excluded or [])
+                        found = self._build(locks, key)
         return Environment(key, found.path, found.packages, found.origin, time.perf_counter() - began)
 
     def lock(self, manifest: Manifest, excluded: list[str] | None = None) -> str:
@@ -283,8 +311,7 @@ class EnvironmentStore:
         """
         locks = Locks(manifest, self.policy, excluded or [])
         with _typed(manifest.name, self.root):
-            lock = locks.own()
-            lock = self._compile(locks) if lock is None else lock
+            lock = self._compile(locks) if locks.own is None else locks.own
             folder.mkdir(parents=True, exist_ok=True)
             before = set(folder.iterdir())
             if lock.strip():
@@ -300,11 +327,10 @@ class EnvironmentStore:
         with workplace(self._folder("tmp")) as scratch:
             return self._uv(locks.manifest, *locks.compile_arguments(scratch, universal), stdin=locks.text)
 
-    def _build(self, manifest: Manifest, inputs: str, key: str, excluded: list[str]) -> Environment:
+    def _build(self, locks: Locks, key: str) -> Environment:
         sweep(self._folder("tmp"))
         spread(self._folder("tmp"))
-        locks = Locks(manifest, self.policy, excluded)
-        lock = locks.own()
+        manifest, lock = locks.manifest, locks.own
         kept = self._folder("locks") / f"{key}.txt"
         if lock is None:
             try:
@@ -318,36 +344,45 @@ class EnvironmentStore:
             (work / "apart").symlink_to(apart)
             building = work / "apart" / "environment"
             self._progress(manifest.name, "creating the environment")
-            if manifest.python is None and os.pathsep not in str(building):  # which the standard library refuses
-                create_environment(building)
-            else:
-                options = ("--relocatable", "--no-project", "--python", manifest.python or sys.executable)
-                self._uv(manifest, "venv", *options, str(building))
+            self._create(manifest, building)
             if lock.strip():
                 self._progress(manifest.name, "installing packages")
-                python = ["--no-deps", "--python", str(building / "bin" / "python")]
-                self._install(locks, ("pip", "install", *python, *locks.index_arguments, "-r", str(kept)))
-            marker = complete(building, inputs, manifest.name, self._stop.check)
+                self._install(locks, building, kept)
+            marker = complete(building, locks.inputs, manifest.name, self._stop.check)
             write_atomically(building / MARKER, marker)
             target = self._folder("envs") / key
-            if os.path.lexists(target):  # incomplete or damaged
-                os.rename(target, work / "old")
-            os.rename(building, target)
+            put_in_place(building, target, work / "old")
         self._progress(manifest.name, "ready")
         found = read_marker(marker)
         return Environment(key, target, found.packages if found else (), "built", 0.0)
 
-    def _install(self, locks: Locks, install: tuple[str, ...]) -> None:
+    def _create(self, manifest: Manifest, building: Path) -> None:
+        if manifest.python is None and os.pathsep not in str(building):  # which the standard library refuses
+            create_environment(building)
+            return
+        options = ("--relocatable", "--no-project", "--python", manifest.python or sys.executable)
+        self._uv(manifest, "venv", *options, str(building))
+
+    def _install(self, locks: Locks, building: Path, kept: Path) -> None:
+        python = ["--no-deps", "--python", str(building / "bin" / "python")]
+        install = ("pip", "install", *python, *locks.index_arguments, "-r", str(kept))
         changing = [part for item in locks.requirements if item.url for part in ("--refresh-package", item.name)]
+        before = interpreter_files(building)
         if not changing:
             try:
                 # The versions are chosen, so the cache is enough if it has them.
                 self._uv(locks.manifest, *install, offline=True)
-                return
             except EnvironmentBuildError:
                 if self._offline:
                     raise
+            else:
+                _check_interpreter(building, before)
+                return
+            # What may be half installed: uv can run the interpreter, which would run that.
+            shutil.rmtree(building)
+            self._create(locks.manifest, building)
         self._uv(locks.manifest, *install, *([] if self._offline else changing))
+        _check_interpreter(building, before)
 
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""
@@ -356,7 +391,7 @@ class EnvironmentStore:
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def gc(self, keep: set[str], dry_run: bool = False) -> list[tuple[str, int]]:
-        """Remove the environments that are neither in `keep` nor in use by a running host.
+        """Remove the environments that are neither in `keep` nor in use by a running host nor being built.
 
         Returns:
             Key and size in bytes of each removed environment; hard links that other environments share count in full.
@@ -366,22 +401,21 @@ class EnvironmentStore:
             sweep(self._folder("tmp"))
         removed = []
         for key in keys:
-            path = self.root / "envs" / key
-            size = sum(entry.lstat().st_size for entry in path.rglob("*") if not entry.is_dir())
+            size = size_below(self.root / "envs" / key)
             if self.discard(key, dry_run=dry_run):
                 removed.append((key, size))
         return removed
 
     def discard(self, key: str, *, dry_run: bool = False) -> bool:
-        """Remove one environment unless a running host uses it; return whether it is removed, or could be."""
-        use_file = self._folder("locks") / f"{key}.use"
-        with _typed(key, self.root), open(open_private(use_file, write=True), "rb") as use:
-            try:
-                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
+        """Remove one environment unless a running host uses or builds it; return whether it is removed, or could be."""
+        locks = self._folder("locks")
+        with _typed(key, self.root), contextlib.ExitStack() as held:
+            # The builder's lock too: who repairs an environment need not use it.
+            for name in (f"{key}.use", f"{key}.build.flock"):
+                if not held.enter_context(try_locked(locks / name)):
+                    return False
             if not dry_run:
                 with workplace(self._folder("tmp")) as work, contextlib.suppress(FileNotFoundError):
                     os.rename(self._folder("envs") / key, work / "old")
-                (self.root / "locks" / f"{key}.txt").unlink(missing_ok=True)
+                (locks / f"{key}.txt").unlink(missing_ok=True)
         return True

@@ -177,10 +177,12 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
             if self._granted.share_torch:
                 _sharing.check_before(self._granted, parse(self._granted.dependencies, context.store.policy, self.name))
                 excluded = [_sharing.SHARED]
-            _, key = context.store.key_of(self._granted, excluded)
-            self._release()
-            self._held = context.store.hold(key)
-            environment = context.store.ensure(self._granted, excluded, cancel)
+            key, environment = "", None
+            while environment is None or environment.key != key:  # its lock may be renewed meanwhile
+                _, key = context.store.key_of(self._granted, excluded)
+                self._release()
+                self._held = context.store.hold(key)
+                environment = context.store.ensure(self._granted, excluded, cancel)
             if self._granted.share_torch:
                 _sharing.check_after(self._granted, environment)
             return environment

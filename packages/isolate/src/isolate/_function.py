@@ -19,7 +19,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from isolate._extension import Extension
 from isolate._host import Host
-from isolate._manifest import Manifest, Timeouts
+from isolate._manifest import Manifest
 from isolate._places import private_folder, read_private, write_atomically
 from isolate._source import EXPORTED, Captured, capture, read_source, returns_of
 from isolate._states import State
@@ -74,6 +74,9 @@ class _Printer(logging.Handler):
 
 _RUNNING: weakref.WeakKeyDictionary[Host, dict[Any, Extension[Any]]] = weakref.WeakKeyDictionary()
 """For each host the extensions of functions, by the function's place."""
+_LOCKS: weakref.WeakKeyDictionary[Host, dict[str, threading.Lock]] = weakref.WeakKeyDictionary()
+"""For each host the locks under which extensions of functions are loaded, by their names."""
+_LOCKS_LOCK = threading.Lock()
 
 
 class Function(Generic[P, R]):
@@ -152,6 +155,13 @@ class Function(Generic[P, R]):
     def _start(self, text: str) -> Extension[Any]:
         host = self._host or _DEFAULT.host()
         manifest = self._manifest(host, text)
+        with _lock_of(host, manifest.name):  # other functions may have the same source, and other threads call them
+            extension = self._loaded(host, manifest)
+            if "<locals>" not in self.local.__qualname__:
+                self._replace(host, extension)
+        return extension
+
+    def _loaded(self, host: Host, manifest: Manifest) -> Extension[Any]:
         extension = host.extensions.get(manifest.name)
         if extension is None or extension.state is State.STOPPED:
             extension = host.load(manifest)
@@ -164,8 +174,6 @@ class Function(Generic[P, R]):
             extension.reload()
         elif extension.state is not State.READY:
             extension.when(State.READY, timeout=extension.manifest.timeouts.start)
-        if "<locals>" not in self.local.__qualname__:
-            self._replace(host, extension)
         return extension
 
     def _replace(self, host: Host, extension: Extension[Any]) -> None:
@@ -188,7 +196,6 @@ class Function(Generic[P, R]):
             name=f"{name}-{key}",
             dependencies=self._dependencies,
             python=self._python,
-            timeouts=Timeouts(call=self._timeout),
             directory=folder,
         )
 
@@ -200,14 +207,14 @@ class Function(Generic[P, R]):
         elif inspect.isasyncgenfunction(self.local):
             made = self._astream(args, kwargs)
         else:
-            made = getattr(self.extension.call, EXPORTED)(*args, **kwargs)
+            made = self._bounded(self.extension.call)(*args, **kwargs)
         result: R = made
         return result
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call it there from a coroutine, whatever kind of function it is."""
         extension = await self._aready()
-        return await getattr(extension.aio, EXPORTED)(*args, **kwargs)
+        return await self._bounded(extension.aio)(*args, **kwargs)
 
     async def _aready(self) -> Extension[Any]:
         if self._extension is not None and self._is_ready():
@@ -216,8 +223,12 @@ class Function(Generic[P, R]):
 
     async def _astream(self, args: Any, kwargs: Any) -> AsyncIterator[Any]:
         extension = await self._aready()
-        async for item in getattr(extension.aio, EXPORTED)(*args, **kwargs):
+        async for item in self._bounded(extension.aio)(*args, **kwargs):
             yield item
+
+    def _bounded(self, methods: Any) -> Any:
+        """Return the method, with this function's time: others may share the extension and have other times."""
+        return getattr(methods if self._timeout is None else methods(timeout=self._timeout), EXPORTED)
 
     def stop(self) -> None:
         """End its process; the next call starts another."""
@@ -225,6 +236,11 @@ class Function(Generic[P, R]):
             extension, self._extension = self._extension, None
         if extension is not None:
             extension.stop()
+
+
+def _lock_of(host: Host, name: str) -> threading.Lock:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(host, {}).setdefault(name, threading.Lock())
 
 
 def _content(path: Path) -> str | None:
@@ -329,6 +345,6 @@ def run(
         raise TypeError(f"{called!r:.80} is no Python function; wanted one made with def")
     key = (tuple(dependencies), python, timeout, host)
     known: dict[Any, Function[Any, R]] = vars(called).setdefault("__isolated__", {})
-    if key not in known:
-        known[key] = Function(called, dependencies=dependencies, python=python, timeout=timeout, host=host)
+    if key not in known:  # set by one of the threads that come here at once
+        known.setdefault(key, Function(called, dependencies=dependencies, python=python, timeout=timeout, host=host))
     return known[key](*args, **kwargs)

@@ -307,7 +307,8 @@ class Host:
         try:
             await extension.start()
         except BaseException:
-            del self._extensions[manifest.name]
+            if self._extensions.get(manifest.name) is extension:  # else it was stopped, and another loaded meanwhile
+                del self._extensions[manifest.name]
             raise
         return extension
 

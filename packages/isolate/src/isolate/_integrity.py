@@ -8,6 +8,7 @@ import csv
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from isolate.errors import EnvironmentBuildError
 MARKER = ".isolate.json"
 """The file that makes an environment complete."""
 _BYTECODE = "__pycache__"
+_OF_INTERPRETER = re.compile(r"(pyvenv\.cfg|pybuilddir\.txt|python(3(\.\d+t?)?)?|.*\._pth)\Z", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -52,13 +54,29 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     waiting = [""]
     while waiting:
         below = waiting.pop()
-        with os.scandir(folder / below) as entries:
+        # Another process may remove what was listed before it is looked at.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / below) as entries:
             for entry in entries:
                 name = below + entry.name
                 if not entry.is_dir(follow_symlinks=False):
-                    yield name, entry.stat(follow_symlinks=False)
+                    with contextlib.suppress(FileNotFoundError):
+                        yield name, entry.stat(follow_symlinks=False)
                 elif entry.name != _BYTECODE:
                     waiting.append(name + "/")
+
+
+def interpreter_files(folder: Path) -> dict[str, str]:
+    """Return a digest for each file of an environment that its interpreter reads before it runs anything.
+
+    `pyvenv.cfg` names the folder of the standard library. A package that replaces it has its own code run in place of
+    that, in the worker that is not confined yet.
+    """
+    return {
+        str(path.relative_to(folder)): _digest(path, status)
+        for place in (folder, folder / "bin")
+        for path in place.iterdir()
+        if _OF_INTERPRETER.match(path.name) and not stat.S_ISDIR((status := path.lstat()).st_mode)
+    }
 
 
 def complete(folder: Path, inputs: str, extension: str, check: Callable[[], None]) -> bytes:
@@ -157,6 +175,13 @@ def _digest(path: Path, status: os.stat_result) -> str:
         return _text(hashlib.file_digest(file, "sha256").digest())
 
 
+def _has_digest(path: Path, status: os.stat_result, digest: str) -> bool:
+    try:
+        return _digest(path, status) == digest
+    except FileNotFoundError:  # removed since it was listed
+        return False
+
+
 def _text(digest: bytes) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
@@ -164,7 +189,10 @@ def _text(digest: bytes) -> str:
 def _broken(folder: Path) -> str:
     if not (folder / "bin" / "python").exists():
         return "its interpreter is missing"
-    return "" if any((folder / "lib").glob("python*/site-packages/")) else "its site-packages is missing"
+    with contextlib.suppress(FileNotFoundError):  # removed while it is listed
+        if any((folder / "lib").glob("python*/site-packages/")):
+            return ""
+    return "its site-packages is missing"
 
 
 def first_change(folder: Path, marker: Marker) -> str:
@@ -193,7 +221,7 @@ def changes(folder: Path, marker: Marker) -> list[str]:
                 found.append(f"{name} was added")
         elif not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
             found.append(f"{name} is not a regular file")
-        elif status.st_size != row.size or _digest(folder / name, status) != row.digest:
+        elif status.st_size != row.size or not _has_digest(folder / name, status, row.digest):
             found.append(f"{name} was changed")
         if status.st_uid not in (0, os.geteuid()):
             found.append(f"{name} belongs to another user")

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from isolate._manifest import Manifest
 from isolate._places import read_regular
 from isolate._policy import Policy
-from isolate._requirements import OLDEST_PYTHON, Sources, inputs_hash, lock_hash, package_sources, parse
+from isolate._requirements import OLDEST_PYTHON, Sources, inputs_hash, lock_hash, package_sources, parse, parse_lock
 from isolate.errors import EnvironmentBuildError, LockOutOfDateError
 
 _HEADER = "# isolate lock, inputs "
@@ -55,7 +55,7 @@ class Locks:
         """The requirements as lines."""
         return "\n".join(map(str, self.requirements))
 
-    @property
+    @cached_property
     def inputs(self) -> str:
         """A hash of everything that decides what gets installed on this machine."""
         python = self.manifest.python
@@ -66,11 +66,15 @@ class Locks:
         """The first line of the extension's own lock file."""
         return _HEADER + lock_hash(self.requirements, self.constraints, self.manifest.python, self._excluded)
 
+    @cached_property
     def own(self) -> str | None:
-        """Return the extension's own lock without its first line; None if it has none.
+        """What the extension's own lock pins, see `parse_lock`; None if it has none.
+
+        It is read once: what is built has the key of what was read.
 
         Raises:
             LockOutOfDateError: It was made for other requirements.
+            InvalidRequirementError: It says more than which versions to install, or what the policy does not allow.
         """
         name, file = self.manifest.name, self.manifest.lock_file
         try:
@@ -86,7 +90,7 @@ class Locks:
             raise LockOutOfDateError(
                 f"{name}: {file} was made for other requirements or another Python; renew it with: isolate lock"
             )
-        return rest
+        return parse_lock(rest, self._policy, f"{name}: {file}")
 
     @property
     def _only_wheels(self) -> list[str]:

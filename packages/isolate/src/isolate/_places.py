@@ -7,6 +7,7 @@ the component is looked at, so nobody else can replace it afterwards.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import itertools
 import os
@@ -30,6 +31,8 @@ _LINKS_LIMIT = 40
 _UNMAPPED = 65534
 # ioctl(2) of Linux, by which chattr(1) works; both take a long.
 _GET_FLAGS, _SET_FLAGS, _TOP = 0x80086601, 0x40086602, 0x00020000
+# Arguments of renameat2(2).
+_AT_FDCWD, _EXCHANGE = -100, 2
 _NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 # A named pipe or a device that is opened to be read must not block either.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -221,6 +224,13 @@ def locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def try_locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file of the store exclusively if nobody else holds it; whether it is held."""
+    with open(open_private(path, write=True), "rb") as file:
+        yield _try_lock(file.fileno())
+
+
+@contextlib.contextmanager
 def workplace(folder: Path, name: str = "") -> Iterator[Path]:
     """A new folder below that one, removed at the end; it is locked, so that `sweep` sees that it is in use.
 
@@ -264,6 +274,36 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def put_in_place(folder: Path, target: Path, aside: Path) -> None:
+    """Rename a folder to a name; what has that name stays there until then, and is below `aside` or `folder` then.
+
+    Where the kernel exchanges names, there is no moment at which others find nothing under the name.
+    """
+    if not _exchange(folder, target):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, aside)
+        os.rename(folder, target)
+
+
+def _exchange(path: Path, other: Path) -> bool:
+    """Exchange two names; return False if that cannot be, as where one of them does not exist."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0)
+
+
+def size_below(folder: Path) -> int:
+    """Return the bytes of all files below a folder, which others may remove meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def spread(folder: Path) -> None:

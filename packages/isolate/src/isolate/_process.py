@@ -90,8 +90,8 @@ class WorkerProcess:
             self._pidfd = -1
         # Before the wait: until then no other process can get this process id, and so the group's.
         self._kill_all()
-        self._process.wait()
         self._guardian.note("-", self.pid)
+        self._process.wait()
         for stream in (self._stdout, self._stderr):
             end = time.monotonic() + 0.2
             while stream.read() and time.monotonic() < end:

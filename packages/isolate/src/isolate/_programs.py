@@ -85,6 +85,7 @@ def run_program(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         cwd=folder,
         env=environment,
         start_new_session=True,

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isolate._places import read_regular
 from isolate.errors import InvalidRequirementError
 
 _SIZE_LIMIT = 256 << 10
@@ -67,14 +68,13 @@ def read_requirement_file(path: Path) -> RequirementFile:
 
 def _read(path: Path, found: RequirementFile, target: list[str], root: Path, depth: int) -> None:
     try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
+        text = read_regular(path, _SIZE_LIMIT).decode("utf-8-sig")
     except OSError as failure:
         raise InvalidRequirementError(f"{path}: {failure.strerror}") from None
     except UnicodeDecodeError:
         raise InvalidRequirementError(f"{path}: not UTF-8; save it as UTF-8") from None
-    if len(data) > _SIZE_LIMIT:
-        raise InvalidRequirementError(f"{path}: {len(data)} bytes; the limit is {_SIZE_LIMIT}")
+    except ValueError as failure:  # a named pipe, or too large
+        raise InvalidRequirementError(str(failure)) from None
     pending, first = "", 0
     for number, raw in enumerate([*text.splitlines(), ""], 1):
         first = first if pending else number

@@ -29,8 +29,11 @@ LOCK_FORMAT = 2
 """Changes what a lock file says; 2: for every machine."""
 OLDEST_PYTHON = "3.11"
 """A lock of an extension that names no Python is good for this one and all later ones."""
-ENVIRONMENT_FORMAT = 3
-"""Changes how environments are built from the same inputs; 3: no hard links, a table of all files."""
+ENVIRONMENT_FORMAT = 4
+"""Changes how environments are built from the same inputs; 4: packages cannot replace what the interpreter reads."""
+_LINE_LIMIT = 2000
+_COMMENT = re.compile(r"(^|\s)#.*$")
+_HASH = re.compile(r"--hash=sha(256|384|512):[0-9a-f]{64,128}\Z")
 
 # sysconfig fills its table on first use, and before Python 3.12 without a lock: a second thread then sees it half
 # filled. Environments are built concurrently in threads, so it is filled here, under the import lock.
@@ -53,6 +56,15 @@ def parse(lines: tuple[str, ...], policy: Policy, owner: str) -> list[Requiremen
 
 def _parse(line: str, policy: Policy, owner: str) -> Requirement:
     text = line.strip()
+    if len(text) > _LINE_LIMIT or not text.isprintable():
+        raise InvalidRequirementError(
+            f"{owner}: {line[:80]!r} has {len(text)} characters, or one that cannot be printed; wanted one requirement "
+            f"of at most {_LINE_LIMIT} characters"
+        )
+    if "${" in text:  # uv would put in variables of the host, which an address then carries away
+        raise InvalidRequirementError(
+            f"{owner}: {line!r} names a variable of the environment, which is not put in; write the value"
+        )
     if text.startswith("-"):
         raise InvalidRequirementError(
             f"{owner}: {line!r} is an option, not a requirement; options come from the host's policy"
@@ -62,11 +74,12 @@ def _parse(line: str, policy: Policy, owner: str) -> Requirement:
             f"{owner}: {line!r} is a bare path; with Policy(allow_paths=True), write 'name @ file:///…'"
         )
     if "://" in text.split(";")[0] and not re.match(r"[\w.-]+\s*(\[[^]]*\])?\s*@", text):
-        name = re.sub(r"(\.git|\.whl|[@#?].*)+\Z", "", text.rstrip("/").rpartition("/")[2]).partition("-")[0]
+        file = re.split("[@#?]", text.rstrip("/").rpartition("/")[2])[0]
+        name = file.removesuffix(".git").removesuffix(".whl").partition("-")[0]
         raise InvalidRequirementError(f"{owner}: {line!r} is an address without a name; write {name + ' @ ' + text!r}")
     try:
         requirement = Requirement(text)
-    except PackagingError as failure:
+    except (PackagingError, RecursionError) as failure:
         reason = str(failure).splitlines()[0]
         raise InvalidRequirementError(
             f"{owner}: {line!r} is not a requirement: {reason}; wanted 'name', 'name>=1,<2', …"
@@ -83,6 +96,38 @@ def _parse(line: str, policy: Policy, owner: str) -> Requirement:
             )
     requirement.name = canonicalize_name(requirement.name)
     return requirement
+
+
+def parse_lock(text: str, policy: Policy, owner: str) -> str:
+    """Return what a lock file pins, written anew: who wrote the file decides about versions and nothing else.
+
+    Args:
+        text: Its lines, as uv writes them.
+        policy: What the host allows.
+        owner: The extension's name and the file's, for messages.
+
+    Raises:
+        InvalidRequirementError: A line is no pinned requirement with hashes, or not allowed.
+    """
+    out = []
+    for raw in re.sub(r"\\\r?\n", " ", text).splitlines():
+        line = _COMMENT.sub("", raw).strip()
+        if not line:
+            continue
+        words = line.split()
+        first = next((at for at, word in enumerate(words) if at and word.startswith("--")), len(words))
+        body, options = " ".join(words[:first]), words[first:]
+        requirement = _parse(body, policy, owner)
+        refused = next((option for option in options if not _HASH.match(option)), None)
+        if refused is not None:
+            raise InvalidRequirementError(
+                f"{owner}: the option {refused!r:.100} is not taken; renew the file with: isolate lock"
+            )
+        pins = [part.operator in ("==", "===") and "*" not in part.version for part in requirement.specifier]
+        if not requirement.url and pins != [True]:
+            raise InvalidRequirementError(f"{owner}: {body!r:.200} is not pinned; renew the file with: isolate lock")
+        out.append(" \\\n    ".join((str(requirement), *options)) + "\n")
+    return "".join(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +212,17 @@ def local_digest(requirement: Requirement) -> str | None:
     if not requirement.url or not requirement.url.startswith("file:"):
         return None
     root = Path(unquote(urlsplit(requirement.url).path))
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    found = [Path(place, name) for place, _, names in os.walk(root) for name in names]
+    files = [root] if root.is_file() else sorted(path for path in found if path.is_file())
     digest = hashlib.sha256()
     for path in files:
         if not {".git", "__pycache__", "build"}.intersection(path.relative_to(root).parts):
-            digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
-            digest.update(path.read_bytes())
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                continue  # an editor's temporary file
+            digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -76,6 +77,14 @@ def check(manifest: Manifest) -> None:
         raise SandboxUnavailableError(f"{manifest.name}: the sandbox level {manifest.sandbox.level} is required: {why}")
 
 
+def unmoved(paths: Iterable[str]) -> list[str]:
+    """Return those of the granted folders that still are where they were when they were granted.
+
+    An extension that may write to the folder above can have put a link in the place of one, which leads anywhere.
+    """
+    return [path for path in paths if os.path.realpath(path) == path]
+
+
 def gpu_nodes(manifest: Manifest) -> list[str]:
     """Return the device nodes of GPUs that a confined worker may use."""
     if not manifest.sandbox.gpus:
@@ -88,7 +97,7 @@ def _readable(manifest: Manifest, environment: Path, extra: list[str]) -> list[s
         str(environment),
         str(manifest.directory),
         str(Path(__file__).parent / "_worker"),
-        *manifest.sandbox.read,
+        *unmoved(manifest.sandbox.read),
         *extra,
         *(_GPU_FACTS if manifest.sandbox.gpus else ()),
     ]
@@ -122,6 +131,7 @@ def worker_config(
     """
     wanted = manifest.sandbox
     level = effective_level(manifest)
+    devices = ("/tmp", "/dev") if level == "bwrap" else (*_DEVICES, *gpu_nodes(manifest))
     if targets is not None:
         targets = {
             **targets,
@@ -135,7 +145,8 @@ def worker_config(
         "namespaces": level == "landlock",
         "limits": manifest.limits.as_numbers(),
         "read": _readable(manifest, environment, extra) if environment is not None else [],
-        "write": [*wanted.write, *(("/tmp", "/dev") if level == "bwrap" else (*_DEVICES, *gpu_nodes(manifest)))],
+        "granted": [*wanted.read, *wanted.write],
+        "write": [*unmoved(wanted.write), *devices],
         "network": wanted.network,
         "gpus": wanted.gpus,
         "nice": nice,
@@ -160,7 +171,7 @@ def command_prefix(manifest: Manifest, environment: Path, extra: list[str]) -> l
         command.append("--unshare-net")
     for path in _readable(manifest, environment, extra):
         command += ["--ro-bind", path, path]
-    for path in manifest.sandbox.write:
+    for path in unmoved(manifest.sandbox.write):
         command += ["--bind", path, path]
     for path in gpu_nodes(manifest):
         command += ["--dev-bind-try", path, path]
@@ -179,6 +190,9 @@ def report(manifest: Manifest, described: dict[str, Any]) -> SandboxReport:
     why = available()[wanted.level]
     if why:
         missing.insert(0, f"level {wanted.level}: {why}; running at level {effective_level(manifest)}")
+    granted = [*wanted.read, *wanted.write]
+    moved = sorted(set(granted) - set(unmoved(granted)))
+    missing += [f"{path}: it leads elsewhere since it was granted, and is not granted" for path in moved]
     if not wanted.network and effective_level(manifest) in ("none", "limits"):
         missing.append(f"no network: level {effective_level(manifest)} cannot turn it off")
     return SandboxReport(wanted.level, tuple(described["enforced"]), tuple(missing), dict(described["tried"]))

@@ -32,8 +32,9 @@ class Started:
         """Kill it with its descendants and wait for it."""
         self.sock.close()
         kill_family(self.process.pid, self.mark)
-        self.process.wait()
+        # Before the wait: afterwards another process can get the number, and the guardian would end that one's group.
         guardian.note("-", self.process.pid)
+        self.process.wait()
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()

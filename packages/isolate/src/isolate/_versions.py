@@ -60,5 +60,5 @@ async def reload_on_change(extension: Reloadable, before: Versions, seconds: flo
             before = found
             try:
                 await extension.areload()
-            except IsolateError as failure:
+            except (IsolateError, OSError) as failure:
                 extension.logger.error("%s was changed and cannot be loaded: %s", extension.name, failure)

@@ -184,7 +184,7 @@ class Codec:
             if 1 <= code <= 7:
                 return revive(code, payload, self._inner)
             if code == KIND:
-                return kinds.build(self._inner(payload))
+                return kinds.build(self._inner(payload), trusted=self._decoded_limit is None)
             return self._special_hook(code, bytes(payload))
         finally:
             state.depth -= 1

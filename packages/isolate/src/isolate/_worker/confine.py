@@ -6,7 +6,7 @@ import ctypes
 import os
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from . import seccomp
@@ -174,13 +174,14 @@ class _Rule(ctypes.Structure):
     _fields_ = (("access", ctypes.c_uint64), ("fd", ctypes.c_int32))
 
 
-def landlock(read: list[str], write: list[str], network: bool) -> None:
+def landlock(read: list[str], write: list[str], network: bool, granted: Collection[str] = ()) -> None:
     """Restrict this thread, which must be the only one, and its children.
 
     Args:
         read: Folders and files that may be read and executed.
         write: Folders and files that may be written too.
         network: Whether TCP may be used.
+        granted: Those of them in which other extensions may write, so that a link can come into the place of one.
 
     Raises:
         OSError: The kernel has no landlock, or refused a rule.
@@ -199,19 +200,21 @@ def landlock(read: list[str], write: list[str], network: bool) -> None:
     try:
         for paths, rights in ((read, _EXECUTE | _READ_FILE | _READ_DIR), (write, handled)):
             for path in paths:
-                _allow(libc, ruleset, path, rights & handled)
+                _allow(libc, ruleset, path, rights & handled, follow=path not in granted)
         if libc.syscall(_RESTRICT, ruleset, 0) < 0:
             raise _failed("landlock refused to restrict this process")
     finally:
         os.close(ruleset)
 
 
-def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
+def _allow(libc: Any, ruleset: int, path: str, rights: int, follow: bool) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     try:
+        if not follow and os.readlink(f"/proc/self/fd/{fd}") != path:
+            return
         rule = _Rule(rights if os.path.isdir(path) else rights & _FILE_RIGHTS, fd)
         if libc.syscall(_ADD_RULE, ruleset, 1, ctypes.byref(rule), 0) < 0:
             raise _failed(f"landlock refused a rule for {path}")
@@ -272,10 +275,11 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         missing.append(f"{threads} threads were running before the confinement, which binds only one")
+    # In bwrap everything that is there may be read, and Landlock guards against writes only.
+    read = ["/"] if level == "bwrap" else config["read"]
     for step in (
         drop_capabilities,
-        # In bwrap everything that is there may be read, and Landlock guards against writes only.
-        lambda: landlock(["/"] if level == "bwrap" else config["read"], config["write"], config["network"]),
+        lambda: landlock(read, config["write"], config["network"], config["granted"]),
         lambda: seccomp.apply(config["network"]),
     ):
         try:

@@ -6,6 +6,7 @@ import. A library's values are built only by the module for that library, and on
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -45,8 +46,12 @@ def describe(value: Any) -> Described | None:
     return declared.describe(value, kind)
 
 
-def build(parts: Any) -> Any:
+def build(parts: Any, trusted: bool = False) -> Any:
     """Return the value for a tag and its parts, as they came from the other side.
+
+    Args:
+        parts: The tag and the parts.
+        trusted: Whether the other side leaves alone what it has sent in shared memory.
 
     Raises:
         WireError: The tag is unknown or the parts are malformed.
@@ -57,7 +62,9 @@ def build(parts: Any) -> Any:
     tag, content = parts
     family, _, rest = tag.partition(".")
     maker: Callable[[str, Any], Any]
-    if family in _LIBRARIES and rest:
+    if family == "pyarrow" and rest:
+        maker = functools.partial(_module(family).build, trusted=trusted)
+    elif family in _LIBRARIES and rest:
         maker = _module(family).build
     elif family == "declared":
         maker = declared.build

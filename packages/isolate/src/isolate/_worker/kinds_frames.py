@@ -83,7 +83,8 @@ def _array_of(pd: Any, parts: Any) -> Any:
         return made
     if form == "categories":
         dtype = pd.CategoricalDtype(_index_of(pd, rest[0]), bool(rest[1]))
-        return pd.Categorical.from_codes(content, dtype=dtype)
+        # A copy: pandas checks the codes once, and the sender may still write to its memory.
+        return pd.Categorical.from_codes(np.array(content), dtype=dtype)
     if form == "zoned":
         return pd.DatetimeIndex(content).tz_localize("UTC").tz_convert(_zone_of(rest[0])).array
     if form == "periods":

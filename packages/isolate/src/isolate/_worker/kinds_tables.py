@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import Any
 
 from .errors import UnsupportedTypeError, WireError
@@ -11,6 +12,8 @@ from .libraries import library
 from .outgoing import Filled
 
 _NAMES = ("Table", "RecordBatch", "ChunkedArray", "Schema")
+_EXTENSION = b"ARROW:extension:name"
+"""Where a stream has this, pyarrow runs code that the name selects, with bytes of the sender; before 14.0.1, any."""
 
 
 def describe(value: Any, kind: type) -> tuple[str, Any] | None:
@@ -40,6 +43,13 @@ def _filled(pa: Any, schema: Any, batches: list[Any]) -> Any:
             raise UnsupportedTypeError(
                 f"a column {field.name!r} of the extension type {field.type} does not travel; send its .storage"
             )
+        if _EXTENSION in pa.schema([field]).serialize().to_pybytes():
+            raise UnsupportedTypeError(
+                f"a column {field.name!r} with an extension type inside, or with its name in the metadata, does not "
+                "travel; send the storage without that metadata"
+            )
+    if _EXTENSION in (schema.metadata or {}):
+        raise UnsupportedTypeError(f"a schema with metadata {_EXTENSION.decode()} does not travel; remove that")
 
     def write(sink: Any) -> None:
         with pa.ipc.new_stream(sink, schema) as writer:
@@ -56,15 +66,25 @@ def _filled(pa: Any, schema: Any, batches: list[Any]) -> Any:
     return Filled(size.size(), fill)
 
 
-def build(tag: str, parts: Any) -> Any:
-    """Return the value for an IPC stream; everything in it is checked before use."""
+def build(tag: str, parts: Any, trusted: bool = False) -> Any:
+    """Return the value for an IPC stream; everything in it is checked before use.
+
+    Args:
+        tag: What it is.
+        parts: The stream, in memory that the sender may still write to.
+        trusted: Whether the sender leaves it alone. Else it is copied first, since offsets that are changed after the
+            check would lead the reader out of its memory.
+    """
     pa = library("pyarrow", "an Arrow table")
     name = tag.partition(".")[2]
     if name not in (*_NAMES, "Array"):
         raise WireError(f"there is no type {tag!r:.40} in the protocol")
-    data = pa.py_buffer(parts)
+    data = pa.py_buffer(parts) if trusted or type(parts) is bytes else _copied(pa, parts)
     for message in pa.ipc.MessageReader.open_stream(data):
-        _refuse_compressed(message.metadata.to_pybytes())
+        metadata = message.metadata.to_pybytes()
+        if _EXTENSION in metadata:
+            raise UnsupportedTypeError("an Arrow stream with extension types does not travel; send their .storage")
+        _refuse_compressed(metadata)
     with pa.ipc.open_stream(data) as reader:
         schema = reader.schema
         batches = list(reader)
@@ -83,6 +103,14 @@ def build(tag: str, parts: Any) -> Any:
         return pa.chunked_array(chunks, schema.field(0).type)
     wanted(len(chunks) == 1, "an Arrow array")
     return chunks[0]
+
+
+def _copied(pa: Any, parts: Any) -> Any:
+    """Return a copy that keeps the sender's memory too, so that this still counts towards what the sender may hold."""
+    numpy = sys.modules["numpy"]
+    wanted(isinstance(parts, numpy.ndarray) and parts.dtype == numpy.uint8 and parts.ndim == 1, "an Arrow stream")
+    copy = parts.copy()  # other threads go on meanwhile
+    return pa.foreign_buffer(copy.ctypes.data, copy.nbytes, (copy, parts))
 
 
 def _refuse_compressed(metadata: bytes) -> None:
