@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from integration_test_base import IntegrationTestBase
 
-from isolate import EnvironmentStore, Policy, read_manifest
+from isolate import EnvironmentStore, Policy, _foreign_manifests, read_manifest
 from isolate._manifest import is_extension
 from isolate._requirement_file import read_requirement_file
 from isolate.errors import InvalidManifestError, InvalidRequirementError
@@ -212,3 +215,24 @@ def test_pythons(tmp_path: Path) -> None:
     script.write_text("x = 1\n")
     assert not is_extension(script)
     assert read_manifest(script).dependencies == ()  # asked for by name, a script needs no metadata
+
+
+_LINES = st.sampled_from(
+    ["# /// script", "# /// other \t", "# ///", "# /// ", "#", "# x = 1", "#x", "", "x", " # ///", "# /// a b"]
+)
+# As the specification of inline metadata has it; quadratic, so for short texts only.
+_SPECIFIED = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)[ \t]*$\n(?P<content>(^#(| .*)$\n)+)^# ///[ \t]*$")
+
+
+@given(st.lists(_LINES, max_size=12))
+def test_blocks_are_those_of_the_specification(lines: list[str]) -> None:
+    """The reader in one pass finds what the specified pattern finds."""
+    specified = [(match["type"], match["content"].splitlines()) for match in _SPECIFIED.finditer("\n".join(lines))]
+    assert list(_foreign_manifests._blocks(lines)) == specified
+
+
+def test_a_script_of_many_starts_is_read_once(tmp_path: Path) -> None:
+    """A pattern that searches from each start would read this file for hours, on the host's loop."""
+    script = tmp_path / "a.py"
+    script.write_text("# /// x\n" * 400_000)
+    assert not _foreign_manifests.is_foreign(script)

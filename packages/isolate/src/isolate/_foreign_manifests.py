@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from isolate._requirement_file import read_requirement_file
 from isolate.errors import InvalidManifestError
 
 PROJECT, REQUIREMENTS = "pyproject.toml", "requirements.txt"
-_SCRIPT = re.compile(r"(?m)^# /// (?P<kind>[a-zA-Z0-9-]+)[ \t]*$\n(?P<content>(^#(| .*)$\n)+)^# ///[ \t]*$")
+_START = re.compile(r"# /// ([a-zA-Z0-9-]+)[ \t]*")
 _SIZE_LIMIT = 4 << 20
 _OLDEST, _NEWEST = 11, 14
 """Minor versions of Python that workers run on."""
@@ -81,14 +82,34 @@ def _project(folder: Path) -> dict[str, Any] | None:
 
 def _script(file: Path) -> dict[str, Any] | None:
     """Return the inline metadata of a script, with `tool.isolate` as its key `tool`; None if there is none."""
-    blocks = [match for match in _SCRIPT.finditer(_text(file).replace("\r\n", "\n")) if match["kind"] == "script"]
+    blocks = [lines for kind, lines in _blocks(_text(file).replace("\r\n", "\n").split("\n")) if kind == "script"]
     if len(blocks) > 1:
         raise InvalidManifestError(f"{file}: there are {len(blocks)} blocks of script metadata; wanted one")
     if not blocks:
         return None
-    lines = blocks[0]["content"].splitlines()
-    content = _toml(file, "\n".join(line[2:] if line.startswith("# ") else line[1:] for line in lines))
+    content = _toml(file, "\n".join(line[2:] for line in blocks[0]))
     return {**content, "tool": content.get("tool", {}).get("isolate", {})}
+
+
+def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Return kind and lines of each block of metadata; reads each line once, whatever is in the file.
+
+    A block ends with the last line `# ///` of the comment that it is in.
+    """
+    at = 0
+    while at < len(lines):
+        start = _START.fullmatch(lines[at])
+        at += 1
+        if start is None:
+            continue
+        first, end = at, 0
+        while at < len(lines) and (lines[at] == "#" or lines[at].startswith("# ")):
+            if lines[at].rstrip(" \t") == "# ///":
+                end = at
+            at += 1
+        if end > first:
+            yield start[1], lines[first:end]
+            at = end + 1
 
 
 def _text(file: Path) -> str:
