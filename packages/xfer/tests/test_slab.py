@@ -492,12 +492,15 @@ def test_the_compiled_core_refuses_wrong_arguments(pool: xfer.Pool) -> None:
 
 
 @compiled_only
+@pytest.mark.parametrize("whole_lines", [False, True])
 @pytest.mark.parametrize("offset", [0, 1, 63, 64, 4096])
-def test_streaming_copy_is_exact(offset: int) -> None:
-    """A copy past the cache hits exactly its bytes, at any alignment."""
+def test_streaming_copy_is_exact(offset: int, whole_lines: bool) -> None:
+    """A copy past the cache hits exactly its bytes, at any alignment, whichever stores the processor has."""
     source = np.random.default_rng(offset).integers(0, 255, (33 << 20) + 7, np.uint8)[offset % 5 :]
     target = bytearray(source.nbytes + 2 * 4096 + 1)
+    before = _compiled.module.store_whole_lines(whole_lines)
     _compiled.module.copy(target, offset, source)
+    _compiled.module.store_whole_lines(before)
     seen = np.frombuffer(target, np.uint8)
     assert not seen[:offset].any()
     assert not seen[offset + source.nbytes :].any()

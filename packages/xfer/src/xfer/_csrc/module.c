@@ -5,6 +5,20 @@
 static size_t stream_from = (size_t)32 << 20; /* what fits the cache is better left there for the reader */
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
+static int whole_lines; /* whether `wide` is used */
+
+/* Not by __builtin_cpu_supports, which says no in a library that some linkers make. */
+static int has_avx512(void)
+{
+    unsigned a, b, c, d, saved, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) /* no xgetbv */
+        return 0;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    return (saved & 0xe6) == 0xe6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && b >> 16 & 1;
+}
+
 enum { LINE = 64, AHEAD = 2048 }; /* bytes read ahead of the copy: the processor's own prefetching ends with each page */
 
 /* Copy a line, and have another one read that stays out of the outer caches, so that what lies there stays. */
@@ -41,7 +55,7 @@ static void stream(char *to, const char *from, size_t count)
     from += lead;
     size_t whole = (count - lead) & ~(size_t)(LINE - 1);
     memcpy(to + whole, from + whole, count - lead - whole);
-    if (__builtin_cpu_supports("avx512f")) {
+    if (whole_lines) {
         wide(to, from, whole);
         return;
     }
@@ -69,6 +83,20 @@ void copy_bytes(char *to, const char *from, size_t count, unsigned long long tot
         stream(to, from, count);
     else
         memcpy(to, from, count);
+}
+
+/* Choose how large arrays are copied, for tests; return whether whole lines were stored until now. */
+static PyObject *store_whole_lines(PyObject *module, PyObject *wanted)
+{
+#if defined(__x86_64__)
+    int before = whole_lines, now = PyObject_IsTrue(wanted);
+    if (now < 0)
+        return NULL;
+    whole_lines = now && has_avx512();
+    return PyBool_FromLong(before);
+#else
+    Py_RETURN_FALSE;
+#endif
 }
 
 static PyObject *copy(PyObject *module, PyObject *args)
@@ -118,6 +146,7 @@ static PyMethodDef functions[] = {
     {"layout", layout, METH_NOARGS, "Return where everything lies in a channel's memory."},
     {"sources", sources, METH_NOARGS, "Return a digest of the sources that this was compiled from."},
     {"copy", copy, METH_VARARGS, "Copy a contiguous array behind an offset of writable memory, past the cache."},
+    {"store_whole_lines", store_whole_lines, METH_O, "Choose how large arrays are copied; return how they were."},
     {"look", tree_look, METH_VARARGS, "Describe the tensors of a list, and return the indexes of all other leaves."},
     {"write", tree_write, METH_VARARGS, "Copy the tensors of a list behind an offset of writable memory."},
     {"tensors", tree_tensors, METH_VARARGS, "Make tensors over a writable block of bytes."},
@@ -127,6 +156,9 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 
 PyMODINIT_FUNC PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
+#if defined(__x86_64__)
+    whole_lines = has_avx512();
+#endif
 #ifdef _SC_LEVEL3_CACHE_SIZE
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     if (cache > 0 && (size_t)cache < stream_from)
