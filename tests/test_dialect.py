@@ -209,13 +209,14 @@ def test_command_lines_say_their_version(package: str, ran: Ran) -> None:
 
 
 def test_doctor_speaks_json_before_and_after(ran: Ran) -> None:
-    """`--json` means the same before the command and after it, down to the indent."""
+    """`--json` means the same before the command and after it, down to the indent, which is two in all packages."""
     before, after = ran["--json", "doctor"], ran["doctor", "--json"]
     assert before.returncode == after.returncode in (0, 1), before.stderr
     assert "Traceback" not in before.stderr + after.stderr
     assert shape(json.loads(before.stdout)) == shape(json.loads(after.stdout))
     indents = [[len(line) - len(line.lstrip()) for line in done.stdout.splitlines()] for done in (before, after)]
     assert set(indents[0]) == set(indents[1])
+    assert min(set(indents[0]) - {0}) == 2
 
 
 def test_a_wrong_command_is_one_line(package: str, ran: Ran) -> None:

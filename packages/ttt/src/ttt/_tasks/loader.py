@@ -71,7 +71,7 @@ def parse_json(data: bytes, where: str) -> Any:
             f"{where}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
         ) from error
     except RecursionError as error:
-        raise UnreadableFileError(f"{where}: nested too deep to be a task") from error
+        raise UnreadableFileError(f"{where}: nested too deep") from error
     except ValueError as error:
         raise UnreadableFileError(f"{where}: {error}") from error
 

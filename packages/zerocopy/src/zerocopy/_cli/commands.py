@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value), flush=True)  # one line per value, so that a repeated report can be read line by line
+def _print_json(value: Any, indent: int | None = 2) -> None:
+    print(json.dumps(value, indent=indent), flush=True)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -112,11 +112,11 @@ def _report(args: argparse.Namespace) -> int:
         return report(directory=args.directory, pids=args.pid)
 
     if args.json:
-        while True:
-            _print_json(look().as_dict())
-            if args.watch is None:
-                return 0
+        while args.watch is not None:
+            _print_json(look().as_dict(), indent=None)  # one line each, so that they can be read line by line
             time.sleep(args.watch)
+        _print_json(look().as_dict())
+        return 0
     try:
         from zerocopy._cli.tables import print_report, watch_report
     except ImportError as error:

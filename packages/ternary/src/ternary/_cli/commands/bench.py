@@ -48,5 +48,5 @@ def run(a: argparse.Namespace) -> int:
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
     }
-    print(json.dumps(row, indent=1) if a.json else "\n".join(f"{k:12} {v:,.2f}" for k, v in row.items()))
+    print(json.dumps(row, indent=2) if a.json else "\n".join(f"{k:12} {v:,.2f}" for k, v in row.items()))
     return 0

@@ -31,5 +31,5 @@ def run(a: argparse.Namespace) -> int:
                 print(d.render(text), end="\n\n")
             print(f"{text.name}: {len(diagnostics) or 'no'} error{'' if len(diagnostics) == 1 else 's'}")
     if a.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found, indent=2))
     return int(bool(found))

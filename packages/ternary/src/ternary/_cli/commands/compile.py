@@ -27,7 +27,7 @@ def run(a: argparse.Namespace) -> int:
         with whole_file(a.output) as temporary:
             temporary.write_text(code, encoding="utf-8")
     if a.json:
-        print(json.dumps({"source": name, "code": code, "file": a.output}, indent=1))
+        print(json.dumps({"source": name, "code": code, "file": a.output}, indent=2))
     elif not a.output:
         sys.stdout.write(code)
     return 0

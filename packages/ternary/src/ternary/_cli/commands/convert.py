@@ -25,5 +25,5 @@ def run(a: argparse.Namespace) -> int:
 
     convert(a.source, a.output, weights=a.weights)
     size = Path(a.output).stat().st_size
-    print(json.dumps({"file": a.output, "bytes": size}, indent=1) if a.json else f"{a.output}: {size:,} bytes")
+    print(json.dumps({"file": a.output, "bytes": size}, indent=2) if a.json else f"{a.output}: {size:,} bytes")
     return 0

@@ -16,5 +16,5 @@ def run(a: argparse.Namespace) -> int:
     from ternary.runtime import doctor
 
     report = doctor()
-    print(json.dumps(report.as_dict(), indent=1) if a.json else report)
+    print(json.dumps(report.as_dict(), indent=2) if a.json else report)
     return 0

@@ -68,7 +68,7 @@ def run(a: argparse.Namespace) -> int:
         progress=progress,
     )
     if a.json:
-        print(json.dumps(manifest.as_dict(), indent=1))
+        print(json.dumps(manifest.as_dict(), indent=2))
     else:
         for f in manifest.files:
             print(f"{f.format:17} {f.bytes:>12,} bytes  {f.sha256[:16]}  {Path(a.out, f.name)}")

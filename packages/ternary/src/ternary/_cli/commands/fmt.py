@@ -32,7 +32,7 @@ def run(a: argparse.Namespace) -> int:
             broken = True
             continue
         if name == "-":
-            print(json.dumps({"text": text}, indent=1) if a.json else text, end="\n" if a.json else "")
+            print(json.dumps({"text": text}, indent=2) if a.json else text, end="\n" if a.json else "")
         elif text != path.read_text(encoding="utf-8"):
             changed.append(name)
             if not a.json:
@@ -41,5 +41,5 @@ def run(a: argparse.Namespace) -> int:
                 with whole_file(path) as temporary:
                     temporary.write_text(text, encoding="utf-8")
     if a.json and a.sources != ["-"]:
-        print(json.dumps({"written": not a.check, "changed": changed}, indent=1))
+        print(json.dumps({"written": not a.check, "changed": changed}, indent=2))
     return int(broken or (a.check and bool(changed)))

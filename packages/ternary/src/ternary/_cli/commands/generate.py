@@ -55,5 +55,5 @@ def run(a: argparse.Namespace) -> int:
         "first_token_seconds": None if first is None else first - opened,
         "seconds": end - opened,
     }
-    print(json.dumps(row, indent=None if a.stream else 1, ensure_ascii=False))
+    print(json.dumps(row, indent=None if a.stream else 2, ensure_ascii=False))
     return 0

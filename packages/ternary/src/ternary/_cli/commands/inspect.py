@@ -27,7 +27,7 @@ def run(a: argparse.Namespace) -> int:
         rows.append({"layer": name, "shape": list(entry.shape), "zeros": entry.zeros / max(1, size), "bytes": packed})
     if a.json:
         whole = {"model": found.model, "arguments": found.arguments, "bytes": found.file_bytes, "layers": rows}
-        print(json.dumps(whole, indent=1))
+        print(json.dumps(whole, indent=2))
     else:
         print(
             f"{found.model}({', '.join(f'{k}={v!r}' for k, v in found.arguments.items())}), {found.file_bytes:,} bytes"

@@ -22,7 +22,7 @@ def run(a: argparse.Namespace) -> int:
     before = modelfile.info(a.model)
     after = modelfile.save(modelfile.load(a.model), a.output, arguments=before.arguments, encoding=a.encoding)
     if a.json:
-        print(json.dumps({"file": a.output, "bytes": after.file_bytes, "bytes_before": before.file_bytes}, indent=1))
+        print(json.dumps({"file": a.output, "bytes": after.file_bytes, "bytes_before": before.file_bytes}, indent=2))
     else:
         print(f"{a.output}: {after.file_bytes:,} bytes, before {before.file_bytes:,}")
     return 0

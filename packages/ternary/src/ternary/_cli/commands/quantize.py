@@ -41,5 +41,5 @@ def run(a: argparse.Namespace) -> int:
     made, report = quantize(model, Recipe(quantizer=a.quantizer, rules=tuple(a.rule)))
     if a.output:
         modelfile.save(made, a.output, arguments=given)
-    print(json.dumps([asdict(r) for r in report.layers], indent=1) if a.json else report)
+    print(json.dumps([asdict(r) for r in report.layers], indent=2) if a.json else report)
     return 0

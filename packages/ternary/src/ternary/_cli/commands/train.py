@@ -118,7 +118,7 @@ def run(a: argparse.Namespace) -> int:
     rows = [_row(a.data, r) for r in results]
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if a.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(rows, indent=2))
     else:
         print(f"{'method':12} {'accuracy':>9} {'+-':>7} {'bytes':>10}")
         for r in results:
