@@ -167,7 +167,7 @@ def _sweep(args: argparse.Namespace) -> int:
 def _published(args: argparse.Namespace, keep: bool) -> ModelRef:
     options = {} if args.dtype is None else {"dtype": args.dtype}
     shown = sys.stderr.isatty() and not args.json and importlib.util.find_spec("rich") is not None
-    ref = from_pretrained(
+    return from_pretrained(
         args.source,
         args.auto_class,
         name=args.name,
@@ -177,15 +177,17 @@ def _published(args: argparse.Namespace, keep: bool) -> ModelRef:
         trust_remote_code=args.trust_remote_code,
         **options,
     )
+
+
+def _say(ref: ModelRef, args: argparse.Namespace) -> None:
     if args.json:
         _print_json(ref.as_dict())
     else:
         print(f"{ref.name} version {ref.version}: {size(ref.nbytes)} at {ref.path}", flush=True)
-    return ref
 
 
 def _publish(args: argparse.Namespace) -> int:
-    _published(args, keep=True)
+    _say(_published(args, keep=True), args)
     return 0
 
 
@@ -194,6 +196,7 @@ def _serve_weights(args: argparse.Namespace) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    _say(ref, args)  # after that, who reads it may end this process
     while not ended.wait(1):  # in steps, so that a signal is seen on every system
         pass
     unpublish(ref)
