@@ -241,7 +241,13 @@ def test_reports_and_runs_fit_a_phone(sample_arc_tasks: list[ttt.Task], integrat
 def test_the_command_opens_the_page(integration_test_dir: Path) -> None:
     """`ttt open` as a user gives it: the address is printed at once, answers with the page, and Ctrl-C ends it."""
     command = [sys.executable, "-m", "ttt", "open", "--no-browser", "--json", "--set", 'stages=["search"]']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=integration_test_dir) as child:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=integration_test_dir,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a background job
+    ) as child:
         try:
             assert child.stdout is not None
             text = ""
