@@ -322,6 +322,16 @@ class TestAdapter:
         assert all(options for options in last.answers)
         assert CheckpointStore(integration_test_dir / "adapter", kind="lm").load().about["step"] == 4
 
+    def test_a_subclass_with_its_own_way_gets_every_task(self) -> None:
+        """What stays loaded is this class's solving, which a subclass may have replaced."""
+
+        class Own(LmBackend):
+            def solve(self, task: ttt.Task, clock: Any, workdir: Path | None) -> Any:
+                return iter(())
+
+        assert LmBackend(model="x").stays_loaded()
+        assert not Own(model="x").stays_loaded()
+
     def test_one_loaded_model_answers_each_task_as_if_alone(self, tiny_lm: Path) -> None:
         """The second task on a loaded model, with adapted tokens' vectors: to the bit as on a model of its own."""
         lora = {"steps": 4, "rank": 4, "prediction_views": 1, "embeddings": True}

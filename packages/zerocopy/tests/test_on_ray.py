@@ -8,6 +8,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -298,6 +300,35 @@ def test_far_node_fetches_once(fresh_script: Any, eventually: Any) -> None:
     copies = next(line for line in printed.splitlines() if line.startswith("COPIES")).split()[1:]
     assert eventually(lambda: not any(os.path.exists(path) for path in copies))
     assert not [path for copy in copies for path in Path(copy).parent.glob(f"{Path(copy).name}*")]
+
+
+_FETCH = """
+import time
+from zerocopy import _fetch
+
+class Reader:
+    def options(self, **_): return self
+    def remote(self, *_): return None
+
+def get(_):
+    print("half", flush=True)
+    time.sleep(60)
+
+_fetch._READ, _fetch.ray.get = Reader(), get
+with _fetch.fetch("killed@1", "/nowhere", "a" * 56, "b" * 56):
+    pass
+"""
+
+
+def test_a_process_that_is_killed_while_it_fetches_leaves_nothing(tmp_path: Path, eventually: Any) -> None:
+    """Neither the half copy, which may be as large as the model, nor the lock."""
+    environment = {**os.environ, "ZEROCOPY_DIRECTORY": str(tmp_path / "here")}
+    with subprocess.Popen([sys.executable, "-c", _FETCH], stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "half\n"
+        assert len(list((tmp_path / "here").iterdir())) == 2
+        child.kill()
+    assert eventually(lambda: not list((tmp_path / "here").iterdir()), 30)
 
 
 def test_a_fetch_waits_for_the_removal_of_a_copy(ray: Any, simple_model: nn.Module, publish: Publish) -> None:

@@ -59,16 +59,23 @@ def fetch(model: str, source: str, node: str, here: str) -> Iterator[Path]:
     """
     folder = places.prepare(None)
     path = folder / f"{model}-{here[:8]}{places.SUFFIX}"
-    with gate(path.with_name(f"{path.name}.gate{TEMPORARY}")):
-        while True:
-            try:
-                lease, brought = open_segment(path).fd, False
-            except SegmentGoneError:
-                if not places.remove_if_free(str(path)):
-                    time.sleep(0.001)  # another process is removing it, and it will be gone
-                    continue
-                lease, brought = _bring(model, source, node, path), True
-            break
+    turn, brought = path.with_name(f"{path.name}.gate{TEMPORARY}"), False
+    try:
+        with gate(turn):
+            while True:
+                try:
+                    lease = open_segment(path).fd
+                except SegmentGoneError:
+                    if not places.remove_if_free(str(path)):
+                        time.sleep(0.001)  # another process is removing it, and it will be gone
+                        continue
+                    brought = True
+                    caretaker.take(turn)  # in case this process is killed meanwhile
+                    lease = _bring(model, source, node, path)
+                break
+    finally:
+        if brought:
+            caretaker.publisher_done(turn)
     try:
         yield path
     finally:
@@ -84,7 +91,13 @@ def _bring(model: str, source: str, node: str, path: Path) -> int:
         f"{path.name.removesuffix(places.SUFFIX)}{secrets.token_hex(4)}{places.SUFFIX}{TEMPORARY}"
     )
     caretaker.take(path)
-    fd = create(temporary)
+    caretaker.take(temporary)
+    try:
+        fd = create(temporary)
+    except BaseException:
+        caretaker.publisher_done(temporary)
+        caretaker.publisher_done(path)
+        raise
     try:
         offset, more = 0, True
         ahead = reader.remote(source, 0, PIECE)
@@ -98,9 +111,11 @@ def _bring(model: str, source: str, node: str, path: Path) -> int:
             del piece  # else the store keeps it until the next one has arrived
         adopt(fd, temporary)
         temporary.rename(path)
+        caretaker.publisher_done(temporary)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         close(fd)
+        caretaker.publisher_done(temporary)
         caretaker.publisher_done(path)
         if isinstance(error, ray.exceptions.RayError):
             raise SegmentGoneError(f"{model} cannot be fetched from its node: {error}") from error

@@ -124,7 +124,7 @@ class LmBackend:
 
     def stays_loaded(self) -> bool:
         """Return whether one process solves several tasks with the model loaded once."""
-        return self.service
+        return self.service and type(self).solve is LmBackend.solve  # a subclass has its own way
 
     @contextmanager
     def loaded(self) -> Iterator[Backend]:
