@@ -92,17 +92,19 @@ def _made(layer: nn.Module, name: str, described: Described, where: str) -> nn.M
     kind = entry.get("kind", "float")
     try:
         if kind == "float channels":
-            assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+            if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+                raise TypeError("no input channels")
             channels, inputs = entry["channels"], layer.weight.shape[1] * getattr(layer, "groups", 1)
-            assert len(set(channels)) == len(channels)  # else a small file makes a large layer
-            assert max(channels, default=0) < inputs
+            if len(set(channels)) != len(channels) or max(channels, default=0) >= inputs:
+                raise IndexError("channels twice or out of range")  # with them a small file would make a large layer
             inner = _made(layer, f"{name}.layer".removeprefix("."), described, where)
             return FloatChannels(inner, layer, channels)
         if kind == "int8":
-            assert isinstance(layer, nn.Linear | nn.Conv2d)
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
+                raise TypeError("no int8 form")
             return convert(layer, "int8")
         options = QuantizerOptions(quantizer=entry["quantizer"], per=entry["per"], activations=entry["activations"])
         return layer if isinstance(layer, TernaryWeight) else rebuilt(layer, ternary=True, options=options)
-    except (AssertionError, KeyError, IndexError, StopIteration, RuntimeError) as error:
+    except (KeyError, IndexError, StopIteration, TypeError, RuntimeError) as error:
         have = type(layer).__name__
         raise ModelFileError(f"{where}: the layer {name[:100]!r} is {kind}, which a {have} cannot become") from error
