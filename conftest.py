@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 
 _folder: str | None = None
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and "PYTHONPYCACHEPREFIX" not in os.environ:
-    os.environ["PYTHONPYCACHEPREFIX"] = _folder = tempfile.mkdtemp(prefix="pentad-compiled-")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _folder = tempfile.mkdtemp(prefix="pentad-compiled-")
+    sys.dont_write_bytecode = False
 
 
 def pytest_unconfigure() -> None:
