@@ -47,7 +47,7 @@ def figures(root: Path, *arguments: str) -> dict[str, Any]:
 
 def test_the_fleet_on_two_nodes(root: Path, prepared: Path) -> None:
     """The command's form on Ray Serve: no request fails, also while a version is rolled out, and pages are shared."""
-    printed = run(root, "examples/fleet/fleet.py", "--ray", "--workers", "2", "--folder", str(prepared), "--json")
+    printed = run(root, "examples/fleet/show.py", "--ray", "--workers", "2", "--folder", str(prepared), "--json")
     found = json.loads(printed[printed.index("\n{") + 1 :] if not printed.startswith("{") else printed)
     assert found["failed"] == 0
     assert found["of one version"] == found["requests"] > 0

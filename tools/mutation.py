@@ -253,7 +253,8 @@ class Copy:
             # The copy's packages come before the installed ones, here and in processes that the tests start.
             sources = [str(path) for path in sorted(self.root.glob("packages/*/src"))]
             sys.path[:1] = sources
-            sys.dont_write_bytecode = True
+            sys.dont_write_bytecode, sys.pycache_prefix = True, None
+            os.environ.pop("PYTHONPYCACHEPREFIX", None)  # none that outlives a mutation
             os.environ.update(PYTHONPATH=os.pathsep.join(sources), PYTHONDONTWRITEBYTECODE="1")
             options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "", "--tb=short", f"--basetemp={self._basetemp}"]
             status = int(pytest.main([*options, *node_ids]))
