@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import gc
 import importlib
 import json
 import os
@@ -244,6 +245,7 @@ class Copy:
         status: int = 70
         try:
             os.setsid()
+            gc.freeze()  # pytest collects five times at its end, which would copy all memory of this process
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
             os.dup2(output, 1)
