@@ -20,4 +20,5 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and "PYTHONPYCACHEPREFIX" not i
 def pytest_unconfigure() -> None:
     """Remove the compiled modules."""
     if _folder is not None:
+        sys.dont_write_bytecode = True  # modules that are imported at the exit
         shutil.rmtree(_folder, ignore_errors=True)
