@@ -69,6 +69,12 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fleet's folder: its first run trains the models and builds the plugins' environments."""
+    return tmp_path_factory.mktemp("fleet")
+
+
+@pytest.fixture(scope="session")
 def own_numpy() -> bool:
     """Whether an extension has another numpy than the host."""
     return not FROM_SOURCES

@@ -24,12 +24,6 @@ ORDINARY = 64998
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fleet's folder: its first run trains the models and builds the plugins' environments."""
-    return tmp_path_factory.mktemp("fleet")
-
-
-@pytest.fixture(scope="module")
 def models(root: Path, prepared: Path) -> list[str]:
     """The files of both versions of the model; torch, which trains them, keeps files and folders of its own."""
     code = "import sys, pathlib; from apples import model; print(*model.train(pathlib.Path(sys.argv[1])).values())"

@@ -22,12 +22,6 @@ TASKS = int(os.environ.get("RAY_TASKS", "2000"))
 """How many small tasks; 10,000 every night."""
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fleet's folder: its first run trains the models and builds the plugins' environments."""
-    return tmp_path_factory.mktemp("fleet")
-
-
 def run(root: Path, *command: str) -> str:
     """Run a program with the fleet's modules and return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(root / "examples" / "fleet"), "PYTHONWARNINGS": "ignore"}
