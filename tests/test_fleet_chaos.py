@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ ORDINARY = 64998
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fleet's folder: its first run trains the models and builds the plugins' environments."""
-    return tmp_path_factory.mktemp("fleet")
+def models(root: Path, prepared: Path) -> list[str]:
+    """The files of both versions of the model; torch, which trains them, keeps files and folders of its own."""
+    code = "import sys, pathlib; from apples import model; print(*model.train(pathlib.Path(sys.argv[1])).values())"
+    command = [sys.executable, "-c", code, str(prepared / "model")]
+    done = subprocess.run(command, env=environment(root), capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def as_ordinary_user(root: Path) -> list[str]:
@@ -66,12 +70,16 @@ def chaos(root: Path, folder: Path, tmp_path: Path, seconds: float, prefix: list
     return found
 
 
-def started(root: Path, folder: Path, processes: int) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
-    """Start the command and wait until it has so many child processes."""
+def started(
+    root: Path, processes: int, program: str, *arguments: str
+) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Start one of the fleet's programs and wait until it has so many child processes."""
     process = subprocess.Popen(
-        [sys.executable, str(root / "examples" / "fleet" / "fleet.py"), "--folder", str(folder), "--seconds", "60"],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, str(root / "examples" / "fleet" / program), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
         # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -80,6 +88,15 @@ def started(root: Path, folder: Path, processes: int) -> tuple[subprocess.Popen[
         assert time.monotonic() < end, "the fleet did not start"
         time.sleep(0.2)
     return process, family
+
+
+def version(address: str) -> str:
+    """Ask for a sum and return the version that answered."""
+    body = {"model": "sums", "prompt": "Anna has two . Anna gets three more . Now Anna has", "max_tokens": 2}
+    asked = urllib.request.Request(address, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        said: str = json.load(answer)["model"]
+    return said
 
 
 def survived(found: dict[str, Any]) -> None:
@@ -140,7 +157,7 @@ def test_an_ordinary_users_fleet_survives_chaos(root: Path, prepared: Path, tmp_
 @pytest.mark.parametrize("processes", [1, 7])
 def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, processes: int) -> None:
     """Ctrl-C while the fleet starts, and while it answers: the exit status is 130, and all processes end."""
-    process, family = started(root, prepared, processes)
+    process, family = started(root, processes, "show.py", "--folder", str(prepared), "--seconds", "60")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130
@@ -149,12 +166,32 @@ def test_ctrl_c_leaves_nothing(root: Path, prepared: Path, processes: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_killed_fleet_leaves_no_process(root: Path, prepared: Path) -> None:
-    """Kill -9 of the fleet itself: workers, publisher and plugins end by themselves."""
-    process, family = started(root, prepared, 7)
+@pytest.mark.timeout(900)
+def test_the_command_serves_and_leaves_no_process(root: Path, prepared: Path, models: list[str]) -> None:
+    """It answers and rolls out the file that it is told. After kill -9 workers, publisher and plugins end too."""
+    process, family = started(root, 7, "fleet.py", models[0], "--folder", str(prepared))
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    assert version(address) == "sums-1"
+    process.stdin.write(models[1] + "\n")
+    process.stdin.flush()
+    end = time.monotonic() + 60
+    while version(address) != "sums-2":
+        assert time.monotonic() < end, "the second version was not rolled out"
+    family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(family, timeout=60)  # those that are still importing find out afterwards
     assert not alive
     subprocess.run([sys.executable, "-m", "xfer", "reap"], check=True, capture_output=True)  # the topic's name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_command_ends_with_its_input(root: Path, prepared: Path, models: list[str]) -> None:
+    """The end of the input ends all processes, and the exit status is 0."""
+    process, _ = started(root, 7, "fleet.py", models[1], "--folder", str(prepared))
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert said.startswith("http://127.0.0.1:")

@@ -22,12 +22,6 @@ TASKS = int(os.environ.get("RAY_TASKS", "2000"))
 """How many small tasks; 10,000 every night."""
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fleet's folder: its first run trains the models and builds the plugins' environments."""
-    return tmp_path_factory.mktemp("fleet")
-
-
 def run(root: Path, *command: str) -> str:
     """Run a program with the fleet's modules and return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(root / "examples" / "fleet"), "PYTHONWARNINGS": "ignore"}
@@ -47,7 +41,7 @@ def figures(root: Path, *arguments: str) -> dict[str, Any]:
 
 def test_the_fleet_on_two_nodes(root: Path, prepared: Path) -> None:
     """The command's form on Ray Serve: no request fails, also while a version is rolled out, and pages are shared."""
-    printed = run(root, "examples/fleet/fleet.py", "--ray", "--workers", "2", "--folder", str(prepared), "--json")
+    printed = run(root, "examples/fleet/show.py", "--ray", "--workers", "2", "--folder", str(prepared), "--json")
     found = json.loads(printed[printed.index("\n{") + 1 :] if not printed.startswith("{") else printed)
     assert found["failed"] == 0
     assert found["of one version"] == found["requests"] > 0

@@ -34,6 +34,7 @@ def test_the_top_level_holds_only_what_it_should() -> None:
         "CONTRIBUTING.md",
         "LICENSE",
         "README.md",
+        "conftest.py",
         "examples",
         "packages",
         "pyproject.toml",

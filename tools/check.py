@@ -85,7 +85,8 @@ def types(packages: list[str]) -> Iterator[Outcome]:
         ["mypy", *map(str, [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "tools" / "gpu").glob("*.py"))])],
     )
     fleet = ROOT / "examples" / "fleet"
-    yield run("mypy fleet", ["mypy", *map(str, sorted(fleet.glob("*.py")))], env=os.environ | {"MYPYPATH": str(fleet)})
+    files = [*sorted(fleet.glob("*.py")), *sorted(fleet.glob("apples/*.py"))]
+    yield run("mypy fleet", ["mypy", *map(str, files)], env=os.environ | {"MYPYPATH": str(fleet)})
     for package in packages:
         yield _public_types(package)
 

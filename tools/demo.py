@@ -321,8 +321,8 @@ def show_fleet(args: argparse.Namespace) -> list[Fact]:
     """All five serve a ternary language model to clients, and change its version meanwhile."""
     sys.path.insert(0, str(FLEET))
     folder = args.report.parent.absolute() / "fleet"
-    found, outcomes = importlib.import_module("fleet").serve(folder, workers=3, seconds=6)
-    importlib.import_module("page").write_page(folder, found, outcomes)
+    found, outcomes = importlib.import_module("show").serve(folder, workers=3, seconds=6)
+    importlib.import_module("apples.page").write_page(folder, found, outcomes)
     assert found["of one version"] == found["requests"], "a request failed, or its answer mixes versions"
     weights, moved = found["weights"], found["bytes"]
     versions = " to ".join(f"{100 * found[name]['right'] // found[name]['answers']} %" for name in ("sums-1", "sums-2"))

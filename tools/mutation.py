@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import gc
 import importlib
 import json
 import os
@@ -244,6 +245,7 @@ class Copy:
         status: int = 70
         try:
             os.setsid()
+            gc.freeze()  # pytest collects five times at its end, which would copy all memory of this process
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
             os.dup2(output, 1)
@@ -253,7 +255,8 @@ class Copy:
             # The copy's packages come before the installed ones, here and in processes that the tests start.
             sources = [str(path) for path in sorted(self.root.glob("packages/*/src"))]
             sys.path[:1] = sources
-            sys.dont_write_bytecode = True
+            sys.dont_write_bytecode, sys.pycache_prefix = True, None
+            os.environ.pop("PYTHONPYCACHEPREFIX", None)  # none that outlives a mutation
             os.environ.update(PYTHONPATH=os.pathsep.join(sources), PYTHONDONTWRITEBYTECODE="1")
             options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "", "--tb=short", f"--basetemp={self._basetemp}"]
             status = int(pytest.main([*options, *node_ids]))

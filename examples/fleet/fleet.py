@@ -1,34 +1,27 @@
 """The five libraries in one service: a fleet of workers that answer from one copy of a ternary language model.
 
-    python examples/fleet/fleet.py                  train, serve, roll out a new version, and write a page
-    python examples/fleet/fleet.py --workers 4 --seconds 20
-    python examples/fleet/fleet.py --json           the figures as JSON
-    python examples/fleet/fleet.py --ray            the workers as replicas of Ray Serve, on two nodes of this machine
+    python examples/fleet/fleet.py MODEL.ternary              serve it; each line of input is the file of a new version
+    python examples/fleet/fleet.py MODEL.ternary --workers 4 --folder fleet-out
+    python examples/fleet/fleet.py MODEL.ternary --ray        the workers as replicas of Ray Serve, on two nodes
 
-ternary trains a small language model and serves it by OpenAI's protocol. zerocopy holds one copy of its weights for
-all workers and switches them to a new version while requests run. Two plugins with an older numpy, each in a process
-of its own by isolate, turn a photo into a question and the answer into a picture. xfer carries photos, pictures and
-the workers' reports. ttt solves two ARC tasks beside it. Ctrl-C ends everything and leaves nothing.
+ternary serves the model by OpenAI's protocol. zerocopy holds one copy of its weights for all workers and switches them
+to a new version while requests run. Two plugins with an older numpy, each in a process of its own by isolate, turn a
+photo into a question and the answer into a picture. xfer carries photos, pictures and the workers' reports. ttt can
+solve ARC tasks beside it. The first line of output is the address. The end of the input, or Ctrl-C, ends everything.
+`show.py` trains a model, sends requests and measures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Any, Self
 
-import model
-from clients import Clients, Outcome
 from gateway import Gateway
-from page import write_page
 from supervisor import HERE, Supervisor
 
 import isolate
@@ -83,85 +76,23 @@ def workers_class(ray: bool) -> Any:
     return RayWorkers
 
 
-def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> None:
-    """Solve two ARC tasks, each in a process of its own, and keep how many were solved."""
-    import ttt
-
-    tasks = ttt.load("arcagi1:training/67a3c6ac,25ff71a9")
-    run = ttt.run(tasks, budget="10s", workers=1, pool="ray" if ray else "local")
-    for _ in run:
-        if ending.is_set():
-            return
-    found["solved"] = len(run.score().solved)
-
-
-def summary(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Count the answers: failed ones, those that are wholly of one version, and each version's right ones."""
-    found: dict[str, Any] = {"requests": len(outcomes), "failed": sum(bool(outcome.error) for outcome in outcomes)}
-    found["of one version"] = sum(outcome.whole for outcome in outcomes)
-    for version in sorted({outcome.version for outcome in outcomes} - {""}):
-        own = [outcome for outcome in outcomes if outcome.version == version]
-        found[version] = {"answers": len(own), "right": sum(outcome.right for outcome in own)}
-        found[version]["median ms"] = round(1000 * median(outcome.seconds for outcome in own), 1)
-    return found
-
-
-def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tuple[dict[str, Any], list[Outcome]]:
-    """Run the fleet under load, roll out the second version in the middle; return the figures and all outcomes."""
-    files = model.train(folder / "model")
-    found: dict[str, Any] = {"workers": workers, "weights": files[2].stat().st_size}
-    with Fleet(folder, files[1], workers, ray=ray) as fleet:
-        found["numpy"] = fleet.host["counter"].call.version()
-        stopped = threading.Event()
-        beside = threading.Thread(target=solve_beside, args=(found, stopped, ray))
-        beside.start()
-        clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
-        try:
-            time.sleep(seconds / 2)
-            fleet.supervisor.publish(files[2])
-            rolled_out = time.monotonic()
-            time.sleep(seconds / 2)
-            reports = list(fleet.supervisor.reports.values())
-            outcomes = clients.stop()
-            beside.join()
-        finally:
-            clients.close()
-            stopped.set()
-            beside.join()
-        found["bytes"], found["picture"] = dict(fleet.gateway.bytes), clients.picture
-    found["rolled out at"] = round(rolled_out - outcomes[0].at, 2)
-    found["held"] = sum(int(report["weights"]) for report in reports)
-    found["written"] = sum(int(report["written"]) for report in reports)
-    found["memory"] = sum(int(report["memory"]) for report in reports)
-    return found | summary(outcomes), outcomes
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run the fleet, print what happened, and write the page; return 0 if every answer was right."""
+    """Serve until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="MODEL", help="the first version of the model")
     parser.add_argument("--workers", type=int, default=3, metavar="N", help="processes that answer (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=8, metavar="S", help="how long clients ask (%(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("fleet-out"), help="models, plugins, page (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("fleet-out"), help="plugins' environments (%(default)s)")
     parser.add_argument("--ray", action="store_true", help="the workers as replicas of Ray Serve on two nodes")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(argv)
     try:
-        found, outcomes = serve(args.folder.absolute(), args.workers, args.seconds, args.ray)
-        write_page(args.folder, found, outcomes)
+        with Fleet(args.folder.absolute(), args.file, args.workers, ray=args.ray) as fleet:
+            print(f"http://127.0.0.1:{fleet.gateway.port}/v1/completions", flush=True)
+            for line in sys.stdin:
+                fleet.supervisor.publish(Path(line.strip()))
     except KeyboardInterrupt:
         print("stopped; nothing is left behind", file=sys.stderr)
         return 130
-    except OSError as error:
-        print(f"fleet: {error}", file=sys.stderr)
-        return 2
-    del found["picture"]
-    if args.json:
-        print(json.dumps(found, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name}: {value}")
-        print(f"with a picture: {args.folder / 'fleet.html'}")
-    return 0 if found["failed"] == 0 and found["of one version"] == found["requests"] else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ class Gateway:
     def __init__(self, supervisor: Supervisor, host: isolate.Host) -> None:
         self._supervisor, self._host = supervisor, host
         self.bytes = Counter[str]()
-        self.retried = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         application = Starlette(routes=[Route("/v1/completions", self.complete, methods=["POST"])])
@@ -113,7 +112,7 @@ class Gateway:
             try:
                 return await asyncio.to_thread(post, worker.port, body, PATIENCE)
             except (OSError, http.client.HTTPException, ValueError):
-                self.retried += 1
+                continue
             finally:
                 worker.open -= 1
         raise BusyError(f"none of {len(asked)} workers answered in time")

@@ -29,13 +29,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import model
 import psutil
-from clients import Clients, Outcome
-from fleet import Fleet, summary
+from apples import model
+from apples.clients import Clients, Outcome
+from apples.page import write_page
+from fleet import Fleet
 from gateway import post
 from leftovers import leftovers, shared_files
-from page import write_page
+from show import summary
 from supervisor import HERE as FLEET
 from supervisor import Child
 

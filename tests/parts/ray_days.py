@@ -19,11 +19,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import model
 import psutil
 import ray
 import torch
-from clients import Clients
+from apples import model
+from apples.clients import Clients
 from fleet import Fleet
 from on_ray import start_node
 from ray.cluster_utils import Cluster

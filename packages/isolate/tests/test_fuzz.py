@@ -144,7 +144,7 @@ def fuzz(seconds: float, seed: int) -> int:
                 frames.received(count, lambda kind, number, body: None)
         except WireError:
             frames = FrameReader(1 << 20)
-        assert time.process_time() - began < 1, f"seed {seed}, message {done} of {len(payload)} bytes took too long"
+        assert time.process_time() - began < 5, f"seed {seed}, message {done} of {len(payload)} bytes took too long"
         done += 1
     grown = peak_megabytes()
     assert grown < 400, f"{grown:.0f} MB"

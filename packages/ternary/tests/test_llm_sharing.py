@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
+import secrets
 import socket
 import subprocess
 import sys
@@ -55,9 +57,11 @@ def test_two_replicas_on_ray_serve(tmp_path: Path) -> None:
     from ternary.llm import convert
 
     convert(folder, tmp_path / "m.ternary")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = 0
+    while not port:  # below those that systems choose: nobody else gets it by chance meanwhile
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", chosen := 15000 + secrets.randbelow(15000)))
+            port = chosen
     run = [sys.executable, "-c", PROGRAM, str(tmp_path / "m.ternary"), str(port)]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(run, capture_output=True, text=True, timeout=380, check=False, env=environment)

@@ -467,7 +467,7 @@ def test_a_dead_producer_has_one_meaning(helper: Callable[..., Any]) -> None:
     for token in (first, second, third):
         with pytest.raises(errors.ProducerGoneError):
             xfer.get(bytes.fromhex(token))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     assert held.tolist() == [0] * 9
     del held
     deadline = time.monotonic() + 30
@@ -515,7 +515,7 @@ def test_a_number_that_is_a_fifo_now_never_blocks(pool: xfer.Pool, tmp_path: Any
             xfer.get(handle)
         with pytest.raises(errors.ProducerGoneError):
             xfer.Receiver.from_bytes(token).attach()
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 15
     finally:
         for fd in opened:
             os.close(fd)
@@ -844,6 +844,6 @@ def test_a_store_of_a_dead_process_says_so(helper: Callable[..., Any]) -> None:
     for call in (lambda: store.get("a"), lambda: store.get("b"), store.list, lambda: len(store), lambda: "a" in store):
         with pytest.raises(errors.ProducerGoneError):
             call()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     assert held.tolist() == [0, 1, 2]
     store.close()

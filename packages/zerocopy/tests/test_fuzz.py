@@ -21,7 +21,7 @@ SECONDS = float(os.environ.get("ZEROCOPY_FUZZ_SECONDS", "20"))
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 150)
 def test_fuzzed_segments(tmp_path: Path) -> None:
-    """No signal, no untyped error, no wrong answer, nothing over a second, and little memory."""
+    """No signal, no untyped error, no wrong answer, nothing over five seconds, and little memory."""
     seed = int(os.environ.get("ZEROCOPY_FUZZ_SEED", "1"))
     command = [sys.executable, str(PROGRAM), str(tmp_path), str(seed), str(SECONDS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 120, check=False)
@@ -29,5 +29,5 @@ def test_fuzzed_segments(tmp_path: Path) -> None:
     count, refused, slowest, grown = done.stdout.split()
     assert int(count) > 10 * SECONDS
     assert int(refused) > int(count) / 2
-    assert float(slowest) < 1
+    assert float(slowest) < 5
     assert int(grown) < 64 << 20

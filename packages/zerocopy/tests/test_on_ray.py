@@ -79,10 +79,12 @@ logging_level=logging.ERROR)
 model = torch.nn.Linear(4, 4)
 ref = zerocopy.publish(model)
 app = deployment(ref, num_replicas=2, ray_actor_options={"num_cpus": 0.1})
-import socket
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+import contextlib, secrets, socket
+port = 0
+while not port:  # below those that systems choose: nobody else gets it by chance meanwhile
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", chosen := 15000 + secrets.randbelow(15000)))
+        port = chosen
 serve.start(http_options={"port": port})
 handle = serve.run(app, name="net", route_prefix=None)
 inputs = torch.randn(2, 4)

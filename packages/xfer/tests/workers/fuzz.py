@@ -232,7 +232,7 @@ def main(what: str, seconds: str, seed: str, first: str = "0") -> None:
             print(f"case {count} of {what} with seed {seed}", file=sys.stderr)
             raise
         used = time.process_time() - start
-        assert used < 1, f"case {count} of {what} with seed {seed} took {used:.1f} s of the processor"
+        assert used < 5, f"case {count} of {what} with seed {seed} took {used:.1f} s of the processor"
         count += 1
         if count == int(first) + 2000:
             memory = peak()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from apples.model import NUMBERS, SUMS, prompt
 from gateway import post
-from model import NUMBERS, SUMS, prompt
 from numpy.typing import NDArray
 
 import xfer

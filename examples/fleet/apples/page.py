@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from clients import Outcome, photo
+from apples.clients import Outcome, photo
 from matplotlib.figure import Figure
 
 COLOURS = ("#b8c0cc", "#3f51b5", "#2ecc40")

@@ -1,0 +1,111 @@
+"""Shows the fleet at work: train, serve, roll out a new version while clients ask, measure, and write a page.
+
+    python examples/fleet/show.py
+    python examples/fleet/show.py --workers 4 --seconds 20
+    python examples/fleet/show.py --json           the figures as JSON
+    python examples/fleet/show.py --ray            the workers as replicas of Ray Serve, on two nodes of this machine
+
+The model does little sums in words, and every answer is checked. ttt solves two ARC tasks beside it. Ctrl-C ends
+everything and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from apples import model
+from apples.clients import Clients, Outcome
+from apples.page import write_page
+from fleet import Fleet
+
+
+def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> None:
+    """Solve two ARC tasks, each in a process of its own, and keep how many were solved."""
+    import ttt
+
+    tasks = ttt.load("arcagi1:training/67a3c6ac,25ff71a9")
+    run = ttt.run(tasks, budget="10s", workers=1, pool="ray" if ray else "local")
+    for _ in run:
+        if ending.is_set():
+            return
+    found["solved"] = len(run.score().solved)
+
+
+def summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Count the answers: failed ones, those that are wholly of one version, and each version's right ones."""
+    found: dict[str, Any] = {"requests": len(outcomes), "failed": sum(bool(outcome.error) for outcome in outcomes)}
+    found["of one version"] = sum(outcome.whole for outcome in outcomes)
+    for version in sorted({outcome.version for outcome in outcomes} - {""}):
+        own = [outcome for outcome in outcomes if outcome.version == version]
+        found[version] = {"answers": len(own), "right": sum(outcome.right for outcome in own)}
+        found[version]["median ms"] = round(1000 * median(outcome.seconds for outcome in own), 1)
+    return found
+
+
+def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tuple[dict[str, Any], list[Outcome]]:
+    """Run the fleet under load, roll out the second version in the middle; return the figures and all outcomes."""
+    files = model.train(folder / "model")
+    found: dict[str, Any] = {"workers": workers, "weights": files[2].stat().st_size}
+    with Fleet(folder, files[1], workers, ray=ray) as fleet:
+        found["numpy"] = fleet.host["counter"].call.version()
+        stopped = threading.Event()
+        beside = threading.Thread(target=solve_beside, args=(found, stopped, ray))
+        beside.start()
+        clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
+        try:
+            time.sleep(seconds / 2)
+            fleet.supervisor.publish(files[2])
+            rolled_out = time.monotonic()
+            time.sleep(seconds / 2)
+            reports = list(fleet.supervisor.reports.values())
+            outcomes = clients.stop()
+            beside.join()
+        finally:
+            clients.close()
+            stopped.set()
+            beside.join()
+        found["bytes"], found["picture"] = dict(fleet.gateway.bytes), clients.picture
+    found["rolled out at"] = round(rolled_out - outcomes[0].at, 2)
+    found["held"] = sum(int(report["weights"]) for report in reports)
+    found["written"] = sum(int(report["written"]) for report in reports)
+    found["memory"] = sum(int(report["memory"]) for report in reports)
+    return found | summary(outcomes), outcomes
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the fleet, print what happened, and write the page; return 0 if every answer was right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=3, metavar="N", help="processes that answer (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=8, metavar="S", help="how long clients ask (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("fleet-out"), help="models, plugins, page (%(default)s)")
+    parser.add_argument("--ray", action="store_true", help="the workers as replicas of Ray Serve on two nodes")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args(argv)
+    try:
+        found, outcomes = serve(args.folder.absolute(), args.workers, args.seconds, args.ray)
+        write_page(args.folder, found, outcomes)
+    except KeyboardInterrupt:
+        print("stopped; nothing is left behind", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"show: {error}", file=sys.stderr)
+        return 2
+    del found["picture"]
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in found.items():
+            print(f"{name}: {value}")
+        print(f"with a picture: {args.folder / 'fleet.html'}")
+    return 0 if found["failed"] == 0 and found["of one version"] == found["requests"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
