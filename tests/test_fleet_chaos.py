@@ -26,7 +26,7 @@ ORDINARY = 64998
 @pytest.fixture(scope="module")
 def models(root: Path, prepared: Path) -> list[str]:
     """The files of both versions of the model; torch, which trains them, keeps files and folders of its own."""
-    code = "import sys, pathlib; from apples import model; print(*model.train(pathlib.Path(sys.argv[1])).values())"
+    code = "import sys, pathlib; from trial import model; print(*model.train(pathlib.Path(sys.argv[1])).values())"
     command = [sys.executable, "-c", code, str(prepared / "model")]
     done = subprocess.run(command, env=environment(root), capture_output=True, text=True, check=True)
     return done.stdout.split()

@@ -85,7 +85,7 @@ def types(packages: list[str]) -> Iterator[Outcome]:
         ["mypy", *map(str, [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "tools" / "gpu").glob("*.py"))])],
     )
     fleet = ROOT / "examples" / "fleet"
-    files = [*sorted(fleet.glob("*.py")), *sorted(fleet.glob("apples/*.py"))]
+    files = [*sorted(fleet.glob("*.py")), *sorted(fleet.glob("trial/*.py"))]
     yield run("mypy fleet", ["mypy", *map(str, files)], env=os.environ | {"MYPYPATH": str(fleet)})
     for package in packages:
         yield _public_types(package)

@@ -322,7 +322,7 @@ def show_fleet(args: argparse.Namespace) -> list[Fact]:
     sys.path.insert(0, str(FLEET))
     folder = args.report.parent.absolute() / "fleet"
     found, outcomes = importlib.import_module("show").serve(folder, workers=3, seconds=6)
-    importlib.import_module("apples.page").write_page(folder, found, outcomes)
+    importlib.import_module("trial.page").write_page(folder, found, outcomes)
     assert found["of one version"] == found["requests"], "a request failed, or its answer mixes versions"
     weights, moved = found["weights"], found["bytes"]
     versions = " to ".join(f"{100 * found[name]['right'] // found[name]['answers']} %" for name in ("sums-1", "sums-2"))

@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from apples import model
-from apples.clients import Clients, Outcome
-from apples.page import write_page
 from fleet import Fleet
+from trial import model
+from trial.clients import Clients, Outcome
+from trial.page import write_page
 
 
 def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> None:

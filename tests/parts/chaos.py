@@ -30,15 +30,15 @@ from statistics import median
 from typing import Any
 
 import psutil
-from apples import model
-from apples.clients import Clients, Outcome
-from apples.page import write_page
 from fleet import Fleet
 from gateway import post
 from leftovers import leftovers, shared_files
 from show import summary
 from supervisor import HERE as FLEET
 from supervisor import Child
+from trial import model
+from trial.clients import Clients, Outcome
+from trial.page import write_page
 
 import xfer
 

@@ -22,12 +22,12 @@ from typing import Any
 import psutil
 import ray
 import torch
-from apples import model
-from apples.clients import Clients
 from fleet import Fleet
 from on_ray import start_node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from trial import model
+from trial.clients import Clients
 
 import zerocopy
 from zerocopy.errors import SegmentGoneError

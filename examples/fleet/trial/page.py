@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from apples.clients import Outcome, photo
 from matplotlib.figure import Figure
+from trial.clients import Outcome, photo
 
 COLOURS = ("#b8c0cc", "#3f51b5", "#2ecc40")
 STYLE = """

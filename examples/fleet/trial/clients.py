@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from apples.model import NUMBERS, SUMS, prompt
 from gateway import post
 from numpy.typing import NDArray
+from trial.model import NUMBERS, SUMS, prompt
 
 import xfer
 from ternary import llm
