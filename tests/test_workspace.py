@@ -129,3 +129,11 @@ def test_a_read_only_checkout_builds_its_core(package: str, tmp_path: Path) -> N
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read(names[0]).startswith(b"\x7fELF")
+
+
+def test_no_test_keeps_half_a_compiled_module() -> None:
+    """Where a file may not grow Python keeps what it wrote of a module, and every later import of it fails."""
+    tests = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("packages/*/tests/**/*.py")]
+    limiting = [path for path in tests if "RLIMIT_FSIZE, (" in path.read_text()]
+    assert limiting
+    assert [path.name for path in limiting if "dont_write_bytecode" not in path.read_text()] == []

@@ -300,6 +300,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it there too")
     args = parser.parse_args()
     logging.getLogger("isolate").addHandler(logging.NullHandler())  # what plugins print
+    # Where a file may not grow, Python keeps what it wrote of a compiled module: the next import would fail.
+    os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
     files = model.train(args.folder / "model")  # torch keeps files and folders of its own
     before, descriptors = shared_files(), opened()
     with tempfile.TemporaryDirectory(prefix="pentad-chaos-") as temporary:

@@ -332,6 +332,7 @@ elif phase == "within":
         path.write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
 else:
+    sys.dont_write_bytecode = True  # Python would keep what it wrote of a module
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     for kind in ("safetensors", "gguf"):
         try:

@@ -286,6 +286,7 @@ import numpy as np
 from ttt.checkpoint import CheckpointStore
 from ttt.errors import CheckpointWriteError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.dont_write_bytecode = True  # Python would keep what it wrote of a module
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     CheckpointStore(sys.argv[1], kind="test").save({"x": np.zeros(1_000_000)})

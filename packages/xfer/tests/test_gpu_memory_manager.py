@@ -258,8 +258,9 @@ def test_a_spilled_file_that_was_cut_is_found(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_block(helper: Any, tmp_path: Path) -> None:
     """A block that the disk has no room for stays whole on its device, and what was spilled before can be read."""
     code = """
-import resource, signal
+import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.dont_write_bytecode = True  # Python would keep what it wrote of a module
 resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
 manager = xfer.GpuMemoryManager(xfer.HostAllocator(), host_budget=1, spill_folder=arg[0])
 blocks = [manager.allocate("2MiB", spillable=True) for _ in range(2)]

@@ -104,6 +104,7 @@ def test_file_size_limit_leaves_nothing(tmp_path: Path, fresh_python: Any) -> No
     code = """
 import resource, signal, sys, os, torch, zerocopy
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.dont_write_bytecode = True  # Python would keep what it wrote of a module
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     zerocopy.publish(torch.nn.Linear(1000, 1000), name="big", directory=sys.argv[1])
