@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 good, 1 something does not work, 2 an error or wrong usage, 130 interrupted.
     """
+    if sys.stdout is None:  # it was closed before we started
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     chosen = _parser().parse_args(arguments)
     try:
         status = _run(chosen)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from xfer._locks import claim
+
 T = TypeVar("T")
 
 
@@ -35,11 +37,15 @@ class Deferred(Generic[T]):
 
     def catch_up(self) -> None:
         """Work on the queue unless the lock is held; call it after releasing the lock."""
-        while self._items and self._lock.acquire(blocking=False):
+        while self._items:
+            taken: list[bool] = []
             try:
+                if not claim(self._lock, taken):
+                    return
                 self.drain()
             finally:
-                self._lock.release()
+                if taken == [True]:
+                    self._lock.release()
 
     def drain(self) -> None:
         """Work on the queue; the caller holds the lock."""

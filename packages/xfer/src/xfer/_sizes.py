@@ -11,23 +11,28 @@ SLAB = 4 << 20
 FIRST_SLAB = 64 << 10
 
 
-def parse_size(size: int | str) -> int:
+def parse_size(size: float | str) -> int:
     """Return bytes.
 
     Args:
-        size: A number of bytes, or text such as "64MiB" or "2 GB".
+        size: A number of bytes such as `64 << 20` or `2e9`, or text such as "64MiB" or "2 GB".
 
     Raises:
         ValueError: The text is no size, or it is not positive.
     """
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
-        if match is None or match[2].upper() not in _UNITS:
-            raise ValueError(f"got {size!r}, want a size such as '512MiB' or '2GB'")
-        size = int(float(match[1]) * _UNITS[match[2].upper()])
-    if size <= 0:
+        match = re.fullmatch(r"\s*(\d{1,30})(?:\.(\d{1,30}))?\s*([a-zA-Z]*)\s*", size)
+        if match is None or match[3].upper() not in _UNITS:
+            raise ValueError(f"got {size[:40]!r}, want a size such as '512MiB' or '2GB'")
+        unit, part = _UNITS[match[3].upper()], match[2] or "0"
+        size = int(match[1]) * unit + int(part) * unit // 10 ** len(part)  # a float would lose bytes
+    try:
+        nbytes = int(size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"got {size!r}, want a size such as 2_000_000 or '512MiB'") from error
+    if nbytes <= 0:
         raise ValueError(f"got {size} bytes, want a positive size")
-    return size
+    return nbytes
 
 
 def format_size(size: int) -> str:

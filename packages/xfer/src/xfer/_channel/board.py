@@ -49,6 +49,8 @@ FREE, LATEST, EVERY, WRITER = range(4)
 
 def path_of(name: str) -> str:
     """Return the path of a topic's file."""
+    if not isinstance(name, str | bytes):
+        raise ValueError(f"got the topic name {name!r}, want text")
     quoted = quote(name, safe="")
     if not quoted or len(quoted) > 180:
         raise ValueError(f"got the topic name {name[:40]!r} of {len(name)} characters, want 1 to 180 plain ones")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from xfer._arguments import whole
 from xfer._channel.end import Closing
 from xfer._channel.endpoints import SPIN
 from xfer._channel.receiver import Receiver
@@ -39,9 +40,7 @@ class Channel(Closing):
     def __init__(
         self, capacity: int = 64, *, pool: Pool | None = None, spin: float = SPIN, compiled: bool = True
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"got capacity {capacity}, want at least 1")
-        self._owner = RingOwner(capacity)
+        self._owner = RingOwner(whole(capacity, "capacity"))
         self._finalizer = weakref.finalize(self, self._owner.close)
         self.sender: Sender = Sender(self._owner.token, spin, compiled, pool)
         self.receiver: Receiver = Receiver(self._owner.token, spin, compiled)

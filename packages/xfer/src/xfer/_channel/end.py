@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
 from xfer._channel.waiting import Sleepers, on_exit
 from xfer._convert.interchange import Library
+from xfer._times import deadline, left
 from xfer.errors import ChannelClosedError, PeerDiedError, WaitTimeoutError
-
-
-def deadline(timeout: float | None) -> float | None:
-    """Return when a timeout is up."""
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def left(end: float | None) -> float | None:
-    """Return how many seconds are left, at least 0; None for ever."""
-    return None if end is None else max(0.0, end - time.monotonic())
 
 
 class Closing:

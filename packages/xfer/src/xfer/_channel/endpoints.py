@@ -9,13 +9,17 @@ import sys
 import weakref
 from typing import Any, Self
 
-from xfer._channel.end import End, left
+from xfer._arguments import token_bytes
+from xfer._channel.end import End
 from xfer._channel.layout import WAKE_AT_ONCE
 from xfer._channel.ring import Ring, announce
 from xfer._forks import on_fork
+from xfer._locks import claim
+from xfer._times import left
 from xfer.errors import EndpointTakenError, XferError
 
 SPIN = 200e-6
+_LONGEST_SPIN = 60
 
 
 def _holds(value: Any, end: Any, depth: int) -> bool:
@@ -35,6 +39,8 @@ class Endpoint(End):
     def __init__(self, token: bytes, spin: float = SPIN, compiled: bool = True) -> None:
         super().__init__()
         self._token = token
+        if not 0 <= spin <= _LONGEST_SPIN:
+            raise ValueError(f"got spin {spin!r}, want 0 to {_LONGEST_SPIN} seconds")
         self._spin = spin if (os.cpu_count() or 1) > 1 else 0.0
         self._nanoseconds = int(self._spin * 1e9)
         self._compiled = compiled
@@ -49,8 +55,8 @@ class Endpoint(End):
 
     def __reduce__(self) -> tuple[Any, tuple[bytes, float, bool]]:
         # This end is on its way to a process that multiprocessing is about to start.
-        context = sys.modules.get("multiprocessing.context")
-        popen = context.get_spawning_popen() if context is not None else None
+        spawning = getattr(sys.modules.get("multiprocessing.context"), "get_spawning_popen", None)
+        popen = spawning() if spawning is not None else None
         other = self._other() if self._other is not None else None
         if popen is not None and other is not None:
             other.expect(popen)
@@ -63,7 +69,7 @@ class Endpoint(End):
         Args:
             token: What `bytes(endpoint)` returned.
         """
-        return cls(bytes(token))
+        return cls(token_bytes(token, f"a {cls.__name__}"))
 
     def pair(self, other: Endpoint) -> None:
         """Remember the other end of the same channel, if this process made both.
@@ -140,9 +146,12 @@ class Endpoint(End):
     def _wait(self, ring: Ring, word: int, value: int, end: float | None, how: int = WAKE_AT_ONCE) -> bool:
         """Sleep without the lock; return False when the time is up. It may return too early."""
         seconds = left(end)
-        if seconds == 0 or not self._turn.acquire(timeout=-1 if seconds is None else seconds):
+        if seconds == 0:
             return False
+        taken: list[bool] = []
         try:
+            if not claim(self._turn, taken, seconds):
+                return left(end) != 0
             if ring is self._ring and not self._closed and not self._exiting:
                 pid = getattr(self._expected, "pid", self._expected)
                 if isinstance(pid, int):
@@ -152,7 +161,8 @@ class Endpoint(End):
             if not self._closed:  # a signal handler of this thread has closed this end
                 raise
         finally:
-            self._turn.release()
+            if taken == [True]:
+                self._turn.release()
         return True
 
     def _ring_own(self) -> None:

@@ -6,7 +6,7 @@ import time
 import weakref
 from typing import Any
 
-from xfer._channel.end import Incoming, deadline
+from xfer._channel.end import Incoming
 from xfer._channel.endpoints import Endpoint
 from xfer._channel.layout import HEAD, SENDER_CLOSED, SENDER_PID, SLAB_SPENT, TAIL
 from xfer._channel.ring import HANDLE, Message, Ring
@@ -23,6 +23,7 @@ from xfer._convert.interchange import (
 from xfer._shared import dtypes
 from xfer._shared.handle import read_meta
 from xfer._shared.reader import READER, present
+from xfer._times import deadline
 from xfer.errors import (
     ChannelClosedError,
     HandleError,

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from xfer._channel.end import deadline, left
 from xfer._channel.endpoints import SPIN, Endpoint
 from xfer._channel.layout import HEAD, RECEIVER_PID, SENT, SLAB_SPENT, TAIL, WAKE_AT_HALF, WAKE_AT_ONCE
 from xfer._channel.ring import MESSAGE_ROOM, Ring
 from xfer._channel.slab import LARGEST, Sending, sending_core, slab_shape
 from xfer._convert.interchange import on_host, tensor_interface
+from xfer._locks import claim
 from xfer._shared.default import default_pool
 from xfer._shared.handle import TOKEN_IN_SLOT, Handle, signature
 from xfer._shared.pool import Pool
+from xfer._times import deadline, left
 from xfer.errors import (
     BudgetExceededError,
     ChannelClosedError,
@@ -73,10 +74,9 @@ class Abandoned:
 
     def settle(self) -> None:
         """Release what was taken, and the rest if it cannot be taken any more."""
-        if not self._lock.acquire(blocking=False):
-            return
+        taken: list[bool] = []
         try:
-            if self not in self._all:
+            if not claim(self._lock, taken) or self not in self._all:
                 return
             outgoing, ring = self._outgoing, self._outgoing.ring
             outgoing.settle()
@@ -87,7 +87,8 @@ class Abandoned:
                 outgoing.drop_slab()
                 ring.close()
         finally:
-            self._lock.release()
+            if taken == [True]:
+                self._lock.release()
 
 
 def _abandon(outgoing: Outgoing, pool: weakref.ref[Pool] | None) -> None:
@@ -198,8 +199,13 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
                 else:
                     handle = self._put(pool, ring, array, end)
         finally:
-            if handle is not None and pool is not None:
+            if handle is not None and pool is not None and not self._flies(handle):
                 pool.release_later(handle)
+
+    def _flies(self, handle: Handle) -> bool:
+        """Return whether the receiver may have been told of a handle, as before a handler's error in `_deliver`."""
+        outgoing = self._outgoing
+        return outgoing is not None and any(flying is handle for _, _, flying in list(outgoing.flying))
 
     def _deliver(self, pool: Pool, ring: Ring, array: Any, handle: Handle | None, tensor: Any) -> bool:
         """Write a message, if the array needs not be put into the pool first."""
@@ -276,11 +282,12 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
 
     def settle(self) -> None:
         """Release arrays that the receiver has taken; every `send` does so anyway."""
-        if self._lock.acquire(blocking=False):
-            try:
-                if self._outgoing is not None and self._ring is not None:
-                    self._outgoing.settle()
-            finally:
+        taken: list[bool] = []
+        try:
+            if claim(self._lock, taken) and self._outgoing is not None and self._ring is not None:
+                self._outgoing.settle()
+        finally:
+            if taken == [True]:
                 self._lock.release()
 
     def flush(self, timeout: float | None = None) -> None:

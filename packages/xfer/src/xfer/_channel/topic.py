@@ -10,15 +10,18 @@ import weakref
 from collections import deque
 from typing import Any
 
+from xfer._arguments import whole
 from xfer._channel import board as _board
 from xfer._channel.board import CURSOR, EVERY, LATEST, WAITS, WRITER, Board
-from xfer._channel.end import End, Incoming, deadline, left
+from xfer._channel.end import End, Incoming
 from xfer._convert.interchange import Library, check_library
 from xfer._forks import on_fork
+from xfer._locks import claim
 from xfer._shared.default import default_pool
 from xfer._shared.handle import Handle
 from xfer._shared.pool import Pool
 from xfer._shared.reader import READER, present
+from xfer._times import deadline, left
 from xfer.errors import HandleError, PoolClosedError, StaleHandleError, WaitTimeoutError
 
 
@@ -64,9 +67,12 @@ class _End(End):
     def _wait(self, end: float | None, watch: list[int]) -> bool:
         """Sleep without the lock until this end may go on; return False when the time is up."""
         seconds = left(end)
-        if seconds == 0 or not self._turn.acquire(timeout=-1 if seconds is None else seconds):
+        if seconds == 0:
             return False
+        taken: list[bool] = []
         try:
+            if not claim(self._turn, taken, seconds):
+                return left(end) != 0
             if self._closed or self._exiting:
                 return True
             board = self._board
@@ -77,7 +83,8 @@ class _End(End):
             if not self._armed and not self._closed:
                 board.set(WAITS, 0)
         finally:
-            self._turn.release()
+            if taken == [True]:
+                self._turn.release()
         return True
 
     def close(self) -> None:
@@ -204,8 +211,7 @@ class _Publisher(_End):
             pool.retain(array)
             handle: Handle | None = array
         else:
-            left_over = left(end)
-            handle = pool.put(array, timeout=1e9 if left_over is None else left_over)
+            handle = pool.put(array, timeout=None if end is None else end - time.monotonic())
         try:
             while handle is not None:
                 with self._lock:
@@ -227,13 +233,14 @@ class _Publisher(_End):
 
     def settle(self) -> None:
         """Release what newer publications have overwritten."""
-        if self._lock.acquire(blocking=False):
-            try:
-                if not (self._closed or self._exiting):
-                    oldest = self._board.count - self._board.keep
-                    while self._kept and self._kept[0][0] <= oldest:
-                        self._release()
-            finally:
+        taken: list[bool] = []
+        try:
+            if claim(self._lock, taken) and not (self._closed or self._exiting):
+                oldest = self._board.count - self._board.keep
+                while self._kept and self._kept[0][0] <= oldest:
+                    self._release()
+        finally:
+            if taken == [True]:
                 self._lock.release()
 
     def _can_go_on(self) -> bool:
@@ -290,13 +297,11 @@ class Topic:
     """
 
     def __init__(self, name: str, keep: int = 1, *, pool: Pool | None = None) -> None:
-        if keep < 1:
-            raise ValueError(f"got keep={keep}, want at least 1")
         self.name: str = name
-        self.keep: int = keep
+        self.keep: int = whole(keep, "keep")
         self._pool = pool
         self._path = _board.path_of(name)
-        self._key = self._path, keep
+        self._key = self._path, self.keep
 
     def publish(self, array: Any, *, timeout: float | None = None) -> None:
         """Publish an array or a tree.
@@ -321,7 +326,7 @@ class Topic:
                 publisher = None
             if publisher is None:
                 publisher = _publishers[self._key] = _Publisher(self.name, self.keep)
-        publisher.publish(pool, array, None if timeout is None else time.monotonic() + timeout)
+        publisher.publish(pool, array, deadline(timeout))
 
     def subscribe(self, *, every: bool = False) -> Subscription:
         """Return a reader, which starts with the last publication.

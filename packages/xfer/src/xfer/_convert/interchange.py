@@ -28,13 +28,18 @@ def is_array(value: Any) -> bool:
     return any(hasattr(value, name) for name in ("__dlpack__", "__array_interface__", "__array__"))
 
 
+def _loaded(module: str, name: str) -> Any:
+    """Return a class of a module that is loaded, or None; another thread may be in the middle of the import."""
+    return getattr(sys.modules.get(module), name, None)
+
+
 def library_of(array: Any) -> str:
     """Return "numpy", "cupy", "torch" or "other"."""
     if isinstance(array, np.ndarray):
         return "numpy"
     for name, kind in (("torch", "Tensor"), ("cupy", "ndarray")):
-        module = sys.modules.get(name)
-        if module is not None and isinstance(array, getattr(module, kind)):
+        found = _loaded(name, kind)
+        if found is not None and isinstance(array, found):
             return name
     return "other"
 
@@ -60,8 +65,8 @@ def device_of(array: Any) -> str:
 
 def on_host(value: Any) -> Any:
     """Return NumPy's array over a torch tensor on the host, and any other value as it is."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor) and value.is_cpu:
+    tensor = _loaded("torch", "Tensor")
+    if tensor is not None and isinstance(value, tensor) and value.is_cpu:
         return _from_torch(value)
     return value
 
@@ -79,8 +84,8 @@ def host_array(array: Any) -> np.ndarray[Any, Any]:
     if library_of(array) == "torch":
         return _from_torch(array)
     if isinstance(array, np.ndarray):
-        masked = sys.modules.get("numpy.ma")
-        if masked is not None and isinstance(array, masked.MaskedArray):
+        masked = _loaded("numpy.ma", "MaskedArray")
+        if masked is not None and isinstance(array, masked):
             raise UnsupportedDtypeError("a masked array is two arrays: put `.data` and `.mask` separately")
         return array.view(np.ndarray)
     if hasattr(array, "__array_interface__") or hasattr(array, "__array__"):
@@ -97,6 +102,8 @@ def _listed(value: Any) -> np.ndarray[Any, Any]:
         raise UnsupportedDtypeError(f"a {kind} is no array: put a dict of what it holds")
     try:
         array = np.asarray(value)
+    except RuntimeError as error:  # of torch, whose tensors it holds
+        raise UnsupportedDtypeError(f"a {kind} of such tensors is no array: put a list of them") from error
     except ValueError as error:
         raise UnsupportedDtypeError(f"a {kind} whose parts differ in shape is no array: put a dict of them") from error
     if array.dtype == object and not array.ndim:
@@ -168,7 +175,7 @@ def dlpack_kind(dtype: np.dtype[Any]) -> int:
 
 def tensor_interface() -> tuple[type, Any] | None:
     """Return torch's class of tensors and its DLPack exchange interface, or None where the core cannot use it."""
-    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    kind = _loaded("torch", "Tensor")
     interface = getattr(kind, "__dlpack_c_exchange_api__", None)
     return None if kind is None or interface is None or not _core_takes(interface) else (kind, interface)
 
@@ -215,7 +222,12 @@ def private_tensor(array: np.ndarray[Any, Any]) -> Any:
     copy = array.copy()
     try:
         return sys.modules["torch"].from_numpy(copy)
-    except (KeyError, TypeError, ValueError):  # torch is not imported yet, or takes this dtype only by another
+    except (
+        KeyError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # torch is not imported yet, or takes this dtype only by another
         return to_torch(copy)[0]
 
 

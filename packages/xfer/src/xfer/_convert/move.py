@@ -95,14 +95,14 @@ def explain(array: Any, to: str) -> Route:
         0
     """
     library, device = library_of(array), device_of(array)
-    kind, _, index = to.partition(":")
+    kind, _, index = str(to).partition(":")
     if to == "handle":
         return Route(f"{library} on {device}", to, tuple(_to_handle(array, library, device)))
     if to in ("numpy", "cpu"):
         steps = _to_host(array, library, device, keep_library=to == "cpu")
     elif to == "torch":
         steps = _to_torch(array, library, device)
-    elif kind in ("cupy", "cuda") and (index.isdigit() or not index):
+    elif kind in ("cupy", "cuda") and (index.isdecimal() or not index):
         steps = _to_cuda(array, library, device, kind, int(index or _index(device)))
     else:
         raise ValueError(f"got to={to!r}, want 'numpy', 'torch', 'cupy', 'cpu', 'cuda', 'cuda:N' or 'handle'")

@@ -66,12 +66,12 @@ def set_default_pool(pool: Pool) -> None:
         _pool = pool
 
 
-def put(array: Any, *, timeout: float = 0.0, consume: bool = False, stream: Any = None) -> Handle:
+def put(array: Any, *, timeout: float | None = 0.0, consume: bool = False, stream: Any = None) -> Handle:
     """Copy an array or a tree into this process's own pool and return its handle; see `Pool.put`.
 
     Args:
         array: What `Pool.put` takes.
-        timeout: Seconds to wait for readers to finish if the budget is spent.
+        timeout: Seconds to wait for readers to finish if the budget is spent; None waits for ever.
         consume: The first reader takes the array over: no release is needed.
         stream: The stream on which a CUDA array was last written; without it, `put` waits for its device.
 

@@ -34,7 +34,9 @@ def encode(dtype: np.dtype[Any]) -> bytes:
     Raises:
         UnsupportedDtypeError: The dtype holds Python objects or pointers.
     """
-    return json.dumps(_tree(dtype), separators=(",", ":")).encode() if dtype.names else _leaf(dtype).encode()
+    return (
+        json.dumps(_tree(dtype), separators=(",", ":")).encode() if dtype.names is not None else _leaf(dtype).encode()
+    )
 
 
 @lru_cache(maxsize=1024)

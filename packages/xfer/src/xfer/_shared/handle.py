@@ -22,6 +22,7 @@ from zlib import crc32
 
 import numpy as np
 
+from xfer._arguments import token_bytes
 from xfer._shared import dtypes
 from xfer.errors import HandleError
 
@@ -92,7 +93,7 @@ class Handle:
         Raises:
             HandleError: They are not an intact handle of this version.
         """
-        handle = cls(bytes(raw))
+        handle = cls(token_bytes(raw, "a Handle"))
         parse(handle._raw)
         return handle
 

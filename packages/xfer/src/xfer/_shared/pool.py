@@ -19,10 +19,12 @@ from zlib import crc32
 import numpy as np
 
 from xfer import _compiled
+from xfer._arguments import lengths, token_bytes
 from xfer._callsite import calling_line
 from xfer._convert.interchange import device_of, host_array
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
+from xfer._locks import claim
 from xfer._shared import names, tree
 from xfer._shared.bequest import leave_at_exit
 from xfer._shared.handle import (
@@ -46,6 +48,7 @@ from xfer._shared.memory import nameless_works
 from xfer._shared.segment import Segment
 from xfer._shared.slots import Place, Slots
 from xfer._sizes import format_size, parse_size
+from xfer._times import deadline, left
 from xfer._weak_methods import WeakMethods
 from xfer.errors import (
     BudgetExceededError,
@@ -121,14 +124,14 @@ class Pool:  # long because the argument texts of the public methods are in it
         self._watched = False  # whether released CUDA arrays are looked at until no reader leases them
         on_fork(child=self._after_fork_in_child)
 
-    def put(self, array: Any, *, timeout: float = 0.0, consume: bool = False, stream: Any = None) -> Handle:
+    def put(self, array: Any, *, timeout: float | None = 0.0, consume: bool = False, stream: Any = None) -> Handle:
         """Copy an array, or a tree of arrays, into shared memory and return its handle.
 
         Args:
             array: A NumPy array, a torch tensor, anything with DLPack or the array interface on the host; a CuPy or
                 torch array on a CUDA device, which is not copied but shared by CUDA IPC; or a tree: a dict, list,
                 tuple, named tuple or dataclass of these and of plain values, which takes one slot.
-            timeout: Seconds to wait for readers to finish if the budget is spent.
+            timeout: Seconds to wait for readers to finish if the budget is spent; None waits for ever.
             consume: The first reader takes the array over: the slot comes back when that reader is done, and no
                 `release` is needed.
             stream: The stream of CuPy or torch, or its address, on which a CUDA array was last written. The reader
@@ -163,23 +166,20 @@ class Pool:  # long because the argument texts of the public methods are in it
 
         return self._put_with(sig, write, timeout, flags)
 
-    def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float = 0.0) -> Loan:
+    def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float | None = 0.0) -> Loan:
         """Lend a slot to be filled in place: `with pool.loan(shape, dtype) as array: ...`, then `loan.handle`.
 
         Args:
             shape: The array's shape.
             dtype: Its data type.
-            timeout: Seconds to wait for readers to finish if the budget is spent.
+            timeout: Seconds to wait for readers to finish if the budget is spent; None waits for ever.
 
         Raises:
-            ValueError: A length is negative.
+            ValueError: A length is negative or no whole number.
             UnsupportedDtypeError: The dtype holds Python objects.
             BudgetExceededError: No room, and nothing came free within `timeout`.
         """
-        shape = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
-        if any(length < 0 for length in shape):
-            raise ValueError(f"got the shape {shape}, want lengths of 0 and more")
-        sig = signature(np.dtype(dtype), shape, False)
+        sig = signature(np.dtype(dtype), lengths(shape), False)
         place = self._take(sig.slot_bytes, timeout)
         # Every view of the loan's array has this one as its base, so it lives as long as any of them.
         memory: np.ndarray[Any, Any] = np.ndarray((sig.nbytes,), np.uint8, place.segment.map, place.offset)
@@ -217,7 +217,7 @@ class Pool:  # long because the argument texts of the public methods are in it
             DoubleReleaseError: It was released before.
             ForeignHandleError: The array is in another pool.
         """
-        fields = parse(bytes(handle))
+        fields = parse(token_bytes(handle, "a Handle"))
         with self._lock:
             self._check_open()
             self._deferred.drain()
@@ -230,7 +230,7 @@ class Pool:  # long because the argument texts of the public methods are in it
         Args:
             handle: The array's handle, or its bytes.
         """
-        stamp = parse(bytes(handle)).stamp
+        stamp = parse(token_bytes(handle, "a Handle")).stamp
         self._deferred.note(partial(self._drop_if_live, stamp))
 
     def retain(self, handle: Handle | bytes) -> None:
@@ -243,7 +243,7 @@ class Pool:  # long because the argument texts of the public methods are in it
             DoubleReleaseError: The array was released before.
             ForeignHandleError: The array is in another pool.
         """
-        fields = parse(bytes(handle))
+        fields = parse(token_bytes(handle, "a Handle"))
         with self._lock:
             self._check_open()
             self._check_live(fields)
@@ -381,7 +381,7 @@ class Pool:  # long because the argument texts of the public methods are in it
         return f"<xfer.Pool {'closed' if self._closed else used}, {len(self._live)} arrays>"
 
     def _put_with(
-        self, sig: Signature, write: Callable[[Any, int], None], timeout: float, flags: int, keep: object = None
+        self, sig: Signature, write: Callable[[Any, int], None], timeout: float | None, flags: int, keep: object = None
     ) -> Handle:
         place = self._take(sig.slot_bytes, timeout)
         try:
@@ -390,8 +390,16 @@ class Pool:  # long because the argument texts of the public methods are in it
         except BaseException:
             with self._lock:
                 if not self._closed:
-                    self._slots.put_back(place)
+                    self._withdraw(place)
             raise
+
+    def _withdraw(self, place: Place) -> None:
+        """Take back a slot whose handle nobody has; a signal handler may have raised after it was published."""
+        stamp = next((stamp for stamp, live in self._live.items() if live.place is place), None)
+        if stamp is None:
+            self._slots.put_back(place)
+        else:
+            self._drop(stamp)
 
     def _put_cuda(self, array: Any, flags: int, stream: Any) -> Handle:
         from xfer._shared.cuda_ipc import describe
@@ -445,14 +453,14 @@ class Pool:  # long because the argument texts of the public methods are in it
             )  # fmt: skip
         return Handle(body + TAIL.pack(check))
 
-    def _take(self, nbytes: int, timeout: float) -> Place:
+    def _take(self, nbytes: int, timeout: float | None) -> Place:
         with self._lock:
             place = None if self._closed else self._slots.take_ready(nbytes)
             if place is not None:
                 return place
             self._check_open()
         self._under_pressure()  # before more memory is taken: arrays in flight may have arrived
-        deadline, pause = time.monotonic() + timeout, 0.0001
+        end, pause = deadline(timeout), 0.0001
         while True:
             with self._lock:
                 self._check_open()
@@ -460,7 +468,7 @@ class Pool:  # long because the argument texts of the public methods are in it
                 place = self._slots.take(nbytes)
             if place is not None:
                 return place
-            if time.monotonic() >= deadline:
+            if left(end) == 0:
                 raise self._no_room(nbytes)
             time.sleep(pause)
             pause = min(2 * pause, 0.005)
@@ -504,15 +512,17 @@ class Pool:  # long because the argument texts of the public methods are in it
 
         Another thread calls it from time to time, until it returns True.
         """
-        if not self._lock.acquire(blocking=False):
-            return False
+        taken: list[bool] = []
         try:
+            if not claim(self._lock, taken):
+                return False
             if not self._closed:
                 self._slots.reclaim()
                 self._watched = bool(self._slots.kept())
             return self._closed or not self._watched
         finally:
-            self._lock.release()
+            if taken == [True]:
+                self._lock.release()
 
     def _drop_if_live(self, stamp: int) -> None:
         if not self._closed and stamp in self._live:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from xfer._arguments import token_bytes
 from xfer._convert.interchange import Library, check_library, pinned, to_torch
 from xfer._deferred import Deferred
 from xfer._forks import on_fork
@@ -90,15 +91,15 @@ class Reader:
                 root, array = _view(mapping, raw, fields, private)
                 if fields.flags & CONSUME:
                     check_not_taken(_ledger(mapping, fields), fields)
-                if private and 0 < fields.nbytes <= COPY_UP_TO:
-                    self._give_back(mapping, slot)  # it was copied
-                    return array, fields
                 watch = _Watch(root, self._dropped.note)
+                watch.mapping, watch.slot = mapping, slot
             except BaseException:
                 self._give_back(mapping, slot)
                 raise
-            watch.mapping, watch.slot = mapping, slot
-            self._watches[id(watch)] = watch
+            if private and 0 < fields.nbytes <= COPY_UP_TO:
+                self._give_back(mapping, slot)  # it was copied
+                return array, fields
+            self._watches[id(watch)] = watch  # from here on the lease is the watch's to end
         self._dropped.catch_up()
         return array, fields
 
@@ -200,8 +201,8 @@ class Reader:
         return False
 
     def _end(self, watch: _Watch) -> None:
-        del self._watches[id(watch)]
-        self._give_back(watch.mapping, watch.slot)
+        if self._watches.pop(id(watch), None) is not None:  # else a signal handler's error has ended the lease
+            self._give_back(watch.mapping, watch.slot)
 
     def _give_back(self, mapping: Mapping, slot: int) -> None:
         left = mapping.counts[slot] - 1
@@ -383,7 +384,7 @@ def get(handle: Handle | bytes, *, as_: Library = "numpy", pin: bool = False, st
         tensor([1, 2, 3])
         >>> xfer.release(handle)
     """
-    raw = bytes(handle)
+    raw = token_bytes(handle, "a Handle")
     check_library(as_, pin)
     array, fields = READER.array(raw, private=as_ == "torch" and not pin)
     return present(array, fields, raw, as_, pin, stream)

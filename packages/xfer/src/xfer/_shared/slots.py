@@ -59,6 +59,9 @@ class Retired(NamedTuple):
 class Slots:
     """The free and the released slots under a budget.
 
+    A signal handler may raise an error between any two steps. So a slot leaves one list before it enters the next: one
+    that is in both would be filled twice, while one that is in none is only lost to reuse.
+
     Args:
         budget: The most bytes that taken slots may need.
         owner: The name under which segments are made as files, or None for nameless memory.
@@ -90,8 +93,9 @@ class Slots:
             self._reclaim(size)  # used memory before new memory: it is in the cache and has its pages
         if not free or self.used + nbytes > self.budget:
             return None
+        place = Place(*free.pop(), nbytes)
         self.used += nbytes
-        return Place(*free.pop(), nbytes)
+        return place
 
     def take(self, nbytes: int) -> Place | None:
         """Return a slot, in new memory if need be, or None where the budget is spent.
@@ -110,8 +114,9 @@ class Slots:
             self._reclaim(size)
         if not free:
             self._grow(size, nbytes)
+        place = Place(*free.pop(), nbytes)
         self.used += nbytes
-        return Place(*free.pop(), nbytes)
+        return place
 
     def put_back(self, place: Place) -> None:
         """Return a slot that was taken and never published."""
@@ -145,7 +150,7 @@ class Slots:
 
     def trim(self) -> int:
         """Give segments without a used slot back to the system; return their bytes."""
-        freed = 0
+        freed, reserved = 0, self.reserved
         self.reclaim()
         for free in self._free.values():
             idle: dict[int, int] = {}
@@ -157,8 +162,8 @@ class Slots:
             for key in gone:
                 segment = self.segments.pop(key)
                 freed += segment.stride * segment.slots
+                self.reserved = reserved - freed
                 segment.close()
-        self.reserved -= freed
         return freed
 
     def kept(self) -> list[Retired]:
@@ -211,9 +216,10 @@ class Slots:
     def _reclaim(self, size: int) -> None:
         """Free released slots of a size: one system call per segment, or one per slot where some are leased."""
         by_segment: dict[int, list[Retired]] = {}
-        for entry in self._retired[size]:
+        retired, self._retired[size] = self._retired[size], []
+        for entry in retired:
             by_segment.setdefault(entry.place.segment.id, []).append(entry)
-        waiting: list[Retired] = []
+        waiting = self._retired[size]
         free = self._free.setdefault(size, [])
         for entries in by_segment.values():
             segment = entries[0].place.segment
@@ -225,7 +231,6 @@ class Slots:
                 else:
                     free.append((segment, place.slot))
                     self.used -= place.nbytes
-        self._retired[size] = waiting
         self._reclaim_at[size] = len(waiting) + _RECLAIM_STEP
 
     def _leased(self, segment: Segment, first: int, count: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xfer._arguments import token_bytes
 from xfer._shared.default import default_pool
 from xfer._shared.handle import Handle
 from xfer._shared.pool import Pool
@@ -88,7 +89,7 @@ class SharedArrayStore:  # long because the argument texts of its public methods
             HandleError: The bytes are damaged.
             ProducerGoneError: The store's process has ended.
         """
-        return cls(token=token)
+        return cls(token=token_bytes(token, "a SharedArrayStore"))
 
     def create(self, name: str, array: Any) -> Handle:
         """Put an array under a new name.
@@ -256,6 +257,8 @@ class SharedArrayStore:  # long because the argument texts of its public methods
         return self._entries
 
     def _set(self, pool: Pool, name: str, array: Any) -> Handle:
+        if not isinstance(name, str):
+            raise ValueError(f"got the name {name!r}, want text")
         old = self._entries.get(name)
         if old is None and 4 * (self._taken + 1) > 3 * self._table.rows:
             self._grow(pool)

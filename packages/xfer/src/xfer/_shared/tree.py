@@ -38,6 +38,7 @@ from xfer.errors import HandleError, UnsupportedDtypeError
 _LENGTHS = struct.Struct("<II")
 _ALIGN = 64
 _DEEPEST = 100
+_LONG_BITS = 1000
 _KEPT = 256  # plans of each side
 _EXTENT = struct.Struct("<QQ")
 _PLAIN = (type(None), bool, int, float, str, bytes, complex)
@@ -165,10 +166,17 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozens
         return "a"
     if dataclasses.is_dataclass(value):
         names = tuple(field.name for field in dataclasses.fields(value))
-        return "c", _class_name(kind), names, all_of([getattr(value, name) for name in names])
+        return "c", _class_name(kind), names, all_of([_field(value, name) for name in names])
     raise UnsupportedDtypeError(
         f"a tree may hold arrays, plain values, dicts, lists, tuples and dataclasses, not {kind.__qualname__}"
     )
+
+
+def _field(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name)
+    except AttributeError as error:
+        raise UnsupportedDtypeError(f"the field {name!r} of a {type(value).__qualname__} has no value yet") from error
 
 
 def _plain(leaf: Any) -> np.ndarray[Any, Any]:
@@ -183,6 +191,8 @@ def _key(key: Any) -> tuple[str, Any]:
     name = _KEYS.get(type(key))
     if name is None:
         raise UnsupportedDtypeError(f"got the key {key!r}, want keys of type str, int, float, bool or None")
+    if isinstance(key, int) and key.bit_length() > _LONG_BITS:
+        raise UnsupportedDtypeError(f"got an integer key of {key.bit_length()} bits, want at most {_LONG_BITS}")
     return name, key
 
 
@@ -241,13 +251,17 @@ def _encode(value: Any) -> Any:
         return {"bytes": value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
+    if isinstance(value, int) and value.bit_length() > _LONG_BITS:  # Python refuses to write thousands of digits
+        return {"int": hex(value)}
     return value
 
 
 def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        return bytes.fromhex(value["bytes"]) if "bytes" in value else complex(*value["complex"])
-    return value
+    if not isinstance(value, dict):
+        return value
+    if "int" in value:
+        return int(value["int"], 16)
+    return bytes.fromhex(value["bytes"]) if "bytes" in value else complex(*value["complex"])
 
 
 def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
@@ -368,7 +382,7 @@ def _class_of(name: str) -> type:
     """
     module, _, path = name.partition(":")
     try:
-        found: Any = sys.modules.get(module) or importlib.import_module(module)
+        found: Any = importlib.import_module(module)  # which waits for a thread that imports it now
         for part in path.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:

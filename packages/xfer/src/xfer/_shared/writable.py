@@ -6,6 +6,7 @@ import mmap
 import os
 import stat
 import struct
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +14,13 @@ from zlib import crc32
 
 import numpy as np
 
+from xfer._arguments import lengths, token_bytes
 from xfer._shared import dtypes
 from xfer._shared.files import typed_errors
 from xfer._shared.lease import fcntl, require_locks
 from xfer._shared.memory import new_memory, open_by_number
-from xfer.errors import HandleError, StaleHandleError
+from xfer._sizes import format_size
+from xfer.errors import BudgetExceededError, HandleError, StaleHandleError
 
 _HEAD = struct.Struct("<4sIIQHH")  # magic, process, descriptor, inode, dimensions, length of the dtype
 _MAGIC = b"XFW1"
@@ -36,7 +39,9 @@ class WritableArray:
         token: The bytes of the array to attach to; `from_bytes` passes them.
 
     Raises:
+        ValueError: A length is negative or no whole number.
         UnsupportedDtypeError: The dtype holds Python objects.
+        BudgetExceededError: The system has no room for it.
         UnsupportedPlatformError: This is not Linux.
 
     Example:
@@ -49,14 +54,11 @@ class WritableArray:
 
     def __init__(self, shape: int | Sequence[int], dtype: Any = np.float64, *, token: bytes | None = None) -> None:
         require_locks()
-        lengths = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
-        if any(length < 0 for length in lengths):
-            raise ValueError(f"got the shape {lengths}, want lengths of 0 and more")
-        kind = np.dtype(dtype)
+        sizes, kind = lengths(shape), np.dtype(dtype)
         with typed_errors("a writable array"):
-            fd, self._token = _create(lengths, kind) if token is None else (_open(token), token)
+            fd, self._token = _create(sizes, kind) if token is None else (_open(token), token)
             try:
-                self._array: np.ndarray[Any, Any] | None = np.ndarray(lengths, kind, mmap.mmap(fd, 0))
+                self._array: np.ndarray[Any, Any] | None = np.ndarray(sizes, kind, mmap.mmap(fd, 0))
             except (TypeError, ValueError) as error:
                 os.close(fd)
                 raise HandleError(f"the array does not fit its memory: {error}") from error
@@ -77,7 +79,7 @@ class WritableArray:
             HandleError: The bytes are damaged.
             ProducerGoneError: The process that made it has ended or closed it.
         """
-        token = bytes(token)
+        token = token_bytes(token, "a WritableArray")
         if len(token) < _HEAD.size + 4 or crc32(token[:-4]) != int.from_bytes(token[-4:], "little"):
             raise HandleError("these bytes are not an intact writable array")
         magic, _, _, _, ndim, _ = _HEAD.unpack_from(token)
@@ -119,6 +121,8 @@ def _create(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, bytes]:
     nbytes = max(1, dtype.itemsize)
     for length in shape:
         nbytes *= length
+    if nbytes > sys.maxsize:
+        raise BudgetExceededError(f"asked for {format_size(nbytes)}, which is more than a process can address")
     fd = new_memory("xfer-writable")
     try:
         os.ftruncate(fd, max(nbytes, 1))
