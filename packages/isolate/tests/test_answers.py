@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +13,7 @@ import pytest
 from isolate import Extension, Host
 from isolate._worker import failures
 from isolate._worker.calls import kind_of
-from isolate.errors import RemoteError
+from isolate.errors import RemoteError, UnsupportedTypeError
 
 MAIN = """
 import asyncio
@@ -50,6 +50,12 @@ async def waits_for_a_cancelled_task():
     await task
 
 def calls(function): return function(1)
+
+def makes_a_stream():
+    def stream(n): yield n
+    return stream
+
+def many_digits(): raise ValueError(10 ** 5000)
 
 def forks(how):
     child = os.fork()
@@ -142,6 +148,33 @@ def test_odd_callables_of_the_host(extension: Extension) -> None:
     assert kind_of(mock) == "sync"
     assert calls(mock) == 3
     mock.assert_called_once_with(1)
+
+
+async def _stream(n: int) -> AsyncIterator[int]:
+    yield n
+
+
+def _items(n: int) -> Iterator[int]:
+    yield n
+
+
+def test_functions_with_yield_as_callables(extension: Extension) -> None:
+    """Only methods stream: what such a callable returns is refused like other generators, and the link stays."""
+    methods = extension.call(timeout=60)
+    for function in (_items, _stream):
+        with pytest.raises(UnsupportedTypeError, match="generator, which does not travel"):
+            methods.calls(function)
+    with pytest.raises(UnsupportedTypeError, match=r"generator, which does not travel; send list\(value\)"):
+        methods.makes_a_stream()(1)
+
+
+def test_an_exception_with_a_number_of_many_digits_can_be_shown(extension: Extension) -> None:
+    """The host may log whatever arrives."""
+    with pytest.raises(ValueError, match="str") as caught:
+        extension.call(timeout=60).many_digits()
+    assert "4300" in str(caught.value)
+    forged = failures.revive(["ValueError", "ValueError", "text", [10**5000], ""])
+    assert str(forged) == "text"
 
 
 def test_a_stream_of_a_loop_that_was_closed(extension: Extension) -> None:

@@ -24,6 +24,8 @@ _KNOWN: dict[str, type[Exception]] = {
 _WIRE_ARGS = (type(None), bool, int, float, str, bytes)
 _TEXT_LIMIT = 200_000
 _NAME_LIMIT = 1000
+_BITS = 2000
+"""Fewer than the 640 digits that `sys.set_int_max_str_digits` always allows."""
 _QUALNAME = type.__dict__["__qualname__"].__get__
 _T = TypeVar("_T")
 
@@ -34,7 +36,12 @@ def _known_name(kind: type) -> str | None:
 
 
 def _is_wire_arg(arg: Any) -> bool:
-    """Return whether an argument travels with its exception; long texts do not."""
+    """Return whether an argument travels with its exception.
+
+    Long texts do not, nor do numbers of more digits than Python writes: `str` of the exception would fail.
+    """
+    if isinstance(arg, int):
+        return type(arg) in _WIRE_ARGS and arg.bit_length() <= _BITS
     return type(arg) in _WIRE_ARGS and (not isinstance(arg, (str, bytes)) or len(arg) <= _TEXT_LIMIT)
 
 

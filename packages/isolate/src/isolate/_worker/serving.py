@@ -209,7 +209,8 @@ class Serving:
             self.answer("ERROR", number, OverloadedError(f"{len(self._running)} calls are running; that is the limit"))
             return
         if not isinstance(export, Export):
-            export = Export(export, kind_of(export))
+            # Only methods stream: a generator is what this one returns, and is refused like other values.
+            export = Export(export, "async" if kind_of(export) == "async" else "sync")
         if self.serial and context.depth == 1:  # a nested call belongs to one that runs
             if self._active is not None:
                 self._running[number] = _Queued(self, number)
