@@ -77,6 +77,32 @@ class TestCommandLine(IntegrationTestBase):
         with pytest.raises(SystemExit):
             main(["nonsense"])
 
+    def test_whose_error_it_is(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """What the called method raises gives 1 and its traceback: also an error of the system, or one of its own."""
+        code = "class Own(Exception): pass\ndef own(): raise Own('mine')\ndef system(): open('/no/such/file')\n"
+        folder = str(self.create_extension("fails", code + "def unsendable(): return object()\n"))
+        for method, name in (("own", "RemoteError"), ("system", "FileNotFoundError")):
+            status, value, _ = self.run(capsys, "run", folder, method)
+            assert (status, value["error"]) == (1, name)
+            assert "main.py" in value["traceback"]
+        assert self.run(capsys, "run", folder, "unsendable")[0] == 2
+
+    def test_results_without_a_form_in_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Keys that JSON does not have are text, as such values are."""
+        folder = str(self.create_extension("odd", "def keys(): return [{(1, 2): {b'x': {3}}, 4: None, None: True}]\n"))
+        assert self.run(capsys, "run", folder, "keys")[:2] == (
+            0,
+            [{"(1, 2)": {"b'x'": "{3}"}, "4": None, "null": True}],
+        )
+
+    @pytest.mark.parametrize("where", ["--json >&-", ">/dev/full"])
+    def test_output_that_cannot_be_written(self, where: str) -> None:
+        """A closed output or a full disk is one line and status 2."""
+        command = f"{sys.executable} -m isolate --store {self.store} list {self.root} {where}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith("isolate: the output cannot be written: ")
+
     def test_verify_and_repair_follow_the_policy(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         """An environment that only a policy allows is verified and repaired with it, and not found without it."""
         self.store = tmp_path / "store"

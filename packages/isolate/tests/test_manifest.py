@@ -76,6 +76,13 @@ BAD = {
     "level": ("name: a\nsandbox: {level: strong}\n", r"line 2: sandbox.level"),
     "memory": ("name: a\nlimits: {memory: lots}\n", "line 2: limits.memory: 'lots' is not a size"),
     "negative": ("name: a\nlimits: {cpu_seconds: -1}\n", "not positive"),
+    "not a number": ("name: a\nlimits: {cpu_seconds: .nan}\n", "line 2: limits.cpu_seconds: nan is not positive"),
+    "beyond the kernel's numbers": ("name: a\nlimits: {memory: 18446744073709551615}\n", "limits.memory: .* too large"),
+    "beyond any number": ("name: a\nlimits: {threads: 99999999999999999999999}\n", "limits.threads: .* too large"),
+    "beyond any time": ("name: a\nlimits: {cpu_seconds: 1.0e+300}\n", "limits.cpu_seconds: .* too large"),
+    "restart limit": ("name: a\nrestart: {limit: -1}\n", "line 2: restart.limit: -1 is not between"),
+    "restart window": ("name: a\nrestart: {window: .nan}\n", "restart.window: nan is not between"),
+    "restart backoff": ("name: a\nrestart: {backoff: .inf}\n", "restart.backoff: inf is not between"),
     "timeout": ("name: a\ntimeouts: {start: 0}\n", "timeouts.start: 0"),
     "provides": ("name: a\nprovides: [_x]\n", "not the name of a public method"),
     "env": ("name: a\nenv: ['A=B']\n", "environment variable"),
@@ -106,6 +113,29 @@ def test_not_utf8_and_too_large_and_missing(tmp_path: Path) -> None:
         read_manifest(write(tmp_path, b"name = ", "manifest.toml") / "manifest.toml")
     with pytest.raises(InvalidManifestError, match=r"manifest\.toml: its values are nested too deep"):
         read_manifest(write(tmp_path, b"name = " + b"[" * 5000, "manifest.toml") / "manifest.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("manifest.yaml", "name: a\ndependencies: [x]\n"),
+        ("manifest.toml", 'name = "a"\ndependencies = ["x"]\n'),
+        ("pyproject.toml", '[project]\nname = "a"\nversion = "1"\ndependencies = ["x"]\n'),
+        ("requirements.txt", "x\n"),
+        ("script.py", '# /// script\n# dependencies = ["x"]\n# ///\n'),
+    ],
+)
+def test_files_that_begin_with_a_mark_of_their_encoding(tmp_path: Path, name: str, text: str) -> None:
+    """Editors on Windows write one; it hides nothing of what follows."""
+    folder = write(tmp_path, "\ufeff" + text, name)
+    assert read_manifest(folder / name if name.endswith(".py") else folder).dependencies == ("x",)
+
+
+def test_a_path_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    """A name that no file can have is an error of this package, not of the system."""
+    for path in (tmp_path / ("a" * 300), tmp_path / ("a" * 300 + ".py"), "x/" * 3000):
+        with pytest.raises(InvalidManifestError):
+            read_manifest(path)
 
 
 @pytest.mark.parametrize(

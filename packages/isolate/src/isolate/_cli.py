@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from isolate._host import Host
 from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._policy import Policy, grant, read_policy
 from isolate._worker import dirty
+from isolate._worker.errors import RemoteTracebackError
 from isolate.errors import ContractMismatchError, IsolateError, RemoteError
 
 _EXAMPLES = """examples:
@@ -373,6 +375,30 @@ def _gc(options: argparse.Namespace, store: EnvironmentStore) -> tuple[Any, str]
     return [{"key": key, "bytes": size} for key, size in removed], "\n".join(lines) or "nothing to remove"
 
 
+def _is_of_method(failure: Exception) -> bool:
+    """Return whether the called method raised this error of the system, or one of a type that is not known here."""
+    return isinstance(failure, RemoteError) or (
+        isinstance(failure.__cause__, RemoteTracebackError) and not isinstance(failure, IsolateError)
+    )
+
+
+def _json(value: Any) -> str:
+    """Return a value as JSON; what has no form there, a key too, is text."""
+    try:
+        return json.dumps(value, default=str, indent=2)
+    except TypeError:
+        return json.dumps(_with_plain_keys(value), default=str, indent=2)
+
+
+def _with_plain_keys(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_with_plain_keys(item) for item in value]
+    if isinstance(value, dict):
+        plain = (str, int, float, type(None))
+        return {key if isinstance(key, plain) else str(key): _with_plain_keys(item) for key, item in value.items()}
+    return value
+
+
 def _complete(options: argparse.Namespace) -> tuple[int, Any, str]:
     """Run the command; return the exit status, the JSON value, and the text for people."""
     try:
@@ -381,10 +407,10 @@ def _complete(options: argparse.Namespace) -> tuple[int, Any, str]:
     except KeyboardInterrupt:
         message = "interrupted; nothing half built is left in use"
         return 130, {"error": "KeyboardInterrupt", "message": message}, f"isolate: {message}"
-    except (IsolateError, OSError) as failure:
-        message = " ".join(str(failure).split())
-        return 2, {"error": type(failure).__name__, "message": message}, f"isolate: {message}"
-    except Exception as failure:  # what the extension's method raised
+    except Exception as failure:
+        if isinstance(failure, (IsolateError, OSError)) and not _is_of_method(failure):
+            message = " ".join(str(failure).split())
+            return 2, {"error": type(failure).__name__, "message": message}, f"isolate: {message}"
         shown = {"error": type(failure).__name__, "message": str(failure), "traceback": str(failure.__cause__ or "")}
         return 1, shown, str(failure.__cause__ or failure)
     return int(options.status), value, text
@@ -399,14 +425,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     status, value, text = _complete(options)
+    stream = sys.stderr if status and not options.status and not options.json else sys.stdout
     try:
+        if stream is None:  # closed before the start
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if options.json:
-            print(json.dumps(value, default=str, indent=2), flush=True)
-        else:
-            stream = sys.stderr if status and not options.status else sys.stdout
-            print(printable(text) if stream.isatty() else text, file=stream, flush=True)
-    except BrokenPipeError:  # the reader has enough; what is left in the buffer must not fail again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            text = _json(value)
+        elif stream.isatty():
+            text = printable(text)
+        print(text, file=stream, flush=True)
+    except ValueError as failure:  # a number of too many digits
+        print(f"isolate: {failure}", file=sys.stderr)
+        return status or 2
+    except OSError as failure:
+        if stream is not None:  # what is left in the buffer must not fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(failure, BrokenPipeError):  # whose reader has enough
+            print(f"isolate: the output cannot be written: {failure.strerror}", file=sys.stderr)
+            return status or 2
     return status
 
 

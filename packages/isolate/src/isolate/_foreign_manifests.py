@@ -114,7 +114,7 @@ def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 def _text(file: Path) -> str:
     try:
-        return read_regular(file, _SIZE_LIMIT).decode("utf-8")
+        return read_regular(file, _SIZE_LIMIT).decode("utf-8-sig")
     except OSError as failure:
         raise InvalidManifestError(f"{file}: {failure.strerror}") from None
     except UnicodeDecodeError:

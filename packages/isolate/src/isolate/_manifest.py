@@ -130,6 +130,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     lock_file: str = "isolate.lock"
 
 
+_SECONDS, _NUMBERS = 1e7, 1 << 63
+"""Above every time and every limit that a manifest can set: the kernel's numbers have 64 bits."""
 _NO_KEYS = ("directory", "lock_file")
 
 
@@ -173,10 +175,13 @@ def read_manifest(path: str | Path) -> Manifest:
         'stats'
     """
     path = Path(path)
-    ours = path.is_dir() and any((path / name).is_file() for name in FILES)
-    if not ours and (path.suffix == ".py" or path.is_dir()) and (path.is_file() or is_foreign(path)):
-        return _read_foreign(path)
-    file = find_manifest(path)
+    try:
+        ours = path.is_dir() and any((path / name).is_file() for name in FILES)
+        if not ours and (path.suffix == ".py" or path.is_dir()) and (path.is_file() or is_foreign(path)):
+            return _read_foreign(path)
+        file = find_manifest(path)
+    except OSError as failure:  # a name that is too long, a folder that may not be searched
+        raise InvalidManifestError(f"{str(path)!r:.200}: {failure.strerror}") from None
     try:
         data = read_regular(file, _SIZE_LIMIT)
     except OSError as failure:
@@ -184,7 +189,7 @@ def read_manifest(path: str | Path) -> Manifest:
     except ValueError as failure:
         raise InvalidManifestError(f"a manifest cannot be read: {failure}") from None
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as failure:
         line = data[: failure.start].count(b"\n") + 1
         raise InvalidManifestError(f"{file}, line {line}: byte 0x{data[failure.start]:02x} is not UTF-8") from None
@@ -272,9 +277,15 @@ def _check_values(manifest: Manifest, problem: Any) -> None:
     except ValueError as failure:
         raise problem("limits.memory", f"limits.memory: {failure}") from None
     for name, value in numbers.items():
-        if value <= 0:
+        if not value > 0:
             raise problem(f"limits.{name}", f"limits.{name}: {value} is not positive")
+        if value >= (_SECONDS if name == "cpu_seconds" else _NUMBERS):
+            raise problem(f"limits.{name}", f"limits.{name}: {value} is too large; leave it out for no limit")
     for name in ("start", "call", "stop"):
         seconds = getattr(manifest.timeouts, name)
-        if seconds is not None and not 0 < seconds < 1e7:
+        if seconds is not None and not 0 < seconds < _SECONDS:
             raise problem(f"timeouts.{name}", f"timeouts.{name}: {seconds} is not a positive number of seconds")
+    for name in ("limit", "window", "backoff"):
+        value = getattr(manifest.restart, name)
+        if not 0 <= value < _SECONDS:
+            raise problem(f"restart.{name}", f"restart.{name}: {value} is not between 0 and {_SECONDS:,.0f}")

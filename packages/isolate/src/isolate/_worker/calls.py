@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import functools
 import inspect
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Export(NamedTuple):
 
 def kind_of(function: Callable[..., Any]) -> str:
     """Return how a callable runs: `sync` on a thread, `async` on the loop, `stream` and `astream` item by item."""
-    while hasattr(function, "func"):  # functools.partial
+    while isinstance(function, functools.partial):
         function = function.func
     for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004 - instances of classes with an async __call__
         if inspect.iscoroutinefunction(candidate):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
-from . import declared, stacks
+from . import declared, forks, stacks
 from .calls import CURRENT, Context, Export, kind_of
 from .copies import ON_LOOP, STATE, Copier, CopyNeededError
 from .errors import CallCancelledError, OverloadedError, WireError
@@ -23,6 +24,20 @@ from .threads import Share, Threads
 Answer = Callable[[str, int, Any], None]
 _ABANDONED_LIMIT = 100
 """Calls that may still run after they were cancelled, before the process counts as stuck."""
+
+
+def _is_cancelled() -> bool:
+    """Return whether somebody has cancelled the running task, and not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _may_be_interrupted() -> bool:
+    """Return whether Ctrl-C raises `KeyboardInterrupt` in the running code, so that it must go on to the caller."""
+    return (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
 
 
 class _ThreadCall:
@@ -75,10 +90,9 @@ class _ThreadCall:
                     CURRENT.reset(token)
             finally:
                 self._settle()
-        except CallCancelledError:
-            pass
         except BaseException as failure:
-            serving.answer("ERROR", number, failure)
+            if not (self.cancelled and isinstance(failure, CallCancelledError)):
+                serving.answer("ERROR", number, failure)
         finally:
             serving.finished(number)
 
@@ -160,6 +174,7 @@ class Serving:
         copier: Copier,
     ) -> None:
         self._copier = copier
+        self._generation = forks.generation()
         self._loop = loop
         self._threads = threads
         self._limit = limits.open_calls
@@ -194,7 +209,8 @@ class Serving:
             self.answer("ERROR", number, OverloadedError(f"{len(self._running)} calls are running; that is the limit"))
             return
         if not isinstance(export, Export):
-            export = Export(export, kind_of(export))
+            # Only methods stream: a generator is what this one returns, and is refused like other values.
+            export = Export(export, "async" if kind_of(export) == "async" else "sync")
         if self.serial and context.depth == 1:  # a nested call belongs to one that runs
             if self._active is not None:
                 self._running[number] = _Queued(self, number)
@@ -278,6 +294,8 @@ class Serving:
 
     def answer(self, kind: str, number: int, value: Any) -> None:
         """Send an answer. A value that does not travel becomes an error; a closed link is ignored."""
+        if self._generation != forks.generation():
+            forks.end_child(value if isinstance(value, BaseException) else None)
         try:
             self._answer(kind, number, value)
         except ConnectionError:
@@ -322,11 +340,11 @@ class Serving:
             value = await coroutine
             if not self._answer_here("RESULT", number, value):
                 await self._copier.again(self.answer, "RESULT", number, value)
-        except asyncio.CancelledError:
-            return
         except BaseException as failure:
-            self.answer("ERROR", number, failure)
-            if not isinstance(failure, Exception):
+            if isinstance(failure, asyncio.CancelledError) and _is_cancelled():
+                return
+            self.answer("ERROR", number, failure)  # also where the method awaited something that was cancelled
+            if isinstance(failure, KeyboardInterrupt) and _may_be_interrupted():
                 raise
         finally:
             self.finished(number)

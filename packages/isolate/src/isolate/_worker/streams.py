@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -203,7 +204,8 @@ async def astream(
         if loop is link.loop:
             changed.set()
         else:
-            loop.call_soon_threadsafe(changed.set)
+            with contextlib.suppress(RuntimeError):  # that loop is closed, so nothing waits
+                loop.call_soon_threadsafe(changed.set)
 
     deadline = deadline_after(timeout)
     number = link.next_number()
