@@ -91,9 +91,9 @@ class Int8Linear(_Int8Layer):
     def forward(self, input: Tensor) -> Tensor:
         """Return the product in the dtype of `input`, of shape (..., in_features)."""
         bias = None if self.bias is None else self.bias.float()
-        # TorchScript leaves out a branch by a condition of its own only.
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined] # noqa: SIM102
-            if gradients.wanted(input, bias):
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            differentiated = gradients.wanted(input, bias)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
                 return gradients.linear(input, self.packed, self.scale, bias, "auto", 0)
         out: Tensor = torch.ops.ternary.linear(input, self.packed, self.scale, bias, "auto", 0)
         return out
@@ -166,9 +166,9 @@ class Int8Conv2d(_Int8Layer):
     def _in_integers(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
-        # TorchScript leaves out a branch by a condition of its own only.
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined] # noqa: SIM102
-            if gradients.wanted(x, bias):
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            differentiated = gradients.wanted(x, bias)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
                 return gradients.conv2d(x, self.packed, self.scale, bias, *sizes, self.groups, "auto", 0)
         out: Tensor = torch.ops.ternary.conv2d(
             x, self.packed, self.scale, bias, sizes[0], sizes[1], sizes[2], sizes[3], self.groups, "auto", 0

@@ -105,7 +105,8 @@ class PackedLinear(PackedLayer):
                 y = self._shortcut.linear(x, self._buffers, self.kernel, self.threads)
             if y is not None:
                 return y
-            if gradients.wanted(x):
+            differentiated = gradients.wanted(x)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
                 return gradients.linear(x, self.packed, self.scale, self.bias, self.kernel, self.threads)
         return torch.ops.ternary.linear(x, self.packed, self.scale, self.bias, self.kernel, self.threads)  # type: ignore[no-any-return]
 
@@ -247,9 +248,9 @@ class PackedConv2d(PackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C_in, H, W) in any floating dtype: (B, C_out, OH, OW) of the same dtype."""
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
-        # TorchScript leaves out a branch by a condition of its own only.
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined] # noqa: SIM102
-            if gradients.wanted(x):
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            differentiated = gradients.wanted(x)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
                 rest = (*sizes, self.groups, self.kernel, self.threads)
                 return gradients.conv2d(x, self.packed, self.scale, self.bias, *rest)
         return torch.ops.ternary.conv2d(  # type: ignore[no-any-return]
