@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from ternary._torch_private import forward_mode
 from ternary.runtime._layout import bytes_of_conv, from_byte_tiles, is_depthwise, untiled
@@ -93,7 +94,7 @@ class _Conv2d(torch.autograd.Function):
         if ctx.bias_dtype is not None and ctx.needs_input_grad[3]:
             of_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype)
         weight = _kernel(packed, scale, ctx.shape[1], ctx.geometry[0], groups)
-        of_x = torch.nn.grad.conv2d_input(ctx.shape, weight, grad.float(), *ctx.geometry[1:])  # type: ignore[no-untyped-call]
+        of_x = conv2d_input(ctx.shape, weight, grad.float(), *ctx.geometry[1:])  # type: ignore[no-untyped-call]
         return of_x.to(grad.dtype), None, None, of_bias, *[None] * 7
 
     @staticmethod
