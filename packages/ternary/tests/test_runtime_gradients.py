@@ -212,6 +212,16 @@ class TestWithoutGradients:
         assert torch.equal(traced(x), model(x))
         assert torch.equal(scripted(x), model(x))
 
+    def test_symbolic_traces(self) -> None:
+        """torch.fx records the operators of every layer."""
+        model = nn.Sequential(
+            convolution(1, 5, 7), nn.Flatten(), nn.Linear(140, 37), linear(), Int8Linear(nn.Linear(5, 3))
+        )
+        x = torch.randn(2, 5, 9, 8)
+        graph = torch.fx.symbolic_trace(model)
+        assert torch.equal(graph(x), model(x))
+        assert sum("ternary" in str(n.target) for n in graph.graph.nodes) == 3
+
     @pytest.mark.slow
     def test_compilers(self) -> None:
         """A compiled model has the same gradient; an exported program holds the operators alone."""

@@ -23,6 +23,8 @@ Sizes = tuple[int, int]
 
 def wanted(x: Tensor, bias: Tensor | None = None) -> bool:
     """Return whether a product has to know its gradients; a trace and an exported program are for inference."""
+    if not isinstance(x, Tensor):  # as torch.fx traces
+        return False
     reverse = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if torch.compiler.is_compiling():
         return reverse and not torch.compiler.is_exporting()

@@ -11,6 +11,7 @@ from torch.nn import functional
 from ternary._torch_private import version_of
 from ternary.nn._quantizers import require_finite
 from ternary.runtime import _gradients as gradients
+from ternary.runtime import _ops as ops
 from ternary.runtime._face import PackedLayer, keep_attributes
 from ternary.runtime._layout import bytes_of_conv, bytes_to_conv, from_byte_tiles, padding_edges, to_byte_tiles
 
@@ -92,6 +93,7 @@ class Int8Linear(_Int8Layer):
         """Return the product in the dtype of `input`, of shape (..., in_features)."""
         bias = None if self.bias is None else self.bias.float()
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(input, -1, self.in_features)
             differentiated = gradients.wanted(input, bias)  # a condition of its own: TorchScript leaves the branch out
             if differentiated:
                 return gradients.linear(input, self.packed, self.scale, bias, "auto", 0)
@@ -167,6 +169,7 @@ class Int8Conv2d(_Int8Layer):
         bias = None if self.bias is None else self.bias.float()
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(x, -3, self.in_channels)
             differentiated = gradients.wanted(x, bias)  # a condition of its own: TorchScript leaves the branch out
             if differentiated:
                 return gradients.conv2d(x, self.packed, self.scale, bias, *sizes, self.groups, "auto", 0)

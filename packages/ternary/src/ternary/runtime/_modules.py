@@ -100,6 +100,7 @@ class PackedLinear(PackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Product of (..., K) in any floating dtype with the weights: (..., N) of the same dtype."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(x, -1, self.in_features)
             y = None
             if not torch.compiler.is_compiling():
                 y = self._shortcut.linear(x, self._buffers, self.kernel, self.threads)
@@ -249,6 +250,7 @@ class PackedConv2d(PackedLayer):
         """Convolve (B, C_in, H, W) in any floating dtype: (B, C_out, OH, OW) of the same dtype."""
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(x, -3, self.in_channels)
             differentiated = gradients.wanted(x)  # a condition of its own: TorchScript leaves the branch out
             if differentiated:
                 rest = (*sizes, self.groups, self.kernel, self.threads)
