@@ -55,7 +55,9 @@ def check_size(x: Tensor, axis: int, wanted: int) -> None:
 
     The packed weight alone does not tell: tiles of 16 columns are filled up with zeros.
     """
-    if isinstance(x, Tensor) and x.dim() >= -axis and x.shape[axis] != wanted:  # not of what torch.fx traces with
+    if not isinstance(x, Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return  # a trace would record the comparison; torch.fx traces with what is no tensor
+    if x.dim() >= -axis and x.shape[axis] != wanted:
         what = "features" if axis == -1 else "channels"
         raise LayerShapeError(f"got an input of shape {tuple(x.shape)}, {x.shape[axis]} {what}; wanted {wanted}")
 
