@@ -18,7 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import ternary
 from ternary.errors import KernelUnavailableError, LayerShapeError, TernaryError, TernaryValueError
+from ternary.nn import Int8Conv2d, Int8Linear, TernaryConv1d
 from ternary.runtime import PackedConv2d, PackedEmbedding, PackedLinear, available_kernels, doctor
 from ternary.runtime import _native as native
 
@@ -420,6 +422,32 @@ class TestRefusals:
         missing = next(name for name in ("neon", "avx512vnni") if name not in available_kernels())
         with pytest.raises(KernelUnavailableError, match="torch"):
             linear(missing)(torch.randn(1, 53))
+
+
+class TestWidths:
+    """Tiles are filled up to 16 columns, so their shape does not tell 37 features from 40."""
+
+    @pytest.mark.parametrize("off", [-2, -1, 1, 3])
+    @pytest.mark.parametrize("first", [False, True], ids=["after a right call", "at the first call"])
+    def test_another_number_of_features(self, off: int, first: bool) -> None:
+        """Linear layers of 2 and of 8 bits refuse a wider or narrower input, also with gradients."""
+        for layer in (PackedLinear.from_ternary(values(5, 37), 0.5), Int8Linear(nn.Linear(37, 5))):
+            if not first:
+                layer(torch.randn(2, 37))
+            for x in (torch.randn(2, 37 + off), torch.randn(37 + off), torch.randn(2, 37 + off, requires_grad=True)):
+                with pytest.raises(LayerShapeError, match=f"{37 + off} features; wanted 37"):
+                    layer(x)
+
+    def test_another_number_of_channels(self) -> None:
+        """Convolutions of both, in one dimension too."""
+        x = torch.randn(2, 5, 6, 6)
+        layer = PackedConv2d.from_ternary(values(4, 6, 1, 1), 0.5)
+        with pytest.raises(LayerShapeError, match="5 channels; wanted 6"):
+            layer(x)
+        with pytest.raises(LayerShapeError, match="15 channels; wanted 16"):
+            Int8Conv2d(nn.Conv2d(16, 4, 1))(torch.randn(2, 15, 6, 6))
+        with pytest.raises(LayerShapeError, match="5 channels; wanted 6"):
+            ternary.pack(TernaryConv1d(6, 4, 1))(x[:, :, 0])
 
 
 class TestDoctor:

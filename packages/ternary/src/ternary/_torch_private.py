@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 __all__ = [
     "DISPATCH_KNOWN",
     "current_stream",
+    "forward_mode",
     "plain_dispatch",
     "pre_hooks_of",
     "profiler_enabled",
@@ -72,6 +74,11 @@ _make_wrapper = attrgetter("_make_wrapper_subclass")(Tensor)
 
 
 _pre_hooks = attrgetter("_forward_pre_hooks")
+
+
+def forward_mode() -> bool:
+    """Return whether a forward-mode derivative (`torch.func.jvp`, dual numbers) is being computed."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def pre_hooks_of(layer: nn.Module) -> list[Any]:

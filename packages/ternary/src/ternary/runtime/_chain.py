@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ternary._core import STAGE
 from ternary.errors import LayerShapeError
+from ternary.runtime import _gradients as gradients
 from ternary.runtime import _native as native
 from ternary.runtime import _ops as ops
 from ternary.runtime._layout import Geometry
@@ -83,7 +84,8 @@ class Stage:
             return self.activation(sums + self.bias.reshape(1, -1, 1, 1))
         # By its operator, which tracers record.
         moving = ((1, 1), (1, 1), (0, 0), (1, 1), 1, "torch")
-        return self.activation(torch.ops.ternary.conv2d(x, self.weight, self.scale, self.bias, *moving))
+        product = gradients.conv2d if gradients.wanted(x) else torch.ops.ternary.conv2d
+        return self.activation(product(x, self.weight, self.scale, self.bias, *moving))
 
     def packed(self) -> bytes:
         """Return the stage as the core reads it."""
@@ -114,11 +116,28 @@ def _recorded(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor  # type: ignore[attr-defined,no-untyped-call]
 
 
+class _Through(torch.autograd.Function):
+    """A chain in the core; its gradients are those of plain torch, which is run for them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chain: FusedChain) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.chain = chain
+        return chain.computed(x, recorded=False)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            return torch.autograd.grad(ctx.chain.plain(x), x, outputs[0])[0], None
+
+
 class FusedChain(nn.Module):
     """Consecutive 1 x 1 and depthwise convolutions with what follows each, computed in one call.
 
     A 1 x 1 convolution rounds its input to int8, one scale an image, and sums in integers, as it does alone. Others
-    compute in float. Every kernel and plain torch return the same bits. Gradients do not flow.
+    compute in float. Every kernel and plain torch return the same bits. Gradients reach the input
+    as if nothing was rounded.
 
     Args:
         stages: The convolutions in order; `ternary.runtime.fuse` makes them.
@@ -151,19 +170,29 @@ class FusedChain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C_in, H, W) in any floating dtype: (B, C_out, OH, OW) of the same dtype."""
         recorded = _recorded(x)
+        if not recorded and gradients.wanted(x):
+            return cast(Tensor, _Through.apply(x, self))  # type: ignore[no-untyped-call]
+        return self.computed(x, recorded)
+
+    def computed(self, x: Tensor, recorded: bool) -> Tensor:
+        """Compute in the core where it can, else in plain torch."""
         size = None if recorded else self._out_size(x)
         path = -1 if x.device.type != "cpu" or recorded else native.path_number(self.kernel)
         if path < 0 or size is None or not x.numel():
-            with torch.autocast(x.device.type, enabled=False):
-                y = x.detach().float()
-                for stage in self.stages:
-                    y = stage.plain(y)
-            return y.to(x.dtype)
+            return self.plain(x if recorded and gradients.wanted(x) else x.detach())
         program = self._program()
         image = x.detach().float().contiguous(memory_format=torch.channels_last)
         out = torch.empty((x.shape[0], *size), dtype=torch.float32, device="cpu")
         native.run_chain(path, self.threads or torch.get_num_threads(), image, program, len(self._plan), out)
         return out.permute(0, 3, 1, 2).to(x.dtype)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Compute in plain torch, which knows its gradients."""
+        with torch.autocast(x.device.type, enabled=False):
+            y = x.float()
+            for stage in self.stages:
+                y = stage.plain(y)
+        return y.to(x.dtype)
 
     def _program(self) -> ctypes.Array[ctypes.c_char]:
         """Return the stages as the core reads them, written again only after a tensor was replaced."""

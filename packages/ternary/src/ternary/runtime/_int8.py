@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from ternary._torch_private import version_of
 from ternary.nn._quantizers import require_finite
+from ternary.runtime import _gradients as gradients
+from ternary.runtime import _ops as ops
 from ternary.runtime._face import PackedLayer, keep_attributes
 from ternary.runtime._layout import bytes_of_conv, bytes_to_conv, from_byte_tiles, padding_edges, to_byte_tiles
 
@@ -57,12 +59,6 @@ class _Int8Layer(PackedLayer):
         """Return int8 values of the shape of the weight in the order of the kernels."""
         raise NotImplementedError
 
-    @torch.jit.unused
-    def _needs_gradients(self, x: Tensor) -> bool:
-        if not torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return False  # a trace is for inference
-        return x.requires_grad or (self.bias is not None and self.bias.requires_grad)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Also take the key that earlier releases wrote: the values in the order of the weight."""
         old = state_dict.pop(prefix + "values", None)
@@ -96,18 +92,13 @@ class Int8Linear(_Int8Layer):
     def forward(self, input: Tensor) -> Tensor:
         """Return the product in the dtype of `input`, of shape (..., in_features)."""
         bias = None if self.bias is None else self.bias.float()
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(input, -1, self.in_features)
+            differentiated = gradients.wanted(input, bias)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
+                return gradients.linear(input, self.packed, self.scale, bias, "auto", 0)
         out: Tensor = torch.ops.ternary.linear(input, self.packed, self.scale, bias, "auto", 0)
-        if torch.jit.is_scripting() or torch.compiler.is_compiling():  # type: ignore[attr-defined]
-            return out
-        return self._straight_through(out, input)
-
-    @torch.jit.unused
-    def _straight_through(self, out: Tensor, x: Tensor) -> Tensor:
-        """Return `out` with the gradients of the float product, where any are wanted."""
-        if not self._needs_gradients(x):
-            return out
-        through = functional.linear(x, self.dense().to(x.dtype), self.bias)
-        return out.detach() + (through - through.detach())
+        return out
 
     @torch.jit.unused
     def values(self) -> Tensor:
@@ -177,10 +168,15 @@ class Int8Conv2d(_Int8Layer):
     def _in_integers(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(x, -3, self.in_channels)
+            differentiated = gradients.wanted(x, bias)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
+                return gradients.conv2d(x, self.packed, self.scale, bias, *sizes, self.groups, "auto", 0)
         out: Tensor = torch.ops.ternary.conv2d(
             x, self.packed, self.scale, bias, sizes[0], sizes[1], sizes[2], sizes[3], self.groups, "auto", 0
         )
-        return out if torch.jit.is_scripting() else self._straight_through(out, x)  # type: ignore[attr-defined]
+        return out
 
     def _in_float(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -205,15 +201,6 @@ class Int8Conv2d(_Int8Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_kept"}
-
-    @torch.jit.unused
-    def _straight_through(self, out: Tensor, x: Tensor) -> Tensor:
-        """Return `out` with the gradients of the float convolution, where any are wanted."""
-        if torch.compiler.is_compiling() or not self._needs_gradients(x):
-            return out
-        options = (self.stride, self.padding, self.dilation, self.groups)
-        through = functional.conv2d(x, self.dense().to(x.dtype), self.bias, *options)
-        return out.detach() + (through - through.detach())
 
     @torch.jit.unused
     def values(self) -> Tensor:

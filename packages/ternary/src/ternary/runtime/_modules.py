@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ternary.errors import LayerShapeError
 from ternary.packing import pack_2bit, unpack_2bit
+from ternary.runtime import _gradients as gradients
 from ternary.runtime import _ops as ops
 from ternary.runtime._face import PackedLayer
 from ternary.runtime._layout import (
@@ -29,7 +30,8 @@ __all__ = ["PackedConv2d", "PackedEmbedding", "PackedLinear"]
 class PackedLinear(PackedLayer):
     """A linear layer x W^T * scale + bias with 2-bit weights and int8 activations, quantized row by row at each call.
 
-    The state dict holds `packed` (uint8 tiles, 1/16 of float32), `scale` and `bias` (float32). Gradients do not flow.
+    The state dict holds `packed` (uint8 tiles, 1/16 of float32), `scale` and `bias` (float32). Gradients
+    reach the input as if nothing was rounded; the weight is fixed.
 
     Args:
         in_features: Columns K of the weight.
@@ -97,10 +99,16 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Product of (..., K) in any floating dtype with the weights: (..., N) of the same dtype."""
-        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # type: ignore[attr-defined]
-            y = self._shortcut.linear(x, self._buffers, self.kernel, self.threads)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(x, -1, self.in_features)
+            y = None
+            if not torch.compiler.is_compiling():
+                y = self._shortcut.linear(x, self._buffers, self.kernel, self.threads)
             if y is not None:
                 return y
+            differentiated = gradients.wanted(x)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
+                return gradients.linear(x, self.packed, self.scale, self.bias, self.kernel, self.threads)
         return torch.ops.ternary.linear(x, self.packed, self.scale, self.bias, self.kernel, self.threads)  # type: ignore[no-any-return]
 
     @torch.jit.unused
@@ -129,6 +137,7 @@ class PackedConv2d(PackedLayer):
 
     Strided, padded, dilated, grouped and depthwise. Output is channels-last in memory; channels-last input is read as
     it is, other input is rearranged first. The state dict holds `packed` (uint8), `scale` and `bias` (float32).
+    Gradients reach the input as if nothing was rounded; the weight is fixed.
 
     Args:
         in_channels: Channels of the input.
@@ -239,15 +248,22 @@ class PackedConv2d(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C_in, H, W) in any floating dtype: (B, C_out, OH, OW) of the same dtype."""
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            ops.check_size(x, -3, self.in_channels)
+            differentiated = gradients.wanted(x)  # a condition of its own: TorchScript leaves the branch out
+            if differentiated:
+                rest = (*sizes, self.groups, self.kernel, self.threads)
+                return gradients.conv2d(x, self.packed, self.scale, self.bias, *rest)
         return torch.ops.ternary.conv2d(  # type: ignore[no-any-return]
             x,
             self.packed,
             self.scale,
             self.bias,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
+            sizes[0],
+            sizes[1],
+            sizes[2],
+            sizes[3],
             self.groups,
             self.kernel,
             self.threads,

@@ -17,7 +17,7 @@ from ternary.runtime import _native as native
 from ternary.runtime._face import check_codes
 from ternary.runtime._layout import Geometry, tile_shape
 
-__all__ = ["KERNELS", "check_linear", "check_once"]
+__all__ = ["KERNELS", "check_linear", "check_once", "check_size"]
 
 KERNELS = ("auto", "torch", *native.PATHS, "triton")
 """Every name that a `kernel` argument may have on some machine."""
@@ -48,6 +48,18 @@ def check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
             f"got an input with {k} features and weights of shape {tuple(weight.shape)}; "
             f"{k} -> {scale.shape[0]} features take {wanted}"
         )
+
+
+def check_size(x: Tensor, axis: int, wanted: int) -> None:
+    """Raise LayerShapeError if an input has other features or channels than the layer.
+
+    The packed weight alone does not tell: tiles of 16 columns are filled up with zeros.
+    """
+    if not isinstance(x, Tensor) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return  # a trace would record the comparison; torch.fx traces with what is no tensor
+    if x.dim() >= -axis and x.shape[axis] != wanted:
+        what = "features" if axis == -1 else "channels"
+        raise LayerShapeError(f"got an input of shape {tuple(x.shape)}, {x.shape[axis]} {what}; wanted {wanted}")
 
 
 def _check_conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry) -> None:

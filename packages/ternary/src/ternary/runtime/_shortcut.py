@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ternary._torch_private import DISPATCH_KNOWN, plain_dispatch, profiler_enabled, version_of
+from ternary._torch_private import DISPATCH_KNOWN, forward_mode, plain_dispatch, profiler_enabled, version_of
 from ternary.runtime import _gpu as gpu
 from ternary.runtime import _native as native
 from ternary.runtime import _ops as ops
@@ -55,6 +55,7 @@ class Shortcut:
             not DISPATCH_KNOWN
             or type(x) is not Tensor
             or x.requires_grad
+            or forward_mode()
             or not plain_dispatch(x)
             or profiler_enabled()
             or not x.is_contiguous()
