@@ -374,7 +374,7 @@ def _open_pool(run: Run, backends: Sequence[Backend]) -> tuple[Pool, int]:
         far = RayPool(backends, run.workers, run.gpu_tasks)
         return far, run.workers or far.cpus()
     gpus = visible_gpus() if any(map(uses_gpu, backends)) else ()
-    slots = slots_of(run.workers, gpus, per_gpu=run.gpu_tasks)
+    slots = slots_of(run.workers, gpus, per_gpu=run.gpu_tasks, most=len(run.tasks))
     return LocalPool(slots), len(slots)
 
 
