@@ -187,8 +187,7 @@ class Run:
             if self.pool == "local":  # on a cluster the nodes may have what this machine has not
                 for backend in self.backends:
                     preflight(backend, self.budget, workers=self.workers or 1, gpu_tasks=self.gpu_tasks)
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(self._keeper.held())
+            with contextlib.ExitStack() as stack, self._keeper.held():
                 backends = [stack.enter_context(sharing(b)) for b in self.backends]
                 yield from self._solve(backends)
 
