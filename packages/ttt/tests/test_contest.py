@@ -110,7 +110,7 @@ def test_answers_of_several_tries_are_voted_on() -> None:
 
 
 def test_no_third_try_before_every_second(sample_arc_tasks: list[ttt.Task]) -> None:
-    """A doubtful answer gets its second try before a task without one gets its third; an ended backend waits a round."""
+    """A doubtful answer gets its second try before no answer gets its third; an ended backend waits a round."""
     hopeless, doubtful, ended = sample_arc_tasks[:3]
     entries = [
         Entry(hopeless, [result_of(hopeless, 0.0, 5.0, late=True)] * 2),
