@@ -258,7 +258,8 @@ def test_a_contest_that_is_killed_twice_keeps_its_time(real_tasks: ttt.TaskSet, 
     solved = len(ttt.score(integration_test_dir / "s.json", chosen).solved)
     left_open = [t for t in json.loads(out)["tasks"] if (t["confidence"] or 0) < 0.9]
     print(f"contest: {alive:.1f} of {total:g} s, {solved} of {len(chosen)} solved, {len(left_open)} left open")
-    assert alive <= 1.02 * total, (alive, total)
+    # 2 % of a contest; of a short one a busy machine takes more, for the starts and what a kill forgets.
+    assert alive <= total + max(10.0, 0.02 * total), (alive, total)
     if left_open:
         assert alive >= 0.98 * total - 1, (alive, total)
     backend = ttt.named_backend("grid", stages=("search", "trees"))
