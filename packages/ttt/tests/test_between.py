@@ -103,6 +103,25 @@ def test_parts_are_merged_by_confidence(
     assert main(["merge", str(out), str(integration_test_dir / "short.json")]) == 2
 
 
+def test_a_merged_submission_has_every_id(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """Of runs that did not finish, and that refused a task, all ids are there, and what one found counts."""
+    bad = ttt.Rejected("bad", 2, "has no 'train'")
+    parts = []
+    for name, rejected in (("a", (bad,)), ("b", ())):
+        tasks = ttt.TaskSet(tuple(sample_arc_tasks[:3]), rejected)
+        run = ttt.run(tasks, backend=ColourTable(), budget="8 steps", folder=integration_test_dir / f"{name}.run")
+        parts.append(str(run.folder))
+    for event in run:
+        if isinstance(event, ttt.Finished):
+            break
+    out = integration_test_dir / "merged.json"
+    assert main(["merge", *parts, "--out", str(out)]) == 0
+    answers = ttt.read_submission(out)
+    assert set(answers) == {"bad", *(t.id for t in sample_arc_tasks[:3])}
+    assert len(answers["bad"]) == 2
+    assert ttt.score(out, sample_arc_tasks[:3]).solved == (event.task_id,)
+
+
 def test_show_puts_answers_beside_the_truth(two_runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """`ttt show RUN TASK`: both attempts, right or wrong, wrong cells with a mark, the truth; --json has it all."""
     assert main(["show", str(two_runs[0]), "mirror"]) == 0
@@ -154,6 +173,8 @@ def test_each_slot_sees_one_gpu() -> None:
     assert doubled == ["GPU-a", "GPU-b", "GPU-a", "GPU-b"]
     assert slots_of(3, ()) == [{}, {}, {}]
     assert slots_of(None, (), default=5) == [{}] * 5
+    assert slots_of(10**12, (), most=2) == [{}, {}], "no more than there are tasks"
+    assert len(slots_of(None, four, per_gpu=10**12, most=5)) == 5
     with pytest.raises(InvalidBackendError, match="at most 2"):
         slots_of(3, ("0", "1"))
 

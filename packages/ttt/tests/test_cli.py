@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import ttt
+from ttt._cli import solve
 from ttt._cli.main import main
 from ttt._tasks.loader import task_json
 
@@ -190,3 +192,42 @@ def test_a_broken_submission_is_kept_aside(tasks_file: Path) -> None:
     assert main(["solve", str(tasks_file), "--out", str(out), "--steps", "8", *TABLE]) == 0
     assert out.with_name("s.before-1.json").read_text() == "notes of mine"
     assert len(ttt.read_submission(out)) == 5
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "folder", "x.run"])
+def test_an_output_that_is_no_file_is_refused_before_anything_is_solved(
+    tasks_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    """No name, a folder, or the name of the run's own folder: said in one line, and nothing is made."""
+    monkeypatch.chdir(tasks_file.parent)
+    (tasks_file.parent / "folder").mkdir()
+    before = sorted(tasks_file.parent.iterdir())
+    assert main(["solve", str(tasks_file), "--out", out, *TABLE]) == 2
+    said = capsys.readouterr().err
+    assert any(words in said for words in ("wanted the name of a file", "name a file", "two outputs")), said
+    assert sorted(tasks_file.parent.iterdir()) == before
+
+
+def test_figures_and_page_do_not_take_each_others_name(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`eval --out x.html`: the page would have replaced the figures."""
+    out = tasks_file.with_name("x.html")
+    assert main(["eval", "--split", str(tasks_file), "--out", str(out), *TABLE]) == 2
+    assert "two outputs would have this name" in capsys.readouterr().err
+
+
+def test_a_total_counts_from_the_start_of_ttt(tasks_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that was something else before (`exec ttt` in a script, a notebook) its earlier time is not used."""
+    monkeypatch.setattr(solve, "STARTING", 0.0)
+    out = tasks_file.with_name("s.json")
+    begun = time.monotonic()
+    assert main(["solve", str(tasks_file), "--out", str(out), "--total", "2s", "--json", *TABLE]) in (0, 1)
+    used = json.loads((out.with_suffix(".run") / "time.json").read_text())["seconds"]
+    assert used <= time.monotonic() - begun
+
+
+def test_stages_are_checked_once(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt stage, and none, are refused before the first process."""
+    for stages in ("serch", '["search","nets"]', "[]", "3"):
+        out = tasks_file.with_name("s.json")
+        assert main(["solve", str(tasks_file), "--out", str(out), "--set", f"stages={stages}"]) == 2
+        assert "wanted a list of some of search, trees, net" in capsys.readouterr().err

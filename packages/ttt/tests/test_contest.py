@@ -110,6 +110,26 @@ def test_answers_of_several_tries_are_voted_on() -> None:
     assert same(blank.first.grid, grid(1))
 
 
+def test_no_third_try_before_every_second(sample_arc_tasks: list[ttt.Task]) -> None:
+    """A doubtful answer gets its second try before no answer gets its third; an ended backend waits a round."""
+    hopeless, doubtful, ended = sample_arc_tasks[:3]
+    entries = [
+        Entry(hopeless, [result_of(hopeless, 0.0, 5.0, late=True)] * 2),
+        Entry(doubtful, [result_of(doubtful, 0.61, 5.0, late=True)]),
+        Entry(ended, [result_of(ended, 0.61, 5.0, late=False)]),
+    ]
+    plan = Contest(
+        entries,
+        seconds_left=lambda: 1000.0,
+        total=1800.0,
+        workers=lambda: 3,
+        budget=Budget(seconds=None),
+        job=lambda task, _number, budget: Job(task, ColourTable(), budget, 0),
+    )
+    order = [job.task.id for _ in entries if (job := plan.next_job()) is not None]
+    assert order == [doubtful.id, hopeless.id, ended.id]
+
+
 @pytest.mark.parametrize("reason", [None, "memory", "time"])
 def test_a_task_that_only_fails_is_not_tried_for_ever(
     sample_arc_tasks: list[ttt.Task], reason: StopReason | None
@@ -255,7 +275,8 @@ def test_a_contest_that_is_killed_twice_keeps_its_time(real_tasks: ttt.TaskSet, 
         even = ttt.run(chosen, backend=backend, budget=2 * total / len(chosen), workers=2)
         for _ in even:
             pass
-        in_time = alive <= 1.02 * total and (not left_open or alive >= 0.98 * total - 1)
+        # 2 % of a contest; of a short one a busy machine takes more, for the starts and what a kill forgets.
+        in_time = alive <= total + max(10.0, 0.02 * total) and (not left_open or alive >= 0.98 * total - 1)
         seen.append((alive, total, solved, len(even.score().solved)))
         if in_time and solved >= len(even.score().solved):
             return

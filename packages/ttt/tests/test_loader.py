@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -280,6 +282,44 @@ def test_folders_of_other_collections_load_as_they_are(integration_test_dir: Pat
         loaded = ttt.load(integration_test_dir / folder)
         assert (len(loaded), loaded.rejected) == (count, ())
     assert ttt.load(integration_test_dir / "ConceptARC")["Center1"].has_solutions
+
+
+def test_what_ttt_wrote_beside_the_tasks_is_no_task(integration_test_dir: Path) -> None:
+    """`ttt solve .` again in the folder of the tasks: its submission and its run are no tasks; a run has its own."""
+    (integration_test_dir / "mine.json").write_text(json.dumps(GOOD))
+    tasks = ttt.load(integration_test_dir)
+    run = ttt.run(tasks, folder=integration_test_dir / "deep" / "submission.run")
+    run.write_submission(integration_test_dir / "submission.json")
+    assert run.folder is not None
+    for source in (integration_test_dir, run.folder):
+        again = ttt.load(source)
+        assert ([t.id for t in again], again.rejected) == (["mine"], ())
+    named = ttt.load(integration_test_dir / "submission.json")
+    assert [r.id for r in named.rejected] == ["mine"], "a file that is named is read"
+
+
+def test_solutions_reach_the_files_of_a_folder(integration_test_dir: Path) -> None:
+    """A solutions file that is named counts for a folder as for a file."""
+    folder = integration_test_dir / "tasks"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(GOOD))
+    solutions = integration_test_dir / "known.json"
+    solutions.write_text(json.dumps({"a": [[[7]]]}))
+    assert ttt.load(folder, solutions=solutions)["a"].has_solutions
+
+
+def test_sources_without_a_task_are_refused(integration_test_dir: Path) -> None:
+    """An empty collection, a compressed file, a device: said, and not taken for zero tasks."""
+    empty, packed = integration_test_dir / "empty.json", integration_test_dir / "t.json.gz"
+    empty.write_text("{}")
+    packed.write_bytes(gzip.compress(json.dumps(GOOD).encode()))
+    with pytest.raises(UnknownSourceError, match="holds no task"):
+        ttt.load(empty)
+    with pytest.raises(UnreadableFileError, match="is compressed; unpack it"):
+        ttt.load(packed)
+    if os.name == "posix":
+        with pytest.raises(UnreadableFileError, match="is a pipe, device or socket"):
+            ttt.load("/dev/null")
 
 
 def generated(count: int) -> str:

@@ -7,6 +7,8 @@ import http.client
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -106,6 +108,33 @@ def test_mistakes_are_told() -> None:
         connection.request("POST", "/api/check", headers={"X-Token": server.token, "Content-Length": str(1 << 30)})
         assert connection.getresponse().status == 413
         connection.close()
+
+
+def test_a_big_paste_and_an_odd_text_are_told() -> None:
+    """A browser sends the whole text before it reads: it then sees why; half a character pair is no end of the line."""
+    with serving(Wanderer()) as server:
+        status, said = ask(server, "/api/check", {"text": "x" * (3 << 20)})
+        assert (status, said["error"]) == (413, "wanted at most 1048576 bytes")
+        assert ask(server, "/api/check", {"text": "\ud800"})[0] == 400
+
+
+def test_a_browser_that_goes_away_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
+    """A closed tab resets its connection: no traceback in the terminal, and the next request is answered."""
+    with serving(Wanderer()) as server:
+        for _ in range(5):
+            with socket.create_connection(server.server_address[:2]) as gone:  # type: ignore[arg-type]
+                gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                gone.sendall(b"POST /api/check HTTP/1.1\r\nHost: 127.0.0.1:1\r\n")
+        assert ask(server, "/api/run")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_port_that_cannot_be_opened_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A port that is taken, and numbers that are none."""
+    with serving(Wanderer()) as server:
+        for port in (server.server_address[1], 70000, -1):
+            assert main(["open", "--no-browser", f"--port={port}"]) == 2
+            assert f"--port {port}: cannot be opened" in capsys.readouterr().err
 
 
 def test_closing_ends_what_is_being_solved() -> None:

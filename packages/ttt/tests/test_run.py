@@ -9,11 +9,12 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from ttt_test_backends import ColourTable, Holding, HoldsMemory, Misbehaving, StartsAChild, Wanderer
+from ttt_test_backends import ColourTable, Counting, Holding, HoldsMemory, Misbehaving, StartsAChild, Wanderer
 from ttt_test_commands import solve_command
 
 import ttt
@@ -194,6 +195,28 @@ def test_resume_reuses_records(sample_arc_tasks: list[ttt.Task], integration_tes
     third = ttt.run(sample_arc_tasks[:1], backend=Wanderer(), budget="20 steps", folder=folder, seed=9)
     assert not any(r.reused for r in finish(third).values())
     assert third.folder == integration_test_dir / "run-2"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are held by POSIX locks")
+def test_two_runs_at_once_in_one_folder(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
+    """The same command started twice: neither takes the other's checkpoints away, both solve all, and it is said."""
+    arguments: dict[str, Any] = {"backend": Counting(0.001), "budget": "60 steps", "folder": integration_test_dir / "r"}
+    first = ttt.run(sample_arc_tasks[:2], **arguments)
+    events = iter(first)
+    while not isinstance(next(events), ttt.Improved):
+        pass
+    second = ttt.run(sample_arc_tasks[:2], **arguments)
+    finish(second)
+    for _ in events:
+        pass
+    for run in (first, second):
+        assert {(r.status, r.error, r.steps) for r in run.results.values()} == {("stopped", None, 60)}
+    assert {r.predictions[0].first.why for r in second.results.values()} == {"from 0"}, "no checkpoint of the first"
+    assert first.notes == []
+    assert [n for n in second.notes if "another run works there now" in n]
+    third = ttt.run(sample_arc_tasks[:2], **arguments)
+    assert all(r.reused for r in finish(third).values())
+    assert third.notes == []
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -235,14 +235,14 @@ class Counting:
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Go on counting until told to stop."""
-        assert workdir is not None
-        file = workdir / "count"
-        begun = count = int(file.read_text()) if file.exists() else 0
+        file = None if workdir is None else workdir / "count"
+        begun = count = int(file.read_text()) if file is not None and file.exists() else 0
         clock.spend(begun)
         while not clock.stop():
             count += 1
             clock.spend()
-            file.write_text(str(count))
+            if file is not None:
+                file.write_text(str(count))
             time.sleep(self.seconds_per_step)
             why = f"from {begun}"
             yield Progress(tuple((Candidate(p.input, 0.3, "count", why),) for p in task.test), "count", count, 0.5)

@@ -14,8 +14,9 @@ from ttt._events import TaskResult
 from ttt._files import OUTPUT, write_atomically
 from ttt._runs.folders import keep_aside
 from ttt._runs.saved import SavedRun, read_run
+from ttt._tasks.loader import Rejected
 from ttt.errors import TTTError
-from ttt.results import Comparison, compare, merged, read_submission, solved, submission_text
+from ttt.results import Comparison, choose, compare, merged, read_submission, solved, submission_text
 from ttt.values import Attempt, Prediction
 
 UNKNOWN_FIRST, UNKNOWN_SECOND = 0.3, 0.1
@@ -87,14 +88,17 @@ def _page(found: Comparison, runs: list[SavedRun]) -> str:
 def merge_command(args: argparse.Namespace) -> int:
     """`ttt merge`."""
     answers: dict[str, list[tuple[Prediction, ...]]] = {}
+    refused: dict[str, Rejected] = {}
     for part in args.parts:
-        for task_id, predictions in _predictions(part).items():
+        found, without = _predictions(part)
+        refused |= {r.id: r for r in without}
+        for task_id, predictions in found.items():
             before = answers.setdefault(task_id, [])
             if before and len(before[0]) != len(predictions):
                 raise TTTError(f"{part}: task {task_id} has {len(predictions)} answers, elsewhere {len(before[0])}")
             before.append(predictions)
     results = [TaskResult(i, merged(several), "done") for i, several in answers.items()]
-    text = submission_text(results)
+    text = submission_text(results, [r for r in refused.values() if r.id not in answers])
     if args.out.exists() and args.out.read_bytes() != text.encode():
         kept = keep_aside(args.out)
         Console(stderr=True, highlight=False, markup=False).print(f"ttt: an earlier file is kept as {kept}")
@@ -110,11 +114,16 @@ def merge_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predictions(part: Path) -> dict[str, tuple[Prediction, ...]]:
-    """Return the answers of a run's folder, or of a submission with the confidences of the run beside it."""
+def _predictions(part: Path) -> tuple[dict[str, tuple[Prediction, ...]], tuple[Rejected, ...]]:
+    """Return the answers of a run's folder, or of a submission with the confidences of the run beside it.
+
+    A submission must have every id: a run's tasks that have not finished come with fallbacks, beside those that it
+    refused.
+    """
     if part.is_dir():
         run = read_run(part)
-        return {i: r.predictions for i, r in run.results.items()}
+        every = {t.id: r.predictions if (r := run.results.get(t.id)) else choose(t, None) for t in run.tasks}
+        return every, run.rejected
     beside = part.with_suffix(".run")
     sure = read_run(beside).results if (beside / "run.json").is_file() else {}
     found = {}
@@ -125,7 +134,7 @@ def _predictions(part: Path) -> dict[str, tuple[Prediction, ...]]:
             for a, b in grids
         )
         found[task_id] = result.predictions if result and _same_answers(result, given) else given
-    return found
+    return found, ()
 
 
 def _same_answers(result: TaskResult, given: tuple[Prediction, ...]) -> bool:

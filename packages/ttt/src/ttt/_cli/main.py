@@ -49,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 done with failures, 2 wrong use, 130 interrupted."""
-    args = parser().parse_args(argv)
-    args.json = args.json or args.json_first
     try:
+        args = parser().parse_args(argv)
+        args.json = args.json or args.json_first
         status = int(args.function(args))
         sys.stdout.flush()
     except TTTError as error:

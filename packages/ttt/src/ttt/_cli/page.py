@@ -6,6 +6,7 @@ import argparse
 import hmac
 import json
 import secrets
+import sys
 import threading
 import webbrowser
 from http import HTTPStatus
@@ -28,6 +29,8 @@ from ttt.results import solved
 from ttt.values import Attempt, Prediction, Task
 
 MAX_BODY = 1 << 20
+MAX_REFUSED = 64 << 20
+"""A larger body of up to this size is read and thrown away before it is refused."""
 LONGEST = 600.0
 """Seconds that a puzzle may be solved for."""
 HOST = "127.0.0.1"
@@ -152,17 +155,25 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, backend: Any, saved: SavedRun | None, tasks: TaskSet, *, port: int = 0) -> None:
-        super().__init__((HOST, port), _Handler)
+        self._job: Solving | None = None
+        self._jobs = threading.Lock()
+        try:
+            super().__init__((HOST, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise TTTError(f"--port {port}: cannot be opened ({error}); use another, or 0 for a free one") from error
         self.token = secrets.token_urlsafe(24)
         self.backend, self.saved = backend, saved
         self.tasks = {t.id: t for t in (saved.tasks if saved is not None else tasks)}
-        self._job: Solving | None = None
-        self._jobs = threading.Lock()
 
     @property
     def address(self) -> str:
         """The page's address, with its token."""
         return f"http://{HOST}:{self.server_address[1]}/?token={self.token}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong, but for a browser that has gone away: that is no fault."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
     def server_close(self) -> None:
         """Close the socket and end what is being solved."""
@@ -242,6 +253,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MAX_BODY:
+            # A browser shows an answer only when it could send the whole text.
+            left = int(length) if length.isdecimal() and int(length) <= MAX_REFUSED else 0
+            while left > 0 and (part := self.rfile.read(min(left, 1 << 16))):
+                left -= len(part)
             self._send(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": f"wanted at most {MAX_BODY} bytes"})
             return
         body = self.rfile.read(int(length))
@@ -262,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check(self, value: Any) -> Any:
         text = value.get("text") if isinstance(value, dict) else None
-        parsed = parse_json(str(text).encode(), "the text")
+        parsed = parse_json(str(text).encode(errors="surrogatepass"), "the text")
         if not looks_like_task(parsed):
             raise TTTError('the text: wanted one task, {"train": [...], "test": [...]}')
         return {"task": task_json(parse_task("pasted", parsed))}

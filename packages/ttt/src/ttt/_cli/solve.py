@@ -32,6 +32,9 @@ from ttt._tasks.sources import load
 from ttt.errors import TTTError
 from ttt.results import Evaluation, Score, calibration_text, evaluate, read_submission
 
+STARTING = 30.0
+"""Seconds that an interpreter takes at most to start and to load ttt."""
+
 
 def add_commands(sub: Commands) -> None:
     """Add these commands to the command line."""
@@ -69,8 +72,10 @@ def follow(work: Run, console: Console, *, quiet: bool, out: Path | None) -> Pat
     Returns:
         Where the submission is; another place than `out` if its disk takes nothing more, None if none does.
     """
-    # What the interpreter took to start counts as well: the total is what a contest's clock shows.
-    work.count_from(time.monotonic() - (time.time() - psutil.Process().create_time()))
+    # What the interpreter took to start counts as well: the total is what a contest's clock shows. A process that is
+    # older was something else before: a shell script that ended in `exec ttt`, or a notebook.
+    age = time.time() - psutil.Process().create_time()
+    work.count_from(time.monotonic() - (age if 0 < age < STARTING else 0.0))
     files = _SubmissionFile(work, out)
     if out is not None:
         with contextlib.suppress(OSError):  # said by the first attempt to write it
@@ -159,6 +164,35 @@ def _say_aside(kept: Path | None) -> None:
         print(f"ttt: an earlier file is kept as {kept}", file=sys.stderr)
 
 
+def _ending(out: Path, suffix: str) -> Path:
+    """Return `--out` with another ending, for a file or folder beside it.
+
+    Raises:
+        TTTError: It is no file's name.
+    """
+    if out.name in ("", ".."):
+        raise TTTError(f"--out {str(out)!r}: wanted the name of a file, such as {out / 'out.json'}")
+    return out.with_suffix(suffix)
+
+
+def _check_apart(*places: Path | None) -> None:
+    """Refuse files that cannot be written where they are wanted, before anything is solved.
+
+    Args:
+        places: The files, and last the run's folder.
+
+    Raises:
+        TTTError: A file is a folder, or two of them have one name.
+    """
+    wanted = [p for p in places if p is not None]
+    for path in wanted[:-1]:
+        if path.is_dir():
+            raise TTTError(f"{path}: is a folder; name a file, such as {path / 'out.json'}")
+    for path in wanted:
+        if wanted.count(path) > 1:
+            raise TTTError(f"{path}: two outputs would have this name; choose an --out that ends in .json")
+
+
 def _make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,10 +213,12 @@ def _add_solve(sub: Commands) -> None:
 
 def solve(args: argparse.Namespace) -> int:
     """`ttt solve`."""
+    wanted = args.run or _ending(args.out, ".run")
+    _check_apart(args.out, wanted)
     tasks = part_of(load(*args.tasks, solutions=args.solutions), args.shard)
     warn_rejected(tasks)
     _make_parent(args.out)
-    work = make_run(args, tasks, args.run or args.out.with_suffix(".run"))
+    work = make_run(args, tasks, wanted)
     folder = work.folder
     console = _console(args)
     begun = time.monotonic()
@@ -254,6 +290,9 @@ def _add_eval(sub: Commands) -> None:
 
 def eval_command(args: argparse.Namespace) -> int:
     """`ttt eval`."""
+    page, answers = _ending(args.out, ".html"), _ending(args.out, ".submission.json")
+    place = args.run or _ending(args.out, ".run")
+    _check_apart(args.out, page, answers, args.calibrate, place)
     tasks = part_of(load(args.split), args.shard)
     warn_rejected(tasks)
     if args.sample is not None:
@@ -263,13 +302,13 @@ def eval_command(args: argparse.Namespace) -> int:
     for wanted in (args.out, args.calibrate):
         if wanted is not None:
             _make_parent(wanted)
-    work = make_run(args, tasks, args.run or args.out.with_suffix(".run"))
+    work = make_run(args, tasks, place)
     folder = work.folder
     if not work.continued:
-        for earlier in (args.out, args.out.with_suffix(".html")):
+        for earlier in (args.out, page):
             _say_aside(keep_aside(earlier))
     console = _console(args)
-    follow(work, console, quiet=args.json, out=args.out.with_suffix(".submission.json"))
+    follow(work, console, quiet=args.json, out=answers)
     done = [t for t in work.tasks if work.results[t.id].status != "skipped"]
     figures = evaluate([work.results[t.id] for t in done], done)
     about = {"split": args.split, "sample": args.sample, "seed": args.seed}
@@ -278,7 +317,7 @@ def eval_command(args: argparse.Namespace) -> int:
     document = {**about, "budget": budget, "total": work.total, "backend": names, **figures.to_json()}
     _write(args.out, json.dumps(document, indent=2))
     if folder is not None:
-        _write(args.out.with_suffix(".html"), report_html(read_run(folder)))
+        _write(page, report_html(read_run(folder)))
     if args.calibrate is not None:
         note = f"{len(done)} tasks of {args.split}, seed {args.seed}, budget {budget}"
         text_of_curves = calibration_text(work.backend.name, work.current(), done, note)
@@ -287,9 +326,7 @@ def eval_command(args: argparse.Namespace) -> int:
         print_json(document)
     else:
         _print_evaluation(console, figures, calibrated=work.calibrated)
-        console.print(
-            f"figures: {args.out}; report: {args.out.with_suffix('.html')}; records: {folder}", soft_wrap=True
-        )
+        console.print(f"figures: {args.out}; report: {page}; records: {folder}", soft_wrap=True)
     return 130 if work.interrupted else 0
 
 

@@ -59,6 +59,11 @@ class Entry:
         return (1 - self.confidence) * helps / (1 + len(self.tries))
 
     @property
+    def round(self) -> int:
+        """The round in which another try belongs; a task whose backend had ended waits for one round more."""
+        return len(self.tries) + bool(self.tries and self.tries[-1].reason is None)
+
+    @property
     def longest(self) -> float:
         """Seconds of the longest try that ran out of time."""
         return max((r.seconds for r in self.tries if r.reason == "time"), default=0.0)
@@ -89,7 +94,8 @@ class Contest:
 
     Every task gets a first try, short enough that all of them fit into a fifth of the time. What is still open then
     shares the time that is left, most promising first, with another seed (and another backend, if there are more) in
-    each try; this is repeated until the time is over.
+    each try; this is repeated, round by round, until the time is over. No task gets a third try before every other
+    open one had its second: a task without any answer would otherwise take the time of one with a doubtful answer.
 
     Args:
         entries: The tasks with their earlier tries.
@@ -122,7 +128,7 @@ class Contest:
         waiting = [e for e in self.entries.values() if e.task.id not in self._running and e.open]
         if left < self._shortest or not waiting:
             return None
-        entry = min(waiting, key=lambda e: (bool(e.tries), -e.gain))
+        entry = min(waiting, key=lambda e: (e.round, -e.gain))
         seconds = min(left, max(USEFUL, self._share(entry, left)))
         self._running.add(entry.task.id)
         grace = min(self._budget.grace, max(0.2, 0.01 * self._total))
@@ -136,8 +142,7 @@ class Contest:
             # A run that was resumed late still gives every task a first try.
             untried = sum(not e.tries for e in self.entries.values())
             return min(share, left * workers / max(1, untried), self._budget.seconds or float("inf"))
-        tried = len(entry.tries)
-        same_round = sum(e.open and len(e.tries) <= tried for e in self.entries.values())
+        same_round = sum(e.open and e.round <= entry.round for e in self.entries.values())
         return max(left * workers / max(workers, same_round), LONGER * entry.longest)
 
     def over(self) -> bool:

@@ -27,7 +27,9 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
-def slots_of(workers: int | None, gpus: Sequence[str], *, per_gpu: int = 1, default: int = 1) -> list[dict[str, str]]:
+def slots_of(
+    workers: int | None, gpus: Sequence[str], *, per_gpu: int = 1, default: int = 1, most: int | None = None
+) -> list[dict[str, str]]:
     """Return the environment of each slot; with GPUs each slot has one of them, and each GPU at most `per_gpu` slots.
 
     Args:
@@ -35,6 +37,7 @@ def slots_of(workers: int | None, gpus: Sequence[str], *, per_gpu: int = 1, defa
         gpus: The GPUs, empty for none.
         per_gpu: Slots per GPU.
         default: Slots where there are no GPUs.
+        most: Slots that can be of use, such as the number of tasks; None for no bound.
 
     Raises:
         InvalidBackendError: More workers than the GPUs have room for.
@@ -42,7 +45,7 @@ def slots_of(workers: int | None, gpus: Sequence[str], *, per_gpu: int = 1, defa
     if per_gpu < 1:
         raise ValueError(f"per_gpu: got {per_gpu}, wanted 1 or more")
     if not gpus:
-        return [{} for _ in range(workers or default)]
+        return [{} for _ in range(_at_most(workers or default, most))]
     room = len(gpus) * per_gpu
     if workers is not None and workers > room:
         raise InvalidBackendError(
@@ -50,4 +53,8 @@ def slots_of(workers: int | None, gpus: Sequence[str], *, per_gpu: int = 1, defa
             "use fewer workers, or allow more tasks per GPU"
         )
     # Every GPU gets its first task before one gets its second.
-    return [{VISIBLE: gpus[i % len(gpus)]} for i in range(workers or room)]
+    return [{VISIBLE: gpus[i % len(gpus)]} for i in range(_at_most(workers or room, most))]
+
+
+def _at_most(slots: int, most: int | None) -> int:
+    return slots if most is None else min(slots, max(1, most))

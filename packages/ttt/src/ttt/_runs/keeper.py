@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from ttt._events import TaskResult
-from ttt._files import FULL, open_folder, read_own, write_atomically
+from ttt._files import FULL, PRIVATE, open_folder, read_own, write_atomically
 from ttt._runs.folders import claim_folder
 from ttt._runs.records import Records
 from ttt._runs.work_folder import unpack
 from ttt._tasks.loader import parse_collection, read_json, task_json
 from ttt.errors import TTTError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 TASKS = "tasks.json"
+LOCK = "lock"
 TIME = "time.json"
 NOTE_TIME_EVERY = 0.5
 """Seconds between two notes of the time that a run has used: what a killed run may forget."""
@@ -56,6 +63,7 @@ class Keeper:
         self.folder: Path | None = None
         self.continued = False
         self._stores: list[Records] = []
+        self._beside = False
         if folder is not None:
             with self._going_on(f"the folder {folder}"):
                 described = about()
@@ -84,6 +92,28 @@ class Keeper:
             self._said.add(text)
             self._say(text)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder while tasks are solved; beside a run that holds it already, keep no checkpoints there.
+
+        Two runs of the same tasks may share records, but not the work folders, which each removes after a task.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.folder is not None and fcntl is not None:
+                with contextlib.suppress(OSError):  # a place that takes no file, or knows no locks: nothing is shared
+                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                    descriptor = os.open(self.folder / LOCK, flags, PRIVATE)
+                    stack.callback(os.close, descriptor)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        self._beside = True
+                        self._once(f"{self.folder}: another run works there now; this one keeps no checkpoints")
+            try:
+                yield
+            finally:
+                self._beside = False
+
     def put(self, key: str, result: TaskResult) -> None:
         """Keep a result in every store that takes it."""
         for store in self._stores:
@@ -98,7 +128,7 @@ class Keeper:
 
     def work_folder(self, key: str, *, make: bool) -> Path | None:
         """Return the folder for a task's checkpoints; None where nothing can be kept."""
-        if self.folder is None:
+        if self.folder is None or self._beside:
             return None
         folder = self.folder / "work" / key[:40]
         if make:

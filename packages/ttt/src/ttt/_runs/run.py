@@ -187,7 +187,7 @@ class Run:
             if self.pool == "local":  # on a cluster the nodes may have what this machine has not
                 for backend in self.backends:
                     preflight(backend, self.budget, workers=self.workers or 1, gpu_tasks=self.gpu_tasks)
-            with contextlib.ExitStack() as stack:
+            with contextlib.ExitStack() as stack, self._keeper.held():
                 backends = [stack.enter_context(sharing(b)) for b in self.backends]
                 yield from self._solve(backends)
 
@@ -374,7 +374,7 @@ def _open_pool(run: Run, backends: Sequence[Backend]) -> tuple[Pool, int]:
         far = RayPool(backends, run.workers, run.gpu_tasks)
         return far, run.workers or far.cpus()
     gpus = visible_gpus() if any(map(uses_gpu, backends)) else ()
-    slots = slots_of(run.workers, gpus, per_gpu=run.gpu_tasks)
+    slots = slots_of(run.workers, gpus, per_gpu=run.gpu_tasks, most=len(run.tasks))
     return LocalPool(slots), len(slots)
 
 

@@ -56,6 +56,8 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
 
 def parse_json(data: bytes, where: str) -> Any:
     """Parse UTF-8 JSON strictly; `where` names it in messages. See read_json."""
+    if data[:2] == b"\x1f\x8b" or data[:4] == b"PK\x03\x04":
+        raise UnreadableFileError(f"{where}: is compressed; unpack it first")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UnreadableFileError(f"{where}: is UTF-16 or UTF-32, wanted UTF-8; save it as UTF-8")
     try:
@@ -97,6 +99,14 @@ def looks_like_task(value: Any) -> bool:
 def looks_like_pairs(value: Any) -> bool:
     """Return whether parsed JSON is a list of pairs, as generators of pairs write it."""
     return isinstance(value, list) and bool(value) and all(isinstance(p, dict) and "input" in p for p in value)
+
+
+def looks_like_answers(value: Any) -> bool:
+    """Return whether parsed JSON is a submission: answers by task id, and no tasks."""
+    return isinstance(value, dict) and any(
+        isinstance(entry, list) and entry and isinstance(entry[0], dict) and "attempt_1" in entry[0]
+        for entry in value.values()
+    )
 
 
 def parse_pairs(name: str, pairs: list[Any]) -> tuple[list[Task], list[Rejected]]:

