@@ -1,4 +1,4 @@
-"""The candidates of several stages per test, merged into two answers; and the state that search and trees hand on."""
+"""The candidates of several stages per test, merged into two answers; and the state that is handed on to the net."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ class CandidatePool:
         """Return whether every test has a candidate of more than this confidence."""
         return all(max((c.confidence for c in b.values()), default=0.0) > enough for b in self.best)
 
+    def full(self, enough: float) -> bool:
+        """Return whether every test has two candidates of more than this confidence."""
+        return all(sum(c.confidence > enough for c in b.values()) >= 2 for b in self.best)
+
     def answers(self, spare: Sequence[Sequence[Grid]]) -> tuple[tuple[Candidate, ...], ...]:
         """Return two distinct candidates per test, filled up with the spare grids."""
         result = []
@@ -59,7 +63,7 @@ class CandidatePool:
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """What search and trees have found; unpickling one loads no heavy library.
+    """What the stages before the net have found; unpickling one loads no heavy library.
 
     Args:
         stage: The stage that is running.
