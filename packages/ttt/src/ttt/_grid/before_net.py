@@ -17,8 +17,6 @@ from ttt.values import Grid
 
 ENOUGH = 0.8
 """The learners run unless the search has an answer of more confidence than this for every test."""
-SECOND = 0.05
-"""Restatements are searched also for a task that the search is sure of, unless a second answer has more than this."""
 NET_INPUTS = 4
 """How many derived inputs the net gets where the input has not the output's size."""
 
@@ -31,7 +29,7 @@ def before_net(
     stages: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[SearchState]:
-    """Search, search restatements for two answers, run the trees where that is not sure, encode the task for the net.
+    """Search, search restatements and run the trees where that is not sure, and encode the task for the net.
 
     Args:
         inputs: All inputs, training first.
@@ -57,8 +55,8 @@ def before_net(
         found.programs = found.programs + search_with_one_error(inputs, outputs, found, seed, work)
         pool = CandidatePool(tests).with_stage(candidates(found.programs, tests))
         yield SearchState("search", pool, spare, work.done)
-    if "restated" in stages and not (pool.sure(ENOUGH) and pool.full(SECOND)) and not work.over:
-        before = pool  # a sure answer may be wrong: a second one costs no more than 2 s
+    if "restated" in stages and not pool.sure(ENOUGH) and not work.over:
+        before = pool
         known = {p.why for p in found.programs}  # a program found once more is no second opinion
         for programs in search_restated(inputs, outputs, seed, work):
             pool = before.with_stage(candidates([p for p in programs if p.why not in known], tests, "restated"))

@@ -41,10 +41,6 @@ class CandidatePool:
         """Return whether every test has a candidate of more than this confidence."""
         return all(max((c.confidence for c in b.values()), default=0.0) > enough for b in self.best)
 
-    def full(self, enough: float) -> bool:
-        """Return whether every test has two candidates of more than this confidence."""
-        return all(sum(c.confidence > enough for c in b.values()) >= 2 for b in self.best)
-
     def answers(self, spare: Sequence[Sequence[Grid]]) -> tuple[tuple[Candidate, ...], ...]:
         """Return two distinct candidates per test, filled up with the spare grids."""
         result = []
