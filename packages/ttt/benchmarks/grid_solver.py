@@ -1,15 +1,16 @@
 """How many tasks of a public sample the default solver answers, at what CPU time and memory.
 
-    python packages/ttt/benchmarks/grid_solver.py [--quick] [--stages search,trees,net] [--json FILE] [--picture PNG]
+    python packages/ttt/benchmarks/grid_solver.py [--quick] [--stages STAGES] [--json FILE] [--picture PNG]
     python packages/ttt/benchmarks/grid_solver.py --set evaluation --sample 400 [--seed 20] [--minutes 10]
-    python packages/ttt/benchmarks/grid_solver.py --stages search,trees,net --steps 300 --records FILE [--fit CURVES]
+    python packages/ttt/benchmarks/grid_solver.py --stages STAGES --steps 300 --records FILE [--fit CURVES]
 
 The sample is drawn by a fixed seed from ARC-1's training or evaluation tasks, or from the half of the training tasks
-that the solver was not developed on ("confirm"), or it is ARC-2's evaluation tasks. Hidden outputs are used for scoring
-only, and no task is named. `--quick` takes 16 tasks instead of 60. After `--minutes` no further task is begun: what was
-solved until then is a random sample too, and the rows say its size. The learners take up to 30 CPU-seconds a task, so a
-run with `--stages search,trees,net` takes long. With `--records` each task is appended to a file when it is solved, and
-a run that was stopped goes on with the others. `--fit` writes confidence curves fitted to the tasks of this run.
+that the solver was not developed on ("confirm"), or it is ARC-2's evaluation tasks. Hidden outputs are used for
+scoring only, and no task is named. `--quick` takes 16 tasks instead of 60. After `--minutes` no further task is
+begun: what was solved until then is a random sample too, and the rows say its size. STAGES are comma-separated, of
+search,restated,trees,net; the learners take up to 30 CPU-seconds a task, so a run with all of them takes long. With
+`--records` each task is appended to a file when it is solved, and a run that was stopped goes on with the others.
+`--fit` writes confidence curves fitted to the tasks of this run.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ttt.results._calibration import calibration_json
 
 SEED = 20
 SETS = ("training", "evaluation", "confirm", "arc2-evaluation")
-ALL_STAGES = "search,trees,net"
+ALL_STAGES = "search,restated,trees,net"
 GROUPS = 10
 """Groups of tasks that are left out of the fit of the confidence curves in turn."""
 Claim = tuple[str, float, bool]

@@ -1,4 +1,4 @@
-"""Search and trees, in order, ending with the task encoded for the net; needs no PyTorch."""
+"""The stages before the net, in order, ending with the task encoded for it; needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ttt._grid.derived import Group, groups_of
 from ttt._grid.features.columns import most_informative
 from ttt._grid.learners.encoding import TaskEncoding
 from ttt._grid.one_error import search_with_one_error
+from ttt._grid.restated_search import search_restated
 from ttt._grid.search import GUESSED_SIZE, Found, candidates, search
 from ttt._grid.size_guess import guessed_groups
 from ttt._grid.work import Work
@@ -28,14 +29,14 @@ def before_net(
     stages: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[SearchState]:
-    """Search, run the trees where the search is not sure, and encode the task for the net.
+    """Search, search restatements and run the trees where that is not sure, and encode the task for the net.
 
     Args:
         inputs: All inputs, training first.
         outputs: The training outputs.
         seed: Of all randomness.
         steps: Work units to spend, None for no limit.
-        stages: Which of "search", "trees", "net" take part.
+        stages: Which of "search", "restated", "trees", "net" take part.
         stop: Called between pieces of work; true ends the work.
 
     Yields:
@@ -47,13 +48,19 @@ def before_net(
     for found in search(inputs, outputs, seed, work) if "search" in stages else _sizes_only(inputs, outputs, work):
         spare = spare_grids(inputs, outputs, [g.sizes for g in found.groups])
         if "search" in stages:
-            pool = CandidatePool(tests).with_stage(candidates(found, tests))
+            pool = CandidatePool(tests).with_stage(candidates(found.programs, tests))
         yield SearchState("search", pool, spare, work.done)
     yield SearchState("search", pool, spare, work.done)  # with the work after the last program
     if "search" in stages and not pool.sure(ENOUGH) and not work.over:
         found.programs = found.programs + search_with_one_error(inputs, outputs, found, seed, work)
-        pool = CandidatePool(tests).with_stage(candidates(found, tests))
+        pool = CandidatePool(tests).with_stage(candidates(found.programs, tests))
         yield SearchState("search", pool, spare, work.done)
+    if "restated" in stages and not pool.sure(ENOUGH) and not work.over:
+        before = pool
+        known = {p.why for p in found.programs}  # a program found once more is no second opinion
+        for programs in search_restated(inputs, outputs, seed, work):
+            pool = before.with_stage(candidates([p for p in programs if p.why not in known], tests, "restated"))
+            yield SearchState("restated", pool, spare, work.done)
     if not found.groups or pool.sure(ENOUGH):
         return
     trust = GUESSED_SIZE if found.groups[0].guessed else 1.0

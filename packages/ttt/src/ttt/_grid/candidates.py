@@ -1,4 +1,4 @@
-"""The candidates of several stages per test, merged into two answers; and the state that search and trees hand on."""
+"""The candidates of several stages per test, merged into two answers; and the state that is handed on to the net."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CandidatePool:
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """What search and trees have found; unpickling one loads no heavy library.
+    """What the stages before the net have found; unpickling one loads no heavy library.
 
     Args:
         stage: The stage that is running.

@@ -70,6 +70,20 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         The same `Found`, fuller each time.
     """
     found = Found()
+    for found in search_as_given(inputs, outputs, seed, work):
+        yield found
+    if work.over or _settled(found.programs):
+        return
+    for restatement in restated(inputs, outputs):
+        if work.over:
+            return
+        found.programs = found.programs + _restated_programs(restatement, seed, work)
+        yield found
+
+
+def search_as_given(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
+    """Look for programs without restating the task; arguments and results as of `search`."""
+    found = Found()
     composed = _composed(inputs, outputs, work, COMPOSING)
     found.programs = _programs_of(composed, len(outputs))
     found.groups = _with_composed([], composed)
@@ -95,13 +109,6 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
             return
         found.programs = found.programs + object_programs(base, outputs, None if base.cost else found.scenes)
         work.spend(3)
-        yield found
-    if _settled(found.programs):
-        return
-    for restatement in restated(inputs, outputs):
-        if work.over:
-            return
-        found.programs = found.programs + _restated_programs(restatement, seed, work)
         yield found
 
 
@@ -147,7 +154,7 @@ def _restated_programs(restatement: Restated, seed: int, work: Work) -> list[Pro
         groups = _with_composed(list(groups_of(inputs, outputs, work, bases=1))[-1], composed)
         if groups and not work.over:
             programs += cell_programs(groups[0], inputs, outputs, seed, work, bool(programs))
-    return [_undone(p, restatement) for p in programs]
+    return [undone(p, restatement) for p in programs]
 
 
 def transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list[Program]:
@@ -169,7 +176,7 @@ def _object_rule_inputs(groups: Sequence[Group], outputs: Sequence[Grid]) -> Ite
             yield from [m for m in ranked if m.cost][:OBJECT_RULE_INPUTS]
 
 
-def _undone(program: Program, restatement: Restated) -> Program:
+def undone(program: Program, restatement: Restated) -> Program:
     """Return a program of a restated task as one of the task."""
     grids = tuple(None if g is None else undo(g) for g, undo in zip(program.grids, restatement.undo, strict=True))
     why = f"with {restatement.name}: {program.why}"
@@ -229,14 +236,14 @@ def votes(programs: Sequence[Program], tests: int) -> list[list[tuple[float, Pro
     return result
 
 
-def candidates(found: Found, tests: int) -> list[list[Candidate]]:
-    """Return the search's answers per test, best first, with the program in words."""
+def candidates(programs: Sequence[Program], tests: int, stage: str = "search") -> list[list[Candidate]]:
+    """Return the answers of programs per test, best first, with the program in words."""
     result = []
-    for ranked in votes(found.programs, tests):
+    for ranked in votes(programs, tests):
         total = sum(w for w, _, _ in ranked) or 1.0
         result.append(
             [
-                Candidate(g, _belief(p) * (0.4 * w / total if i else 0.6 + 0.4 * w / total), "search", p.why)
+                Candidate(g, _belief(p) * (0.4 * w / total if i else 0.6 + 0.4 * w / total), stage, p.why)
                 for i, (w, p, g) in enumerate(ranked[:6])
             ]
         )

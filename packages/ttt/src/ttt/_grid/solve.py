@@ -1,4 +1,4 @@
-"""The default solver: search and trees, in a process of their own if wanted, then the net."""
+"""The default solver: the stages before the net, in a process of their own if wanted, then the net."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ttt._grid.work import Work
 from ttt._runs.child import Spent, in_child
 from ttt.values import MAX_SIDE, Grid, Progress
 
-STAGES = ("search", "trees", "net")
+STAGES = ("search", "restated", "trees", "net")
 NET_STEPS = 600
 """Steps of the net where no work budget is given."""
-SEARCH_UNITS, TREE_UNITS = 90, 70
+SEARCH_UNITS, RESTATED_UNITS, TREE_UNITS = 90, 150, 70
 """Typical spending of the first stages, for the fraction that is done."""
 
 
@@ -46,12 +46,12 @@ def solve(  # long because more than half of it is documentation
         seed: Of all randomness.
         stop: Called between pieces of work of at most a few seconds; true ends the work.
         steps: Work units to spend, about 0.05 s each on a 2020s core; None for the default amount.
-        stages: Which of "search", "trees", "net" take part.
+        stages: Which of "search", "restated", "trees", "net" take part.
         seconds_left: Returns the seconds until `stop` will be true; the net's learning rate falls over them. Not used
             where `steps` is given.
-        spent: Called with what the process of search and trees takes. Without it they run in this process; with it
-            they run in one of their own where that saves memory, so that their libraries and PyTorch are never in
-            memory together.
+        spent: Called with what the process of the stages before the net takes. Without it they run in this process;
+            with it they run in one of their own where that saves memory, so that their libraries and PyTorch are never
+            in memory together.
 
     Yields:
         Progress with two distinct candidates per test; the first one at once.
@@ -67,7 +67,12 @@ def solve(  # long because more than half of it is documentation
     inputs = [_checked(a) for a, _ in train] + [_checked(a) for a in tests]
     outputs = [_checked(b) for _, b in train]
     work = Work(stop, steps, seconds_left if steps is None else None)
-    expected = SEARCH_UNITS + TREE_UNITS * ("trees" in stages) + NET_STEPS * ("net" in stages)
+    expected = (
+        SEARCH_UNITS
+        + RESTATED_UNITS * ("restated" in stages)
+        + TREE_UNITS * ("trees" in stages)
+        + NET_STEPS * ("net" in stages)
+    )
     pool = CandidatePool(len(tests))
     spare = spare_grids(inputs, outputs, [])
 

@@ -20,7 +20,7 @@ from ttt._grid.compose.table import LINES, Line
 from ttt._grid.features.registry import FEATURES
 from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.objects.rules import AROUND, surrounded
-from ttt._grid.restating import RESTATEMENTS
+from ttt._grid.restating import FURTHER
 from ttt._grid.scene import Scene
 from ttt._grid.things import PROPERTIES, REPEATS, words_for
 from ttt._grid.transforms.registry import TRANSFORMS
@@ -62,7 +62,7 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         yield _whole(re.escape(name)), partial(_places_of, transform.make)
     for name, feature in FEATURES.items():
         yield _whole(re.escape(name)), partial(_places_of, feature.measure)
-    for name, restate in RESTATEMENTS.items():
+    for name, restate in FURTHER.items():
         yield _whole(re.escape(name)), partial(_places_of, restate)
     for name, measure in {**PROPERTIES, **REPEATS}.items():
         by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")

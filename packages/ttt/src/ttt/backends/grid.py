@@ -28,7 +28,7 @@ class GridBackend:
         True
     """
 
-    stages: tuple[str, ...] = ("search", "trees", "net")
+    stages: tuple[str, ...] = ("search", "restated", "trees", "net")
     name: str = "grid"
 
     def preflight(self) -> None:
@@ -43,7 +43,7 @@ class GridBackend:
         library()
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
-        """Run search, trees and net, and yield their answers with checked grids."""
+        """Run search, restatements, trees and net, and yield their answers with checked grids."""
         del workdir  # nothing is kept: with a budget in work units a task that starts anew comes to the same answer
         train = [(p.input, p.output) for p in task.train if p.output is not None]
         tests = [p.input for p in task.test]
