@@ -76,8 +76,7 @@ def write_segment(
         data_offset = inside.room
     first = max(data_offset, inside.end if inside is not None else 0)
     placed = _place(flat, places, there, blank, first)
-    stored = [block for block in placed if block.base is None]
-    size = max([first, *(block.offset + block.nbytes for block in stored)])
+    size = max([first, *(block.offset + block.nbytes for block in placed if block.base is None)])
     try:
         _reserve(fd, first if inside is not None else 0, size)
         window = _window.over(fd, size) if inside is None else None
