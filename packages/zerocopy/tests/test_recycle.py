@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +278,52 @@ def test_publishers_killed_at_any_moment(tmp_path: Path, fresh_python: Any) -> N
     """What a killed publisher was writing is never loaded, and both of its versions go with it."""
     assert fresh_python(KILLS, str(tmp_path)).stdout == "killed True\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """Return a folder in shared memory, where the publisher keeps its mapping of the files that take turns."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def _windows(folder: Path) -> list[str]:
+    """Return the writable shared mappings that this process has of files in a folder."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in lines if str(folder) in line and line.split()[1] == "rw-s"]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
+def test_a_window_is_kept_and_hidden_and_closed(publish: Publish, in_memory: Path) -> None:
+    """It is of the files that take turns, counts as no reader, follows the model's size, and goes with its file."""
+    count = (40_000, 100, 90_000, 3, 1_000_000, 1_000_000)
+    for value, size in enumerate(count):
+        ref = publish(Filled(value, (size, 7)), name="model", directory=in_memory, recycle=True)
+        assert ref.load(cached=False).values() == {value}
+        assert zerocopy.current("model", directory=in_memory) == ref
+        assert len(_windows(in_memory)) == max(0, min(2, value - 1))
+        assert [info.readers for info in zerocopy.report(directory=in_memory).segments] == [0] * min(2, value + 1)
+    held = ref.load(cached=False)
+    publish(Filled(8), name="model", directory=in_memory, recycle=True)
+    publish(Filled(9), name="model", directory=in_memory, recycle=True)
+    assert len(_windows(in_memory)) == 1  # what is read was not written to, and its window went
+    assert held.values() == {len(count) - 1}
+    zerocopy.unpublish(publish(Filled(10), name="model", directory=in_memory))
+    assert _windows(in_memory) == []
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
+def test_a_forked_child_has_no_window(publish: Publish, in_memory: Path) -> None:
+    """A child cannot write into what its parent publishes, and unmaps nothing of its own when it drops the parent's."""
+    for value in range(5):
+        ref = publish(Filled(value), name="model", directory=in_memory, recycle=True)
+    assert len(_windows(in_memory)) == 2
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            own = [publish(Filled(value), name="own", directory=in_memory, recycle=True) for value in range(5)]
+            good = ref.load().values() == {4} and own[-1].load().values() == {4} and len(_windows(in_memory)) == 2
+            os._exit(0 if good else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ref.load().values() == {4}

@@ -113,7 +113,7 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: It cannot.
     """
-    if not _NAME.fullmatch(name):
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValueError(f"{name!r} is not a model name: use up to 100 letters, digits, dots, dashes and underscores")
     return name
 
@@ -138,8 +138,10 @@ def new_version(directory: Path, name: str, version: int | None) -> Iterator[int
         The number.
 
     Raises:
-        ValueError: The given number is not greater than every number that was given out.
+        ValueError: The given number is not greater than every number that was given out, or no integer.
     """
+    if version is not None and type(version) is not int:
+        raise ValueError(f"version {version!r} of {name!r} is no integer: pass one, or None for the next")
     with typed_errors(directory), exclusive(directory):
         last = directory / f"{name}{LAST}"
         recorded = read_link(str(last))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from zerocopy import _window
 from zerocopy._caretaker_process import PATIENCE, TEMPORARY, lock_within, open_trusted
 from zerocopy.errors import (
     NoSpaceError,
@@ -131,9 +132,10 @@ def inherit(fd: int) -> None:
 
 
 def close(fd: int) -> None:
-    """Close a descriptor that `opened` returned."""
+    """Close a descriptor that `opened` returned, and unmap its window."""
     with _guard:
         _not_inherited.discard(fd)
+        _window.drop(fd)
         os.close(fd)
 
 
@@ -183,7 +185,8 @@ def create(path: Path) -> int:
 def take_over(fd: int, path: str, to: Path) -> bool:
     """Rename a file that the caller has a lease on, unless another process has one too, and return whether it did.
 
-    The new file starts with zeros and has the caller's lease. The caller has none any more if this returns False.
+    The new file starts with zeros and has the caller's lease. It is written through a window from now on. The caller
+    has no lease any more if this returns False.
 
     Args:
         fd: Its descriptor, open for writing.
@@ -200,6 +203,7 @@ def take_over(fd: int, path: str, to: Path) -> bool:
         os.pwrite(fd, bytes(_START), 0)
         os.rename(path, to)
     fcntl.flock(fd, fcntl.LOCK_SH)
+    _window.want(fd)
     return os.fstat(fd).st_nlink > 0  # else a sweep came between the two locks, as in `create`
 
 

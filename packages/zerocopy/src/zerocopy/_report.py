@@ -20,7 +20,7 @@ from zerocopy._writes import PAGE, private_pages
 from zerocopy.errors import SegmentGoneError, ZerocopyError
 
 _LONGEST_NOTE = 1 << 22  # bytes
-_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ \d+\s+(.*)$")
+_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ \d+\s+(.*)$")
 
 
 def size(nbytes: int) -> str:
@@ -372,10 +372,11 @@ def _mappings(pid: int, folder: Path) -> tuple[dict[str, list[_Part]], int]:
     for line in lines:
         match = _LINE.match(line)
         if match:
-            path = match[4].removesuffix(" (deleted)")
+            path = match[5].removesuffix(" (deleted)")
             part = None
-            if path.startswith(f"{folder}/") and path.endswith(places.SUFFIX):
-                part = _Part(int(match[1], 16), int(match[2], 16), int(match[3], 16), {})
+            reads = match[3] != "rw-s"  # as its publisher's window is, see _window
+            if reads and path.startswith(f"{folder}/") and path.endswith(places.SUFFIX):
+                part = _Part(int(match[1], 16), int(match[2], 16), int(match[4], 16), {})
                 found.setdefault(Path(path).name, []).append(part)
         elif part is not None and line.endswith(" kB"):
             key, value = line.split(":")

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import xxhash
 
+from zerocopy import _window
 from zerocopy._flatten import ALIGNMENT, Flat
 from zerocopy._progress import Tick, no_tick
 from zerocopy._segment.checking import hash_blocks
 from zerocopy._segment.format import HEADER, PAGE, Manifest, Placed, model_digest, round_up, seal, write_all
 from zerocopy.errors import NoSpaceError
 
-_PIECE = 1 << 20  # bytes copied and then hashed at a time, so that the hash reads them from the processor's cache
+_PIECE = 1 << 18  # bytes copied and then hashed at a time, so that the hash reads them from the processor's cache
 
 
 class Inside(NamedTuple):
@@ -75,15 +76,15 @@ def write_segment(
         data_offset = inside.room
     first = max(data_offset, inside.end if inside is not None else 0)
     placed = _place(flat, places, there, blank, first)
-    stored = [block for block in placed if block.base is None]
-    size = max([first, *(block.offset + block.nbytes for block in stored)])
+    size = max([first, *(block.offset + block.nbytes for block in placed if block.base is None)])
     try:
         _reserve(fd, first if inside is not None else 0, size)
+        window = _window.over(fd, size) if inside is None else None
         digests = list(hashes or ())
         for block, place, at in zip(flat.blocks, placed, there, strict=True):
             if place.base is None:
                 view = block.bytes_view()
-                digest = hash_blocks([view], tick)[0] if at is not None else _copy(fd, view, place.offset, tick)
+                digest = hash_blocks([view], tick)[0] if at is not None else _copy(fd, window, view, place.offset, tick)
                 if hashes is None:
                     digests.append(digest)
         final = _place(flat, places, there, digests, first)
@@ -123,12 +124,15 @@ def _reserve(fd: int, start: int, size: int) -> None:
         os.posix_fallocate(fd, start, size - start)  # a full file system is an error here and not a signal later
 
 
-def _copy(fd: int, view: memoryview, offset: int, tick: Tick) -> str:
+def _copy(fd: int, window: memoryview | None, view: memoryview, offset: int, tick: Tick) -> str:
     """Write a block and hash each piece while it is in the processor's cache. Return the digest."""
     digest = xxhash.xxh3_128()
     for start in range(0, len(view), _PIECE):
         piece = view[start : start + _PIECE]
-        write_all(fd, piece, offset + start)
+        if window is None:
+            write_all(fd, piece, offset + start)
+        else:
+            window[offset + start : offset + start + len(piece)] = piece
         digest.update(piece)
         tick(len(piece))
     return digest.hexdigest()
