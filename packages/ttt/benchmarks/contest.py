@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", choices=["training", "evaluation"], default="training", help="default: training")
     parser.add_argument("--total", default="30min", help="time for all of them together (default: 30min)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--stages", default="search,trees,net", help="of the grid backend (default: all)")
+    parser.add_argument("--stages", default="search,restated,trees,net", help="of the grid backend (default: all)")
     parser.add_argument("--kills", type=int, default=0, help="how often the driver is killed (default: 0)")
     parser.add_argument("--even", choices=["after", "beside"], help="also solve them with even shares of the time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
