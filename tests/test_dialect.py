@@ -237,3 +237,21 @@ def test_a_closed_pipe_is_no_traceback(package: str) -> None:
     done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the output")
+def test_an_output_that_is_closed_is_no_traceback(package: str) -> None:
+    """Who closes the output before the start, as `>&-` does, gets nothing there and status 0."""
+    line = ["sh", "-c", 'exec "$0" -m "$1" doctor >&-', sys.executable, package]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["doctor", "--json"], ["--version"]], ids=" ".join)
+def test_an_output_on_a_full_disk_is_no_traceback(package: str, words: list[str]) -> None:
+    """At most one line says so."""
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-m", package, *words]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.stderr.count("\n") <= 1, done.stderr

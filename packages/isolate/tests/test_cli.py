@@ -95,10 +95,9 @@ class TestCommandLine(IntegrationTestBase):
             [{"(1, 2)": {"b'x'": "{3}"}, "4": None, "null": True}],
         )
 
-    @pytest.mark.parametrize("where", ["--json >&-", ">/dev/full"])
-    def test_output_that_cannot_be_written(self, where: str) -> None:
-        """A closed output or a full disk is one line and status 2."""
-        command = f"{sys.executable} -m isolate --store {self.store} list {self.root} {where}"
+    def test_output_that_cannot_be_written(self) -> None:
+        """A full disk is one line and status 2."""
+        command = f"{sys.executable} -m isolate --store {self.store} list {self.root} >/dev/full"
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.startswith("isolate: the output cannot be written: ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -423,12 +422,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if it did what was asked, 1 if the called method raised or `verify` found a change, 2 for any other error,
         130 after Ctrl-C.
     """
+    if sys.stdout is None:  # it was closed before we started
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     options = _parser().parse_args(argv)
     status, value, text = _complete(options)
     stream = sys.stderr if status and not options.status and not options.json else sys.stdout
     try:
-        if stream is None:  # closed before the start
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if options.json:
             text = _json(value)
         elif stream.isatty():
@@ -438,8 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"isolate: {failure}", file=sys.stderr)
         return status or 2
     except OSError as failure:
-        if stream is not None:  # what is left in the buffer must not fail again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is left in the buffer fails at exit too
         if not isinstance(failure, BrokenPipeError):  # whose reader has enough
             print(f"isolate: the output cannot be written: {failure.strerror}", file=sys.stderr)
             return status or 2

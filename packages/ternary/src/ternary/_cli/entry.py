@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 where a source has errors or would change, 2 for wrong usage or a failure, 130 after Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
+    if sys.stdout is None:  # it was closed before we started
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
+        arguments = _parser().parse_args(argv)
         status = int(arguments.run(arguments))
         sys.stdout.flush()
         return status

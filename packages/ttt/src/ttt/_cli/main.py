@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 done with failures, 2 wrong use, 130 interrupted."""
+    if sys.stdout is None:  # it was closed before we started
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     try:
         args = parser().parse_args(argv)
         args.json = args.json or args.json_first

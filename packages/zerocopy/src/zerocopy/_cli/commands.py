@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 success, 1 a check failed, 2 an error."""
+    if sys.stdout is None:  # it was closed before we started
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
