@@ -230,4 +230,4 @@ def test_stages_are_checked_once(tasks_file: Path, capsys: pytest.CaptureFixture
     for stages in ("serch", '["search","nets"]', "[]", "3"):
         out = tasks_file.with_name("s.json")
         assert main(["solve", str(tasks_file), "--out", str(out), "--set", f"stages={stages}"]) == 2
-        assert "wanted a list of some of search, trees, net" in capsys.readouterr().err
+        assert "wanted a list of some of search, restated, trees, net" in capsys.readouterr().err
