@@ -218,9 +218,11 @@ def test_lora_hot_swap_over_a_shared_base(large_model: nn.Module, publish: Publi
     assert not torch.equal(live(inputs), large_model(inputs))
 
 
-@pytest.mark.parametrize("options", [{"name": 5}, *({"name": "m", "version": odd} for odd in (1.5, True, "2"))])
-def test_names_and_versions_of_other_types(options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{"name": 5}, {"base": "m"}, *({"name": "m", "version": odd} for odd in (1.5, True, "2"))]
+)
+def test_arguments_of_other_types(options: dict[str, Any], tmp_path: Path) -> None:
     """They are refused before anything is written."""
-    with pytest.raises(ValueError, match=r"is not a model name|is no integer"):
+    with pytest.raises(ValueError, match=r"is not a model name|is no integer|is no ModelRef"):
         zerocopy.publish(nn.Linear(2, 2), directory=tmp_path, **options)
     assert list(tmp_path.iterdir()) == []

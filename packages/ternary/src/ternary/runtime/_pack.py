@@ -75,8 +75,8 @@ def pack(model: nn.Module, *, kernel: str = "auto", threads: int = 0) -> nn.Modu
     """
     if not any(isinstance(m, (TernaryWeight, *PACKED)) for m in model.modules()):
         raise NothingToPackError(
-            f"{type(model).__name__} has no ternary layer; make them with ternary.quantize or the word "
-            "`ternary` in its source"
+            f"{type(model).__name__} has no ternary layer; make them with the word `ternary` in its source or with "
+            "ternary.quantize, whose report says which layers stay as they are and why: the first and the last one do"
         )
     made = copy.deepcopy(model).eval()
     call_inner_layers(made)
