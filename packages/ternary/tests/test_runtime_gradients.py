@@ -223,8 +223,12 @@ class TestWithoutGradients:
         assert sum("ternary" in str(n.target) for n in graph.graph.nodes) == 3
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch's own compiler
     def test_compilers(self) -> None:
         """A compiled model has the same gradient; an exported program holds the operators alone."""
+        pictures = convolution(1, 5, 7)
+        x = torch.randn(2, 5, 9, 8)
+        assert close(of_input(torch.compile(pictures, fullgraph=True, backend="aot_eager"), x), of_input(pictures, x))
         model = nn.Sequential(linear(), Int8Linear(nn.Linear(5, 3)))
         x = torch.randn(3, 37)
         assert close(of_input(torch.compile(model, fullgraph=True, backend="aot_eager"), x), of_input(model, x))

@@ -364,11 +364,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def from_base(base: ModelRef | None) -> Find:
-    """Return a function that finds the blocks that a base holds already.
-
-    Raises:
-        ValueError: The base is no reference to a model.
-    """
+    """Return a function that finds the blocks that a base holds already; raise ValueError if it is no reference."""
     if not isinstance(base, ModelRef | None):
         raise ValueError(f"base {base!r} is no ModelRef: pass what `publish` or `current` returned")
     return lambda flat, tick: _shared_with(base, flat, tick)

@@ -33,12 +33,16 @@ def wanted(x: Tensor, bias: Tensor | None = None) -> bool:
 
 def linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, kernel: str, threads: int) -> Tensor:
     """Return what the operator does; gradients reach `x` and `bias`."""
-    return cast(Tensor, _Linear.apply(x, packed, scale, bias, kernel, threads))  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _Linear.apply(x, packed, scale, bias, kernel, threads))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _LinearBothWays.apply(x, packed, scale, bias, kernel, threads))  # type: ignore[no-untyped-call]
 
 
 def conv2d(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, *rest: Sizes | int | str) -> Tensor:
     """Return what the operator does; gradients reach `x` and `bias`."""
-    return cast(Tensor, _Conv2d.apply(x, packed, scale, bias, *rest))  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _Conv2d.apply(x, packed, scale, bias, *rest))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Conv2dBothWays.apply(x, packed, scale, bias, *rest))  # type: ignore[no-untyped-call]
 
 
 class _Linear(torch.autograd.Function):
@@ -53,7 +57,6 @@ class _Linear(torch.autograd.Function):
         del output
         x, packed, scale, bias = inputs[:4]
         ctx.save_for_backward(packed, scale)
-        ctx.save_for_forward(packed, scale)
         ctx.columns, ctx.bias_dtype = x.shape[-1], None if bias is None else bias.dtype
 
     @staticmethod
@@ -64,6 +67,17 @@ class _Linear(torch.autograd.Function):
             of_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
         weight = _matrix(packed, scale, ctx.columns)
         return (grad.float() @ weight).to(grad.dtype), None, None, of_bias, None, None
+
+
+class _LinearBothWays(_Linear):
+    """The same with forward mode, which a compiler cannot record."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Linear.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:3])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -85,7 +99,6 @@ class _Conv2d(torch.autograd.Function):
         del output
         x, packed, scale, bias = inputs[:4]
         ctx.save_for_backward(packed, scale)
-        ctx.save_for_forward(packed, scale)
         ctx.shape, ctx.geometry, ctx.bias_dtype = x.shape, inputs[4:9], None if bias is None else bias.dtype
 
     @staticmethod
@@ -98,6 +111,17 @@ class _Conv2d(torch.autograd.Function):
         weight = _kernel(packed, scale, ctx.shape[1], ctx.geometry[0], groups)
         of_x = conv2d_input(ctx.shape, weight, grad.float(), *ctx.geometry[1:])  # type: ignore[no-untyped-call]
         return of_x.to(grad.dtype), None, None, of_bias, *[None] * 7
+
+
+class _Conv2dBothWays(_Conv2d):
+    """The same with forward mode, which a compiler cannot record."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Conv2d.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:3])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
