@@ -155,9 +155,7 @@ def publish(
         raise ValueError(
             "recycle=True is for the versions of a name that this process keeps: pass name=, and not keep="
         )
-    how = Options(
-        name, version, directory, keep, progress, base, trust_remote_code=trust_remote_code, recycle=recycle
-    )  # fmt: skip
+    how = Options(name, version, directory, keep, progress, base, trust_remote_code=trust_remote_code, recycle=recycle)
     return publish_made(lambda _arena: model, from_base(base), how, in_arena=False)
 
 
