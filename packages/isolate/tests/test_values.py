@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 import types
 import uuid
 import zoneinfo
@@ -31,6 +32,7 @@ from integration_test_base import OLD_NUMPY, IntegrationTestBase
 import isolate
 from isolate._worker import kinds
 from isolate._worker.codec import Codec
+from isolate._worker.outgoing import Outgoing
 from isolate.errors import UnsupportedTypeError, WireError
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -425,3 +427,17 @@ class TestDeclared(IntegrationTestBase):
             remove()
         with pytest.raises(UnsupportedTypeError):
             call.double(Money(2))
+
+
+def test_a_library_that_another_thread_is_importing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is there without its classes: values travel, or are refused, as without it."""
+
+    class Odd:
+        pass
+
+    for name in ("torch", "PIL.Image"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    outgoing = Outgoing(lambda segment: None, lambda: None)
+    assert outgoing.describe([1, 2]) is None
+    outgoing.close()
+    assert "send built-in values" in kinds.remedy(Odd())

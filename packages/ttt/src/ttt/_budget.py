@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -107,8 +107,8 @@ def peak_bytes() -> int:
 
 def gpu_peak_bytes() -> int:
     """Return the most memory that PyTorch has reserved on a GPU in this process; 0 where it has used none."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "cuda") or not torch.cuda.is_initialized():  # another thread may be importing it
         return 0
     return max((int(torch.cuda.max_memory_reserved(i)) for i in range(torch.cuda.device_count())), default=0)
 
@@ -118,8 +118,8 @@ def reset_peaks() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_bytes(b"5")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    torch: Any = sys.modules.get("torch")
+    if hasattr(torch, "cuda") and torch.cuda.is_initialized():
         for i in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(i)
 

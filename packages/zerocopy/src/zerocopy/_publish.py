@@ -128,7 +128,7 @@ def publish(
         trust_remote_code: Take along the sources of classes that transformers loaded from the checkpoint with its
             argument of this name. Loaders have to allow that too.
         recycle: Keep the memory of the version before this one, and write the next version into it if no process reads
-            it then. Publishing again and again takes about half the time so, and the memory of one model more.
+            it then. It holds one model more. In shared memory, it takes a fifth of the time from version five on.
 
     Returns:
         The reference to pass to other processes.

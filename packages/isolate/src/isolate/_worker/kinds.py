@@ -97,12 +97,12 @@ def remedy(value: Any) -> str:
     """Return what to send in place of a value that does not travel."""
     own = f"isolate.converter({type(value).__name__}, to=…, back=…) on both sides"
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None and isinstance(value, numpy.ndarray):
+    if isinstance(value, getattr(numpy, "ndarray", ())):  # another thread may be importing it
         return "send numpy.array(value)"
-    if torch is not None and isinstance(value, torch.Tensor):
+    if isinstance(value, getattr(torch, "Tensor", ())):
         return "send value.detach(), as a plain dense tensor"
     image = sys.modules.get("PIL.Image")
-    if image is not None and isinstance(value, image.Image):
+    if isinstance(value, getattr(image, "Image", ())):
         return "send value.copy()"
     for base in _BASES:
         if isinstance(value, base):

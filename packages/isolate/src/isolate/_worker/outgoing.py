@@ -168,8 +168,8 @@ class Outgoing:
                 "|u1",
                 [value.nbytes],
             ]
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and type(value) is numpy.ndarray:
+        numpy: Any = sys.modules.get("numpy")
+        if type(value) is getattr(numpy, "ndarray", None):  # another thread may be importing it
             text = dtype_text(value.dtype)
             shared = SHARED.find(value)
             if shared is not None and value.nbytes:
@@ -180,8 +180,8 @@ class Outgoing:
             address = value.__array_interface__["data"][0] if whole else None
             where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), value, address)
             return ["numpy", where, text, list(value.shape)]
-        torch = sys.modules.get("torch")
-        if torch is not None and type(value) is torch.Tensor:
+        torch: Any = sys.modules.get("torch")
+        if type(value) is getattr(torch, "Tensor", None):
             name = str(value.dtype).removeprefix("torch.")
             if name not in TENSOR_TYPES or value.layout is not torch.strided:
                 raise UnsupportedTypeError(f"a {value.layout} tensor of dtype {value.dtype} does not travel")
