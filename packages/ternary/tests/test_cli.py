@@ -242,7 +242,6 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
         (["quantize", "mlp", "--rule", "*=int7"], "int7"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of tracing, which one of them does
 def test_wrong_values(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,7 +157,6 @@ def test_failed_save_leaves_nothing(temp_dir: Path, compiled_simple_model: nn.Mo
     assert list(temp_dir.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit")  # still part of torch, and wanted
 @pytest.mark.parametrize("name", ["mlp", "vit"])
 @pytest.mark.parametrize("form", ["trace", "script", "export"])
 def test_torch_forms(name: str, form: str, temp_dir: Path) -> None:
@@ -175,7 +174,6 @@ def test_torch_forms(name: str, form: str, temp_dir: Path) -> None:
         assert (other(x) - model(x)).abs().max() < 1e-5
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # of reading it back
 @pytest.mark.parametrize("form", ["pt2", "trace", "script"])
 def test_packed_torch_files(temp_dir: Path, form: str, compiled_simple_model: nn.Module) -> None:
     """Exported programs and TorchScript hold packed weights and give the packed model's floats, any batch."""

@@ -287,7 +287,6 @@ class TestOutliers:
         assert layer.outlier == pytest.approx(factor, rel=0.6)
         assert ("keep this layer float" in layer.note) == (factor > 50)
 
-    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
     @pytest.mark.parametrize(
         ("kind", "precision", "factor"),
         [

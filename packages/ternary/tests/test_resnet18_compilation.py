@@ -149,7 +149,6 @@ class TestResNet18:
         assert report.bytes_before / report.bytes_after > 14
         utils.validate_output_shape(made, torch.randn(1, 3, 64, 64), (1, 10))
 
-    @pytest.mark.filterwarnings("ignore:.*torch.jit")  # still part of torch, and wanted
     @pytest.mark.parametrize("form", ["trace", "script", "export"])
     def test_torch_forms_agree(self, model: nn.Module, form: str) -> None:
         """Tracing, scripting and exporting give the same logits."""

@@ -19,8 +19,6 @@ from ternary.runtime import PackedConv2d, PackedLinear
 from ternary.runtime._chain import Activation, FusedChain, Stage
 from ternary.runtime._layout import Geometry, to_byte_tiles, to_tiles
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own transforms use it
-
 
 def values(*shape: int) -> Tensor:
     """Random ternary weights."""

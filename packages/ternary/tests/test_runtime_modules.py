@@ -168,7 +168,6 @@ class TestShortcut:
         assert lazy.is_neg()
         assert torch.equal(layer(lazy), layer(-x))
 
-    @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
     def test_modes_and_profilers_see_the_operator(self) -> None:
         """Profilers, modes, tracers and transforms."""
         layer, x = linear(), torch.randn(2, 53)
@@ -332,7 +331,6 @@ class TestCompilers:
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), model(x))
 
-    @pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # tested while torch has it
     def test_torchscript_trace_and_script(self) -> None:
         """Both forms of TorchScript give the same floats, after saving too."""
         model, x = network().eval(), torch.randn(2, 3, 8, 8)
