@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import threading
 from typing import Any
 
 from ternary._cli.language_model import add_model
@@ -19,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on, 0 for a free one (default %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that answer at the address (default %(default)s)"
     )
     parser.add_argument("--name", help="what the model is called (its file's name by default)")
     parser.add_argument("--parallel", type=int, default=8, help="requests that run at once (default %(default)s)")
@@ -36,19 +41,30 @@ def run(a: argparse.Namespace) -> int:
     from ternary.llm._versions import Versions
 
     options = {"kernel": a.kernel, "threads": a.threads, "cache_bits": a.cache_bits, "context": a.context}
-    source = _source(a)
     try:
-        versions = Versions(source, a.name, a.parallel, a.queue, options)
+        if a.workers != 1:
+            return _serve_by_workers(a, options)
+        versions = Versions(_source(a), a.name, a.parallel, a.queue, options)
     except ValueError as e:
         raise e if isinstance(e, TernaryError) else TernaryError(str(e)) from None
     try:
         versions.current.model.tokenizer  # noqa: B018 - a model without one is refused now, not at the first request
-        config = uvicorn.Config(application(versions), host=a.host, port=a.port, log_level="info")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(application(versions), host=a.host, port=a.port, log_level="info"))
         server.run()
     finally:
         versions.close()
     return 0 if server.started else 1
+
+
+def _serve_by_workers(a: argparse.Namespace, options: dict[str, Any]) -> int:
+    from ternary.llm import serve
+
+    options |= {"name": a.name, "parallel": a.parallel, "queue": a.queue}
+    with serve(_source(a), workers=a.workers, host=a.host, port=a.port, **options) as served:
+        served.wait()
+        print(f"{a.workers} workers running on {served.url} (Press CTRL+C to quit)", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    return 0
 
 
 def _source(a: argparse.Namespace) -> Any:
