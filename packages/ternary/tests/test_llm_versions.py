@@ -22,27 +22,23 @@ from types import SimpleNamespace
 import pytest
 
 from ternary.errors import ModelFileError
-from ternary.llm import _versions, convert, load
+from ternary.llm import _versions, load
 
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-pytestmark = pytest.mark.timeout(300)  # transformers alone takes long to import on a busy machine
+pytestmark = pytest.mark.timeout(300)
 
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("llm_models.py"))))
+words = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("llm_words.py"))))
 ENDLESS = {"max_tokens": 1900, "temperature": 1.5, "seed": 1, "stream": True}
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     """Two model files of one shape with different weights."""
-    made = []
-    for seed in (0, 1):
-        folder, _ = models.folder_of(tmp_path_factory.mktemp("versions"), seed=seed, max_position_embeddings=2048)
-        convert(folder, folder.parent / f"m{seed}.ternary")
-        made.append(folder.parent / f"m{seed}.ternary")
-    return made
+    folder = tmp_path_factory.mktemp("versions")
+    return [words.save_words(folder / f"m{seed}.ternary", seed) for seed in (0, 1)]
 
 
 @pytest.fixture(autouse=True)

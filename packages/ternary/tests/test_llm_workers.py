@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from ternary.errors import ServerStartError
-from ternary.llm import _workers, convert, load, serve
+from ternary.llm import _workers, load, serve
 
 openai = pytest.importorskip("openai")
 psutil = pytest.importorskip("psutil")
@@ -26,15 +26,13 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(sys.platform == "win32", reason="descriptors are inherited as on Linux and macOS"),
 ]
-models = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("llm_models.py"))))
+words = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("llm_words.py"))))
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """A model file with a tokenizer."""
-    folder, _ = models.folder_of(tmp_path_factory.mktemp("workers"))
-    convert(folder, folder.parent / "small.ternary")
-    return folder.parent / "small.ternary"
+    return words.save_words(tmp_path_factory.mktemp("workers") / "small.ternary")
 
 
 def eventually(condition):
