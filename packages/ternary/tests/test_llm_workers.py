@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from ternary.errors import ServerStartError
-from ternary.llm import _workers, load, serve
+from ternary.llm import load, serve
 
 openai = pytest.importorskip("openai")
 psutil = pytest.importorskip("psutil")
@@ -43,9 +43,8 @@ def eventually(condition):
         time.sleep(0.05)
 
 
-def test_workers_answer_and_are_replaced(path, monkeypatch) -> None:
+def test_workers_answer_and_are_replaced(path) -> None:
     """One address for two processes; one that is killed and one that is stopped are replaced; at last none is left."""
-    monkeypatch.setattr(_workers, "SILENT", 4.0)
     expected = load(path).generate("the quick", max_tokens=5).text()
     with serve(path, workers=2, threads=1) as served:
         served.wait()

@@ -76,9 +76,12 @@ class _Server:
     def __init__(self, versions: Versions):
         self._versions = versions
         self._started = int(time.time())
+        self._looking: asyncio.Future[Version] | None = None
 
     async def health(self, _: HttpRequest) -> Response:
-        """Say that the server is up, and what it does."""
+        """Say that the server is up, and what it does. A server that is idle finds out here that a version is new."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().run_in_executor(None, self._versions.newest)
         return JSONResponse(self._versions.status())
 
     async def models(self, request: HttpRequest) -> Response:

@@ -190,8 +190,8 @@ def _end(process: subprocess.Popen[bytes], patience: float) -> None:
 
 
 def _answers(port: int) -> bool:
-    """Return whether a worker answers within a second."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    """Return whether a worker answers within some seconds, which is long enough on a busy machine."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == http.client.OK
