@@ -100,7 +100,7 @@ class Chaos:
         others = [pid for pid in self.fleet.workers.processes.ready if pid != self.sheltered]
         if not others:
             raise ProcessLookupError
-        return self.random.choice(others)
+        return int(self.random.choice(others))
 
     def kill_worker(self) -> None:
         """Kill -9."""

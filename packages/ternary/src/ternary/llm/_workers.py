@@ -129,7 +129,8 @@ class Workers:
 
         Monitors ask each process there for `/metrics`.
         """
-        return {w.process.pid: w.port for w in self._workers if w.ready and w.process is not None}
+        found = [(w.process, w.port) for w in self._workers if w.ready]
+        return {process.pid: port for process, port in found if process is not None and process.poll() is None}
 
     def wait(self, timeout: float = START) -> None:
         """Wait until every process answers.
