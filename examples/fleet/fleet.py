@@ -101,7 +101,11 @@ def running(
         host = stack.enter_context(isolate.Host(folder / "environments", policy=policy))
         for plugin in ("counter", "painter"):
             host.load(plugins / plugin)
-        stack.enter_context(reporting(name))
+        ending = threading.Event()
+        reporting = threading.Thread(target=report, args=(name, ending))
+        reporting.start()
+        stack.callback(reporting.join)
+        stack.callback(ending.set)
         gateway = Gateway(workers.port, host)
         stack.callback(gateway.close)
         if not ray:
@@ -109,24 +113,12 @@ def running(
         yield Fleet(name, workers, host, gateway)
 
 
-@contextmanager
-def reporting(name: str) -> Iterator[None]:
+def report(name: str, ending: threading.Event) -> None:
     """Publish on a topic, twice a second, what each worker holds."""
-    ending = threading.Event()
-
-    def report() -> None:
-        with xfer.Topic(name) as topic:
-            while not ending.wait(0.5):
-                topic.publish(holdings(name))
-            topic.remove()
-
-    thread = threading.Thread(target=report)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
+    with xfer.Topic(name) as topic:
+        while not ending.wait(0.5):
+            topic.publish(holdings(name))
+        topic.remove()
 
 
 def holdings(name: str) -> list[dict[str, Any]]:
