@@ -60,7 +60,7 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
             workers.publish(files[2])
             time.sleep(seconds)
             outcomes = clients.stop()
-            held = newest_report(fleet)
+            held = [view for view in newest_report(fleet) if view["command"].startswith("ray::ServeRepl")]
             last = [clients.ask(2, 3) for _ in range(10)]
         finally:
             clients.close()
