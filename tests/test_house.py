@@ -167,7 +167,7 @@ def test_the_fleet_keeps_these_rules() -> None:
     """The files of examples/fleet are short, and their words are plain."""
     folder = ROOT / "examples" / "fleet"
     files = [*folder.glob("*.py"), *folder.glob("trial/*.py"), *folder.glob("plugins/*/*.py")]
-    assert len(files) >= 10
+    assert len(files) >= 9
     assert [line for file in files for line in too_long(file.relative_to(folder), file.read_text())] == []
     assert [str(file) for file in [*files, folder / "README.md"] if re.search(IDIOMS, file.read_text())] == []
 

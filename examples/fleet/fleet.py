@@ -4,9 +4,9 @@
     python examples/fleet/fleet.py MODEL.ternary --workers 4 --folder fleet-out
     python examples/fleet/fleet.py MODEL.ternary --ray        the workers as replicas of Ray Serve, on two nodes
 
-ternary serves the model by OpenAI's protocol. zerocopy holds one copy of its weights for all workers and switches them
-to a new version while requests run. Two plugins with an older numpy, each in a process of its own by isolate, turn a
-photo into a question and the answer into a picture. xfer carries photos, pictures and the workers' reports. ttt can
+ternary serves the model by OpenAI's protocol. zerocopy holds one copy of its weights for all workers, which change to a
+new version while requests run. Two plugins with an older numpy, each in a process of its own by isolate, turn a photo
+into a question and the answer into a picture. xfer carries photos, pictures and reports about the workers. ttt can
 solve ARC tasks beside it. The first line of output is the address. The end of the input, or Ctrl-C, ends everything.
 `show.py` trains a model, sends requests and measures.
 """
@@ -17,63 +17,114 @@ import argparse
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gateway import Gateway
-from supervisor import HERE, Supervisor
 
 import isolate
+import xfer
+import zerocopy
+from ternary import TernaryError, llm
 
-ROOT = HERE.parent.parent
+HERE = Path(__file__).parent
 
 
+class Workers:
+    """Processes of this machine that answer with the newest version of a published model.
+
+    Args:
+        name: The name that the weights are published under.
+        count: How many processes.
+        file: The first version of the model.
+    """
+
+    def __init__(self, name: str, count: int, file: Path) -> None:
+        self._name = name
+        self.publish(file)
+        self.processes = llm.serve(zerocopy.follow(name), workers=count, threads=1)
+        self.port = self.processes.port
+
+    def publish(self, file: Path) -> None:
+        """Make a model file the newest version. Workers use it from their next request on."""
+        self._ref = llm.publish(file, name=self._name)
+
+    def end(self) -> None:
+        """End the processes and give the weights up."""
+        self.processes.close()
+        zerocopy.unpublish(self._ref)
+
+
+@dataclass(frozen=True)
 class Fleet:
-    """The running service, as a context manager.
+    """A running fleet.
+
+    Attributes:
+        name: The name of the published weights, and of the topic that reports about the workers.
+        workers: Answer the gateway: `Workers`, or `on_ray.Workers`.
+        host: Has loaded the plugins.
+        gateway: Answers the clients.
+    """
+
+    name: str
+    workers: Any
+    host: isolate.Host
+    gateway: Gateway
+
+
+@contextmanager
+def running(
+    folder: Path, file: Path, count: int, plugins: Path = HERE / "plugins", ray: bool = False
+) -> Iterator[Fleet]:
+    """Run the service for a block.
 
     Args:
         folder: Where models, environments and wheels are kept from run to run.
         file: The first version of the model.
-        workers: How many workers.
+        count: How many workers.
         plugins: The folder with the plugins `counter` and `painter`.
         ray: Whether the workers are replicas of Ray Serve.
     """
-
-    def __init__(
-        self, folder: Path, file: Path, workers: int, plugins: Path = HERE / "plugins", ray: bool = False
-    ) -> None:
-        self._folder, self._file, self._count, self._plugins, self._ray = folder, file, workers, plugins, ray
-
-    def __enter__(self) -> Self:
-        wheels = self._folder / "wheels"
-        if not list(wheels.glob("*.whl")):  # the plugins install xfer from it
-            command = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "-o", str(wheels)]
-            subprocess.run([*command, str(ROOT / "packages" / "xfer")], check=True)
-        with ExitStack() as stack:
-            self.supervisor = workers_class(self._ray)(f"fleet-{os.getpid()}", self._count, self._file)
-            stack.callback(self.supervisor.end)
-            policy = isolate.Policy(find_links=(str(wheels),))
-            self.host = stack.enter_context(isolate.Host(self._folder / "environments", policy=policy))
-            for plugin in ("counter", "painter"):
-                self.host.load(self._plugins / plugin)
-            self.gateway = Gateway(self.supervisor, self.host)
-            stack.callback(self.gateway.close)
-            self.supervisor.wait(self._count)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._stack.close()
+    name, wheels = f"fleet-{os.getpid()}", folder / "wheels"
+    if not list(wheels.glob("*.whl")):  # the plugins install xfer from it
+        command = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "-o", str(wheels)]
+        subprocess.run([*command, str(HERE.parent.parent / "packages" / "xfer")], check=True)
+    with ExitStack() as stack:
+        workers = (import_module("on_ray").Workers if ray else Workers)(name, count, file)
+        stack.callback(workers.end)
+        policy = isolate.Policy(find_links=(str(wheels),))
+        host = stack.enter_context(isolate.Host(folder / "environments", policy=policy))
+        for plugin in ("counter", "painter"):
+            host.load(plugins / plugin)
+        ending = threading.Event()
+        reporting = threading.Thread(target=report, args=(name, ending))
+        reporting.start()
+        stack.callback(reporting.join)
+        stack.callback(ending.set)
+        gateway = Gateway(workers.port, host)
+        stack.callback(gateway.close)
+        if not ray:
+            workers.processes.wait()
+        yield Fleet(name, workers, host, gateway)
 
 
-def workers_class(ray: bool) -> Any:
-    """Return what starts the workers."""
-    if not ray:
-        return Supervisor
-    from on_ray import RayWorkers
+def report(name: str, ending: threading.Event) -> None:
+    """Publish on a topic, twice a second, what each worker holds."""
+    with xfer.Topic(name) as topic:
+        while not ending.wait(0.5):
+            topic.publish(holdings(name))
+        topic.remove()
 
-    return RayWorkers
+
+def holdings(name: str) -> list[dict[str, Any]]:
+    """Return what each process but this one holds of the weights that are published under a name, by bytes."""
+    views = zerocopy.report().views
+    return [asdict(view) for view in views if view.segment.startswith(f"{name}@") and view.pid != os.getpid()]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,10 +136,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ray", action="store_true", help="the workers as replicas of Ray Serve on two nodes")
     args = parser.parse_args(argv)
     try:
-        with Fleet(args.folder.absolute(), args.file, args.workers, ray=args.ray) as fleet:
+        with running(args.folder.absolute(), args.file, args.workers, ray=args.ray) as fleet:
             print(f"http://127.0.0.1:{fleet.gateway.port}/v1/completions", flush=True)
             for line in sys.stdin:
-                fleet.supervisor.publish(Path(line.strip()))
+                try:
+                    fleet.workers.publish(Path(line.strip()))
+                except (TernaryError, OSError) as error:
+                    print(f"refused: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped; nothing is left behind", file=sys.stderr)
         return 130

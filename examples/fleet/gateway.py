@@ -1,4 +1,4 @@
-"""The fleet's one address: plugins before and behind the workers, and another worker for what one fails to answer."""
+"""The fleet's one address: plugins before and behind the workers, and another try for what a worker fails to answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -15,14 +16,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from supervisor import Supervisor
 
 import isolate
 import xfer
 
-PATIENCE = 3.0
-"""Seconds for a worker's answer; then another worker is asked."""
-TRIES = 4
+PATIENCE, TRIES = 3.0, 4
+"""Seconds for a worker's answer before the next try, which another worker takes, and how many there are."""
+STATUS = {"invalid_request_error": 400, "rate_limit_error": 429, "plugin_error": 502, "server_error": 503}
+"""The status of an answer that is an error object of the protocol, by its type."""
 
 
 class BusyError(Exception):
@@ -37,13 +38,12 @@ class Gateway:
     """Answers completions. A request has a prompt, or a photo: the handle of an array in shared memory.
 
     Args:
-        supervisor: Knows the workers.
+        workers: The port of the workers.
         host: Has loaded the plugins `counter` and `painter`.
     """
 
-    def __init__(self, supervisor: Supervisor, host: isolate.Host) -> None:
-        self._supervisor, self._host = supervisor, host
-        self.bytes = Counter[str]()
+    def __init__(self, workers: int, host: isolate.Host) -> None:
+        self._workers, self._host, self.bytes = workers, host, Counter[str]()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         application = Starlette(routes=[Route("/v1/completions", self.complete, methods=["POST"])])
@@ -60,20 +60,14 @@ class Gateway:
     async def complete(self, request: Request) -> JSONResponse:
         """Answer one request, or say by the protocol's error object what went wrong."""
         try:
-            body = json.loads(await request.body())
-            answer = await self._answer(body)
+            answer = await self._answer(json.loads(await request.body()))
         except PluginError as error:
-            return _error(502, "plugin_error", error)
+            answer = _error("plugin_error", error)
         except BusyError as error:
-            return _error(503, "server_error", error)
+            answer = _error("server_error", error)
         except (xfer.XferError, KeyError, TypeError, ValueError, IndexError) as error:
-            return _error(400, "invalid_request_error", error)
-        status = (
-            {"rate_limit_error": 429, "server_error": 500}.get(answer["error"]["type"], 400)
-            if "error" in answer
-            else 200
-        )
-        return JSONResponse(answer, status)
+            answer = _error("invalid_request_error", error)
+        return JSONResponse(answer, STATUS.get(answer["error"]["type"], 400) if "error" in answer else 200)
 
     async def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         if "photo" not in body:
@@ -99,23 +93,12 @@ class Gateway:
         return result
 
     async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Ask the worker with the fewest open requests; ask another one if it dies or is silent."""
-        asked: list[Any] = []
-        for _ in range(TRIES):
-            ready = [worker for worker in self._supervisor.workers if worker.port and worker not in asked]
-            if not ready:
-                await asyncio.sleep(0.5)
-                continue
-            worker = min(ready, key=lambda worker: worker.open)
-            asked.append(worker)
-            worker.open += 1
-            try:
-                return await asyncio.to_thread(post, worker.port, body, PATIENCE)
-            except (OSError, http.client.HTTPException, ValueError):
-                continue
-            finally:
-                worker.open -= 1
-        raise BusyError(f"none of {len(asked)} workers answered in time")
+        """Ask the workers. One that dies or is silent takes no new connection, so the next try reaches another one."""
+        for number in range(TRIES):
+            await asyncio.sleep(0.2 * number)
+            with suppress(OSError, http.client.HTTPException, ValueError):
+                return await asyncio.to_thread(post, self._workers, body, PATIENCE)
+        raise BusyError(f"the workers did not answer {TRIES} times")
 
 
 def post(port: int, body: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -133,6 +116,6 @@ def post(port: int, body: dict[str, Any], timeout: float) -> dict[str, Any]:
         connection.close()
 
 
-def _error(status: int, kind: str, error: Exception) -> JSONResponse:
+def _error(kind: str, error: Exception) -> dict[str, Any]:
     message = f"{type(error).__name__}: {error}"[:500]
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}

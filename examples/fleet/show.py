@@ -20,10 +20,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fleet import Fleet
+from fleet import Fleet, running
 from trial import model
 from trial.clients import Clients, Outcome
 from trial.page import write_page
+
+import xfer
 
 
 def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> None:
@@ -36,6 +38,13 @@ def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> N
         if ending.is_set():
             return
     found["solved"] = len(run.score().solved)
+
+
+def newest_report(fleet: Fleet) -> list[dict[str, Any]]:
+    """Wait for the next report about the workers on the fleet's topic, as any process of this machine may."""
+    with xfer.Topic(fleet.name).subscribe() as reader:
+        found: list[dict[str, Any]] = reader.recv(timeout=60)
+        return found
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -53,7 +62,7 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
     """Run the fleet under load, roll out the second version in the middle; return the figures and all outcomes."""
     files = model.train(folder / "model")
     found: dict[str, Any] = {"workers": workers, "weights": files[2].stat().st_size}
-    with Fleet(folder, files[1], workers, ray=ray) as fleet:
+    with running(folder, files[1], workers, ray=ray) as fleet:
         found["numpy"] = fleet.host["counter"].call.version()
         stopped = threading.Event()
         beside = threading.Thread(target=solve_beside, args=(found, stopped, ray))
@@ -61,10 +70,10 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
         clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
         try:
             time.sleep(seconds / 2)
-            fleet.supervisor.publish(files[2])
+            fleet.workers.publish(files[2])
             rolled_out = time.monotonic()
             time.sleep(seconds / 2)
-            reports = list(fleet.supervisor.reports.values())
+            views = newest_report(fleet)
             outcomes = clients.stop()
             beside.join()
         finally:
@@ -73,9 +82,9 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
             beside.join()
         found["bytes"], found["picture"] = dict(fleet.gateway.bytes), clients.picture
     found["rolled out at"] = round(rolled_out - outcomes[0].at, 2)
-    found["held"] = sum(int(report["weights"]) for report in reports)
-    found["written"] = sum(int(report["written"]) for report in reports)
-    found["memory"] = sum(int(report["memory"]) for report in reports)
+    found["held"] = sum(view["proportional"] for view in views)
+    found["written"] = sum(view["private"] for view in views)
+    found["memory"] = found["held"] + sum(view["private_elsewhere"] for view in views)
     return found | summary(outcomes), outcomes
 
 

@@ -18,29 +18,29 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
-from fleet import Fleet
+from fleet import HERE as FLEET
+from fleet import Fleet, running
 from gateway import post
 from leftovers import leftovers, shared_files
 from show import summary
-from supervisor import HERE as FLEET
-from supervisor import Child
 from trial import model
 from trial.clients import Clients, Outcome
 from trial.page import write_page
 
-import xfer
+from ternary import llm
 
 HERE = Path(__file__).resolve().parent
 
@@ -78,9 +78,10 @@ class Chaos:
 
     def __init__(self, fleet: Fleet, clients: Clients, files: dict[int, Path], seed: int) -> None:
         self.fleet, self.clients, self.files, self.random = fleet, clients, files, random.Random(seed)
-        self.sheltered = fleet.supervisor.workers[0]
+        self.sheltered, self.port = next(iter(fleet.workers.processes.ready.items()))
         self.done: Counter[str] = Counter()
         self.asked: list[Outcome] = []
+        self.refused: list[bool] = []
         self._asking: list[threading.Thread] = []
 
     def act(self) -> None:
@@ -96,11 +97,10 @@ class Chaos:
             self.done[deed.__name__] += 1
 
     def _victim(self) -> int:
-        others = [worker.process for worker in self.fleet.supervisor.workers if worker is not self.sheltered]
-        alive = [process.pid for process in others if process.poll() is None]
-        if not alive:
+        others = [pid for pid in self.fleet.workers.processes.ready if pid != self.sheltered]
+        if not others:
             raise ProcessLookupError
-        return self.random.choice(alive)
+        return int(self.random.choice(others))
 
     def kill_worker(self) -> None:
         """Kill -9."""
@@ -115,15 +115,44 @@ class Chaos:
             os.kill(pid, signal.SIGCONT)
 
     def kill_publisher(self) -> None:
-        """Kill -9 of the process that put the weights into shared memory."""
-        os.kill(self.fleet.supervisor.publisher.process.pid, signal.SIGKILL)
+        """Publish the other version from a process that is killed -9 at once."""
+        self._beside(lambda process: process.kill())
 
     def stop_publisher(self) -> None:
-        """Stop the publisher for half a second."""
-        pid = self.fleet.supervisor.publisher.process.pid
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(0.5)
-        os.kill(pid, signal.SIGCONT)
+        """The same, but it is stopped for half a second first."""
+
+        def stop(process: subprocess.Popen[str]) -> None:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)
+            process.kill()
+
+        self._beside(stop)
+
+    def no_files(self) -> None:
+        """Let a publisher write next to nothing: to it, shared memory is full. It says so and goes on."""
+
+        def starve(process: subprocess.Popen[str]) -> None:
+            limit(process.pid, resource.RLIMIT_FSIZE, 4096)
+            said, _ = process.communicate(f"{self.files[2]}\n")
+            self.refused.append(said.startswith("refused: "))
+
+        self._beside(starve)
+
+    def _beside(self, harm: Callable[[subprocess.Popen[str]], None]) -> None:
+        """Publish a version of the model by `ternary share`, and do something to it, on a thread: it takes seconds."""
+        command = [sys.executable, "-m", "ternary", "share", self.files[self.random.choice([1, 2])], "--name"]
+
+        def work() -> None:
+            with subprocess.Popen(
+                [*map(str, command), self.fleet.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as process:
+                assert process.stdout is not None
+                if process.stdout.readline().startswith("version"):
+                    harm(process)
+                process.kill()
+
+        self._asking.append(threading.Thread(target=work))
+        self._asking[-1].start()
 
     def kill_plugin(self) -> None:
         """Kill -9 of a plugin's process."""
@@ -143,13 +172,9 @@ class Chaos:
         size = psutil.Process(pid).memory_info().vms + self.random.randrange(1 << 24)
         limit(pid, resource.RLIMIT_AS, size)
 
-    def no_files(self) -> None:
-        """Let the publisher write next to nothing: to it, shared memory is full."""
-        limit(self.fleet.supervisor.publisher.process.pid, resource.RLIMIT_FSIZE, 4096)
-
     def roll_out(self) -> None:
         """Publish the other version."""
-        self.fleet.supervisor.publish(self.files[self.random.choice([1, 2])])
+        self.fleet.workers.publish(self.files[self.random.choice([1, 2])])
 
     def misbehave(self) -> None:
         """Send a photo that makes the plugin misbehave."""
@@ -159,14 +184,13 @@ class Chaos:
         self._asking.append(thread)
 
     def end(self) -> None:
-        """Wait for the answers to photos that make the plugin misbehave, and lift all limits."""
+        """Wait for what was begun, such as photos that make the plugin misbehave, and lift all limits."""
         for thread in self._asking:
             thread.join()
-        supervisor = self.fleet.supervisor
-        for child in [*supervisor.workers, supervisor.publisher]:
-            for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
+        for pid in self.fleet.workers.processes.ready:
+            for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS):
                 with suppress(ProcessLookupError):
-                    limit(child.process.pid, kind, resource.prlimit(child.process.pid, kind)[1])
+                    limit(pid, kind, resource.prlimit(pid, kind)[1])
 
 
 class Probe(threading.Thread):
@@ -217,41 +241,27 @@ def owner(file: str) -> int | None:
 
 def recovered(fleet: Fleet, clients: Clients) -> int:
     """Wait until all workers are ready, and return how many of twenty answers are right then."""
-    fleet.supervisor.wait(3, 240)
+    fleet.workers.processes.wait(240)
     end = time.monotonic() + 120
     while time.monotonic() < end and clients.ask(2, 3).error:  # a plugin may be starting again
         time.sleep(0.2)
     return sum(clients.ask(2, 3).whole for _ in range(20))
 
 
-@contextmanager
-def one_bystander(file: Path) -> Iterator[Child]:
-    """Run a worker of no fleet for a block: its latency says how busy the machine is."""
-    name = f"bystander-{os.getpid()}"
-    children = [Child("publisher.py", name)]
-    children[0].ask(str(file))
-    children.append(Child("worker.py", name))
-    try:
-        children[1].greet()
-        yield children[1]
-    finally:
-        for child in reversed(children):
-            child.end()
-        xfer.Topic(name, keep=64).remove()
-
-
 def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict[str, Any]:
     """Run the fleet under chaos and return what happened."""
     plugins = hostile_plugins(folder / "hostile")
-    with one_bystander(files[1]) as bystander, Fleet(folder, files[1], 3, plugins) as fleet:
+    # A worker of no fleet: its latency says how busy the machine is.
+    with llm.serve(files[1], workers=1, threads=1) as bystander, running(folder, files[1], 3, plugins) as fleet:
+        bystander.wait()
         clients = Clients(fleet.gateway.port, list(files.values()), count=3)
         chaos = Chaos(fleet, clients, files, seed)
-        calm = Probe(chaos.sheltered.port)
+        calm = Probe(chaos.port)
         calm.start()
         time.sleep(2)
         calm.stopping.set()
         calm.join()
-        probe, beside = Probe(chaos.sheltered.port), Probe(bystander.port)
+        probe, beside = Probe(chaos.port), Probe(bystander.port)
         probe.start()
         beside.start()
         end = time.monotonic() + seconds
@@ -267,13 +277,14 @@ def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict
                 each.join()
         again = recovered(fleet, clients)
         clients.close()
-        sheltered = chaos.sheltered in fleet.supervisor.workers
-        restarts = fleet.supervisor.restarts
+        sheltered = chaos.sheltered in fleet.workers.processes.ready
+        restarts = fleet.workers.processes.restarts
     errors = Counter(outcome.error.split(" ")[0] for outcome in [*outcomes, *chaos.asked] if outcome.error)
     answers = [outcome for outcome in outcomes if not outcome.error]
     wrong = [outcome.error for outcome in outcomes if outcome.error and not outcome.error.startswith(TYPED)]
     wrong += [str(outcome) for outcome in answers if not outcome.whole]
     wrong += [o.error for o in chaos.asked if o.error and not o.error.startswith(TYPED)]
+    wrong += ["a full publisher did not say so" for said in chaos.refused if not said]
     return {
         "done": chaos.done,
         "right": len(answers),

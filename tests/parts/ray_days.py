@@ -22,10 +22,11 @@ from typing import Any
 import psutil
 import ray
 import torch
-from fleet import Fleet
+from fleet import running
 from on_ray import start_node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from show import newest_report
 from trial import model
 from trial.clients import Clients
 
@@ -46,8 +47,8 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
         seconds: How long clients ask in each of three phases.
     """
     files = model.train(folder / "model")
-    with Fleet(folder, files[1], 2, ray=True) as fleet:
-        workers = fleet.supervisor
+    with running(folder, files[1], 2, ray=True) as fleet:
+        workers = fleet.workers
         clients = Clients(fleet.gateway.port, list(files.values()), count=2)
         begun = time.monotonic()
         try:
@@ -59,7 +60,7 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
             workers.publish(files[2])
             time.sleep(seconds)
             outcomes = clients.stop()
-            held = list(workers.reports.values())
+            held = [view for view in newest_report(fleet) if view["command"].startswith("ray::ServeRepl")]
             last = [clients.ask(2, 3) for _ in range(10)]
         finally:
             clients.close()
@@ -73,9 +74,9 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
         "errors": Counter(outcome.error for outcome in outcomes if outcome.error),
         "longest answer": round(longest, 2),
         "last": [outcome.version for outcome in last if outcome.whole],
-        "replicas": len(held),
-        "nodes with a copy": len({path for report in held for path in report["files"]}),
-        "written": sum(report["written"] for report in held),
+        "replicas": len({view["pid"] for view in held}),
+        "nodes with a copy": len({view["segment"] for view in held}),
+        "written": sum(view["private"] for view in held),
     }
 
 

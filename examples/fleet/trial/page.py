@@ -33,7 +33,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("bytes that were sent for them: their handles", f"{moved['handles'] / 1e3:,.0f} kB"),
         (f"the weights in {found['workers']} workers, shared pages in proportion", f"{found['held']:,} bytes"),
         ("one copy; a copy for each worker", f"{found['weights']:,}; {copies:,} bytes"),
-        ("all memory of these workers, counted in the same way", f"{found['memory'] / 1e6:,.0f} MB"),
+        ("the same, and the memory that each worker has to itself", f"{found['memory'] / 1e6:,.0f} MB"),
         ("bytes of the weights that workers wrote", f"{found['written']}"),
         ("numpy of the plugins", found["numpy"]),
         ("ARC tasks that ttt solved beside it, of 2", str(found["solved"])),

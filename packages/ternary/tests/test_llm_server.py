@@ -23,6 +23,7 @@ import pytest
 from ternary.errors import ServerBusyError
 from ternary.llm import Sampling, application, convert, load
 from ternary.llm._batching import Request, Scheduler
+from ternary.llm._versions import Versions
 
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
@@ -60,26 +61,24 @@ def serving(path, parallel=4, queue=4):
     """A server on a thread, and its address."""
     from ternary.llm._server import application
 
-    model = load(path, threads=1)
-    scheduler = Scheduler(model, parallel=parallel, queue=queue)
+    versions = Versions(path, "small", parallel, queue, {"threads": 1})
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(application(model, scheduler, "small"), log_level="error", lifespan="off")
+    config = uvicorn.Config(application(versions), log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    made = SimpleNamespace(url=f"http://127.0.0.1:{listening.getsockname()[1]}", model=model, scheduler=scheduler)
+    made = SimpleNamespace(url=f"http://127.0.0.1:{listening.getsockname()[1]}", scheduler=versions.current.scheduler)
     try:
         yield made
     finally:
         vars(made).clear()
         server.should_exit = True
         thread.join()
-        scheduler.close()
+        versions.close()
         listening.close()
-        del model, scheduler
         gc.collect()
 
 

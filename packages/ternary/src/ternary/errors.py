@@ -29,6 +29,7 @@ __all__ = [
     "NothingToPackError",
     "PackedDataError",
     "ServerBusyError",
+    "ServerStartError",
     "StaleCoreError",
     "TernaryError",
     "TernaryValueError",
@@ -253,4 +254,11 @@ class ServerBusyError(TernaryError, RuntimeError):
     """A server's queue of requests is full, or the server is closing.
 
     Try again later, or start the server with a longer queue.
+    """
+
+
+class ServerStartError(TernaryError, RuntimeError):
+    """The processes of a server did not start.
+
+    Their error output says why, such as a damaged model; allow more time on a busy machine.
     """

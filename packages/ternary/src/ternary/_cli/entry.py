@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   ternary export runs/net-twn.safetensors --to onnx --to gguf --out release
   ternary generate MODEL "Once upon a time"   text from a ternary language model
   ternary chat MODEL                    a conversation; ternary serve MODEL answers over HTTP
+  ternary share MODEL --name NAME       one copy in memory for each `ternary serve --follow NAME`
   ternary doctor                        which kernel runs packed layers here, and why
 """
 

@@ -10,10 +10,16 @@ from ternary.errors import TernaryError
 __all__ = ["add_model", "add_sampling", "open_model", "start"]
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the model and how to open it."""
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add the model and how to open it.
+
+    Args:
+        parser: The command's parser.
+        optional: Whether the command works without one.
+    """
     parser.add_argument(
         "model",
+        nargs="?" if optional else None,
         help="a model file, a Hugging Face folder, a GGUF file, or the name of a model in the cache of the Hub",
     )
     parser.add_argument("--threads", type=int, default=0, help="threads of a step, 0 for one per processor")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ternary.llm._save import save
     from ternary.llm._shared import publish
     from ternary.llm._transformers import TernaryForCausalLM
+    from ternary.llm._workers import serve
 
 __all__ = [
     "Decoder",
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "publish",
     "save",
+    "serve",
     "to_gguf",
 ]
 
@@ -42,7 +44,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     homes = {"Decoder": "_decoder", "save": "_save", "TernaryForCausalLM": "_transformers", "to_gguf": "_gguf_export"}
-    homes |= {"publish": "_shared", "deployment": "_on_ray", "application": "_application"}
+    homes |= {"publish": "_shared", "deployment": "_on_ray", "application": "_application", "serve": "_workers"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from ternary.errors import MissingExtraError
-from ternary.llm._convert import load
-from ternary.llm._shared import Reference
+from ternary.llm._versions import Source, Versions
 
 __all__ = ["application"]
 
 
-def application(
-    source: str | Path | Reference, *, name: str = "ternary", parallel: int = 8, queue: int = 64, **options: Any
-) -> Any:
+def application(source: Source, *, name: str | None = None, parallel: int = 8, queue: int = 64, **options: Any) -> Any:
     """Open a model and return an ASGI application that speaks the protocol of OpenAI, as `ternary serve` does.
 
     The model and its thread close when the application's lifespan ends, which servers such as uvicorn signal.
 
+    A source with a method `get`, such as `zerocopy.follow(name)`, may change its model while requests run. Each request
+    is answered wholly by the version that is newest when it comes. An older version closes when its last request has
+    ended. A version that cannot be opened is logged, `/health` says why, and the one before answers on.
+
     Args:
-        source: A model file, or a reference of `publish`.
-        name: What the model is called in answers.
+        source: A model file, a reference of `publish`, or an object whose `get()` returns the newest version, any value
+            that tells it from others, and the model, in one of these forms.
+        name: What the model is called in answers; None for the name of its file, or of each version's file.
         parallel: Requests that run at once.
         queue: Requests that may wait; those beyond are answered 429.
         **options: Passed to `load`, such as `threads=2`.
+
+    Returns:
+        The application. `application.state.status()` returns what `/health` says.
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
@@ -39,29 +43,21 @@ def application(
         >>> app = llm.application(path, name="tiny", threads=1)
         >>> async def lifespan():
         ...     async with app.router.lifespan_context(app):  # as uvicorn.run(app) does
-        ...         return app.routes[0].path
+        ...         return app.routes[0].path, app.state.status()["model"]
         >>> asyncio.run(lifespan())
-        '/v1/chat/completions'
+        ('/v1/chat/completions', 'tiny')
     """
     try:
         from ternary.llm._server import application as serving
     except ImportError as e:
         raise MissingExtraError(f"{e.name} is needed here; pip install 'pentad-ternary[serve]'") from e
-    from ternary.llm._batching import Scheduler
-
-    model = load(source, **options)
-    try:
-        scheduler = Scheduler(model, parallel=parallel, queue=queue)
-    except BaseException:
-        model.close()
-        raise
+    versions = Versions(source, name, parallel, queue, options)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            scheduler.close()
-            model.close()
+            versions.close()
 
-    return serving(model, scheduler, name, lifespan=lifespan)
+    return serving(versions, lifespan=lifespan)

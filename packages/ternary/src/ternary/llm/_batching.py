@@ -15,7 +15,7 @@ from ternary.llm._sampling import Sampling
 from ternary.llm._sequence import Finish, Sequence, shared_beginning
 from ternary.llm._tokenizer import StopFinder, TextStream
 
-__all__ = ["Counters", "Event", "Request", "Scheduler"]
+__all__ = ["Counters", "Event", "Request", "RetiredError", "Scheduler"]
 
 STEP_TOKENS = 128
 """Rows of a step at most: those of new prompts wait so long that running texts go on."""
@@ -71,6 +71,10 @@ class Counters:
     busy_seconds: float = 0.0
 
 
+class RetiredError(ServerBusyError):
+    """A newer version of the model has taken the scheduler's place; submit the request there."""
+
+
 @dataclass(eq=False, slots=True)
 class _Active:
     request: Request
@@ -102,6 +106,7 @@ class Scheduler:
         self._idle: list[tuple[Cache, list[int]]] = []
         self._changed = threading.Condition()
         self._closing = False
+        self._then: Callable[[], object] | None = None  # called at the end of a scheduler that is retired
         self._thread = threading.Thread(target=self._loop, name="ternary-scheduler", daemon=True)
         self._thread.start()
 
@@ -116,14 +121,27 @@ class Scheduler:
 
         Raises:
             ServerBusyError: The queue is full, or the scheduler closes.
+            RetiredError: It takes no more requests.
         """
         with self._changed:
+            if self._then is not None:
+                raise RetiredError("a newer version answers now")
             if self._closing or len(self._waiting) >= self._most_waiting + self._parallel - len(self._active):
                 self.counters.rejected += 1
                 why = "the server closes" if self._closing else f"{len(self._waiting)} requests wait already"
                 raise ServerBusyError(f"{why}; try again later")
             self.counters.requests += 1
             self._waiting.append(request)
+            self._changed.notify()
+
+    def retire(self, then: Callable[[], object]) -> None:
+        """Take no more requests, and end the thread when the last one has ended.
+
+        Args:
+            then: Called on the thread at its end.
+        """
+        with self._changed:
+            self._then = then
             self._changed.notify()
 
     def close(self) -> None:
@@ -134,18 +152,27 @@ class Scheduler:
         self._thread.join()
 
     def _loop(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._active or self._closing):
-                    self._changed.wait()
-                closing = self._closing
-                ended = [self._waiting.popleft() for _ in range(len(self._waiting))] if closing else []
-            if closing:
-                for request in [*ended, *(a.request for a in self._active)]:
-                    self._end(request, Event(finish="cancelled"))
-                return
+        while self._wait():
             self._admit()
             self._step()
+        with self._changed:
+            ended = [*self._waiting, *(active.request for active in self._active)]
+            self._waiting.clear()
+            self._active.clear()
+        for request in ended:
+            self._end(request, Event(finish="cancelled"))
+        self._idle.clear()
+        if self._then is not None:
+            self._then()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to run; return whether there will be."""
+        with self._changed:
+            while not (self._closing or self._waiting or self._active):
+                if self._then is not None:
+                    return False
+                self._changed.wait()
+            return not self._closing
 
     def _admit(self) -> None:
         """Give waiting requests a cache, the one that shares most of their beginning."""

@@ -17,7 +17,7 @@ DEPLOYMENT = "model"
 def deployment(
     source: str | Path | Reference,
     *,
-    name: str = "ternary",
+    name: str | None = None,
     replicas: int = 1,
     parallel: int = 8,
     queue: int = 64,
@@ -31,7 +31,7 @@ def deployment(
 
     Args:
         source: A model file that every node can open, or a reference of `publish`.
-        name: What the model is called in answers.
+        name: What the model is called in answers; None for the name of its file.
         replicas: How many processes answer. Each needs its own processors: see `threads` of `load`.
         parallel: Requests that run at once in a replica.
         queue: Requests that may wait in a replica; those beyond are answered 429.

@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,9 +19,10 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from ternary.errors import ChatTemplateError, ContextLengthError, ServerBusyError, TernaryError
-from ternary.llm._batching import Event, Request, Scheduler
+from ternary.llm._batching import Event, Request, RetiredError
 from ternary.llm._model import Model
 from ternary.llm._sampling import Sampling
+from ternary.llm._versions import Version, Versions
 
 __all__ = ["application"]
 
@@ -36,17 +38,15 @@ class _BadRequestError(Exception):
         self.parameter = parameter
 
 
-def application(model: Model, scheduler: Scheduler, name: str, *, lifespan: Lifespan[Any] | None = None) -> Starlette:
+def application(versions: Versions, *, lifespan: Lifespan[Any] | None = None) -> Starlette:
     """Return the ASGI application that serves a model.
 
     Args:
-        model: The open model.
-        scheduler: Runs the requests.
-        name: What the model is called in answers.
+        versions: The open model, and its newer versions.
         lifespan: Begins and ends with the application.
     """
-    server = _Server(model, scheduler, name)
-    return Starlette(
+    server = _Server(versions)
+    made = Starlette(
         lifespan=lifespan,
         routes=[
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
@@ -58,6 +58,8 @@ def application(model: Model, scheduler: Scheduler, name: str, *, lifespan: Life
         ],
         exception_handlers={HTTPException: _http_error},
     )
+    made.state.status = versions.status
+    return made
 
 
 def _error(status: int, message: str, kind: str, parameter: str | None = None) -> JSONResponse:
@@ -71,33 +73,41 @@ async def _http_error(_: HttpRequest, error: Exception) -> Response:
 
 
 class _Server:
-    def __init__(self, model: Model, scheduler: Scheduler, name: str):
-        self._model, self._scheduler, self._name = model, scheduler, name
+    def __init__(self, versions: Versions):
+        self._versions = versions
         self._started = int(time.time())
+        self._looking: asyncio.Future[Version] | None = None
 
     async def health(self, _: HttpRequest) -> Response:
-        """Say that the server is up, and what it does."""
-        running, waiting = self._scheduler.load
-        return JSONResponse({"status": "ok", "model": self._name, "running": running, "waiting": waiting})
+        """Say that the server is up, and what it does. A server that is idle finds out here that a version is new."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().run_in_executor(None, self._versions.newest)
+        return JSONResponse(self._versions.status())
 
     async def models(self, request: HttpRequest) -> Response:
         """List the one model."""
-        entry = {"id": self._name, "object": "model", "created": self._started, "owned_by": "ternary"}
+        name = self._versions.current.name
+        entry = {"id": name, "object": "model", "created": self._started, "owned_by": "ternary"}
         wanted = request.path_params.get("name")
         if wanted is None:
             return JSONResponse({"object": "list", "data": [entry]})
-        if wanted != self._name:
-            return _error(404, f"there is no model {wanted!r}; this server has {self._name!r}", "not_found_error")
+        if wanted != name:
+            return _error(404, f"there is no model {wanted!r}; this server has {name!r}", "not_found_error")
         return JSONResponse(entry)
 
     async def metrics(self, _: HttpRequest) -> Response:
         """Return the counters as Prometheus reads them."""
-        counters, (running, waiting) = self._scheduler.counters, self._scheduler.load
+        counters, status = asdict(self._versions.counters()), self._versions.status()
+        counters["versions_refused"] = self._versions.refused
         lines = []
-        for field in type(counters).__dataclass_fields__:
-            lines += [f"# TYPE ternary_{field}_total counter", f"ternary_{field}_total {getattr(counters, field)}"]
-        for field, value in (("requests_running", running), ("requests_waiting", waiting)):
-            lines += [f"# TYPE ternary_{field} gauge", f"ternary_{field} {value}"]
+        for field, value in counters.items():
+            lines += [f"# TYPE ternary_{field}_total counter", f"ternary_{field}_total {value}"]
+        for field in ("running", "waiting"):
+            lines += [f"# TYPE ternary_requests_{field} gauge", f"ternary_requests_{field} {status[field]}"]
+        labels = ",".join(
+            f"{key}={json.dumps(status.get(key, ''), ensure_ascii=False)}" for key in ("model", "version")
+        )
+        lines += ["# TYPE ternary_model_info gauge", f"ternary_model_info{{{labels}}} 1"]
         return PlainTextResponse("\n".join(lines) + "\n")
 
     async def chat(self, request: HttpRequest) -> Response:
@@ -111,62 +121,71 @@ class _Server:
     async def _answer(self, http: HttpRequest, *, chat: bool) -> Response:
         try:
             body = await _body(http)
-            prompt = await asyncio.to_thread(self._prompt, body, chat)
-            sampling = self._sampling(body)
+            loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+            def deliver(event: Event) -> None:
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+            while True:
+                version, request = await asyncio.to_thread(self._prepare, body, chat, deliver)
+                try:
+                    version.scheduler.submit(request)
+                    break
+                except RetiredError:  # a newer version has come meanwhile
+                    continue
         except _BadRequestError as e:
             return _error(400, str(e), "invalid_request_error", e.parameter)
+        except ServerBusyError as e:
+            return _error(429, str(e), "rate_limit_error")
         except (ChatTemplateError, ContextLengthError, ValueError) as e:
             return _error(400, str(e), "invalid_request_error")
         except ClientDisconnect:
             return Response(status_code=499)
-        if len(prompt) >= self._model.context:
-            message = f"got a prompt of {len(prompt)} tokens for a context of {self._model.context}"
-            return _error(400, message, "invalid_request_error")
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-        def deliver(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        request = Request(prompt, sampling, deliver)
-        try:
-            self._scheduler.submit(request)
-        except ServerBusyError as e:
-            return _error(429, str(e), "rate_limit_error")
-        answer = _Answer(self._name, request, chat=chat)
+        answer = _Answer(version, request, chat=chat)
         if body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(answer.stream(events, usage), media_type="text/event-stream")
         return await answer.whole(events, http)
 
-    def _prompt(self, body: dict[str, Any], chat: bool) -> list[int]:
-        given = body.get("messages" if chat else "prompt")
-        if chat:
-            if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
-                raise _BadRequestError("'messages' is a list of objects with role and content", "messages")
-            return self._model.encode([{**m, "content": _text_of(m.get("content"))} for m in given])
-        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
-            given = given[0]
-        if isinstance(given, str) and given:
-            return self._model.encode(given)
-        if isinstance(given, list) and given and all(type(t) is int for t in given):
-            return self._model.encode(given)
-        raise _BadRequestError("'prompt' is one text that is not empty, or a list of tokens", "prompt")
+    def _prepare(self, body: dict[str, Any], chat: bool, deliver: Callable[[Event], None]) -> tuple[Version, Request]:
+        """Make a request to the newest version; from its prompt on, nothing of it belongs to another one."""
+        version = self._versions.newest()
+        prompt, context = _prompt(version.model, body, chat), version.model.context
+        if len(prompt) >= context:
+            raise _BadRequestError(f"got a prompt of {len(prompt)} tokens for a context of {context}")
+        return version, Request(prompt, _sampling(version.model, body), deliver)
 
-    def _sampling(self, body: dict[str, Any]) -> Sampling:
-        for name, only in _UNSUPPORTED.items():
-            if body.get(name) not in (None, only, False, []):
-                raise _BadRequestError(f"{name!r} is not supported", name)
-        options = {name: body.get(name) for name in _OPTIONS}
-        for name, value in options.items():
-            if name != "stop" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise _BadRequestError(f"got {name}={value!r}; wanted a number", name)
-        tokens = body.get("max_completion_tokens", body.get("max_tokens"))
-        if tokens is not None and (type(tokens) is not int or tokens < 0):
-            raise _BadRequestError(f"got max_tokens={tokens!r}; wanted a whole number", "max_tokens")
-        try:
-            return self._model.sampling(max_tokens=tokens, **options)
-        except TypeError as e:
-            raise _BadRequestError(f"got an option of a wrong type: {e}") from None
+
+def _prompt(model: Model, body: dict[str, Any], chat: bool) -> list[int]:
+    given = body.get("messages" if chat else "prompt")
+    if chat:
+        if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
+            raise _BadRequestError("'messages' is a list of objects with role and content", "messages")
+        return model.encode([{**m, "content": _text_of(m.get("content"))} for m in given])
+    if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
+        given = given[0]
+    if isinstance(given, str) and given:
+        return model.encode(given)
+    if isinstance(given, list) and given and all(type(t) is int for t in given):
+        return model.encode(given)
+    raise _BadRequestError("'prompt' is one text that is not empty, or a list of tokens", "prompt")
+
+
+def _sampling(model: Model, body: dict[str, Any]) -> Sampling:
+    for name, only in _UNSUPPORTED.items():
+        if body.get(name) not in (None, only, False, []):
+            raise _BadRequestError(f"{name!r} is not supported", name)
+    options = {name: body.get(name) for name in _OPTIONS}
+    for name, value in options.items():
+        if name != "stop" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise _BadRequestError(f"got {name}={value!r}; wanted a number", name)
+    tokens = body.get("max_completion_tokens", body.get("max_tokens"))
+    if tokens is not None and (type(tokens) is not int or tokens < 0):
+        raise _BadRequestError(f"got max_tokens={tokens!r}; wanted a whole number", "max_tokens")
+    try:
+        return model.sampling(max_tokens=tokens, **options)
+    except TypeError as e:
+        raise _BadRequestError(f"got an option of a wrong type: {e}") from None
 
 
 async def _body(http: HttpRequest) -> dict[str, Any]:
@@ -198,12 +217,13 @@ def _text_of(content: Any) -> str:
 class _Answer:
     """The objects of the protocol for one request."""
 
-    def __init__(self, model: str, request: Request, *, chat: bool):
+    def __init__(self, version: Version, request: Request, *, chat: bool):
         self._request, self._chat = request, chat
         self._base = {
             "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
             "created": int(time.time()),
-            "model": model,
+            "model": version.name,
+            "system_fingerprint": version.label,
         }
 
     def _usage(self) -> dict[str, Any]:

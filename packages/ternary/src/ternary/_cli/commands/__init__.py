@@ -16,6 +16,7 @@ from ternary._cli.commands import (
     pack,
     quantize,
     serve,
+    share,
     train,
 )
 
@@ -35,6 +36,7 @@ COMMANDS = {
     "generate": generate,
     "chat": chat,
     "serve": serve,
+    "share": share,
     "doctor": doctor,
 }
 """Every command, in the order of the help."""
