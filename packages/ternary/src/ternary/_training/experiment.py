@@ -141,7 +141,7 @@ def _method(
 
 
 def _arguments(plan: Plan, method: str) -> dict[str, Any]:
-    own = {} if method in ("float", "as written") else {"quantizer": method}
+    own: dict[str, Any] = {} if method in ("float", "as written") else {"quantizer": method}
     return plan.arguments | (plan.student_arguments if method == "distilled" else own)
 
 
