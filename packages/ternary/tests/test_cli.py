@@ -229,6 +229,7 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
         (["bench", "mlp", "--shape", "2,63"], "does not take one input of shape [2, 63]"),
         (["bench", "bitnet", "--shape", "2,8"], "does not take one input"),
         (["train", "mlp", "--data", "digits", "--set", "widht=8"], "did you mean 'width'?"),
+        (["train", "mlp", "--data", "digits", "--student-set", "widht=8"], "did you mean 'width'?"),
         (["bench", "mlp", "--shape", "99999999999999999999,64"], "does not take one input"),
         (["train", "mlp", "--data", "digits", "--set", "width=wide"], "MLP cannot be made with {'width': 'wide'}"),
         (["train", "mlp", "--data", "digits", "--set", "width=-3"], "cannot be made"),

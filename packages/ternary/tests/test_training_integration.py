@@ -283,6 +283,21 @@ def test_a_distilled_network_starts_from_its_teacher(temp_dir: Path) -> None:
     assert alone.history.accuracy == made.history.accuracy
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_distilled_network_has_arguments_of_its_own(temp_dir: Path) -> None:
+    """A dropout that a float network needs is not the one of its smaller student; other arguments are shared."""
+    text = torch.arange(640).reshape(40, 16) % 97
+    split = data.Split(text, text[:, 0], text[:8], text[:8, 0])
+    source = (EXAMPLES / "python_docs.tri").read_text(encoding="utf-8")
+    plan = experiment.Plan(source, arguments={"width": 16, "dropout": 0.5}, methods=("float", "distilled"))
+    plan = replace(plan, student_arguments={"dropout": 0.25}, config=TrainConfig(epochs=1))
+    results = experiment.run(plan, split, temp_dir)
+    models = [ternary.load(r.file) for r in results if r.file]
+    found = [[m.p for m in model.modules() if isinstance(m, nn.Dropout)] for model in models]
+    assert found == [[0.5, 0.5], [0.25, 0.25]]
+    assert {model.head.in_features for model in models} == {16}
+
+
 def test_experiment_on_digits(temp_dir: Path) -> None:
     """From source to packed file on real data: float and ternary both learn, and the file is what is measured."""
     source = (EXAMPLES / "digits.tri").read_text(encoding="utf-8")

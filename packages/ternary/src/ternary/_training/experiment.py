@@ -60,6 +60,8 @@ class Plan:
         batch: Samples per step.
         config: How to train.
         student: How to train distilled networks; as the others by default.
+        student_arguments: Arguments of distilled models that differ from `arguments`, as the share of a dropout. Their
+            weights keep the teacher's shapes.
         shape: The shape of one sample, if the data's own is not what the model takes.
     """
 
@@ -72,6 +74,7 @@ class Plan:
     batch: int = 64
     config: TrainConfig = field(default_factory=TrainConfig)
     student: TrainConfig | None = None
+    student_arguments: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
 
 
@@ -138,7 +141,8 @@ def _method(
 
 
 def _arguments(plan: Plan, method: str) -> dict[str, Any]:
-    return dict(plan.arguments) if method in OTHER_METHODS else dict(plan.arguments) | {"quantizer": method}
+    own: dict[str, Any] = {} if method in ("float", "as written") else {"quantizer": method}
+    return plan.arguments | (plan.student_arguments if method == "distilled" else own)
 
 
 def _trained(

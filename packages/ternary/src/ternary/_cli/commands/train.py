@@ -57,6 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an argument of the model, may be given again",
     )
     parser.add_argument(
+        "--student-set",
+        action="append",
+        type=pair,
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of distilled models, where it differs from that of the others (a dropout)",
+    )
+    parser.add_argument(
         "--threads", type=positive, default=1, help="threads of torch (small networks are fastest with one)"
     )
     parser.add_argument("--out", default="runs", help="directory for model files, table and pictures")
@@ -87,7 +95,7 @@ def run(a: argparse.Namespace) -> int:
     source, name = locate(a.source)
     text = read_source(source, name).text
     program = parse_source(text, name=name)[0]
-    arguments = _arguments(program, a.set)
+    arguments, student_arguments = _arguments(program, a.set), _arguments(program, a.student_set)
     split = data.load(a.data)
     shape = a.shape or shape_of(program)
     config = TrainConfig(epochs=a.epochs, learning_rate=a.learning_rate)
@@ -100,6 +108,7 @@ def run(a: argparse.Namespace) -> int:
         batch=a.batch,
         config=config,
         student=student,
+        student_arguments=student_arguments,
         shape=shape,
     )
     out = Path(a.out)
