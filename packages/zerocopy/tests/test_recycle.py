@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zerocopy
-from zerocopy import ModelRef
+from zerocopy import ModelRef, _directory, _held, _lease, _publish
+from zerocopy._publish import digest
+from zerocopy._segment import copying, writing
 from zerocopy.errors import SegmentGoneError, UnknownNameError, ZerocopyError
 
 Publish = Callable[..., ModelRef]
@@ -353,3 +356,88 @@ def test_a_forked_child_has_no_window(publish: Publish, in_memory: Path) -> None
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert ref.load().values() == {4}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
+def test_two_threads_write_one_version(publish: Publish, in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block is whole, of its own digest and at its own place, whichever thread copied it."""
+    monkeypatch.setattr("zerocopy._segment.copying._processors", lambda: 2)
+    threads = []
+    real = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (threads.append(self.name), real(self))[1])
+    sizes = (3_000_000, 17, 1_000_000, 0, 500_001, 1_000_000)
+    for value in range(6):
+        weights = {number: torch.full((size,), float(10 * value + number)) for number, size in enumerate(sizes)}
+        ref = publish(weights, name="model", directory=in_memory, recycle=True)
+        loaded = ref.load(cached=False)
+        assert all(torch.equal(loaded[number], weight) for number, weight in weights.items())
+        assert ref.digest == digest(weights)
+        del loaded
+    assert threads.count("zerocopy-copy") == 4  # from the third version on, there is memory to recycle
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
+@pytest.mark.parametrize("name", ["zerocopy-copy", threading.main_thread().name])
+def test_an_error_in_either_thread(
+    publish: Publish, in_memory: Path, monkeypatch: pytest.MonkeyPatch, eventually: Any, name: str
+) -> None:
+    """It reaches the caller once both threads have ended, and the current version is whole."""
+    monkeypatch.setattr("zerocopy._segment.copying._processors", lambda: 2)
+    model = [torch.full((1_000_000,), 1.0) for _ in range(8)]
+    for _ in range(3):
+        ref = publish(model, name="model", directory=in_memory, recycle=True)
+    real = copying._copied
+
+    def refuse(*args: Any) -> str:
+        if threading.current_thread().name == name:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(copying, "_copied", refuse)
+    while True:  # the other thread may have done all of the work
+        try:
+            ref = publish(model, name="model", directory=in_memory, recycle=True)
+        except KeyboardInterrupt:
+            break
+    assert "zerocopy-copy" not in {thread.name for thread in threading.enumerate()}
+    assert zerocopy.current("model", directory=in_memory) == ref
+    assert eventually(lambda: [path.name for path in in_memory.glob("*.zc*")] == [Path(ref.path).name])
+    assert {float(part.sum()) for part in ref.load(cached=False)} == {1_000_000}
+
+
+def test_interrupted_at_any_moment(tmp_path: Path, eventually: Any) -> None:
+    """Wherever a Ctrl-C reaches a publish, this process keeps no descriptor and no file of it.
+
+    A handler runs when a function is entered and when a call of the system returns, which are events of a profiler.
+    """
+    folder, model = tmp_path / "segments", Filled(1, (2000, 3))
+    sources = {module.__file__ for module in (_publish, _lease, _held, _directory, writing, copying)}
+    steps, failed = 0, 0
+
+    def step(frame: Any, event: str, _argument: Any) -> None:
+        nonlocal steps
+        if event in ("call", "c_return") and frame.f_code.co_filename in sources:
+            steps += 1
+            if steps == stop:
+                raise KeyboardInterrupt
+
+    def left() -> set[str]:
+        links = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return {Path(link).name.removesuffix(" (deleted)") for link in links if str(folder) in link}
+
+    for stop in range(1, 2000, 5):
+        steps = 0
+        sys.setprofile(step)
+        try:
+            zerocopy.publish(model, name="net", directory=folder, recycle=True)
+        except KeyboardInterrupt:
+            failed += 1
+        finally:
+            sys.setprofile(None)
+        if steps < stop:
+            break
+        live = {Path(path).name for path in _held._published}
+        assert left() <= live, (stop, left(), live)
+    assert failed > 20
+    zerocopy.unpublish(zerocopy.current("net", directory=folder))
+    assert eventually(lambda: not list(folder.iterdir()))
