@@ -106,24 +106,34 @@ def opened(path: Path | str, flags: int, *, folder: bool = False, foreign: bool 
         UntrustedPathError: It belongs to another user, can be written by others, or is of another kind.
         NoSpaceError: The process may not open more files.
     """
-    with _guard:
-        try:
-            fd = open_trusted(str(path), flags, folder=folder, follow=folder or foreign, foreign=foreign)
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except ValueError as error:  # a zero byte in the path
-            raise FileNotFoundError(errno.ENOENT, f"{str(path)!r} is no path") from error
-        except OSError as error:
-            if error.errno is None:
-                remedy = "pass a folder inside it, which is made for this user alone, or take the right to write away"
-                text = f"{error}; nothing of it was read: {remedy if folder else 'remove it, or make it yours alone'}"
-                raise UntrustedPathError(text) from error
-            if error.errno in _ODD and not flags & os.O_EXCL:
-                text = f"{path} is a link, no plain file, or not this user's to open ({error.strerror}); remove it"
-                raise UntrustedPathError(error.errno, text) from error
-            raise typed(error, path) from error
-        _not_inherited[fd] = str(path)
-    return fd
+    fd = -1
+    try:
+        with _guard:
+            fd = _opened(path, flags, folder, foreign)
+            _not_inherited[fd] = str(path)
+        return fd
+    except BaseException:
+        if fd >= 0:
+            close(fd)  # a signal's handler has raised it
+        raise
+
+
+def _opened(path: Path | str, flags: int, folder: bool, foreign: bool) -> int:
+    try:
+        return open_trusted(str(path), flags, folder=folder, follow=folder or foreign, foreign=foreign)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except ValueError as error:  # a zero byte in the path
+        raise FileNotFoundError(errno.ENOENT, f"{str(path)!r} is no path") from error
+    except OSError as error:
+        if error.errno is None:
+            remedy = "pass a folder inside it, which is made for this user alone, or take the right to write away"
+            text = f"{error}; nothing of it was read: {remedy if folder else 'remove it, or make it yours alone'}"
+            raise UntrustedPathError(text) from error
+        if error.errno in _ODD and not flags & os.O_EXCL:
+            text = f"{path} is a link, no plain file, or not this user's to open ({error.strerror}); remove it"
+            raise UntrustedPathError(error.errno, text) from error
+        raise typed(error, path) from error
 
 
 def inherit(fd: int) -> None:
@@ -135,9 +145,13 @@ def inherit(fd: int) -> None:
 def close(fd: int) -> None:
     """Close a descriptor that `opened` returned, and unmap its window."""
     with _guard:
-        _not_inherited.pop(fd, None)
-        _window.drop(fd)
-        os.close(fd)
+        try:
+            try:
+                _window.drop(fd)
+            finally:
+                _not_inherited.pop(fd, None)
+        finally:
+            os.close(fd)  # also when a signal's handler raises in the two before
 
 
 def abandon(path: Path) -> None:
@@ -269,8 +283,10 @@ def leave_gate(path: Path, fd: int) -> None:
     try:
         path.unlink(missing_ok=True)
     finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may not have closed it yet
-        close(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may not have closed it yet
+        finally:
+            close(fd)
 
 
 @contextmanager
@@ -289,5 +305,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             )
         yield
     finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # as in `gate`
-        close(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # as in `gate`
+        finally:
+            close(fd)

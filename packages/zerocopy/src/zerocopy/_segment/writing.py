@@ -76,18 +76,8 @@ def write_segment(
     size = max([first, *(block.offset + block.nbytes for block in placed if block.base is None)])
     try:
         _reserve(fd, first if inside is not None else 0, first, size)
-        jobs = [
-            Job(block, place.offset)
-            for block, place, at in zip(flat.blocks, placed, there, strict=True)
-            if place.base is None and at is None
-        ]
-        copied = iter(copy_blocks(fd, size, jobs, tick))
-        digests = list(hashes or ())
-        for block, place, at in zip(flat.blocks, placed, there, strict=True):
-            if place.base is None:
-                digest = next(copied) if at is None else hash_blocks([block.bytes_view()], tick)[0]
-                if hashes is None:
-                    digests.append(digest)
+        own = _write_blocks(fd, size, flat, placed, there, tick)
+        digests = own if hashes is None else list(hashes)
         final = _place(flat, places, there, digests, first)
         done = replace(manifest, digest=model_digest(flat.skeleton, digests), blocks=final)
         seal(fd, done, flat.skeleton, data_offset, size)
@@ -98,6 +88,15 @@ def write_segment(
             "free some memory, or pass directory= to publish on disk",
         ) from error
     return done
+
+
+def _write_blocks(
+    fd: int, size: int, flat: Flat, placed: Sequence[Placed], there: Sequence[int | None], tick: Tick
+) -> list[str]:
+    """Write the blocks that no base holds, unless they are in the file already. Return the digest of each."""
+    own = [each for each in zip(flat.blocks, placed, there, strict=True) if each[1].base is None]
+    copied = iter(copy_blocks(fd, size, [Job(block, place.offset) for block, place, at in own if at is None], tick))
+    return [next(copied) if at is None else hash_blocks([block.bytes_view()], tick)[0] for block, _, at in own]
 
 
 def _place(
