@@ -102,7 +102,7 @@ def publish() -> Iterator[Callable[..., zerocopy.ModelRef]]:
         return refs[-1]
 
     yield _publish
-    from zerocopy._publish import _published
+    from zerocopy._held import _published
 
     for ref in refs:
         if ref.path in _published:
@@ -258,7 +258,7 @@ def short_collections() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """No descriptor, mapping, child process or segment file of this process survives a test."""
-    from zerocopy._publish import _published
+    from zerocopy._held import _published
 
     held, children, published = _held(), _children(), set(_published)
     yield

@@ -135,7 +135,9 @@ def test_a_list_does_not_grow_with_what_was_published(tmp_path: Path) -> None:
 def test_systems_without_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Any) -> None:
     """Where /bin/sh is missing, the caretaker is a Python process from the start and keeps its promise."""
     monkeypatch.setattr("zerocopy._caretaker.SHELL", str(tmp_path / "nothing"))
-    monkeypatch.setattr("zerocopy._publish.caretaker", Caretaker())
+    caretaker = Caretaker()
+    monkeypatch.setattr("zerocopy._publish.caretaker", caretaker)
+    monkeypatch.setattr("zerocopy._held.caretaker", caretaker)
     first = zerocopy.publish(nn.Linear(2, 2), name="m", directory=tmp_path / "segments")
     reader = first.load(cached=False)
     second = zerocopy.publish(nn.Linear(2, 2), name="m", directory=tmp_path / "segments")

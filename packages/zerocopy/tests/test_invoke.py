@@ -90,7 +90,7 @@ class Pipeline:
 @pytest.fixture(autouse=True)
 def unpublished() -> Iterator[None]:
     """What pipelines published in a test goes at its end."""
-    from zerocopy._publish import _published, release
+    from zerocopy._held import _published, release
 
     before = set(_published)
     yield

@@ -16,7 +16,7 @@ from torch import nn
 
 import zerocopy
 from zerocopy import ModelRef
-from zerocopy._publish import release
+from zerocopy._held import release
 from zerocopy._segment import mapping as segment_mapping
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError
 

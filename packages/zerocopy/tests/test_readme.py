@@ -19,7 +19,7 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside an installed wheel's tests")
 def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block, in order, in one namespace."""
-    from zerocopy._publish import _published, release
+    from zerocopy._held import _published, release
 
     monkeypatch.chdir(tmp_path)
     before = set(_published)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zerocopy
-from zerocopy import ModelRef
+from zerocopy import ModelRef, _directory, _held, _lease, _publish
+from zerocopy._publish import digest
+from zerocopy._segment import copying, writing
 from zerocopy.errors import SegmentGoneError, UnknownNameError, ZerocopyError
 
 Publish = Callable[..., ModelRef]
@@ -243,30 +246,47 @@ import torch, zerocopy
 torch.set_num_threads(1)  # a forked child has no threads of OpenMP
 from zerocopy.errors import SegmentGoneError, UnknownNameError
 
+folder, rounds = sys.argv[1], int(sys.argv[2])
+
 def publish():
     value = 0
     while True:
         value += 1
-        zerocopy.publish(torch.full((2_000_000,), float(value)), name="model", directory=sys.argv[1], recycle=True)
+        parts = [torch.full((1_000_000,), float(value)) for _ in range(4)]  # enough for the second thread
+        zerocopy.publish(parts, name="model", directory=folder, recycle=True)
+
+def values(parts):
+    return {float(end) for part in parts for end in (part.min(), part.max())}
 
 random.seed(1)
-for _ in range(8):
+for turn in range(rounds):
     process = os.fork()
     if not process:
         publish()
-    loads, most = 0, random.randint(3, 15)
+    held, loads, most = [], 0, random.randint(3, 15)
     while loads < most:
         try:
-            loaded = zerocopy.current("model", directory=sys.argv[1]).load(cached=False)
+            loaded = zerocopy.current("model", directory=folder).load(cached=False)
         except (SegmentGoneError, UnknownNameError):
             continue
-        assert float(loaded.min()) == float(loaded.max()), loaded
+        seen = values(loaded)
+        assert len(seen) == 1, seen
+        if random.random() < 0.3:
+            held.append((loaded, seen))
         loads += 1
+    time.sleep(random.random() * 0.02)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
+    for model, seen in held:
+        assert values(model) == seen, (values(model), seen)
     del loaded
+    if held:
+        del model
+    held.clear()
     gc.collect()
-    while os.listdir(sys.argv[1]):
+    if turn % 2:
+        zerocopy.sweep(folder)
+    while os.listdir(folder):
         time.sleep(0.05)
 print("killed", loads > 0)
 """
@@ -276,7 +296,7 @@ print("killed", loads > 0)
 @pytest.mark.timeout(300)
 def test_publishers_killed_at_any_moment(tmp_path: Path, fresh_python: Any) -> None:
     """What a killed publisher was writing is never loaded, and both of its versions go with it."""
-    assert fresh_python(KILLS, str(tmp_path)).stdout == "killed True\n"
+    assert fresh_python(KILLS, str(tmp_path), "8").stdout == "killed True\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,6 +305,15 @@ def in_memory() -> Iterator[Path]:
     """Return a folder in shared memory, where the publisher keeps its mapping of the files that take turns."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.timeout(300)
+def test_publishers_killed_in_shared_memory(in_memory: Path, fresh_python: Any, rounds: int) -> None:
+    """The same through the mappings that are used there: a killed publisher changes no version that is read."""
+    assert fresh_python(KILLS, str(in_memory), str(rounds)).stdout == "killed True\n"
+    assert list(in_memory.iterdir()) == []
 
 
 def _windows(folder: Path) -> list[str]:
@@ -327,3 +356,89 @@ def test_a_forked_child_has_no_window(publish: Publish, in_memory: Path) -> None
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert ref.load().values() == {4}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
+def test_two_threads_write_one_version(publish: Publish, in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block is whole, of its own digest and at its own place, whichever thread copied it."""
+    monkeypatch.setattr("zerocopy._segment.copying._processors", lambda: 2)
+    threads = []
+    real = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (threads.append(self.name), real(self))[1])
+    sizes = (3_000_000, 17, 1_000_000, 0, 500_001, 1_000_000)
+    for value in range(6):
+        weights = {number: torch.full((size,), float(10 * value + number)) for number, size in enumerate(sizes)}
+        ref = publish(weights, name="model", directory=in_memory, recycle=True)
+        loaded = ref.load(cached=False)
+        assert all(torch.equal(loaded[number], weight) for number, weight in weights.items())
+        assert ref.digest == digest(weights)
+        del loaded
+    assert threads.count("zerocopy-copy") == 4  # from the third version on, there is memory to recycle
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
+@pytest.mark.parametrize("name", ["zerocopy-copy", threading.main_thread().name])
+def test_an_error_in_either_thread(
+    publish: Publish, in_memory: Path, monkeypatch: pytest.MonkeyPatch, eventually: Any, name: str
+) -> None:
+    """It reaches the caller once both threads have ended, and the current version is whole."""
+    monkeypatch.setattr("zerocopy._segment.copying._processors", lambda: 2)
+    model = [torch.full((1_000_000,), 1.0) for _ in range(8)]
+    for _ in range(3):
+        ref = publish(model, name="model", directory=in_memory, recycle=True)
+    real = copying._copied
+
+    def refuse(*args: Any) -> str:
+        if threading.current_thread().name == name:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(copying, "_copied", refuse)
+    while True:  # the other thread may have done all of the work
+        try:
+            ref = publish(model, name="model", directory=in_memory, recycle=True)
+        except KeyboardInterrupt:
+            break
+    assert "zerocopy-copy" not in {thread.name for thread in threading.enumerate()}
+    assert zerocopy.current("model", directory=in_memory) == ref
+    assert eventually(lambda: [path.name for path in in_memory.glob("*.zc*")] == [Path(ref.path).name])
+    assert {float(part.sum()) for part in ref.load(cached=False)} == {1_000_000}
+
+
+def test_interrupted_at_any_moment(tmp_path: Path, eventually: Any) -> None:
+    """Wherever a Ctrl-C reaches a publish, this process keeps no descriptor and no file of it.
+
+    A handler runs when a function is entered and when a call of the system returns, which are events of a profiler.
+    """
+    folder, model = tmp_path / "segments", Filled(1, (2000, 3))
+    sources = {module.__file__ for module in (_publish, _lease, _held, _directory, writing, copying)}
+    steps, failed = 0, 0
+
+    def step(frame: Any, event: str, _argument: Any) -> None:
+        nonlocal steps
+        if event in ("call", "c_return") and frame.f_code.co_filename in sources:
+            steps += 1
+            if steps == stop:
+                raise KeyboardInterrupt
+
+    def left() -> set[str]:
+        links = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return {Path(link).name.removesuffix(" (deleted)") for link in links if f"{folder}/" in link}
+
+    for stop in range(1, 2000, 5):
+        steps = 0
+        sys.setprofile(step)
+        try:
+            zerocopy.publish(model, name="net", directory=folder, recycle=True)
+        except KeyboardInterrupt:
+            failed += 1
+        finally:
+            sys.setprofile(None)
+        if steps < stop:
+            break
+        live = {Path(path).name for path in _held._published}
+        assert left() <= live, (stop, left(), live)
+    assert failed > 20
+    for path in [path for path in _held._published if str(folder) in path]:
+        _held.release(path)  # beside the newest, an older one whose successor was interrupted once it was current
+    assert eventually(lambda: not list(folder.iterdir()))

@@ -336,7 +336,7 @@ zerocopy.publish(torch.nn.Linear(2, 2), name="kept", directory=sys.argv[1], keep
 def test_a_publication_of_another_process(simple_model: nn.Module, publish: Publish) -> None:
     """A model that another process holds cannot be unpublished from here."""
     ref = publish(simple_model)
-    from zerocopy._publish import _published
+    from zerocopy._held import _published
 
     held = _published.pop(ref.path)
     with pytest.raises(ValueError, match="unpublish it there"):

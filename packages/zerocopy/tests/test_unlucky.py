@@ -22,7 +22,7 @@ from torch import nn
 import zerocopy
 from zerocopy import ModelRef, ZerocopyError, _ref
 from zerocopy import _directory as places
-from zerocopy._publish import _published
+from zerocopy._held import _published
 from zerocopy.errors import CorruptSegmentError, NoSpaceError
 
 Publish = Callable[..., ModelRef]

@@ -34,6 +34,7 @@ except ImportError:  # Windows has no flock
 __all__ = [
     "FULL",
     "TEMPORARY",
+    "abandon",
     "close",
     "create",
     "exclusive",
@@ -53,7 +54,7 @@ _ODD = {errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EACCES, errno.EPERM}  # wh
 _START = 64  # bytes without which a file is no segment
 
 _guard = threading.RLock()  # held across a fork, so that no descriptor is open and not yet listed
-_not_inherited: set[int] = set()  # descriptors that a forked child closes
+_not_inherited: dict[int, str] = {}  # descriptors that a forked child closes, and the paths of their files
 
 
 def _close_in_child() -> None:
@@ -105,38 +106,62 @@ def opened(path: Path | str, flags: int, *, folder: bool = False, foreign: bool 
         UntrustedPathError: It belongs to another user, can be written by others, or is of another kind.
         NoSpaceError: The process may not open more files.
     """
-    with _guard:
-        try:
-            fd = open_trusted(str(path), flags, folder=folder, follow=folder or foreign, foreign=foreign)
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except ValueError as error:  # a zero byte in the path
-            raise FileNotFoundError(errno.ENOENT, f"{str(path)!r} is no path") from error
-        except OSError as error:
-            if error.errno is None:
-                remedy = "pass a folder inside it, which is made for this user alone, or take the right to write away"
-                text = f"{error}; nothing of it was read: {remedy if folder else 'remove it, or make it yours alone'}"
-                raise UntrustedPathError(text) from error
-            if error.errno in _ODD and not flags & os.O_EXCL:
-                text = f"{path} is a link, no plain file, or not this user's to open ({error.strerror}); remove it"
-                raise UntrustedPathError(error.errno, text) from error
-            raise typed(error, path) from error
-        _not_inherited.add(fd)
-    return fd
+    fd = -1
+    try:
+        with _guard:
+            fd = _opened(path, flags, folder, foreign)
+            _not_inherited[fd] = str(path)
+        return fd
+    except BaseException:
+        if fd >= 0:
+            close(fd)  # a signal's handler has raised it
+        raise
+
+
+def _opened(path: Path | str, flags: int, folder: bool, foreign: bool) -> int:
+    try:
+        return open_trusted(str(path), flags, folder=folder, follow=folder or foreign, foreign=foreign)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except ValueError as error:  # a zero byte in the path
+        raise FileNotFoundError(errno.ENOENT, f"{str(path)!r} is no path") from error
+    except OSError as error:
+        if error.errno is None:
+            remedy = "pass a folder inside it, which is made for this user alone, or take the right to write away"
+            text = f"{error}; nothing of it was read: {remedy if folder else 'remove it, or make it yours alone'}"
+            raise UntrustedPathError(text) from error
+        if error.errno in _ODD and not flags & os.O_EXCL:
+            text = f"{path} is a link, no plain file, or not this user's to open ({error.strerror}); remove it"
+            raise UntrustedPathError(error.errno, text) from error
+        raise typed(error, path) from error
 
 
 def inherit(fd: int) -> None:
     """Let forked children keep a descriptor: it belongs to a model that they inherit too."""
     with _guard:
-        _not_inherited.discard(fd)
+        _not_inherited.pop(fd, None)
 
 
 def close(fd: int) -> None:
     """Close a descriptor that `opened` returned, and unmap its window."""
     with _guard:
-        _not_inherited.discard(fd)
-        _window.drop(fd)
-        os.close(fd)
+        try:
+            try:
+                _window.drop(fd)
+            finally:
+                _not_inherited.pop(fd, None)
+        finally:
+            os.close(fd)  # also when a signal's handler raises in the two before
+
+
+def abandon(path: Path) -> None:
+    """Close all descriptors of a file that no other thread uses, and that no child inherits.
+
+    For an error that a signal's handler raised: the descriptor may be in no variable yet.
+    """
+    with _guard:
+        for fd in [fd for fd, file in _not_inherited.items() if file == str(path)]:
+            close(fd)
 
 
 def require_leases() -> None:
@@ -202,6 +227,9 @@ def take_over(fd: int, path: str, to: Path) -> bool:
     with typed_errors(to.parent):
         os.pwrite(fd, bytes(_START), 0)
         os.rename(path, to)
+    with _guard:
+        if fd in _not_inherited:
+            _not_inherited[fd] = str(to)
     fcntl.flock(fd, fcntl.LOCK_SH)
     _window.want(fd)
     return os.fstat(fd).st_nlink > 0  # else a sweep came between the two locks, as in `create`
@@ -218,36 +246,47 @@ def gate(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Yields:
         Whether this process holds it; always true with `wait`.
     """
-    fd = take_gate(path, wait=wait)
-    if fd is None:
-        yield False
-        return
+    held: list[int] = []
     try:
-        yield True
+        _take_gate(path, held, wait=wait)
+        yield bool(held)
     finally:
-        leave_gate(path, fd)
+        for fd in held:
+            leave_gate(path, fd)
 
 
 def take_gate(path: Path, *, wait: bool = True) -> int | None:
     """Take the mutex of `gate` and return its descriptor, or None if it is not free."""
-    while True:
+    held: list[int] = []
+    _take_gate(path, held, wait=wait)
+    return held[0] if held else None
+
+
+def _take_gate(path: Path, held: list[int], *, wait: bool) -> None:
+    """Take the mutex of `gate`, and note its descriptor. An error that a signal's handler raises leaves no other."""
+    while not held:
         with typed_errors(path.parent):
             fd = opened(path, os.O_RDWR | os.O_CREAT)  # no other user can open it, and so none can hold it
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.fstat(fd).st_nlink:
+                held.append(fd)  # else the previous holder removed it: lock the new file
         except BlockingIOError:
-            close(fd)
-            return None
-        if os.fstat(fd).st_nlink:
-            return fd
-        close(fd)  # the previous holder removed it: lock the new file
+            return
+        finally:
+            if not held:
+                close(fd)
 
 
 def leave_gate(path: Path, fd: int) -> None:
     """Leave the mutex of `gate`."""
-    path.unlink(missing_ok=True)
-    fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may not have closed it yet
-    close(fd)
+    try:
+        path.unlink(missing_ok=True)
+    finally:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may not have closed it yet
+        finally:
+            close(fd)
 
 
 @contextmanager
@@ -266,5 +305,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             )
         yield
     finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # as in `gate`
-        close(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # as in `gate`
+        finally:
+            close(fd)

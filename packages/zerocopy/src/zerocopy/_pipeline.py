@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
+from zerocopy._held import release
 from zerocopy._invoke import call_model, forget_path
-from zerocopy._publish import publish, release
+from zerocopy._publish import publish
 from zerocopy._ref import ModelRef
 from zerocopy._walk import children
 from zerocopy.errors import MethodNotAllowedError

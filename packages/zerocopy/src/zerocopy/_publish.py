@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,28 +14,14 @@ from zerocopy import _directory as places
 from zerocopy._arena import ROOM, Arena
 from zerocopy._caretaker import caretaker
 from zerocopy._flatten import Flat, flatten
-from zerocopy._lease import TEMPORARY, close, create, opened, take_over, typed_errors
+from zerocopy._held import Publication, give_up_older, hold, release, spare, superseded_by
+from zerocopy._lease import TEMPORARY, abandon, close, create, opened, typed_errors
 from zerocopy._progress import Tick, bar, no_tick
 from zerocopy._ref import ModelRef, current_node, local_segment, ref_of, unknown
 from zerocopy._segment.checking import hash_blocks, open_segment
 from zerocopy._segment.format import Manifest, model_digest
 from zerocopy._segment.writing import HeaderTooLargeError, Inside, write_segment
 from zerocopy.errors import SegmentGoneError, UntrustedPathError
-
-
-@dataclass(frozen=True, slots=True)
-class _Publication:
-    """The publisher's leases on a segment and on its bases, which keep the files there.
-
-    Args:
-        fds: Their descriptors, the segment's first.
-        keep: Whether the segment outlives this process.
-        mapped: Whether this process may have tensors over the segment beside its leases, as it was built there.
-    """
-
-    fds: tuple[int, ...]
-    keep: bool
-    mapped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +64,6 @@ class Shared:
 
 
 Find = Callable[[Flat, Tick], Shared]
-_lock = threading.Lock()
-_published: dict[str, _Publication] = {}
-_newest: dict[tuple[str, str], str] = {}  # by folder and name: the newest version that this process publishes
-_spares: dict[tuple[str, str], str] = {}  # by folder and name: the older version whose memory the next one gets
-_superseded: dict[str, int] = {}  # by path: the version that made this process give up the one there
-_REMEMBERED = 1000  # superseded versions; the oldest are forgotten
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()  # another thread may have held the old one at the fork
-    _published.clear()  # the descriptors were closed at the fork: what the parent published is the parent's
-    _newest.clear()
-    _spares.clear()
-    _superseded.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def publish(
@@ -173,76 +139,55 @@ def publish_made(make: Callable[[Arena | None], Any], find: Find, how: Options, 
     model = None if in_arena else make(None)
     places.sweeper.step(folder)
     version = nullcontext(how.version or 1) if how.name is None else places.new_version(folder, title, how.version)
-    with version as number:
-        path = places.segment_path(folder, title, 0 if how.name is None else number)
-        temporary = path.with_name(path.name + TEMPORARY)
-        unfinished = _begin(path, temporary, how)  # within the block: an unfinished file keeps its number taken
+    begun: tuple[Path, Path] | None = None
     try:
+        with version as number:
+            path = places.segment_path(folder, title, 0 if how.name is None else number)
+            temporary = path.with_name(path.name + TEMPORARY)
+            begun = temporary, path
+            unfinished = _begin(path, temporary, how)  # within the block: an unfinished file keeps its number taken
         fd, manifest, leases = _made(make, find, how, temporary, unfinished, number, model, in_arena)
         try:
             with typed_errors(folder):
                 temporary.rename(path)
+            hold(path, Publication((fd, *leases), how.keep, in_arena))
         except BaseException:
-            temporary.unlink(missing_ok=True)
-            for each in (fd, *leases):
-                close(each)
+            if not release(str(path)):
+                for each in leases:
+                    close(each)
             raise
-    except BaseException:
-        caretaker.publisher_done(path)
-        places.settle(path)
-        raise
-    finally:
         caretaker.publisher_done(temporary)
-    with _lock:
-        _published[str(path)] = _Publication((fd, *leases), how.keep, in_arena)
-    try:
         if how.name is not None:
             places.make_current(folder, path)
         if how.keep:
             _sync_folder(folder)
     except BaseException:
-        release(str(path))
+        if begun is not None:
+            _undo(*begun)
         raise
     if how.name is not None:
-        _give_up_older(path, recycle=how.recycle)
+        give_up_older(path, recycle=how.recycle)
     return ModelRef(manifest.name, number, manifest.digest, manifest.model_nbytes, str(path), current_node())
+
+
+def _undo(temporary: Path, path: Path) -> None:
+    """Leave nothing of a publish that failed, or that a signal's handler ended at any moment."""
+    if not release(str(path)):
+        for each in (temporary, path):
+            each.unlink(missing_ok=True)
+        abandon(temporary)
+    for each in (temporary, path):
+        caretaker.publisher_done(each)
+    places.settle(path)
 
 
 def _begin(path: Path, temporary: Path, how: Options) -> int:
     """Make an unfinished segment and return its descriptor. The caretaker takes charge of it first."""
-    try:
-        if not how.keep:
-            caretaker.take(temporary)
-            caretaker.take(path)
-        fd = _spare(temporary) if how.recycle else None
-        return create(temporary) if fd is None else fd
-    except BaseException:
-        caretaker.publisher_done(temporary)
-        caretaker.publisher_done(path)
-        raise
-
-
-def _spare(temporary: Path) -> int | None:
-    """Make the older version that this process keeps an unfinished segment, unless another process reads it."""
-    with _lock:
-        path = _spares.pop((str(temporary.parent), temporary.name.rpartition("@")[0]), "")
-        publication = _published.get(path)
-        if publication is not None and not (publication.keep or publication.mapped):
-            del _published[path]
-    if publication is None:
-        return None
-    if publication.keep or publication.mapped:
-        release(path, remove_now=False)
-        return None
-    fd, *bases = publication.fds
-    taken = False
-    try:
-        taken = take_over(fd, path, temporary)
-        return fd if taken else None
-    finally:
-        for each in bases if taken else publication.fds:
-            close(each)
-        caretaker.publisher_done(Path(path))
+    if not how.keep:
+        caretaker.take(temporary)
+        caretaker.take(path)
+    fd = spare(temporary) if how.recycle else None
+    return create(temporary) if fd is None else fd
 
 
 def _write(
@@ -325,32 +270,6 @@ def _another(temporary: Path) -> int:
     return fd
 
 
-def _give_up_older(path: Path, *, recycle: bool) -> None:
-    """Drop this process's lease on the older one of two versions of a name: usually the one before this one.
-
-    With `recycle`, that lease stays, and the one on a still older version goes. The older one of the two is this one if
-    another thread has published a newer version meanwhile.
-    """
-    name, number = places.parse(path.name) or ("", 0)
-    with _lock:
-        key = str(path.parent), name
-        other = _newest.get(key)
-        last = (places.parse(Path(other).name) or ("", 0))[1] if other is not None else 0
-        older, newest = (other, str(path)) if number > last else (str(path), other)
-        _newest[key] = newest or ""
-        if older is None:
-            return
-        _superseded[older] = max(number, last)
-        while len(_superseded) > _REMEMBERED:
-            del _superseded[next(iter(_superseded))]
-        spare = _spares.pop(key, None)
-        if recycle:
-            _spares[key] = older
-    for each in (spare, None if recycle else older):
-        if each is not None:
-            release(each, remove_now=False)
-
-
 def _sync_folder(folder: Path) -> None:
     """Make new names in a folder durable."""
     fd = opened(folder, os.O_RDONLY, folder=True)
@@ -418,9 +337,9 @@ def unpublish(ref: ModelRef) -> None:
     """
     if release(ref.path):
         return
-    if ref.path in _superseded:
+    if (newer := superseded_by(ref.path)) is not None:
         raise ValueError(
-            f"{ref.name} version {ref.version} was given up when version {_superseded[ref.path]} was published; "
+            f"{ref.name} version {ref.version} was given up when version {newer} was published; "
             f"there is nothing to do: it is removed when the last process that has it loaded releases it"
         )
     path = Path(ref.path)
@@ -432,36 +351,6 @@ def unpublish(ref: ModelRef) -> None:
         )
     path.unlink(missing_ok=True)
     places.settle(path)
-
-
-def release(path: str, *, remove_now: bool = True) -> bool:
-    """Drop the publisher's leases and return whether this process had any.
-
-    Args:
-        path: The segment.
-        remove_now: Try to remove the file at once. Otherwise the caretaker removes it.
-    """
-    spare = None
-    with _lock:
-        publication = _published.pop(path, None)
-        key = str(Path(path).parent), Path(path).name.rpartition("@")[0]
-        if _newest.get(key) == path:
-            del _newest[key]
-            spare = _spares.pop(key, None)
-    if spare is not None:
-        release(spare)  # first, so that it does not become the current version
-    if publication is None:
-        return False
-    for fd in publication.fds:
-        close(fd)
-    if publication.keep:
-        Path(path).unlink(missing_ok=True)
-        places.settle(Path(path))
-    else:
-        if remove_now:
-            places.remove_if_free(path)
-        caretaker.publisher_done(Path(path))
-    return True
 
 
 def current(name: str, *, directory: str | os.PathLike[str] | None = None) -> ModelRef:

@@ -77,7 +77,7 @@ def over(fd: int, nbytes: int) -> memoryview | None:
 
 def _mapped(fd: int, nbytes: int) -> _Window:
     none = _Window(0, 0)
-    if _libc is None or not _in_shared_memory(fd):
+    if _libc is None or not in_shared_memory(fd):
         return none
     _libc.mmap.restype = ctypes.c_void_p
     both = mmap.PROT_READ | mmap.PROT_WRITE
@@ -101,7 +101,8 @@ def _call(name: str, window: _Window, argument: int) -> int:
     return int(function(ctypes.c_void_p(window.address), ctypes.c_size_t(window.nbytes), argument))
 
 
-def _in_shared_memory(fd: int) -> bool:
+def in_shared_memory(fd: int) -> bool:
+    """Return whether an open file lies where the system keeps shared memory."""
     with suppress(OSError):
         return os.fstat(fd).st_dev == os.stat(_SHARED_MEMORY).st_dev
     return False

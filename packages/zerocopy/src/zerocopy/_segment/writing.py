@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import xxhash
-
 from zerocopy import _window
 from zerocopy._flatten import ALIGNMENT, Flat
 from zerocopy._progress import Tick, no_tick
 from zerocopy._segment.checking import hash_blocks
-from zerocopy._segment.format import HEADER, PAGE, Manifest, Placed, model_digest, round_up, seal, write_all
+from zerocopy._segment.copying import Job, copy_blocks
+from zerocopy._segment.format import HEADER, PAGE, Manifest, Placed, model_digest, round_up, seal
 from zerocopy.errors import NoSpaceError
-
-_PIECE = 1 << 18  # bytes copied and then hashed at a time, so that the hash reads them from the processor's cache
 
 
 class Inside(NamedTuple):
@@ -78,15 +75,9 @@ def write_segment(
     placed = _place(flat, places, there, blank, first)
     size = max([first, *(block.offset + block.nbytes for block in placed if block.base is None)])
     try:
-        _reserve(fd, first if inside is not None else 0, size)
-        window = _window.over(fd, size) if inside is None else None
-        digests = list(hashes or ())
-        for block, place, at in zip(flat.blocks, placed, there, strict=True):
-            if place.base is None:
-                view = block.bytes_view()
-                digest = hash_blocks([view], tick)[0] if at is not None else _copy(fd, window, view, place.offset, tick)
-                if hashes is None:
-                    digests.append(digest)
+        _reserve(fd, first if inside is not None else 0, first, size)
+        own = _write_blocks(fd, size, flat, placed, there, tick)
+        digests = own if hashes is None else list(hashes)
         final = _place(flat, places, there, digests, first)
         done = replace(manifest, digest=model_digest(flat.skeleton, digests), blocks=final)
         seal(fd, done, flat.skeleton, data_offset, size)
@@ -97,6 +88,15 @@ def write_segment(
             "free some memory, or pass directory= to publish on disk",
         ) from error
     return done
+
+
+def _write_blocks(
+    fd: int, size: int, flat: Flat, placed: Sequence[Placed], there: Sequence[int | None], tick: Tick
+) -> list[str]:
+    """Write the blocks that no base holds, unless they are in the file already. Return the digest of each."""
+    own = [each for each in zip(flat.blocks, placed, there, strict=True) if each[1].base is None]
+    copied = iter(copy_blocks(fd, size, [Job(block, place.offset) for block, place, at in own if at is None], tick))
+    return [next(copied) if at is None else hash_blocks([block.bytes_view()], tick)[0] for block, _, at in own]
 
 
 def _place(
@@ -117,22 +117,14 @@ def _place(
     return tuple(placed)
 
 
-def _reserve(fd: int, start: int, size: int) -> None:
+def _reserve(fd: int, start: int, first: int, size: int) -> None:
+    """Give a file its size, and reserve its space from `start` on, so that a full file system is an error early.
+
+    Of a new file in shared memory, only what lies before the first block is reserved. To take a page and fill it in
+    one step takes less time, and gives the same error.
+    """
     os.ftruncate(fd, size)
-    whole = os.fstat(fd).st_blocks * 512 >= size  # as the memory of an older version may be
-    if hasattr(os, "posix_fallocate") and size > start and not whole:
-        os.posix_fallocate(fd, start, size - start)  # a full file system is an error here and not a signal later
-
-
-def _copy(fd: int, window: memoryview | None, view: memoryview, offset: int, tick: Tick) -> str:
-    """Write a block and hash each piece while it is in the processor's cache. Return the digest."""
-    digest = xxhash.xxh3_128()
-    for start in range(0, len(view), _PIECE):
-        piece = view[start : start + _PIECE]
-        if window is None:
-            write_all(fd, piece, offset + start)
-        else:
-            window[offset + start : offset + start + len(piece)] = piece
-        digest.update(piece)
-        tick(len(piece))
-    return digest.hexdigest()
+    taken = os.fstat(fd).st_blocks * 512
+    end = first if taken == 0 and _window.in_shared_memory(fd) else size
+    if hasattr(os, "posix_fallocate") and end > start and taken < size:  # the memory of an older version may be whole
+        os.posix_fallocate(fd, start, end - start)
