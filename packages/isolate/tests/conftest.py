@@ -130,7 +130,7 @@ def travel() -> Iterator[Callable[[Any], Any]]:
     incoming = Incoming(lambda: None)
     outgoing = Outgoing(lambda segment: incoming.arrived(segment.number, os.dup(segment.fd)), lambda: None)
 
-    def special(value: Any) -> tuple[int, bytes] | None:
+    def special(value: Any, _made: object) -> tuple[int, bytes] | None:
         described = outgoing.describe(value)
         return None if described is None else (BUFFER, codec.encode(described))
 

@@ -35,7 +35,7 @@ from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTy
 
 def codec(limit: int | None = 1 << 20) -> Codec:
     """Return a codec that does not trust the other side."""
-    return Codec(lambda value: None, lambda code, payload: None, lambda code, payload: None, limit)
+    return Codec(lambda *_: None, lambda code, payload: None, lambda code, payload: None, limit)
 
 
 def test_threads_that_take_what_ended_get_each_number_once() -> None:
