@@ -253,7 +253,7 @@ class Link:  # long because calls and answers in both directions share the table
     ) -> int:
         """Send a call and return its number; `reply` gets the answer.
 
-        After a signal handler's error, whoever gave the number abandons the call: it may be on its way.
+        After a signal handler's error the call may be on its way: the caller that gave the number abandons it.
         """
         forks.check(self._generation)
         if self._closing is not None:
