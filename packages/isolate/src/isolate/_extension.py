@@ -21,6 +21,7 @@ from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
 from isolate._versions import reload_on_change, versions
+from isolate._worker.calls import seconds_of
 from isolate._worker.link import Link
 from isolate._worker.protocol import PROTOCOL
 from isolate._worker.spelling import suggest
@@ -310,7 +311,7 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
             return self.state
 
         async def reach_in_time() -> State:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None if timeout is None else seconds_of(timeout)):
                 return await reach()
 
         if self.state in wanted:
@@ -359,6 +360,8 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
     def watch(self, seconds: float = 0.5) -> None:
         """Look every `seconds` for a changed Python file and reload; a version that cannot be loaded is only logged."""
         self.context.check_open()
+        if seconds_of(seconds, "seconds") <= 0:
+            raise ValueError(f"seconds is {seconds!r}; wanted more than 0 between two looks")
         self._stop_watching()
         before = versions(self.manifest.directory)  # now, so that a change right after this call is seen
         self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, before, seconds), self.context.loop)

@@ -64,7 +64,7 @@ class _Waiting:
         return not self.rest
 
 
-class Channel:
+class Channel:  # long because reading, writing and turns share one socket
     """Reads and writes frames.
 
     A signal handler, such as that of Ctrl-C, may raise an error in `send` at any moment. A frame of which a part was

@@ -92,7 +92,7 @@ class StreamReply:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise CallTimeoutError("the stream's deadline passed before its next item")
-                self._changed.wait(left)
+                self._changed.wait(None if left is None else min(left, 4e6))  # the longest that every platform takes
 
 
 class Unread:
