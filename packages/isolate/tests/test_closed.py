@@ -246,3 +246,31 @@ def test_a_host_whose_loop_has_ended(store: Path, folder: Path) -> None:
         with pytest.raises(IsolateError, match="the event loop of this host has ended"):
             finished(act())
     host._finish()
+
+
+def test_what_an_extension_says_at_its_exit_arrives(
+    store: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Functions registered with `atexit` run, the last one first; one that fails does not keep the others from it."""
+    (folder / "main.py").write_text(
+        "import atexit, logging, multiprocessing.util, sys\n"
+        "atexit.register(lambda: logging.getLogger('mine').warning('logged'))\n"
+        "atexit.register(lambda: 1 / 0)\n"
+        "atexit.register(print, 'printed')\n"
+        "def fine(): return 1\n"
+        "def on_stop(): print('stopped')\n"
+    )
+    with caplog.at_level("INFO", logger="isolate.a"), Host(store) as host:
+        host.load(folder)
+    said = [record.getMessage() for record in caplog.records]
+    expected = ["stopped", "printed", "logged"]
+    assert [line for line in said if line in expected] == expected
+    assert any("ZeroDivisionError" in line for line in said)
+
+
+def test_an_exit_function_that_never_ends_is_ended(store: Path, folder: Path) -> None:
+    """The time to stop bounds it."""
+    (folder / "manifest.yaml").write_text("name: a\ntimeouts: {stop: 0.2}\n")
+    (folder / "main.py").write_text("import atexit, time\natexit.register(time.sleep, 1000)\ndef fine(): return 1\n")
+    with Host(store) as host:
+        host.load(folder)
