@@ -121,7 +121,8 @@ class Channel:  # long because reading, writing and turns share one socket
         self._reader = FrameReader(limit)
         self.descriptors: deque[int] = deque()
         self.closed = False
-        loop.add_reader(sock.fileno(), self._on_readable)
+        self._listening = False
+        self._listen(True)
 
     @property
     def on_loop_thread(self) -> bool:
@@ -231,8 +232,17 @@ class Channel:  # long because reading, writing and turns share one socket
             self._backlog.popleft()
         self._backlog_size = 0
 
+    def _listen(self, wanted: bool) -> None:
+        """Have the loop say when there is something to read, or not."""
+        if wanted and not self._listening:
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        elif self._listening and not wanted:
+            self._loop.remove_reader(self._sock.fileno())
+        self._listening = wanted
+
     def _on_readable(self) -> None:
         if self._waits:
+            self._listen(False)  # else the loop would say so without end until this connection's turn
             return
         now = time.perf_counter()
         if self._turns is not None and not self._turns.may_begin(self._usage, now):
@@ -257,6 +267,7 @@ class Channel:  # long because reading, writing and turns share one socket
         if self._waits:
             self._waits = False
             if not self.paused and not self.closed:
+                self._listen(True)
                 self._use(self._continue, time.perf_counter())
 
     def _use(self, work: Callable[[], None], began: float) -> None:
@@ -313,14 +324,14 @@ class Channel:  # long because reading, writing and turns share one socket
     def pause(self) -> None:
         """Read and deliver nothing until `resume`; call it on the loop, from `on_frame`."""
         self.paused = True
-        self._loop.remove_reader(self._sock.fileno())
+        self._listen(False)
 
     def resume(self) -> None:
         """Deliver what has arrived meanwhile, and read again; call it on the loop."""
         if self.closed:
             return
         self.paused = False
-        self._loop.add_reader(self._sock.fileno(), self._on_readable)
+        self._listen(True)
         if self._turns is None or self._turns.may_begin(self._usage, time.perf_counter()):
             self._waits = True
             self._next_turn()
@@ -359,7 +370,7 @@ class Channel:  # long because reading, writing and turns share one socket
                 pass
         with self._lock:
             self.closed = True
-            self._loop.remove_reader(self._sock.fileno())
+            self._listen(False)
             self._loop.remove_writer(self._sock.fileno())
             for frame in self._backlog:
                 if frame.descriptor is not None:
