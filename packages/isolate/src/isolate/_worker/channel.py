@@ -42,26 +42,24 @@ class _Waiting:
     __slots__ = ("_data", "_sent", "descriptor")
 
     def __init__(self, data: bytes, sent: list[int], descriptor: int | None) -> None:
-        self._data, self._sent, self.descriptor = memoryview(data), sent, descriptor
+        self._data, self._sent, self.descriptor = data, sent, descriptor
 
     @property
     def rest(self) -> memoryview:
         """What was not sent yet."""
-        return self._data[self._count :]
+        return memoryview(self._data)[sum(self._sent) :]
 
-    @property
-    def _count(self) -> int:
-        return sum(self._sent, 0)
-
-    def send(self, transmit: Callable[[Any, int | None, list[int]], None]) -> bool:
-        """Send what can be sent now; return whether that is all that was left."""
-        if self.rest:
-            transmit(self.rest, self.descriptor, self._sent)
+    def send(self, transmit: Callable[[Any, int | None, list[int]], None]) -> tuple[int, bool]:
+        """Send what can be sent now; return how many bytes that were, and whether nothing is left."""
+        before = sum(self._sent)
+        if before < len(self._data):
+            transmit(memoryview(self._data)[before:] if before else self._data, self.descriptor, self._sent)
+        after = sum(self._sent)
         descriptor = self.descriptor
-        if descriptor is not None and self._count:
+        if descriptor is not None and after:
             self.descriptor = None
             os.close(descriptor)
-        return not self.rest
+        return after - before, after == len(self._data)
 
 
 class Channel:  # long because reading, writing and turns share one socket
@@ -224,10 +222,9 @@ class Channel:  # long because reading, writing and turns share one socket
     def _send_waiting(self) -> None:
         """Send what waits, as far as the kernel takes it; called under the lock."""
         while self._backlog:
-            before = len(self._backlog[0].rest)
-            done = self._backlog[0].send(self._transmit)
-            self._backlog_size -= before - len(self._backlog[0].rest)
-            if not done:
+            count, is_whole = self._backlog[0].send(self._transmit)
+            self._backlog_size -= count
+            if not is_whole:
                 return
             self._backlog.popleft()
         self._backlog_size = 0
