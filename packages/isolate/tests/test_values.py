@@ -437,7 +437,7 @@ def test_a_library_that_another_thread_is_importing(monkeypatch: pytest.MonkeyPa
 
     for name in ("torch", "PIL.Image"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    outgoing = Outgoing(lambda segment: None, lambda: None)
+    outgoing = Outgoing(lambda *_: None, lambda: None)
     assert outgoing.describe([1, 2]) is None
     outgoing.close()
     assert "send built-in values" in kinds.remedy(Odd())

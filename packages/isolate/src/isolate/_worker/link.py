@@ -511,8 +511,8 @@ class Link:  # long because calls and answers in both directions share the table
 
     # Housekeeping: finalizers note what ended, the loop reports it to the other side
 
-    def _announce(self, segment: Segment) -> None:
-        self.channel.send(SEGMENT, segment.number, b"", segment.fd)
+    def _announce(self, segment: Segment, sent: list[int]) -> None:
+        self.channel.send(SEGMENT, segment.number, b"", segment.fd, sent)
 
     def _tell_dropped(self, segments: list[int]) -> None:
         if segments:

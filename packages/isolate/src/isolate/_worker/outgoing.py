@@ -128,13 +128,17 @@ class Outgoing:
     """The pool of segments of one link, and which of them the other side holds.
 
     Args:
-        announce: Sends a segment's descriptor to the other side, once per segment.
+        announce: Sends a segment's descriptor to the other side, once per segment. It gets an empty list too, which has
+            an item once the descriptor is on its way.
         dropped_soon: Asks for `take_dropped` to be called soon; callable from a finalizer.
         segment_limit: Most segments that the other side takes.
     """
 
     def __init__(
-        self, announce: Callable[[Segment], None], dropped_soon: Callable[[], None], segment_limit: int = 4096
+        self,
+        announce: Callable[[Segment, list[int]], None],
+        dropped_soon: Callable[[], None],
+        segment_limit: int = 4096,
     ) -> None:
         self._announce = announce
         self._dropped_soon = dropped_soon
@@ -287,8 +291,14 @@ class Outgoing:
                     raise OverloadedError(
                         f"the other side holds {len(self._announced)} segments; drop shared arrays, or pass copies"
                     )
-                self._announce(segment)
-                self._announced.add(segment.number)
+                sent: list[int] = []
+                try:
+                    self._announced.add(segment.number)
+                    self._announce(segment, sent)
+                except BaseException:  # also where the call is cancelled, or a signal handler raises
+                    if not sent:
+                        self._announced.discard(segment.number)
+                    raise
 
     def returned(self, lease: int) -> list[int]:
         """Take a block back into the pool; return the numbers of segments that left it."""

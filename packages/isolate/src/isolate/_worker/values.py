@@ -35,7 +35,7 @@ class Values:
         link: Caller,
         numbers: Iterator[int],
         *,
-        announce: Callable[[Segment], None],
+        announce: Callable[[Segment, list[int]], None],
         housekeep_soon: Callable[[], None],
         tell_dropped: Callable[[list[int]], None],
         import_torch: bool,
