@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -138,6 +139,27 @@ def test_awaited_calls_may_be_cancelled_at_any_moment(folder: Path, store: Path,
     else:
         with Host(store) as host:
             asyncio.run(try_all(host.load(folder)))
+
+
+def test_a_call_cancelled_while_it_answers_with_shared_memory(folder: Path, store: Path) -> None:
+    """A worker that announced a segment twice would be ended; the first answers of a worker announce segments."""
+
+    async def run() -> None:
+        async with Host(store) as host:
+            extension = await host.aload(folder)
+            for seed in range(4):
+                times = random.Random(seed)
+                pid = extension.pid
+                for size in (18, 19, 20, 21) * 3:
+                    task = asyncio.ensure_future(extension.aio.back(bytes(1 << size)))
+                    await asyncio.sleep(times.uniform(0, 0.003))
+                    task.cancel()
+                    await asyncio.wait([task])
+                assert await extension.aio(timeout=60).back(bytes(1 << 18)) == bytes(1 << 18)
+                assert extension.pid == pid
+                await extension.areload()
+
+    asyncio.run(run())
 
 
 def test_an_awaited_call_that_is_thrown_away_is_cancelled(folder: Path, store: Path) -> None:
