@@ -128,9 +128,9 @@ def no_leaks() -> Iterator[None]:
 def travel() -> Iterator[Callable[[Any], Any]]:
     """Sends a value through both halves of a link, shared memory included, without a process."""
     incoming = Incoming(lambda: None)
-    outgoing = Outgoing(lambda segment: incoming.arrived(segment.number, os.dup(segment.fd)), lambda: None)
+    outgoing = Outgoing(lambda segment, _: incoming.arrived(segment.number, os.dup(segment.fd)), lambda: None)
 
-    def special(value: Any) -> tuple[int, bytes] | None:
+    def special(value: Any, _made: object) -> tuple[int, bytes] | None:
         described = outgoing.describe(value)
         return None if described is None else (BUFFER, codec.encode(described))
 

@@ -7,6 +7,8 @@ import functools
 import io
 import os
 import resource
+import selectors
+import socket
 import subprocess
 import sys
 import tarfile
@@ -26,7 +28,10 @@ from integration_test_base import IntegrationTestBase
 
 from isolate import EnvironmentStore, Host, Policy, ProxiedSingleton, Quotas, read_manifest
 from isolate._counting import Counter
+from isolate._worker.channel import Channel
 from isolate._worker.codec import Codec
+from isolate._worker.frames import frame
+from isolate._worker.protocol import PONG
 from isolate._worker.segments import taken
 from isolate._worker.turns import Turns, Usage
 from isolate._worker.wire import pack
@@ -35,7 +40,7 @@ from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTy
 
 def codec(limit: int | None = 1 << 20) -> Codec:
     """Return a codec that does not trust the other side."""
-    return Codec(lambda value: None, lambda code, payload: None, lambda code, payload: None, limit)
+    return Codec(lambda *_: None, lambda code, payload: None, lambda code, payload: None, limit)
 
 
 def test_threads_that_take_what_ended_get_each_number_once() -> None:
@@ -396,6 +401,49 @@ def test_busy_connections_leave_the_loop_free_for_others() -> None:
     assert any(asyncio.run(share(3, None)) > 0.7 for _ in range(4))
     assert any(asyncio.run(share(1, Usage())) < 0.5 for _ in range(4))
     assert any(asyncio.run(share(3, Usage())) < 0.5 for _ in range(4))
+
+
+class CountingSelector(selectors.DefaultSelector):
+    """Counts how often the loop asks it."""
+
+    asked = 0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        """Count, and wait."""
+        self.asked += 1
+        return super().select(timeout)
+
+
+def test_the_loop_sleeps_while_a_busy_connection_waits_for_its_turn() -> None:
+    """What the connection has not read yet must not wake the loop again and again: that would use a processor."""
+    selector = CountingSelector()
+    loop = asyncio.SelectorEventLoop(selector)
+
+    async def run() -> None:
+        turns = Turns(loop)
+        ours, theirs = socket.socketpair()
+        found: list[int] = []
+        channel = Channel(ours, loop, lambda _, number, __: found.append(number), lambda _: None, turns=turns)
+        now = time.perf_counter()
+        turns.may_begin(Usage(), now)  # another one is served too
+        for _ in range(10):
+            channel._usage.add(now, now + 0.0003)
+        turns._not_before = now + 0.3
+        theirs.sendall(frame(PONG, 1, b""))
+        before = selector.asked
+        while found != [1]:
+            await asyncio.sleep(0.02)
+        assert selector.asked - before < 200
+        theirs.sendall(frame(PONG, 2, b""))
+        while found != [1, 2]:
+            await asyncio.sleep(0.001)
+        channel.close()
+        theirs.close()
+
+    try:
+        loop.run_until_complete(asyncio.wait_for(run(), 60))
+    finally:
+        loop.close()
 
 
 def test_builds_end_with_a_killed_host(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_least_limit_counts(groups: str, files: dict[str, str], limit: int, 
 def test_idle_memory_in_a_small_container(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays of ever other sizes leave a quarter of the memory behind, over all pools, and not their sum."""
     monkeypatch.setattr(outgoing, "memory_limit", lambda: 64 * MIB)
-    pools = [Outgoing(lambda segment: None, lambda: None) for _ in range(2)]
+    pools = [Outgoing(lambda *_: None, lambda: None) for _ in range(2)]
     try:
         for size in (1, 2, 3, 4, 6, 5):
             for pool in pools:

@@ -40,6 +40,20 @@ class TestCommandLine(IntegrationTestBase):
         assert "add(a, b)  sync" in out
         assert "no new privileges" in out
 
+    def test_odd_paths_and_times(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """A folder may have spaces and letters of any language; a time that is none is refused before anything runs."""
+        folder = tmp_path / "ünï cödé" / "a b"
+        folder.mkdir(parents=True)
+        (folder / "manifest.yaml").write_bytes(b"\xef\xbb\xbfname: odd\r\n")
+        (folder / "main.py").write_text(CODE)
+        assert self.run(capsys, "run", str(folder), "add", "1", "--timeout", "inf")[:2] == (0, 2)
+        for seconds in ("nan", "soon"):
+            with pytest.raises(SystemExit) as ended:
+                main(["run", str(folder), "add", "1", "--timeout", seconds])
+            assert ended.value.code == 2
+            assert "is no number of seconds" in capsys.readouterr().err
+        assert self.run(capsys, "run", str(folder), "add", "1", "--timeout", "0")[0] == 2
+
     def test_apis(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         """A file provides the APIs that an extension calls; what it prints and logs is shown on stderr."""
         code = "class Extension:\n    def __init__(self, host): self.host = host\n    def total(self):\n"

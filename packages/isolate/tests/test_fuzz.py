@@ -38,7 +38,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.incoming = Incoming(lambda: None, False, 1 << 20)
-        self.codec = Codec(lambda value: None, self.special, lambda code, payload: None, LIMIT)
+        self.codec = Codec(lambda *_: None, self.special, lambda code, payload: None, LIMIT)
 
     def special(self, code: int, payload: bytes) -> Any:
         """Decode what is not plain."""

@@ -76,6 +76,8 @@ class Victim:
         """Let the link read all that was written."""
         for _ in range(6):
             await asyncio.sleep(0)
+        while self.link.channel.paused and not self.link.channel.closed:  # another thread decodes, and imports numpy
+            await asyncio.sleep(0.005)
 
     async def close(self) -> None:
         """Close both ends."""

@@ -248,7 +248,7 @@ def test_what_does_not_travel_is_refused_with_its_place(travel: Codecs, name: st
 @settings(max_examples=100, deadline=None)
 def test_any_number_or_time_comes_back(value: Any) -> None:
     """Whatever the value, NaNs and signed zeros among them."""
-    codec = Codec(lambda _: None, lambda *_: None, lambda *_: None)
+    codec = Codec(lambda *_: None, lambda *_: None, lambda *_: None)
     assert repr(codec.decode(codec.encode(value))) == repr(value)
 
 
@@ -437,7 +437,7 @@ def test_a_library_that_another_thread_is_importing(monkeypatch: pytest.MonkeyPa
 
     for name in ("torch", "PIL.Image"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    outgoing = Outgoing(lambda segment: None, lambda: None)
+    outgoing = Outgoing(lambda *_: None, lambda: None)
     assert outgoing.describe([1, 2]) is None
     outgoing.close()
     assert "send built-in values" in kinds.remedy(Odd())

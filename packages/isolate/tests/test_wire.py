@@ -54,9 +54,9 @@ def forget(code: int, payload: bytes) -> None:
 
 def codecs() -> list[Codec]:
     """One that uses msgspec, and the one that a worker without msgspec has."""
-    slow = Codec(lambda value: None, refuse, forget)
+    slow = Codec(lambda *_: None, refuse, forget)
     slow._fast = None
-    return [Codec(lambda value: None, refuse, forget), slow]
+    return [Codec(lambda *_: None, refuse, forget), slow]
 
 
 def canonical(value: Any) -> str:

@@ -24,6 +24,7 @@ from isolate._host import Host
 from isolate._manifest import Manifest, is_extension, read_manifest
 from isolate._policy import Policy, grant, read_policy
 from isolate._worker import dirty
+from isolate._worker.calls import seconds_of
 from isolate._worker.errors import RemoteTracebackError
 from isolate.errors import ContractMismatchError, IsolateError, RemoteError
 
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: isolate run plugins/stats mean '[1, 2, 3]' --timeout 5",
     )
     _add_call(run, nargs="?", help="the method to call; without it, list the methods")
-    run.add_argument("--timeout", type=float, default=None, help="give up after this many seconds")
+    run.add_argument("--timeout", type=_seconds, default=None, help="give up after this many seconds")
     run.set_defaults(do=_run)
     debug = commands.add_parser(
         "debug",
@@ -98,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():  # before the command or after it
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds_of(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
 
 
 def _add_call(command: argparse.ArgumentParser, **method: Any) -> None:

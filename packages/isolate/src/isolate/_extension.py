@@ -21,6 +21,7 @@ from isolate._policy import grant
 from isolate._requirements import parse
 from isolate._states import State, check
 from isolate._versions import reload_on_change, versions
+from isolate._worker.calls import seconds_of
 from isolate._worker.link import Link
 from isolate._worker.protocol import PROTOCOL
 from isolate._worker.spelling import suggest
@@ -292,30 +293,44 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
     # For users
 
     async def awhen(self, *states: State, timeout: float | None = None) -> State:
-        """Wait until the state is one of those given (READY by default) and return it."""
+        """Wait until the state is one of those given (READY by default) and return it.
+
+        Raises:
+            NotReadyError: READY is waited for, and the extension has failed or is stopped.
+            HostClosedError: The host is closed, so the state will not change any more.
+            TimeoutError: The timeout has passed.
+        """
         wanted = states or (State.READY,)
 
         async def reach() -> State:
             while self.state not in wanted:
+                self.context.check_open()
                 if State.READY in wanted and self.state in (State.FAILED, State.STOPPED):
                     raise NotReadyError(f"{self.name} is {self.state.value}: {self.failure}")
                 await self._changed.wait()
             return self.state
 
-        if asyncio.get_running_loop() is not self.context.loop:
-            return await asyncio.wrap_future(
-                asyncio.run_coroutine_threadsafe(self.awhen(*states, timeout=timeout), self.context.loop)
-            )
-        async with asyncio.timeout(timeout):
-            return await reach()
+        async def reach_in_time() -> State:
+            async with asyncio.timeout(None if timeout is None else seconds_of(timeout)):
+                return await reach()
+
+        if self.state in wanted:
+            return self.state
+        state: State = await self.context.on_loop(reach_in_time())
+        return state
 
     def when(self, *states: State, timeout: float | None = None) -> State:
         """Like `awhen`, blocking."""
+        if self.state in (states or (State.READY,)):
+            return self.state
         state: State = self.context.run(self.awhen(*states, timeout=timeout))
         return state
 
     async def areload(self) -> None:
         """Replace the worker by a fresh one. New calls go to it at once; running calls may finish in the old one."""
+        await self.context.on_loop(self._reload())
+
+    async def _reload(self) -> None:
         async with self._busy:
             if self.state is State.READY:
                 fresh = await self._launch(await self._environment())
@@ -334,7 +349,7 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
 
     def reload(self) -> None:
         """Like `areload`, blocking."""
-        self.context.run(self.areload())
+        self.context.run(self._reload())
 
     async def _drain(self, worker: WorkerHandle) -> None:
         worker.stopping = True
@@ -344,16 +359,26 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
 
     def watch(self, seconds: float = 0.5) -> None:
         """Look every `seconds` for a changed Python file and reload; a version that cannot be loaded is only logged."""
+        self.context.check_open()
+        if seconds_of(seconds, "seconds") <= 0:
+            raise ValueError(f"seconds is {seconds!r}; wanted more than 0 between two looks")
         self._stop_watching()
         before = versions(self.manifest.directory)  # now, so that a change right after this call is seen
         self._watching = asyncio.run_coroutine_threadsafe(reload_on_change(self, before, seconds), self.context.loop)
 
     def _stop_watching(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
 
     async def astop(self, drain: bool = True) -> None:
         """Stop it: wait for running calls within the stop timeout, ask it to exit, then kill it. Idempotent."""
+        if self.state is State.STOPPED and self._watching is None:
+            return
+        await self.context.on_loop(self.stop_here(drain))
+
+    async def stop_here(self, drain: bool = True) -> None:
+        """Like `astop`, on the host's own loop, also while the host is being closed."""
         self._cancel_restart()
         self._stop_watching()
         async with self._busy:
@@ -374,4 +399,6 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
 
     def stop(self, drain: bool = True) -> None:
         """Like `astop`, blocking."""
-        self.context.run(self.astop(drain))
+        if self.state is State.STOPPED and self._watching is None:
+            return
+        self.context.run(self.stop_here(drain))

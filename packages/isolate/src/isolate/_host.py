@@ -8,7 +8,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +28,13 @@ from isolate._worker import forks
 from isolate._worker.threads import Threads
 from isolate._worker.turns import Turns
 from isolate._worker_handle import HostContext
-from isolate.errors import ExtensionDisabledError, InvalidManifestError, WouldDeadlockError
+from isolate.errors import (
+    ExtensionDisabledError,
+    HostClosedError,
+    HostRunningError,
+    InvalidManifestError,
+    WouldDeadlockError,
+)
 
 
 @dataclass(slots=True)
@@ -52,7 +58,7 @@ class Loaded:
     disabled: list[str] = field(default_factory=list)
 
 
-class Host:
+class Host:  # long because each public method stands twice, blocking and awaited
     """Runs extensions; use it as a context manager, `with` or `async with`.
 
     With `with`, a thread of its own runs the event loop. With `async with`, the running loop is used; make blocking
@@ -102,7 +108,8 @@ class Host:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns: Turns | None = None
         self._thread: threading.Thread | None = None
-        self._closed, self._generation = False, forks.generation()
+        self._closing = self._closed = self._finished = False
+        self._close_lock, self._generation = threading.RLock(), forks.generation()  # a signal handler may close too
 
     def __enter__(self) -> Self:
         self._own_loop()
@@ -112,8 +119,9 @@ class Host:
         self.close()
 
     async def __aenter__(self) -> Self:
+        self._check_open()
         if self._loop is not None:
-            raise RuntimeError("this host is already running")
+            raise HostRunningError("this host is already running; use it, or make another Host")
         self._loop = asyncio.get_running_loop()
         _open.add(self)
         return self
@@ -121,10 +129,15 @@ class Host:
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
-    def _own_loop(self) -> asyncio.AbstractEventLoop:
+    def _check_open(self) -> None:
         forks.check(self._generation)
-        if self._closed:
-            raise RuntimeError("this host is closed")
+        if self._closing:
+            raise HostClosedError("this host is closed")
+        if self._loop is not None and self._loop.is_closed():
+            raise HostClosedError("the event loop of this host has ended")
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        self._check_open()
         if self._loop is None:
             started = threading.Event()
             loop = self._loop = asyncio.new_event_loop()
@@ -133,6 +146,7 @@ class Host:
                 asyncio.set_event_loop(loop)
                 loop.call_soon(started.set)
                 loop.run_forever()
+                loop.run_until_complete(_cancel_all())
                 loop.run_until_complete(loop.shutdown_default_executor())
                 loop.close()
 
@@ -148,11 +162,10 @@ class Host:
         except RuntimeError:  # closed, or a fork
             work.close()
             raise
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
+        return self._run_on(loop, work)
+
+    def _run_on(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> Any:
+        if _running_loop() is loop:
             work.close()
             raise WouldDeadlockError(
                 "a blocking method of the host was called on its own event loop; await the method with the prefix `a`"
@@ -160,42 +173,73 @@ class Host:
         future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
             return future.result()
+        except CancelledError:
+            if self._closed:
+                raise HostClosedError("this host was closed meanwhile") from None
+            raise
         except BaseException:
             future.cancel()
             raise
 
     async def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
-        forks.check(self._generation)
-        loop = self._loop or self._own_loop()
+        try:
+            self._check_open()
+            loop = self._loop or self._own_loop()
+        except RuntimeError:
+            work.close()
+            raise
+        return await self._await_on(loop, work)
+
+    async def _await_on(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> Any:
         if asyncio.get_running_loop() is loop:
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if self._closed and future.cancelled() and not _is_cancelled():
+                raise HostClosedError("this host was closed meanwhile") from None
+            raise
 
     def close(self) -> None:
-        """Stop all extensions, the last one loaded first, and the host's threads. Idempotent."""
-        if self._closed:
+        """Stop all extensions, the last one loaded first, and the host's threads. Idempotent.
+
+        Who waits in another thread for the host or for the state of an extension gets `HostClosedError`.
+        """
+        if self._finished:
             return
         forks.check(self._generation)
         if self._thread is None and self._loop is not None:
             raise WouldDeadlockError("this host was opened with `async with`; await aclose()")
-        if self._loop is not None and self._thread is not None:
-            self._run(self._stop_all())
-            self._closed = True
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        self._finish()
+        if self._loop is not None and _running_loop() is self._loop:
+            raise WouldDeadlockError("this host was closed on its own event loop; await aclose()")
+        with self._close_lock:
+            self._closing = True
+            if self._loop is not None and self._thread is not None and not self._closed:
+                with contextlib.suppress(HostClosedError):  # a signal handler has closed it meanwhile
+                    self._run_on(self._loop, self._stop_all())
+                if not self._closed:
+                    self._closed = True
+                    self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+            self._finish()
 
     async def aclose(self) -> None:
         """Like `close`, from a coroutine."""
-        if self._closed:
+        if self._finished:
             return
-        await self._on_loop(self._stop_all())
+        forks.check(self._generation)
         if self._thread is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.close)
-        else:
-            self._finish()
+            return
+        self._closing = True
+        if self._loop is not None:
+            await self._await_on(self._loop, self._stop_all())
+        self._finish()
 
     def _finish(self) -> None:
+        if self._finished:
+            return
         self._closed = True
         _open.discard(self)
         self._threads.close()
@@ -205,10 +249,11 @@ class Host:
         self._canaries.close()
         self._decoder.shutdown(cancel_futures=True)
         self._census.shutdown(cancel_futures=True)
+        self._finished = True
 
     async def _stop_all(self, drain: bool = True) -> None:
         for extension in reversed(list(self._extensions.values())):
-            await extension.astop(drain)
+            await extension.stop_here(drain)
 
     def close_at_exit(self) -> None:
         """Stop the extensions of a host that was left open, and fail the calls that threads wait for."""
@@ -231,7 +276,11 @@ class Host:
 
         Returns:
             The object; for a `ProxiedSingleton` class, this host's one instance.
+
+        Raises:
+            HostClosedError: The host is closed.
         """
+        self._check_open()
         return self._exports.add(api, name, methods)
 
     @property
@@ -267,6 +316,7 @@ class Host:
             contract: A Protocol whose methods the extension must have.
 
         Raises:
+            HostClosedError: The host is closed.
             IsolateError: Its subclass and message say what is wrong with the manifest, a requirement, the environment,
                 the sandbox, the contract or the extension's own code.
         """
@@ -274,6 +324,7 @@ class Host:
         return extension
 
     async def _load(self, source: str | Path | Manifest, contract: type | None) -> Extension[Any]:
+        self._check_open()
         manifest = source if isinstance(source, Manifest) else read_manifest(source)
         if not manifest.enabled:
             raise ExtensionDisabledError(f"{manifest.name} is disabled; its manifest says enabled: false")
@@ -301,6 +352,8 @@ class Host:
             self._census.submit,
             self._turns,
             self._run,
+            self._on_loop,
+            self._check_open,
         )
         extension: Extension[Any] = Extension(manifest, context, contract)
         self._extensions[manifest.name] = extension
@@ -349,6 +402,27 @@ class Host:
 
         await asyncio.gather(*(one(*item) for item in found))
         return loaded
+
+
+async def _cancel_all() -> None:
+    """Cancel what still runs on this loop, so that nobody waits for it for ever."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_EXIT_SECONDS)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 _EXIT_SECONDS = 10

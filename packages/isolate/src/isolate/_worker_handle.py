@@ -8,7 +8,7 @@ import fnmatch
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +67,8 @@ class HostContext:
     count: Callable[..., Future[str]]
     turns: Turns
     run: Callable[[Any], Any]
+    on_loop: Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
+    check_open: Callable[[], None]
 
 
 class WorkerHandle:

@@ -35,6 +35,8 @@ __all__ = [
     "ExtensionStartError",
     "ForkedError",
     "FunctionSourceError",
+    "HostClosedError",
+    "HostRunningError",
     "InvalidManifestError",
     "InvalidRequirementError",
     "IsolateError",
@@ -163,6 +165,29 @@ class ExtensionStartError(IsolateError, RuntimeError):
     """An extension's own code failed while it was imported or constructed; the cause is its exception.
 
     Read the traceback of the cause: it shows the line of the extension that failed.
+    """
+
+
+class HostClosedError(IsolateError, RuntimeError):
+    """The host is closed or being closed, so it can load, reload or wait for nothing.
+
+    Open a new `Host`; its extensions are loaded there again.
+
+    Example:
+        >>> host = Host(store)
+        >>> host.close()
+        >>> try:
+        ...     host.load(extensions / "stats")
+        ... except HostClosedError as error:
+        ...     print(error)
+        this host is closed
+    """
+
+
+class HostRunningError(IsolateError, RuntimeError):
+    """A host was opened with `async with` although it runs already.
+
+    Open it once, and use that host; or make another `Host`.
     """
 
 

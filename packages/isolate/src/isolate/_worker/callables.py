@@ -69,11 +69,12 @@ class SentCallables:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, function: Callable[..., Any]) -> int:
-        """Register a callable and return its number."""
+    def add(self, function: Callable[..., Any], note: Callable[[int], None] = lambda _: None) -> int:
+        """Register a callable and return its number; `note` gets the number before that."""
         if len(self._held) >= self._limit:
             raise OverloadedError(f"the other side already holds {self._limit} callables; it must drop some first")
         number = next(self._numbers)
+        note(number)
         self._held[number] = function
         return number
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -59,12 +60,29 @@ def kind_of(function: Callable[..., Any]) -> str:
     return "sync"
 
 
+def seconds_of(timeout: float, what: str = "timeout") -> float:
+    """Return a time in seconds.
+
+    Raises:
+        ValueError: It is not a number: no time would ever be later.
+        TypeError: It is of another type.
+    """
+    try:
+        seconds = math.nan if isinstance(timeout, str) else float(timeout)
+    except OverflowError:
+        return math.inf if timeout > 0 else -math.inf
+    if math.isnan(seconds):
+        kind = TypeError if isinstance(timeout, str) else ValueError
+        raise kind(f"{what} is {timeout!r:.40}; wanted a number of seconds")
+    return seconds
+
+
 def deadline_after(timeout: float | None) -> float | None:
     """Return the earlier of the running call's deadline and `timeout` seconds from now."""
     inherited = CURRENT.get().deadline
     if timeout is None:
         return inherited
-    own = time.monotonic() + timeout
+    own = time.monotonic() + seconds_of(timeout)
     return own if inherited is None else min(own, inherited)
 
 

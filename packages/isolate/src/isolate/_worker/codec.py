@@ -9,7 +9,7 @@ from typing import Any
 from . import kinds
 from .copies import STATE
 from .errors import OverloadedError, UnsupportedTypeError, WireError
-from .wire import KIND, MAX_DEPTH, Hook, RefusedError, Room, Special, describe, pack, revive, unpack
+from .wire import KIND, MAX_DEPTH, Hook, RefusedError, Room, describe, pack, revive, unpack
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
 _PLAIN = _SCALARS | {list, dict}
@@ -39,18 +39,23 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     return all(is_plain(item, depth + 1) for item in items if type(item) in (list, dict, bytes))
 
 
+Made = list[tuple[int, int]]
+"""What encoding registers for a message: codes of extension types, and the numbers under which it is registered."""
+Register = Callable[[Any, Made], "tuple[int, bytes] | None"]
+
+
 class Codec:
     """Encoder and decoder of one link.
 
     Args:
-        special: Encodes arrays and callables; see `wire.pack`.
+        special: Encodes arrays and callables; see `wire.pack`. It notes what it registers before it does so.
         hook: Decodes the extension types that `special` makes; called with code and payload.
-        undo: Called with each code and payload of a message whose encoding failed.
+        undo: Called with each note of a message that is not sent: code and number.
         decoded_limit: Estimated bytes that one message of the other side may become; None trusts the other side.
     """
 
     def __init__(
-        self, special: Special, hook: Hook, undo: Callable[[int, bytes], None], decoded_limit: int | None = None
+        self, special: Register, hook: Hook, undo: Callable[[int, int], None], decoded_limit: int | None = None
     ) -> None:
         self._special = special
         self._special_hook = hook
@@ -67,19 +72,25 @@ class Codec:
         except Exception:  # an extension has none, or one that is broken, or another module of that name
             return
 
-    def encode(self, value: Any) -> bytes:
-        """Encode one value."""
+    def encode(self, value: Any, made: Made | None = None) -> bytes:
+        """Encode one value; `made` gets what `undo_all` takes back."""
         if self._fast is not None and is_plain(value):
             try:
                 return self._fast[0](value)
             except (OverflowError, UnicodeEncodeError):  # an int of more than 64 bits, a lone surrogate
                 pass
-        return self._pack(value)
+        return self._pack(value, made)
 
     def encode_call(
-        self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None, depth: int
+        self,
+        target: str | int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        deadline: float | None,
+        depth: int,
+        made: Made | None = None,
     ) -> bytes:
-        """Encode a call; only the user's arguments are examined."""
+        """Encode a call; only the user's arguments are examined. `made` gets what `undo_all` takes back."""
         if self._fast is not None and (not args or is_plain(list(args))) and (not kwargs or is_plain(kwargs)):
             try:
                 return self._fast[0]((target, args, kwargs, deadline, depth))
@@ -87,7 +98,7 @@ class Codec:
                 pass
         before, STATE.deadline = STATE.deadline, deadline
         try:
-            return self._pack([target, list(args), kwargs, deadline, depth])
+            return self._pack([target, list(args), kwargs, deadline, depth], made)
         except UnsupportedTypeError as failure:  # its place, as the caller knows it
             text = str(failure)
             for place, name in (("value[1]", "args"), ("value[2]", "kwargs")):
@@ -96,25 +107,27 @@ class Codec:
         finally:
             STATE.deadline = before
 
-    def _pack(self, value: Any) -> bytes:
-        made: list[tuple[int, bytes]] = []
+    def undo_all(self, made: Made) -> None:
+        """Undo what encoding has registered for a message that was not sent."""
+        while made:
+            self._undo(*made.pop())
+
+    def _pack(self, value: Any, made: Made | None = None) -> bytes:
+        made = [] if made is None else made
 
         def special(part: Any) -> tuple[int, bytes] | None:
             found = describe(part, special)
             if found is None:
                 try:
-                    found = self._special(part)
+                    return self._special(part, made)
                 except UnsupportedTypeError as failure:
                     raise RefusedError(part, str(failure)) from None
-                if found is not None:
-                    made.append(found)
             return found
 
         try:
             return pack(value, special)
         except BaseException:
-            for code, payload in made:
-                self._undo(code, payload)
+            self.undo_all(made)
             raise
 
     def decode(self, payload: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 from . import declared, failures, forks, stacks
 from .calls import CURRENT, Export, ForeignReply, ThreadReply, checked_call, deadline_after, settle
 from .channel import Channel
+from .codec import Made
 from .convert import Convert
 from .copies import ON_LOOP, STATE, Copier, CopyNeededError
 from .devices import TRY
@@ -191,14 +192,19 @@ class Link:  # long because calls and answers in both directions share the table
             )
         deadline = deadline_after(timeout)
         reply = ThreadReply()
-        number = self.begin(target, args, kwargs, deadline, reply)
+        number = next(self._numbers)
         try:
+            self.begin(target, args, kwargs, deadline, reply, number)
             if not reply.wait(deadline):
                 stack = ThreadReply()
                 self._ask_stack(number, stack)
                 raise stacks.late(self.name, target, stack.value if stack.wait(time.monotonic() + stacks.WAIT) else "")
         except BaseException:
-            self.abandon(number)
+            try:
+                self.abandon(number)
+            except BaseException:  # a signal handler's
+                self.abandon(number)
+                raise
             raise
         return declared.result(reply.take(), returns)
 
@@ -219,25 +225,20 @@ class Link:  # long because calls and answers in both directions share the table
         if deadline is not None:
             late = stacks.late(self.name, target, "")
             timer = loop.call_later(max(0.0, deadline - time.monotonic()), lambda: settle(future, None, late))
-        number: int | None = None
+        number = next(self._numbers)
         try:
-            number = self.begin_here(target, args, kwargs, deadline, reply)
-            if number is None:
-                number = await self.begin_elsewhere(target, args, kwargs, deadline, reply)
+            if self.begin_here(target, args, kwargs, deadline, reply, number) is None:
+                await self.begin_elsewhere(target, args, kwargs, deadline, reply, number)
             return declared.result(await future, returns)
         except CallTimeoutError:
-            if number is None:
+            if number not in self._pending:  # it did not begin, or it is the callee's own error
                 raise
             stack: asyncio.Future[Any] = loop.create_future()
             self._ask_stack(number, stack if loop is self.loop else ForeignReply(loop, stack))
             await asyncio.wait([stack], timeout=stacks.WAIT)
-            self.abandon(number)
             raise stacks.late(self.name, target, stack.result() if stack.done() else "") from None
-        except asyncio.CancelledError:
-            if number is not None:
-                self.abandon(number)
-            raise
         finally:
+            self.abandon(number)  # nothing if it is answered
             if timer is not None:
                 timer.cancel()
 
@@ -250,22 +251,29 @@ class Link:  # long because calls and answers in both directions share the table
         reply: Any,
         number: int | None = None,
     ) -> int:
-        """Send a call and return its number; `reply` gets the answer."""
+        """Send a call and return its number; `reply` gets the answer.
+
+        After a signal handler's error the call may be on its way: the caller that gave the number abandons it.
+        """
         forks.check(self._generation)
         if self._closing is not None:
             raise self._closing
-        payload = self.values.encode_call(target, args, kwargs, deadline, CURRENT.get().depth + 1)
+        made: Made = []
+        sent: list[int] = []
         if number is None:
             number = next(self._numbers)
-        self._pending[number] = reply
         try:
-            self.channel.send(CALL, number, payload)
+            payload = self.values.encode_call(target, args, kwargs, deadline, CURRENT.get().depth + 1, made)
+            self._pending[number] = reply
+            self.channel.send(CALL, number, payload, None, sent)
         except LinkClosedError:
             # `close` fails every pending reply, this one included, and knows the reason.
             if self._pending.pop(number, None) is not None:
                 raise self._closing or LinkClosedError(f"{self.name} is gone") from None
         except BaseException:
-            self._pending.pop(number, None)
+            if not sent:
+                self._pending.pop(number, None)
+                self.values.undo_all(made)
             raise
         if self._closing is not None and self._pending.pop(number, None) is not None:
             raise self._closing
@@ -289,7 +297,7 @@ class Link:  # long because calls and answers in both directions share the table
         begun = self.copier.again(self.begin, *call)
         try:
             number: int = await asyncio.shield(begun)
-        except asyncio.CancelledError:
+        except BaseException:
             begun.add_done_callback(self._abandon_begun)
             raise
         return number
@@ -299,12 +307,13 @@ class Link:  # long because calls and answers in both directions share the table
             self.abandon(begun.result())
 
     def abandon(self, number: int) -> None:
-        """Cancel a call unless it is answered already."""
+        """Cancel a call unless it is answered already. If a signal handler raises in it, it is to be called again."""
         self._stacks.pop(number, None)
-        if self._pending.pop(number, None) is not None:
+        if number in self._pending:
             self.tell(CANCEL, number, None)
             if self._on_abandoned is not None:
                 self._on_abandoned()
+            self._pending.pop(number, None)
 
     def _ask_stack(self, number: int, reply: Any) -> None:
         """Cancel a call and ask where it was; `reply` gets the text."""
@@ -485,18 +494,25 @@ class Link:  # long because calls and answers in both directions share the table
             raise WireError(f"frames of kind {kind} are not part of the protocol")
 
     def _answer(self, kind: str, number: int, value: Any) -> None:
-        if kind == "ERROR":
-            payload = self.values.encode(failures.describe(value))
-        else:
-            payload = _NONE if value is None else self.values.encode(value)
-        if self.values.incoming.freed:
-            self._housekeep()
-        self.channel.send(_ANSWERS[kind], number, payload)
+        made: Made = []
+        sent: list[int] = []
+        try:
+            if kind == "ERROR":
+                payload = self.values.encode(failures.describe(value), made)
+            else:
+                payload = _NONE if value is None else self.values.encode(value, made)
+            if self.values.incoming.freed:
+                self._housekeep()
+            self.channel.send(_ANSWERS[kind], number, payload, None, sent)
+        except BaseException:
+            if made and not sent:
+                self.values.undo_all(made)
+            raise
 
     # Housekeeping: finalizers note what ended, the loop reports it to the other side
 
-    def _announce(self, segment: Segment) -> None:
-        self.channel.send(SEGMENT, segment.number, b"", segment.fd)
+    def _announce(self, segment: Segment, sent: list[int]) -> None:
+        self.channel.send(SEGMENT, segment.number, b"", segment.fd, sent)
 
     def _tell_dropped(self, segments: list[int]) -> None:
         if segments:

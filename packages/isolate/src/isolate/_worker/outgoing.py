@@ -34,6 +34,10 @@ _LARGEST, _SMALLEST = 256 << 20, 1 << 20
 """Sizes between which the segments of a pool grow: many arrays need few of them, and so few descriptors."""
 
 
+Note = Callable[[int], None]
+"""Takes the number of a lease."""
+
+
 class Shared:
     """The shared arrays of this process, by the identity of the array that owns the memory."""
 
@@ -124,13 +128,17 @@ class Outgoing:
     """The pool of segments of one link, and which of them the other side holds.
 
     Args:
-        announce: Sends a segment's descriptor to the other side, once per segment.
+        announce: Sends a segment's descriptor to the other side, once per segment. It gets an empty list too, which has
+            an item once the descriptor is on its way.
         dropped_soon: Asks for `take_dropped` to be called soon; callable from a finalizer.
         segment_limit: Most segments that the other side takes.
     """
 
     def __init__(
-        self, announce: Callable[[Segment], None], dropped_soon: Callable[[], None], segment_limit: int = 4096
+        self,
+        announce: Callable[[Segment, list[int]], None],
+        dropped_soon: Callable[[], None],
+        segment_limit: int = 4096,
     ) -> None:
         self._announce = announce
         self._dropped_soon = dropped_soon
@@ -157,14 +165,20 @@ class Outgoing:
             "idle_bytes": self._idle_bytes,
         }
 
-    def describe(self, value: Any) -> list[Any] | None:
-        """Return the wire form of an array, tensor or bytes object; None for anything else."""
+    def describe(self, value: Any, note: Note = lambda _: None) -> list[Any] | None:
+        """Return the wire form of an array, tensor or bytes object; None for anything else.
+
+        Args:
+            value: The value.
+            note: Called with the number of the lease of a block, before the block is lent.
+        """
         if type(value) is bytes:
-            return ["bytes", self._store(len(value), lambda target: _fill_bytes(target, value)), None, [len(value)]]
+            where = self._store(len(value), lambda target: _fill_bytes(target, value), note)
+            return ["bytes", where, None, [len(value)]]
         if type(value) is Filled:
             return [
                 "numpy",
-                self._store(value.nbytes, lambda target: value.fill(target[: value.nbytes])),
+                self._store(value.nbytes, lambda target: value.fill(target[: value.nbytes]), note),
                 "|u1",
                 [value.nbytes],
             ]
@@ -178,7 +192,7 @@ class Outgoing:
                 return ["numpy", [segment.number, offset, 0, segment.writable], text, list(value.shape)]
             whole = value.nbytes >= SMALLEST and value.flags.c_contiguous
             address = value.__array_interface__["data"][0] if whole else None
-            where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), value, address)
+            where = self._store(value.nbytes, lambda target: _fill_numpy(numpy, target, value), note, value, address)
             return ["numpy", where, text, list(value.shape)]
         torch: Any = sys.modules.get("torch")
         if type(value) is getattr(torch, "Tensor", None):
@@ -188,11 +202,13 @@ class Outgoing:
             nbytes = value.numel() * value.element_size()
             whole = nbytes >= SMALLEST and value.device.type == "cpu" and value.is_contiguous()
             address = value.data_ptr() if whole else None
-            where = self._store(nbytes, lambda target: _fill_torch(torch, target, value), value, address)
+            where = self._store(nbytes, lambda target: _fill_torch(torch, target, value), note, value, address)
             return ["torch", where, name, list(value.shape)]
         return None
 
-    def _store(self, nbytes: int, fill: Callable[[Any], None], owner: Any = None, address: int | None = None) -> Any:
+    def _store(
+        self, nbytes: int, fill: Callable[[Any], None], note: Note, owner: Any = None, address: int | None = None
+    ) -> Any:
         if nbytes <= SMALL or not hasattr(os, "memfd_create"):  # without it, large arrays travel in the frame
             copies.count(nbytes)
             data = bytearray(nbytes)
@@ -206,7 +222,7 @@ class Outgoing:
             except copies.CopyNeededError:
                 copies.STATE.versions[id(owner)] = stamp
                 raise
-        block = self._take(size_class(nbytes), stamp)
+        block = self._take(size_class(nbytes), stamp, note)
         try:
             view = block.view
             if address is not None and stamp is not None and block.stamp == stamp:
@@ -219,7 +235,7 @@ class Outgoing:
             self._tell(block.segment)
             block.segment.close()  # this link is the only one that needs the descriptor, and has it now
         except BaseException:
-            self.returned(block.lease)
+            self.unsent(block.lease)
             raise
         return [block.segment.number, block.offset, block.lease, False]
 
@@ -236,7 +252,7 @@ class Outgoing:
         with self._lock:
             return stamp is not None and any(block.stamp == stamp for block in self._idle.get(size, ()))
 
-    def _take(self, size: int, stamp: int | None) -> Block:
+    def _take(self, size: int, stamp: int | None, note: Note) -> Block:
         """Return a free block that already holds this version, else any free one whose content is outdated."""
         with self._lock:
             idle = self._idle.setdefault(size, [])
@@ -248,12 +264,13 @@ class Outgoing:
             if found is None:
                 self._grow(size, idle)
                 found = idle[-1]
+            found.lease = next(self._leases)
+            note(found.lease)
+            self._lent[found.lease] = found
             idle.remove(found)
             if found.used:
                 self._idle_bytes -= size
             found.used = True
-            found.lease = next(self._leases)
-            self._lent[found.lease] = found
         return found
 
     def _grow(self, size: int, idle: list[Block]) -> None:
@@ -274,8 +291,14 @@ class Outgoing:
                     raise OverloadedError(
                         f"the other side holds {len(self._announced)} segments; drop shared arrays, or pass copies"
                     )
-                self._announce(segment)
-                self._announced.add(segment.number)
+                sent: list[int] = []
+                try:
+                    self._announced.add(segment.number)
+                    self._announce(segment, sent)
+                except BaseException:  # also where the call is cancelled, or a signal handler raises
+                    if not sent:
+                        self._announced.discard(segment.number)
+                    raise
 
     def returned(self, lease: int) -> list[int]:
         """Take a block back into the pool; return the numbers of segments that left it."""
@@ -308,10 +331,13 @@ class Outgoing:
                     trimmed.append(segment.number)
         return trimmed
 
-    def unsent(self, described: list[Any]) -> list[int]:
-        """Take back the block of a wire form that is not sent; return the numbers of segments that left the pool."""
-        where = described[1]
-        return self.returned(where[2]) if type(where) is list and where[2] and not self._closed else []
+    def unsent(self, lease: int) -> list[int]:
+        """Take back a block that is not sent, if it was lent; return the numbers of segments that left the pool."""
+        with self._lock:
+            block = None if self._closed else self._lent.get(lease)
+            if block is not None and block in self._idle.get(block.size, ()):  # it was interrupted on the way out
+                del self._lent[lease]
+        return [] if block is None or lease not in self._lent else self.returned(lease)
 
     def take_dropped(self) -> list[int]:
         """Return the announced segments of shared arrays that ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import faulthandler
 import inspect
@@ -187,6 +188,9 @@ class Worker:
                     await self._in_thread(hook)
             except BaseException as failure:
                 sys.stderr.write(f"isolate: on_stop failed: {failure!r}\n")
+        if not self._in_process:
+            with contextlib.suppress(BaseException):  # they have shown it
+                await self._in_thread(_run_exit_functions)
         self._link.close(flush=True)
         self._threads.close()
         if not self._in_process:
@@ -195,6 +199,14 @@ class Worker:
             os._exit(0)
         if not self.finished.done():
             self.finished.set_result(None)
+
+
+def _run_exit_functions() -> None:
+    """Run what the extension and its libraries have registered with `atexit`."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        atexit.unregister(util._exit_function)  # noqa: SLF001 - waits for children, which the supervisor ends
+    atexit._run_exitfuncs()  # noqa: SLF001 - no public name, and the interpreter's own exit waits for every thread
 
 
 async def serve(sock: socket.socket, config: dict[str, Any] | None = None) -> None:

@@ -92,7 +92,7 @@ class StreamReply:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise CallTimeoutError("the stream's deadline passed before its next item")
-                self._changed.wait(left)
+                self._changed.wait(None if left is None else min(left, 4e6))  # the longest that every platform takes
 
 
 class Unread:
@@ -173,8 +173,8 @@ def stream(
     deadline = deadline_after(timeout)
     number = link.next_number()
     reply = StreamReply(lambda count: link.tell(CREDIT, number, count), None, link.unread)
-    link.begin(target, args, kwargs, deadline, reply, number)
     try:
+        link.begin(target, args, kwargs, deadline, reply, number)
         while True:
             some, value = reply.poll()
             if some:
@@ -184,8 +184,13 @@ def stream(
             else:
                 reply.wait(deadline)
     finally:
-        link.abandon(number)
-        reply.discard()
+        try:
+            link.abandon(number)
+        except BaseException:  # a signal handler's
+            link.abandon(number)
+            raise
+        finally:
+            reply.discard()
 
 
 async def astream(
@@ -210,9 +215,9 @@ async def astream(
     deadline = deadline_after(timeout)
     number = link.next_number()
     reply = StreamReply(lambda count: link.tell(CREDIT, number, count), wake, link.unread)
-    if link.begin_here(target, args, kwargs, deadline, reply, number) is None:
-        await link.begin_elsewhere(target, args, kwargs, deadline, reply, number)
     try:
+        if link.begin_here(target, args, kwargs, deadline, reply, number) is None:
+            await link.begin_elsewhere(target, args, kwargs, deadline, reply, number)
         while True:
             changed.clear()
             some, value = reply.poll()

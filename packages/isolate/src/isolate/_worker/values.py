@@ -7,7 +7,7 @@ from typing import Any
 
 from . import handles
 from .callables import Caller, RemoteCallable, SentCallables
-from .codec import Codec
+from .codec import Codec, Made
 from .devices import TRY, Devices
 from .errors import WireError
 from .incoming import Incoming
@@ -35,7 +35,7 @@ class Values:
         link: Caller,
         numbers: Iterator[int],
         *,
-        announce: Callable[[Segment], None],
+        announce: Callable[[Segment, list[int]], None],
         housekeep_soon: Callable[[], None],
         tell_dropped: Callable[[list[int]], None],
         import_torch: bool,
@@ -50,6 +50,7 @@ class Values:
         self._codec = Codec(self._special, self._hook, self._unsent, limits.decoded_bytes)
         self.encode = self._codec.encode
         self.encode_call = self._codec.encode_call
+        self.undo_all = self._codec.undo_all
         self.decode = self._codec.decode
         self.weigh = self._codec.weigh
         self.numbers = self._codec.numbers
@@ -79,30 +80,31 @@ class Values:
         self.outgoing.close()
         self.devices.close()
 
-    def _special(self, value: Any) -> tuple[int, bytes] | None:
+    def _special(self, value: Any, made: Made) -> tuple[int, bytes] | None:
         if isinstance(value, RemoteCallable) and value.belongs_to(self._link):
             return HANDLE_BACK, self.encode(value.number)
         on_device = self.devices.describe(value)
         if on_device is not None:
+            made.append((DEVICE, on_device[2]))
             return DEVICE, self.encode(on_device)
-        described = self.outgoing.describe(value)
+        described = self.outgoing.describe(value, lambda lease: made.append((BUFFER, lease)))
         if described is not None:
             return BUFFER, self.encode(described)
         handle = handles.to_bytes(value)
         if handle is not None:
             return XFER, handle
         if callable(value) and not isinstance(value, type):
-            return HANDLE, self.encode(self.callables.add(value))
+            return HANDLE, self.encode(self.callables.add(value, lambda number: made.append((HANDLE, number))))
         return None
 
-    def _unsent(self, code: int, payload: bytes) -> None:
+    def _unsent(self, code: int, number: int) -> None:
         """Undo what encoding has registered (callables, segments) for a message that was not sent."""
         if code == HANDLE:
-            self.callables.release(self.decode(payload))
+            self.callables.release(number)
         elif code == BUFFER:
-            self._tell_dropped(self.outgoing.unsent(self.decode(payload)))
+            self._tell_dropped(self.outgoing.unsent(number))
         elif code == DEVICE:
-            self.devices.returned(self.decode(payload)[2])
+            self.devices.returned(number)
 
     def _hook(self, code: int, payload: bytes) -> Any:
         if code == XFER:
