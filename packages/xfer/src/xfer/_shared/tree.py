@@ -233,13 +233,13 @@ def _plan_of(key: Any, leaves: list[Any]) -> Plan:
 
 
 def _plan(structure: Any, kinds: list[Leaf]) -> Plan:
-    places, described, size = b"", [], 0
+    places, described, size = bytearray(), [], 0
     for leaf in kinds:
         count = leaf.dtype.itemsize * math.prod(leaf.shape)
         described.append([dtypes.encode(leaf.dtype).decode(), list(leaf.shape), int(leaf.fortran), size])
         places += _EXTENT.pack(size, count)
         size = _aligned(size + count)
-    return Plan(json.dumps([structure, described]).encode(), places, size)
+    return Plan(json.dumps([structure, described]).encode(), bytes(places), size)
 
 
 def _aligned(size: int) -> int:
@@ -304,11 +304,11 @@ def _read_plan(text: bytes) -> _ReadPlan:
         (Leaf(dtypes.decode(token.encode()), tuple(shape), bool(fortran)), offset)
         for token, shape, fortran, offset in described
     )
-    description = b""
+    description = bytearray()
     for leaf, offset in leaves:
         kind = 0 if leaf.fortran else dlpack_kind(leaf.dtype)
         description += struct.pack(f"<IIQ{len(leaf.shape)}q", kind, len(leaf.shape), offset, *leaf.shape)
-    return _ReadPlan(_builder(structure), leaves, description)
+    return _ReadPlan(_builder(structure), leaves, bytes(description))
 
 
 def _arrays(block: np.ndarray[Any, Any], start: int, plan: _ReadPlan, as_: Library) -> list[Any]:
