@@ -246,8 +246,7 @@ def test_a_close_ends_the_waits_of_all_event_loops(channel: xfer.Channel) -> Non
     taken: list[int] = []
 
     async def consume() -> None:
-        async for array in channel.receiver:
-            taken.append(int(array[0]))
+        taken.extend([int(array[0]) async for array in channel.receiver])
 
     async def both() -> None:
         await asyncio.gather(consume(), consume())
