@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import subprocess
 import sys
@@ -189,6 +190,27 @@ def test_what_a_tree_cannot_hold_is_refused_and_large_numbers_arrive(pool: xfer.
     assert pool.stats().live == 0
     for number in (10**5000, -(10**5000), 2**1000, -1):
         assert xfer.get(pool.put({"n": number}))["n"] == number
+
+
+@pytest.mark.parametrize("kind", [np.ndarray, np.float32, torch.Tensor, torch.nn.Parameter])
+def test_a_class_is_no_array(pool: xfer.Pool, kind: type) -> None:
+    """A class that was passed in place of its array is refused by type, although it has what its arrays have."""
+    with xfer.Channel(2, pool=pool) as channel:
+        for use in (pool.put, channel.sender.send, functools.partial(xfer.move, to="torch"), xfer.ops.sum):
+            with pytest.raises(errors.UnsupportedDtypeError, match="class"):
+                use(kind)
+    for tree in ({"a": kind}, [np.ones(2), kind], [kind]):
+        with pytest.raises(errors.UnsupportedDtypeError):
+            pool.put(tree)
+    assert pool.stats().live == 0
+
+
+def test_an_array_that_stands_twice_arrives_as_two(pool: xfer.Pool) -> None:
+    """A change of one tensor does not change the other, whatever they shared before."""
+    tied = torch.zeros(3)
+    found = xfer.get(pool.put({"a": tied, "b": tied}), as_="torch")
+    found["a"].add_(1)
+    assert (found["a"].tolist(), found["b"].tolist()) == ([1, 1, 1], [0, 0, 0])
 
 
 def test_a_structured_dtype_may_have_no_fields(pool: xfer.Pool) -> None:

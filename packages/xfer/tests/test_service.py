@@ -241,6 +241,45 @@ def test_fileno_is_readable_exactly_while_something_waits(channel: xfer.Channel,
             other.receiver.recv(timeout=0)
 
 
+def test_a_close_ends_the_waits_of_all_event_loops(channel: xfer.Channel) -> None:
+    """Two loops in two threads, with two tasks each, share one end: each array is taken once, and each task ends."""
+    taken: list[int] = []
+
+    async def consume() -> None:
+        taken.extend([int(array[0]) async for array in channel.receiver])
+
+    async def both() -> None:
+        await asyncio.gather(consume(), consume())
+
+    threads = [threading.Thread(target=asyncio.run, args=(both(),), daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(200):
+        channel.sender.send(np.full(2, number), timeout=30)
+    channel.sender.close(timeout=30)
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sorted(taken) == list(range(200))
+
+
+def test_select_sees_the_death_of_each_holder(channel: xfer.Channel, helper: Callable[..., Any]) -> None:
+    """A sender that took a dead one's place is seen to die as well, and until then nothing is readable."""
+    code = "tx = xfer.Sender.from_bytes(bytes.fromhex(arg[0])); tx.send(np.zeros(3)); say('in'); wait()"
+    fd = channel.receiver.fileno()
+    for _ in range(2):
+        source = helper(code, bytes(channel.sender).hex())
+        assert source.line() == "in"
+        assert channel.receiver.recv(timeout=30).size == 3
+        with pytest.raises(errors.WaitTimeoutError):
+            channel.receiver.recv(timeout=0)
+        assert not select.select([fd], [], [], 0.02)[0]
+        source.kill()
+        assert select.select([fd], [], [], 10)[0]
+        with pytest.raises(errors.PeerDiedError):
+            channel.receiver.recv(timeout=0)
+
+
 def test_wait_over_several_ends(pool: xfer.Pool) -> None:
     """`xfer.wait` returns the ends that have something, in order, and an empty list when the time is up."""
     channels = [xfer.Channel(2, pool=pool) for _ in range(3)]

@@ -29,6 +29,7 @@ from xfer._channel.channel import Receiver
 from xfer._channel.layout import CANNOT, FULL, RETURN_HEAD, RETURN_TAIL, SENT, UNKNOWN
 from xfer._channel.ring import Ring
 from xfer._channel.slab import RETURNS, slab_shape
+from xfer._convert.interchange import tensor_interface
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="channels need Linux")
 KINDS = (False, True)
@@ -505,6 +506,35 @@ def test_streaming_copy_is_exact(offset: int, whole_lines: bool) -> None:
     assert not seen[:offset].any()
     assert not seen[offset + source.nbytes :].any()
     np.testing.assert_array_equal(seen[offset : offset + source.nbytes], source)
+
+
+@compiled_only
+@pytest.mark.parametrize("whole_lines", [False, True])
+@pytest.mark.parametrize("shift", [0, 1, 2048])
+def test_a_tree_past_the_cache_is_exact(shift: int, whole_lines: bool) -> None:
+    """The parts of a large tree lie where they belong, whatever follows them, and nothing is written between them."""
+    torch = pytest.importorskip("torch")
+    interface = tensor_interface()
+    if interface is None:
+        pytest.skip("this torch has no DLPack exchange interface")
+    memory = torch.randint(1, 255, (1 << 18,), dtype=torch.uint8)
+    parts: list[Any] = []
+    places, at = b"", 0
+    for count in (1 << 14, 20_001, 0, 5, 65_536, 16_447, (1 << 14) + 63):
+        parts.append(memory[at : at + count])
+        places += struct.pack("<QQ", at + shift, count)
+        at += count + 3
+    parts.insert(3, np.zeros(2))  # the core passes over what is no tensor
+    places = places[:48] + struct.pack("<QQ", 0, 0) + places[48:]
+    target = bytearray(1 << 18)
+    before = _compiled.module.store_whole_lines(whole_lines)
+    _compiled.module.write(target, 0, places, parts, *interface, 1 << 40)
+    _compiled.module.store_whole_lines(before)
+    wanted = np.zeros(1 << 18, np.uint8)
+    for index, (start, count) in enumerate(struct.iter_unpack("<QQ", places)):
+        if index != 3:
+            wanted[start : start + count] = parts[index].numpy()
+    np.testing.assert_array_equal(np.frombuffer(target, np.uint8), wanted)
 
 
 def test_python_cores_without_a_compiled_one() -> None:

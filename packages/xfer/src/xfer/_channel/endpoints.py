@@ -116,8 +116,7 @@ class Endpoint(End):
             ring = self._open()
             if ring.can_go_on() or ring.peer_closed() or ring.peer_dead():
                 return True
-            if self._armed:
-                ring.quiet()
+            self._quiet()
             return False
 
     def fileno(self) -> int:
@@ -164,6 +163,14 @@ class Endpoint(End):
             if taken == [True]:
                 self._turn.release()
         return True
+
+    def _quiet(self) -> None:
+        """Take back the wake-ups of an armed descriptor that are answered; the caller holds the lock."""
+        ring = self._ring
+        if self._armed and ring is not None:
+            ring.quiet()
+            if self._closed or self._exiting:  # another thread sleeps until it hears of that
+                ring.ring_own()
 
     def _ring_own(self) -> None:
         ring = self._ring

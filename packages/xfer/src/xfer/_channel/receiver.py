@@ -89,8 +89,7 @@ class Receiver(Incoming, Endpoint):
                     except dtypes.MISFITS as error:
                         raise self._damaged(error) from error
                     if array is not None:
-                        if self._armed:
-                            self._quiet()
+                        self._quiet()
                         return to_torch(pinned(array))[0] if pin else array
                     if end == 0.0 and self._empty():
                         raise WaitTimeoutError("nothing was sent in time")
@@ -115,8 +114,7 @@ class Receiver(Incoming, Endpoint):
             if ring.words[HEAD] == tail and dead:
                 pid = ring.words[SENDER_PID]
                 raise PeerDiedError(f"the sender's process {pid or ''} has ended without closing the channel")
-            if self._armed:
-                self._quiet()
+            self._quiet()
             if ring.words[HEAD] == tail:
                 self._look_at = time.monotonic() + _LOOK_EACH
                 return _NOTHING
@@ -137,8 +135,7 @@ class Receiver(Incoming, Endpoint):
         finally:
             if ring.words[TAIL] == tail:
                 ring.took(tail)
-            if self._armed:
-                self._quiet()
+            self._quiet()
         return present(array, fields, message.meta, as_, pin)
 
     def _empty(self) -> bool:
@@ -176,10 +173,6 @@ class Receiver(Incoming, Endpoint):
         if ring is not None:
             ring.took(ring.words[TAIL])
         return HandleError(f"a message of the channel is damaged: {error}")
-
-    def _quiet(self) -> None:
-        if self._ring is not None:
-            self._ring.quiet()
 
     def close(self) -> None:
         """Tell the sender that nothing more is wanted. Arrays received stay valid."""

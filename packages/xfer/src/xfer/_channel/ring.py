@@ -338,12 +338,12 @@ class Ring:
         return waiting < self.capacity if self.sending else waiting != 0
 
     def quiet(self) -> None:
-        """Make an armed descriptor readable exactly if this end can go on."""
+        """Make an armed descriptor readable exactly if this end can go on, or the other end has closed or ended."""
         if self._armed:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self.bell, 4096)
+            self._drain()
             self.fence()
-            if self.can_go_on():
+            self.watch_peer()  # another holder may have come
+            if self.can_go_on() or self.peer_closed() or self._ended():
                 self.ring_own()
 
     def wait(self, word: int, value: int, seconds: float | None, how: int = WAKE_AT_ONCE) -> None:
@@ -356,16 +356,17 @@ class Ring:
                 return
             self.watch_peer()
             watch = self._watch
-            if watch.ended or (watch.expected_ended and not watch.holder[0]):
+            if self._ended():
                 return
             if not ORDERED_STORES or watch.blind:
                 seconds = _LOOK_AGAIN if seconds is None else min(seconds, _LOOK_AGAIN)
             watch.sleep(seconds)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self.bell, 4096)
+            self._drain()
         finally:
             if not self._armed:
                 words[self._mine] = 0
+            else:
+                self.quiet()  # what was drained may have been for others that watch the descriptor
 
     def spin(self, word: int, value: int, seconds: float) -> bool:
         """Read a counter for a short while without sleeping; return whether it changed."""
@@ -419,6 +420,15 @@ class Ring:
         if self._watch.follow(holder, self.words[self._peer_pid + EXPECTED] or self.named) and holder[0]:
             # The number is the holder's only if it still holds its end now.
             self._watch.ended |= not self.peer_held()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.bell, 4096)
+
+    def _ended(self) -> bool:
+        """Return whether the end of the holder that is watched, or of the process that was expected, was seen."""
+        watch = self._watch
+        return watch.ended or (watch.expected_ended and not watch.holder[0])
 
     def say_closed(self) -> None:
         """Tell the other end that this one is done."""

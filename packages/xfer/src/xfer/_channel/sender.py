@@ -172,9 +172,9 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
                 return
             except WaitTimeoutError:
                 with self._lock:
-                    ring = self._open()
-                    ring.arm()
-                    ring.quiet()
+                    self._open().arm()
+                    self._armed = True
+                    self._quiet()
                 await self._sleep(end, 0.02)  # room in the pool rings no bell
 
     def _send(self, array: Any, end: float | None) -> None:

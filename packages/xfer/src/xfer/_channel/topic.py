@@ -58,7 +58,7 @@ class _End(End):
         if self._armed:
             self._board.read_bell()
             self._board.fence()
-            if self._can_go_on():
+            if self._closed or self._exiting or self._can_go_on():  # another thread sleeps until it hears of that
                 self._board.wake_own()
 
     def _can_go_on(self) -> bool:

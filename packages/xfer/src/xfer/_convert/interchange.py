@@ -25,6 +25,8 @@ def is_array(value: Any) -> bool:
     """Return whether a value is an array of some library."""
     if isinstance(value, np.ndarray | np.generic):
         return True
+    if isinstance(value, type):  # a class has what its arrays have
+        return False
     return any(hasattr(value, name) for name in ("__dlpack__", "__array_interface__", "__array__"))
 
 
@@ -46,6 +48,8 @@ def library_of(array: Any) -> str:
 
 def device_of(array: Any) -> str:
     """Return "cpu" or "cuda:N"."""
+    if isinstance(array, type):  # it has the same names as its arrays
+        raise UnsupportedDtypeError(f"got the class {array.__qualname__}, want an array")
     if isinstance(array, np.ndarray | np.generic) or not hasattr(array, "__dlpack_device__"):
         return "cpu"
     library = library_of(array)

@@ -21,10 +21,15 @@ static int has_avx512(void)
 
 enum { LINE = 64, AHEAD = 2048 }; /* bytes read ahead of the copy: the processor's own prefetching ends with each page */
 
-/* Copy a line, and have another one read that stays out of the outer caches, so that what lies there stays. */
-static inline void line(char *to, const char *from, intptr_t ahead)
+/* Have a line read that stays out of the outer caches, so that what lies there stays. */
+static inline void read_ahead(const char *from, size_t at, size_t count, const char *next)
 {
-    _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)ahead), _MM_HINT_NTA);
+    uintptr_t line = at + AHEAD < count ? (uintptr_t)from + at + AHEAD : (uintptr_t)next + (at + AHEAD - count);
+    _mm_prefetch((const char *)line, _MM_HINT_NTA);
+}
+
+static inline void line(char *to, const char *from)
+{
     const __m128i *source = (const __m128i *)from;
     __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
     __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
@@ -36,16 +41,16 @@ static inline void line(char *to, const char *from, intptr_t ahead)
 }
 
 /* The same with one store for the whole line, an eighth faster. */
-__attribute__((target("avx512f"))) static void wide(char *to, const char *from, size_t count)
+__attribute__((target("avx512f"))) static void wide(char *to, const char *from, size_t count, const char *next)
 {
     for (size_t at = 0; at < count; at += LINE) {
-        _mm_prefetch((const char *)((uintptr_t)from + at + AHEAD), _MM_HINT_NTA);
+        read_ahead(from, at, count, next);
         _mm512_stream_si512((__m512i *)(to + at), _mm512_loadu_si512(from + at));
     }
 }
 
 /* Stores that pass by the cache: the old content of the target is not read first, which is a third of the traffic. */
-static void stream(char *to, const char *from, size_t count)
+static void stream(char *to, const char *from, size_t count, const char *next)
 {
     size_t lead = (-(uintptr_t)to) & (LINE - 1);
     if (lead > count)
@@ -56,20 +61,24 @@ static void stream(char *to, const char *from, size_t count)
     size_t whole = (count - lead) & ~(size_t)(LINE - 1);
     memcpy(to + whole, from + whole, count - lead - whole);
     if (whole_lines) {
-        wide(to, from, whole);
+        wide(to, from, whole, next);
         return;
     }
     /* A load waits for an earlier store whose address has the same last 12 bits, so go where it has none. */
     if ((((uintptr_t)to - (uintptr_t)from) & 4095) < 2048)
-        for (size_t at = whole; at > 0; at -= LINE)
-            line(to + at - LINE, from + at - LINE, -AHEAD);
+        for (size_t at = whole; at > 0; at -= LINE) {
+            _mm_prefetch((const char *)((uintptr_t)from + at - LINE - AHEAD), _MM_HINT_NTA);
+            line(to + at - LINE, from + at - LINE);
+        }
     else
-        for (size_t at = 0; at < whole; at += LINE)
-            line(to + at, from + at, AHEAD);
+        for (size_t at = 0; at < whole; at += LINE) {
+            read_ahead(from, at, whole, next);
+            line(to + at, from + at);
+        }
 }
 #define FENCE() _mm_sfence()
 #else
-#define stream memcpy
+#define stream(to, from, count, next) memcpy(to, from, count)
 #define FENCE() ((void)0)
 #endif
 
@@ -77,10 +86,10 @@ enum { PART = 1 << 14 }; /* a part of a large copy that is worth streaming by it
 
 void copied(void) { FENCE(); }
 
-void copy_bytes(char *to, const char *from, size_t count, unsigned long long total)
+void copy_bytes(char *to, const char *from, size_t count, const char *next, unsigned long long total)
 {
     if (count >= stream_from || (count >= PART && total >= stream_from))
-        stream(to, from, count);
+        stream(to, from, count, next ? next : from + count);
     else
         memcpy(to, from, count);
 }
@@ -114,7 +123,7 @@ static PyObject *copy(PyObject *module, PyObject *args)
     int fits = offset <= (unsigned long long)to.len && (unsigned long long)from.len <= to.len - offset;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        copy_bytes((char *)to.buf + offset, from.buf, (size_t)from.len, total);
+        copy_bytes((char *)to.buf + offset, from.buf, (size_t)from.len, NULL, total);
         copied();
         Py_END_ALLOW_THREADS
     } else {

@@ -139,8 +139,9 @@ static inline void unshare(Shared *shared)
     shared->memory = NULL;
 }
 
-/* Copy a part of `total` bytes, past the cache where the whole does not fit it; `copied` orders it before what follows. */
-void copy_bytes(char *to, const char *from, size_t count, unsigned long long total);
+/* Copy a part of `total` bytes, past the cache where the whole does not fit it; `copied` orders it before what follows.
+   `next` is what will be copied after it, or NULL: its start is read ahead, as the rest of the part is. */
+void copy_bytes(char *to, const char *from, size_t count, const char *next, unsigned long long total);
 void copied(void);
 
 PyObject *tree_look(PyObject *module, PyObject *args);

@@ -73,7 +73,9 @@ def open_by_number(pid: int, fd: int, inode: int, flags: int, is_kind: Callable[
         if error.errno in NO_DESCRIPTOR:  # this process's own limit
             raise
         if not os.path.isdir("/proc/self/fd"):
-            raise UnsupportedPlatformError("/proc is closed here: use Pool(backend='named')") from error
+            raise UnsupportedPlatformError(
+                "/proc is closed here: only topics and handles of a Pool(backend='named') work"
+            ) from error
         raise ProducerGoneError(
             f"descriptor {fd} of process {pid} cannot be opened ({error.strerror}): the producer has exited, freed the "
             "segment, runs as another user, or lives in another process namespace; `xfer doctor` shows which"

@@ -233,13 +233,13 @@ def _plan_of(key: Any, leaves: list[Any]) -> Plan:
 
 
 def _plan(structure: Any, kinds: list[Leaf]) -> Plan:
-    places, described, size = b"", [], 0
+    places, described, size = bytearray(), [], 0
     for leaf in kinds:
         count = leaf.dtype.itemsize * math.prod(leaf.shape)
         described.append([dtypes.encode(leaf.dtype).decode(), list(leaf.shape), int(leaf.fortran), size])
         places += _EXTENT.pack(size, count)
         size = _aligned(size + count)
-    return Plan(json.dumps([structure, described]).encode(), places, size)
+    return Plan(json.dumps([structure, described]).encode(), bytes(places), size)
 
 
 def _aligned(size: int) -> int:
@@ -295,6 +295,7 @@ class _ReadPlan(NamedTuple):
     build: Builder
     leaves: tuple[tuple[Leaf, int], ...]  # how each array looks, and where it lies
     description: bytes  # the same for the core, where it makes tensors
+    all_tensors: bool  # whether the core makes all of them
 
 
 @lru_cache(maxsize=_KEPT)
@@ -304,11 +305,12 @@ def _read_plan(text: bytes) -> _ReadPlan:
         (Leaf(dtypes.decode(token.encode()), tuple(shape), bool(fortran)), offset)
         for token, shape, fortran, offset in described
     )
-    description = b""
+    description, all_tensors = bytearray(), True
     for leaf, offset in leaves:
         kind = 0 if leaf.fortran else dlpack_kind(leaf.dtype)
+        all_tensors = all_tensors and kind != 0
         description += struct.pack(f"<IIQ{len(leaf.shape)}q", kind, len(leaf.shape), offset, *leaf.shape)
-    return _ReadPlan(_builder(structure), leaves, description)
+    return _ReadPlan(_builder(structure), leaves, bytes(description), all_tensors)
 
 
 def _arrays(block: np.ndarray[Any, Any], start: int, plan: _ReadPlan, as_: Library) -> list[Any]:
@@ -320,6 +322,8 @@ def _arrays(block: np.ndarray[Any, Any], start: int, plan: _ReadPlan, as_: Libra
         interface = tensor_interface()
         if interface is not None and _compiled.module is not None and block.flags.writeable:
             made = _compiled.module.tensors(block, start, plan.description, interface[1])
+            if plan.all_tensors:
+                return made
     others = [index for index, tensor in enumerate(made) if tensor is None]  # what the core did not make
     arrays = []
     for index in others:
