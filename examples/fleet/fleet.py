@@ -115,7 +115,7 @@ def running(
 
 def report(name: str, ending: threading.Event) -> None:
     """Publish on a topic, twice a second, what each worker holds."""
-    with xfer.Topic(name) as topic:
+    with xfer.Pool("4MiB") as pool, xfer.Topic(name, pool=pool) as topic:
         while not ending.wait(0.5):
             topic.publish(holdings(name))
         topic.remove()
