@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ternary.errors import MissingExtraError
+from ternary.errors import MissingExtraError, TernaryError
 from ternary.llm._modelfile import ModelFile, open_file
 
 if TYPE_CHECKING:
     from zerocopy import ModelRef
 
-__all__ = ["Reference", "publish"]
+__all__ = ["Reference", "follow_name", "publish", "publish_under"]
 
 
 class Reference(Protocol):
@@ -53,10 +54,34 @@ def publish(path: str | Path, *, name: str | None = None) -> ModelRef:
         (3, 64)
         >>> zerocopy.unpublish(ref)
     """
+    zerocopy = _zerocopy()
+    file = open_file(path)
+    arrays = {key: np.asarray(array).view(np.ndarray) for key, array in file.tensors.items()}
+    ref: ModelRef = zerocopy.publish(replace(file, tensors=arrays), name=name)
+    return ref
+
+
+def publish_under(name: str, path: str | Path) -> ModelRef:
+    """Like `publish`, for commands: whatever zerocopy refuses is a `TernaryError`."""
+    zerocopy = _zerocopy()
+    try:
+        return publish(path, name=name)
+    except (zerocopy.ZerocopyError, ValueError) as e:
+        raise e if isinstance(e, TernaryError) else TernaryError(str(e)) from None
+
+
+def follow_name(name: str) -> Any:
+    """Return what looks up the newest version under a name; whatever zerocopy refuses is a `TernaryError`."""
+    zerocopy = _zerocopy()
+    try:
+        return zerocopy.follow(name)
+    except (zerocopy.ZerocopyError, ValueError) as e:
+        raise TernaryError(str(e)) from None
+
+
+def _zerocopy() -> ModuleType:
     try:
         import zerocopy
     except ImportError as e:
         raise MissingExtraError("sharing needs zerocopy; pip install 'pentad-ternary[share]'") from e
-    file = open_file(path)
-    arrays = {key: np.asarray(array).view(np.ndarray) for key, array in file.tensors.items()}
-    return zerocopy.publish(replace(file, tensors=arrays), name=name)
+    return zerocopy

@@ -72,11 +72,6 @@ def _source(a: argparse.Namespace) -> Any:
         raise TernaryError("give either a model or --follow NAME")
     if a.follow is None:
         return a.model
-    try:
-        import zerocopy
-    except ImportError as e:
-        raise MissingExtraError("following needs zerocopy; pip install 'pentad-ternary[share]'") from e
-    try:
-        return zerocopy.follow(a.follow)
-    except (zerocopy.ZerocopyError, ValueError) as e:
-        raise TernaryError(str(e)) from None
+    from ternary.llm._shared import follow_name
+
+    return follow_name(a.follow)

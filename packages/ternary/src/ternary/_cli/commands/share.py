@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ternary.errors import MissingExtraError, TernaryError
+from ternary.errors import TernaryError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,22 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(a: argparse.Namespace) -> int:
     """Run the command; return its exit status."""
-    try:
-        import zerocopy
-    except ImportError as e:
-        raise MissingExtraError("sharing needs zerocopy; pip install 'pentad-ternary[share]'") from e
-    from ternary.llm import publish
+    from ternary.llm._shared import publish_under
 
-    try:
-        ref = publish(a.model, name=a.name)
-    except (zerocopy.ZerocopyError, ValueError) as e:
-        raise e if isinstance(e, TernaryError) else TernaryError(str(e)) from None
+    ref = publish_under(a.name, a.model)
     print(f"version {ref.version}: {a.model}", flush=True)
     for line in sys.stdin:
         file = line.strip()
         try:
-            ref = publish(file, name=a.name)  # gives the version before up
+            ref = publish_under(a.name, file)  # gives the version before up
             print(f"version {ref.version}: {file}", flush=True)
-        except (TernaryError, zerocopy.ZerocopyError, OSError, ValueError, MemoryError) as e:
+        except (TernaryError, OSError, MemoryError) as e:
             print(f"refused: {e}", flush=True)
     return 0
