@@ -23,7 +23,12 @@ def test_every_restatement_can_be_undone(table: dict[str, Restate], grids: list[
     """If the output of a test were its input, undoing the restated input gives the input."""
     outputs = [g if unchanged else g[::-1] for g in grids[:-1]]
     for restatement in restated(grids, outputs, table):
-        assert restatement.undo[0](restatement.inputs[-1]).tolist() == grids[-1].tolist(), restatement.name
+        undone, (h, w) = restatement.undo[0](restatement.inputs[-1]), grids[-1].shape
+        if "into the top left" in restatement.name:
+            undone = undone[:h, :w]  # only the inputs were restated
+        elif "into the bottom left" in restatement.name:
+            undone = undone[-h:, :w]
+        assert undone.tolist() == grids[-1].tolist(), restatement.name
         assert len(restatement.outputs) == len(outputs)
 
 
@@ -53,6 +58,33 @@ def test_a_rule_about_the_longer_side_is_found_by_restating() -> None:
     _, program, grid = votes(found.programs, 1)[0][0]
     assert grid.tolist() == outputs[-1].tolist()
     assert program.why == "with tall grids transposed: cut down to its left half"
+
+
+@pytest.mark.parametrize(
+    ("factor", "sides"),
+    [(lambda g: 2, ((3, 3), (2, 3), (4, 3))), (lambda g: len(set(g[g > 0].tolist())), ((3, 3), (3, 3), (3, 3)))],
+    ids=["twice as large", "as many times as large as it has colours"],
+)
+def test_lines_beyond_the_input_are_found(factor, sides) -> None:
+    """Lines down to the right of every drawn cell leave the input and run on in a larger output."""
+    rng = np.random.default_rng(6)
+    inputs, outputs = [], []
+    for n, (h, w) in enumerate(sides):
+        g = np.zeros((h, w), dtype=np.uint8)
+        g[0, : n % 2 + 2] = rng.permutation(9)[: n % 2 + 2] + 1
+        out = np.zeros((h * factor(g), w * factor(g)), dtype=np.uint8)
+        for r, c in np.argwhere(g):
+            for k in range(min(out.shape[0] - r, out.shape[1] - c)):
+                out[r + k, c + k] = g[r, c]
+        inputs.append(g)
+        outputs.append(out)
+    for programs in search_restated(inputs, outputs[:-1], 0, Work(lambda: False)):
+        answers = votes(programs, 1)[0]
+        if answers:
+            break
+    _, program, grid = answers[0]
+    assert grid.tolist() == outputs[-1].tolist()
+    assert program.why.startswith("with each input put into the top left of an empty grid of its output's size: ")
 
 
 def test_transposing_aligns_tall_and_wide_pairs() -> None:
