@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from ttt._grid.restated_search import search_restated
 from ttt._grid.restating import FURTHER, RESTATEMENTS, Restate, restated
-from ttt._grid.search import search, votes
+from ttt._grid.search import compositions_in_full, search, votes
 from ttt._grid.work import Work
 
 GRIDS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 9))
@@ -78,13 +78,28 @@ def test_lines_beyond_the_input_are_found(factor, sides) -> None:
                 out[r + k, c + k] = g[r, c]
         inputs.append(g)
         outputs.append(out)
-    for programs in search_restated(inputs, outputs[:-1], 0, Work(lambda: False)):
-        answers = votes(programs, 1)[0]
+    placed = "each input put into the top left of an empty grid of its output's size"
+    (restatement,) = restated(inputs, outputs[:-1], {placed: FURTHER[placed]})
+    for found in search(restatement.inputs, restatement.outputs, 0, Work(lambda: False)):
+        answers = votes(found.programs, 1)[0]
         if answers:
             break
-    _, program, grid = answers[0]
-    assert grid.tolist() == outputs[-1].tolist()
-    assert program.why.startswith("with each input put into the top left of an empty grid of its output's size: ")
+    assert restatement.undo[0](answers[0][2]).tolist() == outputs[-1].tolist()
+
+
+def test_compositions_in_full_are_exact_and_no_layers() -> None:
+    """What the stage adds first makes every training output, and answers the test: a quarter of what is drawn."""
+    rng = np.random.default_rng(7)
+    inputs, outputs = [], []
+    for n in range(4):
+        g = np.zeros((9, 10), dtype=np.uint8)
+        g[n : n + 4, 2:8] = rng.integers(1, 9, size=(4, 6))
+        inputs.append(g)
+        outputs.append(g[n : n + 2, 2:5])
+    found = compositions_in_full(inputs, outputs[:-1], Work(lambda: False))
+    assert found
+    assert {p.kind for p in found} == {"composed"}
+    assert outputs[-1].tolist() in [p.grids[0].tolist() for p in found if p.grids[0] is not None]
 
 
 def test_transposing_aligns_tall_and_wide_pairs() -> None:
