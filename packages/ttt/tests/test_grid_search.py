@@ -159,7 +159,11 @@ FEATURE_PICTURES = [
     ("first, last or other column of panels", ".5.5. .5.5.", "10203 10203"),
     ("row in its panel", "..5.. ..5.. 55555 ..5..", "11011 22022 00000 11011"),
     ("column in its panel", "..5.. ..5..", "12012 12012"),
-    ("its panel lies at which corner, edge, or in the middle", ".5.5. 55555 .5.5.", "10302 00000 50706"),
+    (
+        "its panel lies at which corner, or in the middle",
+        "..5.5.. 5555555 ..5.5.. 5555555 ..5.5.. ..5.5..",
+        "1106022 0000000 6605066 0000000 3306044 3306044",
+    ),
     ("colour of its image in its object mirrored left-right", "12..", "2100"),
     ("colour of its image in its object mirrored up-down", "1. 2.", "20 10"),
     ("colour of its image in its object turned upside down", "12 3.", "03 21"),

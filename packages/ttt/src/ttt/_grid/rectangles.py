@@ -20,7 +20,8 @@ def _lines(mask: Mask) -> npt.NDArray[np.bool_]:
     before = np.zeros((h, w + 1), dtype=np.int64)
     np.cumsum(mask, axis=1, out=before[:, 1:])
     length = np.arange(w)[None, :] - np.arange(w)[:, None] + 1
-    return (before[:, None, 1:] - before[:, :-1, None] == length) & (length > 0)
+    full: npt.NDArray[np.bool_] = before[:, None, 1:] - before[:, :-1, None] == length
+    return full & (length > 0)
 
 
 def outline(s: Scene) -> Box | None:
@@ -41,11 +42,12 @@ def _outline(s: Scene) -> Box | None:
             continue
         mask = s.grid == colour
         across, down = _lines(mask), _lines(mask.T)
+        wide = np.array([rows.any() for rows in across])
         total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
         total[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
         for top in range(mask.shape[0] - LEAST + 1):
-            for bottom in np.flatnonzero(across.any(axis=(1, 2))[top + LEAST - 1 :]) + top + LEAST - 1:
-                sides = down[:, top, bottom]
+            for bottom in np.flatnonzero(wide[top + LEAST - 1 :]) + top + LEAST - 1:
+                sides: Mask = np.asarray(down[:, top, bottom])
                 hit = across[top] & across[bottom] & sides[:, None] & sides[None, :]
                 for left, right in np.argwhere(np.triu(hit, LEAST - 1)):
                     h, w = int(bottom) - top + 1, int(right - left) + 1

@@ -137,13 +137,15 @@ def _end_of(i: int, count: int) -> int:
 
 
 def _panel_corner(s: Scene) -> Numbers | None:
+    """Return 1 to 4 in the panels at the corners, 5 in the middle one, 6 in all others, 0 on separators."""
     rows, columns = s.panel_layout
     if len(rows) * len(columns) < 2:
         return None
     out = np.zeros(s.grid.shape, dtype=np.int64)
     for i, (a, b) in enumerate(rows):
         for j, (c, d) in enumerate(columns):
-            out[a:b, c:d] = 1 + 4 * _end_of(i, len(rows)) + _end_of(j, len(columns))
+            ends = _end_of(i, len(rows)), _end_of(j, len(columns))
+            out[a:b, c:d] = 1 + 2 * ends[0] + ends[1] if max(ends) < 2 else 5 if ends == (2, 2) else 6
     return out
 
 
@@ -152,7 +154,7 @@ PANELS: Table = {
     "column of panels": Feature(partial(_panel_place, False, False), cost=1.2),
     "first, last or other row of panels": Feature(partial(_panel_place, True, True), cost=1.2),
     "first, last or other column of panels": Feature(partial(_panel_place, False, True), cost=1.2),
-    "its panel lies at which corner, edge, or in the middle": Feature(_panel_corner, cost=1.2),
+    "its panel lies at which corner, or in the middle": Feature(_panel_corner, cost=1.2),
     "row in its panel": Feature(partial(_in_panel, 0), cost=1.2),
     "column in its panel": Feature(partial(_in_panel, 1), cost=1.2),
 }

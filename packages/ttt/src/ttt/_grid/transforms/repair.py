@@ -107,7 +107,7 @@ def mended_by_tiling(grid: Grid, colour: int, compiled: bool = True) -> Grid | N
     return None
 
 
-MOST_HIDDEN = {mended_by_mirror: 0.6, mended_by_tiling: 0.9}
+MOST_HIDDEN: dict[Repair, float] = {mended_by_mirror: 0.6, mended_by_tiling: 0.9}
 """Share of a grid's cells that a repair may replace."""
 
 
