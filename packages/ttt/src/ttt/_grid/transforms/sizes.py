@@ -179,13 +179,6 @@ def _third(i: int, axis: int, s: Scene) -> Grid | None:
     return None if n % 3 else np.split(s.grid, 3, axis=axis)[i]
 
 
-def _ninth(row: int, column: int, s: Scene) -> Grid | None:
-    h, w = s.grid.shape
-    if h % 3 or w % 3:
-        return None
-    return s.grid[row * h // 3 : (row + 1) * h // 3, column * w // 3 : (column + 1) * w // 3]
-
-
 CUTS: Table = {
     "without repeated rows": Transform(lambda s: _unique_rows(s.grid)),
     "without repeated columns": Transform(lambda s: _unique_rows(s.grid.T).T),
@@ -201,15 +194,6 @@ CUTS: Table = {
     "vertical third 2": Transform(partial(_third, 1, 1)),
     "horizontal third 3": Transform(partial(_third, 2, 0)),
     "vertical third 3": Transform(partial(_third, 2, 1)),
-    "the top left ninth": Transform(partial(_ninth, 0, 0)),
-    "the top middle ninth": Transform(partial(_ninth, 0, 1)),
-    "the top right ninth": Transform(partial(_ninth, 0, 2)),
-    "the middle left ninth": Transform(partial(_ninth, 1, 0)),
-    "the middle ninth": Transform(partial(_ninth, 1, 1)),
-    "the middle right ninth": Transform(partial(_ninth, 1, 2)),
-    "the bottom left ninth": Transform(partial(_ninth, 2, 0)),
-    "the bottom middle ninth": Transform(partial(_ninth, 2, 1)),
-    "the bottom right ninth": Transform(partial(_ninth, 2, 2)),
 }
 
 
@@ -217,18 +201,6 @@ def _colours_by_count(s: Scene) -> list[int]:
     """Return the drawn colours, most frequent first; all colours where none is mere background."""
     ground = s.background if not s.background or s.counts[s.background] > 0.6 * s.grid.size else 0
     return [int(c) for c in np.argsort(-s.counts, kind="stable") if s.counts[c] and c != ground]
-
-
-def _colours_by_place(across: bool | None, s: Scene) -> Grid | None:
-    """Return the colours from left to right (or top to bottom); where `across` is None, along the way they spread."""
-    order = _colours_by_count(s)
-    if not 2 <= len(order) <= 30:
-        return None
-    middle = np.array([np.argwhere(s.grid == c).mean(axis=0) for c in order])
-    if across is None:
-        across = bool(np.ptp(middle[:, 1]) > np.ptp(middle[:, 0]))
-    line = np.array(order, dtype=np.uint8)[np.argsort(middle[:, int(across)], kind="stable")]
-    return line[None, :] if across else line[:, None]
 
 
 def _colours(rarest_first: bool, s: Scene) -> Grid | None:
@@ -256,9 +228,6 @@ COLOUR_SUMMARIES: Table = {
     "its colours, most frequent first, as a row": Transform(partial(_colour_row, False)),
     "its colours, rarest first, as a column": Transform(partial(_colours, True)),
     "its colours, rarest first, as a row": Transform(partial(_colour_row, True)),
-    "its colours from left to right, as a row": Transform(partial(_colours_by_place, True)),
-    "its colours from top to bottom, as a column": Transform(partial(_colours_by_place, False)),
-    "its colours in the order in which they follow one another": Transform(partial(_colours_by_place, None)),
     "bars of its colour counts, across": Transform(partial(_bars, True)),
     "bars of its colour counts, down": Transform(partial(_bars, False)),
 }
