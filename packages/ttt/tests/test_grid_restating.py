@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from ttt._grid.restated_search import search_restated
 from ttt._grid.restating import FURTHER, RESTATEMENTS, Restate, restated
-from ttt._grid.search import search, votes
+from ttt._grid.search import compositions_in_full, search, votes
 from ttt._grid.work import Work
 
 GRIDS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 9))
@@ -23,7 +23,12 @@ def test_every_restatement_can_be_undone(table: dict[str, Restate], grids: list[
     """If the output of a test were its input, undoing the restated input gives the input."""
     outputs = [g if unchanged else g[::-1] for g in grids[:-1]]
     for restatement in restated(grids, outputs, table):
-        assert restatement.undo[0](restatement.inputs[-1]).tolist() == grids[-1].tolist(), restatement.name
+        undone, (h, w) = restatement.undo[0](restatement.inputs[-1]), grids[-1].shape
+        if "into the top left" in restatement.name:
+            undone = undone[:h, :w]  # only the inputs were restated
+        elif "into the bottom left" in restatement.name:
+            undone = undone[-h:, :w]
+        assert undone.tolist() == grids[-1].tolist(), restatement.name
         assert len(restatement.outputs) == len(outputs)
 
 
@@ -53,6 +58,48 @@ def test_a_rule_about_the_longer_side_is_found_by_restating() -> None:
     _, program, grid = votes(found.programs, 1)[0][0]
     assert grid.tolist() == outputs[-1].tolist()
     assert program.why == "with tall grids transposed: cut down to its left half"
+
+
+@pytest.mark.parametrize(
+    ("factor", "sides"),
+    [(lambda g: 2, ((3, 3), (2, 3), (4, 3))), (lambda g: len(set(g[g > 0].tolist())), ((3, 3), (3, 3), (3, 3)))],
+    ids=["twice as large", "as many times as large as it has colours"],
+)
+def test_lines_beyond_the_input_are_found(factor, sides) -> None:
+    """Lines down to the right of every drawn cell leave the input and run on in a larger output."""
+    rng = np.random.default_rng(6)
+    inputs, outputs = [], []
+    for n, (h, w) in enumerate(sides):
+        g = np.zeros((h, w), dtype=np.uint8)
+        g[0, : n % 2 + 2] = rng.permutation(9)[: n % 2 + 2] + 1
+        out = np.zeros((h * factor(g), w * factor(g)), dtype=np.uint8)
+        for r, c in np.argwhere(g):
+            for k in range(min(out.shape[0] - r, out.shape[1] - c)):
+                out[r + k, c + k] = g[r, c]
+        inputs.append(g)
+        outputs.append(out)
+    placed = "each input put into the top left of an empty grid of its output's size"
+    (restatement,) = restated(inputs, outputs[:-1], {placed: FURTHER[placed]})
+    for found in search(restatement.inputs, restatement.outputs, 0, Work(lambda: False)):
+        answers = votes(found.programs, 1)[0]
+        if answers:
+            break
+    assert restatement.undo[0](answers[0][2]).tolist() == outputs[-1].tolist()
+
+
+def test_compositions_in_full_are_exact_and_no_layers() -> None:
+    """What the stage adds first makes every training output, and answers the test: a quarter of what is drawn."""
+    rng = np.random.default_rng(7)
+    inputs, outputs = [], []
+    for n in range(4):
+        g = np.zeros((9, 10), dtype=np.uint8)
+        g[n : n + 4, 2:8] = rng.integers(1, 9, size=(4, 6))
+        inputs.append(g)
+        outputs.append(g[n : n + 2, 2:5])
+    found = compositions_in_full(inputs, outputs[:-1], Work(lambda: False))
+    assert found
+    assert {p.kind for p in found} == {"composed"}
+    assert outputs[-1].tolist() in [p.grids[0].tolist() for p in found if p.grids[0] is not None]
 
 
 def test_transposing_aligns_tall_and_wide_pairs() -> None:

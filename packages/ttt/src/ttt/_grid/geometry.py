@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ttt.values import Grid
-
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 Step = tuple[int, int]
@@ -22,7 +20,7 @@ TURNS = {"down": 0, "right": 3, "up": 2, "left": 1}
 """Quarter turns, counted as in `np.rot90`, that make each direction point down."""
 
 
-def shift(grid: Grid, dr: int, dc: int, fill: int) -> Grid:
+def shift(grid: npt.NDArray[Any], dr: int, dc: int, fill: int) -> npt.NDArray[Any]:
     """Move a grid by some rows and columns; cells that come in are `fill`."""
     out = np.full_like(grid, fill)
     h, w = grid.shape

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ttt._grid.cell_rules import Program
 from ttt._grid.restating import FURTHER, Restated, restated
-from ttt._grid.search import search_as_given, undone
+from ttt._grid.search import compositions_in_full, search_as_given, undone
 from ttt._grid.work import Work
 from ttt.values import Grid
 
@@ -17,7 +17,7 @@ MOST_UNITS = 120
 
 
 def search_restated(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[list[Program]]:
-    """Search every restatement of a task as the search does the task itself.
+    """Compose more transformations of a task, then search every restatement of it as the search does the task itself.
 
     Args:
         inputs: All inputs, training first.
@@ -28,7 +28,8 @@ def search_restated(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, 
     Yields:
         All programs so far, as programs of the task, after each restatement.
     """
-    programs: list[Program] = []
+    programs = compositions_in_full(inputs, outputs, work)
+    yield programs
     for restatement in restated(inputs, outputs, FURTHER):
         if work.over:
             return

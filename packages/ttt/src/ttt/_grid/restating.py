@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ttt._grid.scene import Scene
-from ttt.values import Grid
+from ttt.values import MAX_SIDE, Grid
 
 Undo = Callable[[Grid], Grid | None]
 """Turns an output of the restated task into one of the task; None where its size does not fit."""
@@ -266,6 +266,42 @@ class _Panels:
         return out
 
 
+def _times_larger(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> list[tuple[int, int]] | None:
+    """Return for each input the size of its output, larger than it by a factor that all pairs show; None for none.
+
+    The factor is a number for each side, or the number of drawn colours; of the longer side, if outputs are square.
+    """
+    shapes = [g.shape for g in inputs]
+    colours = [int(np.count_nonzero(s.counts)) - (s.counts[s.background] > 0) for s in map(Scene, inputs)]
+    down, across = (max(1, outputs[0].shape[i] // inputs[0].shape[i]) for i in (0, 1))
+    for sizes in (
+        [(h * down, w * across) for h, w in shapes],
+        [(h * n, w * n) for (h, w), n in zip(shapes, colours, strict=True)],
+        [(max(s) * n,) * 2 for s, n in zip(shapes, colours, strict=True)],
+        [(max(s) * max(down, across),) * 2 for s in shapes],
+    ):
+        fits = all(s == o.shape for s, o in zip(sizes, outputs, strict=False))
+        larger = all(h <= s[0] <= MAX_SIDE and w <= s[1] <= MAX_SIDE for (h, w), s in zip(shapes, sizes, strict=True))
+        if fits and larger and sizes != shapes:
+            return sizes
+    return None
+
+
+def _in_corner(at_bottom: bool, name: str, inputs: Sequence[Grid], outputs: Sequence[Grid]) -> Restated | None:
+    """Put each input into a left corner of an empty grid of its output's size."""
+    sizes = _times_larger(inputs, outputs)
+    if sizes is None:
+        return None
+    made = []
+    for g, (height, width) in zip(inputs, sizes, strict=True):
+        h, w = g.shape
+        out = np.full((height, width), Scene(g).background, dtype=np.uint8)
+        out[height - h if at_bottom else 0 :, :w][:h] = g
+        made.append(out)
+    same = _Pose(False, 0)
+    return Restated(name, 1.0, tuple(made), tuple(outputs), (same,) * (len(inputs) - len(outputs)))
+
+
 RESTATEMENTS: dict[str, Restate] = {
     "colours ordered by frequency": partial(_by_role, False),
     "colours ordered by first occurrence": partial(_by_role, True),
@@ -276,6 +312,8 @@ RESTATEMENTS: dict[str, Restate] = {
 
 FURTHER: dict[str, Restate] = {
     "grids of panels taken for grids of cells": _lattice,
+    "each input put into the top left of an empty grid of its output's size": partial(_in_corner, False),
+    "each input put into the bottom left of an empty grid of its output's size": partial(_in_corner, True),
     "grids cut down to what is drawn": partial(_within, _drawn_box),
     "grids cut down to the largest object": partial(_within, _largest_box),
     **RESTATEMENTS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttt._grid.features import cells, things
+from ttt._grid.features import around, cells, lines, things
 from ttt._grid.features.registry import FEATURES, Feature, Table, register
 
 register(
@@ -14,6 +14,13 @@ register(
     cells.POSITIONS,
     cells.ROWS_AND_COLUMNS,
     cells.WHOLE_GRID,
+    lines.RUNS,
+    lines.STEPS_TO,
+    lines.FROM_DRAWN,
+    around.AROUND,
+    around.AROUND_REGIONS,
+    around.PANELS,
+    around.MIRRORED,
 )
 
 __all__ = ["FEATURES", "Feature", "Table", "register"]

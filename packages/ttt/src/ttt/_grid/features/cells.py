@@ -3,6 +3,7 @@
 # mypy: disable-error-code="import-untyped,no-any-return"
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from scipy import ndimage
 from ttt._grid.features.registry import Feature, Table
 from ttt._grid.geometry import DIAGONALS, EIGHT, STEPS, Numbers, Step, shift
 from ttt._grid.scene import Scene, enclosed, seen
+from ttt._grid.things import Thing
 from ttt.values import Grid
 
 ALL_STEPS = {**STEPS, **DIAGONALS}
@@ -267,6 +269,18 @@ def _nth_drawn(n: int, s: Scene) -> int:
     return order[n] if -len(order) <= n < len(order) else s.background
 
 
+def _colour_of_piece(take: Callable[..., Thing], s: Scene) -> int:
+    """Return the colour of the largest (smallest) one-colour piece, the first of equals."""
+    things = s.things("piece")
+    return take(things, key=lambda t: int(t.mask.sum())).colour if things else s.background
+
+
+def _colour_of_pieces(take: Callable[..., int], s: Scene) -> int:
+    """Return the drawn colour of the most (fewest) one-colour pieces."""
+    times = Counter(t.colour for t in s.things("piece"))
+    return take(sorted(times), key=times.__getitem__) if times else s.background
+
+
 GRID_COLOURS: dict[str, Callable[[Scene], int]] = {
     "the background colour": lambda s: s.background,
     "the most frequent drawn colour": partial(_nth_drawn, 0),
@@ -278,6 +292,10 @@ GRID_COLOURS: dict[str, Callable[[Scene], int]] = {
     "the bottom left colour": lambda s: int(s.grid[-1, 0]),
     "the bottom right colour": lambda s: int(s.grid[-1, -1]),
     "the middle cell's colour": lambda s: int(s.grid[s.grid.shape[0] // 2, s.grid.shape[1] // 2]),
+    "the colour of the piece with the most cells": partial(_colour_of_piece, max),
+    "the colour of the piece with the fewest cells": partial(_colour_of_piece, min),
+    "the colour of the most pieces": partial(_colour_of_pieces, max),
+    "the colour of the fewest pieces": partial(_colour_of_pieces, min),
     "the separators' colour": lambda s: s.background if s.separators is None else s.separators[2],
 }
 """Colours that stand for a whole grid; rules can paint them."""

@@ -107,10 +107,14 @@ def mended_by_tiling(grid: Grid, colour: int, compiled: bool = True) -> Grid | N
     return None
 
 
+MOST_HIDDEN: dict[Repair, float] = {mended_by_mirror: 0.6, mended_by_tiling: 0.9}
+"""Share of a grid's cells that a repair may replace."""
+
+
 def _repaired(repair: Repair, colour: int, s: Scene) -> Grid | None:
     key = ("repaired", repair, colour)
     if key not in s.memo:
-        fits = 0 < s.counts[colour] < 0.6 * s.grid.size
+        fits = 0 < s.counts[colour] < MOST_HIDDEN[repair] * s.grid.size
         s.memo[key] = repair(s.grid, colour) if fits else None
     out: Grid | None = s.memo[key]
     return out

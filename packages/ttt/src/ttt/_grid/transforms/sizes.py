@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from ttt._grid.geometry import Mask, turned
+from ttt._grid.rectangles import outline
 from ttt._grid.scene import Scene
 from ttt._grid.transforms.registry import Table, Transform, per_colour
 from ttt.values import Grid
@@ -74,6 +75,20 @@ def _shrunk(s: Scene) -> Grid | None:
         if small is not None:
             return small
     return None
+
+
+def _outline(inside: bool, s: Scene) -> Grid | None:
+    box = outline(s)
+    if box is None:
+        return None
+    top, left, bottom, right = box
+    return s.grid[top + inside : bottom - inside, left + inside : right - inside]
+
+
+OUTLINES: Table = {
+    "cropped to the largest outline of one colour": Transform(partial(_outline, False)),
+    "cropped to what lies in the largest outline of one colour": Transform(partial(_outline, True)),
+}
 
 
 def _upscaled_by_shape(s: Scene) -> Grid:
@@ -183,8 +198,9 @@ CUTS: Table = {
 
 
 def _colours_by_count(s: Scene) -> list[int]:
-    """Return the drawn colours, most frequent first."""
-    return [int(c) for c in np.argsort(-s.counts, kind="stable") if s.counts[c] and c != s.background]
+    """Return the drawn colours, most frequent first; all colours where none is mere background."""
+    ground = s.background if not s.background or s.counts[s.background] > 0.6 * s.grid.size else 0
+    return [int(c) for c in np.argsort(-s.counts, kind="stable") if s.counts[c] and c != ground]
 
 
 def _colours(rarest_first: bool, s: Scene) -> Grid | None:
@@ -201,7 +217,7 @@ def _bars(across: bool, s: Scene) -> Grid | None:
     order = _colours_by_count(s)
     if not order or s.counts[order[0]] > 30:
         return None
-    out = np.full((len(order), int(s.counts[order[0]])), s.background, dtype=np.uint8)
+    out = np.full((len(order), int(s.counts[order[0]])), 0 if s.background in order else s.background, dtype=np.uint8)
     for i, c in enumerate(order):
         out[i, : s.counts[c]] = c
     return out if across else out.T

@@ -11,7 +11,7 @@ import numpy as np
 from ttt._grid.geometry import Step
 from ttt._grid.scene import Scene, pick
 from ttt._grid.things import SELECTIONS, Extreme, Thing
-from ttt._grid.transforms.registry import Table, Transform
+from ttt._grid.transforms.registry import Table, Transform, per_colour
 from ttt.values import Grid
 
 
@@ -51,6 +51,34 @@ CROPS: Table = {
     **_crops({"cropped to the cells of the colour {}": ("colour", False)}),
     **_crops({"cropped to the panel {}": ("panel", False)}),
 }
+
+
+def _cropped_by_colour(kind: str, colour: int, most: bool, s: Scene) -> Grid | None:
+    """Crop to the one thing with the most (fewest) cells of a colour."""
+    things = s.things(kind)
+    if len(things) < 2 or not s.counts[colour]:
+        return None
+    counts = np.array([t.colours[colour] for t in things])
+    best = np.flatnonzero(counts == (counts.max() if most else counts.min()))
+    return things[best[0]].patch if len(best) == 1 else None
+
+
+CROPS_BY_COLOUR: Table = per_colour(
+    {
+        "cropped to the object with the most cells of colour {}": lambda c: Transform(
+            partial(_cropped_by_colour, "object", c, True), cost=1.4
+        ),
+        "cropped to the object with the fewest cells of colour {}": lambda c: Transform(
+            partial(_cropped_by_colour, "object", c, False), cost=1.4
+        ),
+        "cropped to the panel with the most cells of colour {}": lambda c: Transform(
+            partial(_cropped_by_colour, "panel", c, True), cost=1.4
+        ),
+        "cropped to the panel with the fewest cells of colour {}": lambda c: Transform(
+            partial(_cropped_by_colour, "panel", c, False), cost=1.4
+        ),
+    }
+)
 
 
 def _count_row(kind: str, s: Scene) -> Grid | None:
