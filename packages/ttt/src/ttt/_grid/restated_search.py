@@ -26,10 +26,11 @@ def search_restated(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, 
         work: Counts work and says when to stop.
 
     Yields:
-        All programs so far, as programs of the task, after each restatement.
+        All programs so far, as programs of the task: after composing, if there are any, and after each restatement.
     """
-    programs = compositions_in_full(inputs, outputs, work)
-    yield programs
+    programs = [] if work.over else compositions_in_full(inputs, outputs, work)
+    if programs:
+        yield programs
     for restatement in restated(inputs, outputs, FURTHER):
         if work.over:
             return
