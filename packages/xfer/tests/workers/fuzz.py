@@ -116,15 +116,15 @@ def handles() -> Case:
         index, check = WORDS + 2 * fields.slot, int.from_bytes(raw[-4:], "little")
         kept = segment.words[index], segment.words[index + 1]
         start = segment.start + fields.slot * segment.stride
-        data = segment.map[start : start + 600]
+        data = segment.map[start : start + 600]  # less at the end of the segment
         segment.words[index], segment.words[index + 1] = fields.stamp, check
         try:
             if chance.random() < 0.5:
-                segment.map[start : start + 600] = scribble(chance, data)[:600].ljust(600, b"\0")
+                segment.map[start : start + len(data)] = scribble(chance, data)[: len(data)].ljust(len(data), b"\0")
             found = xfer.get(raw, as_="numpy")
             del found
         finally:
-            segment.map[start : start + 600] = data
+            segment.map[start : start + len(data)] = data
             segment.words[index], segment.words[index + 1] = kept
 
     return case
