@@ -103,7 +103,7 @@ def test_the_learners_try_where_no_transformation_has_the_size() -> None:
         outputs.append(rng.integers(1, 5, (n, 7)).astype(np.uint8))
     (group,) = guessed_groups(grids, outputs[:3])
     assert group.sizes == ((4, 7),)
-    best = last(list(zip(grids[:3], outputs[:3], strict=True)), grids[3], steps=600).answers[0][0]
+    best = last(list(zip(grids[:3], outputs[:3], strict=True)), grids[3], steps=400).answers[0][0]
     assert best.stage in ("trees", "net")
     assert best.grid.shape == (4, 7)
 

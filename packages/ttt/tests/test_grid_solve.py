@@ -43,8 +43,8 @@ def legal(progress: Progress, tests: int) -> None:
             assert 0.0 <= c.confidence <= 1.0
 
 
-STEPS = 230
-"""Work units in which all three stages have a turn on the task of noise."""
+STEPS = 260
+"""Work units in which all stages have a turn on the task of noise."""
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,12 @@ INLINE void store_body(const llm_model *m, const llm_cache *c, int64_t layer, in
 /* How a kernel reads the cache: the bits of its numbers, and whether registers hold 16 floats. */
 enum { NARROW = 0, WIDE = 1, LONG_REGISTERS = 2 };
 
+/* Ask for what is read some kilobytes later: the processor itself looks ahead only to the end of a page. */
+#define AHEAD 32 /* positions */
+INLINE void soon(const void *from, int64_t at, const int kind) {
+    __builtin_prefetch((const void *)((uintptr_t)from + (uintptr_t)at * (kind & WIDE ? 2 : 1)), 0, 2);
+}
+
 /* 16 numbers of the cache from element `at` on, as floats. */
 INLINE void cached(lanes *to, const void *from, int64_t at, const int kind) {
     words w;
@@ -186,7 +192,9 @@ INLINE void score_body(const attention *a, const int first, const int count, con
     const float scale = 1.0f / sqrtf((float)d);
     lanes sum[2][4] = {{{0}}}, k;
     for (int64_t j = 0; j < d; j++) UNROLL for (int b = 0; b < blocks; b++) {
-            cached(&k, a->cache->keys, (at + t + b * LANES) * d + j * LANES, kind);
+            const int64_t from = (at + t + b * LANES) * d + j * LANES;
+            soon(a->cache->keys, from + blocks * LANES * d, kind);
+            cached(&k, a->cache->keys, from, kind);
             UNROLL for (int i = 0; i < count; i++) sum[b][i] += k * a->query[first + i][j];
         }
     for (int b = 0; b < blocks; b++) {
@@ -204,7 +212,9 @@ INLINE void mix_body(const attention *a, const int first, const int count, const
     const int64_t d = a->model->head_size, at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
     lanes sum[4][4] = {{{0}}}, v;
     for (int64_t t = 0; t < longest; t++) UNROLL for (int c = 0; c < columns; c++) {
-            cached(&v, a->cache->values, (at + t) * d + j + c * LANES, kind);
+            const int64_t from = (at + t) * d + j + c * LANES;
+            soon(a->cache->values, from + AHEAD * d, kind);
+            cached(&v, a->cache->values, from, kind);
             UNROLL for (int i = 0; i < count; i++) sum[c][i] += v * scores[i][t];
         }
     for (int c = 0; c < columns; c++)
