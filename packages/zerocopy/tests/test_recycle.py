@@ -252,7 +252,7 @@ def publish():
     value = 0
     while True:
         value += 1
-        parts = [torch.full((1_000_000,), float(value)) for _ in range(4)]  # enough for the second thread
+        parts = [torch.full((1_000_000,), float(value)) for _ in range(4)]
         zerocopy.publish(parts, name="model", directory=folder, recycle=True)
 
 def values(parts):
@@ -359,12 +359,8 @@ def test_a_forked_child_has_no_window(publish: Publish, in_memory: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
-def test_two_threads_write_one_version(publish: Publish, in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block is whole, of its own digest and at its own place, whichever thread copied it."""
-    monkeypatch.setattr("zerocopy._segment.copying._processors", lambda: 2)
-    threads = []
-    real = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda self: (threads.append(self.name), real(self))[1])
+def test_blocks_of_recycled_memory_are_whole(publish: Publish, in_memory: Path) -> None:
+    """Every block is of its own digest and at its own place."""
     sizes = (3_000_000, 17, 1_000_000, 0, 500_001, 1_000_000)
     for value in range(6):
         weights = {number: torch.full((size,), float(10 * value + number)) for number, size in enumerate(sizes)}
@@ -373,36 +369,6 @@ def test_two_threads_write_one_version(publish: Publish, in_memory: Path, monkey
         assert all(torch.equal(loaded[number], weight) for number, weight in weights.items())
         assert ref.digest == digest(weights)
         del loaded
-    assert threads.count("zerocopy-copy") == 4  # from the third version on, there is memory to recycle
-
-
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs shared memory")
-@pytest.mark.parametrize("name", ["zerocopy-copy", threading.main_thread().name])
-def test_an_error_in_either_thread(
-    publish: Publish, in_memory: Path, monkeypatch: pytest.MonkeyPatch, eventually: Any, name: str
-) -> None:
-    """It reaches the caller once both threads have ended, and the current version is whole."""
-    monkeypatch.setattr("zerocopy._segment.copying._processors", lambda: 2)
-    model = [torch.full((1_000_000,), 1.0) for _ in range(8)]
-    for _ in range(3):
-        ref = publish(model, name="model", directory=in_memory, recycle=True)
-    real = copying._copied
-
-    def refuse(*args: Any) -> str:
-        if threading.current_thread().name == name:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(copying, "_copied", refuse)
-    while True:  # the other thread may have done all of the work
-        try:
-            ref = publish(model, name="model", directory=in_memory, recycle=True)
-        except KeyboardInterrupt:
-            break
-    assert "zerocopy-copy" not in {thread.name for thread in threading.enumerate()}
-    assert zerocopy.current("model", directory=in_memory) == ref
-    assert eventually(lambda: [path.name for path in in_memory.glob("*.zc*")] == [Path(ref.path).name])
-    assert {float(part.sum()) for part in ref.load(cached=False)} == {1_000_000}
 
 
 def test_interrupted_at_any_moment(tmp_path: Path, eventually: Any) -> None:
