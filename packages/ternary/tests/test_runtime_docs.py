@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ def test_examples_run(capsys) -> None:
 
 @pytest.mark.skipif(not PAGE.exists(), reason="these tests stand outside the source tree")
 def test_examples_of_language_models_run(tmp_path, monkeypatch, capsys) -> None:
-    """The blocks of docs/language-models.md run from top to bottom."""
+    """The blocks of docs/language-models.md run from top to bottom; one needs the extra "share"."""
     monkeypatch.chdir(tmp_path)
     page = PAGE.with_name("language-models.md")
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-        exec(compile(block, str(page), "exec"), names)
+        if "import zerocopy" not in block or find_spec("zerocopy") is not None:
+            exec(compile(block, str(page), "exec"), names)
     assert "(3, 64)" in capsys.readouterr().out
     names.clear()
     gc.collect()
