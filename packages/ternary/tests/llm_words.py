@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,3 +24,11 @@ def save_words(file: Path, seed: int = 0, context: int = 2048) -> Path:
     )
     llm.save(llm.Decoder(config, ternary=True).eval(), file, tokenizer=tokenizer.to_str())
     return file
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds, for 200 seconds at most."""
+    end = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

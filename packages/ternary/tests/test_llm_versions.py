@@ -104,14 +104,6 @@ def metrics(made):
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
 
-def eventually(condition):
-    """Wait until a condition holds."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_new_version_answers_the_next_request(paths) -> None:
     """The answer, its name and fingerprint, `/v1/models`, health and metrics are those of the newer version."""
     source = Files(paths[0])
@@ -125,7 +117,7 @@ def test_a_new_version_answers_the_next_request(paths) -> None:
         assert (second.choices[0].text, second.model, second.system_fingerprint) == (texts[1], "m1", "2")
         assert [model.id for model in made.client.models.list()] == ["m1"]
         assert health(made) == {"status": "ok", "model": "m1", "version": "2", "running": 0, "waiting": 0}
-        eventually(lambda: len(made.versions._open_ones) == 1)
+        words.eventually(lambda: len(made.versions._open_ones) == 1)
         found = metrics(made)
     assert found['ternary_model_info{model="m1",version="2"}'] == "1"
     assert found["ternary_finished_total"] == "2"  # of both versions
@@ -159,11 +151,11 @@ def test_rollouts_under_load(paths) -> None:
         clients = [pool.submit(client, number) for number in range(4)]
         for number in range(1, 7):
             before = made.versions.counters().finished
-            eventually(lambda before=before: made.versions.counters().finished >= before + 4)
+            words.eventually(lambda before=before: made.versions.counters().finished >= before + 4)
             source.publish(paths[number % 2])
         stop.set()
         asked = sum(each.result() for each in clients)
-        eventually(lambda: len(made.versions._open_ones) == 1)
+        words.eventually(lambda: len(made.versions._open_ones) == 1)
         counters = made.versions.counters()
     assert seen == {"m0", "m1"}
     assert (counters.finished, counters.failed, counters.rejected) == (asked, 0, 0)
@@ -186,7 +178,7 @@ def test_the_old_version_ends_with_its_last_request(paths) -> None:
         assert "".join(pieces) == alone
         thread.join(60)
         assert not thread.is_alive()
-        eventually(lambda: gc.collect() >= 0 and gone() is None)
+        words.eventually(lambda: gc.collect() >= 0 and gone() is None)
 
 
 def test_a_client_that_leaves_ends_the_old_version(paths) -> None:
@@ -202,7 +194,7 @@ def test_a_client_that_leaves_ends_the_old_version(paths) -> None:
         stream.close()
         thread.join(60)
         assert not thread.is_alive()
-        eventually(lambda: [version.name for version in made.versions._open_ones] == ["m1"])
+        words.eventually(lambda: [version.name for version in made.versions._open_ones] == ["m1"])
         assert made.versions.counters().cancelled == 1
 
 
@@ -237,7 +229,7 @@ def test_a_version_that_cannot_be_opened_is_not_used(paths, tmp_path, caplog, mo
         assert len([record for record in caplog.records if "keeping version 1" in record.message]) == 1
         source.publish(paths[1])
         assert ask(made).model == "m1"
-        eventually(lambda: "refused" not in health(made))
+        words.eventually(lambda: "refused" not in health(made))
 
 
 def test_an_idle_server_changes_when_its_health_is_asked(paths) -> None:
@@ -245,8 +237,8 @@ def test_an_idle_server_changes_when_its_health_is_asked(paths) -> None:
     source = Files(paths[0])
     with serving(source) as made:
         source.publish(paths[1])
-        eventually(lambda: health(made)["version"] == "2")
-        eventually(lambda: len(made.versions._open_ones) == 1)
+        words.eventually(lambda: health(made)["version"] == "2")
+        words.eventually(lambda: len(made.versions._open_ones) == 1)
 
 
 def test_a_broken_version_is_not_tried_for_every_request(paths) -> None:
@@ -298,7 +290,7 @@ def test_following_a_published_name(paths) -> None:
         answer = ask(made)
         assert (answer.model, answer.system_fingerprint) == ("m1", "2")
         assert answer.choices[0].text == load(paths[1]).generate("the quick", max_tokens=5).text()
-        eventually(lambda: gc.collect() >= 0 and not Path(first.path).exists())
+        words.eventually(lambda: gc.collect() >= 0 and not Path(first.path).exists())
         zerocopy.unpublish(second)
         assert ask(made).model == "m1"  # it stays as long as it is loaded
 

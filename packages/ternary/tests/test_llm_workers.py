@@ -8,7 +8,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,14 +34,6 @@ def path(tmp_path_factory):
     return words.save_words(tmp_path_factory.mktemp("workers") / "small.ternary")
 
 
-def eventually(condition):
-    """Wait until a condition holds."""
-    end = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_workers_answer_and_are_replaced(path) -> None:
     """One address for two processes; one that is killed and one that is stopped are replaced; at last none is left."""
     expected = load(path).generate("the quick", max_tokens=5).text()
@@ -63,7 +54,7 @@ def test_workers_answer_and_are_replaced(path) -> None:
             os.kill(killed, signal.SIGKILL)
             os.kill(stopped, signal.SIGSTOP)
             assert ask() == (expected, "small")  # once another one is there
-            eventually(lambda: len(set(served.ready) - set(first)) == 2)
+            words.eventually(lambda: len(set(served.ready) - set(first)) == 2)
             assert served.restarts >= 2
             assert set(served.ready.values()) == set(first.values())
             assert ask() == (expected, "small")
