@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,31 @@ def products(rehearse: bool) -> list[Row]:
     return rows
 
 
+def convolutions(rehearse: bool) -> list[Row]:
+    """Packed convolutions against fp16 ones on cuDNN; both sides read channels-last images."""
+    from ternary.runtime import PackedConv2d
+    from ternary.runtime import _gpu as gpu
+
+    device = torch.device("cpu" if rehearse else "cuda")
+    wait = (lambda: None) if rehearse else torch.cuda.synchronize
+    half = torch.float32 if rehearse else torch.float16
+    kernel = "torch" if rehearse or gpu.why_not(device, "conv2d") else "triton"
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for channels, side, groups in ((64, 56, 1), (256, 14, 1), (384, 14, 384)):
+            values = torch.randint(-1, 2, (channels, channels // groups, 3, 3), dtype=torch.int8)
+            packed = PackedConv2d.from_ternary(values, 1.0, padding=1, groups=groups).to(device)
+            plain = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=groups, device=device, dtype=half)
+            plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for batch in (1,) if rehearse else (1, 32):
+                x = torch.randn(batch, channels, side, side, device=device).to(memory_format=torch.channels_last)
+                ours, theirs = partial(packed, x), partial(plain, x.to(half))
+                times = turns(captured(ours, rehearse), captured(theirs, rehearse), wait, 3 if rehearse else 30)
+                name = f"3 x 3 convolution, {channels} channels in {groups} groups, {side} x {side}, batch {batch}"
+                rows.append(row("ternary", f"{name}, {kernel}, CUDA graph", times, "fp16 cuDNN"))
+    return rows
+
+
 def steps(rehearse: bool) -> list[Row]:
     """Training steps of ttt's `vit` on the GPU against the CPU, and what of the GPU's peak they use."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -290,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: list[Row] = []
     failed: dict[str, str] = {}
-    for group in (hand_over, products, steps, shared_load):
+    for group in (hand_over, products, convolutions, steps, shared_load):
         start = time.perf_counter()
         try:
             rows += group(args.rehearse)

@@ -325,10 +325,6 @@ def test_kernel_names_end_with_plain_torch() -> None:
 
 # cuda: ternary.runtime._gpu:* by interpreter
 # cuda: ternary.runtime._triton_kernels:* by interpreter
-# cuda: ternary.runtime._triton_kernels:*_products by compiled
-# cuda: ternary.runtime._triton_kernels:quantize_rows by compiled
-# cuda: ternary.runtime._triton_kernels:_codes by compiled
-# cuda: ternary.runtime._triton_kernels:_add_products by compiled
 # cuda: ternary.runtime._ops:_linear_cpu by interpreter
 # cuda: ternary.runtime._ops:on_triton by stand-in
 # cuda: ternary.runtime._shortcut:Shortcut.linear by interpreter
@@ -437,45 +433,6 @@ assert gpu.why_not(torch.device("cpu")) is None, gpu.why_not(torch.device("cpu")
         model.parameters = lambda *_: iter([there(torch.zeros(1))])  # type: ignore[method-assign]
         loop._Training(model, loop.TrainConfig(amp=True), torch.nn.MSELoss(), None)
         assert made == [("cuda", True)]
-
-    @pytest.mark.slow
-    @pytest.mark.skipif(not gpu.is_available(), reason="triton is not installed")
-    def test_it_compiles_for_every_generation_from_the_lowest(self, tmp_path: Path) -> None:
-        """Without a GPU, Triton compiles the kernels for 8.0, 9.0 and 12.0, in 99 KiB; it does not for 7.0 and 7.5."""
-        import subprocess
-        import sys
-
-        code = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ternary.runtime import _gpu as gpu
-from ternary.runtime import _triton_kernels as kernels
-def compiled(kernel, cut, constants, capability):
-    names = kernel.arg_names[-len(constants):]
-    of = dict(x="*fp32", q="*i8", tiles="*u8", words="*i32", surpluses="*i32")
-    floats = ("x_scales", "scale", "bias", "out")
-    types = {name: of.get(name, "*fp32" if name in floats else "i32") for name in kernel.arg_names}
-    values = {(kernel.arg_names.index(name),): value for name, value in zip(names, constants)}
-    source = ASTSource(kernel, types | dict.fromkeys(names, "constexpr"), constexprs=values)
-    options = dict(num_warps=cut.warps, num_stages=cut.stages, enable_fp_fusion=False)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return len(made.asm["cubin"]) > 0 and made.metadata.shared <= 99 << 10
-for capability in (70, 75, 80, 90, 120):
-    try:
-        works = [compiled(kernels.quantize_rows, gpu.QUANTIZE, gpu.QUANTIZE.sizes, capability)]
-        for kernel, cut in (("row", gpu.ROW), ("many", gpu.FEW), ("many", gpu.SOME), ("many", gpu.MANY)):
-            works.append(compiled(getattr(kernels, kernel + "_products"), cut, (True, *cut.sizes, True), capability))
-        print(capability, all(works))
-    except Exception as error:
-        print(capability, type(error).__name__)
-"""
-        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line[:1].isdigit())
-        assert {key: found[key] for key in ("80", "90", "120")} == dict.fromkeys(("80", "90", "120"), "True")
-        assert found["70"] != "True"
-        assert found["75"] != "True"
 
 
 # cuda: ternary._torch_private:* by GPU

@@ -1,15 +1,15 @@
-"""The packed matrix product by Triton, on CUDA and in Triton's interpreter on a CPU: which kernel runs, and its launch.
+"""Packed products by Triton, on CUDA and in Triton's interpreter on a CPU: which kernel runs, and its launch.
 
 One row takes one launch, which quantizes it as well. More rows take two: one quantizes them, one multiplies on the
-tensor cores. A launch is prepared once for each shape: Triton's own way from arguments to a kernel takes longer than
-the kernel does.
+tensor cores. A convolution takes three: the largest magnitudes of the images' parts, quantization, products. A launch
+is prepared once for each shape: Triton's own way from arguments to a kernel takes longer than the kernel does.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ternary._torch_private import current_stream
 from ternary.errors import KernelUnavailableError
-from ternary.runtime._layout import tile_shape
+from ternary.runtime._layout import Geometry, is_depthwise, tile_shape
 
-__all__ = ["DTYPES", "LOWEST", "is_available", "linear", "multiply", "refuse_capture", "why_not"]
+__all__ = ["DTYPES", "LOWEST", "conv2d", "is_available", "linear", "multiply", "refuse_capture", "why_not"]
 
 LOWEST = (8, 0)
 """The compute capability from which on Triton compiles products of 8-bit integers; a T4 has 7.5, a V100 7.0."""
@@ -47,6 +47,20 @@ SOME = Cut((64, 64, 64), 4, 3)
 MANY = Cut((64, 128, 64), 4, 3)
 """Rows, rows of weights, bytes of weights along K. Each fits in 99 KiB of shared memory, which every device has."""
 
+IMAGE = Cut((1024,), 4, 3)
+"""Values of an image at a time; its parts are at most as many as below."""
+
+_MOST_PARTS = 256
+
+PLACES = (Cut((128, 64), 4, 3), Cut((64, 64), 4, 3), Cut((32, 32), 4, 3), Cut((16, 16), 1, 3))
+"""Places of the output, channels of the output. The first that makes enough programs to fill a device is taken; not yet
+measured on one."""
+
+_ENOUGH_PROGRAMS = 256
+
+DEPTHWISE = Cut((32, 64), 4, 3)
+"""Places, channels."""
+
 
 def is_available() -> bool:
     """Whether Triton is installed."""
@@ -63,18 +77,44 @@ def _kernels() -> Any:
     return _triton_kernels
 
 
-def why_not(device: torch.device) -> str | None:
-    """Return why the kernels cannot be used on a CUDA device, or None; found out by using each once."""
-    if device not in _reasons:
+def why_not(device: torch.device, product: str = "linear") -> str | None:
+    """Return why the kernels of "linear" or "conv2d" cannot be used on a CUDA device, or None; it uses each once."""
+    if (device, product) not in _reasons:
         refuse_capture()
-        _reasons[device] = _found_why_not(device)
-    return _reasons[device]
+        _reasons[device, product] = _found_why_not(device, _CHECKS[product])
+    return _reasons[device, product]
 
 
-_reasons: dict[torch.device, str | None] = {}
+_reasons: dict[tuple[torch.device, str], str | None] = {}
 
 
-def _found_why_not(device: torch.device) -> str | None:
+def _linear_checks(device: torch.device) -> Iterable[tuple[Tensor, float]]:
+    """Products by each kernel, and what each element of them must be."""
+    tiles = torch.full(tile_shape(2, 20, bits=2), 0xAA, dtype=torch.uint8, device=device)  # all weights are 1
+    ones = torch.ones(2, device=device)
+    for rows in (1, 2):
+        x = torch.full((rows, 20), 127.0, device=device)
+        for _ in range(2):  # the second launch is a prepared one
+            yield linear(x, tiles, ones, None), 2540.0
+
+
+def _conv2d_checks(device: torch.device) -> Iterable[tuple[Tensor, float]]:
+    """The same of convolutions: dense ones with few and with many channels, grouped and depthwise ones."""
+    for channels, groups in ((2, 1), (32, 1), (4, 2), (4, 4)):
+        geometry = Geometry((3, 3), groups=groups)
+        shape = geometry.weight_shape(channels, 4)
+        weight = torch.full(shape, 0xAA, dtype=torch.uint8, device=device)
+        x = torch.full((2, channels, 3, 3), 127.0, device=device)
+        for _ in range(2):
+            yield conv2d(x, weight, torch.ones(4, device=device), None, geometry), 9 * 127.0 * channels / groups
+
+
+_CHECKS = {"linear": _linear_checks, "conv2d": _conv2d_checks}
+
+
+def _found_why_not(
+    device: torch.device, checks: Callable[[torch.device], Iterable[tuple[Tensor, float]]]
+) -> str | None:
     if not is_available():
         return "triton is not installed"
     capability = torch.cuda.get_device_capability(device)
@@ -82,14 +122,9 @@ def _found_why_not(device: torch.device) -> str | None:
         found, wanted = (".".join(map(str, version)) for version in (capability, LOWEST))
         return f"Triton needs compute capability {wanted} for 8-bit products, and {device} has {found}"
     try:
-        tiles = torch.full(tile_shape(2, 20, bits=2), 0xAA, dtype=torch.uint8, device=device)  # all weights are 1
-        ones = torch.ones(2, device=device)
-        for rows in (1, 2):
-            x = torch.full((rows, 20), 127.0, device=device)
-            for _ in range(2):  # the second launch is a prepared one
-                got = linear(x, tiles, ones, None).tolist()
-                if got != [[2540.0] * 2] * rows:
-                    return f"wrong products on {device}: {got}"
+        for got, right in checks(device):
+            if bool((got != right).any()):
+                return f"wrong products on {device}: {got.tolist()}, wanted {right}"
     except Exception as error:
         return f"{type(error).__name__} on {device}: {(str(error).splitlines() or [''])[0]}"
     return None
@@ -101,6 +136,17 @@ def refuse_capture() -> None:
         raise KernelUnavailableError(
             "got a CUDA graph that captures the first call of a packed layer with an input of this shape; "
             "call the layer once before the capture"
+        )
+
+
+def _refuse_cpu(x: Tensor) -> None:
+    """Raise `KernelUnavailableError` for an input on the CPU, but in Triton's interpreter."""
+    kernels = _kernels()
+    from triton import JITFunction
+
+    if not x.is_cuda and isinstance(kernels.row_products, JITFunction):
+        raise KernelUnavailableError(
+            f'got kernel="triton" and an input on {x.device}, wanted one on a CUDA device; move it, or use "auto"'
         )
 
 
@@ -137,6 +183,7 @@ def multiply(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, addre
 
 def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None) -> None:
     """Compute by Triton's own launch, which compiles, and keep the compiled kernels for further calls."""
+    _refuse_cpu(x)
     refuse_capture()
     n, k, on_device = scale.shape[0], x.shape[-1], x.is_cuda
     rows = x.numel() // k
@@ -149,9 +196,13 @@ def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor 
     else:
         launch = prepare(out, parts[0], parts[1], parts[2], held, rows, n, k, bias is not None)
     if on_device and launch is not None:
-        while len(_prepared) >= _MOST_PREPARED:
-            _prepared.pop(next(iter(_prepared)), None)
-        _prepared[(x.get_device(), x.dtype, rows, n, k, bias is None)] = launch
+        _keep((x.get_device(), x.dtype, rows, n, k, bias is None), launch)
+
+
+def _keep(key: tuple[Any, ...], launch: _Launch) -> None:
+    while len(_prepared) >= _MOST_PREPARED:
+        _prepared.pop(next(iter(_prepared)), None)
+    _prepared[key] = launch
 
 
 def _prepare_row(
@@ -201,12 +252,12 @@ _DIRECT = ((3, 3), (3, 8))
 """From the first of these releases of Triton on and before the second, a compiled kernel's `run` is called directly."""
 
 
-def _first(kernel: Any, grid: tuple[int, int], cut: Cut, *arguments: Any) -> Callable[..., None]:
+def _first(kernel: Any, grid: tuple[int, ...], cut: Cut, *arguments: Any) -> Callable[..., None]:
     """Launch a kernel and return a function that launches what was compiled, on pointers as numbers.
 
     Products and sums are not fused: x * inverse is rounded before it is rounded to an integer, as elsewhere.
     """
-    grid3 = (*grid, 1)
+    grid3 = (*grid, 1, 1)[:3]
     made = kernel[grid3](*arguments, num_warps=cut.warps, num_stages=cut.stages, enable_fp_fusion=False)
     if made is None:  # the interpreter compiles nothing
         return lambda *_: None
@@ -215,9 +266,89 @@ def _first(kernel: Any, grid: tuple[int, int], cut: Cut, *arguments: Any) -> Cal
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if not _DIRECT[0] <= version < _DIRECT[1]:
         return made[grid3]  # type: ignore[no-any-return]
-    run, function, metadata, (blocks, others, _) = made.run, made.function, made.packed_metadata, grid3
+    run, function, metadata = made.run, made.function, made.packed_metadata
 
     def launch(*arguments: Any) -> None:
-        run(blocks, others, 1, current_stream(), function, metadata, None, None, None, *arguments)
+        run(*grid3, current_stream(), function, metadata, None, None, None, *arguments)
 
     return launch
+
+
+def conv2d(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """(B, C_out, OH, OW) convolution of (B, C_in, H, W) in one of DTYPES with packed weights; channels last."""
+    image = x.contiguous(memory_format=torch.channels_last)
+    n, device = scale.shape[0], x.get_device()
+    out = x.new_empty((x.shape[0], *geometry.out_size(x.shape[2], x.shape[3]), n))
+    if not x.numel() or not out.numel():
+        out = out.zero_() if bias is None else out.copy_(bias.expand_as(out))
+        return out.permute(0, 3, 1, 2)
+    held = 0 if bias is None else bias.data_ptr()
+    addresses = image.data_ptr(), weight.data_ptr(), scale.data_ptr(), held, out.data_ptr()
+    key = (device, x.dtype, x.shape, n, geometry, bias is None)
+    launch = _prepared.get(key)
+    if launch is None or any(address & 15 for address in addresses):
+        _refuse_cpu(x)
+        refuse_capture()
+        image, weight, scale = (part if part.data_ptr() % 16 == 0 else part.clone() for part in (image, weight, scale))
+        bias = bias if bias is None or bias.data_ptr() % 16 == 0 else bias.clone()
+        if device < 0:
+            _prepare_conv(out, image, weight, scale, bias, geometry)
+        else:
+            with torch.cuda.device(device):  # a launch goes to the current device
+                _keep(key, _prepare_conv(out, image, weight, scale, bias, geometry))
+    elif device == torch.cuda.current_device():
+        launch(x, *addresses)
+    else:
+        with torch.cuda.device(device):
+            launch(x, *addresses)
+    return out.permute(0, 3, 1, 2)
+
+
+def _prepare_conv(
+    out: Tensor, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: Geometry
+) -> _Launch:
+    """Convolve by Triton's own launches, which compile, and return a function that launches what was compiled."""
+    images, channels, height, width = x.shape
+    size = channels * height * width
+    parts = min(_MOST_PARTS, 1 << (-(-size // IMAGE.sizes[0]) - 1).bit_length())
+    # One allocation: the bytes, the peaks of the parts, the scales.
+    peaks_at = -(-images * size // 16) * 16
+    scales_at = peaks_at + images * parts * 4 + 15 & -16
+    room = scales_at + images * 4
+    work = torch.empty(room, dtype=torch.uint8, device=x.device)
+    q, x_scales = work[: images * size].view(torch.int8), work[scales_at:].view(torch.float32)
+    peaks = work[peaks_at : peaks_at + images * parts * 4].view(torch.float32)
+    kernels, sizes = _kernels(), (size, *IMAGE.sizes)
+    peak = _first(kernels.image_peaks, (parts, images), IMAGE, x, peaks, *sizes)
+    quantize = _first(kernels.quantize_images, (parts, images), IMAGE, x, peaks, q, x_scales, size, parts, *IMAGE.sizes)
+    kernel, cut, grid, numbers = _way(out, x, bias is not None, geometry)
+    run = _first(kernel, grid, cut, q, x_scales, weight, scale, scale if bias is None else bias, out, *numbers)
+
+    def launch(near: Tensor, x: int, weight: int, scale: int, bias: int, out: int) -> None:
+        work = near.new_empty(room, dtype=torch.uint8)
+        q = work.data_ptr()
+        peak(x, q + peaks_at, *sizes)
+        quantize(x, q + peaks_at, q, q + scales_at, size, parts, *IMAGE.sizes)
+        run(q, q + scales_at, weight, scale, bias, out, *numbers)
+
+    return launch
+
+
+def _way(out: Tensor, x: Tensor, has_bias: bool, geometry: Geometry) -> tuple[Any, Cut, tuple[int, ...], Any]:
+    """Return the kernel of a convolution, how it is cut, its grid, and its arguments behind the tensors."""
+    rows, n = out.numel() // out.shape[3], out.shape[3]
+    channels, groups = x.shape[1], geometry.groups
+    moves = (*x.shape[2:], *out.shape[1:3], geometry.kernel_size[1], geometry.taps)
+    moves = (*moves, *geometry.stride, *geometry.padding, *geometry.dilation)
+    if is_depthwise(channels, n, groups):
+        blocks = (-(-rows // DEPTHWISE.sizes[0]), -(-n // DEPTHWISE.sizes[1]))
+        return _kernels().convolve_depthwise, DEPTHWISE, blocks, (rows, n, *moves, has_bias, *DEPTHWISE.sizes)
+    n, channels = n // groups, channels // groups
+    for cut in PLACES:
+        grid = (-(-rows // cut.sizes[0]), -(-n // cut.sizes[1]), groups)
+        if grid[0] * grid[1] * groups >= _ENOUGH_PROGRAMS:
+            break
+    tiled, by_tap, columns = groups == 1, channels >= 32, 64 if channels % 64 == 0 else 32
+    by_word = tiled and channels % 16 == 0
+    numbers = (rows, n, channels, *moves, has_bias, tiled, by_tap, by_word, *cut.sizes, columns)
+    return _kernels().convolve, cut, grid, numbers

@@ -149,16 +149,16 @@ def _linear_cpu(
     return y if plain else y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
-def on_triton(path: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether a device other than the CPU multiplies by the Triton kernel.
+def on_triton(path: str, dtype: torch.dtype, device: torch.device, product: str = "linear") -> bool:
+    """Return whether a device other than the CPU computes a product, "linear" or "conv2d", by the Triton kernels.
 
     Raises:
         KernelUnavailableError: The path is "triton", and the device cannot use it.
     """
-    if path == "triton" and device.type == "cuda" and (reason := gpu.why_not(device)):
+    if path == "triton" and device.type == "cuda" and (reason := gpu.why_not(device, product)):
         raise KernelUnavailableError(f'got kernel="triton": {reason}; use "auto" or "torch"')
     if path == "auto":
-        return dtype == torch.uint8 and device.type == "cuda" and gpu.why_not(device) is None
+        return dtype == torch.uint8 and device.type == "cuda" and gpu.why_not(device, product) is None
     return path == "triton"
 
 
@@ -204,6 +204,9 @@ def _conv2d(
             f"got an input of {x.shape[2]} x {x.shape[3]}, too small for kernel {geometry.kernel_size}, stride "
             f"{geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}"
         )
+    if path == "triton" if x.device.type == "cpu" else on_triton(path, weight.dtype, x.device, "conv2d"):
+        plain = x if x.is_cuda and x.dtype in gpu.DTYPES else x.float()  # the interpreter does not round to bfloat16
+        return gpu.conv2d(plain, weight, scale, bias, geometry).to(x.dtype)
     columns = geometry.taps * x.shape[1] // geometry.groups
     number = -1 if x.device.type != "cpu" else _number(path, weight, columns)
     if number < 0:

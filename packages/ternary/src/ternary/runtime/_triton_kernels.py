@@ -1,4 +1,4 @@
-"""The Triton kernels of the packed matrix product. Import this module only where Triton is installed.
+"""The Triton kernels of packed products and convolutions. Import this module only where Triton is installed.
 
 A 32-bit word of a tile holds 16 columns of a row: bits 2 c and 2 c + 1 are the code of column c. A code is the weight
 plus 1, so that a product with codes is too large by the sum of the activations, the surplus. The kernels multiply four
@@ -10,7 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["many_products", "quantize_rows", "row_products"]
+__all__ = [
+    "convolve",
+    "convolve_depthwise",
+    "image_peaks",
+    "many_products",
+    "quantize_images",
+    "quantize_rows",
+    "row_products",
+]
 
 _EVEN = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to the next integer, half to even, in the lowest bits
 _SMALLEST = tl.constexpr(1e-30)
@@ -27,14 +35,20 @@ def _scales(absmax):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _row_scale(x, k, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return the scales of one row."""
+def _peak(x, first, k, step, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the largest magnitude of WIDTH values from the first on, of WIDTH a step further, …; infinity for NaN."""
     top = tl.zeros((WIDTH,), dtype=tl.float32)
-    for start in range(0, k, WIDTH):
+    for start in range(first, k, step):
         column = start + tl.arange(0, WIDTH)
         size = tl.abs(tl.load(x + column, mask=column < k, other=0.0).to(tl.float32))
         top = tl.maximum(top, tl.where(size < float("inf"), size, float("inf")))  # NaN is not below infinity
-    return _scales(tl.max(top, axis=0))
+    return tl.max(top, axis=0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _row_scale(x, k, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the scales of one row."""
+    return _scales(_peak(x, 0, k, WIDTH, WIDTH))
 
 
 @triton.jit
@@ -123,13 +137,13 @@ def _codes(packed, FIELD: tl.constexpr, BY_INSTRUCTION: tl.constexpr):  # type: 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _store(total, surplus, x_scale, scale, bias, out, row, column, rows, n, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Store the products of sums (columns, rows) that are too large by the surplus of each row."""
-    y = (total - surplus[None, :]).to(tl.float32) * x_scale[None, :]
+def _store(total, x_scale, scale, bias, out, row, column, rows, n, step, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store the products of sums (columns, rows); rows of the output are `step` apart."""
+    y = total.to(tl.float32) * x_scale[None, :]
     y *= tl.load(scale + column, mask=column < n, other=0.0)[:, None]
     if HAS_BIAS:
         y += tl.load(bias + column, mask=column < n, other=0.0)[:, None]
-    to = row.to(tl.int64)[None, :] * n + column[:, None]
+    to = row.to(tl.int64)[None, :] * step + column[:, None]
     tl.store(out + to, y.to(out.dtype.element_ty), mask=(row < rows)[None, :] & (column < n)[:, None])
 
 
@@ -155,4 +169,127 @@ def many_products(  # type: ignore[no-untyped-def]
             total = tl.dot(_codes(packed, field, BY_INSTRUCTION), part, total, out_dtype=tl.int32)
     x_scale = tl.load(x_scales + row, mask=row < rows, other=0.0)
     surplus = tl.load(surpluses + row, mask=row < rows, other=0)
-    _store(total, surplus, x_scale, scale, bias, out, row, column, rows, n, HAS_BIAS)
+    _store(total - surplus[None, :], x_scale, scale, bias, out, row, column, rows, n, n, HAS_BIAS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def image_peaks(x, peaks, size, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Find the largest magnitude of each part of an image, infinity for NaN; grid (parts, images)."""
+    part, parts, image = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    top = _peak(x + image * size, part * WIDTH, size, parts * WIDTH, WIDTH)
+    tl.store(peaks + image * parts + part, top)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def quantize_images(x, peaks, q, x_scales, size, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Quantize a part of an image by the peaks of all its parts; grid (PARTS, images)."""
+    part, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    inverse, x_scale = _scales(tl.max(tl.load(peaks + image * PARTS + tl.arange(0, PARTS)), axis=0))
+    x += image * size
+    q += image * size
+    for start in range(part * WIDTH, size, PARTS * WIDTH):
+        at = start + tl.arange(0, WIDTH)
+        value = _rounded(tl.load(x + at, mask=at < size, other=0.0).to(tl.float32), inverse) << 24 >> 24
+        tl.store(q + at, tl.where(inverse > 0.0, value, 0).to(tl.int8), mask=at < size)
+    if part == 0:
+        tl.store(x_scales + image, x_scale)
+
+
+@triton.jit
+def _corner(row, out_height, out_width, step_y, step_x, edge_y, edge_x):  # type: ignore[no-untyped-def]
+    """Return the image of each row of the output, and where the kernel's first tap lies in it."""
+    place = row % (out_height * out_width)
+    top = place // out_width * step_y - edge_y
+    left = place % out_width * step_x - edge_x
+    return row // (out_height * out_width), top, left
+
+
+_SIZES = (
+    "rows", "height", "width", "out_height", "out_width", "kernel_width", "taps",
+    "step_y", "step_x", "edge_y", "edge_x", "spread_y", "spread_x",
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
+def convolve(  # type: ignore[no-untyped-def]
+    q, x_scales, weight, scale, bias, out, rows, n, channels, height, width, out_height, out_width,
+    kernel_width, taps, step_y, step_x, edge_y, edge_x, spread_y, spread_x,
+    HAS_BIAS: tl.constexpr, TILED: tl.constexpr, BY_TAP: tl.constexpr, BY_WORD: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Multiply BLOCK_M places of channels-last images with BLOCK_N channels; grid (places, channels, groups).
+
+    The matrix of places and columns is never in memory: column (tap, channel) of a place is read from the image.
+    """
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    group, every = tl.program_id(2), channels * tl.num_programs(2)
+    image, top, left = _corner(row, out_height, out_width, step_y, step_x, edge_y, edge_x)
+    from_image = q + image.to(tl.int64) * height * width * every + group * channels
+    k = taps * channels
+    if TILED:
+        from_column = weight + (column // 16).to(tl.int64) * tl.cdiv(k, 16) * 64 + column % 16 * 4
+    else:
+        from_column = weight + (group * n + column).to(tl.int64) * tl.cdiv(k, 4)
+    parts = tl.cdiv(channels, WIDTH)
+    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.int32)
+    for step in range(taps * parts if BY_TAP else tl.cdiv(k, WIDTH)):
+        if BY_TAP:  # channels of one tap lie side by side
+            tap = step // parts
+            channel = step % parts * WIDTH + tl.arange(0, WIDTH)
+            first = tap * channels + step % parts * WIDTH
+            known = channel < channels
+            y = top[None, :] + tap // kernel_width * spread_y
+            x = left[None, :] + tap % kernel_width * spread_x
+        else:
+            first = step * WIDTH
+            at = first + tl.arange(0, WIDTH)
+            tap = at // channels
+            channel = at % channels
+            known = at < k
+            y = top[None, :] + (tap // kernel_width * spread_y)[:, None]
+            x = left[None, :] + (tap % kernel_width * spread_x)[:, None]
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & (row < rows)[None, :] & known[:, None]
+        place = (y * width + x).to(tl.int64) * every
+        part = tl.load(from_image[None, :] + place + channel[:, None], mask=inside, other=0)
+        if BY_WORD:  # tiles begin where taps do
+            tile = first // 16 + tl.arange(0, WIDTH // 16)
+            mask = (column < n)[:, None] & (tile * 16 < k)[None, :]
+            word = tl.load(from_column.to(tl.pointer_type(tl.int32))[:, None] + tile[None, :] * 16, mask=mask, other=0)
+            codes = (word[:, :, None] >> (2 * tl.arange(0, 16))[None, None, :]) & 3
+            values = tl.reshape(codes.to(tl.int8) - 1, (BLOCK_N, WIDTH))
+        else:
+            at = first + tl.arange(0, WIDTH)
+            byte = at // 16 * 64 + at % 16 // 4 if TILED else at // 4
+            packed = tl.load(from_column[:, None] + byte[None, :], mask=(column < n)[:, None] & known[None, :], other=0)
+            values = ((packed >> (at % 4 * 2)[None, :]) & 3).to(tl.int8) - 1
+        total = tl.dot(values, part, total, out_dtype=tl.int32)
+    x_scale = tl.load(x_scales + image, mask=row < rows, other=0.0)
+    to = out + group * n
+    _store(
+        total, x_scale, scale + group * n, bias + group * n, to, row, column, rows, n, n * tl.num_programs(2), HAS_BIAS
+    )
+
+
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
+def convolve_depthwise(  # type: ignore[no-untyped-def]
+    q, x_scales, weight, scale, bias, out, rows, n, height, width, out_height, out_width,
+    kernel_width, taps, step_y, step_x, edge_y, edge_x, spread_y, spread_x,
+    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Multiply each channel with a kernel of its own; grid (places, channels)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    image, top, left = _corner(row, out_height, out_width, step_y, step_x, edge_y, edge_x)
+    from_image = q + image.to(tl.int64)[None, :] * height * width * n + column[:, None]
+    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.int32)
+    for tap in range(taps):
+        y = top + tap // kernel_width * spread_y
+        x = left + tap % kernel_width * spread_x
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & (row < rows)
+        at = (y * width + x).to(tl.int64) * n
+        part = tl.load(from_image + at[None, :], mask=inside[None, :] & (column < n)[:, None], other=0)
+        packed = tl.load(weight + tap * tl.cdiv(n, 4) + column // 4, mask=column < n, other=0)
+        total += part.to(tl.int32) * (((packed >> (column % 4 * 2)) & 3).to(tl.int32) - 1)[:, None]
+    x_scale = tl.load(x_scales + image, mask=row < rows, other=0.0)
+    _store(total, x_scale, scale, bias, out, row, column, rows, n, n, HAS_BIAS)
