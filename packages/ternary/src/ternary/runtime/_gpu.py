@@ -183,8 +183,8 @@ def multiply(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, addre
 
 def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None) -> None:
     """Compute by Triton's own launch, which compiles, and keep the compiled kernels for further calls."""
-    _refuse_cpu(x)
     refuse_capture()
+    _refuse_cpu(x)
     n, k, on_device = scale.shape[0], x.shape[-1], x.is_cuda
     rows = x.numel() // k
     parts = [part if part.data_ptr() % 16 == 0 else part.clone() for part in (x, tiles, scale)]
@@ -287,8 +287,8 @@ def conv2d(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geomet
     key = (device, x.dtype, x.shape, n, geometry, bias is None)
     launch = _prepared.get(key)
     if launch is None or any(address & 15 for address in addresses):
-        _refuse_cpu(x)
         refuse_capture()
+        _refuse_cpu(x)
         image, weight, scale = (part if part.data_ptr() % 16 == 0 else part.clone() for part in (image, weight, scale))
         bias = bias if bias is None or bias.data_ptr() % 16 == 0 else bias.clone()
         if device < 0:
