@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_fmt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fmt", str(path)]) == 0
     assert path.read_text(encoding="utf-8").startswith("model M {\n  forward(x: float[N]) -> float[N] {\n")
     assert main(["fmt", "--check", str(path)]) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's names of descriptors")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Code goes into a pipe, or to a descriptor, which may be that of a file with text in it."""
+    source, pipe, file = tmp_path / "m.tri", tmp_path / "pipe", tmp_path / "file"
+    source.write_text("model M {\n  forward(x: float[N]) -> float[N] { return x }\n}\n", encoding="utf-8")
+    assert main(["compile", str(source)]) == 0
+    code = capsys.readouterr().out
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert main(["compile", str(source), "-o", str(pipe)]) == 0
+    assert os.read(reader, 1 << 16).decode().strip() == code.strip()
+    with pytest.raises(ternary.errors.ModelFileError, match="a device or a pipe; name a file"):
+        ternary.save(ternary.nn.TernaryLinear(4, 4), pipe)
+    os.close(reader)
+    assert pipe.is_fifo()
+    with file.open("w+b") as named:
+        named.write(b"# before\n")
+        named.flush()
+        assert main(["compile", str(source), "-o", f"/proc/self/fd/{named.fileno()}"]) == 0
+    assert file.read_text(encoding="utf-8").strip() == "# before\n" + code.strip()
 
 
 def test_fmt_goes_on_behind_errors_and_keeps_files_as_they_are(

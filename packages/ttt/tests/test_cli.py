@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 import time
@@ -206,6 +208,30 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_solved(
     said = capsys.readouterr().err
     assert any(words in said for words in ("wanted the name of a file", "name a file", "two outputs")), said
     assert sorted(tasks_file.parent.iterdir()) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's names of descriptors")
+def test_a_pipe_is_written_to_and_not_replaced(
+    tasks_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture and a merged submission go into a pipe or to a descriptor; a run wants a file, and says so."""
+    submission, pipe, file = tmp_path / "one.json", tmp_path / "pipe", tmp_path / "file"
+    assert main(["solve", str(tasks_file), "--out", str(submission), *TABLE]) == 0
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with file.open("w+b") as named:
+        for out in (pipe, Path(f"/proc/self/fd/{named.fileno()}")):
+            assert main(["merge", str(submission), str(submission), "--out", str(out)]) == 0
+        assert json.loads(os.read(reader, 1 << 16)) == json.loads(file.read_bytes())
+        one = tmp_path / "task.json"
+        one.write_text(json.dumps({"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3]]}]}))
+        assert main(["show", str(one), "--png", str(pipe)]) == 0
+        assert os.read(reader, 1 << 16)[1:4] == b"PNG"
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    os.close(reader)
+    capsys.readouterr()
+    assert main(["solve", str(tasks_file), "--out", str(pipe), *TABLE]) == 2
+    assert "is a device or a pipe; name a file" in capsys.readouterr().err
 
 
 def test_figures_and_page_do_not_take_each_others_name(tasks_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -355,6 +355,15 @@ def test_save_aligned_is_safetensors(dtype: torch.dtype, tmp_path: Path) -> None
         assert torch.equal(read[name].view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8))
 
 
+def test_save_aligned_does_not_take_a_devices_name(tmp_path: Path) -> None:
+    """Moving a file to the name of a pipe, or of /dev/null, would remove it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is a device or a pipe"):
+        zerocopy.save_aligned({"a": torch.ones(3)}, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_save_aligned_that_fails_leaves_no_file(tmp_path: Path) -> None:
     """A tensor that cannot be written leaves the old file as it was, and no part of a new one."""
     path = tmp_path / "m.safetensors"

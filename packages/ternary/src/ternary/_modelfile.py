@@ -23,7 +23,7 @@ from ternary._language.compiler import count_layers
 from ternary._language.diagnostics import SourceText
 from ternary._quantization.described import Described, checked, describe, made_as_described
 from ternary._tensorheader import parse_json, read_tensor_header
-from ternary._wholefile import whole_file
+from ternary._wholefile import is_stream, whole_file
 from ternary.errors import ModelFileError, PackedDataError
 from ternary.nn._layers import ternary_layers
 from ternary.runtime._pack import Parts, pack, packed_layers, parts
@@ -93,6 +93,8 @@ def save(  # long because its documentation counts too
     """
     if encoding not in ENCODINGS:
         raise ModelFileError(f"unknown encoding {encoding!r}; it is one of {', '.join(ENCODINGS)}")
+    if is_stream(Path(path)):
+        raise ModelFileError(f"{path} is a device or a pipe; name a file, which is read again once it is written")
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     # One storage may carry two names (tied weights); safetensors wants each tensor to own its memory.
     tensors = {k: v.clone() for k, v in tensors.items()}

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ternary._wholefile import whole_file
 from ternary.errors import MissingExtraError, TernaryError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def _write(figure: Any, path: str | Path) -> None:
     ending = Path(path).suffix.removeprefix(".").lower()
     if ending not in known:
         raise TernaryError(f"got {str(path)!r} as the file of a picture; wanted an ending such as .png, .svg or .pdf")
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def curves(histories: dict[str, History], path: str | Path, title: str = "") -> None:

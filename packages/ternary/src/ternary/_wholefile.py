@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
+__all__ = ["is_stream", "whole_file"]
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there at the end, or remove it after an exception.
 
+    A device, a pipe or a descriptor's name such as /dev/stdout is written to, never replaced by a file.
+
     Raises:
         OSError: There is no such folder, or it cannot be written to.
     """
     path = Path(path)
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            beside = Path(folder, f"whole{path.suffix}")
+            yield beside
+            with beside.open("rb") as source, os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as target:
+                shutil.copyfileobj(source, target)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     # Not mkstemp, whose files only their owner can read: keep the mode of the earlier file, or follow the umask.
     try:
@@ -33,3 +45,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe, a socket, or the name of a descriptor."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    named = path.parent in (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))  # it may be a file's descriptor
+    return named or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -19,12 +19,18 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 def write_atomically(path: Path, data: bytes, mode: int = PRIVATE, *, sync: bool = True) -> None:
     """Write a file so that a reader, or a crash, sees the old or the new content and never a part.
 
+    A device, a pipe or a descriptor's name such as /dev/stdout is written to, never replaced by a file.
+
     Args:
         path: The file.
         data: Its content.
         mode: Its permissions, less the umask.
         sync: Whether it must survive a power failure, and not only a killed process.
     """
+    if is_stream(path):
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
+            file.write(data)
+        return
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
     try:
@@ -39,6 +45,16 @@ def write_atomically(path: Path, data: bytes, mode: int = PRIVATE, *, sync: bool
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe, a socket, or the name of a descriptor, which may be one of a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    named = path.parent in (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+    return named or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def sync_folder(folder: Path) -> None:

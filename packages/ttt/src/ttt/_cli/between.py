@@ -11,7 +11,7 @@ from rich.console import Console
 from ttt._cli.arguments import Commands, add_json, print_json
 from ttt._cli.report import document, task_section
 from ttt._events import TaskResult
-from ttt._files import OUTPUT, write_atomically
+from ttt._files import OUTPUT, is_stream, write_atomically
 from ttt._runs.folders import keep_aside
 from ttt._runs.saved import SavedRun, read_run
 from ttt._tasks.loader import Rejected
@@ -99,7 +99,7 @@ def merge_command(args: argparse.Namespace) -> int:
             before.append(predictions)
     results = [TaskResult(i, merged(several), "done") for i, several in answers.items()]
     text = submission_text(results, [r for r in refused.values() if r.id not in answers])
-    if args.out.exists() and args.out.read_bytes() != text.encode():
+    if not is_stream(args.out) and args.out.exists() and args.out.read_bytes() != text.encode():
         kept = keep_aside(args.out)
         Console(stderr=True, highlight=False, markup=False).print(f"ttt: an earlier file is kept as {kept}")
     write_atomically(args.out, text.encode(), OUTPUT)

@@ -16,6 +16,7 @@ from rich.text import Text
 from ttt._cli.arguments import Commands, add_json, add_tasks, positive, print_json, warn_rejected
 from ttt._cli.report import write_report
 from ttt._doctor import examine
+from ttt._files import OUTPUT, write_atomically
 from ttt._runs.saved import read_run
 from ttt._runs.wire import predictions_out
 from ttt._tasks.leak import find_leaks
@@ -101,7 +102,7 @@ def show(args: argparse.Namespace) -> int:
         if len(tasks) != 1:
             raise TTTError(f"--png needs exactly one task, got {len(tasks)}")
         task = tasks[0].without_solutions() if args.hide else tasks[0]
-        args.png.write_bytes(png(task_image(task)))
+        write_atomically(args.png, png(task_image(task)), OUTPUT)
         return 0
     if args.json:
         print_json({t.id: task_json(t.without_solutions() if args.hide else t) for t in tasks})

@@ -24,7 +24,7 @@ from ttt._cli.arguments import Commands, add_running, add_tasks, make_run, part_
 from ttt._cli.display import Display
 from ttt._cli.report import report_html
 from ttt._events import TaskResult
-from ttt._files import FULL, OUTPUT, write_atomically
+from ttt._files import FULL, OUTPUT, is_stream, write_atomically
 from ttt._runs.folders import keep_aside
 from ttt._runs.run import Run
 from ttt._runs.saved import read_run
@@ -182,12 +182,14 @@ def _check_apart(*places: Path | None) -> None:
         places: The files, and last the run's folder.
 
     Raises:
-        TTTError: A file is a folder, or two of them have one name.
+        TTTError: A file is a folder or a stream, or two of them have one name.
     """
     wanted = [p for p in places if p is not None]
     for path in wanted[:-1]:
         if path.is_dir():
             raise TTTError(f"{path}: is a folder; name a file, such as {path / 'out.json'}")
+        if is_stream(path):
+            raise TTTError(f"{path}: is a device or a pipe; name a file, which is written again as answers come")
     for path in wanted:
         if wanted.count(path) > 1:
             raise TTTError(f"{path}: two outputs would have this name; choose an --out that ends in .json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -29,6 +30,7 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
     Raises:
         MissingExtraError: The library safetensors is not installed.
         NoSpaceError: The file system is full. Nothing was written.
+        OSError: The path is a device or a pipe (EINVAL), or a folder.
 
     Example:
         >>> import os, tempfile, torch, zerocopy
@@ -51,6 +53,8 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():  # a file must not take a device's name
+        raise OSError(errno.EINVAL, "is a device or a pipe, wanted the name of a file", str(target))
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:  # another user's link is not followed, nor another process's file written

@@ -12,6 +12,7 @@ from typing import Any
 
 from ternary._cli.sources import locate, shape_of
 from ternary._cli.values import pair, positive, rate, sizes
+from ternary._wholefile import whole_file
 from ternary.errors import TernaryError
 
 
@@ -125,7 +126,8 @@ def run(a: argparse.Namespace) -> int:
     if show:
         print(file=sys.stderr)
     rows = [_row(a.data, r) for r in results]
-    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    with whole_file(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if a.json:
         print(json.dumps(rows, indent=2))
     else:
