@@ -215,7 +215,7 @@ def convolutions(rehearse: bool) -> list[Row]:
                 x = torch.randn(batch, channels, side, side, device=device).to(memory_format=torch.channels_last)
                 ours, theirs = partial(packed, x), partial(plain, x.to(half))
                 times = turns(captured(ours, rehearse), captured(theirs, rehearse), wait, 3 if rehearse else 30)
-                name = f"3 x 3 convolution, {channels} channels in {groups} groups, {side} x {side}, batch {batch}"
+                name = f"3 x 3 convolution, {channels} channels, groups: {groups}, {side} x {side}, batch {batch}"
                 rows.append(row("ternary", f"{name}, {kernel}, CUDA graph", times, "fp16 cuDNN"))
     return rows
 
