@@ -44,13 +44,14 @@ class Task:
     batch: int = 64
     shape: tuple[int, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
     student_arguments: dict[str, Any] = field(default_factory=dict)
 
     def plan(self, seed: int) -> experiment.Plan:
         """The two trainings of a seed."""
         source = (EXAMPLES / f"{self.data.replace('-', '_')}.tri").read_text(encoding="utf-8")
-        config = TrainConfig(epochs=self.epochs)
+        config = TrainConfig(epochs=self.epochs, **self.training)
         student = replace(config, **self.student)
         return experiment.Plan(
             source,
@@ -69,9 +70,17 @@ TASKS = (
     Task("digits", "images of digits, 8 x 8", 15, shape=(1, 8, 8)),
     Task("mnist1d", "MNIST-1D, signals of 40 samples", 20, shape=(1, 40)),
     Task(
-        *("python-docs", "the next character of Python's help", 10, 256),
-        arguments={"dropout": 0.3},
-        student={"epochs": 14, "learning_rate": 32e-3, "distill": 1.0, "temperature": 1.0, "gradual": 0.3},
+        *("python-docs", "the next character of Python's help", 20, 256),
+        arguments={"dropout": 0.4},
+        training={"amp": True},
+        student={
+            "epochs": 14,
+            "learning_rate": 16e-3,
+            "distill": 1.0,
+            "temperature": 1.0,
+            "gradual": 0.3,
+            "cutmix": 0.5,
+        },
         student_arguments={"dropout": 0.0},
     ),
 )
@@ -157,7 +166,7 @@ def render(known: dict[str, Any]) -> None:
 def settings_of(task: dict[str, Any]) -> dict[str, Any]:
     """How the networks of a published task were trained, and on what."""
     settings = {name: value for name, value in task.items() if name not in ("accuracies", "processor_seconds")}
-    found: dict[str, Any] = json.loads(json.dumps({"arguments": {}, "student_arguments": {}} | settings))
+    found: dict[str, Any] = json.loads(json.dumps({"arguments": {}, "training": {}, "student_arguments": {}} | settings))
     return found
 
 
