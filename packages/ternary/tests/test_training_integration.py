@@ -484,6 +484,26 @@ class TestCutMix:
                 TrainConfig(cutmix=wrong)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_running_statistics_of_the_last_weights(again: bool) -> None:
+    """Averages over all batches of the last epoch, before it is evaluated; momentum and modes stay."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 8) + 2, torch.arange(64) % 3
+    model = nn.Sequential(ternary.nn.TernaryLinear(8, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+    seen = []
+
+    def evaluate(model: nn.Module) -> float:
+        with torch.no_grad():
+            seen.append(bool(torch.isclose(model[1].running_mean, model[0](x).mean(0), rtol=1e-4, atol=1e-5).all()))
+        return 0.0
+
+    config = TrainConfig(epochs=3, learning_rate=5e-2, reestimate_norms=again)
+    fit(model, lambda: ((x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)), config, evaluate=evaluate)
+    assert seen == [False, False, again]
+    assert model[1].momentum == 0.1
+    assert all(module.training for module in model.modules())
+
+
 class TestGradual:
     """Ternary layers that begin with their float weight."""
 

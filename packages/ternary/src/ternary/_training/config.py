@@ -30,6 +30,8 @@ class TrainConfig:
             mixtures of both. 0 starts ternary.
         cutmix: With a teacher, the fraction of samples in which a random span of the last dimension comes from another
             sample of the batch (Yun et al., 2019). Their targets say nothing; the teacher's outputs alone count.
+        reestimate_norms: After the last epoch, set the running statistics of batch normalization to averages over its
+            batches, as they are with the last weights and without dropout or `cutmix`.
 
     Example:
         >>> import ternary
@@ -51,6 +53,7 @@ class TrainConfig:
     temperature: float = 2.0
     gradual: float = 0.0
     cutmix: float = 0.0
+    reestimate_norms: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no training can use."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ternary._quantization.calibration import mode, output_of, run
+from ternary._quantization.calibration import mode, output_of, reestimate_batch_norm, run
 from ternary._training.batches import cut_and_mixed, tensors_of
 from ternary._training.checkpoint import resume, save_checkpoint
 from ternary._training.config import History, TrainConfig, rate, ternary_part
@@ -83,9 +83,12 @@ def fit(  # long because its documentation counts too
         first, training.step = resume(Path(checkpoint), model, training.optimizer, training.history)
     for epoch in range(first, config.epochs):
         model.train()
-        given = batches()
+        found = batches()
+        given = found if isinstance(found, Sized) else list(found)
         with contextlib.nullcontext() if teacher is None else mode(teacher, training=False):
-            training.epoch(epoch, given if isinstance(given, Sized) else list(given))
+            training.epoch(epoch, given)
+        if config.reestimate_norms and epoch == config.epochs - 1:
+            reestimate_batch_norm(model, (_inputs_and_target(batch)[0] for batch in given))
         history = training.history
         history.accuracy.append(evaluate(model) if evaluate is not None else math.nan)
         if checkpoint is not None:
