@@ -134,6 +134,19 @@ def test_train_inspect_pack_quantize(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {r["method"] for r in json.loads(capsys.readouterr().out)} == {"float", "twn"}
 
 
+def test_train_mixes_samples_of_distilled_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The float network trains on any samples; its student needs some from which a span can be taken."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("one.npz", x=np.arange(20.0).reshape(20, 1), y=np.arange(20) % 2)
+    source = "model M {\n a = Linear(1, 2)\n forward(x: float[N, 1]) -> float[N, 2] { return a(x) }\n}\n"
+    Path("m.tri").write_text(source, encoding="utf-8")
+    command = ["train", "m.tri", "--data", "one.npz", "--epochs", "1", "--student-cutmix", "0.5"]
+    assert main([*command, "--compare", "float,distilled"]) == 2
+    assert "cutmix cannot take a span from inputs of shape [16, 1]" in capsys.readouterr().err
+
+
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     """Compile and forward times of a network."""
     assert main(["bench", "mlp", "--shape", "2,64", "--repeat", "2", "--json"]) == 0
@@ -235,6 +248,8 @@ def test_help_of_export_and_doctor(name: str, capsys: pytest.CaptureFixture[str]
         (["train", "mlp", "--data", "digits", "--threads", "0"], "no whole number above 0"),
         (["train", "mlp", "--data", "digits", "--learning-rate", "-1"], "no number above 0"),
         (["train", "mlp", "--data", "digits", "--learning-rate", "fast"], "no number above 0"),
+        (["train", "mlp", "--data", "digits", "--student-cutmix", "2"], "no fraction from 0 to 1"),
+        (["train", "mlp", "--data", "digits", "--student-cutmix", "some"], "no fraction from 0 to 1"),
         (["export", "mlp", "--to", "pt2", "--out", "o", "--shape", "2,x"], "'2,x' is no shape"),
         (["quantize", "mlp", "--rule", "=int8"], "lacks a name or a value"),
     ],

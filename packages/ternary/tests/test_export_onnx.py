@@ -127,8 +127,12 @@ ALONE = {
 
 @pytest.mark.parametrize("form", ["standard", "compatible"])
 def test_exactly_equal(form: str, temp_dir: Path) -> None:
-    """With activations in 8 bits the file gives the packed layers' floats, every bit, whatever is optimized."""
+    """With activations in 8 bits the file gives the packed layers' floats, every bit, whatever is optimized.
+
+    What a hook makes of an output is in the file too.
+    """
     packed, inputs = ternary.pack(Side(*ALONE.values())), [torch.randn(shape) * 3 for shape in ALONE]
+    packed.layers[0].register_forward_hook(lambda layer, given, out: out * 2)
     for x in inputs:
         x[0] = 0  # a row of zeros divides by nothing
     to_onnx(packed, temp_dir / "m.onnx", tuple(inputs), form=form, activations="int8")

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 import ternary
 from ternary import _plot as plot
 from ternary._training import History, TrainConfig, accuracy, data, experiment, fit, make_optimizer, rate, shuffled
+from ternary._training.batches import cut_and_mixed
 from ternary.errors import (
     DivergedError,
     ModelFileError,
@@ -398,6 +399,109 @@ class TestDistillation:
         for wrong in ({"distill": 1.5}, {"temperature": 0.0}, {"distill": float("nan")}):
             with pytest.raises(ValueError, match="wanted a fraction"):
                 TrainConfig(**wrong)
+
+
+class TestCutMix:
+    """Samples with a span of another one, for which the teacher alone knows an answer."""
+
+    @pytest.mark.parametrize("shape", [(16,), (3, 12), (1, 6, 8)])
+    def test_a_span_of_one_other_sample(self, shape: tuple[int, ...]) -> None:
+        """Every sample keeps some of its own; what is not its own lies in one span, the same in every row."""
+        torch.manual_seed(0)
+        x = torch.arange(64).reshape(64, *[1] * len(shape)).expand(64, *shape).contiguous()
+        made, whole = cut_and_mixed(x, 0.5)
+        foreign = made != x
+        assert 16 < int(whole.sum()) < 48
+        assert not bool(foreign[whole].any())
+        assert not bool(foreign.flatten(1).all(1).any())
+        for sample, own in zip(made, foreign, strict=True):
+            rows = own.reshape(-1, shape[-1])
+            assert bool((rows == rows[0]).all())
+            assert int((rows[0][1:] != rows[0][:-1]).sum()) <= 2
+            assert len(sample[own].unique()) <= 1
+
+    @pytest.mark.parametrize(("fraction", "kept"), [(0.0, 8), (1.0, 0)])
+    def test_the_ends(self, fraction: float, kept: int) -> None:
+        """None of the samples, and all of them."""
+        made, whole = cut_and_mixed(torch.arange(32).reshape(8, 4), fraction)
+        assert made.shape == (8, 4)
+        assert int(whole.sum()) == kept
+
+    def test_named_inputs_get_the_same_span(self) -> None:
+        """A mask stays with its text."""
+        x = torch.arange(256).reshape(16, 16)
+        made, _ = cut_and_mixed({"text": x, "twice": 2 * x, "kind": "words"}, 1.0)
+        assert not torch.equal(made["text"], x)
+        assert torch.equal(made["twice"], 2 * made["text"])
+        assert made["kind"] == "words"
+        first, second = cut_and_mixed((x, x.float()), 1.0)[0]
+        assert torch.equal(first, second)
+
+    @pytest.mark.parametrize(
+        "x", [torch.zeros(8), torch.zeros(8, 1), (torch.zeros(8, 4), torch.zeros(8, 5)), {"name": "no tensor"}]
+    )
+    def test_inputs_without_a_span(self, x: object) -> None:
+        """Nothing that could be cut, or spans that would not fit each other: an error with the remedy."""
+        with pytest.raises(TernaryError, match="cutmix=0"):
+            cut_and_mixed(x, 0.5)
+
+    @pytest.mark.parametrize("distill", [0.5, 1.0])
+    def test_targets_count_for_whole_samples_only(self, distill: float) -> None:
+        """Where all samples are mixed, wrong targets change nothing; where none is, they do."""
+        x, net = torch.randn(64, 8), nn.Linear(8, 3)
+        ends = []
+        for cutmix in (1.0, 0.0):
+            for target in (torch.zeros(64, dtype=torch.int64), torch.ones(64, dtype=torch.int64)):
+                torch.manual_seed(3)
+                student = nn.Linear(8, 3)
+                config = TrainConfig(epochs=3, distill=distill, cutmix=cutmix)
+                fit(student, lambda target=target: [(x, target)], config, teacher=net)
+                ends.append(student.weight)
+        assert torch.equal(ends[0], ends[1])
+        assert torch.equal(ends[2], ends[3]) == (distill == 1.0)
+
+    def test_a_student_agrees_where_no_sample_was(self) -> None:
+        """With few samples, a student that saw mixtures of them answers new ones more like its teacher."""
+        torch.manual_seed(0)
+        teacher = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 5))
+        x, new = torch.randn(24, 16), torch.randn(2000, 16)
+        with torch.no_grad():
+            teacher[2].weight *= 8
+            y, wanted = teacher(x).argmax(1), teacher(new).argmax(1)
+        agreement = []
+        for cutmix in (0.0, 0.8):
+            torch.manual_seed(1)
+            student = nn.Sequential(ternary.nn.TernaryLinear(16, 64), nn.Tanh(), nn.Linear(64, 5))
+            config = TrainConfig(epochs=150, learning_rate=1e-2, distill=1.0, temperature=1.0, cutmix=cutmix)
+            fit(student, lambda: [(x, y)], config, teacher=teacher)
+            agreement.append(accuracy(student, new, wanted))
+        assert agreement[1] > agreement[0] + 0.08, agreement
+
+    def test_a_fraction(self) -> None:
+        """More than all samples, and none that can be compared."""
+        for wrong in (1.5, -0.1, math.nan):
+            with pytest.raises(ValueError, match="cutmix"):
+                TrainConfig(cutmix=wrong)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_running_statistics_of_the_last_weights(again: bool) -> None:
+    """Averages over all batches of the last epoch, before it is evaluated; momentum and modes stay."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 8) + 2, torch.arange(64) % 3
+    model = nn.Sequential(ternary.nn.TernaryLinear(8, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+    seen = []
+
+    def evaluate(model: nn.Module) -> float:
+        with torch.no_grad():
+            seen.append(bool(torch.isclose(model[1].running_mean, model[0](x).mean(0), rtol=1e-4, atol=1e-5).all()))
+        return 0.0
+
+    config = TrainConfig(epochs=3, learning_rate=5e-2, reestimate_norms=again)
+    fit(model, lambda: ((x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)), config, evaluate=evaluate)
+    assert seen == [False, False, again]
+    assert model[1].momentum == 0.1
+    assert all(module.training for module in model.modules())
 
 
 class TestGradual:

@@ -14,6 +14,7 @@ __all__ = [
     "DISPATCH_KNOWN",
     "current_stream",
     "forward_mode",
+    "keep_hooks",
     "plain_dispatch",
     "pre_hooks_of",
     "profiler_enabled",
@@ -84,6 +85,27 @@ def forward_mode() -> bool:
 def pre_hooks_of(layer: nn.Module) -> list[Any]:
     """Return what is called before each call of a layer."""
     return list(_pre_hooks(layer).values())
+
+
+_CALL_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_FULL_BACKWARD = "_is_full_backward_hook"  # which of two kinds the backward hooks are
+
+
+def keep_hooks(new: nn.Module, old: nn.Module) -> None:
+    """Let what is called around the calls of a layer, forwards and backwards, be called around those of another one."""
+    for kind in _CALL_HOOKS:
+        getattr(new, kind, {}).update(getattr(old, kind, {}))
+    full = getattr(old, _FULL_BACKWARD, None)
+    if full is not None:
+        setattr(new, _FULL_BACKWARD, full)
 
 
 def current_stream() -> int:

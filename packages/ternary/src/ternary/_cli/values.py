@@ -31,6 +31,16 @@ def rate(text: str) -> float:
     return found
 
 
+def fraction(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fraction from 0 to 1")
+    return found
+
+
 def pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):

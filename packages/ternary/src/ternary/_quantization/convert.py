@@ -20,6 +20,7 @@ from ternary._quantization.report import LayerReport, Report, report_of, untouch
 from ternary._quantization.source_reads import read_in_source
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._quantizers import require_finite
+from ternary.runtime._face import keep_attributes
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 OUTLIER = 32.0
@@ -49,7 +50,8 @@ def quantize(  # long because its documentation counts too
         calibration: Batches: tensors, tuples of inputs, or mappings of named inputs.
 
     Returns:
-        The quantized copy, in evaluation mode if the model was, and the report.
+        The quantized copy and the report. What replaces a layer has its mode, its hooks, its attributes, and what was
+        frozen stays frozen.
 
     Raises:
         UnknownQuantizerError: The recipe names a quantizer or a precision that does not exist.
@@ -99,7 +101,6 @@ def quantize(  # long because its documentation counts too
             made = replaced(made, names[layer], new)
     if batches:
         reestimate_batch_norm(made, batches)
-    made.train(model.training)
     return made, Report(tuple(reports), untouched_parameters(made, {n: plan[n] for n in plan}))
 
 
@@ -164,7 +165,10 @@ def convert(
 
 
 def rebuilt(layer: nn.Module, *, ternary: bool, options: QuantizerOptions | None = None) -> nn.Module:
-    """Return a layer with the float weight of another one, as a ternary layer or as torch's own."""
+    """Return a layer with the float weight of another one, as a ternary layer or as torch's own.
+
+    What was frozen stays frozen. A ternary layer has the public attributes of the float one.
+    """
     plain = next(kind for kind in TERNARY_FORMS if isinstance(layer, kind))
     kind = TERNARY_FORMS[plain] if ternary else plain
     keywords: dict[str, Any] = {} if options is None else asdict(options)
@@ -189,7 +193,10 @@ def rebuilt(layer: nn.Module, *, ternary: bool, options: QuantizerOptions | None
             **keywords,
         )
     made.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("scale_")})
-    return made
+    for name, parameter in layer.named_parameters(recurse=False):
+        if not name.startswith("scale_"):
+            getattr(made, name).requires_grad_(parameter.requires_grad)
+    return keep_attributes(made, layer) if ternary else made
 
 
 def to_int8(model: nn.Module) -> tuple[nn.Module, Report]:

@@ -84,7 +84,7 @@ def made_as_described(model: nn.Module, described: Described, where: str) -> nn.
         if isinstance(new, TernaryWeight) and isinstance(new.weight, nn.Parameter):
             new.weight = earlier.setdefault(id(layer.weight), new).weight  # layers that share a weight go on doing so
         made = replaced(made, names[layer], new)
-    return made.train(model.training)
+    return made
 
 
 def _made(layer: nn.Module, name: str, described: Described, where: str) -> nn.Module:

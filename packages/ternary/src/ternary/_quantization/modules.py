@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ternary._options import QuantizerKeywords
-from ternary._torch_private import pre_hooks_of
+from ternary._torch_private import keep_hooks, pre_hooks_of
 from ternary.nn._experts import SeparateExperts, are_fused_experts
 from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear
@@ -63,7 +63,7 @@ def workable_copy(model: nn.Module) -> nn.Module:
     """Return a copy whose layers are ones that quantization knows, each of them called.
 
     Transposed linear layers become Linear, fused experts `SeparateExperts`, and layers of transformers' BitNet ternary
-    ones. A computed weight (parametrizations, weight and spectral norm) becomes the weight that it is now.
+    ones. A computed weight (parametrizations, weight and spectral norm, pruning) becomes the weight that it is now.
     """
     computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
     made = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
@@ -82,7 +82,9 @@ def workable_copy(model: nn.Module) -> nn.Module:
 
 def computes_weight(layer: nn.Module) -> bool:
     """Whether a linear layer, a convolution or an embedding computes its weight at each call from other parameters."""
-    return isinstance(layer, tuple(TERNARY_FORMS)) and (parametrize.is_parametrized(layer) or bool(_norms(layer)))
+    return isinstance(layer, tuple(TERNARY_FORMS)) and (
+        parametrize.is_parametrized(layer) or bool(_norms(layer)) or prune.is_pruned(layer)
+    )
 
 
 def _norms(layer: nn.Module) -> list[WeightNorm | SpectralNorm]:
@@ -94,6 +96,9 @@ def _keep_computed_weight(layer: nn.Module) -> None:
     for norm in _norms(layer):
         remove = remove_weight_norm if isinstance(norm, WeightNorm) else remove_spectral_norm
         remove(layer, norm.name)
+    for name in ("weight", "bias"):
+        if hasattr(layer, f"{name}_mask"):
+            prune.remove(layer, name)  # type: ignore[no-untyped-call] # torch's own lack
     if parametrize.is_parametrized(layer):
         # Not by `remove_parametrizations`: that changes the class, which a copy has in common with its original.
         lists = layer.parametrizations
@@ -116,7 +121,7 @@ def _upright(layer: nn.Module) -> nn.Linear:
     assert isinstance(bias, nn.Parameter)
     inputs, outputs = weight.shape
     plain = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype).train(layer.training)
-    plain.weight = nn.Parameter(weight.T.contiguous())
+    plain.weight = nn.Parameter(weight.T.contiguous(), bool(layer.weight.requires_grad))
     plain.bias = bias
     return plain
 
@@ -157,7 +162,15 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def replaced(model: nn.Module, names: list[str], new: nn.Module) -> nn.Module:
-    """Put a layer in the place of the one of these names; return the model, which is the layer itself for no name."""
+    """Put a layer in the place of the one of these names; return the model, which is the layer itself for no name.
+
+    The new layer has the old one's mode, and the hooks around its calls.
+    """
+    if names:
+        old = model.get_submodule(names[0])
+        if old is not new:
+            keep_hooks(new, old)
+            new.train(old.training)
     for name in names:
         if not name:
             return new

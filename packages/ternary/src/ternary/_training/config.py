@@ -28,6 +28,10 @@ class TrainConfig:
         temperature: With a teacher, what both outputs are divided by before they are compared.
         gradual: Fraction of all steps over which ternary layers go from their float weight to the ternary one, through
             mixtures of both. 0 starts ternary.
+        cutmix: With a teacher, the fraction of samples in which a random span of the last dimension comes from another
+            sample of the batch (Yun et al., 2019). Their targets say nothing; the teacher's outputs alone count.
+        reestimate_norms: After the last epoch, set the running statistics of batch normalization to averages over its
+            batches, as they are with the last weights and without dropout or `cutmix`.
 
     Example:
         >>> import ternary
@@ -48,6 +52,8 @@ class TrainConfig:
     distill: float = 0.7
     temperature: float = 2.0
     gradual: float = 0.0
+    cutmix: float = 0.0
+    reestimate_norms: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no training can use."""
@@ -59,6 +65,8 @@ class TrainConfig:
             )
         if not 0.0 <= self.gradual < 1.0:
             raise ValueError(f"got gradual={self.gradual}; wanted a fraction, and steps left for the ternary weights")
+        if not 0.0 <= self.cutmix <= 1.0:
+            raise ValueError(f"got cutmix={self.cutmix}; wanted a fraction")
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ternary._quantization.calibration import mode, output_of, run
+from ternary._quantization.calibration import mode, output_of, reestimate_batch_norm, run
+from ternary._training.batches import cut_and_mixed, tensors_of
 from ternary._training.checkpoint import resume, save_checkpoint
 from ternary._training.config import History, TrainConfig, rate, ternary_part
 from ternary.errors import DivergedError, NonFiniteActivationError, VanishingGradientError
@@ -61,6 +62,7 @@ def fit(  # long because its documentation counts too
         VanishingGradientError: No weight got a gradient for `config.vanish` steps.
         NonFiniteActivationError: An input is NaN or infinite.
         ModelFileError: The checkpoint is damaged or of another model.
+        TernaryError: `config.cutmix` finds no span in inputs of this shape.
         ValueError: The model has no parameter that can be trained.
 
     Example:
@@ -81,9 +83,12 @@ def fit(  # long because its documentation counts too
         first, training.step = resume(Path(checkpoint), model, training.optimizer, training.history)
     for epoch in range(first, config.epochs):
         model.train()
-        given = batches()
+        found = batches()
+        given = found if isinstance(found, Sized) else list(found)
         with contextlib.nullcontext() if teacher is None else mode(teacher, training=False):
-            training.epoch(epoch, given if isinstance(given, Sized) else list(given))
+            training.epoch(epoch, given)
+        if config.reestimate_norms and epoch == config.epochs - 1:
+            reestimate_batch_norm(model, (_inputs_and_target(batch)[0] for batch in given))
         history = training.history
         history.accuracy.append(evaluate(model) if evaluate is not None else math.nan)
         if checkpoint is not None:
@@ -125,7 +130,7 @@ class _Training:
         total, seen, norms = 0.0, 0, 0.0
         for batch in given:
             x, target = _inputs_and_target(batch)
-            if not all(bool(torch.isfinite(t).all()) for t in _tensors(x) if t.is_floating_point()):
+            if not all(bool(torch.isfinite(t).all()) for t in tensors_of(x) if t.is_floating_point()):
                 raise NonFiniteActivationError(f"epoch {epoch + 1}, step {self.step}: an input is NaN or infinite")
             for group in self.optimizer.param_groups:
                 group["lr"] = rate(self.step, self.config.epochs * count, self.config)
@@ -142,17 +147,25 @@ class _Training:
 
     def loss(self, x: Any, target: Tensor) -> Tensor:
         """Return the loss of a batch: by its targets, and with a teacher also by the teacher's outputs."""
-        y = output_of(run(self.model, x))
-        value = self.criterion(y, target)
         if self.teacher is None:
-            return value
+            return self.criterion(output_of(run(self.model, x)), target)
+        config = self.config
+        whole: Tensor | None = None  # which samples their targets still fit
+        if config.cutmix:
+            x, whole = cut_and_mixed(x, config.cutmix)
+        y = output_of(run(self.model, x))
         with torch.no_grad():
             wanted = output_of(run(self.teacher, x))
         if wanted.shape != y.shape:
             raise ValueError(f"the teacher returns {list(wanted.shape)}, the model {list(y.shape)}; wanted the same")
-        heat, part = self.config.temperature, self.config.distill
+        heat, part = config.temperature, config.distill
         log, soft = (y / heat).flatten(0, -2).log_softmax(-1), (wanted / heat).flatten(0, -2).softmax(-1)
-        return (1 - part) * value + part * heat**2 * functional.kl_div(log, soft, reduction="batchmean")
+        value = part * heat**2 * functional.kl_div(log, soft, reduction="batchmean")
+        if whole is None:
+            return (1 - part) * self.criterion(y, target) + value
+        if part == 1 or not bool(whole.any()):
+            return value
+        return (1 - part) * self.criterion(y[whole], target[whole]) + value
 
     def one_step(self, x: Any, target: Tensor, epoch: int) -> tuple[float, float]:
         """Take one step; return the loss and the norm of the gradient."""
@@ -186,11 +199,6 @@ def _inputs_and_target(batch: Any) -> tuple[Any, Tensor]:
         return {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
     x, target = batch
     return x, target
-
-
-def _tensors(x: Any) -> list[Tensor]:
-    values = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else (x,)
-    return [t for t in values if isinstance(t, Tensor)]
 
 
 def _diverged(what: str, epoch: int, step: int, model: nn.Module) -> str:

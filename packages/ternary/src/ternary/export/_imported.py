@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ternary._torch_private import keep_hooks
 from ternary.errors import ImportFormatError
 from ternary.runtime._modules import PackedConv2d, PackedEmbedding, PackedLinear
 
@@ -86,7 +87,9 @@ def put_into(
         if isinstance(tensor, TernaryTensor):
             name, _, _ = key.rpartition(".")
             parent, _, last = name.rpartition(".")
-            new = _packed(made.get_submodule(name), tensor, key, kernel, threads)
+            old = made.get_submodule(name)
+            new = _packed(old, tensor, key, kernel, threads)
+            keep_hooks(new, old)
             if not name:
                 return new
             setattr(made.get_submodule(parent), last, new)

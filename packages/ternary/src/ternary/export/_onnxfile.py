@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ternary._torch_private import keep_hooks
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError
 from ternary.export._files import as_inputs, first_cause, optional, traceable_form
@@ -149,6 +150,7 @@ def _mark(packed: nn.Module) -> tuple[nn.Module, dict[str, Layer]]:
             marks[layer] = _Mark(name or "model", layer)
             conv = layer if isinstance(layer, PackedConv2d) else None
             layers[name or "model"] = Layer(parts(layer), conv)
+        keep_hooks(marks[layer], layer)
         if not name:
             return marks[layer], layers
         parent, _, last = name.rpartition(".")

@@ -52,7 +52,9 @@ class FloatChannels(nn.Module):
         convolution = float_layer if isinstance(float_layer, nn.Conv1d | nn.Conv2d) else None
         self.directions: int = 0 if convolution is None else len(convolution.kernel_size)
         self.groups: int = 1 if convolution is None else convolution.groups
-        self.columns: nn.Parameter = nn.Parameter(_columns(weight, channels, self.groups))
+        self.columns: nn.Parameter = nn.Parameter(
+            _columns(weight, channels, self.groups), float_layer.weight.requires_grad
+        )
         # What a linear layer lacks is never read, but has to have a type for TorchScript.
         self.stride = [1] if convolution is None else list(convolution.stride)
         self.dilation = [1] if convolution is None else list(convolution.dilation)

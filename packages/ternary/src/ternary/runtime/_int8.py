@@ -45,7 +45,7 @@ class _Int8Layer(PackedLayer):
         self.dtype: torch.dtype = weight.dtype
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), bias.requires_grad)
         keep_attributes(self, layer)
 
     @torch.jit.unused

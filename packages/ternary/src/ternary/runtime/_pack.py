@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ternary._torch_private import keep_hooks
 from ternary.errors import NothingToPackError
 from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
@@ -105,6 +106,7 @@ def pack_layer(layer: TernaryWeight, kernel: str = "auto", threads: int = 0) -> 
         minus = _build(layer, values.clamp(max=0), negative, None, kernel, threads)
         made = PackedPair(plus, minus)
     made.dtype = layer.weight.dtype
+    keep_hooks(made, layer)
     return keep_attributes(made, layer).eval()
 
 

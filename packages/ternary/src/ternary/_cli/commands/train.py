@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ternary._cli.sources import locate, shape_of
-from ternary._cli.values import pair, positive, rate, sizes
+from ternary._cli.values import fraction, pair, positive, rate, sizes
 from ternary._wholefile import whole_file
 from ternary.errors import TernaryError
 
@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=rate, default=2e-3, help="its peak (default %(default)s)")
     parser.add_argument(
         "--student-learning-rate", type=rate, help="its peak for distilled networks (default: --learning-rate)"
+    )
+    parser.add_argument(
+        "--student-cutmix",
+        type=fraction,
+        default=0.0,
+        metavar="FRACTION",
+        help="of samples of distilled networks that get a span from another sample (default %(default)s)",
     )
     parser.add_argument(
         "--set",
@@ -100,7 +107,7 @@ def run(a: argparse.Namespace) -> int:
     split = data.load(a.data)
     shape = a.shape or shape_of(program)
     config = TrainConfig(epochs=a.epochs, learning_rate=a.learning_rate)
-    student = replace(config, learning_rate=a.student_learning_rate or a.learning_rate)
+    student = replace(config, learning_rate=a.student_learning_rate or a.learning_rate, cutmix=a.student_cutmix)
     plan = experiment.Plan(
         text,
         arguments=arguments,
