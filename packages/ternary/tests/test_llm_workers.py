@@ -48,7 +48,7 @@ def test_workers_answer_and_are_replaced(path) -> None:
 
             assert {ask() for _ in range(6)} == {(expected, "small")}
             for port in first.values():  # each of them also answers alone
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=200) as answer:
                     assert json.load(answer)["status"] == "ok"
             killed, stopped = first
             os.kill(killed, signal.SIGKILL)

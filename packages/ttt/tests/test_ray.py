@@ -23,7 +23,7 @@ import ttt
 
 pytestmark = [
     pytest.mark.xdist_group("ray"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 
@@ -57,7 +57,7 @@ def test_ray_gives_the_same_bytes(ray_cluster: object, sample_arc_tasks: list[tt
     near = finish(ttt.run(chosen, backend=Wanderer(), budget="30 steps"))
     assert {r.status for r in far.results.values()} == {"stopped"}
     assert far.submission() == near.submission()
-    failed = finish(ttt.run(sample_arc_tasks[:1], backend=Misbehaving("raises"), budget=30, pool="ray"))
+    failed = finish(ttt.run(sample_arc_tasks[:1], backend=Misbehaving("raises"), budget=100, pool="ray"))
     assert failed.results["identity"].error is not None
     assert failed.results["identity"].answered
 
@@ -107,7 +107,8 @@ def test_tasks_of_a_place_that_dies_go_elsewhere(
     ray_cluster: object, sample_arc_tasks: list[ttt.Task], integration_test_dir: Path
 ) -> None:
     """A task whose supervising process is killed is started again, and it is said."""
-    run = finish(ttt.run(sample_arc_tasks[:1], backend=KillsItsPlace(str(integration_test_dir)), budget=30, pool="ray"))
+    backend = KillsItsPlace(str(integration_test_dir))
+    run = finish(ttt.run(sample_arc_tasks[:1], backend=backend, budget=100, pool="ray"))
     result = run.results["identity"]
     assert (result.status, result.predictions[0].first.stage) == ("done", "second place"), result.error
     assert any("started again" in note for note in run.notes)

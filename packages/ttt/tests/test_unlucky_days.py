@@ -57,7 +57,7 @@ def test_a_full_disk_costs_no_answer(sample_arc_tasks: list[ttt.Task], integrati
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     backend = ["--backend", "ttt_test_backends:ColourTable"]
     done = subprocess.run(
-        [*command, *solve, *places, *backend], capture_output=True, text=True, env=env, check=False, timeout=55
+        [*command, *solve, *places, *backend], capture_output=True, text=True, env=env, check=False, timeout=250
     )
     told = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
@@ -285,8 +285,11 @@ def test_kill_ends_the_process_and_its_session(sample_arc_tasks: list[ttt.Task])
 @posix
 def test_what_a_task_has_started_ends_with_it(sample_arc_tasks: list[ttt.Task]) -> None:
     """At the hard limit the task's process and the one that it started are gone."""
-    budget = ttt.Budget(seconds=4, grace=0.2)
-    run = finish(ttt.run(sample_arc_tasks[:1], backend=LeavesAChild(), budget=budget))
+    for seconds in (2, 6, 20, 60):  # a busy machine may need longer than the first of them to start two processes
+        budget = ttt.Budget(seconds=seconds, grace=0.2)
+        run = finish(ttt.run(sample_arc_tasks[:1], backend=LeavesAChild(), budget=budget))
+        if run.results["identity"].answered:
+            break
     pids = [int(pid) for pid in run.results["identity"].predictions[0].first.why.split()]
     _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=60)
     for left in alive:

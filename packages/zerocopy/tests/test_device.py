@@ -35,7 +35,7 @@ from zerocopy.errors import (
 # cuda: zerocopy._torch_private:streams_of by GPU
 # cuda: zerocopy._flatten:Block.bytes_view by GPU
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(300)
 HERE = Path(__file__).parent / "driver"
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not beside an installed wheel's tests"),
 ]
 

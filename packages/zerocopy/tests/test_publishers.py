@@ -24,7 +24,7 @@ Publish = Callable[..., ModelRef]
 pytestmark = [
     # Python 3.12 and later warn of forking beside threads; torch and pytest-timeout have some that no child needs.
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
 ]
 PUBLISHER = """
 import sys, torch, zerocopy

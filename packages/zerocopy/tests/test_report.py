@@ -156,7 +156,7 @@ def test_sweep(tmp_path: Path, capsys: Any) -> None:
     assert "nothing to remove" in capsys.readouterr().out
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
     """`report --json --watch` prints a line each time and ends quietly when its pipe closes."""
     command = [
@@ -181,7 +181,7 @@ def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
     assert lines[0]["segments"] == []
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_watched_table_ends_with_ctrl_c(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """`report --watch` repeats the table; Ctrl-C ends it with the status that shells give an interrupted command."""
     publish(simple_model, name="watched", directory=tmp_path)

@@ -59,7 +59,7 @@ def test_old_bytes_go_with_the_last_reader(publish: Publish, tmp_path: Path, eve
     assert eventually(lambda: not Path(one.path).exists())
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("by_value")
 def test_reload_under_load(publish: Publish, tmp_path: Path, fresh_python: Any, eventually: Any) -> None:
     """While versions change, every answer in another process is wholly of one version, and versions never go back."""
