@@ -24,8 +24,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 with contextlib.suppress(ImportError):  # tools/gpu_check.py also runs where hypothesis is not installed
     from hypothesis import HealthCheck, settings
 
-    # An example that takes long on a busy machine is no failure.
-    settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # An example that takes long on a busy machine is no failure. The examples are the same each time, so that a change
+    # is judged by what it changes; the nightly run draws new ones.
+    settings.register_profile(
+        "unhurried",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        derandomize="NEW_EXAMPLES" not in os.environ,
+    )
     settings.load_profile("unhurried")
 
 

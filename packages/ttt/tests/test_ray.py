@@ -38,7 +38,16 @@ def ray_cluster() -> Iterator[object]:
     with pytest.MonkeyPatch.context() as patch:
         # Under "uv run" Ray would start its workers in an environment of their own, made anew.
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        for more_tries in (2, 1, 0):
+            try:
+                ray.init(
+                    address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+                )
+                break
+            except Exception:  # Ray gives its processes 30 s to start, whatever else the machine does
+                ray.shutdown()
+                if not more_tries:
+                    raise
         yield ray
         ray.shutdown()
 
