@@ -84,5 +84,5 @@ def test_workers_do_not_outlive_the_command(path) -> None:
             assert len(workers) == 2
         finally:
             process.kill()
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=200)
     assert alive == []

@@ -164,7 +164,7 @@ def cleanup_resources(request: pytest.FixtureRequest, own_temporary_folder: str,
     yield
     if "ray_cluster" in request.fixturenames:  # the test asked for it while it ran
         return
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while _children() - children and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _children() - children == set(), "a child process survived the test"

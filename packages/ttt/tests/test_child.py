@@ -17,9 +17,9 @@ from ttt.errors import WorkerDiedError
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ends within a minute."""
+    """Whether a process ends within minutes."""
     try:
-        psutil.Process(pid).wait(60)
+        psutil.Process(pid).wait(200)
     except psutil.NoSuchProcess:
         return True
     except psutil.TimeoutExpired:

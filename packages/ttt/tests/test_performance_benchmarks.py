@@ -60,7 +60,7 @@ class TestTrainingTimeConstraints:
         )
         assert {r.status for r in results.values()} == {"failed"}
         # Room for a machine that is busy: what is tested is that the limit ends the task, not how fast it is.
-        assert time.monotonic() - begun < 10 * (budget.seconds or 0) < benchmark_config["training_seconds"]
+        assert time.monotonic() - begun < 200 < benchmark_config["training_seconds"]
 
     @pytest.mark.slow
     @pytest.mark.timeout(300)

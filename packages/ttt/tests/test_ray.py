@@ -214,7 +214,7 @@ def test_all_stages_give_the_same_bytes_however_they_are_run(
     while not list(records.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     child.kill()
-    child.communicate(timeout=30)
+    child.communicate(timeout=200)
     again = solve_command(integration_test_dir, chosen, *arguments, "--json")
     out, _ = again.communicate(timeout=300)
     assert again.returncode == 0, out

@@ -376,7 +376,7 @@ def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], i
     while not (records.is_dir() and len(list(records.glob("*.json"))) >= 2) and time.monotonic() < deadline:
         time.sleep(0.02)
     child.kill()
-    child.communicate(timeout=30)
+    child.communicate(timeout=200)
     again = solve_command(integration_test_dir, sample_arc_tasks, *arguments, "--json")
     out, _ = again.communicate(timeout=200)
     assert again.returncode == 0, out
@@ -400,7 +400,7 @@ def test_workers_end_with_their_parent(sample_arc_tasks: list[ttt.Task], integra
         time.sleep(0.05)  # until they have their tasks: a worker that starts with no job ends for another reason
     child.kill()
     child.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=200)
     assert len(workers) == 2
     assert alive == []
 
