@@ -14,7 +14,12 @@ from ternary import llm
 WORDS = ["quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "a", "."]
 
 
-def save_words(file: Path, seed: int = 0, context: int = 2048) -> Path:
+CONTEXT = 1 << 16
+ENDLESS = {"max_tokens": CONTEXT - 100, "temperature": 1.5, "seed": 1, "stream": True}
+"""A text that no stall of a busy machine outlasts: no token ends it, and it would take many seconds."""
+
+
+def save_words(file: Path, seed: int = 0, context: int = CONTEXT) -> Path:
     """Write the model file of random weights."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="."))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -19,7 +19,7 @@ from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLi
 from ternary.runtime import PackedLinear, packed_layers, parts
 
 # Torch's exporter reads the sources of its whole operator library at every call.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 OFF = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -191,7 +191,7 @@ def test_packed_torch_files(temp_dir: Path, form: str, compiled_simple_model: nn
     assert any(b.dtype == torch.uint8 for b in other.buffers())
 
 
-@pytest.mark.timeout(240)  # torch's ONNX exporter reads the sources of its operator library at every call
+@pytest.mark.timeout(300)  # torch's ONNX exporter reads the sources of its operator library at every call
 def test_every_format_in_one_call(temp_dir: Path, compiled_simple_model: nn.Module) -> None:
     """Nine files and a manifest that tells the truth, the same weights in each, progress on the way."""
     seen: list[tuple[str, int, int]] = []
@@ -341,7 +341,7 @@ else:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills and limits as POSIX has them")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("phase", ["between", "within", "full"])
 def test_dying_in_the_middle(temp_dir: Path, phase: str) -> None:
     """After kill -9 or on a full disk the files are whole, and a manifest vouches for complete folders only."""

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,7 @@ def in_child(path, before="", **given):
     """What a child prints that opens a model after some other statements."""
     code = textwrap.dedent(before) + textwrap.dedent(PROGRAM)
     done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=120, **given
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=250, **given
     )
     return done.stdout.strip()
 
@@ -139,8 +140,14 @@ def group():
         return f"import os; open('{folder}/cgroup.procs', 'w').write(str(os.getpid()))\n"
 
     yield make
+    end = time.monotonic() + 60
     for folder in made:
-        folder.rmdir()
+        while folder.exists():  # some kernels let go of a child that has ended a moment later
+            try:
+                folder.rmdir()
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
 
 
 @linux

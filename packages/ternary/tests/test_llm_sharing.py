@@ -58,9 +58,9 @@ def test_two_replicas_on_ray_serve(tmp_path: Path) -> None:
 
     convert(folder, tmp_path / "m.ternary")
     port = 0
-    while not port:  # below those that systems choose: nobody else gets it by chance meanwhile
+    while not port:  # between those that Ray's workers take and those that systems choose
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", chosen := 15000 + secrets.randbelow(15000)))
+            probe.bind(("127.0.0.1", chosen := 20000 + secrets.randbelow(12000)))
             port = chosen
     run = [sys.executable, "-c", PROGRAM, str(tmp_path / "m.ternary"), str(port)]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -31,7 +31,6 @@ pytest.importorskip("starlette")
 pytestmark = pytest.mark.timeout(300)
 
 words = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("llm_words.py"))))
-ENDLESS = {"max_tokens": 1900, "temperature": 1.5, "seed": 1, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def serving(source, name=None, parallel=4):
     """A server on a thread: its address, client, versions, and schedulers' threads."""
     from ternary.llm._server import application
 
-    versions = _versions.Versions(source, name, parallel, 16, {"threads": 1})
+    versions = _versions.Versions(source, name, parallel, 16, {"threads": 1, "context": words.CONTEXT})
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application(versions), log_level="error", lifespan="off"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
@@ -93,13 +92,13 @@ def ask(made, prompt="the quick", **options):
 
 def health(made):
     """What monitors read."""
-    with urllib.request.urlopen(made.url + "/health") as answer:
+    with urllib.request.urlopen(made.url + "/health", timeout=200) as answer:
         return json.load(answer)
 
 
 def metrics(made):
     """The counters by name."""
-    with urllib.request.urlopen(made.url + "/metrics") as answer:
+    with urllib.request.urlopen(made.url + "/metrics", timeout=200) as answer:
         lines = answer.read().decode().splitlines()
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
@@ -176,7 +175,7 @@ def test_the_old_version_ends_with_its_last_request(paths) -> None:
         del older
         pieces += [part.choices[0].text for part in stream]
         assert "".join(pieces) == alone
-        thread.join(60)
+        thread.join(200)
         assert not thread.is_alive()
         words.eventually(lambda: gc.collect() >= 0 and gone() is None)
 
@@ -185,14 +184,14 @@ def test_a_client_that_leaves_ends_the_old_version(paths) -> None:
     """The text of a client that has left does not keep an older version."""
     source = Files(paths[0])
     with serving(source) as made:
-        stream = ask(made, "the", **ENDLESS)
+        stream = ask(made, "the", **words.ENDLESS)
         next(iter(stream))
         thread = made.versions.current.scheduler._thread
         source.publish(paths[1])
         ask(made)
         assert [version.name for version in made.versions._open_ones] == ["m0", "m1"]
         stream.close()
-        thread.join(60)
+        thread.join(200)
         assert not thread.is_alive()
         words.eventually(lambda: [version.name for version in made.versions._open_ones] == ["m1"])
         assert made.versions.counters().cancelled == 1
@@ -259,7 +258,7 @@ def test_closing_ends_older_versions_too(paths) -> None:
     with serving(source) as made:
         streams = []
         for path in (paths[1], paths[0]):
-            streams.append(ask(made, "the", **ENDLESS))
+            streams.append(ask(made, "the", **words.ENDLESS))
             next(iter(streams[-1]))
             source.publish(path)
         running = list(made.versions._open_ones)
@@ -317,8 +316,8 @@ def test_share_and_follow_by_command(paths, tmp_path) -> None:
                     assert ask(made).model == "newer"
             finally:
                 server.send_signal(2)
-                server.communicate(timeout=60)
-        share.communicate(timeout=60)
+                server.communicate(timeout=200)
+        share.communicate(timeout=200)
     assert share.returncode == 0
 
 

@@ -48,7 +48,7 @@ def test_workers_answer_and_are_replaced(path) -> None:
 
             assert {ask() for _ in range(6)} == {(expected, "small")}
             for port in first.values():  # each of them also answers alone
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=200) as answer:
                     assert json.load(answer)["status"] == "ok"
             killed, stopped = first
             os.kill(killed, signal.SIGKILL)
@@ -84,5 +84,5 @@ def test_workers_do_not_outlive_the_command(path) -> None:
             assert len(workers) == 2
         finally:
             process.kill()
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=200)
     assert alive == []

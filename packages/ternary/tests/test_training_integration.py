@@ -146,7 +146,7 @@ def test_resume_gives_what_an_unbroken_run_gives(temp_dir: Path) -> None:
     assert [p.name for p in temp_dir.iterdir()] == ["c.pt"]
 
 
-@pytest.mark.timeout(180)  # a fresh interpreter that imports torch, on a loaded machine
+@pytest.mark.timeout(300)  # a fresh interpreter that imports torch, on a loaded machine
 def test_kill_leaves_a_whole_checkpoint(temp_dir: Path) -> None:
     """A process killed without warning leaves a checkpoint that loads."""
     code = f"""
@@ -320,7 +320,7 @@ def test_experiment_on_digits(temp_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "shape", "points"), [("digits", (1, 8, 8), 1.0), ("mnist1d", (1, 40), 3.0)])
 def test_ternary_is_close_to_float(name: str, shape: tuple[int, ...], points: float) -> None:
     """One seed of the accuracy promise; the benchmark runs five."""

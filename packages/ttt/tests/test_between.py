@@ -185,7 +185,7 @@ def test_a_task_sees_the_gpu_of_its_slot(sample_arc_tasks: list[ttt.Task], monke
 
     monkeypatch.setenv(VISIBLE, "5,7")
     many = [replace(sample_arc_tasks[0], id=f"t{i}") for i in range(4)]
-    run = ttt.run(many, backend=SeesGpu(), budget=30)
+    run = ttt.run(many, backend=SeesGpu(), budget=100)
     busy: set[str] = set()
     seen: dict[str, str] = {}
     for event in run:

@@ -47,7 +47,7 @@ def test_curves_of_ones_own(sample_arc_tasks: list[ttt.Task], integration_test_d
         run = ttt.run(
             sample_arc_tasks[1:2],
             backend=ColourTable(),
-            budget=30,
+            budget=100,
             folder=integration_test_dir / "run",
             calibration=calibration,
         )

@@ -244,7 +244,7 @@ class TestConcurrentOperations:
     def test_two_processes_lose_nothing(self, store: CheckpointStore) -> None:
         """Two processes write 100 versions each: 200 distinct, every one verified, each writer's in order."""
         writers = [start_writer(store, 100, by) for by in "ab"]
-        numbers = [[int(line) for line in w.communicate(timeout=100)[0].split()] for w in writers]
+        numbers = [[int(line) for line in w.communicate(timeout=250)[0].split()] for w in writers]
         assert sorted(numbers[0] + numbers[1]) == list(range(1, 201)) == store.versions()
         assert all(n == sorted(n) for n in numbers)
         entries = store.history()
@@ -263,7 +263,7 @@ class TestConcurrentOperations:
             printed.append(int(writer.stdout.readline()))
             time.sleep(rng.uniform(0.0, 0.15))
             writer.send_signal(signal.SIGKILL)
-            printed += [int(line) for line in writer.communicate(timeout=100)[0].split("\n")[:-1]]
+            printed += [int(line) for line in writer.communicate(timeout=250)[0].split("\n")[:-1]]
         assert all(e.fault is None for e in store.history())
         assert set(printed) <= set(store.versions())
 

@@ -17,9 +17,9 @@ from ttt.errors import WorkerDiedError
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ends within a minute."""
+    """Whether a process ends within minutes."""
     try:
-        psutil.Process(pid).wait(60)
+        psutil.Process(pid).wait(200)
     except psutil.NoSuchProcess:
         return True
     except psutil.TimeoutExpired:
@@ -62,7 +62,7 @@ def test_stop_ends_it() -> None:
     begun, pids = time.monotonic(), list[int]()
     for pid in in_child("ttt_test_backends:pids_then_work", (1,), lambda: bool(pids), ignore):
         pids.append(pid)
-    assert time.monotonic() - begun < 40
+    assert time.monotonic() - begun < 200, "it would work for five minutes"
     assert all(map(gone, pids))
     assert len(pids) == 1
 
@@ -72,15 +72,19 @@ def test_stop_ends_it() -> None:
 )
 def test_limits_of_a_task_end_it(sample_arc_tasks: list[ttt.Task], how: str) -> None:
     """A limit that ends a task's process ends what works for it, and both count as the task's."""
-    budget = ttt.Budget(seconds=12, grace=0.2, memory=500_000_000 if how == "memory" else None)
     backend = WorksApart(600 if how == "memory" else 200, heeds=how != "hard time")
-    run = ttt.run(sample_arc_tasks[:1], backend=backend, budget=budget)
-    begun = time.monotonic()
-    for event in run:
-        if how == "interrupt" and isinstance(event, ttt.Improved):
-            run.interrupt()
-    assert time.monotonic() - begun < 60
-    (result,) = run.results.values()
+    # Where the time ends it, a busy machine may need longer than the first of them to start two processes.
+    for seconds in (8, 24, 72) if "time" in how else (100,):
+        budget = ttt.Budget(seconds=seconds, grace=0.2, memory=500_000_000 if how == "memory" else None)
+        run = ttt.run(sample_arc_tasks[:1], backend=backend, budget=budget)
+        begun = time.monotonic()
+        for event in run:
+            if how == "interrupt" and isinstance(event, ttt.Improved):
+                run.interrupt()
+        assert time.monotonic() - begun < seconds + 60
+        (result,) = run.results.values()
+        if result.answered:
+            break
     why = result.predictions[0].first.why
     assert result.peak_memory > 200e6, result
     if how == "memory":  # the worker may be ended before it could send its first answer
@@ -89,7 +93,7 @@ def test_limits_of_a_task_end_it(sample_arc_tasks: list[ttt.Task], how: str) -> 
     else:
         assert result.reason == ("interrupt" if how == "interrupt" else "time"), result.error
         assert gone(int(why))
-        assert 1.0 < result.cpu_seconds < 15
+        assert 1.0 < result.cpu_seconds < 2 * seconds
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")

@@ -89,7 +89,10 @@ def test_a_linear_size_is_guessed(slope: int, offset: int, seed: int) -> None:
     assert guess_sizes(grids, outputs) == ((slope * 4 + offset, 3),)
 
 
-def test_the_learners_try_where_no_transformation_has_the_size() -> None:
+@pytest.mark.parametrize(
+    ("how", "steps"), [({"stages": ("trees", "net")}, 65), pytest.param({}, 400, marks=pytest.mark.slow)]
+)
+def test_the_learners_try_where_no_transformation_has_the_size(how: dict[str, tuple[str, ...]], steps: int) -> None:
     """As many rows as objects: no transformation has that size, and trees and net still answer with it.
 
     Rows of seven random cells are too many for a rule to fit by chance.
@@ -103,7 +106,7 @@ def test_the_learners_try_where_no_transformation_has_the_size() -> None:
         outputs.append(rng.integers(1, 5, (n, 7)).astype(np.uint8))
     (group,) = guessed_groups(grids, outputs[:3])
     assert group.sizes == ((4, 7),)
-    best = last(list(zip(grids[:3], outputs[:3], strict=True)), grids[3], steps=400).answers[0][0]
+    best = last(list(zip(grids[:3], outputs[:3], strict=True)), grids[3], steps, **how).answers[0][0]
     assert best.stage in ("trees", "net")
     assert best.grid.shape == (4, 7)
 

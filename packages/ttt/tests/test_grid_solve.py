@@ -97,7 +97,7 @@ def test_same_seed_and_steps_give_the_same_answers_at_any_speed(whole: list[Prog
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_task_of_its_own_process_gets_the_same_answers() -> None:
     """Search and trees in one process and the net in another answer as all of them in one, to the last bit."""
     train, tests = noise_task()

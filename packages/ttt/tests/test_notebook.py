@@ -18,7 +18,7 @@ NOTEBOOK = Path(__file__).parent.parent / "examples" / "contest.ipynb"
 
 @pytest.mark.skipif(not NOTEBOOK.is_file(), reason="the notebook is not beside the tests")
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_contest_runs_and_goes_on(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
     """All code cells in order, twice: the second time everything is known and the time is used up or not needed."""
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))

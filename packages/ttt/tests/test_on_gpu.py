@@ -184,7 +184,7 @@ def limited(tiny_lm: Path) -> list[Any]:
     ]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_too_little_memory_is_a_result(limited: list[Any]) -> None:
     """A full GPU ends its task with a typed error and a legal answer; it is not tried again."""
     for backend in limited:
@@ -199,7 +199,7 @@ def test_too_little_memory_is_a_result(limited: list[Any]) -> None:
         assert result.predictions[0].first.grid.size
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_contest_on_a_gpu(integration_test_dir: Path) -> None:
     """Two tasks at a time share a GPU; within the whole time both are solved, and the submission is complete."""
     tasks = [task(4, f"swap-{n}") for n in range(2)]

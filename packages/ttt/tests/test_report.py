@@ -40,7 +40,7 @@ def test_report_shows_everything_and_escapes(sample_arc_tasks: list[ttt.Task], i
     """Pairs, attempts, truth and errors are there; ids and messages are text, not markup; no address is used."""
     evil = replace(sample_arc_tasks[0], id='<script>alert("x")</script>')
     tasks = ttt.TaskSet((evil, sample_arc_tasks[1]), (ttt.Rejected("<b>bad</b>", 1, "ragged <i>"),))
-    run = ttt.run(tasks, backend=Misbehaving("raises"), budget=30, folder=integration_test_dir)
+    run = ttt.run(tasks, backend=Misbehaving("raises"), budget=100, folder=integration_test_dir)
     for _ in run:
         pass
     out = integration_test_dir / "report.html"
@@ -63,7 +63,7 @@ def test_report_of_a_solved_run(sample_arc_tasks: list[ttt.Task], integration_te
     curves.write_text(calibration_json("colour-table", [("table", 0.9, i < 6) for i in range(8)], "eight answers"))
     folder = integration_test_dir / "run"
     for calibration in (None, curves):
-        run = ttt.run(sample_arc_tasks, backend=ColourTable(), budget=30, folder=folder, calibration=calibration)
+        run = ttt.run(sample_arc_tasks, backend=ColourTable(), budget=100, folder=folder, calibration=calibration)
         for _ in run:
             pass
         assert set(read_run(folder).results) == {t.id for t in sample_arc_tasks}

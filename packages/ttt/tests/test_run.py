@@ -30,9 +30,21 @@ def finish(run: ttt.Run) -> dict[str, ttt.TaskResult]:
     return run.results
 
 
+def solved_within(tasks: list[ttt.Task], backend: ttt.Backend) -> tuple[int, dict[str, ttt.TaskResult]]:
+    """Return the first seconds in which every task is answered, and the results.
+
+    The time of a task starts before its process, which a busy machine may need longer than the first of them to start.
+    """
+    for seconds in (2, 6, 20, 60):
+        results = finish(ttt.run(tasks, backend=backend, budget=ttt.Budget(seconds=seconds, grace=0.2)))
+        if all(r.answered for r in results.values()):
+            return seconds, results
+    pytest.fail(f"no answer within a minute: {results}")
+
+
 def test_solves_what_its_backend_can(sample_arc_tasks: list[ttt.Task]) -> None:
     """Every synthetic task, two test inputs included, is solved through real worker processes."""
-    run = ttt.run(sample_arc_tasks, backend=ColourTable(), workers=2, budget=30)
+    run = ttt.run(sample_arc_tasks, backend=ColourTable(), workers=2, budget=100)
     results = finish(run)
     assert {i: r.status for i, r in results.items()} == {t.id: "done" for t in sample_arc_tasks}
     assert run.score().solved == tuple(t.id for t in sample_arc_tasks)
@@ -42,7 +54,7 @@ def test_solves_what_its_backend_can(sample_arc_tasks: list[ttt.Task]) -> None:
 def test_events_come_in_order(sample_arc_tasks: list[ttt.Task]) -> None:
     """Each task starts once, improves, and finishes once."""
     kinds: dict[str, list[str]] = {}
-    for event in ttt.run(sample_arc_tasks[:2], backend=ColourTable(), budget=30):
+    for event in ttt.run(sample_arc_tasks[:2], backend=ColourTable(), budget=100):
         kinds.setdefault(event.task_id, []).append(type(event).__name__)
     for names in kinds.values():
         assert names[0] == "Started"
@@ -86,8 +98,10 @@ def test_hidden_outputs_do_not_influence_answers(sample_arc_tasks: list[ttt.Task
 
 def test_soft_time_limit_keeps_the_best(sample_arc_tasks: list[ttt.Task]) -> None:
     """A backend that obeys its clock is stopped by time, and what it had counts."""
-    run = ttt.run(sample_arc_tasks[:1], backend=Wanderer(0.01), budget=4)
-    result = finish(run)["identity"]
+    for seconds in (2, 6, 20, 60):  # a busy machine may need longer than the first of them to start a process
+        result = finish(ttt.run(sample_arc_tasks[:1], backend=Wanderer(0.01), budget=seconds))["identity"]
+        if result.answered:
+            break
     assert (result.status, result.reason) == ("stopped", "time")
     assert result.steps > 0
     assert result.answered
@@ -96,11 +110,10 @@ def test_soft_time_limit_keeps_the_best(sample_arc_tasks: list[ttt.Task]) -> Non
 def test_hard_time_limit_ends_the_process(sample_arc_tasks: list[ttt.Task]) -> None:
     """A backend that ignores its clock is ended, with a typed error; its earlier answer and the other task count."""
     good = replace(sample_arc_tasks[0], id="good")
-    budget = ttt.Budget(seconds=5, grace=0.2)  # most of it for a busy machine to start a process in
-    results = finish(ttt.run([sample_arc_tasks[1], good], backend=Misbehaving("ignores the clock"), budget=budget))
+    seconds, results = solved_within([sample_arc_tasks[1], good], Misbehaving("ignores the clock"))
     assert results["mirror"].status == "failed"
     assert results["mirror"].error is not None
-    assert results["mirror"].error.startswith("TimeLimitError: did not stop within 5 s")
+    assert results["mirror"].error.startswith(f"TimeLimitError: did not stop within {seconds} s")
     assert results["mirror"].answered
     assert results["good"].status == "done"
 
@@ -108,7 +121,7 @@ def test_hard_time_limit_ends_the_process(sample_arc_tasks: list[ttt.Task]) -> N
 def test_memory_limit_ends_the_task_only(sample_arc_tasks: list[ttt.Task]) -> None:
     """A task above its memory is ended with a typed error, its first answer and the other task count."""
     good = replace(sample_arc_tasks[0], id="good")
-    budget = ttt.Budget(seconds=30, memory=300_000_000)
+    budget = ttt.Budget(seconds=60, memory=300_000_000)
     results = finish(ttt.run([sample_arc_tasks[1], good], backend=Misbehaving("allocates"), budget=budget))
     assert results["mirror"].reason == "memory"
     assert results["mirror"].error is not None
@@ -120,7 +133,7 @@ def test_memory_limit_ends_the_task_only(sample_arc_tasks: list[ttt.Task]) -> No
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's own figure from /proc")
 def test_peak_memory_agrees_with_the_kernel(sample_arc_tasks: list[ttt.Task]) -> None:
     """The reported peak is the kernel's within 10 %, and contains what the backend held."""
-    result = finish(ttt.run(sample_arc_tasks[:1], backend=HoldsMemory(300), budget=30))["identity"]
+    result = finish(ttt.run(sample_arc_tasks[:1], backend=HoldsMemory(300), budget=100))["identity"]
     kernel = int(result.predictions[0].first.why) * 1024
     assert result.peak_memory == pytest.approx(kernel, rel=0.1)
     assert result.peak_memory > 300_000_000
@@ -147,7 +160,7 @@ def test_memory_of_children_counts(sample_arc_tasks: list[ttt.Task]) -> None:
 )
 def test_failures_are_named_and_contained(sample_arc_tasks: list[ttt.Task], how: str, message: str) -> None:
     """Whatever a backend does wrong, its earlier answer stays and the failure is told."""
-    result = finish(ttt.run([sample_arc_tasks[1]], backend=Misbehaving(how), budget=30))["mirror"]
+    result = finish(ttt.run([sample_arc_tasks[1]], backend=Misbehaving(how), budget=100))["mirror"]
     assert result.status == "failed"
     assert result.error is not None
     assert result.error.startswith(message)
@@ -157,7 +170,7 @@ def test_failures_are_named_and_contained(sample_arc_tasks: list[ttt.Task], how:
 
 def test_what_a_backend_prints_is_no_message(sample_arc_tasks: list[ttt.Task]) -> None:
     """Printing what looks like our own lines changes nothing."""
-    result = finish(ttt.run([sample_arc_tasks[1]], backend=Misbehaving("prints"), budget=30))["mirror"]
+    result = finish(ttt.run([sample_arc_tasks[1]], backend=Misbehaving("prints"), budget=100))["mirror"]
     assert (result.status, result.error) == ("done", None)
 
 
@@ -265,7 +278,7 @@ def test_a_task_whose_process_died_is_tried_again(sample_arc_tasks: list[ttt.Tas
     """A task that failed without breaking a limit is solved again; its failure replaces no better record."""
     folder = integration_test_dir / "run"
     for _ in range(2):
-        run = ttt.run(sample_arc_tasks[1:2], backend=Misbehaving("exits"), budget=30, folder=folder)
+        run = ttt.run(sample_arc_tasks[1:2], backend=Misbehaving("exits"), budget=100, folder=folder)
         assert not finish(run)["mirror"].reused
     store = Records(folder / "records")
     store.put("k", ttt.TaskResult("mirror", run.results["mirror"].predictions, "done"))
@@ -338,16 +351,16 @@ def test_ctrl_c_leaves_a_valid_submission(
     sample_arc_tasks: list[ttt.Task], integration_test_dir: Path, backend: list[str]
 ) -> None:
     """SIGINT to the command, while workers solve: status 130 soon, and a submission with every id."""
-    child = solve_command(integration_test_dir, sample_arc_tasks[::-1], *backend, "--budget", "100s", "--workers", "2")
+    child = solve_command(integration_test_dir, sample_arc_tasks[::-1], *backend, "--budget", "500s", "--workers", "2")
     workers: list[psutil.Process] = []
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 100
     while len(workers) < 2 and time.monotonic() < deadline:
         workers = psutil.Process(child.pid).children()
         time.sleep(0.05)
     time.sleep(1)
     child.send_signal(signal.SIGINT)
-    # Five seconds, of which a busy backend may take two; the bound is for a busy machine, the budget is 100 s.
-    out, _ = child.communicate(timeout=30)
+    # Five seconds, of which a busy backend may take two; the bound is for a busy machine, the budget is 500 s.
+    out, _ = child.communicate(timeout=200)
     assert child.returncode == 130, out
     answers = ttt.read_submission(integration_test_dir / "out.json")
     assert {i: len(a) for i, a in answers.items()} == {t.id: len(t.test) for t in sample_arc_tasks}
@@ -356,20 +369,20 @@ def test_ctrl_c_leaves_a_valid_submission(
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
     """Kill -9, then the same again: the submission of an undisturbed run, and finished tasks are not done twice."""
-    arguments = [*SLOW_WALK, "--steps", "60"]
+    arguments = [*SLOW_WALK, "--steps", "30"]
     child = solve_command(integration_test_dir, sample_arc_tasks, *arguments)
     records = integration_test_dir / "out.run" / "records"
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 100
     while not (records.is_dir() and len(list(records.glob("*.json"))) >= 2) and time.monotonic() < deadline:
         time.sleep(0.02)
     child.kill()
-    child.communicate(timeout=30)
+    child.communicate(timeout=200)
     again = solve_command(integration_test_dir, sample_arc_tasks, *arguments, "--json")
-    out, _ = again.communicate(timeout=50)
+    out, _ = again.communicate(timeout=200)
     assert again.returncode == 0, out
     assert sum(t["reused"] for t in json.loads(out)["tasks"]) >= 2
     resumed = (integration_test_dir / "out.json").read_bytes()
-    whole = ttt.run(sample_arc_tasks, backend=Wanderer(0.0), budget="60 steps")
+    whole = ttt.run(sample_arc_tasks, backend=Wanderer(0.0), budget="30 steps", workers=2)
     finish(whole)
     assert resumed == whole.submission().encode()
 
@@ -377,8 +390,8 @@ def test_kill_and_resume_give_the_same_bytes(sample_arc_tasks: list[ttt.Task], i
 def test_workers_end_with_their_parent(sample_arc_tasks: list[ttt.Task], integration_test_dir: Path) -> None:
     """Killing the command with -9 leaves no worker alive, also none that never writes to the pipe that has closed."""
     backend = ["--backend", "ttt_test_backends:Misbehaving", "--set", 'how="ignores the clock"']
-    child = solve_command(integration_test_dir, sample_arc_tasks, *backend, "--budget", "100s", "--workers", "2")
-    deadline = time.monotonic() + 30
+    child = solve_command(integration_test_dir, sample_arc_tasks, *backend, "--budget", "500s", "--workers", "2")
+    deadline = time.monotonic() + 100
     workers: list[psutil.Process] = []
     while len(workers) < 2 and time.monotonic() < deadline:
         workers = psutil.Process(child.pid).children()
@@ -387,14 +400,14 @@ def test_workers_end_with_their_parent(sample_arc_tasks: list[ttt.Task], integra
         time.sleep(0.05)  # until they have their tasks: a worker that starts with no job ends for another reason
     child.kill()
     child.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=200)
     assert len(workers) == 2
     assert alive == []
 
 
 def test_answers_of_numpy_views_are_taken(sample_arc_tasks: list[ttt.Task]) -> None:
     """Attempts are plain read-only grids of their own, in uint8."""
-    run = ttt.run(sample_arc_tasks[1:2], backend=ColourTable(), budget=30)
+    run = ttt.run(sample_arc_tasks[1:2], backend=ColourTable(), budget=100)
     grid = finish(run)["mirror"].predictions[0].first.grid
     assert grid.dtype == np.uint8
     assert not grid.flags.writeable
@@ -402,10 +415,13 @@ def test_answers_of_numpy_views_are_taken(sample_arc_tasks: list[ttt.Task]) -> N
 
 def test_the_last_answer_counts_even_right_before_a_hang(sample_arc_tasks: list[ttt.Task]) -> None:
     """Answers may follow one another too quickly to be sent one by one: the last still arrives before the kill."""
-    budget = ttt.Budget(seconds=4, grace=0.2)
-    result = finish(ttt.run(sample_arc_tasks[1:2], backend=Misbehaving("answers twice, then hangs"), budget=budget))
-    assert result["mirror"].status == "failed"
-    assert result["mirror"].predictions[0].first.stage == "second"
+    for seconds in (2, 6, 20, 60):  # a busy machine may need longer than the first of them to start a process
+        budget = ttt.Budget(seconds=seconds, grace=0.2)
+        result = finish(ttt.run(sample_arc_tasks[1:2], backend=Misbehaving("answers twice, then hangs"), budget=budget))
+        assert result["mirror"].status == "failed"
+        if result["mirror"].predictions[0].first.stage == "second":
+            return
+    pytest.fail(f"the second answer did not arrive: {result}")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def backend_of(weights: str, *, share: bool) -> VitBackend:
     return WhereWeightsLie(shape=SHAPE, weights=weights, share=share, device="cpu", steps=2, prediction_views=2)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads the kernel's list of mappings")
 def test_workers_map_one_copy_and_answer_alike(sample_arc_tasks: list[ttt.Task], weights: str) -> None:
     """Two workers map the same shared file; a single process with weights of its own gives the same submission."""

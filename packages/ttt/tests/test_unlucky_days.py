@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -57,7 +58,7 @@ def test_a_full_disk_costs_no_answer(sample_arc_tasks: list[ttt.Task], integrati
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     backend = ["--backend", "ttt_test_backends:ColourTable"]
     done = subprocess.run(
-        [*command, *solve, *places, *backend], capture_output=True, text=True, env=env, check=False, timeout=55
+        [*command, *solve, *places, *backend], capture_output=True, text=True, env=env, check=False, timeout=250
     )
     told = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
@@ -273,10 +274,10 @@ def test_kill_ends_the_process_and_its_session(sample_arc_tasks: list[ttt.Task])
         assert os.getsid(pid) == pid
         killing = threading.Thread(target=child.kill, daemon=True)  # it waits for the end, which might not come
         killing.start()
-        killing.join(60)
+        killing.join(200)
         assert child._process.poll() == -9
     finally:
-        if psutil.pid_exists(pid):
+        if child._process.poll() is None:
             os.kill(pid, 9)
     with child:
         pass
@@ -285,10 +286,17 @@ def test_kill_ends_the_process_and_its_session(sample_arc_tasks: list[ttt.Task])
 @posix
 def test_what_a_task_has_started_ends_with_it(sample_arc_tasks: list[ttt.Task]) -> None:
     """At the hard limit the task's process and the one that it started are gone."""
-    budget = ttt.Budget(seconds=4, grace=0.2)
-    run = finish(ttt.run(sample_arc_tasks[:1], backend=LeavesAChild(), budget=budget))
+    for seconds in (2, 6, 20, 60):  # a busy machine may need longer than the first of them to start two processes
+        budget = ttt.Budget(seconds=seconds, grace=0.2)
+        run = finish(ttt.run(sample_arc_tasks[:1], backend=LeavesAChild(), budget=budget))
+        if run.results["identity"].answered:
+            break
     pids = [int(pid) for pid in run.results["identity"].predictions[0].first.why.split()]
-    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=60)
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended already
+            found.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(found, timeout=100)
     for left in alive:
         left.kill()
     assert (len(pids), alive) == (2, [])

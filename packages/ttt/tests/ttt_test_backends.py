@@ -88,12 +88,12 @@ class Misbehaving:
         if task.id.startswith("good"):
             return
         if self.how == "ignores the clock":
-            end = time.monotonic() + 60
+            end = time.monotonic() + 300
             while time.monotonic() < end:
                 pass
         elif self.how == "answers twice, then hangs":
             yield Progress(tuple((Candidate(p.input, 0.5, "second"),) for p in task.test), "second", 2, 0.2)
-            time.sleep(60)
+            time.sleep(300)
         elif self.how == "allocates":
             held = []
             for _ in range(256):  # a missing limit costs 1 GiB, and not the machine
@@ -178,12 +178,12 @@ def burns(megabytes: int, seconds: float) -> Iterator[int]:
 
 
 def pids_then_work(megabytes: int) -> Iterator[int]:
-    """Holds memory, uses a second of CPU, gives this process's id and keeps a core busy for a minute."""
+    """Holds memory, uses a second of CPU, gives this process's id and keeps a core busy for five minutes."""
     held = np.ones(megabytes * 1_000_000, np.uint8)
     while time.process_time() < 1.0:
         pass
     yield os.getpid()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         held[0] += 1
 
@@ -274,10 +274,10 @@ class LeavesAChild:
 
     def solve(self, task: Task, clock: Clock, workdir: Path | None) -> Iterator[Progress]:
         """Answer with the ids of this process and of the one that it has started."""
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(50)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
         why = f"{os.getpid()} {child.pid}"
         yield Progress(tuple((Candidate(p.input, 0.3, "identity", why),) for p in task.test))
-        time.sleep(50)
+        time.sleep(300)
 
 
 @dataclass(frozen=True)

@@ -69,16 +69,16 @@ def cross() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as executor:
         for error in ERRORS:
-            got = executor.submit(fail, error).exception(timeout=60)
+            got = executor.submit(fail, error).exception(timeout=250)
             if (type(got), str(got)) != (type(error), str(error)):
                 print("executor", repr(error), repr(got))
         for value in VALUES:
-            if plain(executor.submit(same, value).result(timeout=60)) != plain(value):
+            if plain(executor.submit(same, value).result(timeout=250)) != plain(value):
                 print("executor", value)
     with spawn.Pool(1) as pool:
         for error in ERRORS:
             try:
-                pool.apply_async(fail, (error,)).get(timeout=60)
+                pool.apply_async(fail, (error,)).get(timeout=250)
             except errors.TTTError as got:
                 if (type(got), str(got)) == (type(error), str(error)):
                     continue

@@ -238,7 +238,7 @@ def test_a_retained_model_writes_to_itself_only(tmp_path: Path, publish_file: An
     assert torch.equal(ref.load(cached=False)[0].weight, saved[0].weight)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_no_heap_copy(kind: str, tmp_path: Path, large_model: nn.Module, fresh_python: Any) -> None:
     """Publishing 64 MiB from a file raises the process's own memory by less than a quarter of that."""

@@ -35,7 +35,7 @@ from zerocopy.errors import (
 # cuda: zerocopy._torch_private:streams_of by GPU
 # cuda: zerocopy._flatten:Block.bytes_view by GPU
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(300)
 HERE = Path(__file__).parent / "driver"
 
 
@@ -89,7 +89,7 @@ SAME = (
 )
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 120) -> bool:
     """Wait until a condition holds; whether it did."""
     end = time.monotonic() + seconds
     while not condition():
@@ -255,7 +255,7 @@ def test_one_copy_for_all_that_start_together(workers: Workers, publish: Callabl
         assert worker("look", "(model.none.shape, model.part.stride())") == (torch.Size([0, 3]), (700, 3))
         assert worker("load", ref, "other", cached=False) == loaded
     if workers.emulated:
-        assert workers.allocations() == 1
+        assert eventually(lambda: workers.allocations() == 1)
     assert eventually(lambda: len(keepers()) == 1)
 
 
@@ -288,7 +288,7 @@ def test_any_process_may_be_killed(workers: Workers, publish: Callable[..., zero
     for worker in second, third, fourth:
         assert worker("answer") == pytest.approx(wanted, rel=1e-4)
     if workers.emulated:
-        assert workers.allocations() == 2
+        assert eventually(lambda: workers.allocations() == 2)
         second.end()
         third("drop")
         assert eventually(lambda: workers.allocations() == 1)  # nobody keeps the first copy any more
@@ -308,7 +308,7 @@ def test_a_leader_that_is_killed_while_it_copies(
     assert not other.result()["own"]
     assert eventually(lambda: len(keepers()) == 1)
     if workers.emulated:
-        assert workers.allocations() == 1
+        assert eventually(lambda: workers.allocations() == 1)
 
 
 def test_a_write_reaches_no_other_process(workers: Workers, publish: Callable[..., zerocopy.ModelRef]) -> None:
@@ -426,9 +426,9 @@ def test_two_devices(workers: Workers, publish: Callable[..., zerocopy.ModelRef]
     both, one = workers.start(), workers.start(CUDA_VISIBLE_DEVICES="1")
     both("load", ref, "zero", device="cuda:0")
     both("load", ref, "one", device="cuda:1")
-    assert workers.allocations() == 2
+    assert eventually(lambda: workers.allocations() == 2)
     one("load", ref)
-    assert workers.allocations() == 2
+    assert eventually(lambda: workers.allocations() == 2)
     with pytest.raises(DeviceUnavailableError, match="cuDeviceGet"):
         both("load", ref, "two", device="cuda:2")
 
@@ -440,14 +440,23 @@ def test_a_report_lists_the_copy(workers: Workers, publish: Callable[..., zeroco
     for worker in first, second:
         worker("load", ref.to_json())
     assert eventually(lambda: len(keepers()) == 1)
-    report = zerocopy.report()
+    reports: list[zerocopy.Report] = []
+
+    def listed() -> bool:  # a report does not wait long for a keeper
+        reports.append(zerocopy.report())
+        return len(reports[-1].devices) == 1
+
+    assert eventually(listed)
+    report = reports[-1]
     (copy,) = report.devices
     assert copy.model == f"reported {ref.version}"
     assert copy.nbytes >= ref.nbytes
     assert set(copy.holders) == {first.pid, second.pid}
     assert str(copy) in str(report)
     assert report.as_dict()["devices"][0]["device"] == copy.device
-    assert any("1 copies of weights" in str(finding) for finding in examine() if finding.subject == "shared on GPUs")
+    assert eventually(
+        lambda: any("1 copies of weights" in str(found) for found in examine() if found.subject == "shared on GPUs")
+    )
     if not workers.emulated:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
         assert copy.device in listed
@@ -458,7 +467,7 @@ def test_a_report_lists_the_copy(workers: Workers, publish: Callable[..., zeroco
     first("look", "model.half() and None")
     assert "second.bias" in {entry.name for entry in first("look", "zerocopy.written(model)")}
     first.end()
-    assert eventually(lambda: zerocopy.report().devices[0].holders == (second.pid,))
+    assert eventually(lambda: [copy.holders for copy in zerocopy.report().devices] == [(second.pid,)])
 
 
 class Rewriter(nn.Module):
@@ -522,7 +531,7 @@ import os, socket, sys
 os.setuid(12345)
 asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 asking.connect(sys.argv[1])
-asking.settimeout(20)
+asking.settimeout(200)
 print(socket.recv_fds(asking, 100, 1)[:2])
 """
 

@@ -26,7 +26,7 @@ def public(module: str) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("module", ROOTS)
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_examples_run(module: str) -> None:
     """Every callable in `__all__` has an example, and each prints what it says."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

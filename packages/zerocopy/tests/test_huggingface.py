@@ -13,7 +13,7 @@ import zerocopy
 from zerocopy import ModelRef
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     # transformers and peft warn about their own insides
     pytest.mark.filterwarnings("ignore"),
 ]

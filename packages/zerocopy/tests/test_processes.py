@@ -46,7 +46,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_compute_the_same(method: str, fresh_script: Any) -> None:
     """Two workers of either kind load a class of the main script and give the original's answer."""

@@ -14,7 +14,7 @@ import zerocopy
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside an installed wheel's tests")
 def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from zerocopy import ModelRef
 from zerocopy.errors import RemoteCodeError
 
 Publish = Callable[..., ModelRef]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 CONFIGURATION = """
 from transformers import PretrainedConfig

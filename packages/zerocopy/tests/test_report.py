@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -156,7 +157,7 @@ def test_sweep(tmp_path: Path, capsys: Any) -> None:
     assert "nothing to remove" in capsys.readouterr().out
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
     """`report --json --watch` prints a line each time and ends quietly when its pipe closes."""
     command = [
@@ -175,13 +176,13 @@ def test_watch_ends_with_its_reader(tmp_path: Path) -> None:
     assert process.stderr is not None
     lines = [json.loads(process.stdout.readline()) for _ in range(2)]
     process.stdout.close()
-    assert process.wait(60) == 0
+    assert process.wait(200) == 0
     assert process.stderr.read() == ""
     process.stderr.close()
     assert lines[0]["segments"] == []
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_watched_table_ends_with_ctrl_c(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
     """`report --watch` repeats the table; Ctrl-C ends it with the status that shells give an interrupted command."""
     publish(simple_model, name="watched", directory=tmp_path)
@@ -202,7 +203,7 @@ def test_watched_table_ends_with_ctrl_c(simple_model: nn.Module, publish: Publis
     with contextlib.suppress(OSError):  # a terminal's other end says so when it has closed
         while os.read(ours, 1 << 16):
             pass
-    assert process.wait(60) == 130
+    assert process.wait(200) == 130
     os.close(ours)
 
 
@@ -251,10 +252,11 @@ def test_publish_serve_and_remove_from_the_command_line(tmp_path: Path, capsys: 
     assert server.stdout is not None
     assert server.stdout.readline().startswith("llm version 1: ")
     assert zerocopy.current("llm", directory=tmp_path / "segments").load(cached=False) is not None
+    gc.collect()  # what is loaded here would keep the segment
     assert main(["rm", "llm", *where]) == 2
     assert "held by the process that published it" in capsys.readouterr().err
     server.terminate()
-    assert server.wait(60) == 0
+    assert server.wait(200) == 0
     server.stdout.close()
     assert list((tmp_path / "segments").iterdir()) == []
     assert main(["publish", str(tmp_path / "nothing"), "--name", "x", *where]) == 2

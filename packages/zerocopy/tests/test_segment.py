@@ -163,7 +163,7 @@ def _end(process: subprocess.Popen[str], how: str) -> None:
     process.communicate("\n\n")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("last", ["kill", "exit"])
 def test_killed_publisher_then_last_reader(last: str, eventually: Any) -> None:
     """A killed publisher's segment serves its reader on, and goes with it, however that ends; the name goes too."""
@@ -184,7 +184,7 @@ def test_killed_publisher_then_last_reader(last: str, eventually: Any) -> None:
     assert eventually(lambda: not list(default_directory().glob(f"{name}*")))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_publisher_killed_while_writing(tmp_path: Path, eventually: Any) -> None:
     """Nothing of a half-written segment becomes visible or stays."""
     code = """

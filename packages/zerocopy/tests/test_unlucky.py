@@ -265,7 +265,7 @@ def test_the_clock_jumps(years: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
     copy = ModelRef("net", 2, second.digest, second.nbytes, str(copied))
     for _ in range(2):
         assert torch.equal(copy.load(cached=False)["w"], MODEL["w"] + 1)
-    model = zerocopy.share("shared", lambda: MODEL, directory=folder, timeout=10)
+    model = zerocopy.share("shared", lambda: MODEL, directory=folder, timeout=100)
     assert torch.equal(model["w"], MODEL["w"])
     zerocopy.sweep(folder)
     assert Path(second.path).exists()

@@ -59,15 +59,15 @@ def test_old_bytes_go_with_the_last_reader(publish: Publish, tmp_path: Path, eve
     assert eventually(lambda: not Path(one.path).exists())
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("by_value")
 def test_reload_under_load(publish: Publish, tmp_path: Path, fresh_python: Any, eventually: Any) -> None:
     """While versions change, every answer in another process is wholly of one version, and versions never go back."""
-    publish(Constant(1), name="model", directory=tmp_path)
     code = """
-import sys, zerocopy, time
+import pathlib, sys, zerocopy, time
 live = zerocopy.follow("model", directory=sys.argv[1])
-seen, end = [], time.monotonic() + 60
+pathlib.Path(sys.argv[2]).touch()
+seen, end = [], time.monotonic() + 200
 while time.monotonic() < end and (not seen or seen[-1] < 30):
     answer = live()
     assert len(set(answer)) == 1, answer
@@ -77,14 +77,17 @@ assert seen == sorted(seen), seen
 print("last", seen[-1])
 """
     printed: list[str] = []
-    runner = threading.Thread(target=lambda: printed.append(fresh_python(code, str(tmp_path)).stdout))
+    segments, following = tmp_path / "segments", tmp_path / "following"
+    publish(Constant(1), name="model", directory=segments)
+    runner = threading.Thread(target=lambda: printed.append(fresh_python(code, str(segments), str(following)).stdout))
     runner.start()
+    assert eventually(following.exists)
     for value in range(2, 31):
-        publish(Constant(value), name="model", directory=tmp_path)
-        threading.Event().wait(0.05)
+        publish(Constant(value), name="model", directory=segments)
+        threading.Event().wait(0.02)
     runner.join()
     assert printed == ["last 30.0\n"]
-    assert eventually(lambda: len(list(tmp_path.glob("*.zc"))) == 1)
+    assert eventually(lambda: len(list(segments.glob("*.zc"))) == 1)
 
 
 def test_threads_see_whole_versions(publish: Publish, tmp_path: Path) -> None:

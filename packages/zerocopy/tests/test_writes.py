@@ -115,7 +115,7 @@ def _worker(ref: ModelRef, write: Any, pipe: Any) -> None:
 
 def answer(pipe: Any) -> Any:
     """Return what a worker sends; a dead one is noticed, though other workers have its end of the pipe too."""
-    assert pipe.poll(60), "the worker does not answer"
+    assert pipe.poll(200), "the worker does not answer"
     return pipe.recv()
 
 
