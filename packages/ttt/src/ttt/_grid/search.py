@@ -17,7 +17,7 @@ from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
 from ttt._grid.scene import Scenes
-from ttt._grid.size_guess import guessed_groups
+from ttt._grid.size_guess import guessed_groups, sizes_by_rule
 from ttt._grid.work import Work
 from ttt.values import Candidate, Grid
 
@@ -122,7 +122,9 @@ def _settled(programs: Sequence[Program], cost: float = LIKELY_COST) -> bool:
 def _composed(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, units: int) -> Compositions:
     """Compose transformations, within some work units."""
     units = units if work.left is None else min(units, work.left)
-    made = compositions(inputs, outputs, Limits(work=units * PER_UNIT), lambda: work.over, COMPOSED_INPUTS)
+    sizes = sizes_by_rule(inputs, outputs)
+    limits = Limits(work=units * PER_UNIT)
+    made = compositions(inputs, outputs, limits, lambda: work.over, COMPOSED_INPUTS, sizes=sizes)
     work.spend(units)
     return made
 

@@ -56,6 +56,29 @@ def guess_sizes(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> tuple[Shape,
     return tuple(zip(*sides, strict=True))
 
 
+def sizes_by_rule(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> tuple[Shape, ...] | None:
+    """Return the size of every test output by a rule that all pairs follow, the simplest; None where there is none.
+
+    Outputs are as large as the inputs, or of one size, or each side is a linear function of one measure of the input.
+    """
+    tests = inputs[len(outputs) :]
+    if all(a.shape == b.shape for a, b in zip(inputs, outputs, strict=False)):
+        return tuple((g.shape[0], g.shape[1]) for g in tests)
+    scenes: list[Scene] = []
+    sides = []
+    for axis in (0, 1):
+        wanted = [o.shape[axis] for o in outputs]
+        if len(set(wanted)) == 1:
+            sides.append([wanted[0]] * len(tests))
+            continue
+        scenes = scenes or [Scene(g) for g in inputs]
+        guess = next(_linear(scenes, wanted), None)
+        if guess is None:
+            return None
+        sides.append(guess)
+    return tuple(zip(*sides, strict=True))
+
+
 def _linear(scenes: Sequence[Scene], wanted: Sequence[int]) -> Iterator[list[int]]:
     """Yield the sides of the tests by each linear rule that holds on the training pairs, simple slopes first."""
     found: list[tuple[Fraction, list[int]]] = []

@@ -61,6 +61,7 @@ def compositions(
     stop: Callable[[], bool] = lambda: False,
     images: int = 400,
     compiled: bool = True,
+    sizes: Sequence[Shape] | None = None,
 ) -> Compositions:
     """Search a task.
 
@@ -71,12 +72,13 @@ def compositions(
         stop: Asked between pieces of work; true ends it, with what was found until then.
         images: How many compositions of a group are returned.
         compiled: Whether to use the compiled core where there is one; the answers are the same.
+        sizes: The sizes of the tests' outputs, None where they are not known.
     """
     found = Compositions()
-    start = Start.of(inputs, outputs, limits)
+    start = Start.of(inputs, outputs, limits, sizes)
     if len(start.row) >= LONGEST_ROW:
         return found
-    table = primitives(inputs, outputs)
+    table = primitives(inputs, outputs, sizes is not None)
     run = (core.Compiled if compiled and core.library() else engine.Enumeration)(start, table)
     while not run.run(SLICE) and not stop():
         pass
