@@ -83,14 +83,19 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         yield found
 
 
-def search_as_given(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
-    """Look for programs without restating the task; arguments and results as of `search`."""
+def search_as_given(
+    inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, short: float = SHORT_COMPOSITION
+) -> Iterator[Found]:
+    """Look for programs without restating the task; arguments and results as of `search`.
+
+    With a composition that costs at most `short` nothing else is tried.
+    """
     found = Found()
     composed = _composed(inputs, outputs, work, COMPOSING)
     found.programs = _programs_of(composed, len(outputs))
     found.groups = _with_composed([], composed)
     yield found
-    if work.over or _settled(found.programs, SHORT_COMPOSITION):
+    if work.over or _settled(found.programs, short):
         return
     for derived in groups_of(inputs, outputs, work, bases=1):
         found.groups = _with_composed(derived, composed)

@@ -84,12 +84,12 @@ def compositions(
         pass
     values = run.nodes()
     fitting = np.flatnonzero(values[:, FLAGS] & SIZES_FIT).astype(np.int32)
-    sizes = run.test_sizes(fitting).reshape(len(fitting), 2 * (len(inputs) - len(outputs)))
+    implied = run.test_sizes(fitting).reshape(len(fitting), 2 * (len(inputs) - len(outputs)))
     target = np.concatenate([o.ravel() for o in outputs])
     pair = np.repeat(np.arange(len(outputs)), [o.size for o in outputs]).astype(np.int32)
     shapes_of_train = [o.shape for o in outputs]
     names = _Words(values, table)
-    keys, which, count = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+    keys, which, count = np.unique(implied, axis=0, return_inverse=True, return_counts=True)
     which = which.ravel()
     order = sorted(range(len(keys)), key=lambda g: (-int(count[g]), g))
     solved = (values[:, FLAGS] & EXACT).any()

@@ -57,7 +57,18 @@ def library() -> ctypes.CDLL | None:
     check(core, SOURCES)
     pointer, number, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     core.compose_function.argtypes = [ctypes.c_char_p]
-    core.compose_open.argtypes = [*[pointer, number] * 2, pointer, number, number, pointer, *[number] * 4, *[wide] * 2]
+    core.compose_open.argtypes = [
+        pointer,
+        number,
+        pointer,
+        number,
+        pointer,
+        *[number] * 2,
+        pointer,
+        *[number] * 4,
+        wide,
+        wide,
+    ]
     core.compose_open.restype = pointer
     core.compose_close.argtypes = [pointer]
     core.compose_run.argtypes = [pointer, wide]

@@ -180,7 +180,8 @@ def _shares(given: int, wanted: int) -> npt.NDArray[np.int64]:
     """How much of each given cell lies under each wanted cell, where both are spread over one length."""
     y, at = np.arange(given), np.arange(wanted)[:, None]
     low, high = np.maximum(y * wanted, at * given), np.minimum((y + 1) * wanted, (at + 1) * given)
-    return np.maximum(high - low, 0)
+    shares: npt.NDArray[np.int64] = np.maximum(high - low, 0)
+    return shares
 
 
 @shape

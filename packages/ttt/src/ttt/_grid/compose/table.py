@@ -14,7 +14,17 @@ import numpy as np
 from ttt.values import Grid
 
 GIVES_LIST = frozenset(
-    {"cut_pieces", "cut_objects", "cut_colours", "cut_panels", "cut_parts", "cut_lines", "keep_extreme", "drop_extreme", "sort_by"}
+    {
+        "cut_pieces",
+        "cut_objects",
+        "cut_colours",
+        "cut_panels",
+        "cut_parts",
+        "cut_lines",
+        "keep_extreme",
+        "drop_extreme",
+        "sort_by",
+    }
 )
 """Functions whose result is several pieces for each input."""
 TAKES_LIST = frozenset(
@@ -127,11 +137,16 @@ LINES = (
     Line("a copy of it at each drawn cell of the input", "product_with_input", 10),
     Line("a copy of the input at each of its drawn cells", "input_product", 10),
     Line("repeated over the input's frame", "tile_input_frame", 10),
-    Line("resized to its output's size", "fit_output", 9),
-    Line("repeated {}over its output's frame", "tile_output", 10, {"": 0, "with gaps of a cell ": 1}),
-    Line("repeated {}over its output's frame, each second mirrored", "mirror_output", 10, {"": 0, "with gaps of a cell ": 1}),
-    Line("at its place in its output's frame", "in_output_frame", 8),
-    Line("its cells row by row in its output's frame", "wrap_output", 10),
+    Line("resized to its output's size", "fit_output", 11),
+    Line("repeated {}over its output's frame", "tile_output", 12, {"": 0, "with gaps of a cell ": 1}),
+    Line(
+        "repeated {}over its output's frame, each second mirrored",
+        "mirror_output",
+        13,
+        {"": 0, "with gaps of a cell ": 1},
+    ),
+    Line("at its place in its output's frame", "in_output_frame", 12),
+    Line("its cells row by row in its output's frame", "wrap_output", 12),
     Line(
         "{} in its commonest colour",
         "block",
