@@ -192,11 +192,11 @@ def test_the_stage_of_restatements_keeps_its_budget_and_stops() -> None:
 
 
 def two_readings() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """All that is drawn takes colour 2, or what is of colour 1 does: only the test, with a cell of colour 3, tells."""
+    """Mirrored, what is drawn takes colour 2, or what is of colour 1 does: a cell of colour 3 in the test tells."""
     rng = np.random.default_rng(2)
-    inputs = [(rng.random((3, 3)) < 0.4).astype(np.uint8) for _ in range(3)]
+    inputs = [(rng.random((3, 4)) < 0.4).astype(np.uint8) for _ in range(3)]
     inputs[2][1, 1] = 3
-    return inputs, [2 * g for g in inputs[:2]]
+    return inputs, [2 * g[:, ::-1] for g in inputs[:2]]
 
 
 def test_beside_a_sure_answer_there_is_the_other_reading() -> None:
@@ -207,8 +207,18 @@ def test_beside_a_sure_answer_there_is_the_other_reading() -> None:
         *_, state = before_net(inputs, outputs, 0, None, stages)
         answers[stages] = state.pool.answers(state.spare)[0]
     (alone, spare), (first, second) = answers.values()
-    assert first.grid.tolist() == alone.grid.tolist() == np.where(inputs[2], 2, 0).tolist()
+    mirrored = inputs[2][:, ::-1]
+    assert first.grid.tolist() == alone.grid.tolist() == np.where(mirrored, 2, 0).tolist()
     assert first.confidence >= alone.confidence
     assert spare.stage == "fallback"
-    assert second.grid.tolist() == np.where(inputs[2] == 1, 2, inputs[2]).tolist()
+    assert second.stage == "restated"
+    assert np.argwhere(second.grid != first.grid).tolist() == np.argwhere(mirrored == 3).tolist()
     assert 0 < second.confidence <= BESIDE_SURE
+
+
+def test_beside_a_plain_answer_nothing_is_searched() -> None:
+    """Easy tasks stay quick."""
+    inputs, _ = two_readings()
+    *_, state = before_net(inputs, [2 * g for g in inputs[:2]], 0, None, ("search", "restated"))
+    assert state.pool.sure(0.8)
+    assert state.stage == "search"

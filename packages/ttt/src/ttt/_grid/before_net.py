@@ -17,6 +17,8 @@ from ttt.values import Grid
 
 ENOUGH = 0.8
 """The learners run unless the search has an answer of more confidence than this for every test."""
+PLAIN = 1.5
+"""Beside a sure answer by a program of at most this cost no other is looked for."""
 BESIDE_SURE = 0.25
 """Factor of the confidence of what is found beside an answer that the search is sure of."""
 NET_INPUTS = 4
@@ -59,7 +61,8 @@ def before_net(
         yield SearchState("search", pool, spare, work.done)
     sure = pool.sure(ENOUGH)
     # Where the search is sure it may still be wrong: a second answer is worth the time.
-    if "restated" in stages and not (sure and pool.twice()) and not work.over:
+    settled = sure and (pool.twice() or min(p.cost for p in found.programs) <= PLAIN)
+    if "restated" in stages and not settled and not work.over:
         before = pool
         known = {p.why for p in found.programs}  # a program found once more is no second opinion
         for programs in search_restated(inputs, outputs, seed, work, to_the_end=sure):
