@@ -114,7 +114,6 @@ PICTURES = [
     ("repeated over its output's frame, each second mirrored", "12", "12211 12211"),
     ("repeated with gaps of a cell over its output's frame, each second mirrored", "12", "12.21."),
     ("at its place in its output's frame", "12 34", "12. 34. ..."),
-    ("its cells row by row in its output's frame", "123 4..", "12 34"),
     ("a square as wide as its number of colours in its commonest colour", "112", "11 11"),
     ("a row as long as its number of objects in its commonest colour", "1.2. ...2 4...", "222"),
     ("a column as high as its number of drawn cells in its commonest colour", "1.2 ..2", "2 2 2"),

@@ -231,17 +231,6 @@ def in_output_frame(piece: Piece, source: Piece, _arg: int) -> Piece | None:
     return None if source.output is None else Piece(0, 0, placed(piece, source.output))
 
 
-@shape
-def wrap_output(piece: Piece, source: Piece, _arg: int) -> Piece | None:
-    """Its cells, row by row, as the cells of a grid of the output's size, row by row."""
-    if source.output is None or source.output == piece.cells.shape:
-        return None
-    out = np.zeros(source.output, dtype=np.uint8)
-    n = min(out.size, piece.cells.size)
-    out.reshape(-1)[:n] = piece.cells.reshape(-1)[:n]
-    return Piece(0, 0, out)
-
-
 def _counted(g: Grid, what: int) -> int:
     if what == 2:
         return objects_of(g)

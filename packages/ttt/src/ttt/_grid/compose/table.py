@@ -44,7 +44,7 @@ TAKES_LIST = frozenset(
 )
 """Functions whose argument is several pieces for each input."""
 
-FOR_OUTPUTS = frozenset({"fit_output", "tile_output", "mirror_output", "in_output_frame", "wrap_output"})
+FOR_OUTPUTS = frozenset({"fit_output", "tile_output", "mirror_output", "in_output_frame"})
 """Functions that need the size of every output."""
 
 IN, OUT = "colours of the inputs", "colours of the outputs"
@@ -146,7 +146,6 @@ LINES = (
         {"": 0, "with gaps of a cell ": 1},
     ),
     Line("at its place in its output's frame", "in_output_frame", 12),
-    Line("its cells row by row in its output's frame", "wrap_output", 12),
     Line(
         "{} in its commonest colour",
         "block",

@@ -126,7 +126,7 @@ SHAPE(outline); SHAPE(inner); SHAPE(fill_box); SHAPE(grow); SHAPE(surround); SHA
 SHAPE(join_equal); SHAPE(drop_dots); SHAPE(invert); SHAPE(swap_colours); SHAPE(mirror_fill); SHAPE(mend_tiling);
 SHAPE(shift); SHAPE(roll); SHAPE(spread); SHAPE(solid); SHAPE(over_input); SHAPE(under_input); SHAPE(in_frame);
 SHAPE(mask_by_input); SHAPE(mask_by_empty); SHAPE(product_with_input); SHAPE(input_product); SHAPE(fit_output);
-SHAPE(tile_output); SHAPE(mirror_output); SHAPE(in_output_frame); SHAPE(wrap_output); SHAPE(block);
+SHAPE(tile_output); SHAPE(mirror_output); SHAPE(in_output_frame); SHAPE(block);
 SPLIT(cut_pieces); SPLIT(cut_objects); SPLIT(cut_colours); SPLIT(cut_panels); SPLIT(cut_lines); SPLIT(cut_parts);
 JOIN(keep_extreme); JOIN(drop_extreme); JOIN(take_extreme); JOIN(take_odd); JOIN(sort_by); JOIN(overlay); JOIN(beside);
 JOIN(pile); JOIN(pile_logic); JOIN(colours_in_line); JOIN(take_index);

@@ -281,16 +281,6 @@ SHAPE(in_output_frame) {
     return 1;
 }
 
-/* Its cells, row by row, as the cells of a grid of the output's size, row by row. */
-SHAPE(wrap_output) {
-    (void)arg;
-    if ((input->output_h == in->h && input->output_w == in->w) || !blank(out, input->output_h, input->output_w, memory))
-        return 0;
-    out->y = out->x = 0;
-    for (int i = 0; i < out->h * out->w && i < in->h * in->w; i++) out->cells[i] = in->cells[i];
-    return 1;
-}
-
 /* How many drawn cells, colours or objects there are. */
 static int counted(const Piece *in, int what) {
     int count[10], n = 0;
