@@ -24,9 +24,10 @@ from ttt._grid.compose.parts import JOINS, PROPERTIES, SPLITS
 from ttt._grid.compose.rows import EXACT, FLAGS, Limits, Start, grids_of
 from ttt._grid.compose.screening import Screen, disjoint
 from ttt._grid.compose.shapes import SHAPES
-from ttt._grid.compose.table import GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
+from ttt._grid.compose.table import FOR_OUTPUTS, GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
 from ttt._grid.features.columns import dense
 from ttt._grid.search import search
+from ttt._grid.size_guess import sizes_by_rule
 from ttt._grid.transforms.repair import mended_by_mirror, mended_by_tiling
 from ttt._grid.where import PACKAGE, steps
 from ttt._grid.work import Work
@@ -101,6 +102,22 @@ PICTURES = [
     ("cut into one-colour pieces, then those with the smallest box removed, then the first of them", "1.22.33", "22"),
     ("cut into one-colour pieces, then laid together at their places", "1.2", "1.2"),
     ("cut into objects, then the last of them, then at its place in the input's frame", "1.2", "..2"),
+    ("resized to its output's size", "1122 1522", "12"),
+    ("resized to its output's size", "12", "1122 1122"),
+    ("resized to its output's size", "112", "12"),
+    ("cropped to what is drawn, then repeated over its output's frame", "... .12 ...", "21212 21212"),
+    (
+        "cropped to what is drawn, then repeated with gaps of a cell over its output's frame",
+        "... .12 ...",
+        "..... .12.1 .....",
+    ),
+    ("repeated over its output's frame, each second mirrored", "12", "12211 12211"),
+    ("repeated with gaps of a cell over its output's frame, each second mirrored", "12", "12.21."),
+    ("at its place in its output's frame", "12 34", "12. 34. ..."),
+    ("a square as wide as its number of colours in its commonest colour", "112", "11 11"),
+    ("a row as long as its number of objects in its commonest colour", "1.2. ...2 4...", "222"),
+    ("a column as high as its number of drawn cells in its commonest colour", "1.2 ..2", "2 2 2"),
+    ("cut into the parts between one colour, then the first of them", "1.7.. ..7.2 77777 ..7.2", "1. .."),
 ]
 
 
@@ -136,7 +153,7 @@ class TestPrimitives:
             wanted.append(match[0])
         chain = sorted(set(wanted), key=lambda p: p.cost)
         limits = Limits(cost=sum(p.cost for p in wanted), spare=0, nodes=3000, work=3_000_000)
-        start = Start.of([grid], [made], limits)
+        start = Start.of([grid], [made], limits, [])
         search = run(kind, start, chain)
         exact = [i for i, f in enumerate(search.nodes()) if f[FLAGS] & EXACT]
         assert exact, "the picture was not made"
@@ -171,12 +188,17 @@ class TestTable:
 class TestCore:
     """The compiled core gives what numpy gives, to the byte."""
 
-    @given(st.lists(st.tuples(colours, colours), min_size=1, max_size=3), colours)
+    @given(
+        st.lists(st.tuples(colours, colours), min_size=1, max_size=3),
+        colours,
+        st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    )
     @settings(deadline=None, max_examples=40)
-    def test_random_tasks(self, pairs, test) -> None:
+    def test_random_tasks(self, pairs, test, size) -> None:
         """All values, in order, with their parents, costs and flags, and the work that they took."""
         inputs, outputs = [a for a, _ in pairs] + [test], [b for _, b in pairs]
-        start, table = Start.of(inputs, outputs, Limits(work=60_000)), primitives(inputs, outputs)
+        start = Start.of(inputs, outputs, Limits(work=60_000), None if size is None else [size])
+        table = primitives(inputs, outputs)
         fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
         assert fast.work == slow.work
         assert np.array_equal(fast.nodes(), slow.nodes())
@@ -192,7 +214,8 @@ class TestCore:
         for task in list(ttt.load("arcagi1:training"))[::4]:
             inputs = [np.asarray(p.input, np.uint8) for p in (*task.train, *task.test)]
             outputs = [np.asarray(p.output, np.uint8) for p in task.train]
-            start, table = Start.of(inputs, outputs, Limits(work=200_000)), primitives(inputs, outputs)
+            sizes = sizes_by_rule(inputs, outputs)
+            start, table = Start.of(inputs, outputs, Limits(work=200_000), sizes), primitives(inputs, outputs)
             fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
             assert np.array_equal(fast.nodes(), slow.nodes()), task.id
             assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes()))), task.id
@@ -253,6 +276,53 @@ class TestCore:
         assert count == known == len(set(values))
         assert fast.tolist() == slow.tolist()
         assert [list(dict.fromkeys(values))[c] for c in fast] == values
+
+
+@compiled
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 0, 1, 1, 2])),
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+)
+@settings(deadline=None, max_examples=25)
+def test_functions_with_the_output_in_view_are_twins(grid: np.ndarray, size: tuple[int, int]) -> None:
+    """Of pieces at their places too, in outputs smaller and larger than the input."""
+    made = np.zeros(size, dtype=np.uint8)
+    cuts, kinds = ("cut_parts", "cut_pieces", "take_index"), {*FOR_OUTPUTS, "block"}
+    table = [p for p in primitives([grid], [made]) if p.function in cuts or p.function in kinds]
+    start = Start.of([grid], [made], Limits(cost=22, work=10_000), [])
+    fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+    assert np.array_equal(fast.nodes(), slow.nodes())
+    assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))
+
+
+class TestOutputSizes:
+    """The sizes of outputs that compositions may use."""
+
+    def test_same_constant_and_linear(self) -> None:
+        """Each rule that all pairs follow."""
+        inputs = [np.zeros(s, np.uint8) for s in ((2, 3), (4, 5), (6, 7))]
+
+        def by_rule(*shapes: tuple[int, int]) -> object:
+            return sizes_by_rule(inputs, [np.zeros(s, np.uint8) for s in shapes])
+
+        assert by_rule((2, 3), (4, 5)) == ((6, 7),)
+        assert by_rule((3, 3), (3, 3)) == ((3, 3),)
+        assert by_rule((4, 1), (8, 1)) == ((12, 1),)
+
+    def test_none_where_pairs_follow_no_rule(self) -> None:
+        """Then compositions go without."""
+        inputs = [np.zeros((2, 3), np.uint8)] * 3
+        outputs = [np.zeros(s, np.uint8) for s in ((2, 2), (3, 3))]
+        assert sizes_by_rule(inputs, outputs) is None
+        assert not {p.function for p in primitives(inputs, outputs, sized=False)} & FOR_OUTPUTS
+        compositions(inputs, outputs, Limits(work=100_000))
+
+    def test_a_test_is_resized_too(self) -> None:
+        """Noise goes, whatever the size of the test."""
+        inputs = [picture("1122 1522 3344 3344"), picture("2211 2211 4433 4453"), picture("333444 353444 333544")]
+        made = compositions(inputs, [picture("12 34"), picture("21 43")], Limits(), sizes=[(1, 2)])
+        assert made.exact[0].words == "resized to its output's size"
+        assert np.array_equal(made.exact[0].grids[2], picture("34"))
 
 
 class TestCompositions:

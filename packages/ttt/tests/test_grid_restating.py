@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ttt._grid.before_net import BESIDE_SURE, before_net
 from ttt._grid.restated_search import search_restated
 from ttt._grid.restating import FURTHER, RESTATEMENTS, Restate, restated
 from ttt._grid.search import compositions_in_full, search, votes
@@ -188,3 +189,36 @@ def test_the_stage_of_restatements_keeps_its_budget_and_stops() -> None:
     assert work.over
     assert work.done == 12
     assert not list(search_restated(inputs, [inputs[0][:1]], 0, Work(lambda: True)))
+
+
+def two_readings() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Mirrored, what is drawn takes colour 2, or what is of colour 1 does: a cell of colour 3 in the test tells."""
+    rng = np.random.default_rng(2)
+    inputs = [(rng.random((3, 4)) < 0.4).astype(np.uint8) for _ in range(3)]
+    inputs[2][1, 1] = 3
+    return inputs, [2 * g[:, ::-1] for g in inputs[:2]]
+
+
+def test_beside_a_sure_answer_there_is_the_other_reading() -> None:
+    """The sure one stays the first and keeps its confidence; the other takes the second place, with little of it."""
+    inputs, outputs = two_readings()
+    answers = {}
+    for stages in (("search",), ("search", "restated")):
+        *_, state = before_net(inputs, outputs, 0, None, stages)
+        answers[stages] = state.pool.answers(state.spare)[0]
+    (alone, spare), (first, second) = answers.values()
+    mirrored = inputs[2][:, ::-1]
+    assert first.grid.tolist() == alone.grid.tolist() == np.where(mirrored, 2, 0).tolist()
+    assert first.confidence >= alone.confidence
+    assert spare.stage == "fallback"
+    assert second.stage == "restated"
+    assert np.argwhere(second.grid != first.grid).tolist() == np.argwhere(mirrored == 3).tolist()
+    assert 0 < second.confidence <= BESIDE_SURE
+
+
+def test_beside_a_plain_answer_nothing_is_searched() -> None:
+    """Easy tasks stay quick."""
+    inputs, _ = two_readings()
+    *_, state = before_net(inputs, [2 * g for g in inputs[:2]], 0, None, ("search", "restated"))
+    assert state.pool.sure(0.8)
+    assert state.stage == "search"

@@ -17,6 +17,10 @@ from ttt.values import Grid
 
 ENOUGH = 0.8
 """The learners run unless the search has an answer of more confidence than this for every test."""
+PLAIN = 1.5
+"""Beside a sure answer by a program of at most this cost no other is looked for."""
+BESIDE_SURE = 0.25
+"""Factor of the confidence of what is found beside an answer that the search is sure of."""
 NET_INPUTS = 4
 """How many derived inputs the net gets where the input has not the output's size."""
 
@@ -55,11 +59,15 @@ def before_net(
         found.programs = found.programs + search_with_one_error(inputs, outputs, found, seed, work)
         pool = CandidatePool(tests).with_stage(candidates(found.programs, tests))
         yield SearchState("search", pool, spare, work.done)
-    if "restated" in stages and not pool.sure(ENOUGH) and not work.over:
+    sure = pool.sure(ENOUGH)
+    # Where the search is sure it may still be wrong: a second answer is worth the time.
+    settled = sure and (pool.twice() or min(p.cost for p in found.programs) <= PLAIN)
+    if "restated" in stages and not settled and not work.over:
         before = pool
         known = {p.why for p in found.programs}  # a program found once more is no second opinion
-        for programs in search_restated(inputs, outputs, seed, work):
-            pool = before.with_stage(candidates([p for p in programs if p.why not in known], tests, "restated"))
+        for programs in search_restated(inputs, outputs, seed, work, to_the_end=sure):
+            new = candidates([p for p in programs if p.why not in known], tests, "restated")
+            pool = before.with_stage(trusted(new, BESIDE_SURE if sure else 1.0))
             yield SearchState("restated", pool, spare, work.done)
     if not found.groups or pool.sure(ENOUGH):
         return

@@ -41,6 +41,10 @@ class CandidatePool:
         """Return whether every test has a candidate of more than this confidence."""
         return all(max((c.confidence for c in b.values()), default=0.0) > enough for b in self.best)
 
+    def twice(self) -> bool:
+        """Return whether every test has two candidates."""
+        return all(len(b) > 1 for b in self.best)
+
     def answers(self, spare: Sequence[Sequence[Grid]]) -> tuple[tuple[Candidate, ...], ...]:
         """Return two distinct candidates per test, filled up with the spare grids."""
         result = []

@@ -17,7 +17,7 @@ from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
 from ttt._grid.scene import Scenes
-from ttt._grid.size_guess import guessed_groups
+from ttt._grid.size_guess import guessed_groups, sizes_by_rule
 from ttt._grid.work import Work
 from ttt.values import Candidate, Grid
 
@@ -83,14 +83,19 @@ def search(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Wor
         yield found
 
 
-def search_as_given(inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work) -> Iterator[Found]:
-    """Look for programs without restating the task; arguments and results as of `search`."""
+def search_as_given(
+    inputs: Sequence[Grid], outputs: Sequence[Grid], seed: int, work: Work, short: float = SHORT_COMPOSITION
+) -> Iterator[Found]:
+    """Look for programs without restating the task; arguments and results as of `search`.
+
+    With a composition that costs at most `short` nothing else is tried.
+    """
     found = Found()
     composed = _composed(inputs, outputs, work, COMPOSING)
     found.programs = _programs_of(composed, len(outputs))
     found.groups = _with_composed([], composed)
     yield found
-    if work.over or _settled(found.programs, SHORT_COMPOSITION):
+    if work.over or _settled(found.programs, short):
         return
     for derived in groups_of(inputs, outputs, work, bases=1):
         found.groups = _with_composed(derived, composed)
@@ -122,7 +127,9 @@ def _settled(programs: Sequence[Program], cost: float = LIKELY_COST) -> bool:
 def _composed(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, units: int) -> Compositions:
     """Compose transformations, within some work units."""
     units = units if work.left is None else min(units, work.left)
-    made = compositions(inputs, outputs, Limits(work=units * PER_UNIT), lambda: work.over, COMPOSED_INPUTS)
+    sizes = sizes_by_rule(inputs, outputs)
+    limits = Limits(work=units * PER_UNIT)
+    made = compositions(inputs, outputs, limits, lambda: work.over, COMPOSED_INPUTS, sizes=sizes)
     work.spend(units)
     return made
 

@@ -56,8 +56,35 @@ def guess_sizes(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> tuple[Shape,
     return tuple(zip(*sides, strict=True))
 
 
-def _linear(scenes: Sequence[Scene], wanted: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the sides of the tests by each linear rule that holds on the training pairs, simple slopes first."""
+def sizes_by_rule(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> tuple[Shape, ...] | None:
+    """Return the size of every test output by a rule that all pairs follow, the simplest; None where there is none.
+
+    Outputs are as large as the inputs, or of one size, or each side is a measure of the input times a number, or plus
+    one: a rule with two free numbers fits three pairs by chance too often.
+    """
+    tests = inputs[len(outputs) :]
+    if all(a.shape == b.shape for a, b in zip(inputs, outputs, strict=False)):
+        return tuple((g.shape[0], g.shape[1]) for g in tests)
+    scenes: list[Scene] = []
+    sides = []
+    for axis in (0, 1):
+        wanted = [o.shape[axis] for o in outputs]
+        if len(set(wanted)) == 1:
+            sides.append([wanted[0]] * len(tests))
+            continue
+        scenes = scenes or [Scene(g) for g in inputs]
+        guess = next(_linear(scenes, wanted, one_number=True), None)
+        if guess is None:
+            return None
+        sides.append(guess)
+    return tuple(zip(*sides, strict=True))
+
+
+def _linear(scenes: Sequence[Scene], wanted: Sequence[int], one_number: bool = False) -> Iterator[list[int]]:
+    """Yield the sides of the tests by each linear rule that holds on the training pairs, simple slopes first.
+
+    With `one_number` rules have a slope of 1 or no offset.
+    """
     found: list[tuple[Fraction, list[int]]] = []
     for measure in MEASURES.values():
         values = [measure(s) for s in scenes]
@@ -67,6 +94,8 @@ def _linear(scenes: Sequence[Scene], wanted: Sequence[int]) -> Iterator[list[int
             continue
         slope = Fraction(wanted[high] - wanted[low], known[high] - known[low])
         offset = wanted[low] - slope * known[low]
+        if one_number and slope != 1 and offset:
+            continue
         if all(slope * x + offset == y for x, y in zip(known, wanted, strict=True)):
             sides = [slope * x + offset for x in values[len(wanted) :]]
             if all(s.denominator == 1 and 1 <= s <= MAX_SIDE for s in sides):

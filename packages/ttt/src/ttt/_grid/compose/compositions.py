@@ -61,6 +61,7 @@ def compositions(
     stop: Callable[[], bool] = lambda: False,
     images: int = 400,
     compiled: bool = True,
+    sizes: Sequence[Shape] | None = None,
 ) -> Compositions:
     """Search a task.
 
@@ -71,32 +72,31 @@ def compositions(
         stop: Asked between pieces of work; true ends it, with what was found until then.
         images: How many compositions of a group are returned.
         compiled: Whether to use the compiled core where there is one; the answers are the same.
+        sizes: Of the tests' outputs, None where they are not known.
     """
     found = Compositions()
-    start = Start.of(inputs, outputs, limits)
+    start = Start.of(inputs, outputs, limits, sizes)
     if len(start.row) >= LONGEST_ROW:
         return found
-    table = primitives(inputs, outputs)
+    table = primitives(inputs, outputs, sizes is not None)
     run = (core.Compiled if compiled and core.library() else engine.Enumeration)(start, table)
     while not run.run(SLICE) and not stop():
         pass
     values = run.nodes()
     fitting = np.flatnonzero(values[:, FLAGS] & SIZES_FIT).astype(np.int32)
-    sizes = run.test_sizes(fitting).reshape(len(fitting), 2 * (len(inputs) - len(outputs)))
+    implied = run.test_sizes(fitting).reshape(len(fitting), 2 * (len(inputs) - len(outputs)))
     target = np.concatenate([o.ravel() for o in outputs])
     pair = np.repeat(np.arange(len(outputs)), [o.size for o in outputs]).astype(np.int32)
     shapes_of_train = [o.shape for o in outputs]
     names = _Words(values, table)
-    keys, which, count = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-    which = which.ravel()
+    keys, which, count = np.unique(implied, axis=0, return_inverse=True, return_counts=True)
     order = sorted(range(len(keys)), key=lambda g: (-int(count[g]), g))
     solved = (values[:, FLAGS] & EXACT).any()
     for rank, g in enumerate(order):
-        mine = fitting[which == g]
+        mine = fitting[which.ravel() == g]
         tests = [(int(h), int(w)) for h, w in keys[g].reshape(-1, 2)]
         shapes = [*shapes_of_train, *tests]
-        stride = sum(h * w for h, w in shapes)
-        cells = run.cells(mine, stride)
+        cells = run.cells(mine, sum(h * w for h, w in shapes))
         first = _first_of_each(cells)[:MOST_IMAGES]
         mine, cells = mine[first], cells[first]
         flags = values[mine, FLAGS]
@@ -109,8 +109,8 @@ def compositions(
         if not solved and rank < GROUPS:
             stack = Stack(cells, values[mine, COST], target, pair, compiled)
             for made in stack.layered():
-                words = _layers_in_words(made, mine, names)
-                found.layered.append(Composition(words, made.cost / 10, _cut(made.colours, shapes)))
+                layers = Composition(_layers_in_words(made, mine, names), made.cost / 10, _cut(made.colours, shapes))
+                found.layered.append(layers)
     found.exact.sort(key=lambda c: c.cost)
     found.layered.sort(key=lambda c: c.cost)
     return found

@@ -57,7 +57,18 @@ def library() -> ctypes.CDLL | None:
     check(core, SOURCES)
     pointer, number, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     core.compose_function.argtypes = [ctypes.c_char_p]
-    core.compose_open.argtypes = [pointer, number, pointer, number, number, number, pointer, *[number] * 4, wide, wide]
+    core.compose_open.argtypes = [
+        pointer,
+        number,
+        pointer,
+        number,
+        pointer,
+        *[number] * 2,
+        pointer,
+        *[number] * 4,
+        wide,
+        wide,
+    ]
     core.compose_open.restype = pointer
     core.compose_close.argtypes = [pointer]
     core.compose_run.argtypes = [pointer, wide]
@@ -112,6 +123,7 @@ class Compiled:
             len(start.row),
             start.targets,
             len(start.targets),
+            start.sizes,
             start.inputs,
             start.pairs,
             table.ctypes.data,

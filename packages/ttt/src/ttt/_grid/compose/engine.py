@@ -81,7 +81,9 @@ class Enumeration:
 
     def __init__(self, start: Start, primitives: Sequence[Primitive]) -> None:
         self._start, self._primitives = start, primitives
-        self._sources = [Piece(0, 0, g) for g in grids_of(start.row, start.inputs)]
+        sizes = [(start.sizes[2 * i], start.sizes[2 * i + 1]) for i in range(start.inputs)]
+        grids = grids_of(start.row, start.inputs)
+        self._sources = [Piece(0, 0, g, s if all(s) else None) for g, s in zip(grids, sizes, strict=True)]
         self._rows: list[Row] = []
         self._fields: list[tuple[int, int, int, int, int]] = []
         self._known: set[Row] = set()

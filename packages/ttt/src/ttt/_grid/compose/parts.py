@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from ttt._grid.compose.pieces import STEPS, Piece, commonest, drawn_box, enclosed
+from ttt._grid.compose.pieces import STEPS, Piece, commonest, drawn_box, enclosed, shifted
 from ttt.values import Grid
 
 MOST_PIECES = 48
@@ -128,6 +128,55 @@ def cut_lines(piece: Piece, arg: int) -> list[Piece] | None:
     h, w = piece.cells.shape
     found = [_window(piece, 0, i, h, 1) for i in range(w)] if arg else [_window(piece, i, 0, 1, w) for i in range(h)]
     return found if len(found) > 1 else None
+
+
+def _reached(where: npt.NDArray[np.bool_], start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The cells of a set that are connected, over sides and corners, to those of `start`."""
+    reached = (where & start).astype(np.uint8)
+    while True:
+        grown = reached.copy()
+        for dy, dx in STEPS:
+            grown |= shifted(reached, dy, dx)
+        grown &= where
+        if np.array_equal(grown, reached):
+            return reached.astype(bool)
+        reached = grown
+
+
+def _parts_between(g: Grid, colour: int) -> list[npt.NDArray[np.bool_]]:
+    """The parts between the cells of a colour; none where it does not touch all sides or does not separate."""
+    wall = g == colour
+    if not (wall[0].any() and wall[-1].any() and wall[:, 0].any() and wall[:, -1].any()):
+        return []
+    edge = np.ones(g.shape, dtype=bool)
+    edge[1:-1, 1:-1] = False
+    outer = _reached(wall, edge)
+    near = outer.astype(np.uint8)
+    for dy, dx in STEPS:
+        near |= shifted(outer.astype(np.uint8), dy, dx)
+    left, found = ~wall, []
+    while left.any():
+        first = np.zeros(g.shape, dtype=bool)
+        first.reshape(-1)[int(left.argmax())] = True
+        part = _reached(left, first)
+        if not (near.astype(bool) & part).any():
+            return []
+        found.append(part)
+        left &= ~part
+    return found if len(found) > 1 else []
+
+
+@split
+def cut_parts(piece: Piece, _arg: int) -> list[Piece] | None:
+    """What lies between the cells of the colour, drawn or empty, whose smallest part is largest."""
+    best: list[npt.NDArray[np.bool_]] = []
+    most = 0
+    for colour in range(10):
+        parts = _parts_between(piece.cells, colour)
+        least = min((int(p.sum()) for p in parts), default=0)
+        if least > most:
+            best, most = parts, least
+    return [_marked(piece, p) for p in best] or None
 
 
 def _shape_of(p: Piece) -> tuple[tuple[int, ...], bytes]:

@@ -24,11 +24,13 @@ class Piece(NamedTuple):
         y: The row of its top.
         x: The column of its left side.
         cells: Its colours.
+        output: Of an input the size of its output, None where none is known.
     """
 
     y: int
     x: int
     cells: Grid
+    output: tuple[int, int] | None = None
 
     def showing(self, cells: Grid, down: int = 0, right: int = 0) -> Piece | None:
         """A piece at this place, or moved from it, with other cells; None where they are no grid."""
@@ -85,3 +87,22 @@ def enclosed(cells: Grid) -> Mask:
         if np.array_equal(new, reached):
             return empty & ~reached
         reached = new
+
+
+def objects_of(cells: Grid) -> int:
+    """How many sets of drawn cells there are that touch over sides or corners."""
+    left, found = cells != 0, 0
+    while left.any():
+        found += 1
+        reached = np.zeros(cells.shape, dtype=np.uint8)
+        reached[np.unravel_index(int(left.argmax()), cells.shape)] = 1
+        while True:
+            grown = reached.copy()
+            for dy, dx in STEPS:
+                grown |= shifted(reached, dy, dx)
+            grown &= left
+            if np.array_equal(grown, reached):
+                break
+            reached = grown
+        left &= reached == 0
+    return found

@@ -45,10 +45,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The inputs and training outputs as bytes, with the limits of a search."""
+    """The inputs, the training outputs and the sizes of all outputs as bytes, with the limits of a search."""
 
     row: Row
     targets: bytes
+    sizes: bytes
     inputs: int
     pairs: int
     limits: Limits
@@ -65,10 +66,20 @@ class Start:
         return shapes
 
     @classmethod
-    def of(cls, inputs: Sequence[Grid], outputs: Sequence[Grid], limits: Limits) -> Start:
-        """Lay the grids of a task out as bytes."""
+    def of(
+        cls,
+        inputs: Sequence[Grid],
+        outputs: Sequence[Grid],
+        limits: Limits,
+        tests: Sequence[tuple[int, int]] | None = None,
+    ) -> Start:
+        """Lay the grids of a task out as bytes; `tests` are the sizes of the tests' outputs, None where not known."""
         row = b"\0" + b"".join(bytes((1, 0, 0, *g.shape)) + g.tobytes() for g in inputs)
-        return cls(row, b"".join(bytes(g.shape) + g.tobytes() for g in outputs), len(inputs), len(outputs), limits)
+        targets = b"".join(bytes(g.shape) + g.tobytes() for g in outputs)
+        sizes = bytes(2 * len(inputs))
+        if tests is not None:
+            sizes = b"".join(bytes(s) for s in [*(g.shape for g in outputs), *tests])
+        return cls(row, targets, sizes, len(inputs), len(outputs), limits)
 
 
 def grids_of(row: Row, inputs: int) -> tuple[Grid, ...]:

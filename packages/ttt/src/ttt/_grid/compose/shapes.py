@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
-from ttt._grid.compose.pieces import LARGEST, Piece, commonest, drawn_box
+from ttt._grid.compose.pieces import LARGEST, Piece, commonest, drawn_box, objects_of, placed
 from ttt.values import Grid
 
 Shape = Callable[[Piece, Piece, int], Piece | None]
@@ -173,3 +174,75 @@ def single_cell(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
 def to_origin(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """The same at the top left."""
     return Piece(0, 0, piece.cells)
+
+
+def _shares(given: int, wanted: int) -> npt.NDArray[np.int64]:
+    """How much of each given cell lies under each wanted cell, where both are spread over one length."""
+    y, at = np.arange(given), np.arange(wanted)[:, None]
+    low, high = np.maximum(y * wanted, at * given), np.minimum((y + 1) * wanted, (at + 1) * given)
+    shares: npt.NDArray[np.int64] = np.maximum(high - low, 0)
+    return shares
+
+
+@shape
+def fit_output(piece: Piece, source: Piece, _arg: int) -> Piece | None:
+    """Resized to the output's size: each cell the colour that covers most of it, the lowest of equals."""
+    g = piece.cells
+    if source.output is None or source.output == g.shape:
+        return None
+    down, across = _shares(g.shape[0], source.output[0]), _shares(g.shape[1], source.output[1])
+    weight = np.stack([down @ (g == c) @ across.T for c in range(10)])
+    return Piece(0, 0, weight.argmax(axis=0).astype(np.uint8))
+
+
+def _taken(piece: Piece, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Piece:
+    """The cells at some rows and columns, empty where they lie outside."""
+    h, w = piece.cells.shape
+    inside = ((rows >= 0) & (rows < h))[:, None] & ((columns >= 0) & (columns < w))
+    found = piece.cells[np.ix_(np.clip(rows, 0, h - 1), np.clip(columns, 0, w - 1))]
+    return Piece(0, 0, np.where(inside, found, 0).astype(np.uint8))
+
+
+@shape
+def tile_output(piece: Piece, source: Piece, arg: int) -> Piece | None:
+    """Copies over the output's frame, `arg` cells apart, one of them at its place."""
+    if source.output is None:
+        return None
+    h, w = piece.cells.shape
+    rows, columns = (np.arange(n) for n in source.output)
+    return _taken(piece, (rows - piece.y) % (h + arg), (columns - piece.x) % (w + arg))
+
+
+@shape
+def mirror_output(piece: Piece, source: Piece, arg: int) -> Piece | None:
+    """The same with each second copy mirrored."""
+    if source.output is None:
+        return None
+    found = []
+    for n, at, side in zip(source.output, (piece.y, piece.x), piece.cells.shape, strict=True):
+        places, apart = (np.arange(n) - at) % (2 * (side + arg)), side + arg
+        found.append(np.where(places >= apart, apart + side - 1 - places, places))
+    return _taken(piece, *found)
+
+
+@shape
+def in_output_frame(piece: Piece, source: Piece, _arg: int) -> Piece | None:
+    """What of it lies in a grid of the output's size."""
+    return None if source.output is None else Piece(0, 0, placed(piece, source.output))
+
+
+def _counted(g: Grid, what: int) -> int:
+    if what == 2:
+        return objects_of(g)
+    return len(np.unique(g[g != 0])) if what else int(np.count_nonzero(g))
+
+
+@shape
+def block(piece: Piece, _source: Piece, arg: int) -> Piece | None:
+    """As many cells as it has drawn cells, colours or objects: a square, a row or a column."""
+    what, form = divmod(arg, 3)
+    n = _counted(piece.cells, what)
+    if not 1 <= n <= LARGEST:
+        return None
+    shape_ = (1 if form == 1 else n, 1 if form == 2 else n)
+    return Piece(0, 0, np.full(shape_, commonest(piece.cells), dtype=np.uint8))

@@ -14,7 +14,17 @@ import numpy as np
 from ttt.values import Grid
 
 GIVES_LIST = frozenset(
-    {"cut_pieces", "cut_objects", "cut_colours", "cut_panels", "cut_lines", "keep_extreme", "drop_extreme", "sort_by"}
+    {
+        "cut_pieces",
+        "cut_objects",
+        "cut_colours",
+        "cut_panels",
+        "cut_parts",
+        "cut_lines",
+        "keep_extreme",
+        "drop_extreme",
+        "sort_by",
+    }
 )
 """Functions whose result is several pieces for each input."""
 TAKES_LIST = frozenset(
@@ -33,6 +43,9 @@ TAKES_LIST = frozenset(
     }
 )
 """Functions whose argument is several pieces for each input."""
+
+FOR_OUTPUTS = frozenset({"fit_output", "tile_output", "mirror_output", "in_output_frame"})
+"""Functions that need the size of every output."""
 
 IN, OUT = "colours of the inputs", "colours of the outputs"
 
@@ -124,6 +137,26 @@ LINES = (
     Line("a copy of it at each drawn cell of the input", "product_with_input", 10),
     Line("a copy of the input at each of its drawn cells", "input_product", 10),
     Line("repeated over the input's frame", "tile_input_frame", 10),
+    Line("resized to its output's size", "fit_output", 11),
+    Line("repeated {}over its output's frame", "tile_output", 12, {"": 0, "with gaps of a cell ": 1}),
+    Line(
+        "repeated {}over its output's frame, each second mirrored",
+        "mirror_output",
+        13,
+        {"": 0, "with gaps of a cell ": 1},
+    ),
+    Line("at its place in its output's frame", "in_output_frame", 12),
+    Line(
+        "{} in its commonest colour",
+        "block",
+        10,
+        {
+            f"{form} as its number of {what}": 3 * i + k
+            for i, what in enumerate(("drawn cells", "colours", "objects"))
+            for k, form in enumerate(("a square as wide", "a row as long", "a column as high"))
+        },
+        maps=True,
+    ),
     Line("with a frame of colour {}", "add_frame", 11, OUT, maps=True),
     Line("one cell of its commonest colour", "single_cell", 8, maps=True),
     Line("only colour {} kept", "keep_colour", 9, IN),
@@ -189,6 +222,7 @@ LINES = (
     Line("cut into objects joined by sides", "cut_objects", 7, (0,)),
     Line("cut into its colours", "cut_colours", 5),
     Line("cut into panels", "cut_panels", 5),
+    Line("cut into the parts between one colour", "cut_parts", 6),
     Line("cut into rows", "cut_lines", 7, (0,)),
     Line("cut into columns", "cut_lines", 7, (1,)),
     Line("those with the {} kept", "keep_extreme", 7, EXTREME),
@@ -213,16 +247,19 @@ def _colours_of(grids: Sequence[Grid]) -> list[int]:
     return [c for c in np.unique(np.concatenate([g.ravel() for g in grids])).tolist() if c]
 
 
-def primitives(inputs: Sequence[Grid], outputs: Sequence[Grid]) -> list[Primitive]:
+def primitives(inputs: Sequence[Grid], outputs: Sequence[Grid], sized: bool = True) -> list[Primitive]:
     """The primitives to try on a task, cheapest first, equals in the table's order.
 
     Args:
         inputs: All inputs, training first.
         outputs: The training outputs.
+        sized: Whether the sizes of the tests' outputs are known.
     """
     colours = {IN: _colours_of(inputs), OUT: _colours_of(outputs)}
     made = []
     for line in LINES:
+        if line.function in FOR_OUTPUTS and not sized:
+            continue
         if isinstance(line.args, str):
             args = {str(c): c for c in colours[line.args]}
         elif isinstance(line.args, dict):

@@ -11,10 +11,11 @@
 #define FARTHEST 100      /* places stay within this many cells of the origin */
 #define NUMBERS 15        /* what pieces are compared by */
 
-/* A rectangle of colours at a place; colour 0 is empty. */
+/* A rectangle of colours at a place; colour 0 is empty. An input also knows its output's size, 0 where none is known. */
 typedef struct {
     int y, x, h, w;
     uint8_t *cells;
+    int output_h, output_w;
 } Piece;
 
 /* What pieces are compared by, each measured when it is first asked for: bit k of `known` is set for number k. */
@@ -124,8 +125,9 @@ SHAPE(keep_colour); SHAPE(drop_colour); SHAPE(paint); SHAPE(paint_commonest); SH
 SHAPE(outline); SHAPE(inner); SHAPE(fill_box); SHAPE(grow); SHAPE(surround); SHAPE(fall); SHAPE(rays);
 SHAPE(join_equal); SHAPE(drop_dots); SHAPE(invert); SHAPE(swap_colours); SHAPE(mirror_fill); SHAPE(mend_tiling);
 SHAPE(shift); SHAPE(roll); SHAPE(spread); SHAPE(solid); SHAPE(over_input); SHAPE(under_input); SHAPE(in_frame);
-SHAPE(mask_by_input); SHAPE(mask_by_empty); SHAPE(product_with_input); SHAPE(input_product);
-SPLIT(cut_pieces); SPLIT(cut_objects); SPLIT(cut_colours); SPLIT(cut_panels); SPLIT(cut_lines);
+SHAPE(mask_by_input); SHAPE(mask_by_empty); SHAPE(product_with_input); SHAPE(input_product); SHAPE(fit_output);
+SHAPE(tile_output); SHAPE(mirror_output); SHAPE(in_output_frame); SHAPE(block);
+SPLIT(cut_pieces); SPLIT(cut_objects); SPLIT(cut_colours); SPLIT(cut_panels); SPLIT(cut_lines); SPLIT(cut_parts);
 JOIN(keep_extreme); JOIN(drop_extreme); JOIN(take_extreme); JOIN(take_odd); JOIN(sort_by); JOIN(overlay); JOIN(beside);
 JOIN(pile); JOIN(pile_logic); JOIN(colours_in_line); JOIN(take_index);
 

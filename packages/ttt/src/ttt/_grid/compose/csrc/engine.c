@@ -28,6 +28,7 @@ typedef struct {
     int inputs, pairs, primitives, most_nodes, deepest, spare;
     int64_t work, most_work, memory, most_memory;
     const uint8_t *targets; /* h, w and cells of each training output */
+    const uint8_t *output; /* h and w of each input's output, 0 where none is known */
     Primitive *primitive;
     Node *node;
     int nodes, level, at_primitive, at_node, *first; /* first[c]: first node of cost c */
@@ -112,7 +113,7 @@ static void decode(Search *s, const Node *n) {
         s->measured[i].known = 0, s->measured[i].counted = 0;
         for (int k = 0; k < s->in[i].n; k++) {
             Piece *p = &s->in[i].piece[k];
-            *p = (Piece){(int8_t)row[0], (int8_t)row[1], row[2], row[3], row + 4};
+            *p = (Piece){(int8_t)row[0], (int8_t)row[1], row[2], row[3], row + 4, 0, 0};
             row += 4 + p->h * p->w;
         }
     }
@@ -138,7 +139,7 @@ static int attempt(Search *s, int parent, int which, int is_list) {
     s->row[0] = p->flags & GIVES_LIST || (is_list && p->flags & MAPS);
     const uint8_t *own = s->node[0].row + 1;
     for (int i = 0; i < s->inputs; i++) {
-        const Piece input = {0, 0, own[3], own[4], (uint8_t *)own + 5};
+        const Piece input = {0, 0, own[3], own[4], (uint8_t *)own + 5, s->output[2 * i], s->output[2 * i + 1]};
         own += 5 + input.h * input.w;
         if (!evaluate(&FUNCTIONS[p->function], p->arg, &s->in[i], &input, s->out) || !s->out->n) return 0;
         s->row[length++] = (uint8_t)s->out->n;
@@ -163,7 +164,7 @@ EXPORT void compose_close(Search *s) {
     if (!s) return;
     for (int i = 0; i < s->chunks; i++) free(s->chunk[i]);
     free(s->chunk), free(s->row), free(s->primitive), free(s->node), free(s->first), free(s->slot), free(s->in);
-    free(s->out), free(s->measured), free((void *)s->targets), free(s);
+    free(s->out), free(s->measured), free((void *)s->targets), free((void *)s->output), free(s);
 }
 
 /* Which sources this was compiled from, by the rule of sources.py. */
@@ -177,9 +178,9 @@ EXPORT int compose_function(const char *name) {
 }
 
 /* Start from a row of the inputs as they are. Primitives come sorted by cost. NULL where there is no memory. */
-EXPORT Search *compose_open(const uint8_t *row, int length, const uint8_t *targets, int targets_length, int inputs,
-                            int pairs, const Primitive *primitive, int primitives, int most_nodes, int deepest,
-                            int spare, int64_t most_work, int64_t most_memory) {
+EXPORT Search *compose_open(const uint8_t *row, int length, const uint8_t *targets, int targets_length,
+                            const uint8_t *sizes, int inputs, int pairs, const Primitive *primitive, int primitives,
+                            int most_nodes, int deepest, int spare, int64_t most_work, int64_t most_memory) {
     Search *s = calloc(1, sizeof *s);
     if (!s) return NULL;
     s->inputs = inputs, s->pairs = pairs, s->primitives = primitives, s->most_nodes = most_nodes;
@@ -193,13 +194,15 @@ EXPORT Search *compose_open(const uint8_t *row, int length, const uint8_t *targe
     s->in = malloc(sizeof *s->in * (size_t)inputs);
     s->out = malloc(sizeof *s->out);
     s->measured = malloc(sizeof *s->measured * (size_t)inputs);
-    uint8_t *copy = malloc((size_t)targets_length);
-    s->targets = copy;
-    if (!s->row || !s->primitive || !s->node || !s->first || !s->slot || !s->in || !s->out || !s->measured || !copy) {
+    uint8_t *copy = malloc((size_t)targets_length), *output = malloc(2 * (size_t)inputs);
+    s->targets = copy, s->output = output;
+    if (!s->row || !s->primitive || !s->node || !s->first || !s->slot || !s->in || !s->out || !s->measured || !copy ||
+        !output) {
         compose_close(s);
         return NULL;
     }
     memcpy(copy, targets, (size_t)targets_length);
+    memcpy(output, sizes, 2 * (size_t)inputs);
     memcpy(s->primitive, primitive, sizeof *primitive * (size_t)primitives);
     if (keep(s, row, length, -1, -1, 0) || s->nodes != 1) {
         compose_close(s);

@@ -133,6 +133,73 @@ SPLIT(cut_lines) {
     return out->n > 1;
 }
 
+/* Mark the cells of a colour, or all others, that are connected, over sides and corners, to cell `start`. */
+static int flood(const Piece *in, int colour, int same, int start, int mark, uint16_t *labels, int *stack) {
+    int top = 0, n = 0;
+    labels[start] = (uint16_t)mark;
+    stack[top++] = start;
+    while (top) {
+        int k = stack[--top];
+        n++;
+        for (int dy = -1; dy <= 1; dy++)
+            for (int dx = -1; dx <= 1; dx++) {
+                int r = k / in->w + dy, c = k % in->w + dx, j = r * in->w + c;
+                if (r < 0 || c < 0 || r >= in->h || c >= in->w || labels[j] || (in->cells[j] == colour) != same) continue;
+                labels[j] = (uint16_t)mark;
+                stack[top++] = j;
+            }
+    }
+    return n;
+}
+
+/* Label the parts between the cells of a colour from 2 on. Cells in the smallest part; 0 where it does not separate. */
+static int parts_between(const Piece *in, int colour, uint16_t *labels) {
+    int stack[CELLS], sides[4] = {0}, mark = 1, least = CELLS;
+    memset(labels, 0, sizeof *labels * (size_t)(in->h * in->w));
+    for (int i = 0; i < in->h * in->w; i++) {
+        int r = i / in->w, c = i % in->w, edge[4] = {r == 0, c == 0, r == in->h - 1, c == in->w - 1};
+        if (in->cells[i] != colour || !(edge[0] || edge[1] || edge[2] || edge[3])) continue;
+        for (int k = 0; k < 4; k++) sides[k] |= edge[k];
+        if (!labels[i]) flood(in, colour, 1, i, 1, labels, stack);
+    }
+    if (!(sides[0] && sides[1] && sides[2] && sides[3])) return 0;
+    for (int i = 0; i < in->h * in->w; i++) {
+        if (in->cells[i] == colour || labels[i]) continue;
+        int n = flood(in, colour, 0, i, ++mark, labels, stack), open = 0;
+        if (n < least) least = n;
+        for (int k = 0; k < in->h * in->w && !open; k++)
+            for (int d = 0; d < 9 && labels[k] == mark; d++) {
+                int r = k / in->w + d / 3 - 1, c = k % in->w + d % 3 - 1;
+                open |= r >= 0 && c >= 0 && r < in->h && c < in->w && labels[r * in->w + c] == 1;
+            }
+        if (!open) return 0;
+    }
+    return mark > 2 ? least : 0;
+}
+
+/* Cut into what lies between the cells of the colour, drawn or empty, whose smallest part is largest. */
+SPLIT(cut_parts) {
+    (void)arg;
+    uint16_t labels[CELLS];
+    int best = -1, most = 0;
+    for (int colour = 0; colour < 10; colour++) {
+        int least = parts_between(in, colour, labels);
+        if (least > most) best = colour, most = least;
+    }
+    if (best < 0) return 0;
+    parts_between(in, best, labels);
+    Box box[CELLS];
+    int last = 1;
+    for (int i = 0; i < in->h * in->w; i++) {
+        if (labels[i] < 2) continue;
+        if (labels[i] > last) box[last = labels[i]] = NOWHERE;
+        stretch(&box[labels[i]], i / in->w, i % in->w);
+    }
+    for (int k = 2; k <= last; k++)
+        if (!add_marked(in, labels, k, box[k], out)) return 0;
+    return 1;
+}
+
 /* Whether two pieces show the same: 0 the same cells drawn, 1 the same colours. */
 static int alike(const Piece *a, const Piece *b, int colours) {
     if (a->h != b->h || a->w != b->w) return 0;

@@ -217,3 +217,106 @@ SHAPE(to_origin) {
     out->y = out->x = 0;
     return copied(in, out, memory);
 }
+
+/* How much of cell y of `in` cells lies under cell `at` of `out` cells, where both are spread over one length. */
+static inline int overlap(int y, int at, int in, int out) {
+    int low = y * out > at * in ? y * out : at * in, high = (y + 1) * out < (at + 1) * in ? (y + 1) * out : (at + 1) * in;
+    return high - low;
+}
+
+/* Resized to the output's size: each cell the colour that covers most of it, the lowest of equals. */
+SHAPE(fit_output) {
+    (void)arg;
+    int h = input->output_h, w = input->output_w;
+    if ((h == in->h && w == in->w) || !blank(out, h, w, memory)) return 0;
+    out->y = out->x = 0;
+    for (int r = 0; r < h; r++)
+        for (int c = 0; c < w; c++) {
+            int weight[10] = {0}, best = 0;
+            for (int y = r * in->h / h; y * h < (r + 1) * in->h; y++)
+                for (int x = c * in->w / w; x * w < (c + 1) * in->w; x++)
+                    weight[in->cells[y * in->w + x]] += overlap(y, r, in->h, h) * overlap(x, c, in->w, w);
+            for (int k = 1; k < 10; k++)
+                if (weight[k] > weight[best]) best = k;
+            out->cells[r * w + c] = (uint8_t)best;
+        }
+    return 1;
+}
+
+static inline int modulo(int a, int b) { return (a % b + b) % b; }
+
+/* Copies over the output's frame, `arg` cells apart, one of them at its place. */
+SHAPE(tile_output) {
+    int down = in->h + arg, across = in->w + arg;
+    if (!blank(out, input->output_h, input->output_w, memory)) return 0;
+    out->y = out->x = 0;
+    for (int r = 0; r < out->h; r++)
+        for (int c = 0; c < out->w; c++)
+            out->cells[r * out->w + c] = (uint8_t)colour_at(in, modulo(r - in->y, down), modulo(c - in->x, across));
+    return 1;
+}
+
+/* The same with each second copy mirrored. */
+SHAPE(mirror_output) {
+    int down = in->h + arg, across = in->w + arg;
+    if (!blank(out, input->output_h, input->output_w, memory)) return 0;
+    out->y = out->x = 0;
+    for (int r = 0; r < out->h; r++)
+        for (int c = 0; c < out->w; c++) {
+            int y = modulo(r - in->y, 2 * down), x = modulo(c - in->x, 2 * across);
+            if (y >= down) y = down + in->h - 1 - y;
+            if (x >= across) x = across + in->w - 1 - x;
+            out->cells[r * out->w + c] = (uint8_t)colour_at(in, y, x);
+        }
+    return 1;
+}
+
+/* What of it lies in a grid of the output's size. */
+SHAPE(in_output_frame) {
+    (void)arg;
+    if (!blank(out, input->output_h, input->output_w, memory)) return 0;
+    out->y = out->x = 0;
+    for (int r = 0; r < out->h; r++)
+        for (int c = 0; c < out->w; c++) out->cells[r * out->w + c] = (uint8_t)colour_at(in, r - in->y, c - in->x);
+    return 1;
+}
+
+/* How many drawn cells, colours or objects there are. */
+static int counted(const Piece *in, int what) {
+    int count[10], n = 0;
+    uint8_t seen[CELLS] = {0};
+    int stack[CELLS];
+    if (what < 2) {
+        histogram(in, count);
+        for (int c = 1; c < 10; c++) n += what ? count[c] > 0 : count[c];
+        return n;
+    }
+    for (int i = 0; i < in->h * in->w; i++) {
+        if (!in->cells[i] || seen[i]) continue;
+        int top = 0;
+        n++;
+        seen[i] = 1;
+        stack[top++] = i;
+        while (top) {
+            int k = stack[--top];
+            for (int dy = -1; dy <= 1; dy++)
+                for (int dx = -1; dx <= 1; dx++) {
+                    int r = k / in->w + dy, c = k % in->w + dx, j = r * in->w + c;
+                    if (!colour_at(in, r, c) || seen[j]) continue;
+                    seen[j] = 1;
+                    stack[top++] = j;
+                }
+        }
+    }
+    return n;
+}
+
+/* As many cells as it has drawn cells, colours or objects (arg / 3): a square, a row or a column (arg % 3). */
+SHAPE(block) {
+    (void)input;
+    int n = counted(in, arg / 3);
+    if (!blank(out, arg % 3 == 1 ? 1 : n, arg % 3 == 2 ? 1 : n, memory)) return 0;
+    memset(out->cells, commonest(in), (size_t)(out->h * out->w));
+    out->y = out->x = 0;
+    return 1;
+}
