@@ -113,3 +113,24 @@ def test_methods_are_called_while_their_objects_live() -> None:
     called.clear()
     methods()
     assert called == []
+
+
+@linux_only
+def test_memory_that_a_reader_keeps_for_reuse_makes_room_for_the_next_array(helper: Callable[..., Any]) -> None:
+    """Where RLIMIT_AS leaves no room for one more private mapping, those that no array uses are given up."""
+    code = """
+import resource
+from xfer._shared.reader import READER
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+pool = xfer.Pool("1GiB")
+first, second = (bytes(pool.put(np.full(64 << 20, n, np.uint8))) for n in (1, 2))
+array, _ = READER.array(first, private=True)
+array[:] = 3
+open_view = xfer.get(second)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+del array
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), hard))
+array, _ = READER.array(second, private=True)
+say(array[5], array[-1])
+"""
+    assert helper(code).line() == "2 2"

@@ -32,7 +32,14 @@ from xfer._shared.handle import CONSUME, CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, T
 from xfer._shared.lease import OFD, Leases
 from xfer._shared.private import PrivateMap
 from xfer._shared.segment import WORDS, Mapping
-from xfer.errors import HandleError, ProducerGoneError, StaleHandleError, XferError
+from xfer.errors import (
+    BudgetExceededError,
+    HandleError,
+    ProducerGoneError,
+    StaleHandleError,
+    TooManyOpenFilesError,
+    XferError,
+)
 
 KEPT_MAPPINGS = 256
 KEEP_IDLE = 0.8  # seconds for which a mapping without views is kept
@@ -90,7 +97,7 @@ class Reader:
             try:
                 # Only now, behind the lock: from here on the producer cannot reuse the slot without seeing the lease.
                 _check_current(mapping, fields, raw, kept)
-                own = mapping.private(slot) if private and fields.nbytes > COPY_UP_TO else None
+                own = self._private(mapping, slot) if private and fields.nbytes > COPY_UP_TO else None
                 root, array = _view(mapping, raw, fields, private, own)
                 if fields.flags & CONSUME:
                     check_not_taken(_ledger(mapping, fields), fields)
@@ -187,6 +194,14 @@ class Reader:
             if estate is None:
                 raise
             return Mapping(fields, estate.segment)
+
+    def _private(self, mapping: Mapping, slot: int) -> PrivateMap:
+        try:
+            return mapping.private(slot)
+        except (BudgetExceededError, TooManyOpenFilesError):
+            if not self._evict(_any):
+                raise
+            return mapping.private(slot)
 
     def _evict(self, wanted: Callable[[Mapping], bool]) -> int:
         gone = [mapping for mapping in self._mappings.values() if not mapping.counts and wanted(mapping)]

@@ -63,7 +63,7 @@ def is_tree(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict):
         return True
     if isinstance(value, list | tuple):
-        if hasattr(value, "_fields") or depth > _DEEPEST:  # which `pack` refuses
+        if hasattr(value, "_fields") or depth > _DEEPEST or dataclasses.is_dataclass(value):  # or `pack` refuses it
             return True
         return any(is_array(item) or is_tree(item, depth + 1) for item in value)
     if is_array(value) or isinstance(value, type):
@@ -152,6 +152,7 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozens
             return len(items)
         return tuple([_take_apart(item, leaves, values, kinds, depth + 1) for item in items])
 
+    _check_fields_are_items(value)
     if isinstance(value, Mapping):
         letter = "o" if isinstance(value, OrderedDict) else "d"
         if set(map(type, value)) == {str}:
@@ -164,12 +165,33 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozens
     if is_array(value):
         leaves.append(value)
         return "a"
-    if dataclasses.is_dataclass(value):
-        names = tuple(field.name for field in dataclasses.fields(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = _field_names(value)
         return "c", _class_name(kind), names, all_of([_field(value, name) for name in names])
     raise UnsupportedDtypeError(
         f"a tree may hold arrays, plain values, dicts, lists, tuples and dataclasses, not {kind.__qualname__}"
     )
+
+
+def _field_names(value: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(value))
+
+
+def _check_fields_are_items(value: Any) -> None:
+    """Refuse a container that is a dataclass as well and whose fields would be lost: only its items are sent.
+
+    Outputs of transformers are mappings and dataclasses, and each of their fields with a value is an item.
+    """
+    if not isinstance(value, Mapping | list | tuple) or not dataclasses.is_dataclass(value):
+        return
+    filled = {name: found for name in _field_names(value) if (found := getattr(value, name, None)) is not None}
+    items = value if isinstance(value, Mapping) else {}
+    lost = [name for name, found in filled.items() if items.get(name) is not found]
+    if lost:
+        raise UnsupportedDtypeError(
+            f"a {type(value).__qualname__} has fields that are not among its items ({', '.join(lost)}): put a dict or "
+            "a dataclass that is no container"
+        )
 
 
 def _field(value: Any, name: str) -> Any:
@@ -349,9 +371,11 @@ def _builder(node: Any) -> Builder:
     if letter in "lt":
         kind: Any = list if letter == "l" else tuple
         return lambda arrays, values: kind(items(arrays, values))
-    found: Any = _class_of(node[1])
+    found: Any = _class_of(node[1]) if letter in "cn" else None
     if letter == "n":
         return lambda arrays, values: found._make(items(arrays, values))
+    if letter != "c":
+        raise HandleError(f"the tree has a container {letter!r}, which this release does not know: use the producer's")
     names = node[2]
 
     def revive(arrays: Any, values: Any) -> Any:
