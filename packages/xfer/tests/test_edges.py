@@ -6,12 +6,15 @@ import gc
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import xfer
 from xfer._weak_methods import WeakMethods
 
 SWEEP = Path(__file__).parent / "workers" / "descriptor_sweep.py"
@@ -134,3 +137,21 @@ array, _ = READER.array(second, private=True)
 say(array[5], array[-1])
 """
     assert helper(code).line() == "2 2"
+
+
+def test_what_is_kept_of_trees_that_keep_changing_is_bounded(pool: xfer.Pool) -> None:
+    """A stream whose shapes are new each time does not fill the memory of either side, however large its texts are."""
+    names = [f"{number}" * 2000 for number in range(40)]
+    tracemalloc.start()
+    try:
+        for step in range(60):
+            tree = {name: np.zeros(step + 1, np.uint8) for name in names}
+            handle = pool.put(tree)
+            assert len(xfer.get(handle)[names[7]]) == step + 1
+            pool.release(handle)
+        assert tracemalloc.get_traced_memory()[0] < 12 << 20
+        first, second = (pool.put({"x": array}) for array in (np.ones(2), np.ones((1, 2))))  # known kinds still differ
+        assert xfer.get(first)["x"].shape == (2,)
+        assert xfer.get(second)["x"].shape == (1, 2)
+    finally:
+        tracemalloc.stop()

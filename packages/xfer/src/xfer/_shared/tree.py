@@ -14,7 +14,6 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +30,7 @@ from xfer._convert.interchange import (
     tensors,
 )
 from xfer._convert.move import move
+from xfer._plans import Plans
 from xfer._shared import dtypes
 from xfer._shared.handle import Signature, signature
 from xfer.errors import HandleError, UnsupportedDtypeError
@@ -39,7 +39,7 @@ _LENGTHS = struct.Struct("<II")
 _ALIGN = 64
 _DEEPEST = 100
 _LONG_BITS = 1000
-_KEPT = 256  # plans of each side
+_KEPT, _KEPT_BYTES = 256, 2 << 20  # plans of each side; in memory they are about ten times as large as their texts
 _EXTENT = struct.Struct("<QQ")
 _PLAIN = (type(None), bool, int, float, str, bytes, complex)
 _KEYS = {kind: kind.__name__ for kind in (str, int, float, bool, type(None))}
@@ -237,7 +237,7 @@ class Plan(NamedTuple):
     nbytes: int  # of all arrays
 
 
-_plans: dict[Any, Plan] = {}
+_plans: Plans[Plan] = Plans(_KEPT, _KEPT_BYTES)
 
 
 def _plan_of(key: Any, leaves: list[Any]) -> Plan:
@@ -248,9 +248,8 @@ def _plan_of(key: Any, leaves: list[Any]) -> Plan:
     """
     plan = _plans.get(key)
     if plan is None:
-        if len(_plans) >= _KEPT:
-            _plans.clear()
-        plan = _plans[key] = _plan(key[0], [Leaf.of(_plain(leaf)) for leaf in leaves])
+        plan = _plan(key[0], [Leaf.of(_plain(leaf)) for leaf in leaves])
+        _plans.keep(key, plan, len(plan.text))
     return plan
 
 
@@ -320,8 +319,18 @@ class _ReadPlan(NamedTuple):
     all_tensors: bool  # whether the core makes all of them
 
 
-@lru_cache(maxsize=_KEPT)
+_read_plans: Plans[_ReadPlan] = Plans(_KEPT, _KEPT_BYTES)
+
+
 def _read_plan(text: bytes) -> _ReadPlan:
+    plan = _read_plans.get(text)
+    if plan is None:
+        plan = _decode_plan(text)
+        _read_plans.keep(text, plan, len(text))
+    return plan
+
+
+def _decode_plan(text: bytes) -> _ReadPlan:
     structure, described = json.loads(text)
     leaves = tuple(
         (Leaf(dtypes.decode(token.encode()), tuple(shape), bool(fortran)), offset)
