@@ -23,7 +23,7 @@ def test_doctor_explains_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sealed memory" in shown
     assert main(["--json", "doctor"]) == 0
     findings = json.loads(capsys.readouterr().out)
-    assert len(findings) == 9
+    assert len(findings) == 10
     assert all(finding["detail"] for finding in findings)
     cuda = findings[-1]
     assert cuda["works"] or "[cuda12]" not in cuda["detail"] or "[cuda12]" in shown  # brackets are no markup
@@ -43,6 +43,7 @@ def test_doctor_on_a_poorer_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "named segments" in found["nameless sealed memory"].detail
     assert not found["named segments in /nowhere"].works
     assert not found["channels"].works
+    assert "mapped anew" in found["memory of large tensors used again"].detail
     assert "pentad-xfer[dtypes]" in found["bfloat16 and fp8"].detail
 
 

@@ -106,17 +106,28 @@ def test_where_the_system_does_not_tell_memory_is_mapped_anew(
 
     monkeypatch.setattr(os, "open", opening)
     monkeypatch.setattr(os, "pread", reading)
-    private.pages_are_told.cache_clear()
-    try:
-        handle = pool.put(batch(3))
-        for _ in range(3):
-            tensor = xfer.get(handle, as_="torch")
-            assert torch.equal(tensor, batch(3))
-            tensor.zero_()
-            del tensor
+    monkeypatch.setattr(private, "_told", None)
+    handle = pool.put(batch(3))
+    for _ in range(3):
+        tensor = xfer.get(handle, as_="torch")
+        assert torch.equal(tensor, batch(3))
+        tensor.zero_()
+        del tensor
+    assert not private.pages_are_told()
+
+
+@told
+def test_an_attempt_that_finds_no_descriptor_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails for a moment does not slow the process down for ever."""
+
+    def refuse(_: str) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(private, "_told", None)
+    with monkeypatch.context() as spent:
+        spent.setattr(private, "new_memory", refuse)
         assert not private.pages_are_told()
-    finally:
-        private.pages_are_told.cache_clear()
+    assert private.pages_are_told()
 
 
 @told

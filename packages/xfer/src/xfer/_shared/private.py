@@ -10,7 +10,6 @@ import contextlib
 import mmap
 import os
 import sys
-from functools import lru_cache
 
 import numpy as np
 
@@ -100,21 +99,31 @@ def _runs(pages: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, i
     return list(zip(pages[firsts].tolist(), counts.tolist(), strict=True))
 
 
-@lru_cache(maxsize=1)
+_told: bool | None = None
+
+
 def pages_are_told() -> bool:
     """Return whether the system tells which pages of a private mapping were written, which is tried once."""
-    if sys.platform != "linux":
-        return False
+    global _told
+    if _told is None and sys.platform == "linux":
+        with contextlib.suppress(OSError):  # no descriptor or memory is left now: it is tried again
+            _told = try_pages()
+    return bool(_told)
+
+
+def try_pages() -> bool:
+    """Write to one page of a private mapping, and return whether the system tells that page and no other.
+
+    Raises:
+        OSError: The system has no room for the attempt.
+    """
+    fd = new_memory("xfer:probe")
     try:
-        fd = new_memory("xfer:probe")
-        try:
-            os.ftruncate(fd, 3 * PAGE)
-            with mmap.mmap(fd, 3 * PAGE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as memory:
-                read, memory[PAGE] = memory[0], 1
-                address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
-                written = _written(address, 3 * PAGE)
-        finally:
-            os.close(fd)
-    except OSError:
-        return False
+        os.ftruncate(fd, 3 * PAGE)
+        with mmap.mmap(fd, 3 * PAGE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as memory:
+            read, memory[PAGE] = memory[0], 1
+            address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+            written = _written(address, 3 * PAGE)
+    finally:
+        os.close(fd)
     return read == 0 and written is not None and written.tolist() == [1]
