@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import xfer
@@ -131,6 +131,8 @@ def test_an_attempt_that_finds_no_descriptor_is_made_again(monkeypatch: pytest.M
 
 
 @told
+@example(pages=set(range(0, 41, 2)), lead=64, beyond=True)  # too many runs to give up one at a time
+@example(pages=set(range(41)), lead=0, beyond=False)
 @given(st.sets(st.integers(0, 40)), st.integers(0, 3 * PAGE), st.booleans())
 def test_exactly_the_pages_that_were_written_are_given_up(pages: set[int], lead: int, beyond: bool) -> None:
     """Wherever the slot starts, and however many runs of pages there are."""

@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from xfer._shared.memory import new_memory
 POPULATE_FROM = 1 << 20
 PAGE = mmap.PAGESIZE
 _MADV_POPULATE_READ = 22
-_OF_A_FILE, _SWAPPED, _PRESENT = (np.uint64(1 << bit) for bit in (61, 62, 63))  # of an entry in /proc/self/pagemap
+Pages = np.ndarray[Any, np.dtype[np.intp]]
+_OF_A_FILE, _SWAPPED = np.uint64(1 << 61), np.uint64(1 << 62)  # of an entry in /proc/self/pagemap
+_MOST_RUNS = 16  # of pages that are given up one run at a time: a write to each row of an array makes thousands
 
 
 class PrivateMap:
@@ -63,14 +66,21 @@ class PrivateMap:
         """
         try:
             written = _written(self._address, self._used) if pages_are_told() else None
-            for first, count in () if written is None else _runs(written):
+            if written is None:
+                return False
+            firsts, counts = _runs(written)
+            if len(firsts) > _MOST_RUNS:
+                self._memory.madvise(mmap.MADV_DONTNEED, 0, self._used)
+                self._populated = 0
+                return True
+            for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
                 self._memory.madvise(mmap.MADV_DONTNEED, first * PAGE, count * PAGE)
         except (OSError, ValueError):
             return False
-        return written is not None
+        return True
 
 
-def _written(address: int, nbytes: int) -> np.ndarray[tuple[int], np.dtype[np.intp]] | None:
+def _written(address: int, nbytes: int) -> Pages | None:
     """Return which pages of a private mapping this process has written, or None where the system does not tell."""
     pages = -(-nbytes // PAGE)
     try:
@@ -89,14 +99,10 @@ def _written(address: int, nbytes: int) -> np.ndarray[tuple[int], np.dtype[np.in
     return np.flatnonzero(there & (entries & _OF_A_FILE == 0))
 
 
-def _runs(pages: np.ndarray[tuple[int], np.dtype[np.intp]]) -> list[tuple[int, int]]:
+def _runs(pages: Pages) -> tuple[Pages, Pages]:
     """Return where each run of neighbouring pages starts, and its length."""
-    if not len(pages):
-        return []
-    ends = np.flatnonzero(np.diff(pages) != 1)
-    firsts = np.concatenate(([0], ends + 1))
-    counts = np.diff(np.concatenate((firsts, [len(pages)])))
-    return list(zip(pages[firsts].tolist(), counts.tolist(), strict=True))
+    starts = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
+    return pages[starts], np.diff(starts, append=len(pages))
 
 
 _told: bool | None = None
