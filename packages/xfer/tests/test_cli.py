@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,8 +110,11 @@ def test_help_teaches() -> None:
     assert all(word in done.stdout for word in ("doctor", "ls", "reap", "bench"))
 
 
-def test_json_is_the_same_before_and_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_the_same_before_and_after_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The position of `--json` changes nothing, and `--version` prints one line."""
+    monkeypatch.setattr("xfer._shared.names.DIRECTORY", str(tmp_path))  # where no other program leaves anything
     main(["--json", "reap"])
     before = capsys.readouterr().out
     main(["reap", "--json"])
