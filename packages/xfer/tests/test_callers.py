@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ import torch
 
 import xfer
 from xfer import errors
+from xfer._shared.tree import unpack
 from xfer._sizes import parse_size
 
 INTERRUPTS = Path(__file__).parent / "workers" / "interrupts.py"
@@ -247,3 +250,69 @@ def test_the_command_line_works_without_an_output(closed: str) -> None:
     shell = f'exec "{sys.executable}" -m xfer ls {closed}'
     done = subprocess.run(["sh", "-c", shell], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@dataclasses.dataclass
+class Named(dict):  # type: ignore[type-arg]  # as outputs of transformers are
+    """A mapping that is a dataclass as well."""
+
+    hidden: Any = None
+    pooled: Any = None
+
+
+@dataclasses.dataclass
+class Listed(list):  # type: ignore[type-arg]
+    """A list with a field."""
+
+    scale: Any = None
+
+
+def test_a_container_with_fields_loses_none_of_them(pool: xfer.Pool) -> None:
+    """What is sent of a container are its items: fields that are no items are refused by name."""
+    array = np.arange(3)
+    output = Named(hidden=array)
+    output["hidden"] = array
+    got = xfer.get(pool.put(output))
+    assert type(got) is dict
+    assert got["hidden"].tolist() == [0, 1, 2]
+    assert xfer.get(pool.put(Named())) == {}
+    listed = Listed(2.0)
+    listed.append(array)
+    live = pool.stats().live
+    for wrong in (
+        Named(hidden=array),
+        Named(pooled=0),
+        Listed(2.0),
+        listed,
+        [Named(hidden=array), array],
+        {"a": listed},
+    ):
+        with pytest.raises(errors.UnsupportedDtypeError, match=r"not among its items \((hidden|pooled|scale)\)"):
+            pool.put(wrong)
+    assert pool.stats().live == live
+
+
+def test_a_parameter_without_a_shape_yet_is_refused(pool: xfer.Pool) -> None:
+    """By itself, in a tree, in a channel, and by `move`; the error names the remedy."""
+    lazy = torch.nn.UninitializedParameter()
+    with xfer.Channel(2, pool=pool) as channel:
+        for take in (pool.put, lambda it: pool.put({"a": it}), channel.sender.send, lambda it: xfer.move(it, "numpy")):
+            with pytest.raises(errors.UnsupportedDtypeError, match="call its lazy module first"):
+                take(lazy)
+    assert pool.stats().live == 0
+
+
+def test_a_class_in_a_tree_is_refused_as_what_it_is(pool: xfer.Pool) -> None:
+    """Also where its objects would be taken."""
+    for kind in (Named, Listed, np.ndarray, int):
+        with pytest.raises(errors.UnsupportedDtypeError, match="a tree may hold"):
+            pool.put({"x": np.zeros(1), "kind": kind})
+
+
+def test_a_tree_of_a_later_release_says_so() -> None:
+    """A kind of container that this release does not know is an error of its own, not another container."""
+    text = json.dumps([["z", "builtins:tuple", ["x"], 1], [["<f8", [3], 0, 0]]]).encode()
+    head = struct.pack("<II", len(text), 0) + text
+    block = np.frombuffer(head + bytes(-len(head) % 64) + np.arange(3.0).tobytes(), np.uint8)
+    with pytest.raises(errors.HandleError, match="'z', which this release does not know"):
+        unpack(block, "numpy")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_doctor_explains_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sealed memory" in shown
     assert main(["--json", "doctor"]) == 0
     findings = json.loads(capsys.readouterr().out)
-    assert len(findings) == 9
+    assert len(findings) == 10
     assert all(finding["detail"] for finding in findings)
     cuda = findings[-1]
     assert cuda["works"] or "[cuda12]" not in cuda["detail"] or "[cuda12]" in shown  # brackets are no markup
@@ -43,6 +44,7 @@ def test_doctor_on_a_poorer_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "named segments" in found["nameless sealed memory"].detail
     assert not found["named segments in /nowhere"].works
     assert not found["channels"].works
+    assert "mapped anew" in found["memory of large tensors used again"].detail
     assert "pentad-xfer[dtypes]" in found["bfloat16 and fp8"].detail
 
 
@@ -108,8 +110,11 @@ def test_help_teaches() -> None:
     assert all(word in done.stdout for word in ("doctor", "ls", "reap", "bench"))
 
 
-def test_json_is_the_same_before_and_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_the_same_before_and_after_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The position of `--json` changes nothing, and `--version` prints one line."""
+    monkeypatch.setattr("xfer._shared.names.DIRECTORY", str(tmp_path))  # where no other program leaves anything
     main(["--json", "reap"])
     before = capsys.readouterr().out
     main(["reap", "--json"])

@@ -6,12 +6,15 @@ import gc
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import xfer
 from xfer._weak_methods import WeakMethods
 
 SWEEP = Path(__file__).parent / "workers" / "descriptor_sweep.py"
@@ -113,3 +116,42 @@ def test_methods_are_called_while_their_objects_live() -> None:
     called.clear()
     methods()
     assert called == []
+
+
+@linux_only
+def test_memory_that_a_reader_keeps_for_reuse_makes_room_for_the_next_array(helper: Callable[..., Any]) -> None:
+    """Where RLIMIT_AS leaves no room for one more private mapping, those that no array uses are given up."""
+    code = """
+import resource
+from xfer._shared.reader import READER
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+pool = xfer.Pool("1GiB")
+first, second = (bytes(pool.put(np.full(64 << 20, n, np.uint8))) for n in (1, 2))
+array, _ = READER.array(first, private=True)
+array[:] = 3
+open_view = xfer.get(second)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+del array
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), hard))
+array, _ = READER.array(second, private=True)
+say(array[5], array[-1])
+"""
+    assert helper(code).line() == "2 2"
+
+
+def test_what_is_kept_of_trees_that_keep_changing_is_bounded(pool: xfer.Pool) -> None:
+    """A stream whose shapes are new each time does not fill the memory of either side, however large its texts are."""
+    names = [f"{number}" * 2000 for number in range(40)]
+    tracemalloc.start()
+    try:
+        for step in range(60):
+            tree = {name: np.zeros(step + 1, np.uint8) for name in names}
+            handle = pool.put(tree)
+            assert len(xfer.get(handle)[names[7]]) == step + 1
+            pool.release(handle)
+        assert tracemalloc.get_traced_memory()[0] < 12 << 20
+        first, second = (pool.put({"x": array}) for array in (np.ones(2), np.ones((1, 2))))  # known kinds still differ
+        assert xfer.get(first)["x"].shape == (2,)
+        assert xfer.get(second)["x"].shape == (1, 2)
+    finally:
+        tracemalloc.stop()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import xfer
+from xfer._shared.reader import READER
 
 faulthandler.dump_traceback_later(50, exit=True)  # a lock that was not given back
 sys.unraisablehook = lambda _: None  # an error in a finalizer is dropped by Python
@@ -46,6 +47,8 @@ def check(pool: xfer.Pool, held: dict[xfer.Handle, int]) -> None:
         array = views[handle] if handle in views else xfer.get(handle)
         if not (array == value).all():
             raise SystemExit(f"wrong data: {value} is {array[0]}")
+        if len(array) > 16 << 10 and not (READER.array(bytes(handle), private=True)[0] == value).all():
+            raise SystemExit(f"what was written to a private mapping of {value} is in the next one")
     for handle in new:
         pool.release(handle)
 
@@ -67,6 +70,8 @@ def main() -> None:
     """Interrupt each step at every moment."""
     pool = xfer.Pool("256MiB")
     held = {pool.put(np.full(16 << 10, value, np.uint8)): value for value in (1, 2, 3)}
+    large = pool.put(np.full(300 << 10, 4, np.uint8))
+    held[large] = 4
     array = np.full(16 << 10, 7, np.uint8)
     made: list[xfer.Handle] = []
     steps: list[Callable[[], object]] = [
@@ -75,6 +80,7 @@ def main() -> None:
         lambda: xfer.get(next(iter(held))),
         lambda: pool.release(made.pop()),
         lambda: (pool.release(made.pop()), pool.trim()),
+        lambda: READER.array(bytes(large), private=True)[0].fill(9),  # and drops it
     ]
     counts = []
     for step in steps:

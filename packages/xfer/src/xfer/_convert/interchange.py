@@ -128,6 +128,17 @@ def _is_filled(value: Any, kind: type) -> bool:
         return False
 
 
+def check_has_values(tensor: Any) -> None:
+    """Refuse a parameter of a lazy module of torch that was never called.
+
+    Raises:
+        UnsupportedDtypeError: It is one.
+    """
+    is_lazy = _loaded("torch.nn.parameter", "is_lazy")
+    if is_lazy is not None and is_lazy(tensor):
+        raise UnsupportedDtypeError("this parameter has no shape and no values yet: call its lazy module first")
+
+
 _BITS = {"bfloat16": "int16", "float8": "uint8"}  # torch types that NumPy has only with ml_dtypes, by their carrier
 
 
@@ -138,6 +149,9 @@ def _from_torch(tensor: Any) -> np.ndarray[Any, Any]:
         return plain
     except (TypeError, RuntimeError, NotImplementedError):
         pass
+    except ValueError:
+        check_has_values(tensor)
+        raise
     if tensor.layout is torch.strided and not getattr(tensor, "is_nested", False) and not tensor.is_quantized:
         tensor = tensor.detach().resolve_conj().resolve_neg()
     try:
@@ -203,6 +217,7 @@ def plain_tensor(tensor: Any) -> tuple[Any, np.dtype[Any] | None]:
         UnsupportedDtypeError: It is not one array, such as a sparse or quantized tensor.
     """
     torch = sys.modules["torch"]
+    check_has_values(tensor)
     if tensor.layout is not torch.strided or getattr(tensor, "is_nested", False) or tensor.is_quantized:
         raise UnsupportedDtypeError(
             f"a {'quantized' if tensor.is_quantized else 'sparse or nested'} tensor is several arrays: put its parts"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xfer._convert.interchange import device_of, host_array, library_of, plain_tensor, to_torch
+from xfer._convert.interchange import check_has_values, device_of, host_array, library_of, plain_tensor, to_torch
 from xfer.errors import DeviceUnavailableError
 
 
@@ -95,6 +95,8 @@ def explain(array: Any, to: str) -> Route:
         0
     """
     library, device = library_of(array), device_of(array)
+    if library == "torch":
+        check_has_values(array)
     kind, _, index = str(to).partition(":")
     if to == "handle":
         return Route(f"{library} on {device}", to, tuple(_to_handle(array, library, device)))

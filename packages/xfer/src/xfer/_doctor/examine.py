@@ -36,6 +36,7 @@ def examine() -> list[Finding]:
         _other_process(),
         _channel(),
         _core(),
+        _private_memory(),
         _memory(),
         _descriptors(),
         _dtypes(),
@@ -121,6 +122,19 @@ def _core() -> Finding:
             f"plain Python does the same, slower ({_compiled.why_not}); reinstall where there is a C compiler",
         )
     return Finding(what, True, "small arrays are handed over without a system call")
+
+
+def _private_memory() -> Finding:
+    from xfer._shared.private import try_pages
+
+    what = "memory of large tensors used again"
+    why_not = "the system does not tell which pages were written"
+    try:
+        if try_pages():
+            return Finding(what, True, "a tensor of `as_='torch'` gets the mapping of the slot's last one")
+    except (XferError, OSError) as error:
+        why_not = str(error)
+    return Finding(what, False, f"{why_not}: each tensor's memory is mapped anew, which takes longer than its copy")
 
 
 def _memory() -> Finding:

@@ -30,8 +30,16 @@ from xfer._shared.consumed import check_not_taken, take_over
 from xfer._shared.files import NO_DESCRIPTOR, NO_MEMORY, typed, typed_errors
 from xfer._shared.handle import CONSUME, CUDA, FORTRAN, HEADER, TOKEN_IN_SLOT, TREE, Fields, Handle, parse, read_meta
 from xfer._shared.lease import OFD, Leases
+from xfer._shared.private import PrivateMap
 from xfer._shared.segment import WORDS, Mapping
-from xfer.errors import HandleError, ProducerGoneError, StaleHandleError, XferError
+from xfer.errors import (
+    BudgetExceededError,
+    HandleError,
+    ProducerGoneError,
+    StaleHandleError,
+    TooManyOpenFilesError,
+    XferError,
+)
 
 KEPT_MAPPINGS = 256
 KEEP_IDLE = 0.8  # seconds for which a mapping without views is kept
@@ -41,9 +49,10 @@ COPY_UP_TO = 64 << 10  # a private array of at most so many bytes is copied, whi
 class _Watch(weakref.ref):  # type: ignore[type-arg]  # the referent is any array
     """A weak reference to a leased array that remembers whose slot to give back."""
 
-    __slots__ = ("mapping", "slot")
+    __slots__ = ("mapping", "private", "slot")
     mapping: Mapping
     slot: int
+    private: PrivateMap | None  # the mapping that the array lies over, if it has its own
 
 
 class Reader:
@@ -88,11 +97,12 @@ class Reader:
             try:
                 # Only now, behind the lock: from here on the producer cannot reuse the slot without seeing the lease.
                 _check_current(mapping, fields, raw, kept)
-                root, array = _view(mapping, raw, fields, private)
+                own = self._private(mapping, slot) if private and fields.nbytes > COPY_UP_TO else None
+                root, array = _view(mapping, raw, fields, private, own)
                 if fields.flags & CONSUME:
                     check_not_taken(_ledger(mapping, fields), fields)
                 watch = _Watch(root, self._dropped.note)
-                watch.mapping, watch.slot = mapping, slot
+                watch.mapping, watch.slot, watch.private = mapping, slot, own
             except BaseException:
                 self._give_back(mapping, slot)
                 raise
@@ -185,6 +195,14 @@ class Reader:
                 raise
             return Mapping(fields, estate.segment)
 
+    def _private(self, mapping: Mapping, slot: int) -> PrivateMap:
+        try:
+            return mapping.private(slot)
+        except (BudgetExceededError, TooManyOpenFilesError):
+            if not self._evict(_any):
+                raise
+            return mapping.private(slot)
+
     def _evict(self, wanted: Callable[[Mapping], bool]) -> int:
         gone = [mapping for mapping in self._mappings.values() if not mapping.counts and wanted(mapping)]
         for mapping in gone:
@@ -203,6 +221,8 @@ class Reader:
     def _end(self, watch: _Watch) -> None:
         if self._watches.pop(id(watch), None) is not None:  # else a signal handler's error has ended the lease
             self._give_back(watch.mapping, watch.slot)
+            if watch.private is not None:
+                watch.mapping.keep(watch.private)
 
     def _give_back(self, mapping: Mapping, slot: int) -> None:
         left = mapping.counts[slot] - 1
@@ -308,7 +328,7 @@ def _check_current(mapping: Mapping, fields: Fields, raw: bytes, kept: bool) -> 
 
 
 def _view(
-    mapping: Mapping, raw: bytes, fields: Fields, private: bool
+    mapping: Mapping, raw: bytes, fields: Fields, private: bool, own: PrivateMap | None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the bytes of a slot, which are the base of every view of them, and the array over them.
 
@@ -319,7 +339,7 @@ def _view(
     plain: np.ndarray[Any, Any] = np.ndarray((nbytes,), np.uint8, mapping.map, offset)
     base = plain
     if private and nbytes:
-        base = mapping.private(offset, nbytes) if nbytes > COPY_UP_TO else plain.copy()
+        base = own.array(nbytes) if own is not None else plain.copy()
     if flags & (CUDA | TREE):
         return base, base
     try:

@@ -14,27 +14,23 @@ import os
 import secrets
 import stat
 import sys
-from typing import Any
-
-import numpy as np
 
 from xfer._shared import names
 from xfer._shared.consumed import Ledger, open_ledger
-from xfer._shared.files import create_own, typed_errors
+from xfer._shared.files import create_own
 from xfer._shared.handle import NAMED, Fields
 from xfer._shared.lease import Leases, fcntl
 from xfer._shared.memory import new_memory, open_by_number
+from xfer._shared.private import PAGE, POPULATE_FROM, PrivateMap
 from xfer.errors import HandleError, ProducerGoneError
 
-PAGE = mmap.PAGESIZE
 WORDS = 8
 MAGIC, ID, STRIDE, SLOTS, START, RETIRED, LEDGER_FD, LEDGER_INODE = range(8)
 LIFE = 1 << 40  # the producer locks this byte of its segments for as long as it lives
 MAGIC_VALUE = 0x31524546_58535347
-POPULATE_FROM = 1 << 20
 _F_ADD_SEALS, _SEALS = 1033, 0x2 | 0x4 | 0x10 | 0x1  # shrink, grow, future write, and no more seals
 _F_GET_SEALS, _SIZE_SEALS = 1034, 0x2 | 0x4
-_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
+_MADV_POPULATE_WRITE = 23
 
 
 def align(value: int, unit: int) -> int:
@@ -141,7 +137,8 @@ class Mapping:
     """A reader's own opening and read-only mapping of a segment, kept between uses."""
 
     __slots__ = (
-        "alive_path", "counts", "fd", "id", "idle_since", "ledger", "map", "size", "slots", "start", "stride", "words"
+        "alive_path", "counts", "fd", "id", "idle_since", "ledger", "map", "size", "slots", "spare", "start", "stride",
+        "words",
     )  # fmt: skip
 
     def __init__(self, fields: Fields, inherited: int | None = None) -> None:
@@ -187,6 +184,7 @@ class Mapping:
         self.size = status.st_size
         self.counts: dict[int, int] = {}
         self.idle_since = 0.0
+        self.spare: PrivateMap | None = None  # of the only slot
 
     def abandoned(self) -> bool:
         """Return whether the producer has freed the segment or ended."""
@@ -196,18 +194,15 @@ class Mapping:
             return not names.is_locked(self.alive_path)
         return not Leases.held(self.fd, LIFE, 1)
 
-    def private(self, offset: int, nbytes: int) -> np.ndarray[Any, Any]:
-        """Map a part once more, writable and private: what is written stays in this process."""
-        first = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        length = offset + nbytes - first
-        with typed_errors("memory of its own for an array"):
-            memory = mmap.mmap(
-                self.fd, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=first
-            )
-        if sys.platform == "linux" and length >= POPULATE_FROM:
-            with contextlib.suppress(OSError, ValueError):  # a kernel before 5.14 faults page by page
-                memory.madvise(_MADV_POPULATE_READ)
-        return np.ndarray((nbytes,), np.uint8, memory, offset - first)
+    def private(self, slot: int) -> PrivateMap:
+        """Return a writable mapping of a slot: what is written stays in this process."""
+        private, self.spare = self.spare, None
+        return private or PrivateMap(self.fd, self.start + slot * self.stride, self.stride)
+
+    def keep(self, private: PrivateMap) -> None:
+        """Keep a private mapping whose array is gone for the next array, where the segment is one slot."""
+        if self.slots == 1 and self.spare is None and private.reset():
+            self.spare = private
 
     def open_ledger(self, pid: int) -> int:
         """Return the ledger of consumed arrays, for reading and writing.
@@ -223,6 +218,7 @@ class Mapping:
     def close(self) -> None:
         """Close now, and unmap once no array over it is alive."""
         self.words.release()
+        self.spare = None
         del self.map  # unmapped with the last array over it
         os.close(self.fd)
         if self.ledger >= 0:

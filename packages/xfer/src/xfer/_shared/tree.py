@@ -14,7 +14,6 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +30,7 @@ from xfer._convert.interchange import (
     tensors,
 )
 from xfer._convert.move import move
+from xfer._plans import Plans
 from xfer._shared import dtypes
 from xfer._shared.handle import Signature, signature
 from xfer.errors import HandleError, UnsupportedDtypeError
@@ -39,7 +39,7 @@ _LENGTHS = struct.Struct("<II")
 _ALIGN = 64
 _DEEPEST = 100
 _LONG_BITS = 1000
-_KEPT = 256  # plans of each side
+_KEPT, _KEPT_BYTES = 256, 2 << 20  # plans of each side; in memory they are about ten times as large as their texts
 _EXTENT = struct.Struct("<QQ")
 _PLAIN = (type(None), bool, int, float, str, bytes, complex)
 _KEYS = {kind: kind.__name__ for kind in (str, int, float, bool, type(None))}
@@ -63,7 +63,7 @@ def is_tree(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict):
         return True
     if isinstance(value, list | tuple):
-        if hasattr(value, "_fields") or depth > _DEEPEST:  # which `pack` refuses
+        if hasattr(value, "_fields") or depth > _DEEPEST or dataclasses.is_dataclass(value):  # or `pack` refuses it
             return True
         return any(is_array(item) or is_tree(item, depth + 1) for item in value)
     if is_array(value) or isinstance(value, type):
@@ -152,6 +152,7 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozens
             return len(items)
         return tuple([_take_apart(item, leaves, values, kinds, depth + 1) for item in items])
 
+    _check_fields_are_items(value)
     if isinstance(value, Mapping):
         letter = "o" if isinstance(value, OrderedDict) else "d"
         if set(map(type, value)) == {str}:
@@ -164,12 +165,33 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozens
     if is_array(value):
         leaves.append(value)
         return "a"
-    if dataclasses.is_dataclass(value):
-        names = tuple(field.name for field in dataclasses.fields(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = _field_names(value)
         return "c", _class_name(kind), names, all_of([_field(value, name) for name in names])
     raise UnsupportedDtypeError(
         f"a tree may hold arrays, plain values, dicts, lists, tuples and dataclasses, not {kind.__qualname__}"
     )
+
+
+def _field_names(value: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(value))
+
+
+def _check_fields_are_items(value: Any) -> None:
+    """Refuse a container that is a dataclass as well and whose fields would be lost: only its items are sent.
+
+    Outputs of transformers are mappings and dataclasses, and each of their fields with a value is an item.
+    """
+    if not isinstance(value, Mapping | list | tuple) or not dataclasses.is_dataclass(value):
+        return
+    filled = {name: found for name in _field_names(value) if (found := getattr(value, name, None)) is not None}
+    items = value if isinstance(value, Mapping) else {}
+    lost = [name for name, found in filled.items() if items.get(name) is not found]
+    if lost:
+        raise UnsupportedDtypeError(
+            f"a {type(value).__qualname__} has fields that are not among its items ({', '.join(lost)}): put a dict or "
+            "a dataclass that is no container"
+        )
 
 
 def _field(value: Any, name: str) -> Any:
@@ -215,7 +237,7 @@ class Plan(NamedTuple):
     nbytes: int  # of all arrays
 
 
-_plans: dict[Any, Plan] = {}
+_plans: Plans[Plan] = Plans(_KEPT, _KEPT_BYTES)
 
 
 def _plan_of(key: Any, leaves: list[Any]) -> Plan:
@@ -226,9 +248,8 @@ def _plan_of(key: Any, leaves: list[Any]) -> Plan:
     """
     plan = _plans.get(key)
     if plan is None:
-        if len(_plans) >= _KEPT:
-            _plans.clear()
-        plan = _plans[key] = _plan(key[0], [Leaf.of(_plain(leaf)) for leaf in leaves])
+        plan = _plan(key[0], [Leaf.of(_plain(leaf)) for leaf in leaves])
+        _plans.keep(key, plan, len(plan.text))
     return plan
 
 
@@ -298,8 +319,18 @@ class _ReadPlan(NamedTuple):
     all_tensors: bool  # whether the core makes all of them
 
 
-@lru_cache(maxsize=_KEPT)
+_read_plans: Plans[_ReadPlan] = Plans(_KEPT, _KEPT_BYTES)
+
+
 def _read_plan(text: bytes) -> _ReadPlan:
+    plan = _read_plans.get(text)
+    if plan is None:
+        plan = _decode_plan(text)
+        _read_plans.keep(text, plan, len(text))
+    return plan
+
+
+def _decode_plan(text: bytes) -> _ReadPlan:
     structure, described = json.loads(text)
     leaves = tuple(
         (Leaf(dtypes.decode(token.encode()), tuple(shape), bool(fortran)), offset)
@@ -349,9 +380,11 @@ def _builder(node: Any) -> Builder:
     if letter in "lt":
         kind: Any = list if letter == "l" else tuple
         return lambda arrays, values: kind(items(arrays, values))
-    found: Any = _class_of(node[1])
+    found: Any = _class_of(node[1]) if letter in "cn" else None
     if letter == "n":
         return lambda arrays, values: found._make(items(arrays, values))
+    if letter != "c":
+        raise HandleError(f"the tree has a container {letter!r}, which this release does not know: use the producer's")
     names = node[2]
 
     def revive(arrays: Any, values: Any) -> Any:
