@@ -108,7 +108,7 @@ def test_help_teaches() -> None:
     assert all(word in done.stdout for word in ("doctor", "ls", "reap", "bench"))
 
 
-def test_json_is_the_same_before_and_after_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_the_same_before_and_after_the_command(own_directory: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The position of `--json` changes nothing, and `--version` prints one line."""
     main(["--json", "reap"])
     before = capsys.readouterr().out
