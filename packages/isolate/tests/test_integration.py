@@ -776,8 +776,9 @@ class TestHandlesOfXfer(IntegrationTestBase):
         yield opened
         opened.trim()
 
-    @pytest.fixture
-    def xfer_wheel(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def xfer_wheel(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """A wheel of pentad-xfer for the extension, from the folder beside this package."""
         source = Path(__file__).parents[2] / "xfer"
         if not (source / "pyproject.toml").is_file():
