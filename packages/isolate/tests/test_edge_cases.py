@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -403,6 +404,29 @@ class TestExtensionErrors(IntegrationTestBase):
         time.sleep(1)  # what the restart policy had begun would have come to its end
         assert ext.state is State.READY
         wait_for(lambda: len(workers()) == 1)  # one that was forgotten stays
+
+    def test_a_reload_that_is_cancelled_forgets_no_worker(self, tmp_path: Path) -> None:
+        """The end of watching cancels one too: the old worker answers what it was asked and ends, whoever waits."""
+        code = """
+        import os, time
+        def hold(path):
+            while not os.path.exists(path): time.sleep(0.01)
+            return 1
+        """
+        self.create_extension("holds", code, timeouts={"stop": 30})
+        host, _ = self.load_extensions()
+        ext = host["holds"]
+        first = ext.pid
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(ext.call.hold, str(tmp_path / "end"))
+            wait_for(lambda: ext.stats()["pending"] == 1)
+            reloading = asyncio.run_coroutine_threadsafe(ext.areload(), host._own_loop())
+            wait_for(lambda: ext.pid != first)
+            reloading.cancel()
+            (tmp_path / "end").touch()
+            assert held.result(60) == 1
+        wait_for(lambda: len(workers()) == 1)
+        assert ext.state is State.READY
 
     def test_reloads_and_a_stop_at_once(self) -> None:
         """Whatever is asked for at the same time is done in turn: the last word counts and no worker is forgotten."""
