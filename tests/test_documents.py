@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from leftovers import leftovers, shared_files
 
 Tool = Callable[[str], ModuleType]
 
@@ -59,34 +57,16 @@ Not an output:
 """
 
 
-@pytest.fixture(scope="module")
-def problems(request: pytest.FixtureRequest, tool: Tool, root: Path) -> dict[str, list[str]]:
-    """What is wrong with each page that this run tests; two are run at a time, because imports take seconds."""
-    documents = tool("documents")
-    asked = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
-    pages = [call.params["document"] for call in asked if call is not None and "document" in call.params]
-
-    def found(page: str) -> list[str]:
-        wrong: list[str] = documents.problems((root / page).read_text(), page, folder=(root / page).parent)
-        return wrong
-
-    before = shared_files()
-    with ThreadPoolExecutor(2) as pool:
-        wrong = dict(zip(pages, pool.map(found, pages), strict=True))
-    assert leftovers(before) == []
-    return wrong
-
-
-@pytest.mark.timeout(900)  # the first one waits for all
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "document", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in DOCUMENTS]
 )
-def test_its_examples_do_what_the_page_shows(
-    tool: Tool, document: str, root: Path, problems: dict[str, list[str]]
-) -> None:
+def test_its_examples_do_what_the_page_shows(tool: Tool, document: str, root: Path) -> None:
     """All Python blocks run in order in one new process and an empty folder, without a warning; the output is shown."""
-    assert len(tool("documents").blocks((root / document).read_text())) >= DOCUMENTS[document]
-    assert problems[document] == []
+    documents = tool("documents")
+    text = (root / document).read_text()
+    assert len(documents.blocks(text)) >= DOCUMENTS[document]
+    assert documents.problems(text, document, folder=(root / document).parent) == []
 
 
 def test_a_block_may_read_the_source_of_its_functions(tool: Tool) -> None:
