@@ -684,7 +684,7 @@ def test_an_array_is_taken_over_once_though_its_producer_does_not_look(pool: xfe
     assert array.tolist() == [0, 1, 2, 3, 4]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False), st.sampled_from([1 << 20, 16 << 20]))
 def test_any_mix_of_sizes_fits_below_the_mark(random: Any, budget: int) -> None:
     """Sizes from 1 B to a quarter of the budget: with less than budget / 1.25 in use no request is refused."""

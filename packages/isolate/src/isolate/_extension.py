@@ -352,7 +352,7 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         self.context.run(self._reload())
 
     async def _end(self, worker: WorkerHandle, grace: float, *, drain: bool = False) -> None:
-        """End a worker, also if whoever waits for that is cancelled: nobody else would end it."""
+        """End a worker, also if the caller is cancelled: nothing else would end it."""
         worker.stopping = True
 
         async def end() -> None:
