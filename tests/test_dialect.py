@@ -20,6 +20,7 @@ griffe = pytest.importorskip("griffe", reason="needs the docs group")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["isolate", "ternary", "ttt", "xfer", "zerocopy"]
+FULL_DISK = os.path.exists("/dev/full")
 # Command lines import what they examine, which takes long on a busy machine.
 pytestmark = pytest.mark.timeout(240)
 
@@ -175,21 +176,51 @@ def test_exceptions_end_in_error(package: str) -> None:
 
 
 COMMANDS = (("--version",), ("--json", "doctor"), ("doctor", "--json"), ("no-such-command",))
+# Where the output of further commands goes, by the name of the place.
+ELSEWHERE = (
+    ("closed pipe", "--help"),
+    ("closed output", "doctor"),
+    ("full disk", "doctor", "--json"),
+    ("full disk", "--version"),
+)
+
+Ran = dict[tuple[str, ...], subprocess.CompletedProcess[str]]
+
+
+def output_elsewhere(package: str, place: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a package's command line with an output that cannot be written."""
+    line = [sys.executable, "-m", package, *arguments]
+    options: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "timeout": 200}
+    if place == "closed output":
+        return subprocess.run(["sh", "-c", 'exec "$0" "$@" >&-', *line], stdout=subprocess.PIPE, **options)
+    if place == "full disk":
+        with open("/dev/full", "w") as full:
+            return subprocess.run(line, stdout=full, **options)
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        return subprocess.run(line, stdout=write, **options)
+    finally:
+        os.close(write)
 
 
 @pytest.fixture(scope="module")
-def ran(package: str) -> dict[tuple[str, ...], subprocess.CompletedProcess[str]]:
-    """What a package's command line does for each of COMMANDS; two run at a time, because imports take seconds."""
+def ran(package: str) -> Ran:
+    """What a package's command line does for each of COMMANDS, and for those of ELSEWHERE that can be tried here.
+
+    Two run at a time, because imports take seconds.
+    """
 
     def command(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        if arguments in ELSEWHERE:
+            return output_elsewhere(package, *arguments)
         line = [sys.executable, "-m", package, *arguments]
-        return subprocess.run(line, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        return subprocess.run(line, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL)
 
+    tried = [entry for entry in ELSEWHERE if os.name == "posix" and (entry[0] != "full disk" or FULL_DISK)]
+    commands = [*COMMANDS, *tried]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(COMMANDS, pool.map(command, COMMANDS), strict=True))
-
-
-Ran = dict[tuple[str, ...], subprocess.CompletedProcess[str]]
+        return dict(zip(commands, pool.map(command, commands), strict=True))
 
 
 def shape(value: Any) -> Any:
@@ -229,29 +260,21 @@ def test_a_wrong_command_is_one_line(package: str, ran: Ran) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a pipe that closes early ends a program differently on Windows")
-def test_a_closed_pipe_is_no_traceback(package: str) -> None:
+def test_a_closed_pipe_is_no_traceback(ran: Ran) -> None:
     """A reader that goes away, as `head` does, ends the command without a word."""
-    read, write = os.pipe()
-    os.close(read)
-    line = [sys.executable, "-m", package, "--help"]
-    done = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
-    os.close(write)
-    assert done.stderr == ""
+    assert ran["closed pipe", "--help"].stderr == ""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell closes the output")
-def test_an_output_that_is_closed_is_no_traceback(package: str) -> None:
+def test_an_output_that_is_closed_is_no_traceback(ran: Ran) -> None:
     """Who closes the output before the start, as `>&-` does, gets nothing there and status 0."""
-    line = ["sh", "-c", 'exec "$0" -m "$1" doctor >&-', sys.executable, package]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = ran["closed output", "doctor"]
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("words", [["doctor", "--json"], ["--version"]], ids=" ".join)
-def test_an_output_on_a_full_disk_is_no_traceback(package: str, words: list[str]) -> None:
+@pytest.mark.skipif(not FULL_DISK, reason="needs /dev/full")
+@pytest.mark.parametrize("words", [("doctor", "--json"), ("--version",)], ids=" ".join)
+def test_an_output_on_a_full_disk_is_no_traceback(ran: Ran, words: tuple[str, ...]) -> None:
     """At most one line says so."""
-    with open("/dev/full", "w") as full:
-        line = [sys.executable, "-m", package, *words]
-        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    done = ran["full disk", *words]
     assert done.stderr.count("\n") <= 1, done.stderr

@@ -21,7 +21,9 @@ def test_the_stand_in_says_what_psutil_says(tool: Tool, tmp_path: Path) -> None:
     standin, file = tool("gpu/without/psutil"), tmp_path / "open"
     with file.open("w"), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
         ours, theirs = standin.Process(), psutil.Process()
-        assert ours.num_fds() == theirs.num_fds()
+        # Other threads open and close files: the same number on both sides of ours counts.
+        counts = [(theirs.num_fds(), ours.num_fds(), theirs.num_fds()) for _ in range(100)]
+        assert any(len(set(count)) == 1 for count in counts), counts[-1]
         assert {one.path for one in ours.open_files()} >= {one.path for one in theirs.open_files()} >= {str(file)}
         assert child.pid in {one.pid for one in ours.children()}
         assert child.stdin is not None

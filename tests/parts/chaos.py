@@ -92,7 +92,8 @@ class Chaos:
             *[self.misbehave] * 6,
         ]
         deed = self.random.choice(deeds)
-        with suppress(ProcessLookupError):
+        # A worker that was killed before may go just now.
+        with suppress(ProcessLookupError, FileNotFoundError, psutil.NoSuchProcess):
             deed()
             self.done[deed.__name__] += 1
 
@@ -148,7 +149,8 @@ class Chaos:
             ) as process:
                 assert process.stdout is not None
                 if process.stdout.readline().startswith("version"):
-                    harm(process)
+                    with suppress(ProcessLookupError):  # it has ended by itself
+                        harm(process)
                 process.kill()
 
         self._asking.append(threading.Thread(target=work))
@@ -320,7 +322,7 @@ def main() -> int:
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(temporary) / "tmp")
         found = run(args.folder, files, args.seconds, args.seed)
         outcomes = found.pop("outcomes")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while (new := opened() - descriptors) and time.monotonic() < end:
             time.sleep(0.1)
         # Before the page: matplotlib keeps its fonts open.
@@ -338,7 +340,7 @@ def main() -> int:
         found["full disk"] = full_disk(Path(temporary) / "page", figures, outcomes)
         tempfile.tempdir = None
         left = [str(path.relative_to(temporary)) for path in (Path(temporary) / "tmp").rglob("*")]
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=120)
     found["left"] = {
         # Who is not root cannot see whether another user's programs use a file.
         "shared": [file for file in leftovers(before) if owner(file) == os.geteuid()],

@@ -238,7 +238,7 @@ def with_ray(
             killer.fair_pids[pid] = "ray actor"
         value = float(rng.randrange(100))
         try:
-            answer = ray.get(actors[0].call.remote("__call__", (torch.full((1, 64), value),)), timeout=30)
+            answer = ray.get(actors[0].call.remote("__call__", (torch.full((1, 64), value),)), timeout=200)
         except ray.exceptions.RayActorError:
             actors.clear()
             raise
@@ -298,7 +298,7 @@ def drill(seconds: float, seed: int, plugin: Path, wheels: Path, use_ray: bool) 
         stack.close()
         tempfile.tempdir = None
         left = [str(path.relative_to(folder / "tmp")) for path in (folder / "tmp").rglob("*")]
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=30)
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=120)
     return {
         "right": right,
         "errors": errors,

@@ -26,11 +26,11 @@ def _of_others(place: Path) -> bool:
 
 
 def leftovers(before: set[Path]) -> list[str]:
-    """Return new files in shared memory that stay for half a minute and that no other program uses.
+    """Return new files in shared memory that stay for a minute and that no other program uses.
 
     What other tests on this machine make goes within that time too.
     """
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while True:
         new = shared_files() - before
         left = sorted(str(file) for file in new if file.exists() and not _in_use_elsewhere(file))

@@ -75,10 +75,10 @@ def test_colliding_keys_are_refused_in_linear_time(name: str, form: str) -> None
         inner = keys if form == "set" else [part for key in keys for part in (key, None)]
         listed = pack(inner, lambda value: None)
         payload = b"\xc9" + len(listed).to_bytes(4, "big") + bytes([3 if form == "set" else 5]) + listed
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises((UnsupportedTypeError, ValueError)):
         codec(None).decode(payload) if form != "native map" else codec(1 << 30).decode(payload)
-    assert time.process_time() - began < 2
+    assert time.thread_time() - began < 2  # of this thread's processor time: other programs do not count
 
 
 def test_decoded_size_is_bounded() -> None:
@@ -108,9 +108,9 @@ def test_counting_goes_on_after_it_failed() -> None:
         loop = asyncio.get_running_loop()
         over: asyncio.Future[str] = loop.create_future()
         Counter(loop, submit, os.getpid(), 0, {"processes": 0}, over.set_result)
-        return await asyncio.wait_for(over, 20)
+        return await asyncio.wait_for(over, 100)
 
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with subprocess.Popen(["sleep", "200"]) as child:
         try:
             assert asyncio.run(count()) == "processes"
         finally:
@@ -308,7 +308,7 @@ def test_a_forked_child_gets_an_error_at_once(store: Path, tmp_path: Path) -> No
     host.close()
     """
     code = textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.stdout.split() == ["4", "1"], done.stderr
 
 
@@ -397,10 +397,9 @@ def test_busy_connections_leave_the_loop_free_for_others() -> None:
         return used / (time.perf_counter() - began)
 
     # Where other programs want the processor too, a try can come out lower, and one that was put off counts as used.
-    assert any(asyncio.run(share(1, None)) > 0.7 for _ in range(4))
-    assert any(asyncio.run(share(3, None)) > 0.7 for _ in range(4))
-    assert any(asyncio.run(share(1, Usage())) < 0.5 for _ in range(4))
-    assert any(asyncio.run(share(3, Usage())) < 0.5 for _ in range(4))
+    for busy in (1, 3):
+        assert any(asyncio.run(share(busy, None)) > 0.7 for _ in range(20))
+        assert any(asyncio.run(share(busy, Usage())) < 0.5 for _ in range(20))
 
 
 class CountingSelector(selectors.DefaultSelector):
@@ -458,15 +457,15 @@ def test_builds_end_with_a_killed_host(tmp_path: Path) -> None:
     isolate.Host({str(tmp_path / "store")!r}).__enter__().load({str(tmp_path)!r})
     """
     host = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
-    end = time.monotonic() + 40
+    end = time.monotonic() + 120
     while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text().strip():
         assert time.monotonic() < end
         time.sleep(0.02)
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    assert all(map(psutil.pid_exists, pids))
+    building = [psutil.Process(pid) for pid in pids]
     host.kill()
     host.wait()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    _, alive = psutil.wait_procs(building, timeout=60)
     assert not alive
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Optional, Protocol, Union
 
 import pytest
@@ -18,7 +19,7 @@ from isolate import CallTimeoutError, State, WorkerDiedError
 from isolate._contracts import _plain
 
 CODE = '''
-import asyncio, faulthandler, logging, sys, time
+import asyncio, faulthandler, logging, os, sys, time
 
 log = logging.getLogger("pack.part")
 
@@ -44,14 +45,18 @@ class Extension:
         except ZeroDivisionError: logging.exception("failed")
         print("y" * 9000)
         print("\\x1eisolate-record [1]", file=sys.stderr)
-    def busy(self, seconds=0.05):
+    def hold(self, path):
+        self.busy(0)
+        while not os.path.exists(path): time.sleep(0.01)
+
+    def busy(self, seconds=0.2):
         self.running += 1
         self.most = max(self.most, self.running)
         time.sleep(seconds)
         self.running -= 1
         return self.most
     async def abusy(self):
-        return self.busy()
+        return self.busy(0.05)
     def nested(self):
         return self.host.call.caller.back()
 '''
@@ -117,7 +122,7 @@ class TestComfort(IntegrationTestBase):
         assert died.value.signal == signal.SIGSEGV
         assert "in crash" in str(died.value)
 
-    def test_serial(self) -> None:
+    def test_serial(self, tmp_path: Path) -> None:
         """A serial extension runs one call at a time; nested calls belong to theirs; cancelled ones do not block."""
         pack = self.make_host().load(self.create_extension("pack", CODE, serial=True))
 
@@ -125,11 +130,12 @@ class TestComfort(IntegrationTestBase):
             return await asyncio.gather(*(pack.aio.busy(0.01) for _ in range(6)), *(pack.aio.abusy() for _ in range(3)))
 
         assert set(asyncio.run(many())) == {1}
-        slow = threading.Thread(target=lambda: pack.call.busy(1.5))
+        slow = threading.Thread(target=lambda: pack.call.hold(str(tmp_path / "end")))
         slow.start()
         self._reaches(lambda: pack.stats()["pending"] == 1)
         with pytest.raises(CallTimeoutError):
             pack.call(timeout=0.1).busy()
+        (tmp_path / "end").touch()
         assert pack.call(timeout=60).busy() == 1
         slow.join()
         plain = self.make_host().load(self.create_extension("plain", CODE))
@@ -148,7 +154,7 @@ class TestComfort(IntegrationTestBase):
         self._reaches(lambda: live.call.value() == 20)
         (folder / "main.py").write_text("def value(: return 3")
         self._reaches(lambda: any("cannot be loaded" in record.getMessage() for record in caplog.records))
-        assert (live.call.value(), live.state) == (20, State.READY)
+        self._reaches(lambda: (live.call.value(), live.state) == (20, State.READY))
         (folder / "main.py").write_text("def value(): return 4000")
         self._reaches(lambda: live.call.value() == 4000)
 

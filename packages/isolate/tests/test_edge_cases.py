@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -119,6 +120,16 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def workers() -> set[int]:
+    """The processes of workers that this one has started."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if any("_worker" in part for part in child.cmdline()):
+                found.add(child.pid)
+    return found
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:
@@ -261,23 +272,27 @@ class TestExtensionErrors(IntegrationTestBase):
         assert (caught.value.exit_code, caught.value.signal) == (code, number)
         assert any("last words" in line or "about to crash" in line for line in caught.value.stderr)
         assert other.call.fine() == "fine"
-        assert dying.when(State.READY, timeout=20) is State.READY
+        assert dying.when(State.READY, timeout=120) is State.READY
         assert dying.call.fine() == "fine"
         assert dying.pid != first
         assert not alive(first)
 
     def test_death_right_after_the_first_word(self) -> None:
         """A worker whose first word and end are heard together was not loaded, and the caller learns how it ended."""
-        code = "import os, threading\nthreading.Timer(0.3, os._exit, (4,)).start()\ndef fine(): return 1"
+        code = """
+        import os, threading, time
+        here = os.path.dirname(os.path.abspath(__file__))
+        open(f"{here}/begun", "w").close()
+        while not os.path.exists(f"{here}/go"): time.sleep(0.01)
+        threading.Timer(0.3, os._exit, (4,)).start()
+        def fine(): return 1
+        """
         folder = self.create_extension("brief", code)
         host = self.make_host()
 
-        def workers() -> list[psutil.Process]:
-            children = psutil.Process().children()
-            return [child for child in children if any("__main__" in part for part in child.cmdline())]
-
         def sleep_until_it_has_ended() -> None:
-            wait_for(lambda: all(worker.status() == psutil.STATUS_ZOMBIE for worker in found))
+            (folder / "go").touch()  # nothing that it says from here on is heard before its end
+            wait_for(lambda: not any(map(alive, found)))
             heard.set()
 
         outcome: list[object] = []
@@ -291,8 +306,9 @@ class TestExtensionErrors(IntegrationTestBase):
 
         thread = threading.Thread(target=load)
         thread.start()
-        wait_for(workers)
+        wait_for((folder / "begun").exists)
         found = workers()
+        assert found
         host._loop.call_soon_threadsafe(sleep_until_it_has_ended)  # type: ignore[union-attr]
         thread.join()
         assert heard.is_set()
@@ -324,12 +340,12 @@ class TestExtensionErrors(IntegrationTestBase):
         def file_limit():
             return [open('/dev/null') for _ in range(200)] and None
         def processes(count):
-            kept = [subprocess.Popen(["sleep", "100"], start_new_session=True) for _ in range(count)]
-            time.sleep(0.5)
+            kept = [subprocess.Popen(["sleep", "300"], start_new_session=True) for _ in range(count)]
+            time.sleep(0.5 if count < 20 else 200)  # long enough for the host to count
             return len(kept)
         def threads(count):
-            for _ in range(count): threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
-            time.sleep(0.5)
+            for _ in range(count): threading.Thread(target=time.sleep, args=(200,), daemon=True).start()
+            time.sleep(0.5 if count < 20 else 200)
             return count
         """
         limits = {what: 20, "open_files": 100}
@@ -346,7 +362,7 @@ class TestExtensionErrors(IntegrationTestBase):
         assert getattr(host["crowd"].call, what)(3) == 3
         host["crowd"].call.stop_its_parent()
         with pytest.raises(WorkerDiedError, match=f"more than 20 {what}"):
-            getattr(host["crowd"].call(timeout=20), what)(30)
+            getattr(host["crowd"].call(timeout=150), what)(30)
         assert host["neighbour"].call.fine() == 1
 
     def test_restart_policy_gives_up(self) -> None:
@@ -355,10 +371,10 @@ class TestExtensionErrors(IntegrationTestBase):
         host, _ = self.load_extensions()
         ext = host["dying"]
         for _ in range(3):
-            ext.when(State.READY, timeout=20)
+            ext.when(State.READY, timeout=120)
             with pytest.raises(WorkerDiedError):
                 ext.call.leave(1)
-        assert ext.when(State.FAILED, timeout=20) is State.FAILED
+        assert ext.when(State.FAILED, timeout=120) is State.FAILED
         with pytest.raises(NotReadyError, match=r"failed: .*exited with code 1"):
             ext.call.fine()
         with pytest.raises(NotReadyError):
@@ -369,30 +385,48 @@ class TestExtensionErrors(IntegrationTestBase):
     @pytest.mark.parametrize("policy", ["on-failure", "never"])
     def test_death_during_a_reload(self, policy: str) -> None:
         """A worker that dies while its successor starts leaves one worker behind, whatever the restart policy is."""
-        code = DYING + "\ntime.sleep(0.5)\n"
+        code = DYING + f"\nwhile os.path.exists({str(self.root / 'wait')!r}): time.sleep(0.01)\n"
         self.create_extension("dying", code, restart={"policy": policy, "backoff": 0.01})
         host, _ = self.load_extensions()
         ext = host["dying"]
         first = ext.pid or 0
-
-        def workers() -> set[int]:
-            found = set()
-            for child in psutil.Process().children():
-                with contextlib.suppress(psutil.Error):  # it has just ended
-                    if any("_worker" in part for part in child.cmdline()):
-                        found.add(child.pid)
-            return found
-
+        (self.root / "wait").touch()
         reload = threading.Thread(target=ext.reload)
         reload.start()
         wait_for(lambda: len(workers()) == 2)
         os.kill(first, signal.SIGKILL)
+        wait_for(lambda: not alive(first))
+        time.sleep(0.3)  # so that the host hears of it first
+        (self.root / "wait").unlink()
         reload.join()
-        assert ext.when(State.READY, timeout=20) is State.READY
+        assert ext.when(State.READY, timeout=120) is State.READY
         assert ext.call.fine() == "fine"
         time.sleep(1)  # what the restart policy had begun would have come to its end
         assert ext.state is State.READY
-        assert len(workers()) == 1
+        wait_for(lambda: len(workers()) == 1)  # one that was forgotten stays
+
+    def test_a_reload_that_is_cancelled_forgets_no_worker(self, tmp_path: Path) -> None:
+        """The end of watching cancels one too: the old worker answers what it was asked and ends, whoever waits."""
+        code = """
+        import os, time
+        def hold(path):
+            while not os.path.exists(path): time.sleep(0.01)
+            return 1
+        """
+        self.create_extension("holds", code, timeouts={"stop": 30})
+        host, _ = self.load_extensions()
+        ext = host["holds"]
+        first = ext.pid
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(ext.call.hold, str(tmp_path / "end"))
+            wait_for(lambda: ext.stats()["pending"] == 1)
+            reloading = asyncio.run_coroutine_threadsafe(ext.areload(), host._own_loop())
+            wait_for(lambda: ext.pid != first)
+            reloading.cancel()
+            (tmp_path / "end").touch()
+            assert held.result(60) == 1
+        wait_for(lambda: len(workers()) == 1)
+        assert ext.state is State.READY
 
     def test_reloads_and_a_stop_at_once(self) -> None:
         """Whatever is asked for at the same time is done in turn: the last word counts and no worker is forgotten."""
@@ -959,7 +993,7 @@ class TestResourceManagement(IntegrationTestBase):
         host, _ = self.load_extensions()
         child = host["dying"].call.spawn()
         os.kill(host["dying"].pid or 0, signal.SIGKILL)
-        host["dying"].when(State.FAILED, timeout=20)
+        host["dying"].when(State.FAILED, timeout=120)
         assert isinstance(host["dying"].failure, WorkerDiedError)
         assert host["dying"].failure.signal == signal.SIGKILL
         wait_for(lambda: not alive(child))

@@ -120,7 +120,7 @@ def test_decorator(host: Host) -> None:
     """The decorated function keeps its name and its local form, follows what it captures, and can be stopped."""
     amount = 4
 
-    @isolate.function(host=host, timeout=20)
+    @isolate.function(host=host, timeout=100)
     def shift(x: int) -> int:
         """Adds a captured number."""
         return x + amount
@@ -289,7 +289,7 @@ def test_notebook_cells(tmp_path: Path) -> None:
     program = tmp_path / "notebook.py"
     program.write_text(textwrap.dedent(NOTEBOOK))
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, timeout=250)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:-1] == ["here", "here", "here", "('isolate', 1)"]
     assert "creating the environment" in done.stderr

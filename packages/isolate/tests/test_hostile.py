@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,12 @@ class Victim:
     @staticmethod
     def _control(kind: int, value: Any) -> None:
         raise WireError("no control frame is expected")
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something has happened, which another thread may have a part in."""
+        end = time.monotonic() + 60
+        while not condition() and time.monotonic() < end:
+            await asyncio.sleep(0.001)
 
     async def settle(self) -> None:
         """Let the link read all that was written."""
@@ -142,6 +149,7 @@ def test_attacks_end_the_link_and_nothing_else(attack: str) -> None:
         before = set(sys.modules)
         victim.peer.send(_attacks()[attack])
         await victim.settle()
+        await victim.until(lambda: victim.closed)
         assert len(victim.closed) == 1
         assert isinstance(victim.closed[0], (WireError, ValueError))
         assert not victim.called
@@ -261,6 +269,7 @@ def test_descriptors_that_are_no_sealed_memory() -> None:
             await asyncio.sleep(0)
             socket.send_fds(victim.peer, [frame(SEGMENT, 1, b"")], fds)
             await victim.settle()
+            await victim.until(lambda: victim.closed)  # noqa: B023 - called here only
             assert isinstance(victim.closed[0], WireError)
             await victim.close()
             assert len(os.listdir("/proc/self/fd")) <= before

@@ -330,7 +330,9 @@ def test_multiprocessing_takes_ends_as_arguments(tmp_path: Path, method: str) ->
     """Ends are ordinary arguments of a multiprocessing.Process, whatever its start method."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = subprocess.run([sys.executable, str(script), method], capture_output=True, text=True, check=True, timeout=50)
+    done = subprocess.run(
+        [sys.executable, str(script), method], capture_output=True, text=True, check=True, timeout=200
+    )
     assert done.stdout.strip() == "[0, 1, 2]"
 
 

@@ -41,8 +41,8 @@ def cupy() -> Any:
 
 
 def until(condition: Callable[[], bool]) -> bool:
-    """Wait at most ten seconds for a condition."""
-    deadline = time.monotonic() + 10
+    """Wait at most a minute for a condition."""
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)

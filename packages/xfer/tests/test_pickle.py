@@ -42,7 +42,7 @@ def test_errors_cross_an_executor() -> None:
     """A worker's error reaches the caller of ProcessPoolExecutor with its attributes, and the executor goes on."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         for name in errors.__all__:
-            error = executor.submit(workers.fail, name).exception(timeout=30)
+            error = executor.submit(workers.fail, name).exception(timeout=120)
             assert error is not None
             error.__cause__ = None
             same(error, workers.made(name))
@@ -54,7 +54,7 @@ def test_errors_cross_a_multiprocessing_pool() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as processes:
         for name in errors.__all__:
             with pytest.raises(getattr(errors, name), match="a message") as caught:
-                processes.apply_async(workers.fail, (name,)).get(timeout=30)
+                processes.apply_async(workers.fail, (name,)).get(timeout=120)
             same(caught.value, workers.made(name))
         processes.close()
         processes.join()
@@ -86,8 +86,8 @@ def test_a_handle_crosses_both_kinds_of_workers(pool: xfer.Pool) -> None:
     """A handle as an argument is readable in a spawned worker of either pool."""
     handle, context = pool.put(np.arange(5)), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as executor:
-        assert executor.submit(workers.look, handle).result(timeout=30) == 10
+        assert executor.submit(workers.look, handle).result(timeout=120) == 10
     with context.Pool(1) as processes:
-        assert processes.apply_async(workers.look, (handle,)).get(timeout=30) == 10
+        assert processes.apply_async(workers.look, (handle,)).get(timeout=120) == 10
         processes.close()
         processes.join()

@@ -130,7 +130,7 @@ def test_threads_that_work_on_while_the_interpreter_exits_get_a_typed_error() ->
     """A thread in the middle of puts, sends and publications: closed, and never an error about a descriptor."""
     program = """
 import atexit, threading
-atexit.register(lambda: [thread.join(5) for thread in threads] and topic.remove())  # runs after xfer's own
+atexit.register(lambda: [thread.join(60) for thread in threads] and topic.remove())  # runs after xfer's own
 import numpy as np, os, xfer
 pool, channel, topic = xfer.Pool("1MiB"), xfer.Channel(), xfer.Topic(f"exit-{os.getpid()}")
 reader = topic.subscribe()
@@ -144,7 +144,7 @@ def send():
 
 def publish():
     topic.publish(np.arange(3))
-    reader.recv(timeout=5)
+    reader.recv(timeout=60)
 
 def again_and_again(step):
     step()
@@ -163,7 +163,7 @@ for thread in threads:
 begun.wait()
 """
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         assert sorted(done.stdout.split()) == ["ChannelClosedError", "ChannelClosedError", "PoolClosedError"], done
 
@@ -221,7 +221,7 @@ def test_fileno_is_readable_exactly_while_something_waits(channel: xfer.Channel,
         channel.sender.send(np.zeros(size))
         channel.sender.send(np.zeros(size))
         for _ in range(2):
-            assert select.select([fd], [], [], 1)[0]
+            assert select.select([fd], [], [], 60)[0]
             channel.receiver.recv(timeout=0)
         assert not select.select([fd], [], [], 0.02)[0]
     with xfer.Channel() as other:
@@ -236,7 +236,7 @@ def test_fileno_is_readable_exactly_while_something_waits(channel: xfer.Channel,
         with contextlib.suppress(errors.WaitTimeoutError):
             other.receiver.recv(timeout=0)
         source.kill()
-        assert select.select([fd], [], [], 1)[0]
+        assert select.select([fd], [], [], 60)[0]
         with pytest.raises(errors.PeerDiedError):
             other.receiver.recv(timeout=0)
 
@@ -275,7 +275,7 @@ def test_select_sees_the_death_of_each_holder(channel: xfer.Channel, helper: Cal
             channel.receiver.recv(timeout=0)
         assert not select.select([fd], [], [], 0.02)[0]
         source.kill()
-        assert select.select([fd], [], [], 10)[0]
+        assert select.select([fd], [], [], 60)[0]
         with pytest.raises(errors.PeerDiedError):
             channel.receiver.recv(timeout=0)
 
@@ -286,7 +286,7 @@ def test_wait_over_several_ends(pool: xfer.Pool) -> None:
     receivers = [channel.receiver for channel in channels]
     assert xfer.wait(receivers, timeout=0.02) == []
     threading.Timer(0.05, channels[1].sender.send, (np.full(3, 5),)).start()
-    assert xfer.wait(receivers, timeout=5) == [receivers[1]]
+    assert xfer.wait(receivers, timeout=60) == [receivers[1]]
     channels[2].sender.send(np.zeros(3))
     assert xfer.wait(receivers, timeout=0) == receivers[1:]
     for receiver in xfer.wait(receivers):
@@ -355,7 +355,7 @@ def test_a_spawned_process_is_expected_by_itself(pool: xfer.Pool) -> None:
         process.start()
         channel.sender.send(np.zeros(3))
         with pytest.raises(errors.PeerDiedError):
-            channel.sender.send(np.zeros(3), timeout=30)
+            channel.sender.send(np.zeros(3), timeout=120)
         process.join()
         process.close()
 
@@ -420,11 +420,11 @@ def test_a_forked_process_that_dies_before_it_attached_is_noticed(tmp_path: Any)
         "    end = {'args': ([channel.receiver],), 'kwargs': {}}\n"
         "    context.Process(target=lambda *a, **k: os._exit(3), **end).start()\n"
         "    channel.sender.send(np.zeros(3))\n"
-        "    try: channel.sender.send(np.zeros(3), timeout=20)\n"
+        "    try: channel.sender.send(np.zeros(3), timeout=100)\n"
         "    except xfer.errors.PeerDiedError: print('noticed', flush=True)\n"
         "with xfer.Channel(1) as channel:\n"
         "    context.Process(target=lambda end: os._exit(3), kwargs={'end': channel.sender}).start()\n"
-        "    try: channel.receiver.recv(timeout=20)\n"
+        "    try: channel.receiver.recv(timeout=100)\n"
         "    except xfer.errors.PeerDiedError: print('noticed', flush=True)\n"
         "with xfer.Channel(1) as channel:\n"
         "    context.Process(target=print, args=(1,)).start()\n"
@@ -433,7 +433,7 @@ def test_a_forked_process_that_dies_before_it_attached_is_noticed(tmp_path: Any)
         "    except xfer.errors.WaitTimeoutError: print('waited', flush=True)\n"
         "    channel.receiver.recv(timeout=5)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=True)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200, check=True)
     said = [line for line in done.stdout.split() if line != "1"]
     assert said == ["noticed", "noticed", "waited"]
 
@@ -595,8 +595,8 @@ def test_results_survive_a_worker_that_returned(method: str) -> None:
     queue = context.Queue()
     worker = context.Process(target=workers.give_results, args=(queue, 3), daemon=True)
     worker.start()
-    handles = queue.get(timeout=30)
-    worker.join(30)
+    handles = queue.get(timeout=120)
+    worker.join(120)
     assert worker.exitcode == 0
     before = len(os.listdir("/proc/self/fd"))
     views = [xfer.get(handle) for handle in handles]
@@ -624,7 +624,7 @@ def test_results_survive_an_executor_and_an_unrelated_command(tmp_path: Any) -> 
         "import os, sys, numpy as np, xfer\nprint(bytes(xfer.put({'a': np.arange(4)}, consume=True)).hex(), flush=True)"
     )
     for end, lives in (("", True), ("\nos.kill(os.getpid(), 9)", False)):
-        done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, timeout=120)
         handle = bytes.fromhex(done.stdout.strip())
         if lives:
             assert xfer.get(handle)["a"].tolist() == [0, 1, 2, 3]
@@ -684,7 +684,7 @@ def test_an_array_is_taken_over_once_though_its_producer_does_not_look(pool: xfe
     assert array.tolist() == [0, 1, 2, 3, 4]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False), st.sampled_from([1 << 20, 16 << 20]))
 def test_any_mix_of_sizes_fits_below_the_mark(random: Any, budget: int) -> None:
     """Sizes from 1 B to a quarter of the budget: with less than budget / 1.25 in use no request is refused."""
@@ -844,16 +844,16 @@ def test_workers_fill_parts_of_one_writable_array(helper: Callable[..., Any]) ->
 def test_a_store_of_many_names(pool: xfer.Pool, helper: Callable[..., Any]) -> None:
     """Thousands of names, replaced and removed while another process reads: each is found, and never torn."""
     with xfer.SharedArrayStore(pool) as store:
+        store.create("hot", np.zeros(50))
         reader = helper(
             "store = xfer.SharedArrayStore.attach(bytes.fromhex(arg[0])); say('in')\n"
-            "seen = set()\n"
+            "seen = {int(store.get('hot')[0])}; say('seen')\n"
             "while 399 not in seen:\n"
             "    array = store.get('hot'); assert (array == array[0]).all(); seen.add(int(array[0]))\n"
             "say(len(store), 'name 7' in store, 'name 8' in store, store.get('x' * 500).tolist(), len(seen) > 1)",
             bytes(store).hex(),
         )
-        store.create("hot", np.zeros(50))
-        assert reader.line() == "in"
+        assert [reader.line(), reader.line()] == ["in", "seen"]
         for number in range(3000):
             store.create(f"name {number}", np.full(2, number))
         store.create("x" * 500, np.arange(2))

@@ -36,7 +36,7 @@ with contextlib.suppress(ImportError):  # tools/gpu_check.py also runs where hyp
         "unhurried",
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
-        derandomize="NEW_EXAMPLES" not in os.environ,
+        derandomize=os.environ.get("FRESH_EXAMPLES") != "1",
     )
     settings.load_profile("unhurried")
 

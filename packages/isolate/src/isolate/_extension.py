@@ -103,6 +103,7 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         self._crashes: deque[float] = deque()
         self._restart: asyncio.Task[None] | None = None
         self._watching: Future[None] | None = None
+        self._endings: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
         self.failure: BaseException | None = None
@@ -225,7 +226,7 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
                 )
         except BaseException as failure:
             worker.reason = worker.reason or "it could not be loaded"
-            await worker.stop(0.2)
+            await self._end(worker, 0.2)
             if isinstance(failure, WorkerDiedError) and worker.waited:
                 return await self._launch(environment)  # it had been started before; a new one may live
             if isinstance(failure, TimeoutError) and not isinstance(failure, WorkerDiedError):
@@ -337,11 +338,10 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
                 if self.state is State.READY:
                     old, self._current = self._current, fresh
                     if old is not None:
-                        await self._drain(old)
-                        await old.stop(self._granted.timeouts.stop)
+                        await self._end(old, self._granted.timeouts.stop, drain=True)
                     return
                 # The old one has died meanwhile: start from its state.
-                await fresh.stop(self._granted.timeouts.stop)
+                await self._end(fresh, self._granted.timeouts.stop)
             self._cancel_restart()
             if self.state is State.BACKOFF:
                 self._become(State.STOPPED)
@@ -351,11 +351,20 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         """Like `areload`, blocking."""
         self.context.run(self._reload())
 
-    async def _drain(self, worker: WorkerHandle) -> None:
+    async def _end(self, worker: WorkerHandle, grace: float, *, drain: bool = False) -> None:
+        """End a worker, also if the caller is cancelled: nothing else would end it."""
         worker.stopping = True
-        end = time.monotonic() + self._granted.timeouts.stop
-        while (worker.link.pending or worker.link.serving.count) and time.monotonic() < end:
-            await asyncio.sleep(0.01)
+
+        async def end() -> None:
+            latest = time.monotonic() + grace
+            while drain and (worker.link.pending or worker.link.serving.count) and time.monotonic() < latest:
+                await asyncio.sleep(0.01)
+            await worker.stop(grace)
+
+        ending = asyncio.get_running_loop().create_task(end())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        await asyncio.shield(ending)
 
     def watch(self, seconds: float = 0.5) -> None:
         """Look every `seconds` for a changed Python file and reload; a version that cannot be loaded is only logged."""
@@ -385,9 +394,9 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
             current, self._current = self._current, None
             if current is not None:
                 self._become(State.DRAINING)
-                if drain:
-                    await self._drain(current)
-                await current.stop(self._granted.timeouts.stop)
+                await self._end(current, self._granted.timeouts.stop, drain=drain)
+            if self._endings:  # those that others have stopped waiting for
+                await asyncio.wait(self._endings)
             if self.state is not State.STOPPED:
                 self._become(State.STOPPED)
             self._release()
