@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import torch
 from torch import nn
 
 import zerocopy
-from zerocopy import ModelRef
+from zerocopy import ModelRef, _doctor, _report
+from zerocopy import _directory as places
 from zerocopy._cli import main
 
 Publish = Callable[..., ModelRef]
@@ -263,6 +265,35 @@ def test_publish_serve_and_remove_from_the_command_line(tmp_path: Path, capsys: 
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@linux
+def test_what_comes_while_a_report_is_made(
+    simple_model: nn.Module, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version published and loaded after the folder was listed, and a process started after the others were."""
+    listed, listing, made = _report._manifests, os.listdir, []
+
+    def then_published(folder: Path) -> Any:
+        found = listed(folder)
+        made.append(publish(simple_model, name="late", directory=tmp_path))
+        made.append(made[0].load(cached=False))
+        return found
+
+    def without_this_process(path: Any) -> list[str]:
+        entries = listing(path)
+        if path == "/proc" and not earlier:
+            earlier.append(path)
+            entries.remove(str(os.getpid()))
+        return entries
+
+    earlier: list[str] = []
+    monkeypatch.setattr(_report, "_manifests", then_published)
+    monkeypatch.setattr(os, "listdir", without_this_process)
+    found = zerocopy.report(directory=tmp_path)
+    assert earlier == ["/proc"]
+    assert [view.pid for view in found.views] == [os.getpid()]
+    assert [(info.name, info.readers, info.current, info.gone) for info in found.segments] == [("late", 1, True, False)]
+
+
 def test_doctor(tmp_path: Path, capsys: Any) -> None:
     """`doctor` prints a line per check, or JSON."""
     status = main(["doctor", "--directory", str(tmp_path)])
@@ -272,3 +303,50 @@ def test_doctor(tmp_path: Path, capsys: Any) -> None:
     main(["--json", "doctor"])
     findings = json.loads(capsys.readouterr().out)
     assert {"subject", "ok", "fact", "advice"} == set(findings[0])
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_doctor_without_shared_memory(
+    elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It says where segments lie. If no folder can be written, it runs too, and a publish raises a typed error."""
+
+    def no_folder() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    missing = tmp_path / "missing"
+    monkeypatch.delenv("ZEROCOPY_DIRECTORY")
+    monkeypatch.setattr(places, "SHARED_MEMORY", missing)
+    monkeypatch.setattr(_doctor, "SHARED_MEMORY", missing)
+    monkeypatch.setattr(tempfile, "gettempdir", (lambda: str(tmp_path)) if elsewhere else no_folder)
+    places.memory_folder.cache_clear()
+    try:
+        assert main(["doctor"]) == 1
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("LOOK shared memory: ")]
+        assert len(told) == 1
+        assert str(missing) in told[0]
+        assert (f"segments lie in {tmp_path}" in told[0]) == elsewhere
+        if not elsewhere:
+            missing.touch()  # no folder can be made there
+            with pytest.raises(zerocopy.errors.UnusableDirectoryError):
+                zerocopy.publish({"w": torch.ones(3)})
+    finally:
+        places.memory_folder.cache_clear()
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "no/such/folder"])
+def test_a_folder_that_does_not_exist(path: str, tmp_path: Path, capsys: Any) -> None:
+    """The command line, `from_pretrained` and `share` say so, in place of the Hub's words about ids."""
+    where = ["--directory", str(tmp_path)]
+    for command in ("publish", "serve-weights"):
+        assert main([command, path, "--name", "x", *where]) == 2
+        told = capsys.readouterr().err
+        assert "there is no such folder" in told
+        assert path in told
+    for act in (
+        lambda: zerocopy.from_pretrained(path, directory=tmp_path),
+        lambda: zerocopy.share("x", path, directory=tmp_path),
+    ):
+        with pytest.raises(FileNotFoundError, match="no such folder"):
+            act()
+    assert not list(tmp_path.glob("*.zc*"))

@@ -7,6 +7,7 @@ import copy
 import io
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,25 @@ def test_old_style_norms(norm: Any, publish: Publish) -> None:
 
 def _double(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
     return output * 2
+
+
+def test_ordered_dicts() -> None:
+    """Empty ones, as each module has several, ones with items or attributes, and subclasses come back as they were."""
+
+    class Named(OrderedDict[str, torch.Tensor]):
+        pass
+
+    empty, full, noted, named = OrderedDict(), OrderedDict(b=torch.ones(3), a=1), OrderedDict(), Named(a=torch.ones(2))
+    noted.note = torch.full((2,), 5.0)  # type: ignore[attr-defined]
+    flat = zerocopy.flatten([empty, full, noted, named, empty])
+    made = zerocopy.rebuild(flat.skeleton, [bytearray(block.bytes_view()) for block in flat.blocks])
+    assert [type(each).__name__ for each in made] == ["OrderedDict"] * 3 + ["Named", "OrderedDict"]
+    assert made[0] is made[4]
+    assert made[0] == {}
+    assert list(made[1]) == ["b", "a"]
+    assert made[1]["b"].tolist() == [1, 1, 1]
+    assert made[2].note.tolist() == [5, 5]
+    assert made[3]["a"].tolist() == [1, 1]
 
 
 def test_hooks(simple_model: nn.Module, publish: Publish) -> None:

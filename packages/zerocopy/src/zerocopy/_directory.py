@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # The files that zerocopy makes. A sweep touches no other file: the folder may be a user's own.
 _OURS = re.compile(r"[A-Za-z0-9._-]+@\d+-[0-9a-f]+(-[0-9a-f]+)?\.zc(\.part|\.gate\.part)?")
+SHARED_MEMORY = Path("/dev/shm")
 # Files that the first publish and later ones look at for leftovers: their time does not grow with the folder.
 _FIRST, _STEP = 256, 16
 
@@ -46,11 +47,20 @@ def memory_prefix() -> str:
     return f"{memory_folder()}{os.sep}"
 
 
+def has_shared_memory() -> bool:
+    """Return whether the system has shared memory that this process may write."""
+    return SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
+
+
 @cache
 def memory_folder() -> Path:
     """Return the folder of this machine in which every user has a segment directory."""
-    shared = Path("/dev/shm")
-    return shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    if has_shared_memory():
+        return SHARED_MEMORY
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:  # nothing can be written anywhere, and to publish there is a typed error
+        return SHARED_MEMORY
 
 
 def folder_of(directory: str | os.PathLike[str] | None) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zerocopy._directory import default_directory, segments
+from zerocopy._directory import SHARED_MEMORY, default_directory, has_shared_memory, memory_folder, segments
 from zerocopy._lease import TEMPORARY
 from zerocopy._report import on_devices, size
 from zerocopy._segment.mapping import MADV_POPULATE_READ
@@ -54,6 +54,7 @@ def examine(directory: Path | None = None) -> list[Finding]:
     folder = directory or default_directory()
     return [
         *_versions(),
+        *(_shared_memory() if folder.parent == memory_folder() else ()),
         *_segment_directory(folder),
         *_memory_limit(folder),
         *_pages(),
@@ -76,6 +77,16 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # imported from its sources
         return "from sources"
+
+
+def _shared_memory() -> Iterator[Finding]:
+    """Yield whether segments without a directory of their own lie in shared memory, where the system should have it."""
+    if sys.platform == "linux" and not has_shared_memory():
+        state = "cannot be written" if SHARED_MEMORY.is_dir() else "is no folder"
+        folder = memory_folder()
+        there = "there is no temporary folder either" if folder == SHARED_MEMORY else f"segments lie in {folder}"
+        advice = f"{there}: mount a tmpfs that this user can write, or publish with directory="
+        yield Finding("shared memory", False, f"{SHARED_MEMORY} {state}", advice)
 
 
 def _segment_directory(folder: Path) -> Iterator[Finding]:

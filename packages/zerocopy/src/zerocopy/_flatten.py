@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import types
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,12 @@ Buffer = memoryview | bytearray  # bytes that a tensor may lie in
 # (block, dtype, offset in elements, size, stride, requires_grad, conj bit, neg bit, class or None for torch.Tensor,
 # whether it has the whole block to itself)
 _Row = tuple[int, torch.dtype, int, tuple[int, ...], tuple[int, ...], bool, bool, bool, type[torch.Tensor] | None, bool]
+
+# Nearly all objects of a model are of these types, whose instances are no tensor, storage or array.
+_ORDINARY = frozenset(
+    [str, bytes, int, float, complex, bool, type(None), dict, OrderedDict, list, tuple, set, frozenset, type,
+     types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device, torch.Size]
+)  # fmt: skip
 
 _EXPORT_TRACER = "torch.fx.experimental.proxy_tensor"
 
@@ -106,7 +113,8 @@ class _Bare:
 class _Collector:
     """Numbers the tensors and storages of one model in the order in which the pickler meets them."""
 
-    def __init__(self, names: dict[int, tuple[str, ...]]) -> None:
+    def __init__(self, model: object, names: dict[int, tuple[str, ...]]) -> None:
+        self.model = model
         self.names = names
         self.storages: list[torch.UntypedStorage] = []
         self.spans: list[list[int]] = []  # per storage: first and last-plus-one used byte
@@ -141,17 +149,18 @@ class _Collector:
         if id(tensor) in self._row_of:
             return self._row_of[id(tensor)]
         item = tensor.element_size()
-        first = int(tensor.storage_offset()) * item
-        reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        last = first + (int(reach) * item if tensor.numel() else 0)
+        offset, shape, stride, count = tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.numel()
+        reach = sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if count else 0
+        first = int(offset) * item
+        last = first + int(reach) * item
         block = self.block(tensor.untyped_storage(), first, last, self.names.get(id(tensor), ()))
         self.rows.append(
             [
                 block,
                 tensor.dtype,
-                tensor.storage_offset(),
-                tuple(tensor.shape),
-                tensor.stride(),
+                offset,
+                shape,
+                stride,
                 tensor.requires_grad and tensor.is_leaf,
                 tensor.is_conj(),
                 tensor.is_neg(),
@@ -179,7 +188,8 @@ class _Collector:
         return self._array_of[id(array)]
 
     def refuse(self, obj: object, what: str, remedy: str) -> UnshareableError:
-        where = self.names.get(id(obj), ("a tensor",))[0] or "the model itself"
+        paths = (path for path, each in walk(self.model) if each is obj)  # of what is no tensor
+        where = self.names.get(id(obj), ("",))[0] or next(paths, "a tensor") or "the model itself"
         return UnshareableError(f"{where}: {what}, which has no plain bytes to share. {remedy}")
 
     def check(self, tensor: torch.Tensor) -> None:
@@ -223,6 +233,8 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
 
     def persistent_id(self, obj: object) -> object:
         """Return the row of a plain tensor or the block of a storage; None leaves an object to the pickler."""
+        if type(obj) in _ORDINARY:
+            return None
         if isinstance(obj, torch.Tensor):
             self._collector.check(obj)
             return self._collector.row(obj) if _is_plain(obj) and not obj.__dict__ else None
@@ -237,6 +249,8 @@ class _Flattener(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is u
 
     def reducer_override(self, obj: object) -> object:
         """Return how to make an object again that does not pickle by itself."""
+        if type(obj) is OrderedDict:  # each module has eight, most of them empty
+            return NotImplemented if obj or obj.__dict__ else (OrderedDict, ())
         if isinstance(obj, torch.Tensor):
             if is_traceable_wrapper_subclass(obj):
                 return _reduce_wrapper(obj)
@@ -335,7 +349,7 @@ def flatten(model: Any, *, trust_remote_code: bool = False) -> Flat:
         >>> [block.nbytes for block in flat.blocks]
         [12]
     """
-    collector = _Collector(tensor_names(model) | _program_names(model))
+    collector = _Collector(model, tensor_names(model))
     file = io.BytesIO()
     try:
         with neutral():
@@ -353,14 +367,6 @@ def flatten(model: Any, *, trust_remote_code: bool = False) -> Flat:
     return Flat(pickle.dumps(parts, protocol=5), blocks)
 
 
-def _program_names(model: object) -> dict[int, tuple[str, ...]]:
-    names: dict[int, tuple[str, ...]] = {}
-    for path, obj in walk(model):
-        if _program(obj):
-            names.setdefault(id(obj), (path,))
-    return names
-
-
 def _unpicklable(model: object) -> str:
     """Return the dotted path of the deepest thing that does not pickle."""
     worst = ""
@@ -368,7 +374,7 @@ def _unpicklable(model: object) -> str:
         if isinstance(obj, torch.Tensor):
             continue
         try:
-            _Flattener(io.BytesIO(), _Collector({})).dump(obj)
+            _Flattener(io.BytesIO(), _Collector(model, {})).dump(obj)
         except Exception:  # of any type: the caller reports it
             if path.startswith(worst):
                 worst = path

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zerocopy import _directory as places
+from zerocopy._lease import nothing_left
 from zerocopy._ref import ModelRef, ref_of, unknown
 from zerocopy.errors import CorruptSegmentError, SegmentGoneError, UntrustedPathError, ZerocopyError
 
@@ -42,7 +43,8 @@ class Live:
         self._folder = places.folder_of(directory)
         self.renew_lock()
         self._seen = places.current_target(self._folder, self._name)
-        found = self._newest()
+        with nothing_left():
+            found = self._newest()
         if found is None:
             raise unknown(self._folder, self._name)
         self._ref, self._model = found
@@ -58,7 +60,8 @@ class Live:
             with self._lock:
                 if target != self._seen:
                     try:
-                        found = self._newest(self._ref)
+                        with nothing_left():
+                            found = self._newest(self._ref)
                     except ZerocopyError as error:  # no descriptor is left, or others may write the folder
                         _log.error("%s: keeping version %s: %s", self._name, self._ref.version, error)
                         return self._ref, self._model

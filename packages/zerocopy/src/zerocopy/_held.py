@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zerocopy import _directory as places
 from zerocopy._caretaker import caretaker
-from zerocopy._lease import close, take_over
+from zerocopy._lease import close, pass_on, take_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ def hold(path: Path, publication: Publication) -> None:
     """Note what this process publishes at a path."""
     with _lock:
         _published[str(path)] = publication
+        pass_on(publication.fds)
 
 
 def superseded_by(path: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,7 @@ def from_pretrained(
     Raises:
         CheckpointMismatchError: The checkpoint lacks tensors of the model.
         MissingExtraError: The library transformers is not installed.
+        FileNotFoundError: It is a path, and there is nothing.
 
     Example:
         >>> import zerocopy
@@ -112,6 +114,7 @@ def from_pretrained(
 
 def publish_pretrained(path_or_id: str | os.PathLike[str], auto_class: Any, how: Options, **options: Any) -> ModelRef:
     """Publish a pretrained model; the arguments are those of `from_pretrained`."""
+    _require_folder(os.fspath(path_or_id))
     kind = _class(auto_class)
     if how.trust_remote_code:
         options = {**options, "trust_remote_code": True}
@@ -124,6 +127,14 @@ def publish_pretrained(path_or_id: str | os.PathLike[str], auto_class: Any, how:
         return model.eval()  # type: ignore[no-any-return]  # transformers is untyped here
 
     return publish_made(make, from_base(how.base), how, in_arena=True)
+
+
+def _require_folder(path_or_id: str) -> None:
+    """Refuse a path to nothing. The Hub would only say that it is no id."""
+    is_path = os.path.isabs(path_or_id) or path_or_id.startswith((".", "~")) or path_or_id.count("/") > 1
+    if is_path and not os.path.exists(path_or_id):
+        home = "; write the home folder out in place of ~" if path_or_id.startswith("~") else ""
+        raise FileNotFoundError(errno.ENOENT, f"there is no such folder{home}", path_or_id)
 
 
 def _class(auto_class: Any) -> Any:

@@ -10,9 +10,10 @@ others, which belong to publishers of the parent process.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +41,9 @@ __all__ = [
     "exclusive",
     "gate",
     "inherit",
+    "nothing_left",
     "opened",
+    "pass_on",
     "require_leases",
     "share",
     "take_over",
@@ -55,12 +58,15 @@ _START = 64  # bytes without which a file is no segment
 
 _guard = threading.RLock()  # held across a fork, so that no descriptor is open and not yet listed
 _not_inherited: dict[int, str] = {}  # descriptors that a forked child closes, and the paths of their files
+_in_use: dict[int, tuple[int, int]] = {}  # those of them that their opener has not passed on: its thread, and a number
+_numbers = itertools.count()
 
 
 def _close_in_child() -> None:
     for fd in _not_inherited:
         os.close(fd)
     _not_inherited.clear()
+    _in_use.clear()
     _guard.release()
 
 
@@ -111,6 +117,7 @@ def opened(path: Path | str, flags: int, *, folder: bool = False, foreign: bool 
         with _guard:
             fd = _opened(path, flags, folder, foreign)
             _not_inherited[fd] = str(path)
+            _in_use[fd] = threading.get_ident(), next(_numbers)
         return fd
     except BaseException:
         if fd >= 0:
@@ -140,6 +147,31 @@ def inherit(fd: int) -> None:
     """Let forked children keep a descriptor: it belongs to a model that they inherit too."""
     with _guard:
         _not_inherited.pop(fd, None)
+        _in_use.pop(fd, None)
+
+
+def pass_on(fds: Iterable[int]) -> None:
+    """Note that descriptors belong to something that will close them."""
+    with _guard:
+        for fd in fds:
+            _in_use.pop(fd, None)
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """If an error ends the block, close what this thread opened in it and nothing else will close.
+
+    A signal's handler may raise that error anywhere, also on the way into `close`.
+    """
+    first = next(_numbers)
+    try:
+        yield
+    except BaseException:
+        mine = threading.get_ident()
+        with _guard:
+            for fd in [fd for fd, (thread, number) in _in_use.items() if thread == mine and number > first]:
+                close(fd)
+        raise
 
 
 def close(fd: int) -> None:
@@ -150,6 +182,7 @@ def close(fd: int) -> None:
                 _window.drop(fd)
             finally:
                 _not_inherited.pop(fd, None)
+                _in_use.pop(fd, None)
         finally:
             os.close(fd)  # also when a signal's handler raises in the two before
 

@@ -20,7 +20,7 @@ from zerocopy._device.loading import move_copied, move_shared
 from zerocopy._device.memory import require_cuda
 from zerocopy._directory import memory_prefix, names, segments
 from zerocopy._flatten import rebuild
-from zerocopy._lease import close
+from zerocopy._lease import close, nothing_left
 from zerocopy._origin import remember
 from zerocopy._remote_code import is_foreign
 from zerocopy._segment.checking import open_segment
@@ -178,7 +178,9 @@ class ModelRef:
             raise ValueError(
                 f"share=True is for CUDA devices, got {str(place)!r}; on the CPU, weights are always shared"
             )
-        model, mappings = _build(self, on_cpu=on_cpu, ahead=place.type != "cuda", trust_remote_code=trust_remote_code)
+        ahead = place.type != "cuda"
+        with nothing_left():
+            model, mappings = _build(self, on_cpu=on_cpu, ahead=ahead, trust_remote_code=trust_remote_code)
         if on_cpu:
             return model
         if not hasattr(model, "to"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from zerocopy._writes import PAGE, private_pages
 from zerocopy.errors import SegmentGoneError, ZerocopyError
 
 _LONGEST_NOTE = 1 << 22  # bytes
+_LISTINGS = 3  # of processes: a worker that its server starts in place of another one is in a later listing
 _LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ \d+\s+(.*)$")
 
 
@@ -213,7 +214,8 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
         pids: Processes to inspect; every process that this user may inspect if None.
 
     Returns:
-        The report. On systems without /proc it lists segments and no processes.
+        The report. On systems without /proc it lists segments and no processes. Each process is looked at once: what it
+        maps after that is in the next report.
 
     Example:
         >>> import torch, zerocopy
@@ -224,7 +226,6 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
     """
     folder = places.folder_of(directory)
     manifests, unread = _manifests(folder)
-    on_disk = set(manifests)
     views = []
     for pid in _pids() if pids is None else pids:
         mapped, elsewhere = _mappings(pid, folder)
@@ -232,8 +233,8 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
         if released and not mapped:
             elsewhere = _private(pid)
         for file in dict.fromkeys([*mapped, *released]):
-            if file not in manifests:
-                manifests[file] = _removed_manifest(pid, folder / file)
+            if file not in manifests:  # published since the folder was listed, or removed
+                manifests[file] = _late_manifest(pid, folder / file)
             known = manifests[file]
             view = _view(pid, file, mapped.get(file, ()), elsewhere, known[0] if known else None)
             views.append(replace(view, released=released.get(file, ())))
@@ -254,7 +255,7 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
                 by_value,
                 len({view.pid for view in views if view.segment == file and view.mapped}),
                 file in current,
-                file not in on_disk,
+                not os.path.lexists(folder / file),
             )
         )
     return Report(str(folder), tuple(infos), tuple(views), tuple(unread), on_devices())
@@ -295,6 +296,13 @@ def _manifest(path: Path, *, follow: bool = False) -> tuple[Manifest, int]:
         return head.manifest, len(head.skeleton)
     finally:
         close(fd)
+
+
+def _late_manifest(pid: int, path: Path) -> tuple[Manifest, int] | None:
+    """Read the manifest of a segment that is new, or that was removed and is still read."""
+    with suppress(OSError, ZerocopyError):  # SegmentGoneError among them
+        return _manifest(path)
+    return _removed_manifest(pid, path)
 
 
 def _removed_manifest(pid: int, path: Path) -> tuple[Manifest, int] | None:
@@ -344,8 +352,13 @@ def _private(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
-def _pids() -> list[int]:
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if Path("/proc/self").is_dir() else []
+def _pids() -> Iterator[int]:
+    """Yield the processes of the machine, those included that start while the caller looks at the others."""
+    seen: set[int] = set()
+    for _ in range(_LISTINGS if Path("/proc/self").is_dir() else 0):
+        new = sorted({int(name) for name in os.listdir("/proc") if name.isdigit()} - seen)
+        yield from new
+        seen.update(new)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,8 @@ from zerocopy._segment.format import write_all
 
 _PIECE = 1 << 18  # bytes copied and then hashed at a time, so that the hash reads them from the processor's cache
 
-Put = Callable[[memoryview, int], object]  # copies bytes to an offset of the file
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Put = Callable[[Bytes, int], object]  # copies bytes to an offset of the file
 
 
 class Job(NamedTuple):
@@ -47,25 +48,25 @@ def copy_blocks(fd: int, size: int, jobs: Sequence[Job], tick: Tick) -> list[str
 
 
 def _writing(fd: int) -> Put:
-    return lambda piece, offset: write_all(fd, piece, offset)
+    return lambda piece, offset: write_all(fd, memoryview(piece), offset)  # type: ignore[arg-type]  # an array is a buffer
 
 
 def _into(memory: Any) -> Put:
     """Return a function that copies to memory, and lets other threads run meanwhile."""
     there = np.frombuffer(memory, np.uint8)
 
-    def put(piece: memoryview, offset: int) -> None:
-        there[offset : offset + len(piece)] = np.frombuffer(piece, np.uint8)
+    def put(piece: Bytes, offset: int) -> None:
+        there[offset : offset + len(piece)] = piece
 
     return put
 
 
 def _copied(view: memoryview, offset: int, put: Put, tick: Tick) -> str:
     """Copy and hash one block and return its digest."""
-    digest = xxhash.xxh3_128()
-    for start in range(0, len(view), _PIECE):
-        piece = view[start : start + _PIECE]
+    digest, source = xxhash.xxh3_128(), np.asarray(view)
+    for start in range(0, len(source), _PIECE):
+        piece = source[start : start + _PIECE]
         put(piece, offset + start)
-        digest.update(piece)
+        digest.update(piece)  # type: ignore[arg-type]  # an array is a buffer
         tick(len(piece))
     return digest.hexdigest()

@@ -151,7 +151,8 @@ def _mapped(fd: int, path: Path | str, manifest: Manifest) -> Mapping:
     except OSError as error:
         raise typed(error, path) from error
     mapping.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    mapping.file, mapping.manifest, mapping.fd = str(path), manifest, fd
+    mapping.file, mapping.manifest = str(path), manifest
     inherit(fd)
     _alive.add(mapping)
+    mapping.fd = fd  # last: until then the caller closes it if a signal's handler raises an error
     return mapping
