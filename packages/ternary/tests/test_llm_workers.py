@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -86,3 +87,113 @@ def test_workers_do_not_outlive_the_command(path) -> None:
             process.kill()
     _, alive = psutil.wait_procs(workers, timeout=200)
     assert alive == []
+
+
+def run_program(folder: Path, text: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start a program in a file of its own, its output in pipes."""
+    (program := folder / "program.py").write_text(text, encoding="utf-8")
+    run = [sys.executable, str(program), *map(str, arguments)]
+    return subprocess.Popen(
+        run, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has the address ::1."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no address ::1")
+def test_workers_answer_at_an_address_of_ipv6(path) -> None:
+    """The host may be of either family."""
+    with serve(path, workers=1, host="::1", threads=1) as served:
+        served.wait()
+        assert served.url == f"http://[::1]:{served.port}"
+        with urllib.request.urlopen(served.url + "/health") as answer:
+            assert json.load(answer)["status"] == "ok"
+
+
+def test_an_address_in_use_is_an_error_at_once(path) -> None:
+    """It comes from `serve`, and no process is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        serve(path, workers=1, port=taken.getsockname()[1])
+
+
+def test_closed_streams_and_a_folder_with_modules_of_known_names(path, tmp_path) -> None:
+    """A worker gets its sockets where a program has closed its standard streams, and imports nothing of its folder."""
+    (folder := tmp_path / "folder").mkdir()
+    for name in ("json", "pickle", "uvicorn", "ternary"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')", encoding="utf-8")
+    text = """if True:
+        import os, sys, urllib.request
+        from ternary.llm import serve
+        os.close(0), os.close(1)
+        with serve(sys.argv[1], workers=1, threads=1) as served:
+            served.wait()
+            print(urllib.request.urlopen(served.url + "/health").status, file=sys.stderr)
+    """
+    with run_program(tmp_path, text, path, cwd=folder) as process:
+        _, said = process.communicate(timeout=300)
+    assert said.splitlines()[-1] == "200"
+
+
+def test_workers_end_though_a_forked_process_holds_their_input(path, tmp_path) -> None:
+    """After kill -9 of a program its workers end, whatever it has forked meanwhile."""
+    text = """if True:
+        import os, signal, sys
+        from ternary.llm import serve
+        served = serve(sys.argv[1], workers=1, threads=1)
+        served.wait()
+        if (child := os.fork()) == 0:
+            signal.pause()
+        print(child, *served.ready, flush=True)
+        signal.pause()
+    """
+    with run_program(tmp_path, text, path) as process:
+        try:
+            child, worker = (psutil.Process(int(pid)) for pid in process.stdout.readline().split())
+        finally:
+            process.kill()
+    try:
+        _, alive = psutil.wait_procs([worker], timeout=60)
+        assert alive == []
+        assert child.is_running()
+    finally:
+        child.kill()
+
+
+def test_workers_start_once_descriptors_are_left(path, tmp_path) -> None:
+    """A program that can open no more files is told so, and its workers start as soon as it can."""
+    text = """if True:
+        import logging, os, resource, sys
+        import ternary.llm._server
+        from ternary.errors import ServerStartError
+        from ternary.llm import serve
+        logging.disable()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        held = []
+        try:
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            os.close(held.pop()), os.close(held.pop())
+        with serve(sys.argv[1], workers=1, threads=1) as served:
+            try:
+                served.wait()
+            except ServerStartError as error:
+                print(error)
+            for descriptor in held:
+                os.close(descriptor)
+            served.wait()
+            print(len(served.ready))
+    """
+    with run_program(tmp_path, text, path) as process:
+        said, _ = process.communicate(timeout=300)
+    reason, ready = said.splitlines()
+    assert "0 of 1 workers could start" in reason
+    assert "Too many open files" in reason
+    assert ready == "1"

@@ -1,11 +1,13 @@
-"""A worker of `serve`: it reads what to serve from its input, and ends with its input, so that it never outlives it."""
+"""A worker of `serve`: it reads what to serve from its input, and ends with that or with its parent process."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import sys
 import threading
+import time
 
 import uvicorn
 
@@ -14,8 +16,12 @@ from ternary.llm import application
 __all__: list[str] = []
 
 
-def main(*places: str) -> None:
-    """Serve at the listening sockets with these descriptors until the input ends."""
+EVERY = 1.0
+"""Seconds between two looks at whether the process of `serve` is still there."""
+
+
+def main(parent: str, *places: str) -> None:
+    """Serve at the listening sockets with these descriptors until the input ends, or the parent process."""
     settings = pickle.load(sys.stdin.buffer)
     config = uvicorn.Config(application(**settings), log_level="warning", timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
@@ -24,7 +30,14 @@ def main(*places: str) -> None:
         sys.stdin.buffer.read()
         server.should_exit = True
 
-    threading.Thread(target=leave, daemon=True).start()
+    def leave_with_parent() -> None:
+        # A process that the parent has forked may hold the other end of the input open.
+        while os.getppid() == int(parent):
+            time.sleep(EVERY)
+        server.should_exit = True
+
+    for wait in (leave, leave_with_parent):
+        threading.Thread(target=wait, daemon=True).start()
     server.run([socket.socket(fileno=int(place)) for place in places])
 
 

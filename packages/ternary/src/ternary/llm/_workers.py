@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import logging
+import os
 import pickle
 import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -24,6 +26,9 @@ START = 300.0
 """Seconds that a worker may take to start."""
 EVERY = 0.5
 """Seconds between two looks at a worker."""
+PAUSE, LONGEST_PAUSE = 0.1, 10.0
+"""Seconds until a worker that ended before it answered is started again, twice as long each time; and at most."""
+_log = logging.getLogger(__name__)
 
 
 def serve(
@@ -46,7 +51,7 @@ def serve(
     Args:
         source: The model, or what looks up its newest version, as for `application`. It is pickled.
         workers: How many processes. Each needs its own processors: see `threads` of `load`.
-        host: The address to listen on.
+        host: The address to listen on, of either family, such as `::1`; of a name its first address, IPv4 before IPv6.
         port: The port, 0 for a free one.
         name: What the model is called in answers; None for the name of its file, or of each version's file.
         parallel: Requests that run at once in a process.
@@ -58,6 +63,7 @@ def serve(
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
+        OSError: The address is in use or not of this machine, or this process may open no more files.
 
     Example:
         >>> import tempfile, urllib.request
@@ -76,14 +82,30 @@ def serve(
     if workers < 1:
         raise ValueError(f"got workers={workers}; wanted at least 1")
     settings = {"source": source, "name": name, "parallel": parallel, "queue": queue, **options}
-    return Workers(pickle.dumps(settings), workers, socket.create_server((host, port), backlog=2048))
+    return Workers(pickle.dumps(settings), workers, _listen(host, port))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen at the first address of a host, under a descriptor that is no standard stream of a worker.
+
+    A program that has closed its standard streams gets their descriptors for what it opens next.
+    """
+    import fcntl  # not on Windows, where `serve` does not run
+
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    made = socket.create_server(address, family=family, backlog=2048)
+    if made.fileno() > 2:
+        return made
+    with made:
+        return socket.socket(fileno=fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 @dataclass(eq=False)
 class _Worker:
     """One worker: where it alone answers, its present process, and whether that has answered yet."""
 
-    own: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
+    own: socket.socket = field(default_factory=lambda: _listen("127.0.0.1", 0))
     process: subprocess.Popen[bytes] | None = None
     ready: bool = False
 
@@ -111,8 +133,11 @@ class Workers:
         host, self.port = listening.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self.restarts = 0
-        self._ending = threading.Event()
-        self._workers = [_Worker() for _ in range(count)]
+        self._ending, self._why = threading.Event(), "their error output says why"
+        with ExitStack() as opened:
+            opened.enter_context(listening)
+            self._workers = [_Worker() for _ in range(count)]
+            opened.pop_all()
         self._threads = [threading.Thread(target=self._keep, args=(worker,), daemon=True) for worker in self._workers]
         for thread in self._threads:
             thread.start()
@@ -145,8 +170,9 @@ class Workers:
         while len(self.ready) < len(self._workers):
             late = time.monotonic() > end
             if late or (not self.ready and self.restarts > before + 2 * len(self._workers)):
-                why = f"in {timeout} s" if late else "; their error output says why"
-                raise ServerStartError(f"{len(self.ready)} of {len(self._workers)} workers could start {why}")
+                why = f" in {timeout} s" if late else ""
+                found = f"{len(self.ready)} of {len(self._workers)} workers could start{why}"
+                raise ServerStartError(f"{found}; {self._why}")
             time.sleep(EVERY / 10)
 
     def close(self) -> None:
@@ -159,26 +185,60 @@ class Workers:
 
     def _keep(self, worker: _Worker) -> None:
         """Keep one worker running."""
+        pause = PAUSE
         while not self._ending.is_set():
-            process = worker.process = self._start(worker)
-            seen, worker.ready = time.monotonic() + START - SILENT, False
-            while process.poll() is None and time.monotonic() - seen < SILENT and not self._ending.wait(EVERY):
-                if _answers(worker.port):
-                    seen, worker.ready = time.monotonic(), True
-            worker.ready = False
-            _end(process, 5.0 if self._ending.is_set() else 0.0)
+            try:
+                process = worker.process = self._start(worker)
+            except OSError as error:  # no descriptor, process or memory is left: some may be later
+                self._why = str(error)
+                _log.warning("a worker cannot be started, and is tried again: %s", error)
+                answered = False
+            else:
+                answered = self._watch(worker, process)
+                _end(process, 5.0 if self._ending.is_set() else 0.0)
             self.restarts += not self._ending.is_set()
+            pause = PAUSE if answered else min(2 * pause, LONGEST_PAUSE)
+            if not answered:
+                self._ending.wait(pause)
+
+    def _watch(self, worker: _Worker, process: subprocess.Popen[bytes]) -> bool:
+        """Watch a process until it ends, hangs or is to end; return whether it has ever answered."""
+        seen, answered = time.monotonic() + START - SILENT, False
+        while process.poll() is None and time.monotonic() - seen < SILENT and not self._ending.wait(EVERY):
+            if _answers(worker.port):
+                seen, worker.ready, answered = time.monotonic(), True, True
+        worker.ready = False
+        return answered
 
     def _start(self, worker: _Worker) -> subprocess.Popen[bytes]:
         places = (self._listening.fileno(), worker.own.fileno())
-        command = [sys.executable, "-m", "ternary.llm._worker_process", *map(str, places)]
+        # It finds modules where this process does, and not in the working folder.
+        paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+        command = [sys.executable, "-P", "-m", "ternary.llm._worker_process", str(os.getpid()), *map(str, places)]
         # In a session of its own: Ctrl-C at the terminal reaches this process alone, which then ends its workers.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=places, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=_inherited(1),
+            stderr=_inherited(2),
+            pass_fds=places,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
         assert process.stdin is not None  # it is a pipe
         with suppress(OSError):  # it has ended
             process.stdin.write(self._settings)
             process.stdin.flush()
         return process
+
+
+def _inherited(stream: int) -> int | None:
+    """Return what `Popen` takes for a standard stream of this process, which may be closed."""
+    try:
+        os.fstat(stream)
+    except OSError:
+        return subprocess.DEVNULL
+    return None
 
 
 def _end(process: subprocess.Popen[bytes], patience: float) -> None:

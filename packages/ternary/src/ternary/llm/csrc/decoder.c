@@ -84,7 +84,14 @@ typedef struct {
     int64_t inputs, chunk_strips, chunk_groups, group_chunks;
 } product;
 
-/* The product of one group of rows with up to path->strips strips from `strip` on, as floats: [row][32]. */
+#define STRIPS_A_ROW 16
+
+/* Strips of 16 outputs that `multiply` takes at once. Of one row many: gate and up then take turns less often, so that
+ * the processor's own prefetcher can follow. */
+static int64_t strips_at_once(const work *w) { return w->rows == 1 ? STRIPS_A_ROW : w->path->strips; }
+
+/* The product of one group of rows with up to strips_at_once() strips from `strip` on, as floats: [row][32], of one row
+ * as many as there are. */
 static void multiply(const work *w, const llm_matrix *a, int64_t strip, int strips, int64_t group, float *out) {
     const int64_t k16 = ceil_div(a->inputs, 16), stride = k16 * 64;
     const int64_t first = first_row(w, group), rows = first_row(w, group + 1) - first;
@@ -94,6 +101,8 @@ static void multiply(const work *w, const llm_matrix *a, int64_t strip, int stri
     int32_t acc[32 * 2 * 16];
     if (rows == 1 && w->path->multiply_row)
         for (int s = 0; s < strips; s++) w->path->multiply_row(tiles + s * stride, k16, panel, acc + s * 16);
+    else if (rows == 1)
+        for (int s = 0; s < strips; s++) w->path->multiply(1, 1, tiles + s * stride, stride, k16, panel, acc + s * 16);
     else w->path->multiply((int)rows, strips, tiles, stride, k16, panel, acc);
     for (int64_t r = 0; r < rows; r++)
         w->path->finish(acc + r * strips * 16, most < 16 * strips ? most : 16 * strips, w->sums[first + r],
@@ -113,7 +122,7 @@ static void product_chunk(void *context, int64_t chunk) {
         const int64_t strips = ceil_div(a->outputs, 16);
         for (; strip < strips && left > 0;) {
             int64_t some = strips - strip < left ? strips - strip : left;
-            some = some < w->path->strips ? some : w->path->strips;
+            some = some < strips_at_once(w) ? some : strips_at_once(w);
             const int64_t n = a->outputs - strip * 16 < some * 16 ? a->outputs - strip * 16 : some * 16;
             for (int64_t g = first_group; g < last_group; g++) {
                 multiply(w, a, strip, (int)some, g, out);
@@ -198,7 +207,8 @@ static void attend_chunk(void *context, int64_t chunk) {
                 return;
             }
         }
-        attention a = {.model = m, .cache = r[row].cache, .layer = w->index, .kv_head = kv_head, .scores = scores};
+        attention a = {.model = m, .cache = r[row].cache, .layer = w->index, .kv_head = kv_head, .scores = scores,
+                       .next = w->layer->o.tiles};
         for (int64_t i = 0; i < queries;) {
             a.queries = queries - i < MOST_QUERIES ? queries - i : MOST_QUERIES;
             for (int64_t j = 0; j < a.queries; j++) {

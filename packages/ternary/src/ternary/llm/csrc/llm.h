@@ -68,7 +68,8 @@ typedef struct {
     const float *query[MOST_QUERIES]; /* rotated */
     int64_t length[MOST_QUERIES];     /* positions that the query sees */
     float *out[MOST_QUERIES];
-    float *scores; /* [queries][longest length rounded up to 16] */
+    float *scores;    /* [queries][longest length rounded up to 16] */
+    const void *next; /* what is read after the last head: asked for, never needed */
 } attention;
 
 typedef struct {

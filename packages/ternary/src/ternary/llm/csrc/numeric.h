@@ -131,10 +131,31 @@ INLINE void store_body(const llm_model *m, const llm_cache *c, int64_t layer, in
 /* How a kernel reads the cache: the bits of its numbers, and whether registers hold 16 floats. */
 enum { NARROW = 0, WIDE = 1, LONG_REGISTERS = 2 };
 
-/* Ask for what is read some kilobytes later: the processor itself looks ahead only to the end of a page. */
-#define AHEAD 32 /* positions */
-INLINE void soon(const void *from, int64_t at, const int kind) {
-    __builtin_prefetch((const void *)((uintptr_t)from + (uintptr_t)at * (kind & WIDE ? 2 : 1)), 0, 2);
+INLINE int64_t width(const int kind) { return kind & WIDE ? 2 : 1; }
+
+/* Positions that attention works on at a time. Meanwhile it asks for those that it reads some kilobytes later: the
+ * processor itself looks ahead only to the end of a page, and not from the keys to the values. */
+#define SOME (2 * LANES)
+#define BYTES_BEHIND 8192
+
+/* Address of what is read some kilobytes after position t, the values' positions counted behind the keys'. */
+INLINE uintptr_t read_later(const attention *a, int64_t t, int64_t padded, const int kind) {
+    const int64_t bytes = a->model->head_size * width(kind), far = BYTES_BEHIND / bytes / SOME * SOME;
+    const int64_t at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
+    const uintptr_t keys = (uintptr_t)a->cache->keys, values = (uintptr_t)a->cache->values;
+    t += far > SOME ? far : SOME;
+    if (t < padded) return keys + (uintptr_t)((at + t) * bytes);
+    t -= padded;
+    if (t < padded) return values + (uintptr_t)((at + t) * bytes);
+    t -= padded;
+    if (a->kv_head + 1 == a->model->kv_heads) return (uintptr_t)a->next + (uintptr_t)(t * bytes);
+    return keys + (uintptr_t)((at + a->cache->capacity + t) * bytes);
+}
+
+/* Ask for a cache line, with the first of its numbers: `at` counts numbers. */
+INLINE void request(uintptr_t from, int64_t at, const int kind) {
+    const uintptr_t byte = (uintptr_t)(at * width(kind));
+    if (byte % 64 == 0) __builtin_prefetch((const void *)(from + byte), 0, 2);
 }
 
 /* 16 numbers of the cache from element `at` on, as floats. */
@@ -187,14 +208,13 @@ INLINE void softmax_body(float *score, int64_t length, int64_t padded) {
 /* Scores of some queries with `blocks` times 16 positions from t on. Blocks side by side keep sums from waiting for one
  * another. */
 INLINE void score_body(const attention *a, const int first, const int count, const int kind, const int blocks,
-                       int64_t t, float *const *scores) {
+                       int64_t t, uintptr_t later, float *const *scores) {
     const int64_t d = a->model->head_size, at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
     const float scale = 1.0f / sqrtf((float)d);
     lanes sum[2][4] = {{{0}}}, k;
     for (int64_t j = 0; j < d; j++) UNROLL for (int b = 0; b < blocks; b++) {
-            const int64_t from = (at + t + b * LANES) * d + j * LANES;
-            soon(a->cache->keys, from + blocks * LANES * d, kind);
-            cached(&k, a->cache->keys, from, kind);
+            request(later, b * LANES * d + j * LANES, kind);
+            cached(&k, a->cache->keys, (at + t + b * LANES) * d + j * LANES, kind);
             UNROLL for (int i = 0; i < count; i++) sum[b][i] += k * a->query[first + i][j];
         }
     for (int b = 0; b < blocks; b++) {
@@ -206,29 +226,33 @@ INLINE void score_body(const attention *a, const int first, const int count, con
     }
 }
 
-/* Outputs j to j + 16 * `columns` of some queries: the values of all positions times their scores. */
+/* Outputs j to j + 16 * `columns` of some queries: the values of the positions from t to `end` times their scores are
+ * added to those of the positions before. */
 INLINE void mix_body(const attention *a, const int first, const int count, const int kind, const int columns, int64_t j,
-                     int64_t longest, float *const *scores) {
+                     int64_t t, int64_t end, uintptr_t later, float *const *scores) {
     const int64_t d = a->model->head_size, at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
     lanes sum[4][4] = {{{0}}}, v;
-    for (int64_t t = 0; t < longest; t++) UNROLL for (int c = 0; c < columns; c++) {
-            const int64_t from = (at + t) * d + j + c * LANES;
-            soon(a->cache->values, from + AHEAD * d, kind);
-            cached(&v, a->cache->values, from, kind);
+    if (t)
+        UNROLL for (int c = 0; c < columns; c++)
+            UNROLL for (int i = 0; i < count; i++) load(&sum[c][i], a->out[first + i] + j + c * LANES);
+    for (const int64_t begin = t; t < end; t++) UNROLL for (int c = 0; c < columns; c++) {
+            request(later, (t - begin) * d + j + c * LANES, kind);
+            cached(&v, a->cache->values, (at + t) * d + j + c * LANES, kind);
             UNROLL for (int i = 0; i < count; i++) sum[c][i] += v * scores[i][t];
         }
-    for (int c = 0; c < columns; c++)
-        for (int i = 0; i < count; i++) keep(a->out[first + i] + j + c * LANES, &sum[c][i]);
+    UNROLL for (int c = 0; c < columns; c++)
+        UNROLL for (int i = 0; i < count; i++) keep(a->out[first + i] + j + c * LANES, &sum[c][i]);
 }
 
 INLINE void attend_some(const attention *a, const int first, const int count, const int kind, int64_t padded) {
     const int64_t d = a->model->head_size, at = (a->layer * a->model->kv_heads + a->kv_head) * a->cache->capacity;
     float *scores[4];
     for (int i = 0; i < count; i++) scores[i] = a->scores + (first + i) * padded;
-    int64_t t = 0, j = 0, longest = 0;
+    int64_t t = 0, longest = 0;
     if (kind & LONG_REGISTERS)
-        for (; t + 2 * LANES <= padded; t += 2 * LANES) score_body(a, first, count, kind, 2, t, scores);
-    for (; t < padded; t += LANES) score_body(a, first, count, kind, 1, t, scores);
+        for (; t + 2 * LANES <= padded; t += 2 * LANES)
+            score_body(a, first, count, kind, 2, t, read_later(a, t, padded, kind), scores);
+    for (; t < padded; t += LANES) score_body(a, first, count, kind, 1, t, read_later(a, t, padded, kind), scores);
     for (int i = 0; i < count; i++) {
         const int64_t length = a->length[first + i];
         softmax_body(scores[i], length, padded);
@@ -236,9 +260,14 @@ INLINE void attend_some(const attention *a, const int first, const int count, co
         const float *value_scale = a->cache->value_scale + at;
         for (t = 0; t < length; t++) scores[i][t] = scores[i][t] * value_scale[t];
     }
-    if (kind & LONG_REGISTERS)
-        for (; j + 4 * LANES <= d; j += 4 * LANES) mix_body(a, first, count, kind, 4, j, longest, scores);
-    for (; j < d; j += LANES) mix_body(a, first, count, kind, 1, j, longest, scores);
+    for (t = 0; t < longest; t += SOME) {
+        const int64_t end = t + SOME < longest ? t + SOME : longest;
+        const uintptr_t later = read_later(a, padded + t, padded, kind);
+        int64_t j = 0;
+        if (kind & LONG_REGISTERS)
+            for (; j + 4 * LANES <= d; j += 4 * LANES) mix_body(a, first, count, kind, 4, j, t, end, later, scores);
+        for (; j < d; j += LANES) mix_body(a, first, count, kind, 1, j, t, end, later, scores);
+    }
 }
 
 INLINE void attend_body(const attention *a, const int kind) {

@@ -131,6 +131,18 @@ INLINE void taps8_body(const int8_t *const *q, const int8_t *const *w, int64_t c
 #define FETCH(tile, ahead, level) __builtin_prefetch((const void *)((uintptr_t)(tile) + (uintptr_t)(ahead)), 0, level)
 #define FETCH_AHEAD(tile) FETCH(tile, BYTES_AHEAD, 2)
 
+/* One row waits for memory alone. Where weights lie in small pages, as those of a mapped file do, a request for every
+ * line takes longer than the processor's own prefetcher does; it only stops at the end of a page. So where one of the
+ * next `bytes` begins a page, ask for the first lines of the page behind it. */
+INLINE void fetch_next_page(const void *from, int64_t bytes) {
+    if (((uintptr_t)from & 4095) < (uintptr_t)bytes) {
+        FETCH(from, 4096, 3);
+        FETCH(from, 4096 + 64, 3);
+        FETCH(from, 4096 + 128, 3);
+        FETCH(from, 4096 + 192, 3);
+    }
+}
+
 /* A path whose tile is one strip wide: its body, compiled for each number of rows. */
 #define ROWS(name, n) case n: multiply##name##_body(n, t, k16, panel, a, 16 * strips); break;
 #define BY_STRIPS(name, attribute, cases)                                                                              \
