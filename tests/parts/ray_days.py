@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import ray
 import torch
-from fleet import running
+from fleet import Fleet
 from on_ray import start_node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -47,7 +47,7 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
         seconds: How long clients ask in each of three phases.
     """
     files = model.train(folder / "model")
-    with running(folder, files[1], 2, ray=True) as fleet:
+    with Fleet(folder, files[1], 2, ray=True) as fleet:
         workers = fleet.workers
         clients = Clients(fleet.gateway.port, list(files.values()), count=2)
         begun = time.monotonic()
@@ -57,7 +57,7 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
             workers.cluster.remove_node(workers.second, allow_graceful=False)
             time.sleep(2 * seconds)
             start_node(workers.cluster, 4)
-            workers.publish(files[2])
+            fleet.publish(files[2])
             time.sleep(seconds)
             outcomes = clients.stop()
             held = [view for view in newest_report(fleet) if view["command"].startswith("ray::ServeRepl")]
