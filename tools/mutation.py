@@ -3,6 +3,7 @@
     uv run tools/mutation.py                     every mutation of tools/mutations.toml
     uv run tools/mutation.py zerocopy isolate    those of two packages
     uv run tools/mutation.py --only lease        those whose text has a word
+    uv run tools/mutation.py --new               those that the page has no run of
     uv run tools/mutation.py --list              show them and run nothing
     uv run tools/mutation.py ttt --part 1/3      a third of a package's
     uv run tools/mutation.py ttt --write         also write packages/mutations.md, with each verdict
@@ -445,6 +446,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="only mutations with this text in an entry's words or file"
     )
+    parser.add_argument("--new", action="store_true", help=f"only mutations that {PAGE} has no run of")
     parser.add_argument("--list", action="store_true", help="show the mutations and run nothing")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON; progress goes to stderr")
     parser.add_argument(
@@ -456,6 +458,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         known = mutations(root)
         chosen = [m for m in known if not args.packages or m.package in args.packages]
         chosen = [m for m in chosen if args.only.lower() in f"{m.promise} {m.change} {m.file}".lower()]
+        before = last_verdicts((root / PAGE).read_text()) if (root / PAGE).exists() else {}
+        chosen = [m for m in chosen if not args.new or (m.package, m.change) not in before]
         chosen = chosen[args.part[0] - 1 :: args.part[1]]
         if not chosen:
             raise TableError(f"no mutation fits; packages are {', '.join(dict.fromkeys(m.package for m in known))}")
@@ -474,7 +478,6 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         print(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2))
     if args.write:
         day = datetime.datetime.now(datetime.UTC).date()
-        before = last_verdicts((root / PAGE).read_text()) if (root / PAGE).exists() else {}
         ran = {(o.mutation.package, o.mutation.change): f"{o.verdict} {day}" for o in outcomes}
         (root / PAGE).write_text(page(known, before | ran))
     print(f"{len(outcomes)} mutations, {sum(o.verdict == SEEN for o in outcomes)} seen", file=sys.stderr)
