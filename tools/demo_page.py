@@ -45,7 +45,8 @@ def drawing(pairs: Sequence[tuple[Any, Any]], second: str) -> str:
         y += max(grid.shape[0] for grid in pair) * CELL + GAP // 2
     width = left + max(made.shape[1] for _, made in pairs) * CELL + 1
     label = f"Grids: input and {escape(second)}"
-    return f"<svg role='img' aria-label='{label}' width='{max(width, left + 70)}' height='{y}'>{''.join(parts)}</svg>"
+    size = f"width='{max(width, left + 70)}' height='{y}' font-size='11'"
+    return f"<svg role='img' aria-label='{label}' {size}>{''.join(parts)}</svg>"
 
 
 def np_cells(grid: Any) -> Iterator[tuple[tuple[int, int], int]]:
@@ -60,11 +61,11 @@ body { margin: 0 auto; max-width: 1000px; padding: 32px 24px 60px; font: 15px/1.
 h1 { margin: 0 } h2 { margin: 36px 0 8px } .soft, figcaption { color: #667085; font-size: 13px }
 table { border-collapse: collapse; width: 100% } td { border-top: 1px solid #e3e6eb; padding: 6px 8px 6px 0 }
 td:last-child { text-align: right; font-weight: 600; white-space: nowrap }
-.bar { display: grid; grid-template-columns: 220px 1fr; gap: 12px; align-items: center; font-size: 13px; margin: 3px 0 }
+.bar { display: grid; grid-template-columns: 270px 1fr; gap: 12px; align-items: center; font-size: 13px; margin: 3px 0 }
 .bar i { display: block; height: 14px; border-radius: 3px; background: #b8c0cc; min-width: 1px }
 .bar.first i { background: #3f51b5 }
-.tasks { display: flex; flex-wrap: wrap; gap: 22px } figure { margin: 0 } figcaption { max-width: 460px }
-svg { max-width: 460px; font-size: 11px; fill: #667085 }
+.tasks { display: flex; flex-wrap: wrap; gap: 22px; margin-top: 12px } figure { margin: 0 }
+figcaption { max-width: 460px } svg { max-width: 460px; margin-right: 30px; vertical-align: top; fill: #667085 }
 """
 
 
@@ -94,5 +95,6 @@ def _bars(values: dict[str, float]) -> str:
     for number, (name, value) in enumerate(values.items()):
         kind = "bar first" if number == 0 else "bar"
         width = f"{100 * max(value, 0) / longest:.2f}%"
-        bars.append(f"<div class='{kind}'><span>{escape(name)}: {value:.1f}</span><i style='width:{width}'></i></div>")
+        bar = f"<div><i style='width:{width}'></i></div>"
+        bars.append(f"<div class='{kind}'><span>{escape(name)}: {value:.1f}</span>{bar}</div>")
     return "".join(bars)
