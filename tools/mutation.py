@@ -393,8 +393,8 @@ def last_verdicts(text: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> list[Outcome]:
-    """Run the tests without a mutation and then with each.
+def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> Iterator[Outcome]:
+    """Run the tests without a mutation and then with each; yield what became of it.
 
     Args:
         root: The checkout.
@@ -404,7 +404,6 @@ def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> 
     Raises:
         TableError: A test fails without a mutation.
     """
-    outcomes = []
     with copied(root) as copy:
         tests = list(dict.fromkeys(test for mutation in chosen for test in mutation.node_ids))
         show(f"{len(tests)} tests without a mutation")
@@ -417,11 +416,10 @@ def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> 
             raise TableError(f"without a mutation pytest ended with {status}: {first_failure(output)}")
         for number, mutation in enumerate(chosen, 1):
             outcome = examine(copy, mutation)
-            outcomes.append(outcome)
             took = f"{outcome.verdict} after {outcome.seconds:.1f} s"
             show(f"{number}/{len(chosen)} {took}: {mutation.package}: {mutation.change}")
             show(f"      {outcome.detail}")
-    return outcomes
+            yield outcome
 
 
 def part(text: str) -> tuple[int, int]:
@@ -450,7 +448,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--list", action="store_true", help="show the mutations and run nothing")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON; progress goes to stderr")
     parser.add_argument(
-        "--write", action="store_true", help=f"write {PAGE}, with the verdict on each mutation of this run"
+        "--write", action="store_true", help=f"write {PAGE}, with the verdict on each mutation after its run"
     )
     parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
     args = parser.parse_args(argv)
@@ -467,7 +465,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             for mutation in chosen:
                 print(f"{mutation.package}: {mutation.change} ({mutation.path})")
             return 0
-        outcomes = run(root, chosen, lambda line: print(line, file=sys.stderr, flush=True))
+        outcomes, day = [], datetime.datetime.now(datetime.UTC).date()
+        for outcome in run(root, chosen, lambda line: print(line, file=sys.stderr, flush=True)):
+            outcomes.append(outcome)
+            if args.write:  # now, for the case that the run is interrupted
+                before[outcome.mutation.package, outcome.mutation.change] = f"{outcome.verdict} {day}"
+                (root / PAGE).write_text(page(known, before))
     except TableError as error:
         print(f"mutation: {error}", file=sys.stderr)
         return 2
@@ -476,10 +479,6 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         return 130
     if args.json:
         print(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2))
-    if args.write:
-        day = datetime.datetime.now(datetime.UTC).date()
-        ran = {(o.mutation.package, o.mutation.change): f"{o.verdict} {day}" for o in outcomes}
-        (root / PAGE).write_text(page(known, before | ran))
     print(f"{len(outcomes)} mutations, {sum(o.verdict == SEEN for o in outcomes)} seen", file=sys.stderr)
     for outcome in outcomes:
         if outcome.verdict != SEEN:
