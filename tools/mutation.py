@@ -48,8 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path("tools/mutations.toml")
 PAGE = Path("packages/mutations.md")
 _INTERFACE = "hatchling.builders.hooks.plugin.interface"
-SEEN, SURVIVED, WRONG = "seen", "survived", "error"
-NEVER = "never"
+SEEN, SURVIVED, WRONG, NEVER = "seen", "survived", "error", "never"
 HEAD = """# Broken promises, and the tests that notice
 
 A passing test says little if it also passes without the code that it guards. `uv run tools/mutation.py` breaks one
@@ -393,6 +392,15 @@ def last_verdicts(text: str) -> dict[tuple[str, str], str]:
     return found
 
 
+def written(root: Path) -> dict[tuple[str, str], str]:
+    """Return the verdicts of the page, none if there is no page.
+
+    Args:
+        root: The checkout.
+    """
+    return last_verdicts((root / PAGE).read_text()) if (root / PAGE).exists() else {}
+
+
 def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> Iterator[Outcome]:
     """Run the tests without a mutation and then with each; yield what became of it.
 
@@ -456,7 +464,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         known = mutations(root)
         chosen = [m for m in known if not args.packages or m.package in args.packages]
         chosen = [m for m in chosen if args.only.lower() in f"{m.promise} {m.change} {m.file}".lower()]
-        before = last_verdicts((root / PAGE).read_text()) if (root / PAGE).exists() else {}
+        before = written(root)
         chosen = [m for m in chosen if not args.new or (m.package, m.change) not in before]
         chosen = chosen[args.part[0] - 1 :: args.part[1]]
         if not chosen:
@@ -468,9 +476,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         outcomes, day = [], datetime.datetime.now(datetime.UTC).date()
         for outcome in run(root, chosen, lambda line: print(line, file=sys.stderr, flush=True)):
             outcomes.append(outcome)
-            if args.write:  # now, for the case that the run is interrupted
-                before[outcome.mutation.package, outcome.mutation.change] = f"{outcome.verdict} {day}"
-                (root / PAGE).write_text(page(known, before))
+            if args.write:  # now, for the case that this run is interrupted; another one may have written meanwhile
+                key = outcome.mutation.package, outcome.mutation.change
+                (root / PAGE).write_text(page(known, written(root) | {key: f"{outcome.verdict} {day}"}))
     except TableError as error:
         print(f"mutation: {error}", file=sys.stderr)
         return 2
