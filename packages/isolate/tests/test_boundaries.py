@@ -35,7 +35,13 @@ from isolate._worker.protocol import PONG
 from isolate._worker.segments import taken
 from isolate._worker.turns import Turns, Usage
 from isolate._worker.wire import pack
-from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTypeError, WorkerDiedError
+from isolate.errors import (
+    EnvironmentBuildError,
+    HostClosedError,
+    OverloadedError,
+    UnsupportedTypeError,
+    WorkerDiedError,
+)
 
 
 def codec(limit: int | None = 1 << 20) -> Codec:
@@ -251,7 +257,7 @@ class TestQuotas(IntegrationTestBase):
         """A worker whose loop is blocked is ended once a call was given up, and restarted."""
         self.create_extension(
             "wedged",
-            "import time\nasync def block(): time.sleep(60)\ndef fine(): return 1",
+            "import time\nasync def block(): time.sleep(1000)\ndef fine(): return 1",
             restart={"backoff": 0.01},
         )
         host, _ = self.load_extensions(policy=Policy(wedged_seconds=1))
