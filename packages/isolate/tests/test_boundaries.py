@@ -35,13 +35,7 @@ from isolate._worker.protocol import PONG
 from isolate._worker.segments import taken
 from isolate._worker.turns import Turns, Usage
 from isolate._worker.wire import pack
-from isolate.errors import (
-    EnvironmentBuildError,
-    HostClosedError,
-    OverloadedError,
-    UnsupportedTypeError,
-    WorkerDiedError,
-)
+from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTypeError, WorkerDiedError
 
 
 def codec(limit: int | None = 1 << 20) -> Codec:
