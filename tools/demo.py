@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import base64
 import importlib
+import inspect
 import json
 import pickle
 import subprocess
@@ -168,9 +169,18 @@ def show_xfer(_args: argparse.Namespace) -> list[Fact]:
     ]
 
 
-# Answers each line of stdin: "load", or "memory" with its memory, where a page shared by n processes counts as 1/n.
+def proportional_memory() -> int:
+    """Return the bytes of this process's memory, of a page that n processes share an n-th; program files do not count.
+
+    Those are shared with whatever else runs on the machine, and change with it.
+    """
+    with open("/proc/self/smaps_rollup") as file:
+        return 1024 * sum(int(line.split()[1]) for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+
+
+# Answers each line of stdin: "load" with an answer of the model, or "memory" with its memory.
 SERVER = """
-import json, pickle, sys, psutil, torch
+import json, pickle, sys, torch
 torch.set_num_threads(1)
 ref, model = pickle.loads(bytes.fromhex(sys.argv[1])), None
 torch.nn.Linear(2048, 2048)(torch.ones(1, 2048))
@@ -179,14 +189,13 @@ for line in sys.stdin:
         model = ref.load()
         answer = model(torch.ones(1, 2048))[0, :4].tolist()
     else:
-        answer = psutil.Process().memory_full_info().pss
+        answer = proportional_memory()
     print(json.dumps(answer), flush=True)
 """
 
 
 def show_zerocopy(_args: argparse.Namespace) -> list[Fact]:
     """A model of 134 MB in four worker processes that share one copy of its weights."""
-    import psutil
     import torch
 
     import zerocopy
@@ -196,11 +205,11 @@ def show_zerocopy(_args: argparse.Namespace) -> list[Fact]:
     model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048) for _ in range(8))).eval()
     size = sum(p.nbytes for p in model.parameters())
     ref = zerocopy.publish(model, name="demo")
-    workers = [Child(SERVER, pickle.dumps(ref).hex()) for _ in range(4)]
+    workers = [Child(inspect.getsource(proportional_memory) + SERVER, pickle.dumps(ref).hex()) for _ in range(4)]
 
     def memory() -> float:
         # All processes at the same time, this one too: each shared page counts once in the sum.
-        return float(sum(worker.ask("memory") for worker in workers) + psutil.Process().memory_full_info().pss)
+        return float(sum(worker.ask("memory") for worker in workers) + proportional_memory())
 
     try:
         with torch.no_grad():
