@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,27 @@ def test_the_demo_writes_its_page(root: Path, tmp_path: Path) -> None:
     assert "float32" in page
     assert "src='http" not in page
     assert "<script" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_another_run_finds_the_same_figures(root: Path, tmp_path: Path) -> None:
+    """Every figure agrees within 5 % from run to run; times, which do not, stand below in a line of their own."""
+    runs = []
+    for number in range(2):
+        report = tmp_path / f"{number}.html"
+        command = [sys.executable, "tools/demo.py", "xfer", "zerocopy", "isolate", "ternary", "--report", str(report)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        runs.append(re.findall(r"<tr><td>(.*?)<div class=soft>.*?</td><td>(.*?)</td></tr>", report.read_text()))
+    first, again = runs
+    assert len(first) >= 8
+    assert [what for what, _ in first] == [what for what, _ in again]
+    for (what, one), (_, other) in zip(first, again, strict=True):
+        assert re.sub(r"[\d.]+", "#", one) == re.sub(r"[\d.]+", "#", other), what
+        assert " ms" not in one, what
+        for left, right in zip(re.findall(r"\d+(?:\.\d+)?", one), re.findall(r"\d+(?:\.\d+)?", other), strict=True):
+            assert float(left) == pytest.approx(float(right), rel=0.05), (what, one, other)
 
 
 @pytest.mark.slow

@@ -164,11 +164,13 @@ def test_the_words_are_plain(package: str) -> None:
 
 
 def test_the_fleet_keeps_these_rules() -> None:
-    """The files of examples/fleet are short, and their words are plain."""
+    """The files of examples/fleet are short, the service in all too, and their words are plain."""
     folder = ROOT / "examples" / "fleet"
     files = [*folder.glob("*.py"), *folder.glob("trial/*.py"), *folder.glob("plugins/*/*.py")]
     assert len(files) >= 9
     assert [line for file in files for line in too_long(file.relative_to(folder), file.read_text())] == []
+    service = [folder / name for name in ("fleet.py", "gateway.py", "on_ray.py")]
+    assert sum(len(file.read_text().splitlines()) for file in service) <= 300
     assert [str(file) for file in [*files, folder / "README.md"] if re.search(IDIOMS, file.read_text())] == []
 
 

@@ -80,10 +80,9 @@ def types(packages: list[str]) -> Iterator[Outcome]:
     """Strict types of each package's src, and of the tools."""
     for package in packages:
         yield run(f"mypy {package}", ["mypy", f"packages/{package}/src/{package}"])
-    yield run(
-        "mypy tools",
-        ["mypy", *map(str, [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "tools" / "gpu").glob("*.py"))])],
-    )
+    tools = ROOT / "tools"
+    files = [*sorted(tools.glob("*.py")), *sorted(tools.glob("gpu/*.py"))]
+    yield run("mypy tools", ["mypy", *map(str, files)], env=os.environ | {"MYPYPATH": str(tools)})
     fleet = ROOT / "examples" / "fleet"
     files = [*sorted(fleet.glob("*.py")), *sorted(fleet.glob("trial/*.py"))]
     yield run("mypy fleet", ["mypy", *map(str, files)], env=os.environ | {"MYPYPATH": str(fleet)})

@@ -3,6 +3,7 @@
     uv run tools/mutation.py                     every mutation of tools/mutations.toml
     uv run tools/mutation.py zerocopy isolate    those of two packages
     uv run tools/mutation.py --only lease        those whose text has a word
+    uv run tools/mutation.py --new               those that the page has no run of
     uv run tools/mutation.py --list              show them and run nothing
     uv run tools/mutation.py ttt --part 1/3      a third of a package's
     uv run tools/mutation.py ttt --write         also write packages/mutations.md, with each verdict
@@ -47,8 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path("tools/mutations.toml")
 PAGE = Path("packages/mutations.md")
 _INTERFACE = "hatchling.builders.hooks.plugin.interface"
-SEEN, SURVIVED, WRONG = "seen", "survived", "error"
-NEVER = "never"
+SEEN, SURVIVED, WRONG, NEVER = "seen", "survived", "error", "never"
 HEAD = """# Broken promises, and the tests that notice
 
 A passing test says little if it also passes without the code that it guards. `uv run tools/mutation.py` breaks one
@@ -392,8 +392,17 @@ def last_verdicts(text: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> list[Outcome]:
-    """Run the tests without a mutation and then with each.
+def written(root: Path) -> dict[tuple[str, str], str]:
+    """Return the verdicts of the page, none if there is no page.
+
+    Args:
+        root: The checkout.
+    """
+    return last_verdicts((root / PAGE).read_text()) if (root / PAGE).exists() else {}
+
+
+def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> Iterator[Outcome]:
+    """Run the tests without a mutation and then with each; yield what became of it.
 
     Args:
         root: The checkout.
@@ -403,7 +412,6 @@ def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> 
     Raises:
         TableError: A test fails without a mutation.
     """
-    outcomes = []
     with copied(root) as copy:
         tests = list(dict.fromkeys(test for mutation in chosen for test in mutation.node_ids))
         show(f"{len(tests)} tests without a mutation")
@@ -416,11 +424,10 @@ def run(root: Path, chosen: Sequence[Mutation], show: Callable[[str], None]) -> 
             raise TableError(f"without a mutation pytest ended with {status}: {first_failure(output)}")
         for number, mutation in enumerate(chosen, 1):
             outcome = examine(copy, mutation)
-            outcomes.append(outcome)
             took = f"{outcome.verdict} after {outcome.seconds:.1f} s"
             show(f"{number}/{len(chosen)} {took}: {mutation.package}: {mutation.change}")
             show(f"      {outcome.detail}")
-    return outcomes
+            yield outcome
 
 
 def part(text: str) -> tuple[int, int]:
@@ -445,10 +452,11 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="only mutations with this text in an entry's words or file"
     )
+    parser.add_argument("--new", action="store_true", help=f"only mutations that {PAGE} has no run of")
     parser.add_argument("--list", action="store_true", help="show the mutations and run nothing")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON; progress goes to stderr")
     parser.add_argument(
-        "--write", action="store_true", help=f"write {PAGE}, with the verdict on each mutation of this run"
+        "--write", action="store_true", help=f"write {PAGE}, with the verdict on each mutation after its run"
     )
     parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
     args = parser.parse_args(argv)
@@ -456,6 +464,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         known = mutations(root)
         chosen = [m for m in known if not args.packages or m.package in args.packages]
         chosen = [m for m in chosen if args.only.lower() in f"{m.promise} {m.change} {m.file}".lower()]
+        before = written(root)
+        chosen = [m for m in chosen if not args.new or (m.package, m.change) not in before]
         chosen = chosen[args.part[0] - 1 :: args.part[1]]
         if not chosen:
             raise TableError(f"no mutation fits; packages are {', '.join(dict.fromkeys(m.package for m in known))}")
@@ -463,7 +473,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             for mutation in chosen:
                 print(f"{mutation.package}: {mutation.change} ({mutation.path})")
             return 0
-        outcomes = run(root, chosen, lambda line: print(line, file=sys.stderr, flush=True))
+        outcomes, day = [], datetime.datetime.now(datetime.UTC).date()
+        for outcome in run(root, chosen, lambda line: print(line, file=sys.stderr, flush=True)):
+            outcomes.append(outcome)
+            if args.write:  # now, for the case that this run is interrupted; another one may have written meanwhile
+                key = outcome.mutation.package, outcome.mutation.change
+                (root / PAGE).write_text(page(known, written(root) | {key: f"{outcome.verdict} {day}"}))
     except TableError as error:
         print(f"mutation: {error}", file=sys.stderr)
         return 2
@@ -472,11 +487,6 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         return 130
     if args.json:
         print(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2))
-    if args.write:
-        day = datetime.datetime.now(datetime.UTC).date()
-        before = last_verdicts((root / PAGE).read_text()) if (root / PAGE).exists() else {}
-        ran = {(o.mutation.package, o.mutation.change): f"{o.verdict} {day}" for o in outcomes}
-        (root / PAGE).write_text(page(known, before | ran))
     print(f"{len(outcomes)} mutations, {sum(o.verdict == SEEN for o in outcomes)} seen", file=sys.stderr)
     for outcome in outcomes:
         if outcome.verdict != SEEN:

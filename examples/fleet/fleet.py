@@ -18,12 +18,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from gateway import Gateway
 
@@ -35,96 +34,77 @@ from ternary import TernaryError, llm
 HERE = Path(__file__).parent
 
 
-class Workers:
-    """Processes of this machine that answer with the newest version of a published model.
-
-    Args:
-        name: The name that the weights are published under.
-        count: How many processes.
-        file: The first version of the model.
-    """
-
-    def __init__(self, name: str, count: int, file: Path) -> None:
-        self._name = name
-        self.publish(file)
-        self.processes = llm.serve(zerocopy.follow(name), workers=count, threads=1)
-        self.port = self.processes.port
-
-    def publish(self, file: Path) -> None:
-        """Make a model file the newest version. Workers use it from their next request on."""
-        self._ref = llm.publish(file, name=self._name)
-
-    def end(self) -> None:
-        """End the processes and give the weights up."""
-        self.processes.close()
-        zerocopy.unpublish(self._ref)
-
-
-@dataclass(frozen=True)
 class Fleet:
-    """A running fleet.
-
-    Attributes:
-        name: The name of the published weights, and of the topic that reports about the workers.
-        workers: Answer the gateway: `Workers`, or `on_ray.Workers`.
-        host: Has loaded the plugins.
-        gateway: Answers the clients.
-    """
-
-    name: str
-    workers: Any
-    host: isolate.Host
-    gateway: Gateway
-
-
-@contextmanager
-def running(
-    folder: Path, file: Path, count: int, plugins: Path = HERE / "plugins", ray: bool = False
-) -> Iterator[Fleet]:
-    """Run the service for a block.
+    """The running service, until the end of a `with` block.
 
     Args:
-        folder: Where models, environments and wheels are kept from run to run.
+        folder: Where the plugins' environments and wheels are kept from run to run.
         file: The first version of the model.
         count: How many workers.
         plugins: The folder with the plugins `counter` and `painter`.
         ray: Whether the workers are replicas of Ray Serve.
+
+    Attributes:
+        name: The name of the published weights, and of the topic that reports about the workers.
+        workers: What answers the gateway: processes of ternary, or `on_ray.Replicas`.
+        host: Has loaded the plugins.
+        gateway: Answers the clients.
     """
-    name, wheels = f"fleet-{os.getpid()}", folder / "wheels"
-    if not list(wheels.glob("*.whl")):  # the plugins install xfer from it
-        command = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "-o", str(wheels)]
+
+    def __init__(
+        self, folder: Path, file: Path, count: int, plugins: Path = HERE / "plugins", ray: bool = False
+    ) -> None:
+        self.name, self._replicas = f"fleet-{os.getpid()}", None
+        policy = isolate.Policy(find_links=(str(wheel_of_xfer(folder / "wheels")),))
+        with ExitStack() as stack:
+            if ray:
+                self._replicas = stack.enter_context(closing(import_module("on_ray").Replicas(count)))
+            self.publish(file)
+            stack.callback(lambda: zerocopy.unpublish(self._ref))
+            self.workers = self._replicas or stack.enter_context(
+                llm.serve(zerocopy.follow(self.name), workers=count, threads=1)
+            )
+            self.host = stack.enter_context(isolate.Host(folder / "environments", policy=policy))
+            for plugin in ("counter", "painter"):
+                self.host.load(plugins / plugin)
+            ending = threading.Event()
+            reporting = threading.Thread(target=report, args=(self.name, ending))
+            reporting.start()
+            stack.callback(reporting.join)
+            stack.callback(ending.set)
+            self.gateway = stack.enter_context(closing(Gateway(self.workers.port, self.host)))
+            if not ray:
+                self.workers.wait()
+            self.close = stack.pop_all().close
+
+    def publish(self, file: Path) -> None:
+        """Make a model file the newest version. Workers use it from their next request on."""
+        self._ref = llm.publish(file, name=self.name)
+        if self._replicas:
+            self._replicas.deploy(self._ref)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def wheel_of_xfer(folder: Path) -> Path:
+    """Build a wheel of xfer, which the plugins install, unless the folder has one; return the folder."""
+    if not list(folder.glob("*.whl")):
+        command = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "-o", str(folder)]
         subprocess.run([*command, str(HERE.parent.parent / "packages" / "xfer")], check=True)
-    with ExitStack() as stack:
-        workers = (import_module("on_ray").Workers if ray else Workers)(name, count, file)
-        stack.callback(workers.end)
-        policy = isolate.Policy(find_links=(str(wheels),))
-        host = stack.enter_context(isolate.Host(folder / "environments", policy=policy))
-        for plugin in ("counter", "painter"):
-            host.load(plugins / plugin)
-        ending = threading.Event()
-        reporting = threading.Thread(target=report, args=(name, ending))
-        reporting.start()
-        stack.callback(reporting.join)
-        stack.callback(ending.set)
-        gateway = Gateway(workers.port, host)
-        stack.callback(gateway.close)
-        if not ray:
-            workers.processes.wait()
-        yield Fleet(name, workers, host, gateway)
+    return folder
 
 
 def report(name: str, ending: threading.Event) -> None:
-    """Publish on a topic, twice a second, what each worker holds."""
+    """Publish on a topic, twice a second, how many bytes of the weights each process but this one holds."""
     with xfer.Pool("4MiB") as pool, xfer.Topic(name, pool=pool) as topic:
         while not ending.wait(0.5):
-            topic.publish(holdings(name))
+            views = [view for view in zerocopy.report().views if view.segment.startswith(f"{name}@")]
+            topic.publish([asdict(view) for view in views if view.pid != os.getpid()])
         topic.remove()
-
-
-def holdings(name: str) -> list[dict[str, Any]]:
-    """Return what each process but this one holds of the weights that are published under a name, by bytes."""
-    views = zerocopy.report().views
-    return [asdict(view) for view in views if view.segment.startswith(f"{name}@") and view.pid != os.getpid()]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,11 +116,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ray", action="store_true", help="the workers as replicas of Ray Serve on two nodes")
     args = parser.parse_args(argv)
     try:
-        with running(args.folder.absolute(), args.file, args.workers, ray=args.ray) as fleet:
+        with Fleet(args.folder.absolute(), args.file, args.workers, ray=args.ray) as fleet:
             print(f"http://127.0.0.1:{fleet.gateway.port}/v1/completions", flush=True)
             for line in sys.stdin:
                 try:
-                    fleet.workers.publish(Path(line.strip()))
+                    fleet.publish(Path(line.strip()))
                 except (TernaryError, OSError) as error:
                     print(f"refused: {error}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -8,11 +8,13 @@ import json
 import socket
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -22,16 +24,8 @@ import xfer
 
 PATIENCE, TRIES = 3.0, 4
 """Seconds for a worker's answer before the next try, which another worker takes, and how many there are."""
-STATUS = {"invalid_request_error": 400, "rate_limit_error": 429, "plugin_error": 502, "server_error": 503}
-"""The status of an answer that is an error object of the protocol, by its type."""
-
-
-class BusyError(Exception):
-    """No worker answered."""
-
-
-class PluginError(Exception):
-    """A plugin failed, or returned something else than what was asked for."""
+KINDS = {502: "plugin_error", 503: "server_error"}
+"""The type of an error object of the protocol by its status, where it is no `invalid_request_error`."""
 
 
 class Gateway:
@@ -46,9 +40,13 @@ class Gateway:
         self._workers, self._host, self.bytes = workers, host, Counter[str]()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
-        application = Starlette(routes=[Route("/v1/completions", self.complete, methods=["POST"])])
-        self._server = uvicorn.Server(uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=2))
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._listening])))
+        application = Starlette(
+            routes=[Route("/v1/completions", self.complete, methods=["POST"])],
+            exception_handlers={HTTPException: error_object},
+        )
+        config = uvicorn.Config(application, loop="asyncio", log_level="critical", timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listening],))
         self._thread.start()
 
     def close(self) -> None:
@@ -58,64 +56,58 @@ class Gateway:
         self._listening.close()
 
     async def complete(self, request: Request) -> JSONResponse:
-        """Answer one request, or say by the protocol's error object what went wrong."""
+        """Answer one request."""
         try:
-            answer = await self._answer(json.loads(await request.body()))
-        except PluginError as error:
-            answer = _error("plugin_error", error)
-        except BusyError as error:
-            answer = _error("server_error", error)
-        except (xfer.XferError, KeyError, TypeError, ValueError, IndexError) as error:
-            answer = _error("invalid_request_error", error)
-        return JSONResponse(answer, STATUS.get(answer["error"]["type"], 400) if "error" in answer else 200)
-
-    async def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        if "photo" not in body:
-            return await self._ask(body)
-        photo = xfer.Handle.from_bytes(bytes.fromhex(body.pop("photo")))
+            body = await request.json()
+            if body.get("stream"):
+                raise ValueError("got stream=true; this address answers whole texts")
+            photo = xfer.Handle.from_bytes(bytes.fromhex(body.pop("photo"))) if "photo" in body else None
+        except (xfer.XferError, AttributeError, RecursionError, TypeError, ValueError) as error:
+            raise HTTPException(400, f"{type(error).__name__}: {error}") from error
+        if photo is None:
+            return JSONResponse(*await self._ask(body))
         body["prompt"] = await self._plugin(str, "counter", "question", photo)
-        answer = await self._ask(body)
-        if "error" not in answer:
+        answer, status = await self._ask(body)
+        if status == HTTPStatus.OK:
             picture = await self._plugin(xfer.Handle, "painter", "picture", answer["choices"][0]["text"])
             answer["picture"] = bytes(picture).hex()
             self.bytes["arrays"] += photo.nbytes + picture.nbytes
             self.bytes["handles"] += len(bytes(photo)) + len(bytes(picture))
-        return answer
+        return JSONResponse(answer, status)
 
     async def _plugin(self, wanted: type, name: str, method: str, argument: object) -> Any:
         """Call a plugin's method within five seconds and check the type of its result."""
         try:
             result = await getattr(self._host[name].aio(timeout=5), method)(argument)
         except Exception as error:  # a plugin may raise anything
-            raise PluginError(f"{name}: {type(error).__name__}: {error}") from error
+            raise HTTPException(502, f"{name}: {type(error).__name__}: {error}"[:500]) from error
         if not isinstance(result, wanted):
-            raise PluginError(f"{name}: {method} returned {type(result).__name__}, wanted {wanted.__name__}")
+            raise HTTPException(502, f"{name}: {method} returned {type(result).__name__}, wanted {wanted.__name__}")
         return result
 
-    async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """Ask the workers. One that dies or is silent takes no new connection, so the next try reaches another one."""
         for number in range(TRIES):
             await asyncio.sleep(0.2 * number)
             with suppress(OSError, http.client.HTTPException, ValueError):
                 return await asyncio.to_thread(post, self._workers, body, PATIENCE)
-        raise BusyError(f"the workers did not answer {TRIES} times")
+        raise HTTPException(503, f"the workers did not answer {TRIES} times")
 
 
-def post(port: int, body: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """Ask for a completion and return the answer.
+def post(port: int, body: dict[str, Any], timeout: float) -> tuple[dict[str, Any], int]:
+    """Ask for a completion and return the answer and its status.
 
     Raises:
         OSError: The server died, or was silent for too long.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
         connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
-        answer: dict[str, Any] = json.loads(connection.getresponse().read())
-        return answer
-    finally:
-        connection.close()
+        answer = connection.getresponse()
+        return json.loads(answer.read()), answer.status
 
 
-def _error(kind: str, error: Exception) -> dict[str, Any]:
-    message = f"{type(error).__name__}: {error}"[:500]
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+async def error_object(_: Request, error: Any) -> JSONResponse:
+    """Say what went wrong as the protocol does."""
+    kind = KINDS.get(error.status_code, "invalid_request_error")
+    said = {"message": error.detail, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": said}, error.status_code)

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,11 +21,15 @@ def start_node(cluster: Cluster, cpus: int) -> Any:
     return cluster.add_node(num_cpus=cpus, object_store_memory=80 << 20, include_dashboard=False)
 
 
-class Workers:
-    """Replicas that answer from one copy of the weights per node, in place of `fleet.Workers`."""
+class Replicas:
+    """Processes of Ray Serve that answer from one copy of the weights per node.
 
-    def __init__(self, name: str, count: int, file: Path) -> None:
-        self._name, self._count = name, count
+    Args:
+        count: How many processes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
         os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         with ExitStack() as stack:
             self.cluster = Cluster()
@@ -39,12 +42,9 @@ class Workers:
                 self.port: int = free.getsockname()[1]
             stack.callback(serve.shutdown)
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
-            self.publish(file)
-            stack.callback(lambda: zerocopy.unpublish(self._ref))
-            self.end = stack.pop_all().close
+            self.close = stack.pop_all().close
 
-    def publish(self, file: Path) -> None:
-        """Make a model file the newest version: Ray Serve replaces one replica after the other."""
-        self._ref = llm.publish(file, name=self._name)
+    def deploy(self, ref: zerocopy.ModelRef) -> None:
+        """Answer with a version from now on, and return when it answers: one replica is replaced after the other."""
         options: dict[str, Any] = {"replicas": self._count, "ray_actor_options": {"num_cpus": 0.5}}
-        serve.run(llm.deployment(self._ref, threads=1, **options), route_prefix="/")
+        serve.run(llm.deployment(ref, threads=1, **options), route_prefix="/")

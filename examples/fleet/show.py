@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fleet import Fleet, running
+from fleet import Fleet
 from trial import model
 from trial.clients import Clients, Outcome
 from trial.page import write_page
@@ -62,7 +62,7 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
     """Run the fleet under load, roll out the second version in the middle; return the figures and all outcomes."""
     files = model.train(folder / "model")
     found: dict[str, Any] = {"workers": workers, "weights": files[2].stat().st_size}
-    with running(folder, files[1], workers, ray=ray) as fleet:
+    with Fleet(folder, files[1], workers, ray=ray) as fleet:
         found["numpy"] = fleet.host["counter"].call.version()
         stopped = threading.Event()
         beside = threading.Thread(target=solve_beside, args=(found, stopped, ray))
@@ -70,7 +70,7 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
         clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
         try:
             time.sleep(seconds / 2)
-            fleet.workers.publish(files[2])
+            fleet.publish(files[2])
             rolled_out = time.monotonic()
             time.sleep(seconds / 2)
             views = newest_report(fleet)

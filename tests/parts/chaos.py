@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 from fleet import HERE as FLEET
-from fleet import Fleet, running
+from fleet import Fleet
 from gateway import post
 from leftovers import leftovers, shared_files
 from show import summary
@@ -78,7 +78,7 @@ class Chaos:
 
     def __init__(self, fleet: Fleet, clients: Clients, files: dict[int, Path], seed: int) -> None:
         self.fleet, self.clients, self.files, self.random = fleet, clients, files, random.Random(seed)
-        self.sheltered, self.port = next(iter(fleet.workers.processes.ready.items()))
+        self.sheltered, self.port = next(iter(fleet.workers.ready.items()))
         self.done: Counter[str] = Counter()
         self.asked: list[Outcome] = []
         self.refused: list[bool] = []
@@ -98,7 +98,7 @@ class Chaos:
             self.done[deed.__name__] += 1
 
     def _victim(self) -> int:
-        others = [pid for pid in self.fleet.workers.processes.ready if pid != self.sheltered]
+        others = [pid for pid in self.fleet.workers.ready if pid != self.sheltered]
         if not others:
             raise ProcessLookupError
         return int(self.random.choice(others))
@@ -176,7 +176,7 @@ class Chaos:
 
     def roll_out(self) -> None:
         """Publish the other version."""
-        self.fleet.workers.publish(self.files[self.random.choice([1, 2])])
+        self.fleet.publish(self.files[self.random.choice([1, 2])])
 
     def misbehave(self) -> None:
         """Send a photo that makes the plugin misbehave."""
@@ -189,7 +189,7 @@ class Chaos:
         """Wait for what was begun, such as photos that make the plugin misbehave, and lift all limits."""
         for thread in self._asking:
             thread.join()
-        for pid in self.fleet.workers.processes.ready:
+        for pid in self.fleet.workers.ready:
             for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS):
                 with suppress(ProcessLookupError):
                     limit(pid, kind, resource.prlimit(pid, kind)[1])
@@ -207,7 +207,7 @@ class Probe(threading.Thread):
         """Ask five times a second, and once at least."""
         while not (self.seconds and self.stopping.wait(0.2)):
             begin = time.monotonic()
-            answer = post(self._port, {"model": "sums", "prompt": model.prompt(2, 3), "max_tokens": 2}, timeout=30)
+            answer, _ = post(self._port, {"model": "sums", "prompt": model.prompt(2, 3), "max_tokens": 2}, timeout=30)
             if not answer["choices"][0]["text"]:
                 raise RuntimeError("the worker that was left alone answered nothing")
             self.seconds.append(time.monotonic() - begin)
@@ -243,7 +243,7 @@ def owner(file: str) -> int | None:
 
 def recovered(fleet: Fleet, clients: Clients) -> int:
     """Wait until all workers are ready, and return how many of twenty answers are right then."""
-    fleet.workers.processes.wait(240)
+    fleet.workers.wait(240)
     end = time.monotonic() + 120
     while time.monotonic() < end and clients.ask(2, 3).error:  # a plugin may be starting again
         time.sleep(0.2)
@@ -254,7 +254,7 @@ def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict
     """Run the fleet under chaos and return what happened."""
     plugins = hostile_plugins(folder / "hostile")
     # A worker of no fleet: its latency says how busy the machine is.
-    with llm.serve(files[1], workers=1, threads=1) as bystander, running(folder, files[1], 3, plugins) as fleet:
+    with llm.serve(files[1], workers=1, threads=1) as bystander, Fleet(folder, files[1], 3, plugins) as fleet:
         bystander.wait()
         clients = Clients(fleet.gateway.port, list(files.values()), count=3)
         chaos = Chaos(fleet, clients, files, seed)
@@ -279,8 +279,8 @@ def run(folder: Path, files: dict[int, Path], seconds: float, seed: int) -> dict
                 each.join()
         again = recovered(fleet, clients)
         clients.close()
-        sheltered = chaos.sheltered in fleet.workers.processes.ready
-        restarts = fleet.workers.processes.restarts
+        sheltered = chaos.sheltered in fleet.workers.ready
+        restarts = fleet.workers.restarts
     errors = Counter(outcome.error.split(" ")[0] for outcome in [*outcomes, *chaos.asked] if outcome.error)
     answers = [outcome for outcome in outcomes if not outcome.error]
     wrong = [outcome.error for outcome in outcomes if outcome.error and not outcome.error.startswith(TYPED)]

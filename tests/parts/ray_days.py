@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import ray
 import torch
-from fleet import Fleet, running
+from fleet import Fleet
 from on_ray import start_node
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -64,7 +64,7 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
         seconds: How long clients ask in each of three phases.
     """
     files = model.train(folder / "model")
-    with running(folder, files[1], 2, ray=True) as fleet:
+    with Fleet(folder, files[1], 2, ray=True) as fleet:
         workers = fleet.workers
         clients = Clients(fleet.gateway.port, list(files.values()), count=2)
         begun = time.monotonic()
@@ -74,7 +74,7 @@ def serving(folder: Path, seconds: float) -> dict[str, Any]:
             workers.cluster.remove_node(workers.second, allow_graceful=False)
             time.sleep(2 * seconds)
             start_node(workers.cluster, 4)
-            workers.publish(files[2])
+            fleet.publish(files[2])
             time.sleep(seconds)
             # A busy machine starts the second replica and moves to the new version later.
             until(lambda: len({view["pid"] for view in replicas(fleet)}) == 2)

@@ -110,7 +110,7 @@ class Clients:
         handle = self._pool.put(pixels)
         try:
             body = {"model": "sums", "photo": bytes(handle).hex(), "max_tokens": 2}
-            answer = post(self._port, body, timeout=60)
+            answer, _ = post(self._port, body, timeout=60)
             seconds = time.monotonic() - begin
             if "error" in answer:
                 return Outcome(begin, seconds, error=f"{answer['error']['type']}: {answer['error']['message']}")

@@ -251,7 +251,7 @@ class TestQuotas(IntegrationTestBase):
         """A worker whose loop is blocked is ended once a call was given up, and restarted."""
         self.create_extension(
             "wedged",
-            "import time\nasync def block(): time.sleep(60)\ndef fine(): return 1",
+            "import time\nasync def block(): time.sleep(1000)\ndef fine(): return 1",
             restart={"backoff": 0.01},
         )
         host, _ = self.load_extensions(policy=Policy(wedged_seconds=1))

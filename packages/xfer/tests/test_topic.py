@@ -208,6 +208,26 @@ def test_waits_end_by_close_and_cancellation(name: str) -> None:
     topic.close()
 
 
+def test_a_publication_in_the_last_moment_before_the_sleep_is_heard(
+    name: str, pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that has looked for the last time, and seen nothing, still hears of what comes before it sleeps."""
+    with xfer.Topic(name, pool=pool) as topic, topic.subscribe() as reader:
+        looks: list[bool] = []
+
+        def look() -> bool:
+            looks.append(type(reader)._can_go_on(reader))
+            if len(looks) == 1:
+                topic.publish(np.arange(3))
+            return looks[-1]
+
+        monkeypatch.setattr(reader, "_can_go_on", look)
+        start = time.monotonic()
+        assert reader.recv(timeout=30).tolist() == [0, 1, 2]
+        assert looks[0] is False
+        assert time.monotonic() - start < 20  # not at the end of its time
+
+
 def test_names_and_numbers_are_checked(name: str) -> None:
     """Wrong names and a different `keep` are refused; a topic is pickled by its name."""
     for wrong in ("", "x" * 200):
