@@ -26,7 +26,7 @@ import psutil
 import pytest
 from integration_test_base import IntegrationTestBase
 
-from isolate import EnvironmentStore, Host, Policy, ProxiedSingleton, Quotas, read_manifest
+from isolate import EnvironmentStore, Host, Policy, ProxiedSingleton, Quotas, State, read_manifest
 from isolate._counting import Counter
 from isolate._worker.channel import Channel
 from isolate._worker.codec import Codec
@@ -35,7 +35,13 @@ from isolate._worker.protocol import PONG
 from isolate._worker.segments import taken
 from isolate._worker.turns import Turns, Usage
 from isolate._worker.wire import pack
-from isolate.errors import EnvironmentBuildError, OverloadedError, UnsupportedTypeError, WorkerDiedError
+from isolate.errors import (
+    EnvironmentBuildError,
+    HostClosedError,
+    OverloadedError,
+    UnsupportedTypeError,
+    WorkerDiedError,
+)
 
 
 def codec(limit: int | None = 1 << 20) -> Codec:
@@ -334,6 +340,59 @@ def test_builds_end_within_a_second(how: str, tmp_path: Path, monkeypatch: pytes
         building.ensure(read_manifest(tmp_path), cancel=cancel)
     assert time.monotonic() - began < 20  # a few tenths of a second on a machine with nothing else to do
     assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["building", "starting"])
+@pytest.mark.parametrize("load", ["load", "aload"])
+def test_a_load_ends_when_its_host_is_closed(
+    stage: str, load: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing a host waits neither for a build nor for a start; who waits for the load gets `HostClosedError`."""
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text(
+        "name: a\ntimeouts: {start: 1000}\n" + "dependencies: [packaging]\n" * (stage == "building")
+    )
+    (folder / "main.py").write_text("import time\ntime.sleep(1000)\n")
+    if stage == "building":
+        _slow_uv(tmp_path, monkeypatch)
+    host = Host(tmp_path / "store")
+    host.__enter__()
+    loading = host.load if load == "load" else lambda source: asyncio.run(host.aload(source))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(loading, folder)
+        while "a" not in host.extensions or host.extensions["a"].state.value != stage:
+            time.sleep(0.01)
+        extension = host.extensions["a"]
+        host.close()
+        with pytest.raises(HostClosedError, match="while it started a"):
+            future.result(60)
+    assert extension.state is State.STOPPED
+    if stage == "building":
+        assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_a_reload_ends_when_its_host_is_closed(tmp_path: Path) -> None:
+    """Its new worker would start for 1000 seconds; closing ends it, and the old worker as well."""
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    (folder / "manifest.yaml").write_text("name: a\ntimeouts: {start: 1000}\n")
+    (folder / "main.py").write_text("def fine():\n    return 1\n")
+    host = Host(tmp_path / "store")
+    with ThreadPoolExecutor(1) as pool:
+        host.__enter__()
+        extension = host.load(folder)
+        old = psutil.Process(extension.pid or 0)
+        begun = "import pathlib, time\npathlib.Path(__file__).with_name('begun').touch()\n"
+        (folder / "main.py").write_text(begun + "time.sleep(1000)\n")
+        future = pool.submit(extension.reload)
+        while not (folder / "begun").exists():
+            time.sleep(0.01)
+        host.close()
+        with pytest.raises(HostClosedError, match="while it started a"):
+            future.result(60)
+    assert extension.state is State.STOPPED
+    old.wait(60)
 
 
 @pytest.mark.parametrize("stage", ["building", "starting"])

@@ -8,10 +8,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from isolate import _contracts, _sandbox, _sharing
 from isolate._environments import Environment
@@ -28,11 +28,14 @@ from isolate._worker.spelling import suggest
 from isolate._worker_handle import HostContext, WorkerHandle
 from isolate.errors import (
     ExtensionStartError,
+    HostClosedError,
     NotReadyError,
     SandboxUnavailableError,
     UnknownMethodError,
     WorkerDiedError,
 )
+
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         self._restart: asyncio.Task[None] | None = None
         self._watching: Future[None] | None = None
         self._endings: set[asyncio.Task[None]] = set()
+        self._preparing: asyncio.Task[Any] | None = None
+        self._interrupted = False
         self._changed = asyncio.Event()
         self._busy = asyncio.Lock()
         self.failure: BaseException | None = None
@@ -156,15 +161,38 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         try:
             _contracts.check_needs(self._granted, self.context.exports.names)
             _sandbox.check(self._granted)
-            environment = await self._environment()
+            environment = await self._unless_interrupted(self._environment())
             self._become(State.STARTING)
-            self._current = await self._launch(environment)
+            self._current = await self._unless_interrupted(self._launch(environment))
         except BaseException as failure:
             self.failure = failure
             self._release()
             self._become(State.FAILED)
             raise
         self._become(State.READY)
+
+    async def _unless_interrupted(self, work: Coroutine[Any, Any, Prepared]) -> Prepared:
+        """Wait for a build or a start, which a host that is closed ends."""
+        if self._interrupted:
+            work.close()
+            raise HostClosedError("this host is closed")
+        self._preparing = asyncio.get_running_loop().create_task(work)
+        try:
+            return await self._preparing
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._interrupted and (task is None or not task.cancelling()):
+                raise HostClosedError(f"this host was closed while it started {self.name}") from None
+            raise
+        finally:
+            self._preparing = None
+
+    def interrupt(self) -> None:
+        """End a build or a start in progress, and prevent further ones: the host is being closed."""
+        self._interrupted = True
+        self._stop_watching()
+        if self._preparing is not None:
+            self._preparing.cancel()
 
     async def _environment(self) -> Environment | None:
         if not self._granted.isolated:
@@ -275,12 +303,13 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
                 return
             self._become(State.STARTING)
             try:
-                self._current = await self._launch(environment)
+                self._current = await self._unless_interrupted(self._launch(environment))
             except WorkerDiedError as death:
                 self._crashed(death, environment)
             except Exception as failure:
                 self.failure = failure
-                self.logger.error("%s could not be restarted: %s", self.name, failure)
+                if not self._interrupted:
+                    self.logger.error("%s could not be restarted: %s", self.name, failure)
                 self._release()
                 self._become(State.FAILED)
             else:
@@ -334,7 +363,8 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
     async def _reload(self) -> None:
         async with self._busy:
             if self.state is State.READY:
-                fresh = await self._launch(await self._environment())
+                environment = await self._unless_interrupted(self._environment())
+                fresh = await self._unless_interrupted(self._launch(environment))
                 if self.state is State.READY:
                     old, self._current = self._current, fresh
                     if old is not None:

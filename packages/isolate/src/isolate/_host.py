@@ -204,7 +204,8 @@ class Host:  # long because each public method stands twice, blocking and awaite
     def close(self) -> None:
         """Stop all extensions, the last one loaded first, and the host's threads. Idempotent.
 
-        Who waits in another thread for the host or for the state of an extension gets `HostClosedError`.
+        Who waits in another thread for the host, for a load or for the state of an extension gets `HostClosedError`. A
+        build or a start in progress is ended, not waited for.
         """
         if self._finished:
             return
@@ -252,7 +253,10 @@ class Host:  # long because each public method stands twice, blocking and awaite
         self._finished = True
 
     async def _stop_all(self, drain: bool = True) -> None:
-        for extension in reversed(list(self._extensions.values())):
+        extensions = list(self._extensions.values())
+        for extension in extensions:
+            extension.interrupt()
+        for extension in reversed(extensions):
             await extension.stop_here(drain)
 
     def close_at_exit(self) -> None:
