@@ -176,9 +176,9 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
         if self._interrupted:
             work.close()
             raise HostClosedError("this host is closed")
-        self._preparing = asyncio.get_running_loop().create_task(work)
+        self._preparing = preparing = asyncio.get_running_loop().create_task(work)
         try:
-            return await self._preparing
+            return await preparing
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._interrupted and (task is None or not task.cancelling()):
