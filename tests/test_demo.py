@@ -57,7 +57,7 @@ def test_the_demo_ends_with_the_fleet(root: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     page = report.read_text()
-    assert "while a new version was rolled out</td><td>0</td>" in page
+    assert re.search("while a new version was rolled out<div class=soft>[^<]*</div></td><td>0</td>", page)
     assert "src='data:image/png;base64," in page
     assert "src='http" not in page
 
