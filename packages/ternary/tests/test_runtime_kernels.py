@@ -323,8 +323,21 @@ def test_kernel_names_end_with_plain_torch() -> None:
     assert available_kernels()[-1] == "torch"
 
 
-# cuda: ternary.runtime._gpu:* by interpreter
-# cuda: ternary.runtime._triton_kernels:* by interpreter
+# cuda: ternary.runtime._gpu:is_available by interpreter
+# cuda: ternary.runtime._gpu:_found_why_not by interpreter
+# cuda: ternary.runtime._gpu:refuse_capture by interpreter
+# cuda: ternary.runtime._gpu:multiply by interpreter
+# cuda: ternary.runtime._gpu:_prepare by interpreter
+# cuda: ternary.runtime._gpu:_prepare_row* by interpreter
+# cuda: ternary.runtime._gpu:_first by interpreter
+# cuda: ternary.runtime._triton_kernels:*_products by interpreter
+# cuda: ternary.runtime._triton_kernels:quantize_rows by interpreter
+# cuda: ternary.runtime._triton_kernels:_scales by interpreter
+# cuda: ternary.runtime._triton_kernels:_row_scale by interpreter
+# cuda: ternary.runtime._triton_kernels:_peak by interpreter
+# cuda: ternary.runtime._triton_kernels:_rounded by interpreter
+# cuda: ternary.runtime._triton_kernels:_codes by interpreter
+# cuda: ternary.runtime._triton_kernels:_store by interpreter
 # cuda: ternary.runtime._ops:_linear_cpu by interpreter
 # cuda: ternary.runtime._ops:on_triton by stand-in
 # cuda: ternary.runtime._shortcut:Shortcut.linear by interpreter

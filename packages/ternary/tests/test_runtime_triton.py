@@ -29,9 +29,19 @@ def run(program: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-# cuda: ternary.runtime._gpu:* by interpreter
+# cuda: ternary.runtime._gpu:conv2d by interpreter
+# cuda: ternary.runtime._gpu:_refuse_cpu by interpreter
+# cuda: ternary.runtime._gpu:_first by interpreter
+# cuda: ternary.runtime._gpu:_found_why_not by interpreter
 # cuda: ternary.runtime._ops:_conv2d by interpreter
-# cuda: ternary.runtime._triton_kernels:* by interpreter
+# cuda: ternary.runtime._triton_kernels:convolve* by interpreter
+# cuda: ternary.runtime._triton_kernels:image_peaks by interpreter
+# cuda: ternary.runtime._triton_kernels:quantize_images by interpreter
+# cuda: ternary.runtime._triton_kernels:_corner by interpreter
+# cuda: ternary.runtime._triton_kernels:_peak by interpreter
+# cuda: ternary.runtime._triton_kernels:_scales by interpreter
+# cuda: ternary.runtime._triton_kernels:_rounded by interpreter
+# cuda: ternary.runtime._triton_kernels:_store by interpreter
 @HAS_TRITON
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the device instead")
 @pytest.mark.parametrize(("cases", "seed"), [(0, 0), pytest.param(60, 1, marks=pytest.mark.slow)])

@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from ttt._grid.compose.pieces import STEPS, Piece, commonest, drawn_box, enclosed, shifted
+from ttt._grid.compose.pieces import STEPS, Piece, commonest, connected, drawn_box, enclosed, shifted
 from ttt.values import Grid
 
 MOST_PIECES = 48
@@ -130,19 +130,6 @@ def cut_lines(piece: Piece, arg: int) -> list[Piece] | None:
     return found if len(found) > 1 else None
 
 
-def _reached(where: npt.NDArray[np.bool_], start: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The cells of a set that are connected, over sides and corners, to those of `start`."""
-    reached = (where & start).astype(np.uint8)
-    while True:
-        grown = reached.copy()
-        for dy, dx in STEPS:
-            grown |= shifted(reached, dy, dx)
-        grown &= where
-        if np.array_equal(grown, reached):
-            return reached.astype(bool)
-        reached = grown
-
-
 def _parts_between(g: Grid, colour: int) -> list[npt.NDArray[np.bool_]]:
     """The parts between the cells of a colour; none where it does not touch all sides or does not separate."""
     wall = g == colour
@@ -150,7 +137,7 @@ def _parts_between(g: Grid, colour: int) -> list[npt.NDArray[np.bool_]]:
         return []
     edge = np.ones(g.shape, dtype=bool)
     edge[1:-1, 1:-1] = False
-    outer = _reached(wall, edge)
+    outer = connected(wall, edge)
     near = outer.astype(np.uint8)
     for dy, dx in STEPS:
         near |= shifted(outer.astype(np.uint8), dy, dx)
@@ -158,7 +145,7 @@ def _parts_between(g: Grid, colour: int) -> list[npt.NDArray[np.bool_]]:
     while left.any():
         first = np.zeros(g.shape, dtype=bool)
         first.reshape(-1)[int(left.argmax())] = True
-        part = _reached(left, first)
+        part = connected(left, first)
         if not (near.astype(bool) & part).any():
             return []
         found.append(part)

@@ -89,20 +89,25 @@ def enclosed(cells: Grid) -> Mask:
         reached = new
 
 
+def connected(where: Mask, start: Mask) -> Mask:
+    """The cells of a set that are connected, over sides and corners, to those of `start`."""
+    now = (where & start).astype(np.uint8)
+    while True:
+        grown = now.copy()
+        for dy, dx in STEPS:
+            grown |= shifted(now, dy, dx)
+        grown &= where
+        if np.array_equal(grown, now):
+            return now.astype(bool)
+        now = grown
+
+
 def objects_of(cells: Grid) -> int:
     """How many sets of drawn cells there are that touch over sides or corners."""
     left, found = cells != 0, 0
     while left.any():
         found += 1
-        reached = np.zeros(cells.shape, dtype=np.uint8)
-        reached[np.unravel_index(int(left.argmax()), cells.shape)] = 1
-        while True:
-            grown = reached.copy()
-            for dy, dx in STEPS:
-                grown |= shifted(reached, dy, dx)
-            grown &= left
-            if np.array_equal(grown, reached):
-                break
-            reached = grown
-        left &= reached == 0
+        start = np.zeros(cells.shape, dtype=bool)
+        start[np.unravel_index(int(left.argmax()), cells.shape)] = True
+        left &= ~connected(left, start)
     return found
