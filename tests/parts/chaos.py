@@ -83,6 +83,7 @@ class Chaos:
         self.asked: list[Outcome] = []
         self.refused: list[bool] = []
         self._asking: list[threading.Thread] = []
+        self._publishing: list[threading.Thread] = []
 
     def act(self) -> None:
         """Do something at random."""
@@ -92,7 +93,7 @@ class Chaos:
             *[self.misbehave] * 6,
         ]
         deed = self.random.choice(deeds)
-        # A worker that was killed before may go just now.
+        # A worker that was killed before may go just now, or too much may be going on already.
         with suppress(ProcessLookupError, FileNotFoundError, psutil.NoSuchProcess):
             deed()
             self.done[deed.__name__] += 1
@@ -140,7 +141,13 @@ class Chaos:
         self._beside(starve)
 
     def _beside(self, harm: Callable[[subprocess.Popen[str]], None]) -> None:
-        """Publish a version of the model by `ternary share`, and do something to it, on a thread: it takes seconds."""
+        """Publish a version of the model by `ternary share`, and do something to it, on a thread: it takes seconds.
+
+        Two at a time at most: on a busy machine more would begin than end.
+        """
+        self._publishing = [thread for thread in self._publishing if thread.is_alive()]
+        if len(self._publishing) == 2:
+            raise ProcessLookupError
         command = [sys.executable, "-m", "ternary", "share", self.files[self.random.choice([1, 2])], "--name"]
 
         def work() -> None:
@@ -153,8 +160,10 @@ class Chaos:
                         harm(process)
                 process.kill()
 
-        self._asking.append(threading.Thread(target=work))
-        self._asking[-1].start()
+        thread = threading.Thread(target=work)
+        thread.start()
+        self._publishing.append(thread)
+        self._asking.append(thread)
 
     def kill_plugin(self) -> None:
         """Kill -9 of a plugin's process."""
