@@ -65,7 +65,7 @@ def before_net(
     if "restated" in stages and not settled and not work.over:
         before = pool
         known = {p.why for p in found.programs}  # a program found once more is no second opinion
-        for programs in search_restated(inputs, outputs, seed, work, to_the_end=sure):
+        for programs in search_restated(inputs, outputs, seed, work, sure, found.scenes):
             new = candidates([p for p in programs if p.why not in known], tests, "restated")
             pool = before.with_stage(trusted(new, BESIDE_SURE if sure else 1.0))
             yield SearchState("restated", pool, spare, work.done)
