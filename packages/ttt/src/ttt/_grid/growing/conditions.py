@@ -53,8 +53,9 @@ class Condition:
 
     Args:
         kind: "given" and "now" ask for a colour at an offset, before growing and at the moment; "same" for the colour
-            that is copied, at an offset; "seen" for the first drawn colour in a direction; "enclosed" whether no way
-            over background leads to the border; any other kind is the name of a cell feature.
+            that is copied, at an offset; "seen" for the first drawn colour given in a direction, "same seen" for the one
+            that is copied there; "enclosed" whether no way over background leads to the border; any other kind is the
+            name of a cell feature.
         offset: Rows and columns away.
         value: A colour, `OUTSIDE`, `DRAWN`, `BUT` plus a colour, or the value of the feature.
     """
@@ -69,7 +70,7 @@ class Condition:
         extra = 0.25 * max(0, max(map(abs, self.offset)) - 1)
         if self.kind in ("given", "now", "same"):
             return 0.7 + extra + 0.2 * (self.value >= BUT)
-        return 0.7 if self.kind in ("seen", "enclosed") else 1.3
+        return 0.7 if self.kind in ("seen", "same seen", "enclosed") else 1.3
 
     @property
     def words(self) -> str:
@@ -77,8 +78,9 @@ class Condition:
         rows, columns = self.offset
         if self.kind == "enclosed":
             return "enclosed" if self.value else "not enclosed"
-        if self.kind == "seen":
-            return f"{_of_colour(self.value)} is seen {_way(rows, columns)}"
+        if self.kind in ("seen", "same seen"):
+            what = _of_colour(self.value) if self.kind == "seen" else "the same"
+            return f"{what} is seen {_way(rows, columns).replace('1 ', '')}"
         if self.kind == "same":
             return f"the same is {_way(rows, columns)}"
         if self.kind in ("given", "now"):
@@ -183,8 +185,8 @@ def holds(field: Field, state: Colours, condition: Condition, pose: Pose, copied
         return has(colours, condition.value, field.background[at])
     if condition.kind == "same":
         return np.asarray(state[field.at(where)] == copied)
-    if condition.kind == "seen":
-        return np.asarray(field.seen(where) == condition.value)
+    if condition.kind in ("seen", "same seen"):
+        return np.asarray(field.seen(where) == (condition.value if condition.kind == "seen" else copied))
     if condition.kind == "enclosed":
         inside = np.concatenate([enclosed(s).ravel() for s in field.scenes])
         return np.asarray(inside == bool(condition.value))

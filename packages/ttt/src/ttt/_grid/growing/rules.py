@@ -182,6 +182,9 @@ class Learner:
                 a, b = field.given[at], self.ended[at]
                 same = (was_drawn & ((a == first) | (b == first))) | (is_drawn & ((a == last) | (b == last)))
                 more.append((Condition("same", other, 0), same))
+        for step in EIGHT_WAYS:
+            a = np.concatenate([field.seen(posed(step, pose))[:n] for pose in self.poses])
+            more.append((Condition("same seen", step, 0), (was_drawn & (a == first)) | (is_drawn & (a == last))))
         marks = np.concatenate([self.marks, np.stack([m for _, m in more], axis=1)], axis=1)
         conditions = [*self.conditions, *(c for c, _ in more)]
         sets = safe_sets(marks, right, wrong, 2, most=30)
