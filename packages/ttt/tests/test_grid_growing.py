@@ -70,7 +70,7 @@ def _pairs(made: list[tuple[Grid, Grid]]) -> Pairs:
 
 TASKS: dict[str, Callable[[], Pairs]] = {
     "bouncing": lambda: _pairs([_bouncing((9, w), 0) for w in (3, 4, 5, 7)]),
-    "dotted": lambda: _pairs([_dotted((4, 8), r, c, k) for r, c, k in ((1, 2, 3), (3, 0, 7), (2, 4, 1))]),
+    "dotted": lambda: _pairs([_dotted((4, 7), r, c, k) for r, c, k in ((1, 2, 3), (3, 0, 7), (2, 4, 1), (0, 3, 8))]),
     "flooded": lambda: _pairs(
         [
             _flooded([(2, 1), (2, 2), (2, 3), (4, 0)], (0, 2)),

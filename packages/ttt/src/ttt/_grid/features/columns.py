@@ -177,7 +177,7 @@ def _measured(base: DerivedInput, rank: int, known: Scenes) -> Iterator[tuple[st
     extra = 0.6 * base.cost + 0.3 * rank
     for feature in FEATURES.values():
         position = feature.name in POSITIONS
-        parts = [measured_once(feature, s) for s in scenes]
+        parts = [_once(feature, s) for s in scenes]
         if any(p is None for p in parts) or (rank and position):
             continue
         values = flat([p for p in parts if p is not None]).astype(np.int64)
@@ -185,7 +185,7 @@ def _measured(base: DerivedInput, rank: int, known: Scenes) -> Iterator[tuple[st
         yield feature.name + of, costs, values, feature.is_colour
 
 
-def measured_once(feature: Feature, scene: Scene) -> npt.NDArray[np.int32] | None:
+def _once(feature: Feature, scene: Scene) -> npt.NDArray[np.int32] | None:
     """Measure a feature on a scene, unless that was done before."""
     key = ("feature", feature.name)
     if key not in scene.memo:

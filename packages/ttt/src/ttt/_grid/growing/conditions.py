@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ttt._grid.features import FEATURES
-from ttt._grid.features.columns import measured_once
 from ttt._grid.geometry import Mask, Numbers, Step
 from ttt._grid.scene import Scenes, enclosed, seen
 from ttt.values import Grid
@@ -25,8 +23,6 @@ DRAWN = 11
 """Any colour but the background."""
 BUT = 20
 """Plus a colour: any drawn colour but that one."""
-FEW = 6
-"""Cell features of more values than this are no conditions."""
 
 EIGHT_WAYS: list[Step] = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 NEAR: list[Step] = [(r, c) for r in range(-2, 3) for c in range(-2, 3) if (r, c) != (0, 0)]
@@ -53,11 +49,10 @@ class Condition:
 
     Args:
         kind: "given" and "now" ask for a colour at an offset, before growing and at the moment; "same" for the colour
-            that is copied, at an offset; "seen" for the first drawn colour given in a direction, "same seen" for the one
-            that is copied there; "enclosed" whether no way over background leads to the border; any other kind is the
-            name of a cell feature.
+            that is copied, at an offset; "seen" for the first drawn colour given in a direction, "same seen" for the
+            one that is copied there; "enclosed" whether no way over background leads to the border.
         offset: Rows and columns away.
-        value: A colour, `OUTSIDE`, `DRAWN`, `BUT` plus a colour, or the value of the feature.
+        value: A colour, `OUTSIDE`, `DRAWN`, or `BUT` plus a colour; of "enclosed" 1 for yes.
     """
 
     kind: str
@@ -70,7 +65,7 @@ class Condition:
         extra = 0.25 * max(0, max(map(abs, self.offset)) - 1)
         if self.kind in ("given", "now", "same"):
             return 0.7 + extra + 0.2 * (self.value >= BUT)
-        return 0.7 if self.kind in ("seen", "same seen", "enclosed") else 1.3
+        return 0.7
 
     @property
     def words(self) -> str:
@@ -83,9 +78,7 @@ class Condition:
             return f"{what} is seen {_way(rows, columns).replace('1 ', '')}"
         if self.kind == "same":
             return f"the same is {_way(rows, columns)}"
-        if self.kind in ("given", "now"):
-            return f"{_of_colour(self.value)} {'was' if self.kind == 'given' else 'is'} {_way(rows, columns)}"
-        return f"{self.kind} is {self.value}"
+        return f"{_of_colour(self.value)} {'was' if self.kind == 'given' else 'is'} {_way(rows, columns)}"
 
 
 def _of_colour(value: int) -> str:
@@ -123,7 +116,6 @@ class Field:
         self.given = _row([g.ravel() for g in inputs])
         self.background = _row([np.full(s.grid.size, s.background) for s in self.scenes])
         self.wanted = _row([g.ravel() for g in outputs])[:-1]
-        self._features: dict[str, Numbers] | None = None
         self._at: dict[Step, Numbers] = {}
         self._seen: dict[Step, Colours] = {}
 
@@ -144,18 +136,6 @@ class Field:
         if step not in self._seen:
             self._seen[step] = np.concatenate([seen(s, step).ravel() for s in self.scenes]).astype(np.int8)
         return self._seen[step]
-
-    @property
-    def features(self) -> dict[str, Numbers]:
-        """The cell features of few values, those of the inputs."""
-        if self._features is None:
-            self._features = {}
-            for name, feature in FEATURES.items():
-                parts = [measured_once(feature, s) for s in self.scenes]
-                values = [p.ravel() for p in parts if p is not None]
-                if len(values) == len(parts) and 1 < len(np.unique(np.concatenate(values))) <= FEW:
-                    self._features[name] = np.concatenate(values).astype(np.int64)
-        return self._features
 
     def cut(self, state: Colours) -> list[Grid]:
         """Turn the colours of all cells back into grids."""
@@ -187,10 +167,8 @@ def holds(field: Field, state: Colours, condition: Condition, pose: Pose, copied
         return np.asarray(state[field.at(where)] == copied)
     if condition.kind in ("seen", "same seen"):
         return np.asarray(field.seen(where) == (condition.value if condition.kind == "seen" else copied))
-    if condition.kind == "enclosed":
-        inside = np.concatenate([enclosed(s).ravel() for s in field.scenes])
-        return np.asarray(inside == bool(condition.value))
-    return np.asarray(field.features[condition.kind] == condition.value)
+    inside = np.concatenate([enclosed(s).ravel() for s in field.scenes])
+    return np.asarray(inside == bool(condition.value))
 
 
 def has(colours: Colours, value: int, background: Colours) -> Mask:

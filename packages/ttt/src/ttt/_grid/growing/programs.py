@@ -9,7 +9,7 @@ import numpy as np
 
 from ttt._grid.cell_rules import Program
 from ttt._grid.growing.conditions import POSES, Field
-from ttt._grid.growing.rules import Learner, Rule, cost_of, grown
+from ttt._grid.growing.rules import Learner, cost_of, grown
 from ttt._grid.scene import Scenes
 from ttt._grid.work import Work
 from ttt.values import Grid
@@ -29,10 +29,9 @@ POSED = 0.3
 @dataclass(frozen=True, slots=True)
 class _Grown:
     words: str
-    rules: list[Rule]
     cost: float
     grids: list[Grid]
-    setting: tuple[str, bool]
+    poses: str
 
 
 def growing_programs(
@@ -52,13 +51,10 @@ def growing_programs(
     found: list[_Grown] = []
     for words in POSES:
         if not work.over:
-            found += _learned(field, outputs, (words, False))
+            found += _learned(field, outputs, words)
             work.spend(_units(field, words))
-    if not found and not work.over:
-        found = _learned(field, outputs, ("", True))
-        work.spend(2 * _units(field, ""))
     programs: list[Program] = []
-    shares: dict[tuple[str, bool], float] = {}
+    shares: dict[str, float] = {}
     answers: set[bytes] = set()
     for made in sorted(found, key=lambda m: m.cost):
         grids = made.grids[len(outputs) :]
@@ -66,10 +62,10 @@ def growing_programs(
         if answer in answers or len(answers) == TESTED or work.over:
             continue
         answers.add(answer)
-        if made.setting not in shares:
-            shares[made.setting] = _found_again(inputs, outputs, made.setting)
-            work.spend(len(outputs) * _units(field, made.setting[0]))
-        programs.append(Program(made.words, made.cost, "grown", tuple(grids), trust(shares[made.setting])))
+        if made.poses not in shares:
+            shares[made.poses] = _found_again(inputs, outputs, made.poses)
+            work.spend(len(outputs) * _units(field, made.poses))
+        programs.append(Program(made.words, made.cost, "grown", tuple(grids), trust(shares[made.poses])))
     return programs
 
 
@@ -84,23 +80,22 @@ def trust(share: float) -> float:
     return 0.25 + 0.75 * share
 
 
-def _learned(field: Field, outputs: Sequence[Grid], setting: tuple[str, bool]) -> list[_Grown]:
-    """Return programs in some poses, with cell features or without."""
-    words, with_features = setting
+def _learned(field: Field, outputs: Sequence[Grid], words: str) -> list[_Grown]:
+    """Return programs in some poses."""
     poses = POSES[words]
     if field.n * len(poses) > MOST_CELLS:
         return []
     found = []
-    for rules in Learner(field, poses, with_features).programs():
+    for rules in Learner(field, poses).programs():
         cost = cost_of(rules) + POSED * (len(poses) > 1)
         grids = field.cut(grown(field, field.given, rules, poses))
         if cost <= MOST_COST and all(np.array_equal(a, b) for a, b in zip(grids, outputs, strict=False)):
             text = "; ".join(r.words for r in rules)
-            found.append(_Grown(f"grown: {text}{words}", rules, cost, grids, setting))
+            found.append(_Grown(f"grown: {text}{words}", cost, grids, words))
     return found
 
 
-def _found_again(inputs: Sequence[Grid], outputs: Sequence[Grid], setting: tuple[str, bool]) -> float:
+def _found_again(inputs: Sequence[Grid], outputs: Sequence[Grid], words: str) -> float:
     """Return the share of training pairs that the cheapest rules learned from the others grow."""
     right = 0
     for k, output in enumerate(outputs):
@@ -108,6 +103,6 @@ def _found_again(inputs: Sequence[Grid], outputs: Sequence[Grid], setting: tuple
         if others:
             rest = [outputs[i] for i in others]
             field = Field([*(inputs[i] for i in others), inputs[k]], rest, Scenes())
-            made = sorted(_learned(field, rest, setting), key=lambda m: m.cost)
+            made = sorted(_learned(field, rest, words), key=lambda m: m.cost)
             right += bool(made) and np.array_equal(made[0].grids[-1], output)
     return right / len(outputs)

@@ -37,6 +37,8 @@ COPY = 12
 """Painted by a rule that copies the colour of the cell of its first condition."""
 MOST_RULES = 7
 """Rules of one program."""
+MOST_CHANGES = 10
+"""Pairs of a given and a wanted colour above which nothing is learned."""
 ROUNDS = 90
 """How often rules are repeated."""
 ASKED = 400
@@ -104,10 +106,9 @@ class Learner:
     Args:
         field: The cells of a task.
         poses: In which every rule holds.
-        with_features: Whether cell features are conditions, too.
     """
 
-    def __init__(self, field: Field, poses: Sequence[Pose], with_features: bool = False) -> None:
+    def __init__(self, field: Field, poses: Sequence[Pose]) -> None:
         self.field, self.poses = field, poses
         n = field.known
         self.changed: Mask = field.given[:n] != field.wanted
@@ -115,7 +116,7 @@ class Learner:
         self.given = np.tile(field.given[:n], len(poses))
         self.wanted = np.tile(field.wanted, len(poses))
         self.conditions, self.marks = _distinct_columns(
-            [(c, self._ever(c)) for c in _conditions(field, self.ended[:n], with_features)]
+            [(c, self._ever(c)) for c in _conditions(field, self.ended[:n])]
         )
 
     def _ever(self, condition: Condition) -> Mask:
@@ -146,8 +147,11 @@ class Learner:
         return sorted(found, key=cost_of)
 
     def _rules(self) -> list[Rated]:
-        """Return rules that are right whatever was painted before."""
+        """Return rules that are right whatever was painted before; none where too many colours become others."""
         rules: list[Rated] = []
+        before_and_after = self.field.given[: self.field.known][self.changed] * 10 + self.field.wanted[self.changed]
+        if len(np.unique(before_and_after)) > MOST_CHANGES:
+            return []
         still = [i for i, c in enumerate(self.conditions) if c.kind != "now"]
         n = self.field.known
         for before in np.unique(self.field.given[:n][self.changed]).tolist():
@@ -235,7 +239,7 @@ def cost_of(rules: Sequence[Rule]) -> float:
     return sum(rule.cost for rule in rules)
 
 
-def _conditions(field: Field, ended: Colours, with_features: bool) -> list[Condition]:
+def _conditions(field: Field, ended: Colours) -> list[Condition]:
     """Return everything that a rule may ask, with the colours of a task."""
     colours = np.unique(np.concatenate([field.given[: field.known], ended])).tolist()
     backgrounds = np.unique(field.background[: field.known]).tolist()
@@ -246,9 +250,6 @@ def _conditions(field: Field, ended: Colours, with_features: bool) -> list[Condi
         found += [Condition("given", offset, c) for c in [*colours, OUTSIDE, DRAWN]]
         found += [Condition("now", offset, c) for c in [*drawn, DRAWN, *others]]
     found += [Condition("seen", step, c) for step in EIGHT_WAYS for c in colours]
-    if with_features:
-        for name, values in field.features.items():
-            found += [Condition(name, (0, 0), v) for v in np.unique(values).tolist()]
     return found
 
 
