@@ -50,7 +50,8 @@ class Condition:
     Args:
         kind: "given" and "now" ask for a colour at an offset, before growing and at the moment; "same" for the colour
             that is copied, at an offset; "seen" for the first drawn colour given in a direction, "same seen" for the
-            one that is copied there; "enclosed" whether no way over background leads to the border.
+            one that is copied there; "not given" and "not seen" are the opposites; "enclosed" asks whether no way over
+            background leads to the border.
         offset: Rows and columns away.
         value: A colour, `OUTSIDE`, `DRAWN`, or `BUT` plus a colour; of "enclosed" 1 for yes.
     """
@@ -65,6 +66,8 @@ class Condition:
         extra = 0.25 * max(0, max(map(abs, self.offset)) - 1)
         if self.kind in ("given", "now", "same"):
             return 0.7 + extra + 0.2 * (self.value >= BUT)
+        if self.kind in ("not given", "not seen"):
+            return 0.9
         return 0.7
 
     @property
@@ -73,12 +76,13 @@ class Condition:
         rows, columns = self.offset
         if self.kind == "enclosed":
             return "enclosed" if self.value else "not enclosed"
-        if self.kind in ("seen", "same seen"):
-            what = _of_colour(self.value) if self.kind == "seen" else "the same"
-            return f"{what} is seen {_way(rows, columns).replace('1 ', '')}"
+        if self.kind in ("seen", "same seen", "not seen"):
+            what = "the same" if self.kind == "same seen" else _of_colour(self.value)
+            return f"{what} is {'not ' * (self.kind == 'not seen')}seen {_way(rows, columns).replace('1 ', '')}"
         if self.kind == "same":
             return f"the same is {_way(rows, columns)}"
-        return f"{_of_colour(self.value)} {'was' if self.kind == 'given' else 'is'} {_way(rows, columns)}"
+        verb = {"given": "was", "not given": "was not", "now": "is"}[self.kind]
+        return f"{_of_colour(self.value)} {verb} {_way(rows, columns)}"
 
 
 def _of_colour(value: int) -> str:
@@ -159,6 +163,10 @@ def holds(field: Field, state: Colours, condition: Condition, pose: Pose, copied
         copied: For each cell the colour that "same" asks for.
     """
     where = posed(condition.offset, pose)
+    if condition.kind == "not given":
+        return np.asarray(field.given[field.at(where)] != condition.value)
+    if condition.kind == "not seen":
+        return np.asarray(field.seen(where) != condition.value)
     if condition.kind in ("given", "now"):
         at = field.at(where)
         colours = (field.given if condition.kind == "given" else state)[at]

@@ -249,7 +249,8 @@ def _conditions(field: Field, ended: Colours) -> list[Condition]:
     for offset in OFFSETS:
         found += [Condition("given", offset, c) for c in [*colours, OUTSIDE, DRAWN]]
         found += [Condition("now", offset, c) for c in [*drawn, DRAWN, *others]]
-    found += [Condition("seen", step, c) for step in EIGHT_WAYS for c in colours]
+    for kind in ("seen", "not seen", "not given"):
+        found += [Condition(kind, step, c) for step in EIGHT_WAYS for c in colours]
     return found
 
 
