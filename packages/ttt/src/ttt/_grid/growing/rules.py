@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ttt._grid.geometry import Mask
+from ttt._grid.geometry import Mask, Numbers
 from ttt._grid.growing.conditions import (
     BUT,
     COPIED,
@@ -115,8 +115,8 @@ class Learner:
         self.ended = np.concatenate([field.wanted, np.full(len(field.given) - n, OUTSIDE, np.int8)])
         self.given = np.tile(field.given[:n], len(poses))
         self.wanted = np.tile(field.wanted, len(poses))
-        self.conditions, self.marks = _distinct_columns(
-            [(c, self._ever(c)) for c in _conditions(field, self.ended[:n])]
+        self.conditions, self.marks, self.images = _distinct_columns(
+            [(c, self._ever(c)) for c in _conditions(field, self.ended[:n])], poses
         )
 
     def _ever(self, condition: Condition) -> Mask:
@@ -153,19 +153,22 @@ class Learner:
         if len(np.unique(before_and_after)) > MOST_CHANGES:
             return []
         still = [i for i, c in enumerate(self.conditions) if c.kind != "now"]
+        place = np.full(len(self.conditions) + 1, len(self.conditions))  # the last one for none
+        place[still] = np.arange(len(still))
         n = self.field.known
         for before in np.unique(self.field.given[:n][self.changed]).tolist():
             here = self.given == before
             for paint in np.unique(self.field.wanted[self.changed & here[:n]]).tolist():
                 right, wrong = here & (self.wanted == paint), here & (self.wanted != paint)
-                sets = safe_sets(self.marks, right, wrong, 3)
-                # Of what holds from the start there is a place of its own: growth begins with rules for few cells.
-                sets += [tuple(still[i] for i in s) for s in safe_sets(self.marks[:, still], right, wrong, 3)]
+                sets = safe_sets(self.marks, right, wrong, 3, self.images)
+                # Growth begins with rules for few cells, of which most would be left out beside those for many.
+                first = safe_sets(self.marks[:, still], right, wrong, 3, place[self.images[:, still]])
+                sets += [tuple(still[i] for i in s) for s in first]
                 for chosen in dict.fromkeys(sets):
                     rule = Rule(before, paint, tuple(self.conditions[i] for i in chosen))
                     rules.append((rule, self._cells(self.marks[:, chosen].all(axis=1) & right)))
             if len(np.unique(self.field.wanted[self.changed])) > 1:
-                for offset in COPIED:
+                for offset in (o for o in COPIED if o == min(posed(o, pose) for pose in self.poses)):
                     rules += self._copying(before, here, offset)
         return rules
 
@@ -254,12 +257,27 @@ def _conditions(field: Field, ended: Colours) -> list[Condition]:
     return found
 
 
-def _distinct_columns(marked: Sequence[tuple[Condition, Mask]]) -> tuple[list[Condition], Mask]:
-    """Return the conditions that are neither always nor never true, the first of those alike, and their marks."""
+def _distinct_columns(
+    marked: Sequence[tuple[Condition, Mask]], poses: Sequence[Pose]
+) -> tuple[list[Condition], Mask, Numbers]:
+    """Return the conditions that are neither always nor never true, the first of those alike.
+
+    Returns:
+        The conditions; their marks; for each pose and condition which one it is in that pose, their number for none.
+    """
     kept: dict[bytes, tuple[Condition, Mask]] = {}
+    index: dict[Condition, int] = {}
+    order: dict[bytes, int] = {}
     for condition, marks in marked:
         if marks.any() and not marks.all():
-            kept.setdefault(np.packbits(marks).tobytes(), (condition, marks))
+            key = np.packbits(marks).tobytes()
+            kept.setdefault(key, (condition, marks))
+            index[condition] = order.setdefault(key, len(order))
     if not kept:
-        return [], np.zeros((0, 0), dtype=bool)
-    return [c for c, _ in kept.values()], np.stack([m for _, m in kept.values()], axis=1)
+        return [], np.zeros((0, 0), dtype=bool), np.zeros((0, 0), dtype=np.int64)
+    conditions = [c for c, _ in kept.values()]
+    images = [
+        [index.get(Condition(c.kind, posed(c.offset, pose), c.value), len(conditions)) for c in conditions]
+        for pose in poses
+    ]
+    return conditions, np.stack([m for _, m in kept.values()], axis=1), np.array(images, dtype=np.int64)
