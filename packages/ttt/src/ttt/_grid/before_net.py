@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ttt._grid.candidates import CandidatePool, SearchState, spare_grids, trusted
 from ttt._grid.derived import Group, groups_of
 from ttt._grid.features.columns import most_informative
+from ttt._grid.growing.programs import growing_candidates
 from ttt._grid.learners.encoding import TaskEncoding
 from ttt._grid.one_error import search_with_one_error
 from ttt._grid.restated_search import search_restated
@@ -33,7 +34,7 @@ def before_net(
     stages: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[SearchState]:
-    """Search, search restatements and run the trees where that is not sure, and encode the task for the net.
+    """Search, grow, search restatements and run the trees where that is not sure, and encode the task for the net.
 
     Args:
         inputs: All inputs, training first.
@@ -62,10 +63,13 @@ def before_net(
     sure = pool.sure(ENOUGH)
     # Where the search is sure it may still be wrong: a second answer is worth the time.
     settled = sure and (pool.twice() or min(p.cost for p in found.programs) <= PLAIN)
+    if "restated" in stages and not sure and not work.over:
+        pool = pool.with_stage(growing_candidates(inputs, outputs, work, found.scenes))
+        yield SearchState("restated", pool, spare, work.done)
     if "restated" in stages and not settled and not work.over:
         before = pool
         known = {p.why for p in found.programs}  # a program found once more is no second opinion
-        for programs in search_restated(inputs, outputs, seed, work, sure, found.scenes):
+        for programs in search_restated(inputs, outputs, seed, work, to_the_end=sure):
             new = candidates([p for p in programs if p.why not in known], tests, "restated")
             pool = before.with_stage(trusted(new, BESIDE_SURE if sure else 1.0))
             yield SearchState("restated", pool, spare, work.done)

@@ -283,7 +283,6 @@ BELIEF = {
     "table 2": 0.75,
     "choice 2": 0.55,
     "table 3": 0.5,
-    "grown": 0.85,  # times how far the pairs agree
     "things": 0.9,
     "things by property": 0.8,
 }

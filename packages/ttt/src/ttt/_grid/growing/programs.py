@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ttt._grid.cell_rules import Program
 from ttt._grid.growing.conditions import POSES, Field
 from ttt._grid.growing.rules import Learner, cost_of, grown
 from ttt._grid.scene import Scenes
 from ttt._grid.work import Work
-from ttt.values import Grid
+from ttt.values import Candidate, Grid
 
 MOST_CELLS = 12_000
 """Tasks of more cells, those of every pose counted, are left out."""
@@ -24,20 +23,35 @@ CELLS_PER_UNIT = 1500
 """Cells, those of every pose counted, per work unit."""
 POSED = 0.3
 """Cost of poses."""
+BELIEF = 0.85
+"""Chance that a program is right if all pairs are grown by the rules learned without them."""
+LATER = 0.5
+"""Factor of the confidence of each answer after the first."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Grown:
-    words: str
+class Grown:
+    """Some rules that grow every training output.
+
+    Args:
+        why: The rules in words.
+        cost: Length of that description.
+        poses: In which poses they hold, in words.
+        grids: What they make of every input, training first.
+        found_again: Share of the training pairs that the rules learned without them grow.
+    """
+
+    why: str
     cost: float
-    grids: list[Grid]
     poses: str
+    grids: tuple[Grid, ...]
+    found_again: float = 0.0
 
 
-def growing_programs(
+def growing_candidates(
     inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, known: Scenes | None = None
-) -> list[Program]:
-    """Return programs that grow every training output from its input, cheapest first.
+) -> list[list[Candidate]]:
+    """Return the answers of growing rules per test, best first, with the rules in words.
 
     Args:
         inputs: All inputs, training first.
@@ -45,28 +59,43 @@ def growing_programs(
         work: Counts work and says when to stop.
         known: Scenes that others use too.
     """
+    programs = growing_programs(inputs, outputs, work, known)
+    answers: list[list[Candidate]] = []
+    for test in range(len(outputs), len(inputs)):
+        different: dict[bytes, Candidate] = {}
+        for p in programs:
+            belief = BELIEF * (0.25 + 0.75 * p.found_again) * LATER ** len(different)
+            different.setdefault(p.grids[test].tobytes(), Candidate(p.grids[test], belief, "restated", p.why))
+        answers.append(list(different.values()))
+    return answers
+
+
+def growing_programs(
+    inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, known: Scenes | None = None
+) -> list[Grown]:
+    """Return programs that grow every training output: those found again most often first, then the cheapest.
+
+    Arguments as of `growing_candidates`.
+    """
     if any(a.shape != b.shape for a, b in zip(inputs, outputs, strict=False)):
         return []
     field = Field(inputs, outputs, known or Scenes())
-    found: list[_Grown] = []
+    found: list[Grown] = []
     for words in POSES:
         if not work.over:
             found += _learned(field, outputs, words)
             work.spend(_units(field, words))
-    programs: list[Program] = []
+    different: dict[bytes, Grown] = {}
+    for program in sorted(found, key=lambda p: p.cost):
+        different.setdefault(b"".join(g.tobytes() for g in program.grids), program)
     shares: dict[str, float] = {}
-    answers: set[bytes] = set()
-    for made in sorted(found, key=lambda m: m.cost):
-        grids = made.grids[len(outputs) :]
-        answer = b"".join(g.tobytes() for g in grids)
-        if answer in answers or len(answers) == TESTED or work.over:
-            continue
-        answers.add(answer)
-        if made.poses not in shares:
-            shares[made.poses] = _found_again(inputs, outputs, made.poses)
-            work.spend(len(outputs) * _units(field, made.poses))
-        programs.append(Program(made.words, made.cost, "grown", tuple(grids), trust(shares[made.poses])))
-    return programs
+    tested: list[Grown] = []
+    for program in list(different.values())[:TESTED]:
+        if program.poses not in shares and not work.over:
+            shares[program.poses] = _found_again(inputs, outputs, program.poses)
+            work.spend(len(outputs) * _units(field, program.poses))
+        tested.append(replace(program, found_again=shares.get(program.poses, 0.0)))
+    return sorted(tested, key=lambda p: (-p.found_again, p.cost))
 
 
 def _units(field: Field, words: str) -> int:
@@ -75,12 +104,7 @@ def _units(field: Field, words: str) -> int:
     return 0 if cells > MOST_CELLS else 1 + cells // CELLS_PER_UNIT
 
 
-def trust(share: float) -> float:
-    """Return how far a program is trusted, by the share of pairs that the rules found without them grow."""
-    return 0.25 + 0.75 * share
-
-
-def _learned(field: Field, outputs: Sequence[Grid], words: str) -> list[_Grown]:
+def _learned(field: Field, outputs: Sequence[Grid], words: str) -> list[Grown]:
     """Return programs in some poses."""
     poses = POSES[words]
     if field.n * len(poses) > MOST_CELLS:
@@ -91,7 +115,7 @@ def _learned(field: Field, outputs: Sequence[Grid], words: str) -> list[_Grown]:
         grids = field.cut(grown(field, field.given, rules, poses))
         if cost <= MOST_COST and all(np.array_equal(a, b) for a, b in zip(grids, outputs, strict=False)):
             text = "; ".join(r.words for r in rules)
-            found.append(_Grown(f"grown: {text}{words}", cost, grids, words))
+            found.append(Grown(f"grown: {text}{words}", cost, words, tuple(grids)))
     return found
 
 
