@@ -21,8 +21,8 @@ TESTED = 3
 """How many different answers are tested by leaving out pairs."""
 CELLS_PER_UNIT = 1500
 """Cells, those of every pose counted, per work unit."""
-POSED = 0.3
-"""Cost of poses."""
+PER_TURN = 0.8
+"""Taken off the cost for every doubling of the poses: pairs seldom show all directions, and few rules hold in many."""
 BELIEF = 0.85
 """Chance that a program is right if all pairs are grown by the rules learned without them."""
 LATER = 0.5
@@ -111,7 +111,7 @@ def _learned(field: Field, outputs: Sequence[Grid], words: str) -> list[Grown]:
         return []
     found = []
     for rules in Learner(field, poses).programs():
-        cost = cost_of(rules) + POSED * (len(poses) > 1)
+        cost = cost_of(rules) - PER_TURN * (len(poses).bit_length() - 1)
         grids = field.cut(grown(field, field.given, rules, poses))
         if cost <= MOST_COST and all(np.array_equal(a, b) for a, b in zip(grids, outputs, strict=False)):
             text = "; ".join(r.words for r in rules)
