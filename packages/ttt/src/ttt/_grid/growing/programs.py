@@ -64,7 +64,7 @@ def growing_candidates(
     for test in range(len(outputs), len(inputs)):
         different: dict[bytes, Candidate] = {}
         for p in programs:
-            belief = BELIEF * (0.25 + 0.75 * p.found_again) * LATER ** len(different)
+            belief = BELIEF * (0.2 + 0.8 * p.found_again) * LATER ** len(different)
             different.setdefault(p.grids[test].tobytes(), Candidate(p.grids[test], belief, "restated", p.why))
         answers.append(list(different.values()))
     return answers
