@@ -15,6 +15,7 @@ from ttt._grid.growing.conditions import POSES, Field, posed
 from ttt._grid.growing.programs import growing_programs
 from ttt._grid.growing.rules import Learner, grown
 from ttt._grid.scene import Scenes
+from ttt._grid.where import steps
 from ttt._grid.work import Work
 from ttt.values import Grid
 
@@ -70,7 +71,7 @@ def _pairs(made: list[tuple[Grid, Grid]]) -> Pairs:
 
 TASKS: dict[str, Callable[[], Pairs]] = {
     "bouncing": lambda: _pairs([_bouncing((9, w), 0) for w in (3, 4, 5, 7)]),
-    "dotted": lambda: _pairs([_dotted((4, 7), r, c, k) for r, c, k in ((1, 2, 3), (3, 0, 7), (2, 4, 1), (0, 3, 8))]),
+    "dotted": lambda: _pairs([_dotted((3, 6), r, c, k) for r, c, k in ((1, 2, 3), (2, 0, 7), (1, 1, 4), (0, 3, 8))]),
     "flooded": lambda: _pairs(
         [
             _flooded([(2, 1), (2, 2), (2, 3), (4, 0)], (0, 2)),
@@ -102,11 +103,29 @@ def test_rules_are_found_again_without_each_pair() -> None:
 def test_the_stage_restated_answers_with_a_program_of_growing_rules() -> None:
     """The solver's second stage tries them, and the answer says in words what grows."""
     inputs, outputs = TASKS["bouncing"]()
-    *_, state = before_net(inputs, outputs[:-1], 0, 300, ("restated",))
-    answers = state.pool.answers([[]])[0] if len(state.pool.best[0]) > 1 else tuple(state.pool.best[0].values())
-    right = [a for a in answers if a.grid.tolist() == outputs[-1].tolist()]
-    assert right
-    assert right[0].stage == "restated"
+    *_, state = before_net(inputs, outputs[:-1], 0, 30, ("restated",))
+    best = max(state.pool.best[0].values(), key=lambda c: c.confidence)
+    assert (best.stage, best.grid.tolist()) == ("restated", outputs[-1].tolist())
+    assert [step.words for step in steps(best.why)] == ["grown"]
+    assert steps(best.why)[0].places[0].startswith("_grid/growing/rules.py:")
+
+
+def test_a_ray_that_stops_before_another_asks_what_is_in_sight() -> None:
+    """Colour 3 draws to the right, then colour 4 draws down as far as that lets it, whichever grows first."""
+    rng = np.random.default_rng(3)
+    inputs, outputs = [], []
+    for _ in range(4):
+        before = _seeded((6, 6), (0, *rng.permutation(4)[:1], 4), (3, *rng.permutation(3)[:1], 3))
+        after = before.copy()
+        for colour, down in ((3, False), (4, True)):
+            for r, c in zip(*np.nonzero(before == colour), strict=True):
+                line = after[r + 1 :, c] if down else after[r, c + 1 :]
+                stop = np.flatnonzero(line)
+                line[: stop[0] if len(stop) else len(line)] = colour
+        inputs.append(before)
+        outputs.append(after)
+    best = growing_programs(inputs, outputs[:-1], Work(lambda: False))[0]
+    assert best.grids[-1].tolist() == outputs[-1].tolist()
 
 
 @settings(max_examples=25, deadline=None)

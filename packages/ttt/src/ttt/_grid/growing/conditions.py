@@ -35,10 +35,10 @@ _TURNS: list[Pose] = [((1, 0), (0, 1)), ((0, -1), (1, 0)), ((-1, 0), (0, -1)), (
 _MIRRORED: list[Pose] = [((a, -b), (c, -d)) for (a, b), (c, d) in _TURNS]
 POSES: dict[str, list[Pose]] = {
     "": _TURNS[:1],
-    ", also mirrored left-right": [_TURNS[0], _MIRRORED[0]],
-    ", also mirrored up-down": [_TURNS[0], _MIRRORED[2]],
+    ", also with left and right exchanged": [_TURNS[0], _MIRRORED[0]],
+    ", also with up and down exchanged": [_TURNS[0], _MIRRORED[2]],
     ", also turned": _TURNS,
-    ", also turned and mirrored": _TURNS + _MIRRORED,
+    ", also turned and reflected": _TURNS + _MIRRORED,
 }
 """The poses that all rules of a program hold in, by their words."""
 
