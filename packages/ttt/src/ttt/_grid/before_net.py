@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ttt._grid.candidates import CandidatePool, SearchState, spare_grids, trusted
 from ttt._grid.derived import Group, groups_of
 from ttt._grid.features.columns import most_informative
+from ttt._grid.growing.programs import growing_candidates
 from ttt._grid.learners.encoding import TaskEncoding
 from ttt._grid.one_error import search_with_one_error
 from ttt._grid.restated_search import search_restated
@@ -33,7 +34,7 @@ def before_net(
     stages: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[SearchState]:
-    """Search, search restatements and run the trees where that is not sure, and encode the task for the net.
+    """Search, grow, search restatements and run the trees where that is not sure, and encode the task for the net.
 
     Args:
         inputs: All inputs, training first.
@@ -63,7 +64,9 @@ def before_net(
     # Where the search is sure it may still be wrong: a second answer is worth the time.
     settled = sure and (pool.twice() or min(p.cost for p in found.programs) <= PLAIN)
     if "restated" in stages and not settled and not work.over:
-        before = pool
+        before = pool if sure else pool.with_stage(growing_candidates(inputs, outputs, work, found.scenes))
+        pool = before
+        yield SearchState("restated", pool, spare, work.done)
         known = {p.why for p in found.programs}  # a program found once more is no second opinion
         for programs in search_restated(inputs, outputs, seed, work, to_the_end=sure):
             new = candidates([p for p in programs if p.why not in known], tests, "restated")
@@ -82,16 +85,15 @@ def before_net(
             yield SearchState("trees", pool, spare, work.done)
         yield SearchState("trees", pool, spare, work.done)  # with the work of a stage that ended early
     if "net" in stages and not work.over:
-        shown, *more = _net_inputs(inputs, outputs, found.groups[0])
-        encoding = TaskEncoding(shown, outputs, list(zip(*more, strict=True)) or None)
-        yield SearchState("net", pool, spare, work.done, encoding, trust)
+        yield SearchState("net", pool, spare, work.done, _encoded(inputs, outputs, found.groups[0]), trust)
 
 
-def _net_inputs(inputs: Sequence[Grid], outputs: Sequence[Grid], group: Group) -> list[Sequence[Grid]]:
-    """Return the net's inputs, all of the output's size: the input itself, or else the most informative transforms."""
+def _encoded(inputs: Sequence[Grid], outputs: Sequence[Grid], group: Group) -> TaskEncoding:
+    """Encode a task for the net: the inputs, or the most informative transforms where the outputs have another size."""
     if all(a.shape == b.shape for a, b in zip(inputs, outputs, strict=False)):
-        return [inputs]
-    return [m.grids for m in most_informative(group, outputs, NET_INPUTS)]
+        return TaskEncoding(inputs, outputs, None)
+    shown, *more = (m.grids for m in most_informative(group, outputs, NET_INPUTS))
+    return TaskEncoding(shown, outputs, list(zip(*more, strict=True)) or None)
 
 
 def _sizes_only(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work) -> Iterator[Found]:

@@ -18,6 +18,7 @@ from ttt._grid.compose.parts import JOINS, SPLITS
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import LINES, Line
 from ttt._grid.features.registry import FEATURES
+from ttt._grid.growing.rules import grown
 from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.objects.rules import AROUND, surrounded
 from ttt._grid.restating import FURTHER
@@ -68,6 +69,7 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")
         for words in by:
             yield _whole(re.escape(words)), partial(_places_of, measure)
+    yield _whole("grown"), partial(_places_of, grown)
     yield from _names_of_actions()
 
 

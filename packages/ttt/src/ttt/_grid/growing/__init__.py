@@ -1,0 +1,1 @@
+"""Rules that paint a cell by what is around it, repeated until nothing changes."""
