@@ -59,11 +59,14 @@ class Leaf(NamedTuple):
 
 
 def is_tree(value: Any, depth: int = 0) -> bool:
-    """Return whether a value is sent as a tree: a mapping, dataclass or named tuple, or a list or tuple with arrays."""
+    """Return whether a value is sent as a tree: a mapping, dataclass or named tuple, or a list or tuple with arrays.
+
+    So is an empty list or tuple: one of arrays may be empty, while no numbers are an array of no known dtype.
+    """
     if isinstance(value, dict):
         return True
     if isinstance(value, list | tuple):
-        if hasattr(value, "_fields") or depth > _DEEPEST or dataclasses.is_dataclass(value):  # or `pack` refuses it
+        if not value or hasattr(value, "_fields") or depth > _DEEPEST or dataclasses.is_dataclass(value):  # or `pack` refuses it
             return True
         return any(is_array(item) or is_tree(item, depth + 1) for item in value)
     if is_array(value) or isinstance(value, type):
@@ -142,6 +145,9 @@ def _take_apart(value: Any, leaves: list[Any], values: list[Any], kinds: frozens
     if kind in _PLAIN:
         values.append(value)
         return "v"
+    if isinstance(value, np.generic):
+        leaves.append(np.asarray(value))
+        return "a"
     if depth > _DEEPEST:
         raise UnsupportedDtypeError(f"the tree is more than {_DEEPEST} levels deep, or contains itself")
 
