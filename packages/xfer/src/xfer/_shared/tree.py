@@ -66,7 +66,9 @@ def is_tree(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict):
         return True
     if isinstance(value, list | tuple):
-        if not value or hasattr(value, "_fields") or depth > _DEEPEST or dataclasses.is_dataclass(value):  # or `pack` refuses it
+        if not value or hasattr(value, "_fields") or dataclasses.is_dataclass(value):
+            return True
+        if depth > _DEEPEST:  # `pack` refuses it
             return True
         return any(is_array(item) or is_tree(item, depth + 1) for item in value)
     if is_array(value) or isinstance(value, type):
