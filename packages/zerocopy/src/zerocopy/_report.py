@@ -15,8 +15,8 @@ from zerocopy import _directory as places
 from zerocopy._device.keeper import kept
 from zerocopy._lease import close, opened
 from zerocopy._origin import NOTE
+from zerocopy._pages import PAGE, private_pages
 from zerocopy._segment.format import Manifest, check
-from zerocopy._writes import PAGE, private_pages
 from zerocopy.errors import SegmentGoneError, ZerocopyError
 
 _LONGEST_NOTE = 1 << 22  # bytes

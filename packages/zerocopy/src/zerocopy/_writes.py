@@ -21,15 +21,11 @@ from torch.overrides import TorchFunctionMode
 from zerocopy._arrays import span
 from zerocopy._device.memory import copy_at
 from zerocopy._origin import origin_of
+from zerocopy._pages import PAGE, private_pages
 from zerocopy._segment.mapping import Mapping, mapping_at
 from zerocopy._torch_private import TorchDispatchMode, is_traceable_wrapper_subclass, schema_of
 from zerocopy._walk import children, walk
 from zerocopy.errors import WriteRefusedError
-
-PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_PRESENT = np.uint64(1 << 63)
-_SWAPPED = np.uint64(1 << 62)
-_FILE_PAGE = np.uint64(1 << 61)
 
 # Operators that, when training, write to running_mean and running_var although their schema does not say so.
 _BATCH_NORMS = {f"aten::{name}" for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
@@ -53,32 +49,6 @@ class Written:
     name: str
     nbytes: int
     replaced: bool = False
-
-
-def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """Return which pages of an address range are private to a process.
-
-    Args:
-        pid: Process id, or "self".
-        start: Page-aligned address.
-        nbytes: Length of the range.
-
-    Returns:
-        One bool per page, or None where the system has no readable pagemap (Linux has).
-    """
-    count = -(-nbytes // PAGE)
-    try:
-        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
-            file.seek(start // PAGE * 8)
-            data = file.read(count * 8)
-    except OSError:
-        return None
-    entries = np.frombuffer(data, dtype=np.uint64)
-    if len(entries) < count:
-        return None
-    present = (entries & (_PRESENT | _SWAPPED)) != 0
-    own: np.ndarray[Any, np.dtype[np.bool_]] = present & ((entries & _FILE_PAGE) == 0)
-    return own
 
 
 def written(model: Any) -> tuple[Written, ...]:
