@@ -12,8 +12,10 @@ _PRESENT = np.uint64(1 << 63)
 _SWAPPED = np.uint64(1 << 62)
 _FILE_PAGE = np.uint64(1 << 61)
 
+Pages = np.ndarray[Any, np.dtype[np.bool_]]
 
-def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+
+def private_pages(pid: int | str, start: int, nbytes: int) -> Pages | None:
     """Return which pages of an address range are private to a process.
 
     Args:
@@ -35,5 +37,5 @@ def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np
     if len(entries) < count:
         return None
     present = (entries & (_PRESENT | _SWAPPED)) != 0
-    own: np.ndarray[Any, np.dtype[np.bool_]] = present & ((entries & _FILE_PAGE) == 0)
+    own: Pages = present & ((entries & _FILE_PAGE) == 0)
     return own
