@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import xfer
@@ -85,6 +89,100 @@ def anonymous_kib(address: int) -> int:
     found = re.search(rf"^{address:x}-.*?^Anonymous: +(\d+) kB", text, re.MULTILINE | re.DOTALL)
     assert found is not None
     return int(found[1])
+
+
+@told
+def test_a_moment_without_memory_costs_only_the_mapping(pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The array that ends then is followed by a right one, no call raises, and the next mapping is kept again."""
+
+    def refuse(fd: int, count: int, offset: int) -> bytes:
+        raise MemoryError
+
+    handle = pool.put(batch(5))
+    lease = xfer.get(handle)  # without one the mapping of the segment ends after a moment
+    tensor = xfer.get(handle, as_="torch")
+    tensor.zero_()
+    with monkeypatch.context() as spent:
+        spent.setattr(os, "pread", refuse)
+        del tensor
+        xfer.get(pool.put(batch(6, 10)))  # a call that finds the array that ended
+    for _ in range(2):
+        tensor = xfer.get(handle, as_="torch")
+        assert torch.equal(tensor, batch(5))
+        address = tensor.data_ptr()
+        tensor.zero_()
+        del tensor
+    assert xfer.get(handle, as_="torch").data_ptr() == address
+    del lease
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(["put", "get", "get", "write", "drop", "release"]), st.integers(0, 1 << 16))))
+def test_any_order_of_calls_shows_what_was_put_and_what_was_written(
+    pool: xfer.Pool, calls: list[tuple[str, int]]
+) -> None:
+    """Every tensor equals a plain copy that has the same writes, however slots and mappings are used again."""
+    live: list[tuple[xfer.Handle, torch.Tensor]] = []
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        for step, (call, number) in enumerate([("put", 0), *calls]):
+            if call == "put" or not live:
+                want = batch(step, 20_000 + number % 3 * 30_000)
+                live.append((pool.put(want if number % 2 else {"a": want}), want))
+            elif call == "get":
+                handle, want = live[number % len(live)]
+                got = xfer.get(handle, as_="torch")
+                held.append((got["a"] if isinstance(got, dict) else got, want.clone()))
+                del got
+            elif call == "write" and held:
+                for tensor in held[number % len(held)]:
+                    tensor[number % 20_000 :: 1 + number % 3000] = -step
+                del tensor
+            elif call == "drop" and held:
+                held.pop(number % len(held))
+            elif call == "release":
+                pool.release(live.pop(number % len(live))[0])
+            assert all(torch.equal(tensor, want) for tensor, want in held)
+    finally:
+        for handle, _ in live:
+            pool.release(handle)
+
+
+def test_threads_that_receive_at_the_same_time_see_what_was_put(pool: xfer.Pool) -> None:
+    """Each writes to its own tensors of the same two slots, and drops them while the others take theirs."""
+    values = [batch(1, 50_000), batch(2, 60_000)]
+    handles = [pool.put(value) for value in values]
+    wrong: list[str] = []
+
+    def receive(number: int) -> None:
+        for step in range(40):
+            which = (number + step) % 2
+            tensor = xfer.get(handles[which], as_="torch")
+            if not torch.equal(tensor, values[which]):
+                wrong.append(f"thread {number}, step {step}")
+            tensor[step::7] = -number
+            if int(tensor[step]) != -number:
+                wrong.append(f"thread {number}, written in step {step}")
+            del tensor
+
+    threads = [threading.Thread(target=receive, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+@pytest.mark.parametrize("limit", ["memory", "descriptors", "user"])
+def test_arrays_are_right_under_a_limit(limit: str) -> None:
+    """Without memory or descriptors a typed error refuses a call; an ordinary user may not read the pages' table."""
+    if limit == "user" and os.geteuid() != 0:
+        pytest.skip("becomes another user")
+    program = Path(__file__).parent / "workers" / "private_churn.py"
+    done = subprocess.run([sys.executable, str(program), limit], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > 0
 
 
 @pytest.mark.parametrize("fault", ["closed", "empty", "none is told"])

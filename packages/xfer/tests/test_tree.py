@@ -23,6 +23,7 @@ from hypothesis.extra import numpy as hnp
 import xfer
 from xfer import _compiled, errors
 from xfer._convert import interchange
+from xfer._shared import tree
 
 
 class Pair(NamedTuple):
@@ -135,6 +136,65 @@ def test_classes_are_found_again_or_refused(pool: xfer.Pool) -> None:
         with pytest.raises(errors.UnsupportedDtypeError):
             pool.put(wrong)
     assert pool.stats().used == used
+
+
+@dataclasses.dataclass
+class Nothing:
+    """A dataclass without fields."""
+
+
+class Neither(NamedTuple):
+    """A named tuple without fields."""
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        [], (), {}, collections.OrderedDict(), [[]], ([], ()), [{}, []], [[1, 2.5], []], {"boxes": [], "none": ()},
+        Nothing(), Neither(), [Nothing(), Neither()],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_empty_comes_back_as_it_is(
+    pool: xfer.Pool, monkeypatch: pytest.MonkeyPatch, value: Any, library: Any
+) -> None:
+    """A list of arrays may be empty and is a list all the same, by handle and by channel; an empty array is one."""
+    module = type(sys)("tree_classes")
+    for kind in (Nothing, Neither):
+        monkeypatch.setattr(kind, "__module__", "tree_classes")
+        setattr(module, kind.__name__, kind)
+    monkeypatch.setitem(sys.modules, "tree_classes", module)
+    with xfer.Channel(4, pool=pool) as channel:
+        for _ in range(2):
+            got = [xfer.get(pool.put(value), as_=library)]
+            channel.sender.send(value, timeout=5)
+            got.append(channel.receiver.recv(timeout=5, as_=library))
+            for one in got:
+                assert type(one) is type(value)
+                assert one == value
+                assert repr(one) == repr(value)
+            assert xfer.get(pool.put(np.zeros((0, 4))), as_=library).shape == (0, 4)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_numbers_of_numpy_come_as_arrays_without_dimensions(pool: xfer.Pool, library: Any) -> None:
+    """Whatever their type and wherever they stand in a tree, with their dtype."""
+    numbers = [np.float64(0.1), np.float32(-0.0), np.int8(-3), np.uint64(2**63), np.bool_(True), np.complex64(1 - 2j)]
+    for value in (numbers, tuple(numbers), dict(zip("abcdef", numbers, strict=True)), [numbers[0], 1, torch.ones(2)]):
+        got = xfer.get(pool.put(value), as_=library)
+        assert type(got) is type(value)
+        items = [got.values(), value.values()] if isinstance(value, dict) else [got, value]
+        for one, want in zip(*items, strict=True):
+            if isinstance(want, np.generic):
+                assert one.shape == ()
+                assert isinstance(one, np.ndarray if library == "numpy" else torch.Tensor)
+                array = np.asarray(one)
+                assert (array.dtype, array.tobytes()) == (want.dtype, want.tobytes())
+    if library == "numpy":
+        for other in (np.datetime64("2020-02-29", "us"), np.str_("ab"), np.zeros(1, [("a", "i4"), ("b", "f8")])[0]):
+            one = xfer.get(pool.put([other]))[0]
+            assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, (), other.tobytes())
 
 
 def test_torch_tensors_are_writable_and_private(pool: xfer.Pool) -> None:
@@ -387,6 +447,29 @@ def test_the_core_refuses_what_does_not_fit() -> None:
     assert block[240:].view(np.float32).tolist() == [1, 1, 1, 1]
     with pytest.raises(TypeError):
         core.look((leaf,), kind, interface)
+    with pytest.raises(TypeError):
+        core.warm((leaf,))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_damaged_structure_is_never_kept_for_the_right_one(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Structures are found again by a digest: one whose text does not have it is refused, and changes no other tree."""
+    if not compiled:
+        monkeypatch.setattr(_compiled, "module", None)
+    packed = tree.pack({f"left {compiled}": np.arange(5), "b": [np.ones(2, np.float32), 7]})
+    right = np.zeros(packed.signature().nbytes, np.uint8)
+    packed.write(memoryview(right), 0)  # type: ignore[arg-type]  # any memory
+    wrong = right.copy()
+    wrong[bytes(right).index(b"left ")] = ord("L")
+    for _ in range(2):
+        with pytest.raises(errors.HandleError, match="digest"):
+            tree.unpack(wrong, "numpy")
+    for library in ("numpy", "torch"):
+        got = tree.unpack(right, library)  # type: ignore[arg-type]  # a literal
+        assert list(got) == [f"left {compiled}", "b"]
+        assert got[f"left {compiled}"].tolist() == [0, 1, 2, 3, 4]
+        assert got["b"][0].tolist() == [1, 1]
+        assert got["b"][1] == 7
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client, Connection
@@ -565,6 +567,46 @@ def test_a_copy_that_fails_half_way(
     with pytest.raises(DeviceUnavailableError, match="refused"):
         worker("load", ref, share=False)
     assert workers.start()("load", ref, share=False)["own"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="keepers listen on Linux")
+@pytest.mark.parametrize("says", [None, b"nonsense", b'{"device": "?", "nbytes": 1, "model": "m"}', b"[]"])
+def test_a_report_says_which_keeper_did_not_answer(says: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is stopped or says something else stands in the report and in `doctor`; one that ended does not."""
+    monkeypatch.setattr("zerocopy._device.keeper._GLANCE", 0.2 if says is None else 60)
+    devices().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = os.open(devices(), os.O_RDONLY)
+    asked = []
+
+    def answer(listener: socket.socket) -> None:
+        for _ in range(2):  # the report and `doctor`
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(socket.send_fds(connection, [says or b""], [folder]))
+
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as ended:
+            ended.bind(f"/proc/self/fd/{folder}/ended")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(f"/proc/self/fd/{folder}/busy")
+            listener.listen(8)
+            thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+            if says is not None:
+                thread.start()
+            report, (finding,) = zerocopy.report(), [it for it in examine() if it.subject == "shared on GPUs"]
+            if says is not None:
+                thread.join()
+    finally:
+        os.close(folder)
+        for name in ("ended", "busy"):
+            (devices() / name).unlink()
+    assert report.devices == ()
+    (entry,) = [each for each in report.unreadable if each.file.startswith("devices/")]
+    assert entry.file == "devices/busy"
+    assert ("does not answer within 0.2 s" if says is None else "says something else") in entry.reason
+    assert f"not read: devices/busy: {entry.reason}" in str(report)
+    assert not finding.ok
+    assert entry.reason in str(finding)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="becomes another user")

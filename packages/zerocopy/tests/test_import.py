@@ -1,20 +1,62 @@
-"""Importing zerocopy stays cheap."""
+"""Importing zerocopy stays cheap, and so does the command line where it needs no torch."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import zerocopy
 
 
 def test_import_pulls_in_nothing_heavy() -> None:
     """A fresh interpreter that imports zerocopy has loaded none of the heavy optional libraries."""
-    heavy = {"ray", "safetensors", "transformers", "rich"}
+    heavy = {"ray", "safetensors", "transformers", "rich", "torch", "numpy"}
     code = f"import sys, zerocopy; print(sorted({heavy!r} & sys.modules.keys()))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_found_at_its_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is listed before it, and is the same afterwards; another name is an AttributeError."""
+    for name in zerocopy.__all__:
+        found = getattr(zerocopy, name)
+        assert callable(found)
+        monkeypatch.delitem(vars(zerocopy), name)
+        assert name in dir(zerocopy)
+        if name != "ZerocopyError":
+            assert getattr(zerocopy, name) is found
+            assert vars(zerocopy)[name] is found
+    with pytest.raises(AttributeError, match="module 'zerocopy' has no attribute 'publishing'"):
+        zerocopy.publishing  # noqa: B018 - asking for it is the test
+
+
+def test_commands_that_need_no_torch_do_not_import_it(tmp_path: Path) -> None:
+    """Help, the version, `report`, `sweep`, `verify` and `doctor`, and the table of `report` with rich."""
+    file, folder = str(tmp_path / "none.zerocopy"), str(tmp_path)
+    commands = [
+        ["--help"], ["publish", "--help"], ["--version"], ["sweep", "--directory", folder], ["verify", file],
+        ["doctor", "--directory", folder], ["report", "--directory", folder, "--pid", "1", "--json"],
+        ["report", "--directory", folder, "--pid", "1"],
+    ]  # fmt: skip
+    program = f"""
+import contextlib, io, json, sys
+from zerocopy._cli import main
+heavy = {{"torch", "numpy", "ray", "rich"}}
+loaded = []
+for command in {commands!r}:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(command)
+    loaded.append(sorted(heavy & sys.modules.keys()))
+print(json.dumps(loaded))
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded: list[list[str]] = json.loads(out.stdout)
+    assert loaded[:4] == [[], [], [], []]
+    assert not any("torch" in names or "ray" in names for names in loaded)
 
 
 USES = {

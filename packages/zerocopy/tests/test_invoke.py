@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import pickle
@@ -249,6 +250,17 @@ def test_rewritten_pipelines_are_small() -> None:
     data = pickle.dumps(rewritten)
     assert len(data) < 2000
     assert pickle.loads(data)[0](torch.ones(1, 500)).shape == (1, 500)
+
+
+def test_models_in_a_deque() -> None:
+    """They are replaced in a deque of its own, which is as long as it may be at most."""
+    net = nn.Linear(4, 2)
+    original = {"stages": collections.deque([net, 1], maxlen=2)}
+    rewritten = zerocopy.rewrite_pipeline(original, mode="local")
+    assert original["stages"][0] is net
+    assert isinstance(rewritten["stages"][0], ModelProxy)
+    assert (rewritten["stages"][1], rewritten["stages"].maxlen) == (1, 2)
+    assert torch.equal(rewritten["stages"][0](torch.ones(1, 4)), net(torch.ones(1, 4)))
 
 
 def test_a_pipeline_without_models_comes_back() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import gc
 import multiprocessing
 import os
@@ -329,3 +331,86 @@ def test_the_parts_of_a_subclass_are_guarded(publish: Publish) -> None:
     assert zerocopy.written(loaded) == ()
     loaded.weight.low.add_(1)
     assert [entry.name for entry in zerocopy.written(loaded)] == ["weight.low"]
+
+
+class Names(list):  # type: ignore[type-arg]  # of anything
+    """A list with attributes."""
+
+
+class Options(collections.OrderedDict):  # type: ignore[type-arg]  # of anything
+    """A dict with attributes."""
+
+
+class Slotted(tuple):
+    """A tuple with attributes."""
+
+
+class Bound(nn.Module):
+    """A model whose method is taken."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def times(self) -> torch.Tensor:
+        """Use the weight."""
+        return self.weight * 2
+
+
+def with_attribute(container: Any, weight: torch.Tensor) -> Any:
+    """Return a container with the weight as an attribute."""
+    container.weight = weight
+    return container
+
+
+# By where a weight is kept: how it is put there, how it is found again, and its name.
+HIDDEN: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[Any], torch.Tensor], str]] = {
+    "list's attribute": (lambda w: with_attribute(Names("ab"), w), lambda part: part.weight, "part.weight"),
+    "dict's attribute": (lambda w: with_attribute(Options(a=1), w), lambda part: part.weight, "part.weight"),
+    "tuple's attribute": (lambda w: with_attribute(Slotted("ab"), w), lambda part: part.weight, "part.weight"),
+    "plain OrderedDict's attribute": (
+        lambda w: with_attribute(collections.OrderedDict(), w), lambda part: part.weight, "part.weight",
+    ),
+    "deque": (lambda w: collections.deque([1, w]), lambda part: part[1], "part.1"),
+    "partial": (lambda w: functools.partial(torch.add, w), lambda part: part.args[0], "part.args.0"),
+    "defaultdict": (
+        lambda w: collections.defaultdict(functools.partial(torch.clone, w)), lambda part: part.default_factory.args[0],
+        "part.default_factory.args.0",
+    ),
+    "method": (lambda w: Bound(w).times, lambda part: part.__self__.weight, "part.__self__.weight"),
+    "closure": (lambda w: lambda: w, lambda part: part(), "part.w"),
+    "iterator": (lambda w: iter([w]), lambda part: part.__reduce__()[1][0][0], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_weight_is_found_wherever_pickle_takes_it_along(kind: str, publish: Publish) -> None:
+    """It is shared, `strict` refuses a write to it, and `written` and `report` name it, or its place in the file."""
+    put, found, name = HIDDEN[kind]
+    model = nn.Module()
+    model.part = put(torch.ones(3000))
+    ref = publish(model)
+    loaded = ref.load(cached=False)
+    weight = found(loaded.part)
+    with pytest.raises(WriteRefusedError, match=name or r"published weight at byte \d+ of"), zerocopy.strict(loaded):
+        weight.add_(1)
+    assert bool((weight == 1).all())
+    assert zerocopy.written(loaded) == ()
+    weight.data[:2] = 7
+    (change,) = zerocopy.written(loaded)
+    assert change.name == name if name else change.name.startswith("bytes at ")
+    assert 2 <= change.nbytes <= 8
+    views = zerocopy.report(pids=[os.getpid()]).views
+    (wrote,) = [view.written for view in views if view.segment == os.path.basename(ref.path) and view.written]
+    assert [tensor.name for tensor in wrote] == [change.name]
+
+
+def test_what_a_callable_holds_is_named_by_its_other_place(publish: Publish) -> None:
+    """A module whose method is kept by one before it has the names that its place in the model gives it."""
+    model = nn.Module()
+    model.first = nn.Module()
+    model.second = Bound(torch.ones(3000))
+    model.first.callback = model.second.times
+    loaded = publish(model).load(cached=False)
+    loaded.second.weight.data[0] = 2
+    assert [entry.name for entry in zerocopy.written(loaded)] == ["second.weight"]

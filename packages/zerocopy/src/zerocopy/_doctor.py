@@ -185,10 +185,11 @@ def _files(folder: Path) -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    copies = on_devices()
+    copies, silent = on_devices()
     processes = {pid for copy in copies for pid in copy.holders}
     fact = f"{len(copies)} copies of weights, {size(sum(copy.nbytes for copy in copies))}, {len(processes)} processes"
-    yield Finding("shared on GPUs", True, fact)
+    advice = "; ".join(f"{entry.file}: {entry.reason}" for entry in silent)
+    yield Finding("shared on GPUs", not silent, fact, advice)
 
 
 def _extras() -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -182,8 +183,9 @@ def _replaced(root: Any, stand_in: Callable[[nn.Module], Any]) -> Any:
             twin = done[id(obj)] = copy.copy(obj)
             if isinstance(obj, dict):
                 twin.update((key, visit(value)) for key, value in obj.items())
-            elif isinstance(obj, list):
-                twin[:] = [visit(item) for item in obj]
+            elif isinstance(obj, list | deque):
+                for index, item in enumerate(obj):
+                    twin[index] = visit(item)
             else:
                 for name, value in children(obj):
                     replaced = visit(value)

@@ -15,8 +15,8 @@ from zerocopy import _directory as places
 from zerocopy._device.keeper import kept
 from zerocopy._lease import close, opened
 from zerocopy._origin import NOTE
+from zerocopy._pages import PAGE, private_pages
 from zerocopy._segment.format import Manifest, check
-from zerocopy._writes import PAGE, private_pages
 from zerocopy.errors import SegmentGoneError, ZerocopyError
 
 _LONGEST_NOTE = 1 << 22  # bytes
@@ -148,8 +148,8 @@ class Unreadable:
     """Something in the segment directory that was not read.
 
     Args:
-        file: Its name; empty for the directory itself.
-        reason: Why: it is damaged, another user's, or no plain file.
+        file: Its name; empty for the directory itself. `devices/NAME` is a process that keeps weights on a GPU.
+        reason: Why: it is damaged, another user's, no plain file, or did not answer.
     """
 
     file: str
@@ -164,7 +164,8 @@ class Report:
         directory: The segment directory.
         segments: The published segments, and removed ones that are still mapped.
         views: One entry per process and segment that it maps.
-        unreadable: Files that are called like segments and cannot be read.
+        unreadable: Files that are called like segments and cannot be read, and processes that keep weights on a GPU
+            and do not answer.
         devices: The copies on GPUs of all models that this user's processes loaded with `share=True`, whichever
             directory their segments lie in.
 
@@ -258,14 +259,16 @@ def report(*, directory: str | os.PathLike[str] | None = None, pids: Iterable[in
                 not os.path.lexists(folder / file),
             )
         )
-    return Report(str(folder), tuple(infos), tuple(views), tuple(unread), on_devices())
+    copies, silent = on_devices()
+    return Report(str(folder), tuple(infos), tuple(views), (*unread, *silent), copies)
 
 
-def on_devices() -> tuple[OnDevice, ...]:
-    """Return the copies on GPUs that this user's processes share."""
-    return tuple(
-        OnDevice(f"GPU-{UUID(hex=each.device)}", each.model, each.nbytes, each.holders)
-        for each in kept(places.default_directory())
+def on_devices() -> tuple[tuple[OnDevice, ...], tuple[Unreadable, ...]]:
+    """Return the copies on GPUs that this user's processes share, and the places of those that did not say what."""
+    copies, silent = kept(places.default_directory())
+    return (
+        tuple(OnDevice(f"GPU-{UUID(hex=each.device)}", each.model, each.nbytes, each.holders) for each in copies),
+        tuple(Unreadable(f"devices/{each.name}", each.reason) for each in silent),
     )
 
 

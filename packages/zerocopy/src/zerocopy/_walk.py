@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import types
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -21,15 +24,20 @@ _OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType
 _ATOMS = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
 
+_LEAVES = frozenset([*_ATOMS, type, types.ModuleType, types.BuiltinFunctionType])
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_WITHOUT_ATTRIBUTES = frozenset([dict, list, tuple, set, frozenset, deque, torch.Size])
+
+
 def children(obj: object) -> Iterator[tuple[str, object]]:
-    """Yield (name, value) for everything that an object holds directly."""
+    """Yield (name, value) for the items of a container, or the attributes of any other object."""
     if isinstance(obj, _ATOMS + _OPAQUE) or type(obj) is np.ndarray:
         return
     if isinstance(obj, dict):
         yield from ((str(key), value) for key, value in list(obj.items()))
         return
-    if isinstance(obj, list | tuple | set | frozenset):
-        yield from ((str(index), value) for index, value in enumerate(obj))
+    if isinstance(obj, _CONTAINERS):
+        yield from ((str(index), value) for index, value in enumerate(list(obj)))
         return
     attributes = getattr(obj, "__dict__", {})
     if isinstance(obj, torch.Tensor):
@@ -45,7 +53,11 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
                 yield from table.items()
         yield from ((name, value) for name, value in list(attributes.items()) if name not in MODULE_PRIVATE)
         return
-    yield from list(attributes.items())
+    yield from _attributes(obj)
+
+
+def _attributes(obj: object) -> Iterator[tuple[str, object]]:
+    yield from list(getattr(obj, "__dict__", {}).items())
     for cls in type(obj).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -53,11 +65,36 @@ def children(obj: object) -> Iterator[tuple[str, object]]:
                 yield name, getattr(obj, name)
 
 
+def _hidden(obj: object) -> Iterator[tuple[str, object]]:
+    """Yield what `children` leaves out and pickle takes along: a container's attributes, and what a callable holds."""
+    kind = type(obj)
+    if kind in _WITHOUT_ATTRIBUTES:
+        return
+    if isinstance(obj, _CONTAINERS):
+        yield from obj.__dict__.items() if kind is OrderedDict else _attributes(obj)
+        if isinstance(obj, defaultdict):
+            yield "default_factory", obj.default_factory
+    elif isinstance(obj, functools.partial):
+        yield from (("func", obj.func), ("args", obj.args), ("keywords", obj.keywords))
+    elif isinstance(obj, types.MethodType):
+        yield "__self__", obj.__self__
+    elif isinstance(obj, types.FunctionType) and obj.__closure__ and _goes_by_value(obj):
+        for name, cell in zip(obj.__code__.co_freevars, obj.__closure__, strict=True):
+            with suppress(ValueError):  # it has no value yet
+                yield name, cell.cell_contents
+
+
+def _goes_by_value(function: types.FunctionType) -> bool:
+    """Return whether pickle takes a function along, because no other process can import it."""
+    return function.__module__ == "__main__" or "<locals>" in function.__qualname__
+
+
 def walk(root: object) -> Iterator[tuple[str, object]]:
     """Yield (dotted path, object) for everything reachable from an object.
 
     A container is entered once, however often it is met. Anything else is yielded every time, so a tensor that is tied
-    under two names is yielded under both.
+    under two names is yielded under both. What a callable holds, and the attributes of a container, come last: what is
+    found elsewhere as well gets its name there.
 
     Args:
         root: A module, a pipeline or any nesting of lists, dicts, tuples and objects.
@@ -66,18 +103,21 @@ def walk(root: object) -> Iterator[tuple[str, object]]:
         Paths and objects, the root (path "") first.
     """
     stack: list[tuple[str, object]] = [("", root)]
+    later: deque[tuple[str, object]] = deque()
     entered: set[int] = set()
     alive: list[object] = []  # ids are unique only while the objects live
-    while stack:
-        path, obj = stack.pop()
+    while stack or later:
+        path, obj = stack.pop() if stack else later.popleft()
         yield path, obj
-        if id(obj) in entered:
+        if type(obj) in _LEAVES or id(obj) in entered:
             continue
-        inside = list(children(obj))
-        if inside:
+        inside, hidden = list(children(obj)), list(_hidden(obj))
+        if inside or hidden:
             entered.add(id(obj))
             alive.append(obj)
-            stack.extend((f"{path}.{name}" if path else name, value) for name, value in reversed(inside))
+            start = f"{path}." if path else ""
+            stack.extend((start + name, value) for name, value in reversed(inside))
+            later.extend((start + name, value) for name, value in hidden)
 
 
 def tensor_names(root: object) -> dict[int, tuple[str, ...]]:

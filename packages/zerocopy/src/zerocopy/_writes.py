@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,15 +21,11 @@ from torch.overrides import TorchFunctionMode
 from zerocopy._arrays import span
 from zerocopy._device.memory import copy_at
 from zerocopy._origin import origin_of
-from zerocopy._segment.mapping import Mapping, mapping_at
+from zerocopy._pages import PAGE, Pages, private_pages
+from zerocopy._segment.mapping import Mapping, mapping_at, mappings_of
 from zerocopy._torch_private import TorchDispatchMode, is_traceable_wrapper_subclass, schema_of
 from zerocopy._walk import children, walk
 from zerocopy.errors import WriteRefusedError
-
-PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-_PRESENT = np.uint64(1 << 63)
-_SWAPPED = np.uint64(1 << 62)
-_FILE_PAGE = np.uint64(1 << 61)
 
 # Operators that, when training, write to running_mean and running_var although their schema does not say so.
 _BATCH_NORMS = {f"aten::{name}" for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")}
@@ -55,32 +51,6 @@ class Written:
     replaced: bool = False
 
 
-def private_pages(pid: int | str, start: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """Return which pages of an address range are private to a process.
-
-    Args:
-        pid: Process id, or "self".
-        start: Page-aligned address.
-        nbytes: Length of the range.
-
-    Returns:
-        One bool per page, or None where the system has no readable pagemap (Linux has).
-    """
-    count = -(-nbytes // PAGE)
-    try:
-        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
-            file.seek(start // PAGE * 8)
-            data = file.read(count * 8)
-    except OSError:
-        return None
-    entries = np.frombuffer(data, dtype=np.uint64)
-    if len(entries) < count:
-        return None
-    present = (entries & (_PRESENT | _SWAPPED)) != 0
-    own: np.ndarray[Any, np.dtype[np.bool_]] = present & ((entries & _FILE_PAGE) == 0)
-    return own
-
-
 def written(model: Any) -> tuple[Written, ...]:
     """Return the published weights that this process has written to since it loaded the model, by any means.
 
@@ -103,34 +73,57 @@ def written(model: Any) -> tuple[Written, ...]:
         >>> zerocopy.unpublish(ref)
     """
     found = []
-    pages: dict[Mapping, np.ndarray[Any, np.dtype[np.bool_]] | None] = {}
-    present = {path: obj for path, obj in walk(model) if isinstance(obj, torch.Tensor | np.ndarray)}
+    parts = list(walk(model))
+    there = [(path, obj) for path, obj in parts if isinstance(obj, torch.Tensor | np.ndarray)]
+    pages = {home: private_pages("self", home.address, len(home)) for home in _homes(parts)}
+    looked: dict[Mapping, list[tuple[int, int]]] = {home: [] for home in pages}
     seen: set[int] = set()
-    for path, obj in present.items():
-        if id(obj) in seen:
-            continue
+    for path, obj in there:
+        home = None if id(obj) in seen else _home(obj)
         seen.add(id(obj))
-        home = _home(obj)
         if home is None:
             continue
-        if home not in pages:
-            pages[home] = private_pages("self", home.address, len(home))
         first, last = (place - home.address for place in _span(obj))
-        own = pages[home]
-        if own is not None and not own[first // PAGE : -(-last // PAGE)].any():
-            continue
-        changed = _differing(home, first, last - first)
+        looked[home].append((first, last))
+        changed = _changed(home, pages[home], first, last)
         if changed:
             found.append(Written(path, changed))
+    for home, own in pages.items():  # what no attribute leads to, as inside an object of a compiled class
+        for block in home.used:
+            first, last = block.offset, block.offset + block.nbytes
+            if not block.names and not any(first < end and start < last for start, end in looked[home]):
+                changed = _changed(home, own, first, last)
+                if changed:
+                    found.append(Written(f"bytes at {first}", changed))
     published = {name for mapping in pages for name in (mapping.delta or mapping).manifest_names()}
-    for prefix, part in walk(model):
+    for prefix, part in parts:
         manifest = origin_of(part)
         if manifest is not None:
             published |= {f"{prefix}.{name}" if prefix else name for block in manifest.blocks for name in block.names}
-    for path, obj in present.items():
+    for path, obj in dict(there).items():
         if path in published and obj.nbytes and not _has_parts(obj) and _home(obj) is None and not _on_device(obj):
             found.append(Written(path, obj.nbytes, replaced=True))
     return tuple(found)
+
+
+def _homes(parts: Iterable[tuple[str, object]]) -> list[Mapping]:
+    """Return the mappings that the tensors and arrays of a model lie in, and all of those that its loading made."""
+    found: dict[Mapping, None] = {}
+    for _, obj in parts:
+        home = _home(obj)
+        if home is not None:
+            found[home] = None
+        manifest = origin_of(obj)
+        if manifest is not None:
+            found.update(dict.fromkeys(mappings_of(manifest)))
+    return list(found)
+
+
+def _changed(home: Mapping, own: Pages | None, first: int, last: int) -> int:
+    """Return how many bytes of a part of a mapping differ from the published ones; `own` are its private pages."""
+    if own is not None and not own[first // PAGE : -(-last // PAGE)].any():
+        return 0
+    return _differing(home, first, last - first)
 
 
 def is_private(tensor: torch.Tensor) -> bool:
@@ -220,13 +213,14 @@ class strict:  # a context manager that reads as a word: with strict(model)
     def __init__(self, model: Any) -> None:
         spans: dict[int, tuple[int, str]] = {}
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for path, obj in walk(model):
+        parts = list(walk(model))
+        for path, obj in parts:
             if isinstance(obj, np.ndarray) and obj.flags.writeable and _home(obj) is not None:
                 self._arrays[path] = obj
             if isinstance(obj, torch.Tensor) and obj.numel() and (_home(obj) is not None or _on_device(obj)):
                 storage = obj.untyped_storage()
                 spans.setdefault(storage.data_ptr(), (storage.data_ptr() + storage.nbytes(), path))
-        guard = _Guard(spans)
+        guard = _Guard(spans, _homes(parts))
         self._modes: tuple[Any, ...] = (_Dispatch(guard), _Function(guard))
         self._stack: ExitStack | None = None
 
@@ -255,11 +249,17 @@ class strict:  # a context manager that reads as a word: with strict(model)
 
 
 class _Guard:
-    """The address ranges of the weights that must not be written, with their names."""
+    """The address ranges of the weights that must not be written, with their names.
 
-    def __init__(self, spans: dict[int, tuple[int, str]]) -> None:
+    Args:
+        spans: By the start of each storage: its end and its name.
+        homes: The mappings, whose other storages must not be written either.
+    """
+
+    def __init__(self, spans: dict[int, tuple[int, str]], homes: list[Mapping]) -> None:
         self.starts = sorted(spans)
         self.ends = [spans[start] for start in self.starts]
+        self.others = [(home.address, home.address + len(home), home.file) for home in homes]
 
     def name(self, value: object) -> str | None:
         if not isinstance(value, torch.Tensor):
@@ -273,6 +273,9 @@ class _Guard:
         index = bisect_right(self.starts, address) - 1
         if index >= 0 and address < self.ends[index][0]:
             return self.ends[index][1]
+        for start, end, file in self.others:
+            if start <= address < end:
+                return f"at byte {address - start} of {file}"
         return None
 
     def check(self, value: object, operator: str) -> None:

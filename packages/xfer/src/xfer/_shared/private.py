@@ -75,7 +75,7 @@ class PrivateMap:
                 return True
             for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
                 self._memory.madvise(mmap.MADV_DONTNEED, first * PAGE, count * PAGE)
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemoryError):
             return False
         return True
 
@@ -112,7 +112,7 @@ def pages_are_told() -> bool:
     """Return whether the system tells which pages of a private mapping were written, which is tried once."""
     global _told
     if _told is None and sys.platform == "linux":
-        with contextlib.suppress(OSError):  # no descriptor or memory is left now: it is tried again
+        with contextlib.suppress(OSError, MemoryError):  # no descriptor or memory is left now: it is tried again
             _told = try_pages()
     return bool(_told)
 

@@ -14,17 +14,15 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zerocopy._directory import candidates, default_directory, folder_of, sweep
-from zerocopy._doctor import examine
-from zerocopy._hub import from_pretrained
-from zerocopy._progress import Tick, bar, no_tick
-from zerocopy._publish import unpublish
-from zerocopy._ref import ModelRef, ref_of, unknown
-from zerocopy._report import Report, report, size
-from zerocopy._segment.checking import open_segment, verify_file
 from zerocopy.errors import MissingExtraError, SegmentGoneError, ZerocopyError
+
+if TYPE_CHECKING:  # each command imports what it needs: torch takes seconds, and `report` needs none
+    from zerocopy._progress import Tick
+    from zerocopy._ref import ModelRef
+    from zerocopy._report import Report
 
 _EPILOG = """examples:
   zerocopy report                  list what is published, and each process's shared and private memory
@@ -110,6 +108,8 @@ def _print_json(value: Any, indent: int | None = 2) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from zerocopy._report import report
+
     def look() -> Report:
         return report(directory=args.directory, pids=args.pid)
 
@@ -131,6 +131,8 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from zerocopy._segment.checking import open_segment, verify_file
+
     results: dict[str, str] = {}
     for path in args.files:
         try:
@@ -153,6 +155,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _shown(title: str, total: int, wanted: bool) -> AbstractContextManager[Tick]:
     """Return a progress bar if standard error is a terminal."""
+    from zerocopy._progress import bar, no_tick
+
     rich = importlib.util.find_spec("rich") is not None
     return bar(title, total) if wanted and rich and sys.stderr.isatty() else nullcontext(no_tick)
 
@@ -167,6 +171,8 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _published(args: argparse.Namespace, keep: bool) -> ModelRef:
+    from zerocopy._hub import from_pretrained
+
     options = {} if args.dtype is None else {"dtype": args.dtype}
     shown = sys.stderr.isatty() and not args.json and importlib.util.find_spec("rich") is not None
     return from_pretrained(
@@ -182,6 +188,8 @@ def _published(args: argparse.Namespace, keep: bool) -> ModelRef:
 
 
 def _say(ref: ModelRef, args: argparse.Namespace) -> None:
+    from zerocopy._report import size
+
     if args.json:
         _print_json(ref.as_dict())
     else:
@@ -194,6 +202,8 @@ def _publish(args: argparse.Namespace) -> int:
 
 
 def _serve_weights(args: argparse.Namespace) -> int:
+    from zerocopy._publish import unpublish
+
     ref = _published(args, keep=False)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -206,6 +216,9 @@ def _serve_weights(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
+    from zerocopy._publish import unpublish
+    from zerocopy._ref import ref_of, unknown
+
     removed = []
     for path in list(candidates(folder_of(args.directory), args.name)):
         try:
@@ -224,6 +237,8 @@ def _remove(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from zerocopy._doctor import examine
+
     findings = examine(args.directory)
     if args.json:
         _print_json([finding.as_dict() for finding in findings])

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from zerocopy._caretaker_process import me
 from zerocopy._device.keeper_process import GATE, HOLDERS, MOST_FACTS, user_of
@@ -23,6 +24,7 @@ from zerocopy.errors import DeviceUnavailableError, UntrustedPathError
 
 _PROGRAM = Path(__file__).with_name("keeper_process.py")
 _PATIENCE = 30.0  # seconds for an answer, which takes a millisecond
+_GLANCE = 1.0  # seconds for an answer to a report
 
 _guard = threading.RLock()  # held across a fork, so that no lease is open and not yet listed
 _leases: set[socket.socket] = set()
@@ -113,8 +115,21 @@ class Kept:
     holders: tuple[int, ...]
 
 
-def kept(default: Path) -> list[Kept]:
-    """Return what the keepers of this user have. A keeper that does not answer within a second is left out.
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A place where a keeper listens that did not say what it has.
+
+    Args:
+        name: Its file name.
+        reason: Why.
+    """
+
+    name: str
+    reason: str
+
+
+def kept(default: Path) -> tuple[list[Kept], list[Silent]]:
+    """Return what the keepers of this user have, and those that did not say it within a second.
 
     Args:
         default: The default segment directory, in which keepers listen whichever directory a segment lies in.
@@ -123,24 +138,45 @@ def kept(default: Path) -> list[Kept]:
     try:
         paths = sorted(folder.iterdir())
         if why_distrusted(folder):
-            return []
+            return [], []
     except OSError:  # nothing was kept, or the folder is another user's
-        return []
-    found = []
+        return [], []
+    found, silent = [], []
     for path in paths:
         if path.name.endswith(GATE):
             continue
-        with suppress(DeviceUnavailableError, UntrustedPathError, OSError, ValueError, KeyError):
-            answer = find(path, patience=1)
+        try:
+            answer = _asked(path)
             if answer is not None:
-                facts, fd, lease = answer
-                os.close(fd)
-                try:
-                    holders = lease.holders()
-                finally:
-                    lease.close()
-                found.append(Kept(facts["device"], facts["nbytes"], facts["model"], holders))
-    return found
+                found.append(answer)
+        except ConnectionError:  # it ended meanwhile
+            continue
+        except (DeviceUnavailableError, UntrustedPathError, OSError) as error:
+            silent.append(Silent(path.name, str(error)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            silent.append(Silent(path.name, f"the process that listens there says something else ({error!r}): end it"))
+    return found, silent
+
+
+def _asked(path: Path) -> Kept | None:
+    answer = find(path, patience=_GLANCE)
+    if answer is None:
+        return None
+    facts, fd, lease = answer
+    os.close(fd)
+    try:
+        device, nbytes, model = UUID(hex=facts["device"]).hex, int(facts["nbytes"]), str(facts["model"])
+        return Kept(device, nbytes, model, lease.holders())
+    except TimeoutError as error:
+        raise _silent(path, _GLANCE) from error
+    finally:
+        lease.close()
+
+
+def _silent(path: Path, patience: float) -> DeviceUnavailableError:
+    return DeviceUnavailableError(
+        f"the process that listens at {path} does not answer within {patience:g} s: end it if it goes on"
+    )
 
 
 def find(path: Path, patience: float = _PATIENCE) -> tuple[dict[str, Any], int, Lease] | None:
@@ -148,7 +184,7 @@ def find(path: Path, patience: float = _PATIENCE) -> tuple[dict[str, Any], int, 
 
     Raises:
         UntrustedPathError: Another user listens there.
-        DeviceUnavailableError: The keeper does not answer.
+        DeviceUnavailableError: The keeper does not answer, or not as a keeper does.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     folder = opened(path.parent, os.O_RDONLY, folder=True)
@@ -160,7 +196,7 @@ def find(path: Path, patience: float = _PATIENCE) -> tuple[dict[str, Any], int, 
         facts, fds, _, _ = socket.recv_fds(connection, MOST_FACTS, 1)
     except TimeoutError as error:
         connection.close()
-        raise DeviceUnavailableError(f"the process that listens at {path} does not answer: end it") from error
+        raise _silent(path, patience) from error
     except (FileNotFoundError, ConnectionError):  # none, or it was killed
         connection.close()
         return None
@@ -172,7 +208,13 @@ def find(path: Path, patience: float = _PATIENCE) -> tuple[dict[str, Any], int, 
     if not fds:
         connection.close()
         return None
-    return json.loads(facts), fds[0], Lease(connection)
+    try:
+        known = json.loads(facts)
+    except ValueError as error:
+        connection.close()
+        os.close(fds[0])
+        raise DeviceUnavailableError(f"the process that listens at {path} says something else: end it") from error
+    return known, fds[0], Lease(connection)
 
 
 class Starting:

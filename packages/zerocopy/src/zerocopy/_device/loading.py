@@ -11,10 +11,11 @@ import torch
 from zerocopy._device.driver import driver
 from zerocopy._device.memory import DeviceCopy, SharedBytes, device_copy, storage_over, typed_errors
 from zerocopy._device.upload import Upload, upload
+from zerocopy._pages import private_pages
 from zerocopy._segment.mapping import Mapping
 from zerocopy._torch_private import TorchDispatchMode, copy_operator, is_traceable_wrapper_subclass, storage_key
 from zerocopy._walk import walk
-from zerocopy._writes import is_private, private_pages
+from zerocopy._writes import is_private
 from zerocopy.errors import DeviceUnavailableError
 
 _LEAST = 4 << 20  # bytes of a model whose weights are uploaded; a smaller one arrives as quickly by itself

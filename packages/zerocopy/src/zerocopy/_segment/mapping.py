@@ -91,6 +91,11 @@ def mapping_at(address: int) -> Mapping | None:
     return next((mapping for mapping in list(_alive) if mapping.covers(address)), None)
 
 
+def mappings_of(manifest: Manifest) -> list[Mapping]:
+    """Return the mappings that one load made, which all have this manifest or hold blocks of it."""
+    return [each for each in list(_alive) if (each.delta or each).manifest is manifest]
+
+
 def map_segment(path: Path | str) -> Mapping:
     """Open, check and map a segment copy-on-write.
 
