@@ -25,6 +25,9 @@ PICTURES = [
     ("takes colour 7", "1...", "7..."),
     ("takes the colour of the nearest other", "1.2", "2.2"),
     ("takes the colour of the next one right", "1.2", "2.2"),
+    ("takes the colour of the one in its box", "333..... 323..... 333.....", "222..... 222..... 222....."),
+    ("takes the colour of the one around it", "13.. 33.. ....", "33.. 33.. ...."),
+    ("takes the colour of the one that touches it", "13.4", "33.4"),
     ("takes colour 7 in its lower half", "1. 1. 1.", "1. 1. 7."),
     ("takes colour 7 in its corners", "111....... 111....... 111.......", "717....... 111....... 717......."),
     ("is copied by 1 rows and 2 columns", "1... ....", "1... ..1."),
@@ -47,6 +50,8 @@ PICTURES = [
     ("fills the cross through its middle with colour 7", "... .1. ...", ".7. 717 .7."),
     ("is mirrored left-right", "12...", "21..."),
     ("is reflected right", "12..", "1221"),
+    ("moves up to the nearest other, past what is in the way", "1...2", "1..12"),
+    ("moves up to the biggest other of its colour, past what is in the way", "1.3..1 .....1", "1.3.11 .....1"),
     ("moves into the rows of the biggest other", "1... ..22", "1... 1.22"),
     ("is reflected left-right across the nearest other", "1.22..", "1.22.1"),
     ("gets a copy of the biggest other at its middle", ".1........ ...222....", "222....... ...222...."),
@@ -111,6 +116,45 @@ def test_actions_are_safe_on_odd_grids() -> None:
                 for i in range(len(relations.things)):
                     made = action.draw(relations, i)
                     assert made is None or len({len(part) for part in made}) == 1, action.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [("object", [(3, 3)]), ("solid", [(2, 2), (1, 1)]), ("panel", [(3, 3), (3, 3)])]
+)
+def test_ways_to_cut_a_grid(kind: str, wanted: list[tuple[int, int]]) -> None:
+    """Objects that touch at a corner are one, unless they must be joined by sides; panels are things too."""
+    grid = picture("12....... 33....... ..4......")
+    grid = grid[:, :6] if kind == "panel" else grid
+    assert [t.mask.shape for t in Scene(grid).things(kind)][: len(wanted)] == wanted
+
+
+def test_a_template_that_touches_what_it_replaces() -> None:
+    """Objects joined by sides: pieces of one colour become the template, which lies across a corner from one."""
+    first = picture("12.... 12.... ..33.. ..33.. ......"), picture("...... ...... ..12.. ..12.. ......")
+    test = picture("33.... 33.... ...... ..12.. ..12..")
+    base = DerivedInput("as it is", 0.0, (first[0], test))
+    programs = object_programs(base, [first[1]])
+    assert any("joined by sides" in p.why and "gets a copy" in p.why for p in programs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_things_that_have_two_properties(seed: int) -> None:
+    """Only what is wide and of colour 1 changes: neither property alone says so."""
+    rng = np.random.default_rng(seed)
+    grids, outputs = [], []
+    for _ in range(7):
+        grid, output = np.zeros((10, 12), dtype=np.uint8), np.zeros((10, 12), dtype=np.uint8)
+        rows = rng.permutation(5)
+        for row, (colour, width) in zip(rows, [(1, 3), (1, 1), (2, 3), (2, 1), (1, 1)], strict=True):
+            at = int(rng.integers(0, 9))
+            grid[2 * row, at : at + width] = colour
+            output[2 * row, at : at + width] = 5 if (colour, width) == (1, 3) else colour
+        grids.append(grid)
+        outputs.append(output)
+    programs = object_programs(DerivedInput("as it is", 0.0, tuple(grids)), outputs[:6])
+    both = [p for p in programs if p.kind == "things by two properties"]
+    assert any(p.grids[0] is not None and np.array_equal(p.grids[0], outputs[6]) for p in both)
+    assert len(programs) == len(both), "one property was enough"
 
 
 def dots(seed: int, colours: tuple[int, ...], n: int = 5) -> list[np.ndarray]:

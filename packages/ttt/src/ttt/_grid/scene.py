@@ -75,8 +75,8 @@ class Scene:
     def _cut_pieces(self, kind: str) -> tuple[list[Thing], Numbers]:
         grid = self.grid
         labels = np.zeros(grid.shape, dtype=np.int64)
-        if kind == "object":
-            labels = ndimage.label(self.front, EIGHT)[0].astype(np.int64)
+        if kind in ("object", "solid"):
+            labels = ndimage.label(self.front, EIGHT if kind == "object" else None)[0].astype(np.int64)
         else:
             for colour in np.flatnonzero(self.counts):
                 if colour == self.background:

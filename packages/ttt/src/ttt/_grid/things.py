@@ -17,6 +17,7 @@ KINDS: dict[str, str] = {
     "piece": "one-colour piece",
     "joined": "one-colour piece joined by sides",
     "object": "object",
+    "solid": "object joined by sides",
     "colour": "set of all cells of a colour",
     "panel": "panel",
 }

@@ -17,6 +17,7 @@ from ttt._grid.compose import engine as _engine
 from ttt._grid.compose.parts import JOINS, SPLITS
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import LINES, Line
+from ttt._grid.counted import COUNTED, programs_by_count
 from ttt._grid.features.registry import FEATURES
 from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.objects.rules import AROUND, surrounded
@@ -68,6 +69,8 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")
         for words in by:
             yield _whole(re.escape(words)), partial(_places_of, measure)
+    for what in COUNTED:
+        yield _whole(re.escape(f"the whole output by its number of {what}")), partial(_places_of, programs_by_count)
     yield from _names_of_actions()
 
 

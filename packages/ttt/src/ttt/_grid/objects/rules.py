@@ -22,7 +22,7 @@ from ttt._grid.scene import Scene, Scenes
 from ttt._grid.things import KINDS, PROPERTIES, REPEATS, words_for
 from ttt.values import Grid
 
-CUTS = ("object", "piece", "joined")
+CUTS = ("object", "piece", "joined", "solid", "panel")
 """Ways to cut a grid into the things that take actions, likeliest first."""
 MOST_THINGS = 24
 """Object rules are skipped for grids with more things than this."""
@@ -31,6 +31,8 @@ MOST_EVIDENCE = 100_000
 MOST_VALUES = 10
 """Properties with more values than this do not decide actions."""
 MOST_PROGRAMS = 40
+MOST_HALVES = 60
+"""Values of properties that are tried two at once."""
 REACH = 4
 """How far around things of equal value cells are compared to find what all of them get drawn around them."""
 AROUND_BY = ("", "its colour")
@@ -49,11 +51,15 @@ class Split:
         name: The property in words, read as "each object, by NAME, ..."; empty where all things are alike.
         cost: Length of that description.
         codes: Its value for every thing of all grids, training first; dense from 0.
+        values: What each code stands for, in words.
+        double: Whether it is by two properties.
     """
 
     name: str
     cost: float
     codes: Numbers
+    values: Sequence[str] = ()
+    double: bool = False
 
 
 class ObjectTask:
@@ -114,7 +120,7 @@ class ObjectTask:
             codes, keys = dense(numbers.astype(np.int64))
             if 1 < keys <= MOST_VALUES and codes.tobytes() not in seen:
                 seen.add(codes.tobytes())
-                yield Split(name, cost, codes)
+                yield Split(name, cost, codes, _in_words(numbers))
 
     def surroundings(self, mine: Flags) -> Action | None:
         """Return the action of drawing the cells that look the same around three or more things of one size."""
@@ -146,6 +152,12 @@ class ObjectTask:
                 if made is not None:
                     grid[made[0], made[1]] = made[2]
         return grid
+
+
+def _in_words(numbers: Numbers) -> list[str]:
+    """Return what stands for each code of some numbers, as `dense` counts them."""
+    present = dict.fromkeys(numbers.tolist())
+    return [("yes" if n else "no") if numbers.dtype == bool else str(n) for n in present]
 
 
 def _partitions(values: dict[str, list[Numbers]], known: int) -> Iterator[tuple[str, float, Numbers]]:
@@ -241,11 +253,45 @@ def _learned(task: ObjectTask, base: DerivedInput) -> list[Program]:
     if not evidence.whole and not any(_made(task, base, split, evidence) for split in task.by_colour()):
         return []  # without a look at all properties, which would have to be measured
     found: list[Program] = []
+    plain: list[Split] = []
     for split in task.splits():
         found += _made(task, base, split, evidence)
+        plain.append(split)
         if len(found) >= MOST_PROGRAMS:
             break
+    if not found and evidence.whole:
+        for split in _both(plain, task.known, evidence):
+            found += _made(task, base, split, evidence)
+            if len(found) >= MOST_PROGRAMS:
+                break
     return found
+
+
+def _both(splits: Sequence[Split], known: int, evidence: _Evidence) -> Iterator[Split]:
+    """Yield the partitions by whether things have one value of each of two others, plain ones first.
+
+    Among those that have both must be every thing that alone explains some changed cell, and none that can do nothing.
+    """
+    explains: Flags = np.asarray(evidence.explained.any(axis=0))
+    needed = (explains & (explains.sum(axis=0) == 1)).any(axis=1)
+    able: Flags = np.asarray(evidence.right.any(axis=0))
+    halves: dict[bytes, tuple[float, str, Flags]] = {}
+    for split in splits:
+        for v in range(int(split.codes.max()) + 1):
+            marked = split.codes == v
+            if marked[:known][needed].all() and not marked[:known].all():
+                name = f"{split.name} ({split.values[v]})" if split.values else split.name
+                halves.setdefault(marked.tobytes(), (split.cost, name, marked))
+    ranked = sorted(halves.values(), key=lambda h: h[0])[:MOST_HALVES]
+    seen = set()
+    for n, (cost, name, marked) in enumerate(ranked):
+        for other_cost, other_name, other in ranked[:n]:
+            both = marked & other
+            few = explains[both[:known]].any(axis=0).all() and able[both[:known]].all()
+            if few and both.tobytes() not in seen and not (both == marked).all() and not (both == other).all():
+                seen.add(both.tobytes())
+                codes, _ = dense(both.astype(np.int64))
+                yield Split(f"{other_name} and {name}", cost + other_cost, codes, double=True)
 
 
 def _made(task: ObjectTask, base: DerivedInput, split: Split, evidence: _Evidence) -> list[Program]:
@@ -316,5 +362,6 @@ def _program(task: ObjectTask, base: DerivedInput, split: Split, chosen: list[Pa
     who = f"each {KINDS[task.kind]}" + (f", by {split.name}," if split.name else "")
     why = ("" if base.cost == 0 else f"{base.name}, then ") + f"{who} {'; '.join(taken)}"
     cost = base.cost + split.cost + sum(taken.values()) + 0.5 + ENTRY * (len(seen) + len(chosen))
-    cost += 0.2 * (task.kind == "joined")
-    return Program(why, cost, "things by property" if split.name else "things", tuple(grids))
+    cost += 0.2 * (task.kind in ("joined", "solid"))
+    kind = "things by two properties" if split.double else "things by property" if split.name else "things"
+    return Program(why, cost, kind, tuple(grids))

@@ -62,6 +62,19 @@ def aligned(which: str, axis: int, s: Relations, i: int) -> Strokes | None:
     return (r + twice // 2, c, k) if axis == 0 else (r, c + twice // 2, k)
 
 
+def drawn_to(which: str, s: Relations, i: int) -> Strokes | None:
+    """Draw the thing beside the other, straight across all that lies between."""
+    j = s.other(which, i)
+    if j is None:
+        return None
+    gap = s.gap(i, j)
+    down, right = (int(np.sign(d)) * max(0, abs(d) - 1) for d in gap)
+    if bool(gap[0]) == bool(gap[1]) or not (down or right):
+        return None
+    r, c, k = s.cells[i]
+    return r + down, c + right, k
+
+
 def repeated(way: Direction, apart: int, s: Relations, i: int) -> Strokes | None:
     """Draw copies side by side in a direction until the border."""
     step = way(s, i)

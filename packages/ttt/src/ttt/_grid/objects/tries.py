@@ -42,6 +42,7 @@ STROKES: dict[Any, tuple[Any, ...]] = {
     strokes.stamped: ("other", _PLACES, "number"),
     strokes.chain: ("other",),
     strokes.part: (_PARTS, "colour"),
+    strokes.drawn_to: ("other",),
 }
 """What the arguments of each stroke are, in the order of the core: a chooser, a number or two, or words by number."""
 _NUMBER = {stroke: n for n, stroke in enumerate(STROKES)}
