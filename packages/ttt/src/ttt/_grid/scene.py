@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ttt._grid.geometry import EIGHT, Mask, Numbers, Step, framed, shift
-from ttt._grid.things import PROPERTIES, REPEATS, Extreme, Thing
+from ttt._grid.things import PROPERTIES, RELATED, REPEATS, Extreme, Thing
 from ttt.values import Grid, grid_bytes
 
 MAX_THINGS = 120
@@ -54,7 +54,7 @@ class Scene:
         return self._cut(kind)[1]
 
     def measure(self, kind: str, name: str) -> Numbers:
-        """Return one of `PROPERTIES` of every thing of a kind, or how many things are equal by one of `REPEATS`."""
+        """Return one of `PROPERTIES` or `RELATED` of the things of a kind, or of `REPEATS` how many are equal."""
         key = (kind, name)
         if key not in self._measures:
             things = self.things(kind)
@@ -62,6 +62,8 @@ class Scene:
                 marks = [REPEATS[name](t) for t in things]
                 times = Counter(marks)
                 values = [times[m] for m in marks]
+            elif name in RELATED:
+                values = RELATED[name](things).tolist() if things else []
             else:
                 values = [PROPERTIES[name](t) for t in things]
             self._measures[key] = np.array(values, dtype=np.int64)
@@ -77,6 +79,12 @@ class Scene:
         labels = np.zeros(grid.shape, dtype=np.int64)
         if kind in ("object", "solid"):
             labels = ndimage.label(self.front, EIGHT if kind == "object" else None)[0].astype(np.int64)
+        elif kind in ("region", "enclosed"):
+            labels = ndimage.label(~self.front)[0].astype(np.int64)
+            if kind == "enclosed":
+                edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+                labels[np.isin(labels, edge)] = 0
+                labels = np.unique(labels, return_inverse=True)[1].reshape(grid.shape).astype(np.int64)
         else:
             for colour in np.flatnonzero(self.counts):
                 if colour == self.background:
@@ -97,12 +105,13 @@ class Scene:
             box = boxes[old]
             renumber[old + 1] = new + 1
             mask = labels[box] == old + 1
-            things.append(self._thing(grid[box], mask, box[0].start, box[1].start))
+            things.append(self._thing(grid[box], mask, box[0].start, box[1].start, kind in ("region", "enclosed")))
         return things, renumber[labels]
 
-    def _thing(self, patch: Grid, mask: Mask, top: int, left: int) -> Thing:
+    def _thing(self, patch: Grid, mask: Mask, top: int, left: int, of_background: bool = False) -> Thing:
         height, width = self.grid.shape
-        return Thing(patch, mask, top, left, self.background, (height, width))
+        around = (self.background + 1) % 10 if of_background else self.background
+        return Thing(patch, mask, top, left, around, (height, width))
 
     @cached_property
     def separators(self) -> tuple[Numbers, Numbers, int] | None:

@@ -23,7 +23,7 @@ from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.objects.rules import AROUND, surrounded
 from ttt._grid.restating import FURTHER
 from ttt._grid.scene import Scene
-from ttt._grid.things import PROPERTIES, REPEATS, words_for
+from ttt._grid.things import PROPERTIES, RELATED, REPEATS, words_for
 from ttt._grid.transforms.registry import TRANSFORMS
 
 TABLES = (_features, _transforms, _engine)
@@ -65,7 +65,7 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         yield _whole(re.escape(name)), partial(_places_of, feature.measure)
     for name, restate in FURTHER.items():
         yield _whole(re.escape(name)), partial(_places_of, restate)
-    for name, measure in {**PROPERTIES, **REPEATS}.items():
+    for name, measure in {**PROPERTIES, **REPEATS, **RELATED}.items():
         by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")
         for words in by:
             yield _whole(re.escape(words)), partial(_places_of, measure)

@@ -19,10 +19,10 @@ from ttt._grid.objects.outcomes import Outcomes, on_grid, relations_of
 from ttt._grid.objects.relations import Relations, Strokes
 from ttt._grid.objects.tries import Table, Tries
 from ttt._grid.scene import Scene, Scenes
-from ttt._grid.things import KINDS, PROPERTIES, REPEATS, words_for
+from ttt._grid.things import KINDS, PROPERTIES, RELATED, REPEATS, words_for
 from ttt.values import Grid
 
-CUTS = ("object", "piece", "joined", "solid", "panel")
+CUTS = ("object", "piece", "joined", "solid", "region", "enclosed", "panel", "colour")
 """Ways to cut a grid into the things that take actions, likeliest first."""
 MOST_THINGS = 24
 """Object rules are skipped for grids with more things than this."""
@@ -33,6 +33,8 @@ MOST_VALUES = 10
 MOST_PROGRAMS = 40
 MOST_HALVES = 60
 """Values of properties that are tried two at once."""
+MOST_COLOURS = 4
+"""Colours that things are painted in, of those that not every pair has."""
 REACH = 4
 """How far around things of equal value cells are compared to find what all of them get drawn around them."""
 AROUND_BY = ("", "its colour")
@@ -94,9 +96,15 @@ class ObjectTask:
         return [v for v in best if count[v] > 1][:10]
 
     def colours(self) -> list[int]:
-        """Return the colours that every training output has where it differs from the input."""
-        fresh = [set(p.output[p.number >= 0].tolist()) for p in self.pairs]
-        return sorted(set.intersection(*fresh))
+        """Return the colours of changed training cells, those of the most pairs first, at most `MOST_COLOURS`.
+
+        Those that every pair has are all among them.
+        """
+        count: Counter[int] = Counter()
+        for pair in self.pairs:
+            count.update(set(pair.output[pair.number >= 0].tolist()))
+        ranked = sorted(count, key=lambda c: (-count[c], c))
+        return sorted(c for n, c in enumerate(ranked) if count[c] == len(self.pairs) or n < MOST_COLOURS)
 
     def attempt(self, action: Action, o: int) -> Numbers | None:
         """Return the changed cells that an action of training thing `o` explains, None if it paints a cell wrongly."""
@@ -114,7 +122,8 @@ class ObjectTask:
     def splits(self) -> Iterator[Split]:
         """Yield the partitions of the things by their properties, each once, plain ones first."""
         yield Split("", 0.0, np.zeros(len(self.owner), dtype=np.int64))
-        values = {name: [s.measure(self.kind, name) for s in self.scenes] for name in (*PROPERTIES, *REPEATS)}
+        names = (*PROPERTIES, *REPEATS, *RELATED)
+        values = {name: [s.measure(self.kind, name) for s in self.scenes] for name in names}
         seen = set()
         for name, cost, numbers in _partitions(values, self.known):
             codes, keys = dense(numbers.astype(np.int64))
@@ -200,18 +209,19 @@ class _Evidence:
 
 
 def _evidence(task: ObjectTask) -> _Evidence:
-    """Return what the training things could have done, of the actions that explain something in the first two grids.
+    """Return what the training things could have done, of the actions that explain something.
 
-    One of these grids is looked at first, that with fewer things: if something in it is left unexplained, nothing is
-    learned, and the others need not be looked at.
+    The first two grids are looked at first, before the others that with fewer things: if something in it is left
+    unexplained, nothing is learned, and the others need not be looked at.
     """
     nothing = _Evidence([], np.ones((0, task.known), dtype=bool), np.zeros((0, task.known, task.cells), dtype=bool))
     every = [ERASED, *actions(task.scenes, task.colours(), task.vectors())]
     table = Table(every)
     tries: dict[int, Tries] = {}
-    for at in sorted(range(min(2, len(task.pairs))), key=lambda at: len(task.relations[at].things)):
+    first = sorted(range(min(2, len(task.pairs))), key=lambda at: len(task.relations[at].things))
+    for at in [*first, *range(len(first), len(task.pairs))]:
         tries[at] = task.pairs[at].tried(table, every)
-        if len(np.unique(tries[at].cell)) < task.pairs[at].cells:
+        if at in first and len(np.unique(tries[at].cell)) < task.pairs[at].cells:
             return nothing
     chosen = np.unique(np.concatenate([tried.action for tried in tries.values()]))
     if not len(chosen):
@@ -219,9 +229,8 @@ def _evidence(task: ObjectTask) -> _Evidence:
     useful = [every[n] for n in chosen]
     right = np.ones((len(useful), task.known), dtype=bool)
     gain = np.zeros((len(useful), task.known, task.cells), dtype=bool)
-    rows = table.rows_of(chosen)
-    for at, pair in enumerate(task.pairs):
-        tried = pair.tried(rows, useful) if at not in tries else tries[at].of(chosen)
+    for at in range(len(task.pairs)):
+        tried = tries[at].of(chosen)
         right[:, task.first[at] : task.first[at + 1]] = tried.able
         gain[tried.action, tried.thing + task.first[at], tried.cell + task.offset[at]] = True
     return _Evidence(useful, right, gain)

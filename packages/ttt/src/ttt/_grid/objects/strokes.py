@@ -228,7 +228,7 @@ def box_cells(what: str, choose: Colour, s: Relations, i: int) -> Strokes | None
         r, c = np.nonzero(hit & ~s.scene.front)
     elif what in ("inside", "box"):
         mask = ndimage.binary_fill_holes(t.mask) if what == "inside" else np.ones(t.mask.shape, dtype=bool)
-        r, c = np.nonzero(mask & ~t.mask & (t.patch == t.background))
+        r, c = np.nonzero(mask & ~t.mask & (t.patch == s.scene.background))
         r, c = r + top, c + left
     else:
         grown = np.zeros((t.height + 2, t.width + 2), dtype=bool)

@@ -125,12 +125,6 @@ class Table:
                 settings += value if role == "numbers" else (value,)
         return [_NUMBER[stroke], *(*settings, 0, 0)[:2], *chosen.values()]
 
-    def rows_of(self, chosen: Numbers) -> Table:
-        """The table of some of the actions."""
-        part = Table.__new__(Table)
-        part.choosers, part.rows = self.choosers, self.rows[chosen]
-        return part
-
 
 class CompiledPair:
     """A training pair in the compiled core.
