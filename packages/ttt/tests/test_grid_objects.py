@@ -16,7 +16,7 @@ from ttt._grid.objects.outcomes import Outcomes, on_grid
 from ttt._grid.objects.relations import Relations
 from ttt._grid.objects.rules import CUTS, object_programs
 from ttt._grid.objects.tries import Table
-from ttt._grid.scene import Scene
+from ttt._grid.scene import Scene, Scenes, scenes_of
 from ttt._grid.search import search, votes
 from ttt._grid.things import RELATED
 from ttt._grid.work import Work
@@ -146,6 +146,16 @@ def test_regions_of_the_background() -> None:
     assert Scene(picture("1.. ... ...")).things("enclosed") == []
 
 
+def test_the_background_of_a_grid_that_is_nearly_full() -> None:
+    """It is 0, as that of the other grids, if all show 0; alone, or where most say otherwise, the grid decides."""
+    bare, full = picture("1.. ... ..."), picture("333 333 3.3")
+    assert [s.background for s in scenes_of([bare, bare, full])] == [0, 0, 0]
+    assert [s.background for s in scenes_of([bare, full, full])] == [0, 3, 3]
+    assert [s.background for s in scenes_of([bare, np.full_like(full, 3)])] == [0, 3]
+    shared = Scenes()
+    assert [s.background for s in (*shared.of([bare, full]), *shared.of([full]))] == [0, 0, 3]
+
+
 def test_colours_that_not_every_pair_has() -> None:
     """Enclosed regions are painted by their size; each pair shows other sizes."""
     grids = [picture(p) for p in ("111.... 1.1.... 111....", "....... .1111.. .1..1.. .1111..")]
@@ -178,6 +188,7 @@ def test_numbers_that_rest_on_other_things(grid: np.ndarray) -> None:
             sum(bool(spans[k][0] & rows) for k in others),
             sum(bool(spans[k][1] & columns) for k in others),
             len(larger),
+            {0: 1, len(things) - 1: 3}.get(i, 2 if 2 * i + 1 == len(things) else 0) if len(things) > 1 else 3,
         ]
 
 

@@ -21,10 +21,17 @@ MAX_THINGS = 120
 
 
 class Scene:
-    """A grid with everything that is computed from it once and used by many."""
+    """A grid with everything that is computed from it once and used by many.
 
-    def __init__(self, grid: Grid) -> None:
+    Args:
+        grid: The grid.
+        background: Its background colour, where other grids decide that.
+    """
+
+    def __init__(self, grid: Grid, background: int | None = None) -> None:
         self.grid = grid
+        if background is not None:
+            self.background = background
         self._things: dict[str, tuple[list[Thing], Numbers]] = {}
         self._measures: dict[tuple[str, str], Numbers] = {}
         self.memo: dict[Any, Any] = {}
@@ -158,6 +165,15 @@ class Scene:
         return things, labels
 
 
+def scenes_of(grids: Iterable[Grid]) -> list[Scene]:
+    """Return the scene of each grid; the background of all is 0 where half of them have that and all show it."""
+    scenes = [Scene(g) for g in grids]
+    empty = [s.background == 0 for s in scenes]
+    if all(empty) or 2 * sum(empty) < len(empty) or any(not s.counts[0] for s in scenes):
+        return scenes
+    return [s if is_empty else Scene(s.grid, 0) for s, is_empty in zip(scenes, empty, strict=True)]
+
+
 class Scenes:
     """The scenes of some grids, each made once."""
 
@@ -167,11 +183,9 @@ class Scenes:
     def of(self, grids: Iterable[Grid]) -> list[Scene]:
         """Return the scene of each grid; equal grids have the same one."""
         found = []
-        for grid in grids:
-            key = grid_bytes(grid)
-            if key not in self._made:
-                self._made[key] = Scene(grid)
-            found.append(self._made[key])
+        for scene in scenes_of(grids):
+            key = bytes((scene.background,)) + grid_bytes(scene.grid)
+            found.append(self._made.setdefault(key, scene))
         return found
 
 

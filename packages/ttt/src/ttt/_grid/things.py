@@ -191,6 +191,15 @@ def _larger_of_colour(things: Sequence[Thing]) -> Numbers:
     return found
 
 
+def _place(things: Sequence[Thing]) -> Numbers:
+    """Return 1 for the first thing in reading order, 3 for the last, 2 for the one in the middle, 0 for others."""
+    found = np.zeros(len(things), dtype=np.int64)
+    if len(things) % 2:
+        found[len(things) // 2] = 2
+    found[0], found[-1] = 1, 3
+    return found
+
+
 RELATED: dict[str, Callable[[Sequence[Thing]], Numbers]] = {
     "number of others in its box": lambda things: _inside(things).sum(axis=0),
     "number of others around it": lambda things: _inside(things).sum(axis=1),
@@ -198,6 +207,7 @@ RELATED: dict[str, Callable[[Sequence[Thing]], Numbers]] = {
     "number of others in its rows": partial(_in_lane, False),
     "number of others in its columns": partial(_in_lane, True),
     "number of larger ones of its colour": _larger_of_colour,
+    "place in reading order (first, middle, last)": _place,
 }
 """Whole numbers of every thing of a grid that rest on the others, by their names in answers."""
 
@@ -300,6 +310,9 @@ SELECTIONS: dict[str, tuple[str, Extreme]] = {
     "with the most larger ones of its colour": ("number of larger ones of its colour", "most"),
     "with the fewest larger ones of its colour": ("number of larger ones of its colour", "least"),
     "with a unique number of larger ones of its colour": ("number of larger ones of its colour", "odd"),
+    "that is last in reading order": ("place in reading order (first, middle, last)", "most"),
+    "that is not first, last or in the middle": ("place in reading order (first, middle, last)", "least"),
+    "of unique place in reading order": ("place in reading order (first, middle, last)", "odd"),
 }
 """Ways to single out things by a property, in the words of answers: the property, and which of its values."""
 

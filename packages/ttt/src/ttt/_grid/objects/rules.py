@@ -24,7 +24,7 @@ from ttt.values import Grid
 
 CUTS = ("object", "piece", "joined", "solid", "region", "enclosed", "panel", "colour")
 """Ways to cut a grid into the things that take actions, likeliest first."""
-MOST_THINGS = 24
+MOST_THINGS = 48
 """Object rules are skipped for grids with more things than this."""
 MOST_EVIDENCE = 100_000
 """Also skipped above this product of training things and changed cells, since each action keeps one byte per pair."""
