@@ -142,9 +142,6 @@ def _recolourings(own: Colours) -> Iterator[Action]:
         "the nearest other": "nearest",
         "the biggest other": "biggest",
         "one of its shape": "like-shaped",
-        "the one in its box": "in its box",
-        "the one around it": "around it",
-        "the one that touches it": "touching",
         **NEXT,
     }
     of_others: Colours = {

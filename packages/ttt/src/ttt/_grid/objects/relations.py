@@ -74,15 +74,6 @@ class Relations:
         if which == "biggest of its colour":
             rest = [j for j in rest if self.things[j].colour == self.things[i].colour and self.area[j] > self.area[i]]
             return max(rest, key=lambda j: (self.area[j], -j)) if rest else None
-        if which == "in its box":
-            rest = [j for j in rest if self._lies_in(j, i)]
-            return max(rest, key=lambda j: (self.area[j], -j)) if rest else None
-        if which == "around it":
-            rest = [j for j in rest if self._lies_in(i, j)]
-            return min(rest, key=lambda j: (self.area[j], j)) if rest else None
-        if which == "touching":
-            rest = [j for j in rest if max(map(abs, self.gap(i, j))) <= 1]
-            return rest[0] if len(rest) == 1 else None
         if which in STEPS:
             step = STEPS[which]
             colour = self.things[i].colour
@@ -90,11 +81,6 @@ class Relations:
             return min(seen, key=lambda j: max(map(abs, self.gap(i, j)))) if seen else None
         rest = [j for j in rest if self.things[j].colour == int(which)]
         return rest[0] if len(rest) == 1 else None
-
-    def _lies_in(self, i: int, j: int) -> bool:
-        """Return whether the box of thing i lies in that of thing j, which is larger."""
-        a, b = self.boxes[i], self.boxes[j]
-        return a != b and a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
 
     def gap(self, i: int, j: int) -> Step:
         """Return the signed rows and columns from the box of thing i to that of thing j; 0 where they overlap."""
