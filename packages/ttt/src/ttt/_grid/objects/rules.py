@@ -24,6 +24,8 @@ from ttt.values import Grid
 
 CUTS = ("object", "piece", "joined", "solid", "region", "enclosed", "panel", "colour")
 """Ways to cut a grid into the things that take actions, likeliest first."""
+CUTS_OF_DERIVED = 4
+"""How many of them are tried on derived inputs: only these made programs of them on develop tasks."""
 MOST_THINGS = 48
 """Object rules are skipped for grids with more things than this."""
 MOST_EVIDENCE = 100_000
@@ -85,6 +87,7 @@ class ObjectTask:
         self.offset = np.cumsum([0, *(p.cells for p in self.pairs)])
         self.cells = int(self.offset[-1])
         few = all(1 <= n <= MOST_THINGS for n in sizes)
+        self._made: dict[tuple[tuple[str, bytes], ...], bool] = {}
         self.sensible = few and 0 < self.known * self.cells <= MOST_EVIDENCE
 
     def vectors(self) -> list[Step]:
@@ -161,6 +164,22 @@ class ObjectTask:
                 if made is not None:
                     grid[made[0], made[1]] = made[2]
         return grid
+
+    def makes_outputs(self, parts: Sequence[tuple[Flags, Action]]) -> bool:
+        """Return whether every training output follows if the things marked in each part take its action.
+
+        Many partitions mark the same training things; what they do is drawn once. Actions of one name are one action,
+        but for those of cells drawn around things.
+        """
+        if any(isinstance(action.draw, partial) and action.draw.func is surrounded for _, action in parts):
+            return self._makes_outputs(parts)
+        key = tuple((action.name, marked[: self.known].tobytes()) for marked, action in parts)
+        if key not in self._made:
+            self._made[key] = self._makes_outputs(parts)
+        return self._made[key]
+
+    def _makes_outputs(self, parts: Sequence[tuple[Flags, Action]]) -> bool:
+        return all(np.array_equal(self.after(at, parts), wanted) for at, wanted in enumerate(self.outputs))
 
 
 def _in_words(numbers: Numbers) -> list[str]:
@@ -247,7 +266,7 @@ def object_programs(base: DerivedInput, outputs: Sequence[Grid], known: Scenes |
     scenes = (known or Scenes()).of(base.grids)
     found: list[Program] = []
     cuts: set[bytes] = set()
-    for kind in CUTS:
+    for kind in CUTS[:CUTS_OF_DERIVED] if base.cost else CUTS:
         task = ObjectTask(scenes, outputs, kind)
         mark = b"".join(s.labels.tobytes() for s in task.relations)
         if mark not in cuts and task.sensible:
@@ -358,7 +377,7 @@ def _plans(stack: Flags, costs: npt.NDArray[np.float64]) -> list[list[int]]:
 def _program(task: ObjectTask, base: DerivedInput, split: Split, chosen: list[Part]) -> Program | None:
     """Make the program of a plan; None if it is wrong on a training cell or answers no test."""
     marked = [(split.codes == v, action) for v, action in chosen]
-    if not all(np.array_equal(task.after(at, marked), wanted) for at, wanted in enumerate(task.outputs)):
+    if not task.makes_outputs(marked):
         return None
     seen = np.unique(split.codes[: task.known])
     grids: list[Grid | None] = []
