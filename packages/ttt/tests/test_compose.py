@@ -113,10 +113,26 @@ PICTURES = [
     ),
     ("repeated over its output's frame, each second mirrored", "12", "12211 12211"),
     ("repeated with gaps of a cell over its output's frame, each second mirrored", "12", "12.21."),
-    ("at its place in its output's frame", "12 34", "12. 34. ..."),
     ("a square as wide as its number of colours in its commonest colour", "112", "11 11"),
     ("a row as long as its number of objects in its commonest colour", "1.2. ...2 4...", "222"),
     ("a column as high as its number of drawn cells in its commonest colour", "1.2 ..2", "2 2 2"),
+    ("every second row and column from the second on", "1234 5678 1234 5678", "68 68"),
+    ("every second row and column from the first on", "1234 5678 1234 5678", "13 13"),
+    ("its top left of the output's size", "123 456 789", "12 45"),
+    ("its bottom right of the output's size", "123 456 789", "56 89"),
+    ("its middle of the output's size", "123 456 789", "5"),
+    ("its objects fallen down", "21. 1.. ... ..2", "... ... 21. 1.2"),
+    ("its one-colour pieces fallen to the left", "..1 .22", "1.. 22."),
+    ("its one-colour pieces fallen up", "1.. 2.2 222", "1.. 2.2 222"),
+    (
+        "cut into one-colour pieces, then the one with the largest number of drawn cells, "
+        "then what the input has in its box",
+        ".... .44. .45. ....",
+        "44 45",
+    ),
+    ("cut into objects, then one cell of its commonest colour for each as they lie", "1..2 1..2 .... ...3", "12 .3"),
+    ("cut into rows, then their number of colours as colours in a column", "12 11", "2 1"),
+    ("cut into objects, then their number of drawn cells as colours in a row", "11.1", "21"),
     ("cut into the parts between one colour, then the first of them", "1.7.. ..7.2 77777 ..7.2", "1. .."),
 ]
 
@@ -290,6 +306,19 @@ def test_functions_with_the_output_in_view_are_twins(grid: np.ndarray, size: tup
     cuts, kinds = ("cut_parts", "cut_pieces", "take_index"), {*FOR_OUTPUTS, "block"}
     table = [p for p in primitives([grid], [made]) if p.function in cuts or p.function in kinds]
     start = Start.of([grid], [made], Limits(cost=22, work=10_000), [])
+    fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+    assert np.array_equal(fast.nodes(), slow.nodes())
+    assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))
+
+
+@compiled
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=11), elements=st.sampled_from([0, 0, 1, 2, 3])))
+@settings(deadline=None, max_examples=25)
+def test_functions_that_arrange_are_twins(grid: np.ndarray) -> None:
+    """Of whole grids and of the pieces of two cuts."""
+    kinds = {"cut_pieces", "cut_objects", "input_in_box", "sample", "fall_objects", "as_they_lie", "numbers_in_line"}
+    table = [p for p in primitives([grid], [grid]) if p.function in kinds]
+    start = Start.of([grid], [grid], Limits(cost=24, work=40_000), [])
     fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
     assert np.array_equal(fast.nodes(), slow.nodes())
     assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))

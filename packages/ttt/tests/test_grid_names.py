@@ -13,7 +13,7 @@ import ttt._grid
 from ttt._grid.features import FEATURES
 from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.scene import Scene
-from ttt._grid.things import MEASURES, PROPERTIES, REPEATS, SELECTIONS
+from ttt._grid.things import MEASURES, SELECTIONS
 from ttt._grid.transforms import TRANSFORMS
 
 SOURCE = Path(ttt._grid.__file__).parent
@@ -94,5 +94,5 @@ def test_every_action_traces_to_a_row() -> None:
 
 def test_selections_cover_every_measure_once() -> None:
     """For each property of things there are words for its most, its least and its unique value."""
-    assert list(SELECTIONS.values()) == [(m, e) for m in (*PROPERTIES, *REPEATS) for e in ("most", "least", "odd")]
+    assert list(SELECTIONS.values()) == [(m, e) for m in MEASURES for e in ("most", "least", "odd")]
     assert len(MEASURES) == len(set(MEASURES))

@@ -16,8 +16,9 @@ from ttt._grid.objects.outcomes import Outcomes, on_grid
 from ttt._grid.objects.relations import Relations
 from ttt._grid.objects.rules import CUTS, object_programs
 from ttt._grid.objects.tries import Table
-from ttt._grid.scene import Scene
+from ttt._grid.scene import Scene, Scenes, scenes_of
 from ttt._grid.search import search, votes
+from ttt._grid.things import RELATED
 from ttt._grid.work import Work
 
 PICTURES = [
@@ -47,6 +48,8 @@ PICTURES = [
     ("fills the cross through its middle with colour 7", "... .1. ...", ".7. 717 .7."),
     ("is mirrored left-right", "12...", "21..."),
     ("is reflected right", "12..", "1221"),
+    ("moves up to the nearest other, past what is in the way", "1...2", "1..12"),
+    ("moves up to the biggest other of its colour, past what is in the way", "1.3..1 .....1", "1.3.11 .....1"),
     ("moves into the rows of the biggest other", "1... ..22", "1... 1.22"),
     ("is reflected left-right across the nearest other", "1.22..", "1.22.1"),
     ("gets a copy of the biggest other at its middle", ".1........ ...222....", "222....... ...222...."),
@@ -111,6 +114,108 @@ def test_actions_are_safe_on_odd_grids() -> None:
                 for i in range(len(relations.things)):
                     made = action.draw(relations, i)
                     assert made is None or len({len(part) for part in made}) == 1, action.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("object", [(3, 3)]),
+        ("solid", [(2, 2), (1, 1)]),
+        ("panel", [(3, 3), (3, 3)]),
+        ("region", [(3, 7)]),
+        ("enclosed", []),
+        ("colour", [(1, 1), (1, 1), (1, 2), (1, 1)]),
+    ],
+)
+def test_ways_to_cut_a_grid(kind: str, wanted: list[tuple[int, int]]) -> None:
+    """Objects that touch at a corner are one, unless they must be joined by sides; panels are things too."""
+    grid = picture("12....... 33....... ..4......")
+    grid = grid[:, :6] if kind == "panel" else grid
+    assert [t.mask.shape for t in Scene(grid).things(kind)][: len(wanted)] == wanted
+
+
+def test_regions_of_the_background() -> None:
+    """All of them, and those that do not touch the border; a picture without any has no enclosed one."""
+    scene = Scene(picture("111.22222 1.1.2...2 111.22222"))
+    assert [(t.left, t.mask.shape) for t in scene.things("region")] == [(3, (3, 1)), (1, (1, 1)), (5, (1, 3))]
+    assert scene.measure("enclosed", "number of cells").tolist() == [1, 3]
+    assert scene.labels("enclosed").tolist() == [[0] * 9, [0, 1, 0, 0, 0, 2, 2, 2, 0], [0] * 9]
+    assert Scene(picture("1.. ... ...")).things("enclosed") == []
+
+
+def test_the_background_of_a_grid_that_is_nearly_full() -> None:
+    """It is 0, as that of the other grids, if all show 0; alone, or where most say otherwise, the grid decides."""
+    bare, full = picture("1.. ... ..."), picture("333 333 3.3")
+    assert [s.background for s in scenes_of([bare, bare, full])] == [0, 0, 0]
+    assert [s.background for s in scenes_of([bare, full, full])] == [0, 3, 3]
+    assert [s.background for s in scenes_of([bare, np.full_like(full, 3)])] == [0, 3]
+    shared = Scenes()
+    assert [s.background for s in (*shared.of([bare, full]), *shared.of([full]))] == [0, 0, 3]
+
+
+def test_colours_that_not_every_pair_has() -> None:
+    """Enclosed regions are painted by their size; each pair shows other sizes."""
+    grids = [picture(p) for p in ("111.... 1.1.... 111....", "....... .1111.. .1..1.. .1111..")]
+    outputs = [picture(p) for p in ("111.... 161.... 111....", "....... .1111.. .1771.. .1111..")]
+    both, wanted = picture("111..... 1.11111. 1111..1. ...1111."), picture("111..... 1611111. 1111771. ...1111.")
+    programs = object_programs(DerivedInput("as it is", 0.0, (*grids, both)), outputs)
+    right = [p for p in programs if p.grids[0] is not None and np.array_equal(p.grids[0], wanted)]
+    assert any("enclosed background region" in p.why and "number of cells" in p.why for p in right)
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.sampled_from([0, 0, 1, 2])))
+@settings(max_examples=30, deadline=None)
+def test_numbers_that_rest_on_other_things(grid: np.ndarray) -> None:
+    """Counted thing by thing."""
+    scene = Scene(grid)
+    things, labels = scene.things("piece"), scene.labels("piece")
+    spans = [(set(range(t.top, t.top + t.height)), set(range(t.left, t.left + t.width))) for t in things]
+    measured = {name: scene.measure("piece", name).tolist() for name in RELATED}
+    for i, (t, (rows, columns)) in enumerate(zip(things, spans, strict=True)):
+        others = [k for k in range(len(things)) if k != i]
+        held = [k for k in others if spans[k][0] <= rows and spans[k][1] <= columns and spans[k] != spans[i]]
+        holders = [k for k in others if spans[k][0] >= rows and spans[k][1] >= columns and spans[k] != spans[i]]
+        wide = np.pad(labels, 1)
+        near = {int(wide[r + y, c + x]) for r, c in np.argwhere(labels == i + 1) for y in range(3) for x in range(3)}
+        larger = [k for k in others if things[k].colour == t.colour and things[k].mask.sum() > t.mask.sum()]
+        assert [measured[name][i] for name in RELATED] == [
+            len(held),
+            len(holders),
+            len(near - {0, i + 1}),
+            sum(bool(spans[k][0] & rows) for k in others),
+            sum(bool(spans[k][1] & columns) for k in others),
+            len(larger),
+            {0: 1, len(things) - 1: 3}.get(i, 2 if 2 * i + 1 == len(things) else 0) if len(things) > 1 else 3,
+        ]
+
+
+def test_a_template_that_touches_what_it_replaces() -> None:
+    """Objects joined by sides: pieces of one colour become the template, which lies across a corner from one."""
+    first = picture("12.... 12.... ..33.. ..33.. ......"), picture("...... ...... ..12.. ..12.. ......")
+    test = picture("33.... 33.... ...... ..12.. ..12..")
+    base = DerivedInput("as it is", 0.0, (first[0], test))
+    programs = object_programs(base, [first[1]])
+    assert any("joined by sides" in p.why and "gets a copy" in p.why for p in programs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_things_that_have_two_properties(seed: int) -> None:
+    """Only what is wide and of colour 1 changes: neither property alone says so."""
+    rng = np.random.default_rng(seed)
+    grids, outputs = [], []
+    for _ in range(7):
+        grid, output = np.zeros((10, 12), dtype=np.uint8), np.zeros((10, 12), dtype=np.uint8)
+        rows = rng.permutation(5)
+        for row, (colour, width) in zip(rows, [(1, 3), (1, 1), (2, 3), (2, 1), (1, 1)], strict=True):
+            at = int(rng.integers(0, 9))
+            grid[2 * row, at : at + width] = colour
+            output[2 * row, at : at + width] = 5 if (colour, width) == (1, 3) else colour
+        grids.append(grid)
+        outputs.append(output)
+    programs = object_programs(DerivedInput("as it is", 0.0, tuple(grids)), outputs[:6])
+    both = [p for p in programs if p.kind == "things by two properties"]
+    assert any(p.grids[0] is not None and np.array_equal(p.grids[0], outputs[6]) for p in both)
+    assert len(programs) == len(both), "one property was enough"
 
 
 def dots(seed: int, colours: tuple[int, ...], n: int = 5) -> list[np.ndarray]:

@@ -35,7 +35,8 @@ class Program:
         why: The rule in words.
         cost: Length of its description.
         kind: "composed", "layered", "transform",
-            "table 1", "table 2", "table 3", "choice 1", "choice 2", "things" or "things by property".
+            "table 1", "table 2", "table 3", "choice 1", "choice 2", "things", "things by property"
+            or "things by two properties".
         grids: Per test its output, None where a test shows a case that no training pair has.
         trust: Factor of its confidence; below 1 if it fails a training pair.
     """

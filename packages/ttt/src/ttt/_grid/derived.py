@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from ttt._grid.scene import Scene
+from ttt._grid.scene import Scene, scenes_of
 from ttt._grid.transforms import TRANSFORMS, Transform
 from ttt._grid.work import Work
 from ttt.values import MAX_SIDE, Grid
@@ -110,7 +110,7 @@ def groups_of(
 
 
 def _one_deep(inputs: Sequence[Grid], work: Work) -> Iterator[DerivedInput]:
-    scenes = [Scene(g) for g in inputs]
+    scenes = scenes_of(inputs)
     for n, transform in enumerate(sorted(TRANSFORMS.values(), key=lambda t: t.cost)):
         if n % 60 == 59:
             work.spend()
@@ -129,7 +129,7 @@ def _two_deep(bases: Sequence[DerivedInput], sizes: Sequence[Shape], work: Work)
             if work.over:
                 return
         fits = base.has_sizes(sizes)
-        scenes = [Scene(g) for g in base.grids]
+        scenes = scenes_of(base.grids)
         for second in seconds:
             if second.keeps_size and not fits:
                 continue

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ttt._grid.geometry import EIGHT, Mask, Numbers, Step, framed, shift
-from ttt._grid.things import PROPERTIES, REPEATS, Extreme, Thing
+from ttt._grid.things import PROPERTIES, RELATED, REPEATS, Extreme, Thing
 from ttt.values import Grid, grid_bytes
 
 MAX_THINGS = 120
@@ -21,10 +21,17 @@ MAX_THINGS = 120
 
 
 class Scene:
-    """A grid with everything that is computed from it once and used by many."""
+    """A grid with everything that is computed from it once and used by many.
 
-    def __init__(self, grid: Grid) -> None:
+    Args:
+        grid: The grid.
+        background: Its background colour, where other grids decide that.
+    """
+
+    def __init__(self, grid: Grid, background: int | None = None) -> None:
         self.grid = grid
+        if background is not None:
+            self.background = background
         self._things: dict[str, tuple[list[Thing], Numbers]] = {}
         self._measures: dict[tuple[str, str], Numbers] = {}
         self.memo: dict[Any, Any] = {}
@@ -54,7 +61,7 @@ class Scene:
         return self._cut(kind)[1]
 
     def measure(self, kind: str, name: str) -> Numbers:
-        """Return one of `PROPERTIES` of every thing of a kind, or how many things are equal by one of `REPEATS`."""
+        """Return one of `PROPERTIES` or `RELATED` of the things of a kind, or of `REPEATS` how many are equal."""
         key = (kind, name)
         if key not in self._measures:
             things = self.things(kind)
@@ -62,6 +69,8 @@ class Scene:
                 marks = [REPEATS[name](t) for t in things]
                 times = Counter(marks)
                 values = [times[m] for m in marks]
+            elif name in RELATED:
+                values = RELATED[name](things).tolist() if things else []
             else:
                 values = [PROPERTIES[name](t) for t in things]
             self._measures[key] = np.array(values, dtype=np.int64)
@@ -75,8 +84,14 @@ class Scene:
     def _cut_pieces(self, kind: str) -> tuple[list[Thing], Numbers]:
         grid = self.grid
         labels = np.zeros(grid.shape, dtype=np.int64)
-        if kind == "object":
-            labels = ndimage.label(self.front, EIGHT)[0].astype(np.int64)
+        if kind in ("object", "solid"):
+            labels = ndimage.label(self.front, EIGHT if kind == "object" else None)[0].astype(np.int64)
+        elif kind in ("region", "enclosed"):
+            labels = ndimage.label(~self.front)[0].astype(np.int64)
+            if kind == "enclosed":
+                edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+                labels[np.isin(labels, edge)] = 0
+                labels = np.unique(labels, return_inverse=True)[1].reshape(grid.shape).astype(np.int64)
         else:
             for colour in np.flatnonzero(self.counts):
                 if colour == self.background:
@@ -97,12 +112,13 @@ class Scene:
             box = boxes[old]
             renumber[old + 1] = new + 1
             mask = labels[box] == old + 1
-            things.append(self._thing(grid[box], mask, box[0].start, box[1].start))
+            things.append(self._thing(grid[box], mask, box[0].start, box[1].start, kind in ("region", "enclosed")))
         return things, renumber[labels]
 
-    def _thing(self, patch: Grid, mask: Mask, top: int, left: int) -> Thing:
+    def _thing(self, patch: Grid, mask: Mask, top: int, left: int, of_background: bool = False) -> Thing:
         height, width = self.grid.shape
-        return Thing(patch, mask, top, left, self.background, (height, width))
+        around = (self.background + 1) % 10 if of_background else self.background
+        return Thing(patch, mask, top, left, around, (height, width))
 
     @cached_property
     def separators(self) -> tuple[Numbers, Numbers, int] | None:
@@ -149,6 +165,15 @@ class Scene:
         return things, labels
 
 
+def scenes_of(grids: Iterable[Grid]) -> list[Scene]:
+    """Return the scene of each grid; the background of all is 0 where half of them have that and all show it."""
+    scenes = [Scene(g) for g in grids]
+    empty = [s.background == 0 for s in scenes]
+    if all(empty) or 2 * sum(empty) < len(empty) or any(not s.counts[0] for s in scenes):
+        return scenes
+    return [s if is_empty else Scene(s.grid, 0) for s, is_empty in zip(scenes, empty, strict=True)]
+
+
 class Scenes:
     """The scenes of some grids, each made once."""
 
@@ -158,11 +183,9 @@ class Scenes:
     def of(self, grids: Iterable[Grid]) -> list[Scene]:
         """Return the scene of each grid; equal grids have the same one."""
         found = []
-        for grid in grids:
-            key = grid_bytes(grid)
-            if key not in self._made:
-                self._made[key] = Scene(grid)
-            found.append(self._made[key])
+        for scene in scenes_of(grids):
+            key = bytes((scene.background,)) + grid_bytes(scene.grid)
+            found.append(self._made.setdefault(key, scene))
         return found
 
 

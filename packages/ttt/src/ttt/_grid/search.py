@@ -12,6 +12,7 @@ import numpy as np
 from ttt._grid.cell_rules import Program, Rules
 from ttt._grid.compose.compositions import Composition, Compositions, compositions
 from ttt._grid.compose.rows import Limits
+from ttt._grid.counted import programs_by_count
 from ttt._grid.derived import DerivedInput, Group, by_cost, groups_of
 from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
@@ -100,6 +101,7 @@ def search_as_given(
     for derived in groups_of(inputs, outputs, work, bases=1):
         found.groups = _with_composed(derived, composed)
     found.programs = found.programs + transform_programs(found.groups, outputs)
+    found.programs = found.programs + programs_by_count(inputs, outputs, found.scenes)
     yield found
     if not found.groups:
         found.groups = guessed_groups(inputs, outputs)
@@ -186,12 +188,18 @@ def transform_programs(groups: Sequence[Group], outputs: Sequence[Grid]) -> list
 
 
 def _object_rule_inputs(groups: Sequence[Group], outputs: Sequence[Grid]) -> Iterator[DerivedInput]:
-    """Yield the inputs for the object rules: the input itself if sizes match, then its most informative transforms."""
-    for group in groups[:1]:
-        if not group.members[0].cost:
+    """Yield the inputs for the object rules: the input itself if sizes match, then its most informative transforms.
+
+    Where outputs have other sizes, those of the two likeliest sizes.
+    """
+    for group in groups[:2]:
+        as_given = not group.members[0].cost
+        if as_given:
             yield group.members[0]
-            ranked = most_informative(group, outputs, OBJECT_RULE_INPUTS + 1)
-            yield from [m for m in ranked if m.cost][:OBJECT_RULE_INPUTS]
+        ranked = most_informative(group, outputs, OBJECT_RULE_INPUTS + 1)
+        yield from [m for m in ranked if m.cost][: OBJECT_RULE_INPUTS if as_given else OBJECT_RULE_INPUTS - 1]
+        if as_given:
+            return
 
 
 def undone(program: Program, restatement: Restated) -> Program:
@@ -285,6 +293,7 @@ BELIEF = {
     "table 3": 0.5,
     "things": 0.9,
     "things by property": 0.8,
+    "things by two properties": 0.4,
 }
 """Chance that a program of a kind is right, measured on tasks that the kind was not written for."""
 LONG = {"composed": (SHORT_COMPOSITION, 0.4), "layered": (10.0, 0.15)}

@@ -3,8 +3,8 @@
 # mypy: disable-error-code="import-untyped"
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from functools import cached_property
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,9 @@ KINDS: dict[str, str] = {
     "piece": "one-colour piece",
     "joined": "one-colour piece joined by sides",
     "object": "object",
+    "solid": "object joined by sides",
+    "region": "background region",
+    "enclosed": "enclosed background region",
     "colour": "set of all cells of a colour",
     "panel": "panel",
 }
@@ -144,7 +147,71 @@ REPEATS: dict[str, Callable[[Thing], Hashable]] = {
 }
 """What must be equal for two things of a grid to count as equal, by the name of the count in answers."""
 
-MEASURES = (*PROPERTIES, *REPEATS)
+
+def _inside(things: Sequence[Thing]) -> Mask:
+    """Return whether the box of each thing lies in that of each other, larger one."""
+    top, left, bottom, right = _edges(things)
+    within = (top[:, None] >= top) & (left[:, None] >= left) & (bottom[:, None] <= bottom) & (right[:, None] <= right)
+    same = (top[:, None] == top) & (left[:, None] == left) & (bottom[:, None] == bottom) & (right[:, None] == right)
+    found: Mask = within & ~same
+    return found
+
+
+def _edges(things: Sequence[Thing]) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    boxes = np.array([(t.top, t.left, t.top + t.height, t.left + t.width) for t in things])
+    return boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3]
+
+
+def _in_lane(across: bool, things: Sequence[Thing]) -> Numbers:
+    """Return how many others share a row (a column) with each thing."""
+    top, left, bottom, right = _edges(things)
+    low, high = (left, right) if across else (top, bottom)
+    shared: Numbers = ((low[:, None] < high) & (low < high[:, None])).sum(axis=1) - 1
+    return shared
+
+
+def _touching(things: Sequence[Thing]) -> Numbers:
+    """Return how many others have a cell beside one of each thing, over sides and corners."""
+    height, width = things[0].field
+    labels = np.zeros((height + 2, width + 2), dtype=np.int64)
+    for i, t in enumerate(things):
+        labels[1:-1, 1:-1][t.box][t.mask] = i + 1
+    near = np.zeros((len(things) + 1, len(things) + 1), dtype=bool)
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        moved = np.roll(labels, (-down, -right), axis=(0, 1))
+        near[labels, moved] = near[moved, labels] = True
+    np.fill_diagonal(near, False)
+    found: Numbers = near[1:, 1:].sum(axis=1)
+    return found
+
+
+def _larger_of_colour(things: Sequence[Thing]) -> Numbers:
+    size, colour = (np.array([f(t) for t in things]) for f in (lambda t: int(t.mask.sum()), lambda t: t.colour))
+    found: Numbers = ((colour[:, None] == colour) & (size[:, None] < size)).sum(axis=1)
+    return found
+
+
+def _place(things: Sequence[Thing]) -> Numbers:
+    """Return 1 for the first thing in reading order, 3 for the last, 2 for the one in the middle, 0 for others."""
+    found = np.zeros(len(things), dtype=np.int64)
+    if len(things) % 2:
+        found[len(things) // 2] = 2
+    found[0], found[-1] = 1, 3
+    return found
+
+
+RELATED: dict[str, Callable[[Sequence[Thing]], Numbers]] = {
+    "number of others in its box": lambda things: _inside(things).sum(axis=0),
+    "number of others around it": lambda things: _inside(things).sum(axis=1),
+    "number of others that touch it": _touching,
+    "number of others in its rows": partial(_in_lane, False),
+    "number of others in its columns": partial(_in_lane, True),
+    "number of larger ones of its colour": _larger_of_colour,
+    "place in reading order (first, middle, last)": _place,
+}
+"""Whole numbers of every thing of a grid that rest on the others, by their names in answers."""
+
+MEASURES = (*PROPERTIES, *REPEATS, *RELATED)
 """Every name that `Scene.measure` knows when this module is loaded."""
 
 Extreme = Literal["most", "least", "odd"]
@@ -225,6 +292,27 @@ SELECTIONS: dict[str, tuple[str, Extreme]] = {
     "of the most frequent shape in any pose": ("number of things of its shape in any pose", "most"),
     "of the rarest shape in any pose": ("number of things of its shape in any pose", "least"),
     "whose shape in any pose has a unique frequency": ("number of things of its shape in any pose", "odd"),
+    "with the most others in its box": ("number of others in its box", "most"),
+    "with the fewest others in its box": ("number of others in its box", "least"),
+    "with a unique number of others in its box": ("number of others in its box", "odd"),
+    "with the most others around it": ("number of others around it", "most"),
+    "with the fewest others around it": ("number of others around it", "least"),
+    "with a unique number of others around it": ("number of others around it", "odd"),
+    "that the most others touch": ("number of others that touch it", "most"),
+    "that the fewest others touch": ("number of others that touch it", "least"),
+    "that a unique number of others touch": ("number of others that touch it", "odd"),
+    "with the most others in its rows": ("number of others in its rows", "most"),
+    "with the fewest others in its rows": ("number of others in its rows", "least"),
+    "with a unique number of others in its rows": ("number of others in its rows", "odd"),
+    "with the most others in its columns": ("number of others in its columns", "most"),
+    "with the fewest others in its columns": ("number of others in its columns", "least"),
+    "with a unique number of others in its columns": ("number of others in its columns", "odd"),
+    "with the most larger ones of its colour": ("number of larger ones of its colour", "most"),
+    "with the fewest larger ones of its colour": ("number of larger ones of its colour", "least"),
+    "with a unique number of larger ones of its colour": ("number of larger ones of its colour", "odd"),
+    "that is last in reading order": ("place in reading order (first, middle, last)", "most"),
+    "that is not first, last or in the middle": ("place in reading order (first, middle, last)", "least"),
+    "of unique place in reading order": ("place in reading order (first, middle, last)", "odd"),
 }
 """Ways to single out things by a property, in the words of answers: the property, and which of its values."""
 

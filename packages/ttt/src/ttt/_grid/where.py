@@ -17,13 +17,14 @@ from ttt._grid.compose import engine as _engine
 from ttt._grid.compose.parts import JOINS, SPLITS
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import LINES, Line
+from ttt._grid.counted import COUNTED, programs_by_count
 from ttt._grid.features.registry import FEATURES
 from ttt._grid.growing.rules import grown
 from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.objects.rules import AROUND, surrounded
 from ttt._grid.restating import FURTHER
 from ttt._grid.scene import Scene
-from ttt._grid.things import PROPERTIES, REPEATS, words_for
+from ttt._grid.things import PROPERTIES, RELATED, REPEATS, words_for
 from ttt._grid.transforms.registry import TRANSFORMS
 
 TABLES = (_features, _transforms, _engine)
@@ -65,11 +66,13 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         yield _whole(re.escape(name)), partial(_places_of, feature.measure)
     for name, restate in FURTHER.items():
         yield _whole(re.escape(name)), partial(_places_of, restate)
-    for name, measure in {**PROPERTIES, **REPEATS}.items():
+    for name, measure in {**PROPERTIES, **REPEATS, **RELATED}.items():
         by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")
         for words in by:
             yield _whole(re.escape(words)), partial(_places_of, measure)
     yield _whole("grown"), partial(_places_of, grown)
+    for what in COUNTED:
+        yield _whole(re.escape(f"the whole output by its number of {what}")), partial(_places_of, programs_by_count)
     yield from _names_of_actions()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ttt._grid.compose import arranging as _arranging
 from ttt._grid.compose import joins as _joins
 from ttt._grid.compose import painting as _painting
 from ttt._grid.compose.parts import JOINS, MOST_PIECES, SPLITS
@@ -15,7 +16,7 @@ from ttt._grid.compose.rows import EXACT, LONGEST_ROW, SIZES_FIT, Row, Start, gr
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import GIVES_LIST, TAKES_LIST, Primitive
 
-TABLES = (_joins, _painting)
+TABLES = (_arranging, _joins, _painting)
 """Modules whose functions are in the tables once they are imported."""
 Ints = npt.NDArray[np.int32]
 Value = list[list[Piece]]

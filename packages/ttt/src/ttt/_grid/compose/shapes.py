@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from ttt._grid.compose.pieces import LARGEST, Piece, commonest, drawn_box, objects_of, placed
+from ttt._grid.compose.pieces import LARGEST, Piece, commonest, drawn_box, objects_of
 from ttt.values import Grid
 
 Shape = Callable[[Piece, Piece, int], Piece | None]
@@ -223,12 +223,6 @@ def mirror_output(piece: Piece, source: Piece, arg: int) -> Piece | None:
         places, apart = (np.arange(n) - at) % (2 * (side + arg)), side + arg
         found.append(np.where(places >= apart, apart + side - 1 - places, places))
     return _taken(piece, *found)
-
-
-@shape
-def in_output_frame(piece: Piece, source: Piece, _arg: int) -> Piece | None:
-    """What of it lies in a grid of the output's size."""
-    return None if source.output is None else Piece(0, 0, placed(piece, source.output))
 
 
 def _counted(g: Grid, what: int) -> int:

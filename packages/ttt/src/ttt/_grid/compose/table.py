@@ -40,11 +40,13 @@ TAKES_LIST = frozenset(
         "pile_logic",
         "colours_in_line",
         "take_index",
+        "as_they_lie",
+        "numbers_in_line",
     }
 )
 """Functions whose argument is several pieces for each input."""
 
-FOR_OUTPUTS = frozenset({"fit_output", "tile_output", "mirror_output", "in_output_frame"})
+FOR_OUTPUTS = frozenset({"fit_output", "tile_output", "mirror_output", "corner_of_output"})
 """Functions that need the size of every output."""
 
 IN, OUT = "colours of the inputs", "colours of the outputs"
@@ -145,7 +147,6 @@ LINES = (
         13,
         {"": 0, "with gaps of a cell ": 1},
     ),
-    Line("at its place in its output's frame", "in_output_frame", 12),
     Line(
         "{} in its commonest colour",
         "block",
@@ -216,6 +217,24 @@ LINES = (
     Line("where the input is drawn", "mask_by_input", 7),
     Line("where the input is empty", "mask_by_empty", 7),
     Line("moved to the top left", "to_origin", 5),
+    Line("what the input has in its box", "input_in_box", 6, maps=True),
+    Line("every second row and column from the {} on", "sample", 10, {"first": 20, "second": 21}),
+    Line(
+        "its {}",
+        "fall_objects",
+        10,
+        {
+            f"{what} fallen {side}": n + 4 * k
+            for k, what in enumerate(("one-colour pieces", "objects"))
+            for side, n in SIDES.items()
+        },
+    ),
+    Line(
+        "its {} of the output's size",
+        "corner_of_output",
+        11,
+        {"top left": 0, "top right": 1, "bottom left": 2, "bottom right": 3, "middle": 4},
+    ),
     Line("cut into one-colour pieces", "cut_pieces", 5, (1,)),
     Line("cut into one-colour pieces joined by sides", "cut_pieces", 6, (0,)),
     Line("cut into objects", "cut_objects", 5, (1,)),
@@ -238,6 +257,17 @@ LINES = (
     Line("piled up, the {} on top", "pile", 6, {"first": 0, "last": 1}),
     Line("piled up, only cells drawn in {}", "pile_logic", 6, {"all": 0, "exactly one": 1}),
     Line("piled up, colour 1 where none is drawn", "pile_logic", 6, (2,)),
+    Line("one cell of its commonest colour for each as they lie", "as_they_lie", 7),
+    Line(
+        "their {}",
+        "numbers_in_line",
+        8,
+        {
+            f"{name} as colours in a {line}": 2 * i + k
+            for i, name in enumerate(NUMBERS)
+            for k, line in enumerate(("row", "column"))
+        },
+    ),
     Line("their commonest colours in a {}", "colours_in_line", 6, {"row": 0, "column": 1}),
 )
 

@@ -195,6 +195,8 @@ def _reflections(others: Others) -> Iterator[Action]:
         yield Action(f"is mirrored {words}", 1.0, partial(strokes.turned_over, flip))
     for direction, step in STEPS.items():
         yield Action(f"is reflected {direction}", 1.1, partial(strokes.reflected, step))
+    for words, which in {**others, "the biggest other of its colour": "biggest of its colour"}.items():
+        yield Action(f"moves up to {words}, past what is in the way", 1.4, partial(strokes.drawn_to, which))
     for words, which in others.items():
         yield Action(f"moves into the rows of {words}", 1.4, partial(strokes.aligned, which, 0))
         yield Action(f"moves into the columns of {words}", 1.4, partial(strokes.aligned, which, 1))

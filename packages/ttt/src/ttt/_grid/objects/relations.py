@@ -71,6 +71,9 @@ class Relations:
             own = self.things[i].colours > 0
             held = [j for j in rest if (self.things[j].colours[own] > 0).all() and self.area[j] > self.area[i]]
             return max(held, key=lambda j: self.area[j]) if held else None
+        if which == "biggest of its colour":
+            rest = [j for j in rest if self.things[j].colour == self.things[i].colour and self.area[j] > self.area[i]]
+            return max(rest, key=lambda j: (self.area[j], -j)) if rest else None
         if which in STEPS:
             step = STEPS[which]
             colour = self.things[i].colour

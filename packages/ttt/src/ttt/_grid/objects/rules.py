@@ -19,18 +19,24 @@ from ttt._grid.objects.outcomes import Outcomes, on_grid, relations_of
 from ttt._grid.objects.relations import Relations, Strokes
 from ttt._grid.objects.tries import Table, Tries
 from ttt._grid.scene import Scene, Scenes
-from ttt._grid.things import KINDS, PROPERTIES, REPEATS, words_for
+from ttt._grid.things import KINDS, PROPERTIES, RELATED, REPEATS, words_for
 from ttt.values import Grid
 
-CUTS = ("object", "piece", "joined")
+CUTS = ("object", "piece", "joined", "solid", "region", "enclosed", "panel", "colour")
 """Ways to cut a grid into the things that take actions, likeliest first."""
-MOST_THINGS = 24
+CUTS_OF_DERIVED = 4
+"""How many of them are tried on derived inputs: only these made programs of them on develop tasks."""
+MOST_THINGS = 48
 """Object rules are skipped for grids with more things than this."""
 MOST_EVIDENCE = 100_000
 """Also skipped above this product of training things and changed cells, since each action keeps one byte per pair."""
 MOST_VALUES = 10
 """Properties with more values than this do not decide actions."""
 MOST_PROGRAMS = 40
+MOST_HALVES = 60
+"""Values of properties that are tried two at once."""
+MOST_COLOURS = 4
+"""Colours that things are painted in, of those that not every pair has."""
 REACH = 4
 """How far around things of equal value cells are compared to find what all of them get drawn around them."""
 AROUND_BY = ("", "its colour")
@@ -49,11 +55,15 @@ class Split:
         name: The property in words, read as "each object, by NAME, ..."; empty where all things are alike.
         cost: Length of that description.
         codes: Its value for every thing of all grids, training first; dense from 0.
+        values: What each code stands for, in words.
+        double: Whether it is by two properties.
     """
 
     name: str
     cost: float
     codes: Numbers
+    values: Sequence[str] = ()
+    double: bool = False
 
 
 class ObjectTask:
@@ -77,6 +87,7 @@ class ObjectTask:
         self.offset = np.cumsum([0, *(p.cells for p in self.pairs)])
         self.cells = int(self.offset[-1])
         few = all(1 <= n <= MOST_THINGS for n in sizes)
+        self._made: dict[tuple[tuple[str, bytes], ...], bool] = {}
         self.sensible = few and 0 < self.known * self.cells <= MOST_EVIDENCE
 
     def vectors(self) -> list[Step]:
@@ -88,9 +99,15 @@ class ObjectTask:
         return [v for v in best if count[v] > 1][:10]
 
     def colours(self) -> list[int]:
-        """Return the colours that every training output has where it differs from the input."""
-        fresh = [set(p.output[p.number >= 0].tolist()) for p in self.pairs]
-        return sorted(set.intersection(*fresh))
+        """Return the colours of changed training cells, those of the most pairs first, at most `MOST_COLOURS`.
+
+        Those that every pair has are all among them.
+        """
+        count: Counter[int] = Counter()
+        for pair in self.pairs:
+            count.update(set(pair.output[pair.number >= 0].tolist()))
+        ranked = sorted(count, key=lambda c: (-count[c], c))
+        return sorted(c for n, c in enumerate(ranked) if count[c] == len(self.pairs) or n < MOST_COLOURS)
 
     def attempt(self, action: Action, o: int) -> Numbers | None:
         """Return the changed cells that an action of training thing `o` explains, None if it paints a cell wrongly."""
@@ -108,13 +125,14 @@ class ObjectTask:
     def splits(self) -> Iterator[Split]:
         """Yield the partitions of the things by their properties, each once, plain ones first."""
         yield Split("", 0.0, np.zeros(len(self.owner), dtype=np.int64))
-        values = {name: [s.measure(self.kind, name) for s in self.scenes] for name in (*PROPERTIES, *REPEATS)}
+        names = (*PROPERTIES, *REPEATS, *RELATED)
+        values = {name: [s.measure(self.kind, name) for s in self.scenes] for name in names}
         seen = set()
         for name, cost, numbers in _partitions(values, self.known):
             codes, keys = dense(numbers.astype(np.int64))
             if 1 < keys <= MOST_VALUES and codes.tobytes() not in seen:
                 seen.add(codes.tobytes())
-                yield Split(name, cost, codes)
+                yield Split(name, cost, codes, _in_words(numbers))
 
     def surroundings(self, mine: Flags) -> Action | None:
         """Return the action of drawing the cells that look the same around three or more things of one size."""
@@ -146,6 +164,28 @@ class ObjectTask:
                 if made is not None:
                     grid[made[0], made[1]] = made[2]
         return grid
+
+    def makes_outputs(self, parts: Sequence[tuple[Flags, Action]]) -> bool:
+        """Return whether every training output follows if the things marked in each part take its action.
+
+        Many partitions mark the same training things; what they do is drawn once. Actions of one name are one action,
+        but for those of cells drawn around things.
+        """
+        if any(isinstance(action.draw, partial) and action.draw.func is surrounded for _, action in parts):
+            return self._makes_outputs(parts)
+        key = tuple((action.name, marked[: self.known].tobytes()) for marked, action in parts)
+        if key not in self._made:
+            self._made[key] = self._makes_outputs(parts)
+        return self._made[key]
+
+    def _makes_outputs(self, parts: Sequence[tuple[Flags, Action]]) -> bool:
+        return all(np.array_equal(self.after(at, parts), wanted) for at, wanted in enumerate(self.outputs))
+
+
+def _in_words(numbers: Numbers) -> list[str]:
+    """Return what stands for each code of some numbers, as `dense` counts them."""
+    present = dict.fromkeys(numbers.tolist())
+    return [("yes" if n else "no") if numbers.dtype == bool else str(n) for n in present]
 
 
 def _partitions(values: dict[str, list[Numbers]], known: int) -> Iterator[tuple[str, float, Numbers]]:
@@ -188,18 +228,19 @@ class _Evidence:
 
 
 def _evidence(task: ObjectTask) -> _Evidence:
-    """Return what the training things could have done, of the actions that explain something in the first two grids.
+    """Return what the training things could have done, of the actions that explain something.
 
-    One of these grids is looked at first, that with fewer things: if something in it is left unexplained, nothing is
-    learned, and the others need not be looked at.
+    The first two grids are looked at first, before the others that with fewer things: if something in it is left
+    unexplained, nothing is learned, and the others need not be looked at.
     """
     nothing = _Evidence([], np.ones((0, task.known), dtype=bool), np.zeros((0, task.known, task.cells), dtype=bool))
     every = [ERASED, *actions(task.scenes, task.colours(), task.vectors())]
     table = Table(every)
     tries: dict[int, Tries] = {}
-    for at in sorted(range(min(2, len(task.pairs))), key=lambda at: len(task.relations[at].things)):
+    first = sorted(range(min(2, len(task.pairs))), key=lambda at: len(task.relations[at].things))
+    for at in [*first, *range(len(first), len(task.pairs))]:
         tries[at] = task.pairs[at].tried(table, every)
-        if len(np.unique(tries[at].cell)) < task.pairs[at].cells:
+        if at in first and len(np.unique(tries[at].cell)) < task.pairs[at].cells:
             return nothing
     chosen = np.unique(np.concatenate([tried.action for tried in tries.values()]))
     if not len(chosen):
@@ -207,9 +248,8 @@ def _evidence(task: ObjectTask) -> _Evidence:
     useful = [every[n] for n in chosen]
     right = np.ones((len(useful), task.known), dtype=bool)
     gain = np.zeros((len(useful), task.known, task.cells), dtype=bool)
-    rows = table.rows_of(chosen)
-    for at, pair in enumerate(task.pairs):
-        tried = pair.tried(rows, useful) if at not in tries else tries[at].of(chosen)
+    for at in range(len(task.pairs)):
+        tried = tries[at].of(chosen)
         right[:, task.first[at] : task.first[at + 1]] = tried.able
         gain[tried.action, tried.thing + task.first[at], tried.cell + task.offset[at]] = True
     return _Evidence(useful, right, gain)
@@ -226,7 +266,7 @@ def object_programs(base: DerivedInput, outputs: Sequence[Grid], known: Scenes |
     scenes = (known or Scenes()).of(base.grids)
     found: list[Program] = []
     cuts: set[bytes] = set()
-    for kind in CUTS:
+    for kind in CUTS[:CUTS_OF_DERIVED] if base.cost else CUTS:
         task = ObjectTask(scenes, outputs, kind)
         mark = b"".join(s.labels.tobytes() for s in task.relations)
         if mark not in cuts and task.sensible:
@@ -241,11 +281,45 @@ def _learned(task: ObjectTask, base: DerivedInput) -> list[Program]:
     if not evidence.whole and not any(_made(task, base, split, evidence) for split in task.by_colour()):
         return []  # without a look at all properties, which would have to be measured
     found: list[Program] = []
+    plain: list[Split] = []
     for split in task.splits():
         found += _made(task, base, split, evidence)
+        plain.append(split)
         if len(found) >= MOST_PROGRAMS:
             break
+    if not found and evidence.whole:
+        for split in _both(plain, task.known, evidence):
+            found += _made(task, base, split, evidence)
+            if len(found) >= MOST_PROGRAMS:
+                break
     return found
+
+
+def _both(splits: Sequence[Split], known: int, evidence: _Evidence) -> Iterator[Split]:
+    """Yield the partitions by whether things have one value of each of two others, plain ones first.
+
+    Among those that have both must be every thing that alone explains some changed cell, and none that can do nothing.
+    """
+    explains: Flags = np.asarray(evidence.explained.any(axis=0))
+    needed = (explains & (explains.sum(axis=0) == 1)).any(axis=1)
+    able: Flags = np.asarray(evidence.right.any(axis=0))
+    halves: dict[bytes, tuple[float, str, Flags]] = {}
+    for split in splits:
+        for v in range(int(split.codes.max()) + 1):
+            marked = split.codes == v
+            if marked[:known][needed].all() and not marked[:known].all():
+                name = f"{split.name} ({split.values[v]})" if split.values else split.name
+                halves.setdefault(marked.tobytes(), (split.cost, name, marked))
+    ranked = sorted(halves.values(), key=lambda h: h[0])[:MOST_HALVES]
+    seen = set()
+    for n, (cost, name, marked) in enumerate(ranked):
+        for other_cost, other_name, other in ranked[:n]:
+            both = marked & other
+            few = explains[both[:known]].any(axis=0).all() and able[both[:known]].all()
+            if few and both.tobytes() not in seen and not (both == marked).all() and not (both == other).all():
+                seen.add(both.tobytes())
+                codes, _ = dense(both.astype(np.int64))
+                yield Split(f"{other_name} and {name}", cost + other_cost, codes, double=True)
 
 
 def _made(task: ObjectTask, base: DerivedInput, split: Split, evidence: _Evidence) -> list[Program]:
@@ -303,7 +377,7 @@ def _plans(stack: Flags, costs: npt.NDArray[np.float64]) -> list[list[int]]:
 def _program(task: ObjectTask, base: DerivedInput, split: Split, chosen: list[Part]) -> Program | None:
     """Make the program of a plan; None if it is wrong on a training cell or answers no test."""
     marked = [(split.codes == v, action) for v, action in chosen]
-    if not all(np.array_equal(task.after(at, marked), wanted) for at, wanted in enumerate(task.outputs)):
+    if not task.makes_outputs(marked):
         return None
     seen = np.unique(split.codes[: task.known])
     grids: list[Grid | None] = []
@@ -316,5 +390,6 @@ def _program(task: ObjectTask, base: DerivedInput, split: Split, chosen: list[Pa
     who = f"each {KINDS[task.kind]}" + (f", by {split.name}," if split.name else "")
     why = ("" if base.cost == 0 else f"{base.name}, then ") + f"{who} {'; '.join(taken)}"
     cost = base.cost + split.cost + sum(taken.values()) + 0.5 + ENTRY * (len(seen) + len(chosen))
-    cost += 0.2 * (task.kind == "joined")
-    return Program(why, cost, "things by property" if split.name else "things", tuple(grids))
+    cost += 0.2 * (task.kind in ("joined", "solid"))
+    kind = "things by two properties" if split.double else "things by property" if split.name else "things"
+    return Program(why, cost, kind, tuple(grids))

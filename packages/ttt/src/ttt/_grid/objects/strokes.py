@@ -62,6 +62,19 @@ def aligned(which: str, axis: int, s: Relations, i: int) -> Strokes | None:
     return (r + twice // 2, c, k) if axis == 0 else (r, c + twice // 2, k)
 
 
+def drawn_to(which: str, s: Relations, i: int) -> Strokes | None:
+    """Draw the thing beside the other, straight across all that lies between."""
+    j = s.other(which, i)
+    if j is None:
+        return None
+    gap = s.gap(i, j)
+    down, right = (int(np.sign(d)) * max(0, abs(d) - 1) for d in gap)
+    if bool(gap[0]) == bool(gap[1]) or not (down or right):
+        return None
+    r, c, k = s.cells[i]
+    return r + down, c + right, k
+
+
 def repeated(way: Direction, apart: int, s: Relations, i: int) -> Strokes | None:
     """Draw copies side by side in a direction until the border."""
     step = way(s, i)
@@ -215,7 +228,7 @@ def box_cells(what: str, choose: Colour, s: Relations, i: int) -> Strokes | None
         r, c = np.nonzero(hit & ~s.scene.front)
     elif what in ("inside", "box"):
         mask = ndimage.binary_fill_holes(t.mask) if what == "inside" else np.ones(t.mask.shape, dtype=bool)
-        r, c = np.nonzero(mask & ~t.mask & (t.patch == t.background))
+        r, c = np.nonzero(mask & ~t.mask & (t.patch == s.scene.background))
         r, c = r + top, c + left
     else:
         grown = np.zeros((t.height + 2, t.width + 2), dtype=bool)

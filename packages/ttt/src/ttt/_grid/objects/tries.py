@@ -42,6 +42,7 @@ STROKES: dict[Any, tuple[Any, ...]] = {
     strokes.stamped: ("other", _PLACES, "number"),
     strokes.chain: ("other",),
     strokes.part: (_PARTS, "colour"),
+    strokes.drawn_to: ("other",),
 }
 """What the arguments of each stroke are, in the order of the core: a chooser, a number or two, or words by number."""
 _NUMBER = {stroke: n for n, stroke in enumerate(STROKES)}
@@ -123,12 +124,6 @@ class Table:
             else:
                 settings += value if role == "numbers" else (value,)
         return [_NUMBER[stroke], *(*settings, 0, 0)[:2], *chosen.values()]
-
-    def rows_of(self, chosen: Numbers) -> Table:
-        """The table of some of the actions."""
-        part = Table.__new__(Table)
-        part.choosers, part.rows = self.choosers, self.rows[chosen]
-        return part
 
 
 class CompiledPair:

@@ -114,6 +114,9 @@ static inline int drawn_box(const Piece *p, int *top, int *bottom, int *left, in
 /* Mark in `outside` the empty cells from which empty cells lead to the border, over sides. */
 void reach_outside(const Piece *p, uint8_t *outside);
 
+/* A number of every piece, with its least and its largest value; measured once for each value of the search. */
+const int *measure(const Pieces *in, int which, int *low, int *high);
+
 #define SHAPE(name) int name(const Piece *in, const Piece *input, int arg, Piece *out, Pieces *memory)
 #define SPLIT(name) int name(const Piece *in, int arg, Pieces *out)
 #define JOIN(name) int name(const Pieces *in, int arg, Pieces *out)
@@ -126,9 +129,11 @@ SHAPE(outline); SHAPE(inner); SHAPE(fill_box); SHAPE(grow); SHAPE(surround); SHA
 SHAPE(join_equal); SHAPE(drop_dots); SHAPE(invert); SHAPE(swap_colours); SHAPE(mirror_fill); SHAPE(mend_tiling);
 SHAPE(shift); SHAPE(roll); SHAPE(spread); SHAPE(solid); SHAPE(over_input); SHAPE(under_input); SHAPE(in_frame);
 SHAPE(mask_by_input); SHAPE(mask_by_empty); SHAPE(product_with_input); SHAPE(input_product); SHAPE(fit_output);
-SHAPE(tile_output); SHAPE(mirror_output); SHAPE(in_output_frame); SHAPE(block);
+SHAPE(tile_output); SHAPE(mirror_output); SHAPE(block); SHAPE(input_in_box);
+SHAPE(sample); SHAPE(fall_objects); SHAPE(corner_of_output);
 SPLIT(cut_pieces); SPLIT(cut_objects); SPLIT(cut_colours); SPLIT(cut_panels); SPLIT(cut_lines); SPLIT(cut_parts);
 JOIN(keep_extreme); JOIN(drop_extreme); JOIN(take_extreme); JOIN(take_odd); JOIN(sort_by); JOIN(overlay); JOIN(beside);
 JOIN(pile); JOIN(pile_logic); JOIN(colours_in_line); JOIN(take_index);
+JOIN(as_they_lie); JOIN(numbers_in_line);
 
 #endif

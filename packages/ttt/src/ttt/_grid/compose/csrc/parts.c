@@ -271,7 +271,7 @@ static int property(const Pieces *in, int k, int which) {
 }
 
 /* A number of every piece, with its least and its largest value; measured once for each value of the search. */
-static const int *measure(const Pieces *in, int which, int *low, int *high) {
+const int *measure(const Pieces *in, int which, int *low, int *high) {
     Measured *m = in->measured;
     if (!m->counted) {
         for (int k = 0; k < in->n; k++) histogram(&in->piece[k], m->count[k]);

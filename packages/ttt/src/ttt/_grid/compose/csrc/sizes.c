@@ -271,16 +271,6 @@ SHAPE(mirror_output) {
     return 1;
 }
 
-/* What of it lies in a grid of the output's size. */
-SHAPE(in_output_frame) {
-    (void)arg;
-    if (!blank(out, input->output_h, input->output_w, memory)) return 0;
-    out->y = out->x = 0;
-    for (int r = 0; r < out->h; r++)
-        for (int c = 0; c < out->w; c++) out->cells[r * out->w + c] = (uint8_t)colour_at(in, r - in->y, c - in->x);
-    return 1;
-}
-
 /* How many drawn cells, colours or objects there are. */
 static int counted(const Piece *in, int what) {
     int count[10], n = 0;

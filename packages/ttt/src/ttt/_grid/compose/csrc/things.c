@@ -24,7 +24,7 @@ typedef struct {
 } Action;
 
 enum { ERASED, RECOLOURED, SHIFTED, SLID, ALIGNED, REPEATED, MIRRORED, REFLECTED, TURNED_OVER, LINE, BRIDGE, BOX_CELLS,
-       STAMPED, CHAIN, PART };
+       STAMPED, CHAIN, PART, DRAWN_TO };
 enum { BORDER, ANYTHING, SOMETHING, END, DOTTED };
 enum { INSIDE, BOX, OUTLINE, FRAME, ROW, COLUMN, CROSS };
 enum { MIDDLE, CORNER, AS_IT_IS, FLIPPED_ACROSS, FLIPPED_DOWN, TURNED };
@@ -102,6 +102,20 @@ static void align(Try *t, int axis) {
     const int32_t *b = t->pair->box + 4 * t->other;
     int twice = b[axis] + b[axis + 2] - t->box[axis] - t->box[axis + 2];
     if (twice && twice % 2 == 0) move(t, t->i, axis ? 0 : twice / 2, axis ? twice / 2 : 0, -1);
+}
+
+/* The signed distance from one span to another, 0 where they overlap. */
+static int gap(int low, int high, int other_low, int other_high) {
+    return other_low > high ? other_low - high : other_high < low ? other_high - low : 0;
+}
+
+/* Paint the thing beside the other, straight across all that lies between. */
+static void draw_to(Try *t) {
+    const int32_t *a = t->box, *b = t->pair->box + 4 * t->other;
+    int down = gap(a[0], a[2], b[0], b[2]), right = gap(a[1], a[3], b[1], b[3]);
+    if (!down == !right) return;
+    down -= sign(down), right -= sign(right);
+    if (down || right) move(t, t->i, down, right, -1);
 }
 
 /* Paint copies of a thing, each a vector further, until none of its cells is on the grid. */
@@ -297,6 +311,7 @@ static void draw(Try *t, const Action *action) {
     case STAMPED: stamp(t, a, action->b); break;
     case CHAIN: chain(t); break;
     case PART: part(t, a); break;
+    case DRAWN_TO: draw_to(t); break;
     }
 }
 
