@@ -307,3 +307,21 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = [i for i, line in enumerate(lines) if line.startswith("  ") and not line.startswith("   ")]
     assert shown
     assert all(len(lines[i].split()) > 2 or lines[i + 1].startswith("       ") for i in shown)
+
+
+def test_closed_streams_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a program starts with closed streams, their numbers must not go to files that it opens."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["check", "nowhere"]) == 2
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()  # that there is one
+
+
+def test_a_failure_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts that read standard output find the error's name there; people find it on standard error."""
+    for arguments in (["check", "nowhere", "--json"], ["--json", "quantize", "nowhere"]):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        failed = json.loads(said.out)
+        assert (failed["error"], failed["message"] in said.err) == ("UnknownModelError", True)

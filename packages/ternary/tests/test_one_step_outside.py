@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import ternary
-from ternary.errors import CompileError, ModelFileError, NoBatchesError, WeightsNotLoadedError
+from ternary._cli import main
+from ternary.errors import CompileError, ModelFileError, NoBatchesError, UnknownQuantizerError, WeightsNotLoadedError
 
 
 def net() -> nn.Sequential:
@@ -112,6 +113,22 @@ class TestNumbers:
         """A negative number trained nothing and said nothing."""
         with pytest.raises(ValueError, match="epochs"):
             ternary.TrainConfig(epochs=epochs)
+
+    def test_rules(self) -> None:
+        """Rules of an iterator count; a precision that does not exist is refused before a layer has it."""
+        recipe = ternary.Recipe(rules=iter([("0", "float"), ("*", "int8")]))  # type: ignore[arg-type]
+        assert [layer.precision for layer in ternary.quantize(net(), recipe)[1].layers] == ["float", "int8", "int8"]
+        for options in ({"rules": (("nowhere", "int9"),)}, {"ends": "int9"}, {"embeddings": "x"}):
+            with pytest.raises(UnknownQuantizerError, match="unknown precision"):
+                ternary.Recipe(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_a_folder_is_no_output(path: str) -> None:
+    """The error is one of the system, in the shell one line."""
+    with pytest.raises(IsADirectoryError, match="wanted the name of a file"):
+        ternary.save(net(), path)
+    assert main(["compile", "mlp", "-o", path or "."]) == 2
 
 
 def test_a_folder_is_no_model_file(tmp_path: Path) -> None:

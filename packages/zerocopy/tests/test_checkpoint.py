@@ -434,3 +434,10 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
         with pytest.raises(zerocopy.errors.UnshareableError, match="a: a tensor without plain bytes"):
             zerocopy.save_aligned({"a": tensor}, tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_a_folder_is_no_file_to_save_to(path: str) -> None:
+    """The error is one of the system and says what to name."""
+    with pytest.raises(IsADirectoryError, match="wanted the name of a file"):
+        zerocopy.save_aligned({"a": torch.ones(1)}, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -24,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 good, 1 something does not work, 2 an error or wrong usage, 130 interrupted.
     """
-    if sys.stdout is None:  # it was closed before we started
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started; another file would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - it stays open
     chosen = _parser().parse_args(arguments)
     try:
         status = _run(chosen)
@@ -36,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (XferError, ValueError, OSError) as error:
-        print(f"xfer: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(f"xfer: {text}", file=sys.stderr)
+        if chosen.json:
+            with contextlib.suppress(OSError):  # it may be the output that failed
+                _print_json({"error": type(error).__name__, "message": text})
         return 2
     return status
 

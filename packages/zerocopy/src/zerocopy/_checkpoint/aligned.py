@@ -62,6 +62,8 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
     target = Path(path)
     if target.exists() and not target.is_file() and not target.is_dir():  # a file must not take a device's name
         raise OSError(errno.EINVAL, "is a device or a pipe, wanted the name of a file", str(target))
+    if target.is_dir() or not target.name:
+        raise IsADirectoryError(errno.EISDIR, "is a folder, wanted the name of a file", str(target))
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:  # another user's link is not followed, nor another process's file written
