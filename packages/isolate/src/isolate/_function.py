@@ -18,6 +18,7 @@ from types import FunctionType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from isolate._arguments import texts
+from isolate._environments import typed_errors
 from isolate._extension import Extension
 from isolate._host import Host
 from isolate._manifest import Manifest
@@ -194,9 +195,10 @@ class Function(Generic[P, R]):
         name = re.sub(r"[^a-z0-9]+", "-", self.local.__name__.lower()).strip("-")[:40] or "function"
         folder = host.store.root / "functions" / key
         main = folder / "main.py"
-        if _content(main) != text:
-            private_folder(folder)
-            write_atomically(main, text.encode())
+        with typed_errors(name, host.store.root):
+            if _content(main) != text:
+                private_folder(folder)
+                write_atomically(main, text.encode())
         return Manifest(
             name=f"{name}-{key}",
             dependencies=self._dependencies,
