@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -124,6 +125,14 @@ class TestCommandLine(IntegrationTestBase):
             command = ["sh", "-c", f'"$@" {closed}', "sh", *program]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
             assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
+
+    def test_a_terminal_without_the_characters(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What an ASCII terminal cannot show of a result is escaped; it was an error in place of the result."""
+        folder = str(self.create_extension("word", "def word(): return 'caf\\u00e9'\n"))
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+        assert main(["--store", str(self.store), "run", folder, "word"]) == 0
+        assert written.getvalue() == b"caf\\xe9\n"
 
     def test_output_that_cannot_be_written(self) -> None:
         """A full disk is one line and status 2."""

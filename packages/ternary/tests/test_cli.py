@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -325,3 +326,12 @@ def test_a_failure_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr()
         failed = json.loads(said.out)
         assert (failed["error"], failed["message"] in said.err) == ("UnknownModelError", True)
+
+
+def test_a_terminal_without_the_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an ASCII terminal cannot show is escaped; it was a traceback."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    (tmp_path / "a\u00e9.tri").write_text("model M = [Linear(2, 2)]")
+    assert main(["check", str(tmp_path / "a\u00e9.tri")]) == 0
+    assert b"a\\xe9.tri: no errors" in written.getvalue()

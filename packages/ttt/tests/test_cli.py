@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -275,3 +276,11 @@ def test_a_failure_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr()
         failed = json.loads(said.out)
         assert (failed["error"], failed["message"] in said.err) == ("UnknownSourceError", True)
+
+
+def test_a_terminal_without_the_characters(tasks_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an ASCII terminal cannot show is escaped; it was a traceback."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["show", str(tasks_file)]) == 0
+    assert b"\\u2192" in written.getvalue()
