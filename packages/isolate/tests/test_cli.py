@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -108,6 +109,30 @@ class TestCommandLine(IntegrationTestBase):
             0,
             [{"(1, 2)": {"b'x'": "{3}"}, "4": None, "null": True}],
         )
+
+    def test_numbers_without_a_form_in_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Not a number and infinity are text: the document stays JSON for every reader."""
+        folder = str(
+            self.create_extension("odd", "def numbers(): return {'a': [float('nan'), 1.5], 2.5: float('-inf')}\n")
+        )
+        assert self.run(capsys, "run", folder, "numbers")[:2] == (0, {"a": ["nan", 1.5], "2.5": "-inf"})
+
+    def test_closed_streams(self) -> None:
+        """A result is printed without standard input and error; what closes all three gets the status alone."""
+        folder = str(self.create_extension("calc", CODE))
+        program = [sys.executable, "-m", "isolate", "--store", str(self.store), "run", folder, "add", "2"]
+        for closed, shown in (("<&- 2>&-", "3\n"), ("<&- >&- 2>&-", "")):
+            command = ["sh", "-c", f'"$@" {closed}', "sh", *program]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
+
+    def test_a_terminal_without_the_characters(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What an ASCII terminal cannot show of a result is escaped; it was an error in place of the result."""
+        folder = str(self.create_extension("word", "def word(): return 'caf\\u00e9'\n"))
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+        assert main(["--store", str(self.store), "run", folder, "word"]) == 0
+        assert written.getvalue() == b"caf\\xe9\n"
 
     def test_output_that_cannot_be_written(self) -> None:
         """A full disk is one line and status 2."""

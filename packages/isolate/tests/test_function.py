@@ -293,3 +293,33 @@ def test_notebook_cells(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:-1] == ["here", "here", "here", "('isolate', 1)"]
     assert "creating the environment" in done.stderr
+
+
+TABLE = {"scales": [1, 2]}
+PAIR = ([1], 2)
+
+
+def table() -> Any:
+    """Returns constants that can change in place."""
+    return TABLE["scales"], PAIR
+
+
+def test_a_constant_that_changes_in_place(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call has the list, dictionary or tuple as it is then."""
+    monkeypatch.setitem(TABLE, "scales", [1, 2])
+    with Host(store) as host:
+        assert isolate.run(table, host=host) == ([1, 2], ([1], 2))
+        TABLE["scales"].append(3)
+        assert isolate.run(table, host=host) == ([1, 2, 3], ([1], 2))
+        PAIR[0].append(9)
+        try:
+            assert isolate.run(table, host=host) == ([1, 2, 3], ([1, 9], 2))
+        finally:
+            PAIR[0].pop()
+        assert isolate.run(table, host=host) == ([1, 2, 3], ([1], 2))
+
+
+def test_a_store_that_cannot_be_made_is_a_typed_error(tmp_path: Path) -> None:
+    """For a function as for an extension: the message names the store."""
+    with Host(Path("/proc/version/store")) as host, pytest.raises(isolate.IsolateError, match="/proc/version"):
+        isolate.run(triple, 2, host=host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -307,3 +308,30 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = [i for i, line in enumerate(lines) if line.startswith("  ") and not line.startswith("   ")]
     assert shown
     assert all(len(lines[i].split()) > 2 or lines[i + 1].startswith("       ") for i in shown)
+
+
+def test_closed_streams_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a program starts with closed streams, their numbers must not go to files that it opens."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["check", "nowhere"]) == 2
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()  # that there is one
+
+
+def test_a_failure_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts that read standard output find the error's name there; people find it on standard error."""
+    for arguments in (["check", "nowhere", "--json"], ["--json", "quantize", "nowhere"]):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        failed = json.loads(said.out)
+        assert (failed["error"], failed["message"] in said.err) == ("UnknownModelError", True)
+
+
+def test_a_terminal_without_the_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an ASCII terminal cannot show is escaped; it was a traceback."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    (tmp_path / "a\u00e9.tri").write_text("model M = [Linear(2, 2)]")
+    assert main(["check", str(tmp_path / "a\u00e9.tri")]) == 0
+    assert b"a\\xe9.tri: no errors" in written.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -257,3 +258,29 @@ def test_stages_are_checked_once(tasks_file: Path, capsys: pytest.CaptureFixture
         out = tasks_file.with_name("s.json")
         assert main(["solve", str(tasks_file), "--out", str(out), "--set", f"stages={stages}"]) == 2
         assert "wanted a list of some of search, restated, trees, net" in capsys.readouterr().err
+
+
+def test_closed_streams_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a program starts with closed streams, their numbers must not go to files that it opens."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["score", "nowhere", "nowhere"]) == 2
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()  # that there is one
+
+
+def test_a_failure_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts that read standard output find the error's name there; people find it on standard error."""
+    for arguments in (["show", "nowhere", "--json"], ["--json", "solve", "nowhere"]):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        failed = json.loads(said.out)
+        assert (failed["error"], failed["message"] in said.err) == ("UnknownSourceError", True)
+
+
+def test_a_terminal_without_the_characters(tasks_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an ASCII terminal cannot show is escaped; it was a traceback."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["show", str(tasks_file)]) == 0
+    assert b"\\u2192" in written.getvalue()

@@ -379,3 +379,24 @@ def test_uris_are_read_through_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(ttt.TTTError, match=r"pip install \"pentad-ttt\[remote\]\""):
         ttt.load(f"{root}/sets")
+
+
+def test_more_ids_than_a_path_has_characters() -> None:
+    """A list of ids is no path, however long it is; a name that is too long for a file is a typed error."""
+    tasks = ttt.load("arcagi1:training/" + ",".join(["007bbfb7", "00d62c1b"] * 400))
+    assert [task.id for task in tasks] == ["007bbfb7", "00d62c1b"]
+    with pytest.raises(UnknownSourceError, match="no such file or folder"):
+        ttt.load("x" * 5000)
+
+
+def test_a_run_says_what_it_wants(sample_arc_tasks: list[ttt.Task]) -> None:
+    """Tasks, not their path; and whole numbers."""
+    for wrong in ("tasks.json", Path("tasks.json"), None, 3, ["tasks.json"], {"a": 1}):
+        with pytest.raises(TypeError, match=r"wanted tasks, as ttt\.load returns them"):
+            ttt.run(wrong, budget="1 steps")  # type: ignore[arg-type]
+    for number in (0, -1, 1.5, "2", True):
+        with pytest.raises(ValueError, match="wanted a whole number"):
+            ttt.run(sample_arc_tasks, workers=number)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="wanted a whole number"):
+            ttt.run(sample_arc_tasks, gpu_tasks=number)  # type: ignore[arg-type]
+    assert ttt.run(iter(sample_arc_tasks), workers=np.int64(2)).tasks == tuple(sample_arc_tasks)  # type: ignore[arg-type]

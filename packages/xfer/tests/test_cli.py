@@ -136,3 +136,21 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 1
+
+
+def test_closed_streams_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a program starts with closed streams, their numbers must not go to files that it opens."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["bench", "--count", "0"]) == 2
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()  # that there is one
+
+
+def test_a_failure_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts that read standard output find the error's name there; people find it on standard error."""
+    for arguments in (["bench", "--count", "0", "--json"], ["--json", "bench", "--size", "three"]):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        failed = json.loads(said.out)
+        assert (failed["error"], failed["message"] in said.err) == ("ValueError", True)

@@ -366,10 +366,17 @@ def test_save_aligned_does_not_take_a_devices_name(tmp_path: Path) -> None:
 
 def test_save_aligned_that_fails_leaves_no_file(tmp_path: Path) -> None:
     """A tensor that cannot be written leaves the old file as it was, and no part of a new one."""
+
+    class Broken(torch.Tensor):
+        """A tensor of a library, whose memory is not to be had."""
+
+        def cpu(self, *_: Any, **__: Any) -> Any:
+            raise NotImplementedError("not here")
+
     path = tmp_path / "m.safetensors"
     zerocopy.save_aligned({"a": torch.ones(3)}, path)
     with pytest.raises(NotImplementedError):
-        zerocopy.save_aligned({"a": torch.zeros(3), "b": torch.ones(3, device="meta")}, path)
+        zerocopy.save_aligned({"a": torch.zeros(3), "b": torch.ones(3).as_subclass(Broken)}, path)
     assert list(tmp_path.iterdir()) == [path]
     assert torch.equal(load_file(path)["a"], torch.ones(3))
 
@@ -416,3 +423,21 @@ def test_progress_bar(simple_model: nn.Module, capsys: Any) -> None:
     assert capsys.readouterr().out == ""
     assert torch.equal(ref.load(cached=False)[0].weight, simple_model[0].weight)
     zerocopy.unpublish(ref)
+
+
+def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
+    """A value that is no tensor, or one without plain bytes; nothing is written."""
+    for value in (3, "text", None, nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=r"'a' is .*wanted names and tensors"):
+            zerocopy.save_aligned({"a": value}, tmp_path / "a.safetensors")  # type: ignore[dict-item]
+    for tensor in (torch.eye(2).to_sparse(), torch.ones(1, device="meta")):
+        with pytest.raises(zerocopy.errors.UnshareableError, match="a: a tensor without plain bytes"):
+            zerocopy.save_aligned({"a": tensor}, tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_a_folder_is_no_file_to_save_to(path: str) -> None:
+    """The error is one of the system and says what to name."""
+    with pytest.raises(IsADirectoryError, match="wanted the name of a file"):
+        zerocopy.save_aligned({"a": torch.ones(1)}, path)

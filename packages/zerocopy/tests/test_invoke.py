@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -286,3 +287,17 @@ def test_actor_reloads_and_reports(ray: Any, publish: Publish) -> None:
         ray.get(careful.call.remote("spoil"))
     ray.kill(actor)
     ray.kill(careful)
+
+
+@pytest.mark.parametrize("args", [torch.ones(1, 4), np.ones((1, 4)), "x", {"input": torch.ones(1, 4)}, 3])
+def test_arguments_are_a_list(args: Any) -> None:
+    """The rows of a batch of one are an input of another shape, which the model answers."""
+    ref = zerocopy.publish(nn.Linear(4, 2))
+    try:
+        with pytest.raises(TypeError, match=r"wanted a list of arguments, such as \(inputs,\)"):
+            zerocopy.call_model(ref, "forward", args)
+        for fine in ([torch.ones(1, 4)], (torch.ones(1, 4),), iter([torch.ones(1, 4)])):
+            assert zerocopy.call_model(ref, "forward", fine).shape == (1, 2)  # type: ignore[arg-type]
+    finally:
+        zerocopy.forget(ref)
+        zerocopy.unpublish(ref)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 
 import pytest
@@ -87,3 +88,20 @@ def test_a_tensor_that_is_no_parameter(simple_model: nn.Module) -> None:
     skeleton, tensors = zerocopy.extract_tensors(simple_model)
     assert skeleton.mean is None
     assert zerocopy.replace_tensors(skeleton, tensors).mean == 4
+
+
+def test_what_a_pipeline_refuses() -> None:
+    """A mode that does not exist, before Ray is started; a text, whose letters are no methods."""
+    with pytest.raises(ValueError, match="mode 'locl' is none of task, actor, local"):
+        zerocopy.rewrite_pipeline(nn.Linear(2, 2), mode="locl")  # type: ignore[arg-type]
+    for methods in ("forward", [1]):
+        with pytest.raises(TypeError, match="wanted a list of names"):
+            zerocopy.rewrite_pipeline(nn.Linear(2, 2), mode="local", methods=methods)  # type: ignore[arg-type]
+    both = zerocopy.rewrite_pipeline([nn.Linear(2, 2), nn.Linear(2, 3)], mode="local", methods=iter(["__call__"]))  # type: ignore[arg-type]
+    widths = [stand_in(torch.ones(1, 2)).shape[1] for stand_in in both]
+    refs = [stand_in.ref for stand_in in both]
+    del both  # gives up the models
+    gc.collect()
+    for ref in refs:
+        zerocopy.forget(ref)
+    assert widths == [2, 3]

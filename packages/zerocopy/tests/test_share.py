@@ -175,6 +175,66 @@ def test_two_builds_under_one_name(tmp_path: Path) -> None:
         zerocopy.unpublish(zerocopy.current(name, directory=tmp_path))
 
 
+def other_width(width: int) -> Any:
+    """A build whose width is a keyword's default."""
+
+    def build(*, width: int = width) -> nn.Module:
+        return nn.Linear(8, width)
+
+    return build
+
+
+CELL = """
+WIDTH = {width}
+SCALES = {{"all": {width}}}
+calls = 0
+
+class Net(torch.nn.Module):
+    EXTRA = {extra}
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, width + self.EXTRA)
+
+def helper(width):
+    return Net(width) if width else build()
+
+def build():
+    global calls
+    calls += 1
+    return helper(WIDTH if __name__ else SCALES)
+"""
+
+
+def cell(width: int, extra: int = 0, text: str = CELL) -> Any:
+    """The build function of a notebook's cell, as it was run with these constants."""
+    space: dict[str, Any] = {"__name__": "__main__", "torch": torch}
+    exec(text.format(width=width, extra=extra), space)
+    return space["build"]
+
+
+def test_what_a_build_uses_counts(tmp_path: Path) -> None:
+    """Its keyword defaults, constants, functions and classes are part of it; what it changes itself is not."""
+    assert zerocopy.share("keyword", other_width(2), directory=tmp_path).out_features == 2
+    with pytest.raises(OtherBuildError):
+        zerocopy.share("keyword", other_width(3), directory=tmp_path)
+    model = zerocopy.share("cell", cell(4), directory=tmp_path)
+    assert zerocopy.share("cell", cell(4), directory=tmp_path) is model
+    for other in (cell(5), cell(4, 1), cell(4, text=CELL.replace("Net(width)", "Net(2 * width)"))):
+        with pytest.raises(OtherBuildError):
+            zerocopy.share("cell", other, directory=tmp_path)
+    for name in ("keyword", "cell"):
+        zerocopy.unpublish(zerocopy.current(name, directory=tmp_path))
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "5", -1, True])
+def test_a_timeout_that_is_no_number(tmp_path: Path, timeout: Any) -> None:
+    """It is refused before anything is made; one of NaN waited for ever."""
+    with pytest.raises(ValueError, match="no number of seconds"):
+        zerocopy.share("net", narrow, timeout=timeout, directory=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_is_shared(tmp_path: Path) -> None:
     """From a file: its tensors, once; a file that changed is another checkpoint."""
     saved = narrow()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import logging
+import math
 import os
 import runpy
 import sys
@@ -390,19 +392,20 @@ def _is_of_method(failure: Exception) -> bool:
 
 
 def _json(value: Any) -> str:
-    """Return a value as JSON; what has no form there, a key too, is text."""
+    """Return a value as JSON; what has no form there, a key or a NaN too, is text."""
     try:
-        return json.dumps(value, default=str, indent=2)
-    except TypeError:
-        return json.dumps(_with_plain_keys(value), default=str, indent=2)
+        return json.dumps(value, default=str, indent=2, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(_plain(value), default=str, indent=2)
 
 
-def _with_plain_keys(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_with_plain_keys(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        plain = (str, int, float, type(None))
-        return {key if isinstance(key, plain) else str(key): _with_plain_keys(item) for key, item in value.items()}
+        return {key if isinstance(key, str | int | None) else str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 
@@ -430,8 +433,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if it did what was asked, 1 if the called method raised or `verify` found a change, 2 for any other error,
         130 after Ctrl-C.
     """
-    if sys.stdout is None:  # it was closed before we started
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started; another file would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # which lacks characters of names and pictures
     options = _parser().parse_args(argv)
     status, value, text = _complete(options)
     stream = sys.stderr if status and not options.status and not options.json else sys.stdout

@@ -108,7 +108,7 @@ def _quiet(_name: str, _stage: str) -> None:
 
 
 @contextlib.contextmanager
-def _typed(name: str, root: Path) -> Iterator[None]:
+def typed_errors(name: str, root: Path) -> Iterator[None]:
     """Turn what the operating system refuses into an error of this package."""
     try:
         yield
@@ -233,7 +233,7 @@ class EnvironmentStore:
         self._local.stop = Stop(self.policy.build_seconds, cancel)
         locks = Locks(manifest, self.policy, excluded or [])
         key = environment_key(locks.inputs, locks.own)
-        with _typed(manifest.name, self.root):
+        with typed_errors(manifest.name, self.root):
             found = None if anew else self.find(key)
             if found is None:
                 with self._locked(f"{key}.build"):
@@ -249,7 +249,7 @@ class EnvironmentStore:
         3.11 and later.
         """
         locks = Locks(manifest, self.policy, excluded or [])
-        with _typed(manifest.name, self.root):
+        with typed_errors(manifest.name, self.root):
             text = f"{locks.header}\n{self._compile(locks, universal=True)}"
             write_atomically(manifest.directory / manifest.lock_file, text.encode(), private=False)
         return text
@@ -275,7 +275,7 @@ class EnvironmentStore:
 
     def hold(self, key: str) -> contextlib.AbstractContextManager[object]:
         """Protect an environment from `gc` in any process until the result is closed."""
-        with _typed(key, self.root):
+        with typed_errors(key, self.root):
             fd = open_private(self._folder("locks") / f"{key}.use", write=True)
         file = open(fd, "rb")  # noqa: SIM115 - the caller keeps it open
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -310,7 +310,7 @@ class EnvironmentStore:
         On a machine without a network, `Policy(find_links=(folder,))` and `offline=True` build the same environment.
         """
         locks = Locks(manifest, self.policy, excluded or [])
-        with _typed(manifest.name, self.root):
+        with typed_errors(manifest.name, self.root):
             lock = self._compile(locks) if locks.own is None else locks.own
             folder.mkdir(parents=True, exist_ok=True)
             before = set(folder.iterdir())
@@ -387,7 +387,7 @@ class EnvironmentStore:
     def all_keys(self) -> list[str]:
         """Return the keys of the environments in the store, complete or not."""
         folder = self.root / "envs"
-        with _typed("list", self.root):
+        with typed_errors("list", self.root):
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def gc(self, keep: set[str], dry_run: bool = False) -> list[tuple[str, int]]:
@@ -409,7 +409,7 @@ class EnvironmentStore:
     def discard(self, key: str, *, dry_run: bool = False) -> bool:
         """Remove one environment unless a running host uses or builds it; return whether it is removed, or could be."""
         locks = self._folder("locks")
-        with _typed(key, self.root), contextlib.ExitStack() as held:
+        with typed_errors(key, self.root), contextlib.ExitStack() as held:
             # The builder's lock too: who repairs an environment need not use it.
             for name in (f"{key}.use", f"{key}.build.flock"):
                 if not held.enter_context(try_locked(locks / name)):

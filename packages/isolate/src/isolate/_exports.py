@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from isolate._arguments import texts
 from isolate._worker.calls import Export
 from isolate._worker.loading import exports_of, public_methods
 
@@ -59,7 +60,7 @@ def api_methods(api: object, declared: Iterable[str] | type | None) -> dict[str,
         names = (
             [name for name in vars(declared) if not name.startswith("_")]
             if isinstance(declared, type)
-            else list(declared)
+            else list(texts(declared, "methods"))
         )
         methods = {}
         for name in names:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from isolate import _contracts, _sandbox, _sharing
 from isolate._environments import Environment
@@ -115,6 +115,9 @@ class Extension(MethodTable[Contract]):  # long because each change of its state
 
     def __repr__(self) -> str:
         return f"<Extension {self.name}, {self.state.value}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} belongs to its host's process and cannot be pickled or copied; load it there")
 
     @property
     def pid(self) -> int | None:

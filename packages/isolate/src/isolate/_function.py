@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+from isolate._arguments import texts
+from isolate._environments import typed_errors
 from isolate._extension import Extension
 from isolate._host import Host
 from isolate._manifest import Manifest
@@ -118,7 +120,11 @@ class Function(Generic[P, R]):
             raise TypeError(f"{function!r:.80} is no Python function; wanted one made with def")
         functools.update_wrapper(self, function)
         self.local: Callable[P, R] = function
-        self._dependencies = tuple(dependencies)
+        if not isinstance(host, Host | None):
+            raise TypeError(f"host is {host!r:.80}; wanted an isolate.Host")
+        if not isinstance(python, str | None):
+            raise TypeError(f"python is {python!r:.80}; wanted a text such as '3.12'")
+        self._dependencies = texts(dependencies, "dependencies")
         self._python = python
         self._timeout = timeout
         self._host = host
@@ -189,9 +195,10 @@ class Function(Generic[P, R]):
         name = re.sub(r"[^a-z0-9]+", "-", self.local.__name__.lower()).strip("-")[:40] or "function"
         folder = host.store.root / "functions" / key
         main = folder / "main.py"
-        if _content(main) != text:
-            private_folder(folder)
-            write_atomically(main, text.encode())
+        with typed_errors(name, host.store.root):
+            if _content(main) != text:
+                private_folder(folder)
+                write_atomically(main, text.encode())
         return Manifest(
             name=f"{name}-{key}",
             dependencies=self._dependencies,
@@ -302,6 +309,7 @@ def function(
         9
         >>> host.close()
     """
+    dependencies = texts(dependencies, "dependencies")  # read once: the decorator may be used for many functions
     if wrapped is None:
         return functools.partial(function, dependencies=dependencies, python=python, timeout=timeout, host=host)
     return Function(wrapped, dependencies=dependencies, python=python, timeout=timeout, host=host)
@@ -343,7 +351,8 @@ def run(
         return called(*args, **kwargs)  # type: ignore[no-any-return]
     if not isinstance(called, FunctionType):
         raise TypeError(f"{called!r:.80} is no Python function; wanted one made with def")
-    key = (tuple(dependencies), python, timeout, host)
+    dependencies = texts(dependencies, "dependencies")
+    key = (dependencies, python, timeout, host)
     known: dict[Any, Function[Any, R]] = vars(called).setdefault("__isolated__", {})
     if key not in known:  # set by one of the threads that come here at once
         known.setdefault(key, Function(called, dependencies=dependencies, python=python, timeout=timeout, host=host))

@@ -12,14 +12,15 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, overload
+from typing import Any, NoReturn, Self, overload
 
+from isolate._arguments import whole
 from isolate._canaries import Canaries
 from isolate._environments import EnvironmentStore, Progress
 from isolate._exports import Exports
 from isolate._extension import Extension
 from isolate._guardian import Guardian
-from isolate._manifest import Manifest, is_extension, read_manifest
+from isolate._manifest import Manifest, check_manifest, is_extension, read_manifest
 from isolate._methods import Contract
 from isolate._policy import Policy
 from isolate._spares import Spares
@@ -91,6 +92,8 @@ class Host:  # long because each public method stands twice, blocking and awaite
         spares: int = 0,
         progress: Progress | None = None,
     ) -> None:
+        if not isinstance(policy, Policy | None):
+            raise TypeError(f"policy is {policy!r:.80}; wanted an isolate.Policy")
         options = {"progress": progress} if progress is not None else {}
         self.store: EnvironmentStore = EnvironmentStore(
             Path(store) if store else None, policy, offline=offline, **options
@@ -100,9 +103,9 @@ class Host:  # long because each public method stands twice, blocking and awaite
         self._guardian = Guardian()
         self.store.variables = self._guardian.variables
         self._canaries = Canaries()
-        self._spares = Spares(spares, self._guardian)
-        self._threads = Threads(threads, "isolate-host")
-        self._max_depth = max_depth
+        self._spares = Spares(whole(spares, "spares", 0), self._guardian)
+        self._threads = Threads(whole(threads, "threads", 1), "isolate-host")
+        self._max_depth = whole(max_depth, "max_depth", 1)
         # One thread for all: more would only take turns with the loop more often.
         self._decoder, self._census = (ThreadPoolExecutor(1, f"isolate-{work}") for work in ("decode", "count"))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -128,6 +131,9 @@ class Host:  # long because each public method stands twice, blocking and awaite
 
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Host belongs to its process and cannot be pickled or copied; make one where it is needed")
 
     def _check_open(self) -> None:
         forks.check(self._generation)
@@ -329,7 +335,7 @@ class Host:  # long because each public method stands twice, blocking and awaite
 
     async def _load(self, source: str | Path | Manifest, contract: type | None) -> Extension[Any]:
         self._check_open()
-        manifest = source if isinstance(source, Manifest) else read_manifest(source)
+        manifest = check_manifest(source) if isinstance(source, Manifest) else read_manifest(source)
         if not manifest.enabled:
             raise ExtensionDisabledError(f"{manifest.name} is disabled; its manifest says enabled: false")
         present = self._extensions.get(manifest.name)

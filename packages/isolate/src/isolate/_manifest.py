@@ -249,6 +249,22 @@ def _check(values: Any, file: Path, problem: Any) -> Manifest:
     return manifest
 
 
+def check_manifest(manifest: Manifest) -> Manifest:
+    """Return a manifest that a program has made, checked as one of a file is.
+
+    Raises:
+        InvalidManifestError: A key has a wrong type or value.
+    """
+    owner = f"the manifest of {manifest.name!r:.80}"
+    try:
+        values = msgspec.to_builtins(manifest, enc_hook=str)
+        checked = msgspec.convert(values, Manifest, strict=True, dec_hook=_path)
+    except (msgspec.ValidationError, TypeError, ValueError) as failure:
+        raise InvalidManifestError(f"{owner}: {failure}") from None
+    _check_values(checked, lambda _, message: InvalidManifestError(f"{owner}: {message}"))
+    return msgspec.structs.replace(checked, directory=checked.directory.absolute())
+
+
 def _path(kind: type, value: object) -> object:
     return Path(str(value)) if kind is Path else value
 

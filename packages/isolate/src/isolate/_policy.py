@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from isolate._arguments import checked_fields
 from isolate._manifest import Limits, Manifest
 from isolate._worker.spelling import suggest
 from isolate.errors import InvalidManifestError
@@ -53,6 +54,9 @@ class Quotas:
     nested_threads: int = 300
     callables: int = 10_000
 
+    def __post_init__(self) -> None:
+        checked_fields(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -84,6 +88,10 @@ class Policy:
         allow_find_links: Patterns of the folders and pages with wheels that manifests may name, besides their own.
         index_url: The package index, None for uv's own configuration.
         find_links: Further folders or pages with wheels.
+
+    Raises:
+        TypeError: An attribute has another type, as one text where a tuple of patterns is due.
+        ValueError: The level is unknown, or a number is negative.
 
     Example:
         >>> policy = Policy(allow_env=("HF_*",), sandbox="landlock")
@@ -117,6 +125,7 @@ class Policy:
     find_links: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        checked_fields(self)
         if self.sandbox not in LEVELS:
             raise ValueError(f"sandbox {self.sandbox!r} is not a level; wanted one of {', '.join(LEVELS)}")
 

@@ -51,6 +51,8 @@ def parse(lines: tuple[str, ...], policy: Policy, owner: str) -> list[Requiremen
     Raises:
         InvalidRequirementError: A line is malformed or not allowed.
     """
+    if isinstance(lines, str):  # its letters are names of packages too
+        raise InvalidRequirementError(f"{owner}: dependencies is {lines!r:.80}, one text; wanted a list of lines")
     return sorted((_parse(line, policy, owner) for line in lines), key=str)
 
 

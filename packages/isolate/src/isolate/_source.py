@@ -32,14 +32,18 @@ class Captured:
     Attributes:
         text: Its source.
         uses: For each global that the source depends on: the namespace, the name, and the value it had.
+        changeable: The constants that can change in place, as lists, with their texts in the source.
     """
 
     text: str
     uses: list[tuple[Mapping[str, Any], str, Any]]
+    changeable: list[tuple[Any, str]] = field(default_factory=list)
 
     def is_current(self) -> bool:
         """Return whether all that was used has the same value still."""
-        return all(space.get(name, _MISSING) is value for space, name, value in self.uses)
+        if not all(space.get(name, _MISSING) is value for space, name, value in self.uses):
+            return False
+        return all(repr(value) == text for value, text in self.changeable)
 
 
 @dataclass(slots=True)
@@ -50,6 +54,7 @@ class _Module:
     constants: dict[str, str] = field(default_factory=dict)
     definitions: list[str] = field(default_factory=list)
     uses: list[tuple[Mapping[str, Any], str, Any]] = field(default_factory=list)
+    changeable: list[tuple[Any, str]] = field(default_factory=list)
     seen: dict[str, Any] = field(default_factory=dict)
 
     def refuse(self, what: str) -> FunctionSourceError:
@@ -84,7 +89,7 @@ def capture(function: FunctionType, decorator: object = None, text: str | None =
     _define(module, function, function.__name__, read_source(function) if text is None else text)
     lines = ["from __future__ import annotations", "", *module.imports.values(), "", *module.constants.values(), ""]
     lines += [*module.definitions, f"{EXPORTED} = {function.__name__}", ""]
-    return Captured("\n".join(lines), module.uses)
+    return Captured("\n".join(lines), module.uses, module.changeable)
 
 
 def _define(module: _Module, value: Any, name: str, text: str) -> None:
@@ -195,7 +200,10 @@ def _use(module: _Module, space: Mapping[str, Any], name: str, is_needed: bool) 
     elif isinstance(_plain(value), FunctionType | type) and _is_own(value):
         _define(module, value, name, read_source(value))
     elif _is_literal(value):
-        module.constants[name] = f"{name} = {value!r}"
+        text = repr(value)
+        module.constants[name] = f"{name} = {text}"
+        if isinstance(value, list | dict | set | tuple):  # a tuple may hold a list
+            module.changeable.append((value, text))
     elif is_needed:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise module.refuse(

@@ -26,6 +26,7 @@ from ternary._tensorheader import parse_json, read_tensor_header
 from ternary._wholefile import is_stream, whole_file
 from ternary.errors import ModelFileError, PackedDataError
 from ternary.nn._layers import ternary_layers
+from ternary.nn._loaded import require_loaded
 from ternary.runtime._pack import Parts, pack, packed_layers, parts
 
 FORMAT, VERSION, VERSION_WITH_TIES = "pentad-ternary", 1, 2
@@ -81,6 +82,7 @@ def save(  # long because its documentation counts too
     Raises:
         NonFiniteWeightError: A ternary layer's weight is NaN or infinite.
         ModelFileError: The encoding is unknown.
+        WeightsNotLoadedError: A weight has no values yet.
         OSError: The file cannot be written, as on a full disk.
 
     Example:
@@ -95,6 +97,7 @@ def save(  # long because its documentation counts too
         raise ModelFileError(f"unknown encoding {encoding!r}; it is one of {', '.join(ENCODINGS)}")
     if is_stream(Path(path)):
         raise ModelFileError(f"{path} is a device or a pipe; name a file, which is read again once it is written")
+    require_loaded(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     # One storage may carry two names (tied weights); safetensors wants each tensor to own its memory.
     tensors = {k: v.clone() for k, v in tensors.items()}
@@ -178,6 +181,8 @@ def info(path: str | Path) -> ModelInfo:
 
 def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
     size = path.stat().st_size
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; name the file that ternary.save wrote in it")
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}

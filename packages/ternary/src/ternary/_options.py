@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -41,10 +42,20 @@ class QuantizerOptions:
         """Check every option."""
         for option, choices in CHOICES.items():
             require_choice(option, getattr(self, option), choices)
-        if not 0.0 <= self.sparsity < 1.0:
+        if not in_range("sparsity", self.sparsity):
             raise ValueError(f"sparsity is a fraction of zeros in [0, 1), got {self.sparsity}")
-        if not self.threshold >= 0.0:  # NaN too
+        if not in_range("threshold", self.threshold):
             raise ValueError(f"a threshold is at least 0, got {self.threshold}")
+
+
+RANGES = {"threshold": (0.0, math.inf, "0 or more"), "sparsity": (0.0, 1.0, "0 or more and below 1")}
+"""For each option that is a number: the smallest value, the first that is too large, and both in words."""
+
+
+def in_range(option: str, value: float) -> bool:
+    """Return whether a number may be the value of an option; NaN may not."""
+    lowest, end, _ = RANGES[option]
+    return lowest <= value < end or (value == end == math.inf)
 
 
 class QuantizerKeywords(TypedDict, total=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -21,7 +22,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     A device, a pipe or a descriptor's name such as /dev/stdout is written to, never replaced by a file.
 
     Raises:
-        OSError: There is no such folder, or it cannot be written to.
+        OSError: There is no such folder, it cannot be written to, or the path is a folder itself.
     """
     path = Path(path)
     if is_stream(path):
@@ -31,6 +32,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             with beside.open("rb") as source, os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as target:
                 shutil.copyfileobj(source, target)
         return
+    if path.is_dir() or not path.name:
+        raise IsADirectoryError(errno.EISDIR, "is a folder, wanted the name of a file", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     # Not mkstemp, whose files only their owner can read: keep the mode of the earlier file, or follow the umask.
     try:

@@ -23,6 +23,7 @@ __all__ = [
     "ModelClosedError",
     "ModelFileError",
     "ModelTooLargeError",
+    "NoBatchesError",
     "NonFiniteActivationError",
     "NonFiniteWeightError",
     "NothingToFuseError",
@@ -36,6 +37,7 @@ __all__ = [
     "UnknownModelError",
     "UnknownQuantizerError",
     "VanishingGradientError",
+    "WeightsNotLoadedError",
 ]
 
 
@@ -106,6 +108,20 @@ class NonFiniteActivationError(TernaryError, ValueError):
     """An input or an activation is NaN or infinite.
 
     Check the input for NaN and infinity, then the layer that the message names.
+    """
+
+
+class NoBatchesError(TernaryError, ValueError):
+    """There is no batch to train, measure or calibrate with: the data is empty, or an iterator that was read before.
+
+    Pass a list, or make the iterator anew for each use; `fit` calls its function once per epoch.
+    """
+
+
+class WeightsNotLoadedError(TernaryError, ValueError):
+    """A weight has no values yet: it is on the meta device, or its layer is lazy and was never called.
+
+    Load the weights first, or call the model once with an input.
     """
 
 

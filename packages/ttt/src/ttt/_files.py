@@ -31,8 +31,13 @@ def write_atomically(path: Path, data: bytes, mode: int = PRIVATE, *, sync: bool
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
             file.write(data)
         return
+    if path.is_dir() or not path.name:
+        raise IsADirectoryError(errno.EISDIR, "is a folder, wanted the name of a file", str(path))
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
+    except OSError as error:  # which names the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

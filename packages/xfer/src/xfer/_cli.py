@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import sys
@@ -24,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 good, 1 something does not work, 2 an error or wrong usage, 130 interrupted.
     """
-    if sys.stdout is None:  # it was closed before we started
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started; another file would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # which lacks characters of names and pictures
     chosen = _parser().parse_args(arguments)
     try:
         status = _run(chosen)
@@ -36,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (XferError, ValueError, OSError) as error:
-        print(f"xfer: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(f"xfer: {text}", file=sys.stderr)
+        if chosen.json:
+            with contextlib.suppress(OSError):  # it may be the output that failed
+                _print_json({"error": type(error).__name__, "message": text})
         return 2
     return status
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 _LONGEST = 86_400.0  # seconds; more than 24 days do not fit what the system's calls take
 
 
 def deadline(timeout: float | None) -> float | None:
-    """Return when a timeout is up."""
-    return None if timeout is None else time.monotonic() + timeout
+    """Return when a timeout is up; raise ValueError if it is no number of seconds."""
+    if timeout is None:
+        return None
+    try:
+        end = time.monotonic() + timeout
+    except TypeError:
+        end = math.nan
+    if end != end:  # NaN
+        raise ValueError(f"got timeout {timeout!r:.80}, want a number of seconds, or None to wait for ever")
+    return end
 
 
 def left(end: float | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ def call_model(
     Args:
         ref: The model.
         method: The method's name.
-        args: Positional arguments.
+        args: Positional arguments, as a list or tuple: the rows of a tensor would be taken for arguments.
         kwargs: Keyword arguments.
         refuse_writes: Run in strict mode, in which a write to a weight raises WriteRefusedError.
         trust_remote_code: See `ModelRef.load`.
@@ -107,6 +107,8 @@ def call_model(
         >>> zerocopy.forget(ref)
         >>> zerocopy.unpublish(ref)
     """
+    if isinstance(args, str | bytes | Mapping) or hasattr(args, "__array__") or not isinstance(args, Iterable):
+        raise TypeError(f"args is a {type(args).__name__}, wanted a list of arguments, such as (inputs,)")
     model = kept_model(ref, trust_remote_code)
     function = model if method == "__call__" else getattr(model, method)
     with torch.no_grad():

@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
@@ -41,7 +41,7 @@ class ModelProxy:
 
     def __init__(self, ref: ModelRef, methods: Sequence[str], run: Callable[..., Any] = call_model) -> None:
         self._ref = ref
-        self._methods = frozenset(methods)
+        self._methods = frozenset(_names(methods))
         self._run = run
         self._owned: weakref.finalize[..., ModelProxy] | None = None
 
@@ -92,7 +92,7 @@ class ModelProxy:
         return f"ModelProxy({self._ref.name} version {self._ref.version}, methods {sorted(self._methods)})"
 
 
-def rewrite_pipeline(
+def rewrite_pipeline(  # long because its documentation counts too
     pipeline: T,
     *,
     methods: Sequence[str] = ("__call__",),
@@ -123,6 +123,8 @@ def rewrite_pipeline(
         UnshareableError: A model cannot be published.
         RemoteCodeError: A model's classes come from code of its checkpoint, and `trust_remote_code` is not given.
         MissingExtraError: Ray is needed and not installed.
+        ValueError: The mode is unknown.
+        TypeError: `methods` is one text, or holds what is no name.
 
     Example:
         >>> import torch, zerocopy
@@ -131,6 +133,9 @@ def rewrite_pipeline(
         torch.Size([1, 2])
         >>> del small  # gives up the model
     """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode {mode!r} is none of {', '.join(get_args(Mode))}")
+    methods = _names(methods)
     make_run = _runner(mode, workers, options, trust_remote_code)
     stand_ins: dict[int, ModelProxy] = {}
 
@@ -141,6 +146,14 @@ def rewrite_pipeline(
         return stand_ins[id(model)]
 
     return _replaced(pipeline, stand_in)  # type: ignore[no-any-return]  # a T, but for the models in it
+
+
+def _names(methods: Sequence[str]) -> tuple[str, ...]:
+    """Return names of methods, read once. One text is refused: its letters would be the names."""
+    names = (methods,) if isinstance(methods, str) else tuple(methods)
+    if isinstance(methods, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"methods is {methods!r:.80}, wanted a list of names, such as ['forward']")
+    return names
 
 
 def _give_up(path: str) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import time
-import types
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from zerocopy._arena import Arena, InArena
 from zerocopy._checkpoint.files import files_of
 from zerocopy._checkpoint.publishing import publish_checkpoint
 from zerocopy._hub import publish_pretrained
+from zerocopy._identity import code_of
 from zerocopy._lease import TEMPORARY, close, gate, opened
 from zerocopy._publish import Options, from_base, publish_made
 from zerocopy._ref import ModelRef, ref_of
@@ -34,7 +33,7 @@ _PAUSE = 0.02  # seconds between two looks of a process that waits
 Progress = Callable[[str], object]
 
 
-def share(
+def share(  # long because its documentation counts too
     name: str,
     build_or_checkpoint: Callable[[], Any] | str | os.PathLike[str],
     *,
@@ -49,6 +48,7 @@ def share(
 
     Call it in every worker, with the same arguments. The leader builds the model inside the segment, and the others
     wait and map it. If the leader is killed, another takes its place. The model stays as long as any process has it.
+    A build whose code, defaults, or constants, functions and classes of its own module differ is another build.
 
     Args:
         name: The name to share it under.
@@ -67,6 +67,7 @@ def share(
     Raises:
         OtherBuildError: The name is shared from another build or checkpoint.
         ShareTimeoutError: The leader was not done in time.
+        ValueError: The name cannot be part of a file name, or the timeout is no number of seconds.
 
     Example:
         >>> import torch, zerocopy
@@ -77,6 +78,8 @@ def share(
         True
         >>> zerocopy.unpublish(zerocopy.current("doc-share"))
     """
+    if isinstance(timeout, bool | str) or not timeout >= 0:
+        raise ValueError(f"timeout {timeout!r} is no number of seconds")
     folder = places.prepare(directory)
     source, told = _identity(build_or_checkpoint, build, auto_class), ""
     lock = folder / f"{places.check_name(name)}@0-0{places.SUFFIX}.gate{TEMPORARY}"
@@ -203,43 +206,8 @@ def _identity(what: Any, build: Callable[[], Any] | None, auto_class: Any) -> st
             stats = [(file.name, file.stat()) for file in files if file.is_file()]
             parts = [(file, status.st_size, status.st_mtime_ns) for file, status in stats] + parts[1:]
         if build is not None:
-            parts.append(_code(build))
+            parts.append(code_of(build))
     else:
         kind = f"{getattr(what, '__module__', '')}.{getattr(what, '__qualname__', type(what).__name__)}"
-        parts = [_code(what)]
+        parts = [code_of(what)]
     return f"{kind}\n{hashlib.sha256(repr(parts).encode()).hexdigest()}"
-
-
-def _code(what: Any) -> Any:
-    """Return a value that is equal in two processes if a function does the same in both."""
-    if isinstance(what, types.FunctionType):
-        cells = [_constant(cell.cell_contents) for cell in what.__closure__ or ()]
-        defaults = [_constant(value) for value in (what.__defaults__ or ())]
-        return what.__qualname__, _bytecode(what.__code__), cells, defaults
-    if isinstance(what, types.MethodType):
-        return _code(what.__func__), _constant(what.__self__)
-    if hasattr(what, "func") and hasattr(what, "keywords"):  # functools.partial
-        return _code(what.func), _constant(what.args), _constant(sorted(what.keywords.items()))
-    if isinstance(what, type):
-        return what.__module__.replace("__mp_main__", "__main__"), what.__qualname__
-    return type(what).__qualname__, _constant(what)
-
-
-def _bytecode(code: types.CodeType) -> Any:
-    constants = [_bytecode(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
-    return code.co_code.hex(), constants, code.co_names
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, types.FunctionType):
-        return _code(value)
-    if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
-    if isinstance(value, str | bytes | int | float | complex | bool | type(None) | type(...)):
-        return repr(value)
-    if isinstance(value, tuple | list):
-        return [_constant(item) for item in value]
-    try:
-        return hashlib.sha256(pickle.dumps(value)).hexdigest()
-    except Exception:  # of any type: what cannot be pickled counts by its class
-        return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -31,25 +34,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 where a source has errors or would change, 2 for wrong usage or a failure, 130 after Ctrl-C.
     """
-    if sys.stdout is None:  # it was closed before we started
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started; another file would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # which lacks characters of names and pictures
+    as_json = False
     try:
         arguments = _parser().parse_args(argv)
+        as_json = arguments.json
         status = int(arguments.run(arguments))
         sys.stdout.flush()
         return status
     except CompileError as e:
-        print(e, file=sys.stderr)
-        return 1
+        return _failed(e, str(e), 1, as_json)
     except BrokenPipeError:  # the reader has gone: what is left of the output goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (TernaryError, OSError, MemoryError) as e:
-        print(f"ternary: {e}", file=sys.stderr)
-        return 2
+        return _failed(e, f"ternary: {e}", 2, as_json)
     except KeyboardInterrupt:
         print("ternary: interrupted; files already written are whole", file=sys.stderr)
         return 130
+
+
+def _failed(error: Exception, text: str, status: int, as_json: bool) -> int:
+    """Say what failed on standard error, and as JSON on standard output where that is wanted; return the status."""
+    print(text, file=sys.stderr)
+    if as_json:
+        with contextlib.suppress(OSError):  # it may be the output that failed
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2), flush=True)
+    return status
 
 
 class _Version(argparse.Action):

@@ -36,6 +36,8 @@ def read_source(source: str | Path, name: str = "") -> SourceText:
             place = Span(len(text.text) - 1, len(text.text))
             problem = Diagnostic("bad-character", f"byte {data[e.start]:#04x} is not UTF-8", place, "text in UTF-8")
             raise CompileError(text, (problem,)) from None
+    if not isinstance(source, str):
+        raise TypeError(f"got {source!r:.80}; wanted a program as text, or a pathlib.Path to a file")
     return SourceText(source, name or "<source>")
 
 

@@ -20,7 +20,7 @@ from ternary._language.library import (
     Values,
 )
 from ternary._language.names import NameChecker
-from ternary._options import CHOICES
+from ternary._options import CHOICES, RANGES, in_range
 
 MAX_LAYERS = 1_000_000
 MAX_NESTING = 50
@@ -235,6 +235,9 @@ class Instances:
                     values[arg.name] = UNKNOWN
             if args is TERNARY_OPTIONS and isinstance(value, str) and value not in CHOICES.get(arg.name, (value,)):
                 self.error("bad-value", f"unknown {arg.name} '{value[:40]}'", expr.span, ", ".join(CHOICES[arg.name]))
+            is_number = arg.name in RANGES and isinstance(value, int | float)
+            if args is TERNARY_OPTIONS and is_number and not in_range(arg.name, value):
+                self.error("bad-value", f"{arg.name} = {value}", expr.span, expected=RANGES[arg.name][2])
         return values
 
 

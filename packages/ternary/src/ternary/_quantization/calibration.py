@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ternary.errors import NoBatchesError
 from ternary.nn._layers import TernaryWeight
+
+
+def batches_of(data: Iterable[Any], name: str) -> list[Any]:
+    """Return the batches of any iterable; raise `NoBatchesError` if there is none."""
+    batches = list(data)
+    if not batches:
+        raise NoBatchesError(f"{name} holds no batch; an iterator can be read only once: pass a list")
+    return batches
 
 
 def run(model: nn.Module, batch: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ternary._options import QuantizerOptions
-from ternary._quantization.calibration import fit_to_inputs, reestimate_batch_norm
+from ternary._quantization.calibration import batches_of, fit_to_inputs, reestimate_batch_norm
 from ternary._quantization.modules import TERNARY_FORMS, computes_weight, names_of, replaced, weight_of, workable_copy
 from ternary._quantization.outliers import treated
 from ternary._quantization.probe import Use, probe
@@ -19,6 +19,7 @@ from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary._quantization.report import LayerReport, Report, report_of, untouched_parameters
 from ternary._quantization.source_reads import read_in_source
 from ternary.nn._layers import TernaryWeight
+from ternary.nn._loaded import require_loaded
 from ternary.nn._quantizers import require_finite
 from ternary.runtime._face import keep_attributes
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
@@ -57,6 +58,8 @@ def quantize(  # long because its documentation counts too
         UnknownQuantizerError: The recipe names a quantizer or a precision that does not exist.
         NonFiniteWeightError: A weight is NaN or infinite.
         NonFiniteActivationError: Calibration met an activation that is NaN or infinite.
+        NoBatchesError: Calibration holds no batch, as an iterator that was read before.
+        WeightsNotLoadedError: A weight has no values yet.
 
     Example:
         >>> import torch, ternary
@@ -66,10 +69,11 @@ def quantize(  # long because its documentation counts too
         ['int8', 'ternary', 'int8']
     """
     recipe = recipe or Recipe()
+    require_loaded(model)
     made = workable_copy(model)
     plan = plan_precisions(made, recipe)
     folded = {name for name, layer in model.named_modules() if computes_weight(layer)}
-    batches = list(calibration) if calibration is not None else []
+    batches = batches_of(calibration, "calibration") if calibration is not None else []
     uses = probe(made, batches, plan) if batches else {}
     in_source = set() if batches else read_in_source(made)
     names = names_of(made)
@@ -81,6 +85,8 @@ def quantize(  # long because its documentation counts too
         require_finite(weight_of(layer), f"{name or type(layer).__name__}.weight")
         use, weight = uses.get(name), layer.weight
         precision, note = checked_precision(wanted, use, name in in_source, batches != [])
+        if weight_of(layer).is_complex():
+            precision, note = "float", "kept float: its weight is complex"
         earlier = counted.get(id(weight))
         power = None if earlier is not None else _power(layer, use)
         chosen = None

@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from ternary.errors import Fp16OverflowError
+from ternary.nn._loaded import require_loaded
 from ternary.nn._quantizers import require_finite
 
 FP16_MAX = 65504.0
@@ -18,6 +19,7 @@ def to_fp16(model: nn.Module) -> nn.Module:
     Raises:
         Fp16OverflowError: A value is finite but larger than 65504.
         NonFiniteWeightError: A value is NaN or infinite.
+        WeightsNotLoadedError: A weight has no values yet.
 
     Example:
         >>> import torch, ternary
@@ -27,6 +29,7 @@ def to_fp16(model: nn.Module) -> nn.Module:
     Args:
         model: The model to copy; it stays as it is.
     """
+    require_loaded(model)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and tensor.numel():
             require_finite(tensor, name)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ternary._quantization.calibration import output_of, run
+from ternary._quantization.calibration import batches_of, output_of, run
 from ternary._quantization.convert import convert
 from ternary._quantization.modules import names_of, replaced, workable_copy
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary.nn._layers import TernaryWeight
+from ternary.nn._loaded import require_loaded
 
 
 @torch.no_grad()
@@ -29,6 +30,10 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
     Returns:
         The relative error (L2) by layer name, the most sensitive first.
 
+    Raises:
+        NoBatchesError: There is no batch, as from an iterator that was read before.
+        WeightsNotLoadedError: A weight has no values yet.
+
     Example:
         >>> import torch, ternary
         >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 10))
@@ -36,7 +41,8 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
         ['0', '1']
     """
     recipe = recipe or Recipe()
-    given = list(batches)
+    require_loaded(model)
+    given = batches_of(batches, "batches")
     found: dict[str, float] = {}
     plain = workable_copy(model).eval()
     names = names_of(plain)

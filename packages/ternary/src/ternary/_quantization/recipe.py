@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -54,9 +55,20 @@ class Recipe(QuantizerOptions):
         """Check every option."""
         QuantizerOptions.__post_init__(self)
         require_choice("outliers", self.outliers, ("auto", "keep"))
+        if not isinstance(self.rules, str | Mapping):
+            object.__setattr__(self, "rules", tuple(self.rules))  # an iterator can be read only once
         wrong = [rule for rule in self.rules if isinstance(rule, str) or len(rule) != 2]
-        if isinstance(self.rules, str) or wrong:
+        if isinstance(self.rules, str | Mapping) or wrong:
             raise ValueError(f'rules are pairs, as in rules=(("head", "float"),); got {str(self.rules)[:100]}')
+        wanted = [
+            self.ends,
+            self.depthwise,
+            self.embeddings,
+            self.otherwise,
+            *(precision for _, precision in self.rules),
+        ]
+        for precision in wanted:
+            require_choice("precision", precision, PRECISIONS)
 
     def options(self) -> QuantizerOptions:
         """Return the options of the ternary layers."""

@@ -96,7 +96,8 @@ class Report:
 @torch.no_grad()
 def report_of(name: str, before: nn.Module, after: nn.Module, precision: Precision, shared: bool) -> LayerReport:
     """Return the report of one layer."""
-    weight = weight_of(before).double()
+    weight = weight_of(before)
+    weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
     size = weight.numel()
     got, stored, zeros = _rounded(after, weight)
     if got is None:

@@ -57,6 +57,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no training can use."""
+        if isinstance(self.epochs, bool) or not hasattr(self.epochs, "__index__") or self.epochs < 0:
+            raise ValueError(f"got epochs={self.epochs!r}; wanted a whole number, 0 or more")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"got schedule={self.schedule!r}; it is one of {', '.join(SCHEDULES)}")
         if not 0.0 <= self.distill <= 1.0 or not self.temperature > 0.0:

@@ -16,7 +16,7 @@ from ternary._quantization.calibration import mode, output_of, reestimate_batch_
 from ternary._training.batches import cut_and_mixed, tensors_of
 from ternary._training.checkpoint import resume, save_checkpoint
 from ternary._training.config import History, TrainConfig, rate, ternary_part
-from ternary.errors import DivergedError, NonFiniteActivationError, VanishingGradientError
+from ternary.errors import DivergedError, NoBatchesError, NonFiniteActivationError, VanishingGradientError
 from ternary.nn._layers import ternary_layers
 
 
@@ -63,6 +63,7 @@ def fit(  # long because its documentation counts too
         NonFiniteActivationError: An input is NaN or infinite.
         ModelFileError: The checkpoint is damaged or of another model.
         TernaryError: `config.cutmix` finds no span in inputs of this shape.
+        NoBatchesError: An epoch has no batch, as where each call returns the same iterator.
         ValueError: The model has no parameter that can be trained.
 
     Example:
@@ -74,6 +75,8 @@ def fit(  # long because its documentation counts too
         True
     """
     config = config or TrainConfig()
+    if not callable(batches):
+        raise TypeError(f"batches is {batches!r:.80}; wanted a function that returns them, as lambda: data")
     criterion = loss or (lambda y, t: functional.cross_entropy(y, t, label_smoothing=config.label_smoothing))
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameter that can be trained")
@@ -85,6 +88,10 @@ def fit(  # long because its documentation counts too
         model.train()
         found = batches()
         given = found if isinstance(found, Sized) else list(found)
+        if len(given) == 0:
+            raise NoBatchesError(
+                f"epoch {epoch + 1} has no batch; batches() returned {found!r:.80}, which is empty or was read before"
+            )
         with contextlib.nullcontext() if teacher is None else mode(teacher, training=False):
             training.epoch(epoch, given)
         if config.reestimate_norms and epoch == config.epochs - 1:

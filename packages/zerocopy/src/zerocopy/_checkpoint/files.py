@@ -126,7 +126,9 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointMismatchError(f"{path} is not a readable torch file of the old format: {error}") from error
+        raise CheckpointMismatchError(
+            f"{path} is not a readable torch file of the old format: {str(error) or 'it ends too early'}"
+        ) from error
 
 
 def _is_state(content: object) -> bool:
