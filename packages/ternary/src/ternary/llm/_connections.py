@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -53,5 +54,6 @@ def configuration(application: Any, **options: Any) -> uvicorn.Config:
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        with suppress(ValueError, OSError):  # macOS names no limit and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return uvicorn.Config(application, http=PatientProtocol, timeout_graceful_shutdown=GRACE, **options)
