@@ -1,6 +1,7 @@
 /* Norms, attention and the head with AVX-512; the head's products with VNNI. */
 #define PARTS 1
 #include "numeric.h"
+#include "pieces.h"
 
 #if HAVE_X86
 /* vpdpbusd multiplies unsigned with signed bytes: weights enter as value + 128, and 128 times the sum of the
@@ -16,7 +17,8 @@ TARGET_VNNI INLINE void dots_vnni_tile(const int8_t *weight, const float *scale,
     for (int64_t j = 0; j < n; j += 64) {
         __m512i w[2];
         UNROLL for (int i = 0; i < weights; i++) {
-            __builtin_prefetch((const void *)((uintptr_t)(weight + i * n + j) + 4096), 0, 2);
+            if (weights == 1) fetch_next_page(weight + i * n + j, 64); /* as for one row of a product */
+            else FETCH(weight + i * n + j, 4096, 2);
             w[i] = _mm512_xor_si512(_mm512_loadu_si512(weight + i * n + j), flip);
         }
         UNROLL for (int r = 0; r < rows; r++) {
