@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from ternary.llm._cache import Row
 from ternary.llm._config import _frequencies
 from ternary.llm._engine import open_engine
 from ternary.llm._modelfile import open_file
+from ternary.llm._source import write_model
 from ternary.runtime import available_kernels
 
 pytestmark = pytest.mark.timeout(300)  # transformers alone takes long to import on a busy machine
@@ -28,7 +30,7 @@ def beside(name):
     return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name(name))))
 
 
-models = beside("llm_models.py")
+models, llm_random = beside("llm_models.py"), beside("llm_random.py")
 KINDS = [("bitnet", {"tie_word_embeddings": True}), ("llama", {}), ("llama", {"attention_bias": True})]
 ROPES = [
     {"rope_type": "default", "rope_theta": 10000.0},
@@ -94,6 +96,37 @@ def test_every_kernel_returns_the_same_bits(kernel, bits, kind, changes, tmp_pat
     expected = run(file, ids, "torch", bits=bits)
     for threads, at_once in ((1, True), (2, True), (1, False), (3, False)):
         np.testing.assert_array_equal(run(file, ids, kernel, threads, bits, at_once), expected)
+
+
+class LoudSource(llm_random.RandomSource):
+    """The head's numbers are all at their largest, and so is what they are multiplied with."""
+
+    def vector(self, name):
+        """Norms of 1."""
+        return np.ones_like(super().vector(name))
+
+    def matrix(self, name):
+        """Products too small to change the sums that they are added to."""
+        found = super().matrix(name)
+        return replace(found, scale=found.scale * np.float32(1e-12))
+
+    def rows(self, name):
+        """One number, and at last another sign."""
+        signs = np.ones((self.config.vocabulary, 1), np.float32)
+        signs[-1] = -1
+        yield np.broadcast_to(signs, (self.config.vocabulary, self.config.hidden)).copy()
+
+
+@pytest.mark.parametrize("kernel", available_kernels())
+def test_the_largest_products_of_a_wide_head_do_not_overflow(kernel, tmp_path) -> None:
+    """32 bits hold 16,383 times 127 times the 32,512 of an activation in no kernel; results are exact all the same."""
+    config = ModelConfig(5, hidden=16416, inner=16, layers=1, heads=1, kv_heads=1, head_size=16, context=16)
+    write_model(LoudSource(config), tmp_path / "loud.ternary")
+    file = open_file(tmp_path / "loud.ternary")
+    expected = run(file, [0, 1, 2, 3, 4], "torch")
+    np.testing.assert_allclose(expected[0], [16416, 16416, 16416, 16416, -16416], rtol=1e-4)
+    for at_once in (True, False):
+        np.testing.assert_array_equal(run(file, [0, 1, 2, 3, 4], kernel, at_once=at_once), expected)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -123,6 +123,20 @@ def test_a_model_larger_than_the_address_space_is_refused(large) -> None:
     assert f"{large.stat().st_size:,} bytes" in said
 
 
+@linux
+def test_a_model_larger_than_what_is_left_of_the_address_space_is_refused(large) -> None:
+    """The limit would hold the model, but not what the process has taken already too."""
+    before = """
+        import mmap, re, resource
+        import ternary.llm
+        taken = mmap.mmap(-1, 600 << 20)
+        size = int(re.search("VmSize: *([0-9]+)", open("/proc/self/status").read().replace("\\t", "")).group(1)) * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (size + (200 << 20), size + (200 << 20)))
+    """
+    said = in_child(large, before)
+    assert said.startswith(f"{large} does not fit ({large.stat().st_size:,} bytes): this process gets no more memory")
+
+
 @pytest.fixture
 def group():
     """Make a control group of a controller, version 1, for this test."""

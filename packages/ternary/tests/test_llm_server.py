@@ -19,8 +19,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ternary.errors import ServerBusyError
+from ternary.errors import ModelClosedError, ServerBusyError
 from ternary.llm import Sampling, application, convert, load
+from ternary.llm import _connections as connections
+from ternary.llm import _server as server_module
 from ternary.llm._batching import Request, Scheduler
 from ternary.llm._versions import Versions
 
@@ -69,7 +71,7 @@ def serving(path, parallel=4, queue=4, **options):
     versions = Versions(path, "small", parallel, queue, {"threads": 1, **options})
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(application(versions), log_level="error", lifespan="off")
+    config = connections.configuration(application(versions), log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
@@ -189,6 +191,18 @@ def test_a_full_queue_is_refused(endless) -> None:
         ({"messages": MESSAGES, "seed": -1}, "seed"),
         ({"messages": MESSAGES, "stop": [1]}, "stop"),
         ({"messages": MESSAGES, "stop": 7}, "wrong type"),
+        ({"messages": MESSAGES, "stop": {"a": 1}}, "wrong type"),
+        ({"messages": MESSAGES, "stop": ["a"] * 17}, "up to 16 texts"),
+        ({"messages": MESSAGES, "n": 0}, "'n' is not supported"),
+        ({"messages": MESSAGES, "n": True}, "'n' is not supported"),
+        ({"messages": MESSAGES, "logprobs": True}, "'logprobs' is not supported"),
+        ({"messages": MESSAGES, "frequency_penalty": 0.5}, "'frequency_penalty' is not supported"),
+        ({"messages": MESSAGES, "response_format": {"type": "json_object"}}, "'response_format' is not supported"),
+        ({"messages": MESSAGES, "repetition_penalty": 1e-40}, "repetition_penalty"),
+        ({"messages": MESSAGES, "stream": "false"}, "wanted a bool"),
+        ({"messages": MESSAGES, "stream": True, "stream_options": "x"}, "wanted a dict"),
+        ({"messages": MESSAGES, "temperature": "\ud800" * 9000}, "temperature"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "not Unicode"),
         ({"messages": [{"role": "user", "content": "fox " * 9000}]}, "context"),
     ],
 )
@@ -202,6 +216,89 @@ def test_wrong_requests_are_answered_400(served, body, word) -> None:
         assert answer.code == 400
         assert word in json.loads(answer.read())["error"]["message"]
     assert json.loads(get(served.url + "/health"))["status"] == "ok"
+
+
+@pytest.mark.parametrize(("tokens", "word"), [([10**30], "vocabulary"), ([-1], "vocabulary"), ([1] * 2048, "context")])
+def test_tokens_that_are_no_prompt_are_answered_400(served, tokens, word) -> None:
+    """They are found before the request is queued, and the longest prompt leaves room for one token."""
+    with client_of(served) as client:
+        with pytest.raises(openai.BadRequestError, match=word):
+            client.completions.create(model="small", prompt=tokens)
+        with pytest.raises(openai.BadRequestError, match=word):
+            client.completions.create(model="small", prompt=tokens, stream=True)
+    assert served.scheduler.counters.requests == 0
+
+
+def test_what_asks_for_nothing_is_taken(served) -> None:
+    """Clients send defaults along; a limit that is null leaves the other one its word."""
+    defaults = {"n": 1, "logprobs": None, "frequency_penalty": 0, "presence_penalty": 0.0, "stop": None, "tools": []}
+    extra = {
+        "max_completion_tokens": None,
+        "top_k": 10**18,
+        "response_format": {"type": "text"},
+        "stream_options": None,
+    }
+    with client_of(served) as client:
+
+        def ask(count):
+            answer = client.chat.completions.create(
+                model="small", messages=MESSAGES, max_tokens=count, temperature=1e-320, extra_body=extra, **defaults
+            )
+            return answer.usage.completion_tokens, answer.choices[0].finish_reason
+
+        assert (ask(0), ask(2)) == ((0, "length"), (2, "length"))
+
+
+@pytest.mark.parametrize(
+    ("begin", "answer"),
+    [
+        (b"", b""),
+        (b"POST /v1/completions HTTP/1.1\r\nhost:", b""),
+        (b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n{", b"HTTP/1.1 408 "),
+    ],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_clients_that_fall_silent_are_let_go(served, monkeypatch, begin, answer) -> None:
+    """Connections without a whole request end, however many there are."""
+    monkeypatch.setattr(connections, "PATIENCE", 0.05)
+    monkeypatch.setattr(server_module, "BODY_SECONDS", 0.05)
+    address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+    with contextlib.ExitStack() as opened:
+        held = [opened.enter_context(socket.create_connection(address)) for _ in range(100)]
+        for connection in held:
+            connection.settimeout(200)
+            connection.sendall(begin)
+        for connection in held:
+            said = b""
+            while part := connection.recv(4096):
+                said += part
+            assert said.startswith(answer)
+    assert json.loads(get(served.url + "/health"))["status"] == "ok"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS holds on Linux")
+def test_no_memory_for_one_more_text_is_an_answer(tmp_path) -> None:
+    """A request for which there is no memory ends with an error; one that can have another's memory is answered."""
+    text = """if True:
+        import queue, re, resource, sys
+        import numpy.random
+        from ternary.llm import Sampling, load
+        from ternary.llm._batching import Request, Scheduler
+        scheduler, events = Scheduler(load(sys.argv[1], threads=1, context=1 << 19), parallel=2), queue.Queue()
+        size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        for limit, prompt in ((size + (16 << 20), [5, 6]), (most, [5, 6]), (size + (16 << 20), [7, 8])):
+            resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+            scheduler.submit(Request(prompt, Sampling(max_tokens=1), events.put))
+            while (event := events.get()).error is None and event.finish is None:
+                pass
+            print(event.finish or type(event.error).__name__)
+        scheduler.close()
+    """
+    file = words.save_words(tmp_path / "long.ternary", context=1 << 19)
+    run = [sys.executable, "-c", text, str(file)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=200)
+    assert done.stdout.split() == ["ModelTooLargeError", "length", "length"]
 
 
 def test_a_huge_body_is_refused(served) -> None:
@@ -273,13 +370,34 @@ def test_an_application_answers_and_closes_with_its_lifespan(path) -> None:
     assert "ternary-scheduler" not in [running.name for running in threading.enumerate()]
 
 
-def test_the_command(path) -> None:
-    """`ternary serve` in a process of its own, and its end by Ctrl-C."""
-    run = [sys.executable, "-m", "ternary", "serve", str(path), "--port", "0", "--threads", "1"]
+def test_a_second_lifespan_is_refused(path) -> None:
+    """An application whose model is closed says so when it starts, and not to every request."""
+    app = application(path, threads=1)
+
+    async def live():
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(live())
+    with pytest.raises(ModelClosedError, match="make another one"):
+        asyncio.run(live())
+
+
+def test_the_command(endless) -> None:
+    """`ternary serve` in a process of its own; Ctrl-C ends it and the stream of a client that would go on."""
+    run = [sys.executable, "-m", "ternary", "serve", str(endless), "--port", "0", "--threads", "1"]
+    run += ["--context", str(words.CONTEXT)]
     with subprocess.Popen(run, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             url = next(line.split()[-5] for line in process.stderr if "running on" in line)
             assert json.loads(get(f"{url}/health"))["status"] == "ok"
+            with client_of(SimpleNamespace(url=url)) as client:
+                pieces = iter(client.completions.create(model="small", prompt="the", **words.ENDLESS))
+                next(pieces)
+                process.send_signal(2)
+                with contextlib.suppress(Exception):
+                    for _ in pieces:
+                        pass
         finally:
             process.send_signal(2)
             process.communicate(timeout=200)

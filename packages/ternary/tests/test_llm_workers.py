@@ -35,8 +35,14 @@ def path(tmp_path_factory):
     return words.save_words(tmp_path_factory.mktemp("workers") / "small.ternary")
 
 
+def running(port):
+    """How many requests a worker runs."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=200) as answer:
+        return json.load(answer)["running"]
+
+
 def test_workers_answer_and_are_replaced(path) -> None:
-    """One address for two processes; one that is killed and one that is stopped are replaced; at last none is left."""
+    """One address for two processes; one killed amid a stream and one stopped are replaced; at last none is left."""
     expected = load(path).generate("the quick", max_tokens=5).text()
     with serve(path, workers=2, threads=1) as served:
         served.wait()
@@ -51,8 +57,12 @@ def test_workers_answer_and_are_replaced(path) -> None:
             for port in first.values():  # each of them also answers alone
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=200) as answer:
                     assert json.load(answer)["status"] == "ok"
-            killed, stopped = first
+            pieces = iter(client.completions.create(model="small", prompt="the", **words.ENDLESS))
+            next(pieces)
+            killed, stopped = sorted(first, key=lambda pid: not running(first[pid]))
             os.kill(killed, signal.SIGKILL)
+            with pytest.raises(openai.APIError):  # the text is not whole, and says so
+                list(pieces)
             os.kill(stopped, signal.SIGSTOP)
             assert ask() == (expected, "small")  # once another one is there
             words.eventually(lambda: len(set(served.ready) - set(first)) == 2)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from ternary.errors import ModelTooLargeError
 
-__all__ = ["Limit", "check_memory", "memory_limit", "processors"]
+__all__ = ["Limit", "check_memory", "memory_limit", "processors", "taking_memory"]
 
 _GROUPS, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
@@ -69,6 +71,25 @@ def check_memory(nbytes: int, what: str, otherwise: str = "") -> None:
             f"{what}: {nbytes:,} bytes, but this process may use {limit.nbytes:,} ({limit.source}); raise the "
             f"limit{otherwise}"
         )
+
+
+@contextmanager
+def taking_memory(what: str, otherwise: str = "") -> Iterator[None]:
+    """Say what could not get memory, where the system refuses it although no limit is below its size.
+
+    Args:
+        what: What takes it, for the message.
+        otherwise: What else to do than to raise the limit.
+
+    Raises:
+        ModelTooLargeError: The system has refused it.
+    """
+    try:
+        yield
+    except (MemoryError, OSError) as e:
+        if isinstance(e, OSError) and e.errno != errno.ENOMEM:
+            raise
+        raise ModelTooLargeError(f"{what}: this process gets no more memory; raise its limit{otherwise}") from None
 
 
 def _folders(controller: str, groups: Path, mount: Path) -> Iterator[Path]:

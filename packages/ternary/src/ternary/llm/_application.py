@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ternary.errors import MissingExtraError
+from ternary.errors import MissingExtraError, ModelClosedError
 from ternary.llm._versions import Source, Versions
 
 __all__ = ["application"]
@@ -34,6 +34,7 @@ def application(source: Source, *, name: str | None = None, parallel: int = 8, q
 
     Raises:
         MissingExtraError: The extra `serve` is not installed.
+        ModelClosedError: From a second lifespan.
 
     Example:
         >>> import asyncio, tempfile
@@ -55,6 +56,8 @@ def application(source: Source, *, name: str | None = None, parallel: int = 8, q
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        if versions.closed:
+            raise ModelClosedError("the application's lifespan has ended, and its model is closed; make another one")
         try:
             yield
         finally:

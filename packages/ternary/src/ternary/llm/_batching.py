@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ternary.errors import ServerBusyError, TernaryError
+from ternary.errors import ServerBusyError
 from ternary.llm._cache import Cache, Row
 from ternary.llm._model import Model
 from ternary.llm._sampling import Sampling
@@ -184,13 +184,17 @@ class Scheduler:
             if request.cancelled:
                 self._end(request, Event(finish="cancelled"))
                 continue
-            cache, cached = self._best_cache(request.prompt)
+            try:
+                cache, cached = self._best_cache(request.prompt)
+            except Exception as e:  # such as no memory for a cache
+                self._end(request, Event(error=e))
+                continue
             try:
                 sequence = Sequence(
                     self._model.engine, cache, cached, request.prompt, request.sampling, self._model.ends
                 )
                 active = _Active(request, sequence, self._model.tokenizer.stream(), StopFinder(request.sampling.stop))
-            except (TernaryError, ValueError) as e:
+            except Exception as e:
                 self._idle.append((cache, cached))
                 self._end(request, Event(error=e))
                 continue
@@ -206,7 +210,11 @@ class Scheduler:
         if len(self._idle) + len(self._active) < self._parallel and not any(
             shared_beginning(cached, prompt) > len(cached) // 2 for _, cached in self._idle
         ):
-            return self._model.engine.new_cache(self._model.context), []
+            try:
+                return self._model.engine.new_cache(self._model.context), []
+            except MemoryError:
+                if not self._idle:
+                    raise
         best = max(range(len(self._idle)), key=lambda i: shared_beginning(self._idle[i][1], prompt))
         return self._idle.pop(best)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ternary._limits import taking_memory
 from ternary.llm._config import ModelConfig
 from ternary.llm._modelfile import ModelFile
 
@@ -38,10 +39,15 @@ class Cache:
         self.capacity: int = -(-capacity // LANES) * LANES
         kind = np.int8 if bits == 8 else np.int16
         pairs = config.layers * config.kv_heads
-        self.keys: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity // LANES, config.head_size, LANES), kind)
-        self.values: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity, config.head_size), kind)
-        self.key_scale: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity), np.float32)
-        self.value_scale: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity), np.float32)
+        needed = capacity * bytes_a_position(config, bits)
+        with taking_memory(
+            f"the keys and values of {capacity} tokens do not fit ({needed:,} bytes)",
+            ", or give a smaller context or cache_bits=8",
+        ):
+            self.keys: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity // LANES, config.head_size, LANES), kind)
+            self.values: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity, config.head_size), kind)
+            self.key_scale: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity), np.float32)
+            self.value_scale: np.ndarray[Any, Any] = np.zeros((pairs, self.capacity), np.float32)
         arrays = (self.keys, self.values, self.key_scale, self.value_scale)
         self.words: np.ndarray[Any, Any] = np.array([*(a.ctypes.data for a in arrays), self.capacity], np.int64)
         self.address: int = self.words.ctypes.data

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ternary._limits import check_memory
+from ternary._limits import check_memory, taking_memory
 from ternary._tensorheader import parse_json, read_tensor_header
 from ternary._wholefile import whole_file
 from ternary.errors import ImportFormatError, ModelFileError
@@ -226,7 +226,8 @@ def open_file(path: str | Path) -> ModelFile:
     if os.stat(path).st_size != end:
         raise ModelFileError(f"{path} has {os.stat(path).st_size} bytes; its header says {end}. The file is cut off")
     check_memory(end, f"{path} does not fit")
-    mapped = np.memmap(path, np.uint8, mode="r")
+    with taking_memory(f"{path} does not fit ({end:,} bytes)"):
+        mapped = np.memmap(path, np.uint8, mode="r")
     tensors: dict[str, NDArray[Any]] = {}
     offset = header["start"]
     for name, (dtype, shape) in wanted.items():

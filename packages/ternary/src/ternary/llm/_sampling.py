@@ -50,7 +50,7 @@ class Sampling:
             "top_k": (self.top_k, self.top_k >= 1, "1 or more"),
             "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (self.repetition_penalty, 0 < self.repetition_penalty < 1e6, "above 0"),
+            "repetition_penalty": (self.repetition_penalty, 1e-6 <= self.repetition_penalty <= 1e6, "from 1e-6 to 1e6"),
         }
         whole = {"max_tokens": self.max_tokens, "top_k": self.top_k, "seed": self.seed or 0}
         for name, number in whole.items():
@@ -80,7 +80,8 @@ class Sampler:
         sampling = self._sampling
         if sampling.temperature == 0 or len(ids) == 1:
             return int(ids[0])
-        weight = np.exp((logits.astype(np.float64) - float(logits[0])) / sampling.temperature)
+        with np.errstate(over="ignore"):  # of tiny temperatures: the others' weight is 0
+            weight = np.exp((logits.astype(np.float64) - float(logits[0])) / sampling.temperature)
         probability = weight / weight.sum()
         before = np.cumsum(probability) - probability
         kept = (before < sampling.top_p) & (probability >= sampling.min_p * probability[0])

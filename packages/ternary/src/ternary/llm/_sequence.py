@@ -12,7 +12,7 @@ from ternary.llm._cache import Cache, Row
 from ternary.llm._engine import Engine
 from ternary.llm._sampling import Sampler, Sampling
 
-__all__ = ["Finish", "Sequence"]
+__all__ = ["Finish", "Sequence", "check_prompt", "shared_beginning"]
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -41,16 +41,7 @@ class Sequence:
         sampling: Sampling,
         ends: frozenset[int] = frozenset(),
     ):
-        if not prompt:
-            raise ValueError("got an empty prompt; generation starts from at least one token")
-        if len(prompt) >= cache.limit:
-            raise ContextLengthError(
-                f"got a prompt of {len(prompt)} tokens for a context of {cache.limit}; shorten it or open the model "
-                "with a larger context"
-            )
-        outside = [t for t in prompt if not 0 <= t < engine.vocabulary]
-        if outside:
-            raise ValueError(f"got token {outside[0]}; the vocabulary ends at {engine.vocabulary - 1}")
+        check_prompt(prompt, cache.limit, engine.vocabulary)
         self._engine, self.cache, self._sampling, self._ends = engine, cache, sampling, ends
         self.tokens = [int(t) for t in prompt]
         self.prompt_tokens = len(prompt)
@@ -85,7 +76,7 @@ class Sequence:
         """
         penalty = self._sampling.repetition_penalty
         seen = np.array(sorted(set(self.tokens)) if penalty != 1.0 else [], np.int64)
-        ids, values = self._engine.top(logits, seen, penalty, self._sampler.candidates)
+        ids, values = self._engine.top(logits, seen, penalty, min(self._sampler.candidates, len(logits)))
         if not len(ids):
             raise NonFiniteActivationError("got logits that are not numbers; the weights or scales are damaged")
         token = self._sampler.choose(ids, values)
@@ -97,6 +88,30 @@ class Sequence:
         if generated >= self._sampling.max_tokens or len(self.tokens) >= self.cache.limit:
             self.finish = "length"
         return token
+
+
+def check_prompt(prompt: Tokens[int], context: int, vocabulary: int) -> None:
+    """Refuse a prompt from which nothing can be generated.
+
+    Args:
+        prompt: Its tokens.
+        context: Longest sequence, prompt included.
+        vocabulary: How many tokens the model has.
+
+    Raises:
+        ContextLengthError: It leaves no room for a token.
+        ValueError: It is empty, or has a token that the model does not have.
+    """
+    if not prompt:
+        raise ValueError("got an empty prompt; generation starts from at least one token")
+    if len(prompt) >= context:
+        raise ContextLengthError(
+            f"got a prompt of {len(prompt)} tokens for a context of {context}; shorten it or open the model "
+            "with a larger context"
+        )
+    outside = [t for t in prompt if not 0 <= t < vocabulary]
+    if outside:
+        raise ValueError(f"got token {outside[0]}; the vocabulary ends at {vocabulary - 1}")
 
 
 def shared_beginning(one: Tokens[int], other: Tokens[int]) -> int:

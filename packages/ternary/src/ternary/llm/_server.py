@@ -16,26 +16,66 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Lifespan
+from starlette.types import Lifespan, Receive, Scope, Send
 
 from ternary.errors import ChatTemplateError, ContextLengthError, ServerBusyError, TernaryError
 from ternary.llm._batching import Event, Request, RetiredError
 from ternary.llm._model import Model
 from ternary.llm._sampling import Sampling
+from ternary.llm._sequence import check_prompt
 from ternary.llm._versions import Version, Versions
 
 __all__ = ["application"]
 
 MOST_BYTES = 4 << 20
 """Longest body of a request."""
+BODY_SECONDS = 30.0
+"""Time in which a client sends the body of its request."""
+MOST_STOPS, LONGEST_STOP = 16, 1000
+"""Stop texts of a request, and characters of one: each token's text is searched for all of them."""
+MOST_WORDS = 1000
+"""Characters of an error's message, which may repeat what the client sent."""
 _OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
-_UNSUPPORTED = {"n": 1, "best_of": 1, "logprobs": None, "tools": None, "suffix": None, "echo": False}
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
+"""What the protocol has and this server does not, with the values that ask for nothing."""
 
 
 class _BadRequestError(Exception):
-    def __init__(self, message: str, parameter: str | None = None):
+    def __init__(self, message: str, parameter: str | None = None, status: int = 400):
         super().__init__(message)
-        self.parameter = parameter
+        self.parameter, self.status = parameter, status
+
+
+class _Stream(StreamingResponse):
+    """A stream that calls something at its end, also where its client has left before its first piece."""
+
+    def __init__(self, pieces: AsyncIterator[str], at_end: Callable[[], None]):
+        super().__init__(pieces, media_type="text/event-stream")
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_end()
 
 
 def application(versions: Versions, *, lifespan: Lifespan[Any] | None = None) -> Starlette:
@@ -63,6 +103,8 @@ def application(versions: Versions, *, lifespan: Lifespan[Any] | None = None) ->
 
 
 def _error(status: int, message: str, kind: str, parameter: str | None = None) -> JSONResponse:
+    message = message if len(message) <= MOST_WORDS else message[:MOST_WORDS] + " …"
+    message = message.encode("utf-8", "backslashreplace").decode("utf-8")  # it may repeat half of a surrogate pair
     body = {"error": {"message": message, "type": kind, "param": parameter, "code": None}}
     return JSONResponse(body, status, headers={"retry-after": "1"} if status == 429 else None)
 
@@ -134,7 +176,7 @@ class _Server:
                 except RetiredError:  # a newer version has come meanwhile
                     continue
         except _BadRequestError as e:
-            return _error(400, str(e), "invalid_request_error", e.parameter)
+            return _error(e.status, str(e), "invalid_request_error", e.parameter)
         except ServerBusyError as e:
             return _error(429, str(e), "rate_limit_error")
         except (ChatTemplateError, ContextLengthError, ValueError) as e:
@@ -143,16 +185,15 @@ class _Server:
             return Response(status_code=499)
         answer = _Answer(version, request, chat=chat)
         if body.get("stream"):
-            usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            return StreamingResponse(answer.stream(events, usage), media_type="text/event-stream")
+            usage = (body.get("stream_options") or {}).get("include_usage") is True
+            return _Stream(answer.stream(events, usage), request.cancel)
         return await answer.whole(events, http)
 
     def _prepare(self, body: dict[str, Any], chat: bool, deliver: Callable[[Event], None]) -> tuple[Version, Request]:
         """Make a request to the newest version; from its prompt on, nothing of it belongs to another one."""
         version = self._versions.newest()
-        prompt, context = _prompt(version.model, body, chat), version.model.context
-        if len(prompt) >= context:
-            raise _BadRequestError(f"got a prompt of {len(prompt)} tokens for a context of {context}")
+        prompt = _prompt(version.model, body, chat)
+        check_prompt(prompt, version.model.context, version.model.config.vocabulary)
         return version, Request(prompt, _sampling(version.model, body), deliver)
 
 
@@ -172,28 +213,45 @@ def _prompt(model: Model, body: dict[str, Any], chat: bool) -> list[int]:
 
 
 def _sampling(model: Model, body: dict[str, Any]) -> Sampling:
-    for name, only in _UNSUPPORTED.items():
-        if body.get(name) not in (None, only, False, []):
+    for name, neutral in _UNSUPPORTED.items():
+        value = body.get(name)
+        if value is not None and not any(value == v and type(value) in (type(v), float) for v in neutral):
             raise _BadRequestError(f"{name!r} is not supported", name)
+    for name, kind in (("stream", bool), ("stream_options", dict)):
+        if not isinstance(body.get(name), kind | None):
+            raise _BadRequestError(f"got {name}={body[name]!r}; wanted a {kind.__name__}", name)
     options = {name: body.get(name) for name in _OPTIONS}
+    options["stop"] = _stops(body)
     for name, value in options.items():
         if name != "stop" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise _BadRequestError(f"got {name}={value!r}; wanted a number", name)
-    tokens = body.get("max_completion_tokens", body.get("max_tokens"))
+    tokens = body.get("max_completion_tokens")
+    tokens = body.get("max_tokens") if tokens is None else tokens
     if tokens is not None and (type(tokens) is not int or tokens < 0):
         raise _BadRequestError(f"got max_tokens={tokens!r}; wanted a whole number", "max_tokens")
-    try:
-        return model.sampling(max_tokens=tokens, **options)
-    except TypeError as e:
-        raise _BadRequestError(f"got an option of a wrong type: {e}") from None
+    return model.sampling(max_tokens=tokens, **options)
+
+
+def _stops(body: dict[str, Any]) -> list[str]:
+    given = body.get("stop")
+    stops = [given] if isinstance(given, str) else [] if given is None else given
+    whole = isinstance(stops, list) and all(isinstance(text, str) and 0 < len(text) <= LONGEST_STOP for text in stops)
+    if not whole or len(stops) > MOST_STOPS:
+        wanted = f"up to {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters"
+        raise _BadRequestError(f"'stop' has a wrong type or size; wanted a text or a list of {wanted}", "stop")
+    return stops
 
 
 async def _body(http: HttpRequest) -> dict[str, Any]:
     data = bytearray()
-    async for part in http.stream():
-        data += part
-        if len(data) > MOST_BYTES:
-            raise _BadRequestError(f"the request has more than {MOST_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in http.stream():
+                data += part
+                if len(data) > MOST_BYTES:
+                    raise _BadRequestError(f"the request has more than {MOST_BYTES} bytes")
+    except TimeoutError:
+        raise _BadRequestError(f"the request did not come within {BODY_SECONDS:g} seconds", status=408) from None
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as e:
@@ -291,5 +349,7 @@ class _Answer:
 def _failure(error: Exception) -> JSONResponse:
     if isinstance(error, (ContextLengthError, ChatTemplateError)):
         return _error(400, str(error), "invalid_request_error")
+    if isinstance(error, MemoryError):
+        return _error(503, "the server has no memory for this request; try again later", "server_error")
     known = isinstance(error, TernaryError | ValueError)
     return _error(500, str(error) if known else "the decoder failed", "server_error")

@@ -76,6 +76,7 @@ class Versions:
     Attributes:
         current: The version that answers new requests.
         refused: How often a newer version could not be opened.
+        closed: Whether `close` was called.
     """
 
     def __init__(self, source: Source, name: str | None, parallel: int, queue: int, options: dict[str, Any]):
@@ -92,6 +93,7 @@ class Versions:
             key, model = self._newest.get()
         self.current = self._open(key, model)
         self._open_ones = [self.current]
+        self.closed: bool = False
 
     def newest(self) -> Version:
         """Return the newest version, opened now if it is new; this may take as long as `load`.
@@ -129,7 +131,7 @@ class Versions:
     def close(self) -> None:
         """End all requests and close every version."""
         with self._opening:  # what is being opened now is closed too
-            self._newest = None
+            self._newest, self.closed = None, True
         for version in self._running():
             version.scheduler.close()
             self._close(version)

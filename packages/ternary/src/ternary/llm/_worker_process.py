@@ -12,6 +12,7 @@ import time
 import uvicorn
 
 from ternary.llm import application
+from ternary.llm._connections import configuration
 
 __all__: list[str] = []
 
@@ -23,8 +24,7 @@ EVERY = 1.0
 def main(parent: str, *places: str) -> None:
     """Serve at the listening sockets with these descriptors until the input ends, or the parent process."""
     settings = pickle.load(sys.stdin.buffer)
-    config = uvicorn.Config(application(**settings), log_level="warning", timeout_graceful_shutdown=3)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(application(**settings), log_level="warning"))
 
     def leave() -> None:
         sys.stdin.buffer.read()

@@ -35,6 +35,7 @@ def run(a: argparse.Namespace) -> int:
     try:
         import uvicorn
 
+        from ternary.llm._connections import configuration
         from ternary.llm._server import application
     except ImportError as e:
         raise MissingExtraError(f"{e.name} is needed here; pip install 'pentad-ternary[serve]'") from e
@@ -49,7 +50,7 @@ def run(a: argparse.Namespace) -> int:
         raise e if isinstance(e, TernaryError) else TernaryError(str(e)) from None
     try:
         versions.current.model.tokenizer  # noqa: B018 - a model without one is refused now, not at the first request
-        server = uvicorn.Server(uvicorn.Config(application(versions), host=a.host, port=a.port, log_level="info"))
+        server = uvicorn.Server(configuration(application(versions), host=a.host, port=a.port, log_level="info"))
         server.run()
     finally:
         versions.close()

@@ -85,6 +85,11 @@ typedef struct {
                  const int32_t *sums, const float *x_scale, int64_t rows, float *out, int64_t stride);
 } llm_numeric;
 
+extern const llm_numeric ternary_llm_portable;
+#if HAVE_X86
+extern const llm_numeric ternary_llm_avx2, ternary_llm_vnni;
+#endif
+
 const llm_numeric *ternary_llm_numeric(int64_t path);
 
 /* head.c */
