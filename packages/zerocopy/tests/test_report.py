@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -350,3 +351,29 @@ def test_a_folder_that_does_not_exist(path: str, tmp_path: Path, capsys: Any) ->
         with pytest.raises(FileNotFoundError, match="no such folder"):
             act()
     assert not list(tmp_path.glob("*.zc*"))
+
+
+def test_a_failed_command_prints_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts read the error on standard output, people on standard error."""
+    for arguments in (["rm", "absent", "--json"], ["--json", "rm", "absent"]):
+        assert main([*arguments, "--directory", str(tmp_path)]) == 2
+        said = capsys.readouterr()
+        failed = json.loads(said.out)
+        assert failed["message"] in said.err
+        assert failed["error"].endswith("Error")
+
+
+@linux
+def test_a_terminal_without_the_names_characters(simple_model: nn.Module, publish: Publish, tmp_path: Path) -> None:
+    """A report is printed where the encoding knows ASCII only, and where the program starts with closed streams."""
+    places = [tmp_path / name for name in ("plain", "größe")]
+    for place in places:
+        place.mkdir()
+        publish(simple_model, name="net", directory=place)
+        command = [sys.executable, "-m", "zerocopy", "report", "--directory", str(place)]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "net" in done.stdout
+    closed = shlex.join(command) + " <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed], timeout=100, check=False).returncode == 0

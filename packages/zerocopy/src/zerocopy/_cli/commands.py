@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -86,8 +88,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 success, 1 a check failed, 2 an error."""
-    if sys.stdout is None:  # it was closed before we started
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started; another file would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # which lacks characters of names and tables
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
@@ -99,7 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has gone
         return 0
     except (ZerocopyError, OSError, ValueError) as error:
-        print(f"zerocopy: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        print(f"zerocopy: {text}", file=sys.stderr)
+        if getattr(args, "json", False):
+            with contextlib.suppress(OSError):  # it may be the output that failed
+                _print_json({"error": type(error).__name__, "message": text})
         return 2
 
 
