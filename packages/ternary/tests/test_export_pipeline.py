@@ -103,7 +103,7 @@ def test_cut_files(saved: Path, keep: float) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 3},
+        {"version": 4},
         {"format": "other"},
         {"layers": {"hidden": {"shape": [31, 32], "encoding": "2bit", "zeros": 0}}},
         {"layers": {"hidden": {"shape": [32, 99], "encoding": "2bit", "zeros": 0}}},

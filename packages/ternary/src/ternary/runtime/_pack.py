@@ -13,6 +13,7 @@ from ternary._torch_private import keep_hooks
 from ternary.errors import NothingToPackError
 from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
+from ternary.nn._quantizers import spread
 from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
 from ternary.runtime._face import PackedLayer, keep_attributes
 from ternary.runtime._layout import padding_edges
@@ -26,13 +27,14 @@ PACKED = (PackedLinear, PackedConv2d, PackedEmbedding, PackedConv1d, PackedPadde
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a packed layer holds: int8 values in the shape of the float weight, scales of shape (rows,), and a bias.
+    """What a packed layer holds: int8 values in the shape of the float weight, scales, and a bias.
 
     Attributes:
         values: Int8 tensor of -1, 0, +1.
-        positive: Magnitude of +1, per row.
+        positive: Magnitude of +1 in each row, of shape (rows,); of shape (rows, groups) in each group of inputs.
         negative: Magnitude of -1, per row; the same tensor unless the layer has two scales.
         bias: Float tensor of shape (rows,), or None.
+        group: How many inputs share a scale, 0 where all of a row do.
 
     Example:
         >>> import torch
@@ -45,6 +47,13 @@ class Parts:
     positive: Tensor
     negative: Tensor
     bias: Tensor | None
+    group: int = 0
+
+    def spread(self) -> Tensor:
+        """Return the positive scales in a shape that broadcasts against the values."""
+        if self.group:
+            return spread(self.positive, self.values.shape[1], self.group)
+        return self.positive.reshape([-1] + [1] * (self.values.dim() - 1))
 
 
 def pack(model: nn.Module, *, kernel: str = "auto", threads: int = 0) -> nn.Module:
