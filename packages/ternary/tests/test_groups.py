@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import pickle
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 import ternary
 from ternary._modelfile import info
-from ternary.errors import ModelFileError, UnsupportedGroupError
-from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, ternarize
+from ternary.errors import ExportError, ImportFormatError, LayerShapeError, ModelFileError, UnsupportedGroupError
+from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, fake_int8, ternarize
+from ternary.runtime import PackedGroupedLinear, available_kernels, parts
 
 QUANTIZERS = ("twn", "absmean", "fixed", "sparse", "exact")
 PROGRAM = """
@@ -237,3 +239,206 @@ def damage(
     header["layers"]["hidden"] |= layer or {}
     header["quantized"]["hidden"] |= quantized or {}
     save_file({**load_file(file), **(tensors or {})}, file, metadata={"ternary": json.dumps(header)})
+
+
+class TestPacked:
+    """The packed layer."""
+
+    @given(
+        st.sampled_from([1, 2, 5, 19, 40]),
+        st.integers(2, 150),
+        st.integers(1, 40),
+        st.sampled_from([1, 3, 16, 32, 48, 64, 100]),
+        st.booleans(),
+        st.integers(0, 2**31),
+    )
+    @settings(max_examples=40)
+    def test_every_kernel_gives_the_same_floats(self, rows, inputs, outputs, group, biased, seed) -> None:
+        """Bit for bit, threads or not, and close to the float layer with rounded activations."""
+        torch.manual_seed(seed % 2**31)
+        values = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8)
+        scale, bias = torch.rand(outputs, -(-inputs // group)) + 0.1, torch.randn(outputs) if biased else None
+        x = torch.randn(rows, inputs)
+        first = PackedGroupedLinear.from_ternary(values, scale, group, bias, kernel="torch")
+        assert torch.equal(first.values(), values)
+        assert torch.equal(first.scales(), scale)
+        for kernel in available_kernels():
+            for threads in (1, 3):
+                made = copy.deepcopy(first)
+                made.kernel, made.threads = kernel, threads
+                assert torch.equal(made(x), first(x))
+        wanted = nn.functional.linear(
+            fake_int8(x).double(), first.dense().double(), None if bias is None else bias.double()
+        )
+        size = (fake_int8(x).abs().double() @ first.dense().abs().double().T).amax()
+        assert float((first(x) - wanted).abs().max()) <= 1e-5 * float(size + 1)
+
+    def test_a_whole_model(self, tmp_path: Path) -> None:
+        """Packed, saved, loaded packed: equal bits, and the sizes that the report counts."""
+        model = ternary.compile(PROGRAM, "M")(group=6).eval()
+        packed, x = ternary.pack(model), torch.randn(5, 20)
+        assert isinstance(packed.hidden, PackedGroupedLinear)
+        found = parts(packed.hidden)
+        assert found.group == 6
+        assert torch.equal(found.spread() * found.values, model.hidden.ternary_weight())
+        assert torch.equal(packed.hidden.weight + 0, model.hidden.ternary_weight())
+        for source in (model, packed):
+            ternary.save(source, tmp_path / "m.safetensors", arguments={"group": 6})
+            assert torch.equal(ternary.load(tmp_path / "m.safetensors", packed=True)(x), packed(x))
+        again = ternary.pack(ternary.compile(PROGRAM, "M")(group=6))
+        again.load_state_dict(packed.state_dict())
+        assert torch.equal(again(x), packed(x))
+
+    def test_copies_moves_and_scripts(self) -> None:
+        """What every packed layer can do."""
+        packed = ternary.pack(layer())
+        x = torch.randn(3, 53)
+        script = torch.jit.script(packed)
+        buffer = io.BytesIO()
+        torch.jit.save(script, buffer)
+        buffer.seek(0)
+        for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), script, torch.jit.load(buffer)):
+            assert torch.equal(other(x), packed(x))
+        small = copy.deepcopy(packed).to(torch.bfloat16)
+        assert small.scale.dtype == torch.float32
+        assert torch.equal(small(x.bfloat16()), packed(x.bfloat16().float()).bfloat16())
+        assert small.weight.dtype == torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(PackedGroupedLinear.from_ternary(*pieces(packed), kernel="torch")(x), packed(x))
+        assert torch.equal(torch.func.vmap(packed)(x.unsqueeze(1)).squeeze(1), packed(x))
+        assert packed(torch.zeros(2, 0, 53)).shape == (2, 0, 37)
+        assert packed(x[0]).shape == (37,)
+
+    def test_gradients_are_those_of_the_float_product(self) -> None:
+        """Backwards and forwards."""
+        packed = ternary.pack(layer())
+        x, direction = torch.randn(3, 53, requires_grad=True), torch.randn(3, 53)
+        (of_x,) = torch.autograd.grad(packed(x).sum(), x)
+        assert torch.allclose(of_x, packed.dense().sum(0).expand(3, -1), rtol=1e-4, atol=1e-5)
+        _, moved = torch.func.jvp(packed, (x.detach(),), (direction,))
+        assert torch.allclose(
+            moved, direction @ packed.dense().T + packed.bias, rtol=1e-4, atol=1e-4
+        ) or torch.allclose(moved, direction @ packed.dense().T, rtol=1e-4, atol=1e-4)
+
+    def test_a_row_that_is_not_finite(self) -> None:
+        """It becomes NaN; the others stay."""
+        for kernel in available_kernels():
+            packed = ternary.pack(layer(), kernel=kernel)
+            x = torch.randn(4, 53)
+            whole = packed(x)
+            x[1, 7] = float("inf")
+            assert bool(packed(x)[1].isnan().all())
+            assert torch.equal(packed(x)[[0, 2, 3]], whole[[0, 2, 3]])
+
+    def test_parts_that_do_not_fit(self) -> None:
+        """Each is refused before a kernel reads it."""
+        values, scale = torch.ones(4, 10, dtype=torch.int8), torch.ones(4, 3)
+        for wrong in (torch.ones(4), torch.ones(4, 2), torch.ones(3, 3), torch.full((4, 3), float("nan"))):
+            with pytest.raises(LayerShapeError):
+                PackedGroupedLinear.from_ternary(values, wrong, 4)
+        with pytest.raises(LayerShapeError):
+            PackedGroupedLinear.from_ternary(values, scale, 4, torch.ones(3))
+        for group in (0, -1, True):
+            with pytest.raises(LayerShapeError):
+                PackedGroupedLinear(10, 4, group)
+        packed = PackedGroupedLinear.from_ternary(values, scale, 4)
+        with pytest.raises(LayerShapeError):
+            packed(torch.zeros(2, 11))
+        operator = torch.ops.ternary.grouped_linear
+        for change in (
+            {"scale": torch.ones(1, 3, 15)},
+            {"weight": packed.packed[:, :2]},
+            {"bias": torch.ones(5)},
+            {"x": torch.zeros(2, 13)},
+            {"group": 0},
+        ):
+            given = {"x": torch.zeros(2, 10), "weight": packed.packed, "scale": packed.scale, "bias": None}
+            with pytest.raises(LayerShapeError):
+                operator(**given | {"outputs": 4, "group": 4} | change)
+
+
+class TestQuantize:
+    """`ternary.quantize` with groups."""
+
+    def network(self) -> nn.Module:
+        """Three layers, the middle one becomes ternary."""
+        return nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)).eval()
+
+    @pytest.mark.parametrize("calibrated", [False, True])
+    def test_groups_lower_the_error(self, tmp_path: Path, calibrated) -> None:
+        """The report counts the scales; a float model takes the file, and packs to equal bits."""
+        net, x = self.network(), torch.randn(64, 20)
+        with torch.no_grad():
+            net[2].weight.mul_(torch.logspace(-1, 1, 5).repeat_interleave(8))
+        data = {"calibration": [x]} if calibrated else {}
+        small, report = ternary.quantize(net, ternary.Recipe(per="group", group=8), **data)
+        _, plain = ternary.quantize(net, **data)
+        assert report.layers[1].error < plain.layers[1].error
+        assert report.layers[1].bytes_after == 40 * 10 + 4 * 40 * 5
+        assert small[2].quantizer == ("exact" if calibrated else "twn")
+        ternary.save(small, tmp_path / "m.safetensors")
+        assert torch.equal(ternary.load(tmp_path / "m.safetensors", self.network())(x), small(x))
+        again = ternary.load(tmp_path / "m.safetensors", self.network(), packed=True)
+        assert torch.equal(again(x), ternary.pack(small)(x))
+        assert list(ternary.sensitivity(net, [x], ternary.Recipe(per="group", group=8)))
+
+    def test_an_outlier_is_kept_float_beside_groups(self) -> None:
+        """Channels that stay float leave the groups where they were."""
+        net, x = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)).eval(), torch.randn(64, 40)
+        x[:, 3] *= 500
+        recipe = ternary.Recipe(per="group", group=8, rules=(("0", "ternary"),))
+        small, report = ternary.quantize(net, recipe, calibration=[x])
+        assert "kept float" in report.layers[0].note
+        assert isinstance(small[0], ternary.nn.FloatChannels)
+        assert small[0].layer.ternary_values()[1].shape == (40, 5)
+        packed = ternary.pack(small)
+        with torch.no_grad():
+            assert float((packed(x) - small(x)).norm() / small(x).norm()) < 0.05
+
+    def test_other_layers_are_named(self) -> None:
+        """The error says which layer, and what to write."""
+        net = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(8, 4))
+        with pytest.raises(UnsupportedGroupError, match=r"1 is a Conv1d.*\('1', 'int8'\)"):
+            ternary.quantize(net, ternary.Recipe(per="group"))
+        with pytest.raises(UnsupportedGroupError, match="is a Conv1d"):
+            ternary.sensitivity(net, [torch.zeros(1, 4, 6)], ternary.Recipe(per="group", rules=(("*", "ternary"),)))
+        ternary.quantize(net, ternary.Recipe(per="group", rules=(("1", "float"),)))
+
+
+class TestExports:
+    """Formats with a scale an output refuse the layer by name; those that store operators take it."""
+
+    @pytest.mark.parametrize("form", ["onnx", "gguf"])
+    def test_refused(self, tmp_path: Path, form) -> None:
+        """The message names the format, the layer and what to do."""
+        model = ternary.compile(PROGRAM, "M")(group=6)
+        example = (torch.randn(2, 20),) if form == "onnx" else ()
+        write = getattr(ternary.export, f"to_{form}")
+        with pytest.raises(ExportError, match=rf"hidden.*{form.upper()}.*group of 6 .*per='channel'"):
+            write(model, tmp_path / "m", *example)
+        assert not (tmp_path / "m").exists()
+
+    def test_torchscript(self, tmp_path: Path) -> None:
+        """The operator is in the file."""
+        model = ternary.compile(PROGRAM, "M")(group=6).eval()
+        x = torch.randn(3, 20)
+        ternary.export.to_torchscript(model, tmp_path / "m.ts", x)
+        assert torch.equal(torch.jit.load(tmp_path / "m.ts")(x), ternary.pack(model)(x))
+
+    def test_a_decoder(self, tmp_path: Path) -> None:
+        """A language model's file has one scale a row."""
+        config = ternary.llm.ModelConfig(
+            48, hidden=32, inner=48, layers=1, heads=2, kv_heads=1, head_size=16, context=32
+        )
+        decoder = ternary.llm.Decoder(config, ternary=True)
+        for made in decoder.modules():
+            if isinstance(made, TernaryLinear):
+                made.per, made.group = "group", 16
+        with pytest.raises(ImportFormatError, match=r"scales per group.*per='channel'"):
+            ternary.llm.save(decoder, tmp_path / "m.ternary")
+
+
+def pieces(packed: PackedGroupedLinear) -> tuple[Tensor, Tensor, int, Tensor | None]:
+    """Return what a packed layer is made of."""
+    found = parts(packed)
+    return found.values, found.positive, found.group, found.bias

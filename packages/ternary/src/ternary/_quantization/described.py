@@ -12,6 +12,7 @@ from ternary._quantization.modules import names_of, replaced, workable_copy
 from ternary.errors import ModelFileError, UnsupportedGroupError
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._outliers import FloatChannels
+from ternary.runtime._grouped import PackedGroupedLinear
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 from ternary.runtime._pack import packed_layers
 
@@ -37,6 +38,8 @@ def describe(model: nn.Module) -> Described:
                 found[name]["group"] = layer.group
         elif name in packed:  # which rounds activations to 8 bits
             found[name] = {"kind": "ternary", "quantizer": "exact", "per": "channel", "activations": "int8"}
+            if isinstance(layer, PackedGroupedLinear):
+                found[name] |= {"per": "group", "group": layer.group}
     return found
 
 

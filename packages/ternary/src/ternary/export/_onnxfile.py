@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ternary._torch_private import keep_hooks
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError
-from ternary.export._files import as_inputs, first_cause, optional, traceable_form
+from ternary.export._files import NO_GROUPS, as_inputs, first_cause, optional, traceable_form
 from ternary.export._onnxlayers import DOMAIN, FORMS, Layer, Writer
+from ternary.runtime._grouped import PackedGroupedLinear
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 from ternary.runtime._layout import Geometry
 from ternary.runtime._modules import PackedConv2d, PackedLinear
@@ -51,8 +52,8 @@ def to_onnx(
         block: Weights per scale of MatMulNBits: 32, 64 or 128.
 
     Raises:
-        ExportError: The model has no ternary layer, an argument is unknown, the form does not support it, or torch
-            cannot write the rest of the model.
+        ExportError: The model has no ternary layer, one has scales per group of inputs, an argument is unknown, the
+            form does not support it, or torch cannot write the rest of the model.
         MissingExtraError: onnx or onnxscript is not installed.
 
     Example:
@@ -142,6 +143,8 @@ def _mark(packed: nn.Module) -> tuple[nn.Module, dict[str, Layer]]:
     layers: dict[str, Layer] = {}
     marks: dict[nn.Module, nn.Module] = {}
     for name, layer in [*packed.named_modules(remove_duplicate=False)]:
+        if isinstance(layer, PackedGroupedLinear):
+            raise ExportError(f"{name or 'model'}: {NO_GROUPS.format('ONNX', layer.group)}")
         if not isinstance(layer, PackedLinear | PackedConv2d | Int8Linear | Int8Conv2d):
             continue
         if isinstance(layer, Int8Linear | Int8Conv2d):

@@ -16,12 +16,13 @@ from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, T
 from ternary.nn._quantizers import spread
 from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
 from ternary.runtime._face import PackedLayer, keep_attributes
+from ternary.runtime._grouped import PackedGroupedLinear
 from ternary.runtime._layout import padding_edges
 from ternary.runtime._modules import PackedConv2d, PackedEmbedding, PackedLinear
 
 __all__ = ["PACKED", "Parts", "pack", "packed_layers", "parts"]
 
-PACKED = (PackedLinear, PackedConv2d, PackedEmbedding, PackedConv1d, PackedPadded, PackedPair)
+PACKED = (PackedLinear, PackedGroupedLinear, PackedConv2d, PackedEmbedding, PackedConv1d, PackedPadded, PackedPair)
 """Every class that `pack` puts in the place of a ternary layer."""
 
 
@@ -122,6 +123,10 @@ def pack_layer(layer: TernaryWeight, kernel: str = "auto", threads: int = 0) -> 
 def _build(
     layer: TernaryWeight, values: Tensor, scale: Tensor, bias: Tensor | None, kernel: str, threads: int
 ) -> PackedLayer:
+    if scale.dim() == 2:
+        return PackedGroupedLinear.from_ternary(
+            values, scale, layer.scale_group(), bias, kernel=kernel, threads=threads
+        )
     if isinstance(layer, TernaryLinear):
         return PackedLinear.from_ternary(values, scale, bias, kernel=kernel, threads=threads)
     if isinstance(layer, TernaryEmbedding):
@@ -190,6 +195,9 @@ def parts(layer: nn.Module) -> Parts:
         return Parts(plus.values + minus.values, plus.positive, minus.positive, plus.bias)
     if isinstance(layer, PackedPadded):
         return parts(layer.layer)
+    if isinstance(layer, PackedGroupedLinear):
+        scales = layer.scales()
+        return Parts(layer.values(), scales, scales, layer.bias, layer.group)
     values = cast("PackedLinear | PackedConv2d | PackedEmbedding | PackedConv1d", layer).values()
     inner = cast("PackedLinear", layer.conv if isinstance(layer, PackedConv1d) else layer)
     return Parts(values, inner.scale, inner.scale, getattr(inner, "bias", None))
