@@ -19,9 +19,17 @@ from torch import Tensor, nn
 
 import ternary
 from ternary._modelfile import info
-from ternary.errors import ExportError, ImportFormatError, LayerShapeError, ModelFileError, UnsupportedGroupError
+from ternary.errors import (
+    ExportError,
+    ImportFormatError,
+    KernelUnavailableError,
+    LayerShapeError,
+    ModelFileError,
+    UnsupportedGroupError,
+)
 from ternary.nn import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, fake_int8, ternarize
 from ternary.runtime import PackedGroupedLinear, available_kernels, parts
+from ternary.runtime import _grouped as grouped
 
 QUANTIZERS = ("twn", "absmean", "fixed", "sparse", "exact")
 PROGRAM = """
@@ -188,6 +196,16 @@ class TestFiles:
             further = ternary.to_trainable(again)
             assert torch.allclose(further.hidden.ternary_weight(), model.hidden.ternary_weight(), rtol=1e-6)
 
+    @pytest.mark.parametrize("per", ["group", "channel", "tensor"])
+    @pytest.mark.parametrize("into", ["group", "channel", "tensor"])
+    def test_the_file_decides_which_scales_there_are(self, tmp_path: Path, per, into) -> None:
+        """Whatever the program that it is read into was made with."""
+        model = ternary.compile(PROGRAM, "M")(per).eval()
+        ternary.save(model, tmp_path / "m.safetensors")
+        x = torch.randn(5, 20)
+        again = ternary.load(tmp_path / "m.safetensors", ternary.compile(PROGRAM, "M")(into))
+        assert torch.equal(again(x), model(x))
+
     def test_the_version_tells_earlier_readers(self, tmp_path: Path) -> None:
         """Files without groups are what they were."""
         for group, version in ((8, 3), (20, 1)):
@@ -288,6 +306,24 @@ class TestPacked:
         again = ternary.pack(ternary.compile(PROGRAM, "M")(group=6))
         again.load_state_dict(packed.state_dict())
         assert torch.equal(again(x), packed(x))
+
+    # cuda: ternary.runtime._grouped:_elsewhere by GPU
+    def test_every_device(self, device: torch.device) -> None:
+        """A GPU gives the same bits as the processor."""
+        packed, x = ternary.pack(layer()), torch.randn(3, 53)
+        wanted = packed(x)
+        assert torch.equal(packed.to(device)(x.to(device)).cpu(), wanted)
+
+    def test_where_there_is_no_core(self) -> None:
+        """On other devices plain torch computes the same; Triton has no kernel for groups and says so."""
+        packed, x = ternary.pack(layer()), torch.randn(3, 53)
+        given = (x, packed.packed, packed.scale, packed.bias, 37, 16)
+        assert torch.equal(grouped._elsewhere(*given), packed(x))
+        with pytest.raises(KernelUnavailableError, match="per group"):
+            grouped._elsewhere(*given, "triton")
+        with pytest.raises(KernelUnavailableError):
+            ternary.pack(layer(), kernel="triton")(x)
+        assert packed.to("meta")(x.to("meta")).shape == (3, 37)
 
     def test_copies_moves_and_scripts(self) -> None:
         """What every packed layer can do."""

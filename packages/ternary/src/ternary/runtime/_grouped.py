@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ternary._core import path_number
-from ternary.errors import LayerShapeError
+from ternary.errors import KernelUnavailableError, LayerShapeError
 from ternary.nn._quantizers import spread
 from ternary.runtime import _gradients as gradients
 from ternary.runtime import _native as native
@@ -98,7 +98,7 @@ def _in_torch(rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, 
     return y if y.dim() == 2 else y.expand(rows.shape[0], outputs).clone()
 
 
-def _grouped_linear(
+def _on_cpu(
     x: Tensor,
     weight: Tensor,
     scale: Tensor,
@@ -108,14 +108,31 @@ def _grouped_linear(
     path: str = "auto",
     threads: int = 0,
 ) -> Tensor:
+    number = path_number(path)
+    if number < 0 or not x.numel():
+        return _elsewhere(x, weight, scale, bias, outputs, group)
     _check(x, weight, scale, bias, outputs, group)
-    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    number = path_number("torch" if path == "triton" else path) if x.device.type == "cpu" else -1
-    if number < 0 or not rows.shape[1]:
-        y = ops.without_autocast(_in_torch, rows, weight, scale, bias, outputs, group)
-    else:
-        rows = functional.pad(rows, (0, -rows.shape[1] % group))
-        y = native.grouped_linear(rows, weight, scale, bias, outputs, group, number, threads or torch.get_num_threads())
+    rows = functional.pad(x.reshape(-1, x.shape[-1]).float(), (0, -x.shape[-1] % group)).contiguous()
+    y = native.grouped_linear(rows, weight, scale, bias, outputs, group, number, threads or torch.get_num_threads())
+    return y.to(x.dtype).reshape(*x.shape[:-1], outputs)
+
+
+def _elsewhere(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    group: int,
+    path: str = "auto",
+    threads: int = 0,
+) -> Tensor:
+    del threads  # of the native core
+    if path == "triton":
+        raise KernelUnavailableError('got kernel="triton", which has no scales per group; use "auto" or "torch"')
+    _check(x, weight, scale, bias, outputs, group)
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
+    y = ops.without_autocast(_in_torch, rows, weight, scale, bias, outputs, group)
     return y.to(x.dtype).reshape(*x.shape[:-1], outputs)
 
 
@@ -140,7 +157,8 @@ def _map(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Te
     return torch.ops.ternary.grouped_linear(x.movedim(in_dims[0], 0), *rest), 0
 
 
-ops.LIBRARY.impl("grouped_linear", _grouped_linear, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+ops.LIBRARY.impl("grouped_linear", _on_cpu, "CPU")  # type: ignore[no-untyped-call]
+ops.LIBRARY.impl("grouped_linear", _elsewhere, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("ternary::grouped_linear", _shape, lib=ops.LIBRARY)
 torch.library.register_vmap("ternary::grouped_linear", _map, lib=ops.LIBRARY)
 
