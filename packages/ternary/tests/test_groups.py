@@ -411,7 +411,7 @@ class TestQuantize:
         assert torch.equal(again(x), ternary.pack(small)(x))
         assert list(ternary.sensitivity(net, [x], ternary.Recipe(per="group", group=8)))
 
-    def test_an_outlier_is_kept_float_beside_groups(self) -> None:
+    def test_an_outlier_is_kept_float_beside_groups(self, tmp_path: Path) -> None:
         """Channels that stay float leave the groups where they were."""
         net, x = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)).eval(), torch.randn(64, 40)
         x[:, 3] *= 500
@@ -423,6 +423,8 @@ class TestQuantize:
         packed = ternary.pack(small)
         with torch.no_grad():
             assert float((packed(x) - small(x)).norm() / small(x).norm()) < 0.05
+        ternary.save(packed, tmp_path / "m.safetensors")
+        assert torch.equal(ternary.load(tmp_path / "m.safetensors", net, packed=True)(x), packed(x))
 
     def test_other_layers_are_named(self) -> None:
         """The error says which layer, and what to write."""
