@@ -69,10 +69,18 @@ TASKS = (
     Task("digits", "images of digits, 8 x 8", 15, shape=(1, 8, 8)),
     Task("mnist1d", "MNIST-1D, signals of 40 samples", 20, shape=(1, 40)),
     Task(
-        *("python-docs", "the next character of Python's help", 10, 256),
+        *("python-docs", "the next character of Python's help", 20, 256),
         arguments={"dropout": 0.3},
-        student={"epochs": 14, "learning_rate": 32e-3, "distill": 1.0, "temperature": 1.0, "gradual": 0.3},
-        student_arguments={"dropout": 0.0},
+        student={
+            "epochs": 14,
+            "learning_rate": 32e-3,
+            "distill": 1.0,
+            "temperature": 1.0,
+            "gradual": 0.3,
+            "cutmix": 0.5,
+            "reestimate_norms": True,
+        },
+        student_arguments={"dropout": 0.0, "per": "group"},
     ),
 )
 

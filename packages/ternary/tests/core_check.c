@@ -71,14 +71,56 @@ static int check(int path, int threads, int dense_only) {
     return wrong;
 }
 
+/* A product whose groups of columns have scales of their own. */
+static int check_groups(int path, int threads) {
+    problem p = {.path = path, .threads = threads, .batch = 1 + draw(40), .height = 1, .width = 1, .kernel_h = 1,
+                 .kernel_w = 1, .stride_h = 1, .stride_w = 1, .dilation_h = 1, .dilation_w = 1};
+    const int64_t group = draw(2) ? 16 * (1 + draw(8)) : 1 + draw(100), tiles = ceil_div(group, 16);
+    p.groups = 1 + draw(6), p.channels = p.groups * group, p.out_channels = 1 + draw(80);
+    const int64_t strips = ceil_div(p.out_channels, 16), bytes = strips * p.groups * tiles * 64;
+    float *x = malloc((size_t)(p.batch * p.channels) * 4), *y = malloc((size_t)(p.batch * p.out_channels) * 4);
+    float *scale = malloc((size_t)(strips * p.groups) * 64), *bias = malloc((size_t)p.out_channels * 4);
+    int8_t *values = malloc((size_t)(p.out_channels * p.channels));
+    uint8_t *weight = malloc((size_t)bytes);
+    memset(weight, 0x55, (size_t)bytes);
+    for (int64_t i = 0; i < p.batch * p.channels; i++) x[i] = i % p.channels ? (float)(draw(255) - 127) : 127.0f;
+    for (int64_t i = 0; i < strips * p.groups * 16; i++) scale[i] = (float)(1 + draw(5));
+    for (int64_t o = 0; o < p.out_channels; o++) {
+        bias[o] = (float)draw(9);
+        for (int64_t i = 0; i < p.channels; i++) {
+            const int64_t g = i / group, k = i % group;
+            const int value = values[o * p.channels + i] = (int8_t)(draw(3) - 1);
+            put(weight + ((o / 16 * p.groups + g) * tiles + k / 16) * 64, 4, o % 16, k % 16, value);
+        }
+    }
+    p.x = x, p.weight = weight, p.scale = scale, p.bias = draw(2) ? bias : NULL, p.y = y;
+    int wrong = ternary_run_groups(&p) != OK;
+    for (int64_t at = 0; at < p.batch * p.out_channels && !wrong; at++) {
+        const int64_t o = at % p.out_channels, row = at / p.out_channels;
+        float wanted = p.bias ? bias[o] : 0.0f;
+        for (int64_t g = 0; g < p.groups; g++) {
+            int64_t sum = 0;
+            for (int64_t i = g * group; i < (g + 1) * group; i++)
+                sum += values[o * p.channels + i] * (int64_t)x[row * p.channels + i];
+            wanted = (float)sum * scale[(o / 16 * p.groups + g) * 16 + o % 16] + wanted;
+        }
+        wrong = y[at] != wanted;
+    }
+    p.channels++; /* which the groups do not divide, unless there is one */
+    wrong |= p.groups > 1 && ternary_run_groups(&p) != BAD_ARGUMENT;
+    free(x), free(y), free(scale), free(bias), free(values), free(weight);
+    return wrong;
+}
+
 int main(void) {
     int ran = 0, wrong = 0;
     for (int path = 0; path < PATHS; path++) {
         if (!ternary_has_path(path)) continue;
         for (int i = 0; i < 150; i++, ran++) wrong += check(path, 1 + i % 3, i % 3 == 0);
+        for (int i = 0; i < 60; i++, ran++) wrong += check_groups(path, 1 + i % 3);
     }
     problem none = {.path = PATHS};
-    wrong += ternary_run(&none) != NO_PATH || ternary_problem_size() != (int64_t)sizeof none;
+    wrong += ternary_run(&none) != NO_PATH || ternary_run_groups(&none) != NO_PATH || ternary_problem_size() != (int64_t)sizeof none;
     printf("%d problems, %d wrong\n", ran, wrong);
     return wrong != 0;
 }

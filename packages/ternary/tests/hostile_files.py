@@ -39,9 +39,10 @@ def model_file(folder):
 
 
 def state_file(folder):
-    """The same, read as tensors, in base 3."""
+    """The same, read as tensors, in base 3, with scales per group."""
     path = folder / "m.safetensors"
-    ternary.save(ternary.compile(SOURCE)(), path, encoding="base3")
+    grouped = SOURCE.replace("ternary Linear", 'ternary(per="group", group=5) Linear')
+    ternary.save(ternary.compile(grouped)(), path, encoding="base3")
     return path, lambda: ternary.load(path, ternary.compile(SOURCE)(), packed=True)
 
 

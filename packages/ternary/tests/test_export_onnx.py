@@ -296,3 +296,36 @@ def test_foreign_files(temp_dir: Path) -> None:
         read_onnx(temp_dir / "m.onnx")
     with pytest.raises(FileNotFoundError):
         read_onnx(temp_dir / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    ("form", "inputs", "group"),
+    [("standard", 20, 6), ("standard", 64, 16), ("compatible", 20, 6), ("matmulnbits", 144, 64)],
+)
+def test_scales_per_group_of_inputs(tmp_path: Path, form: str, inputs: int, group: int) -> None:
+    """The runtime computes what the float layer does; reading such a weight back is refused by name."""
+    model = nn.Sequential(TernaryLinear(inputs, 12, per="group", group=group)).eval()
+    x, file = torch.randn(3, inputs), tmp_path / "m.onnx"
+    to_onnx(model, file, x, form=form, block=32)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():  # MatMulNBits rounds activations block by block
+        wanted, near = model(x), 0.02 if form == "matmulnbits" else 1e-5
+    assert float((torch.from_numpy(got) - wanted).abs().max()) <= near * float(wanted.abs().max())
+    with pytest.raises(ImportFormatError, match="scales"):
+        read_onnx(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activations": "int8"}, r"0: ONNX.*group of 6 .*per='channel'"),
+        ({"form": "matmulnbits"}, r"0: MatMulNBits.*block of 128 .*group of 6.*per='channel'"),
+    ],
+)
+def test_groups_that_a_form_lacks(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    """The message names the format, the layer and what to do."""
+    model = nn.Sequential(TernaryLinear(20, 12, per="group", group=6))
+    with pytest.raises(ExportError, match=message):
+        to_onnx(model, tmp_path / "m.onnx", torch.randn(2, 20), **options)
+    assert not (tmp_path / "m.onnx").exists()

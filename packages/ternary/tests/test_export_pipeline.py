@@ -103,7 +103,7 @@ def test_cut_files(saved: Path, keep: float) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 3},
+        {"version": 4},
         {"format": "other"},
         {"layers": {"hidden": {"shape": [31, 32], "encoding": "2bit", "zeros": 0}}},
         {"layers": {"hidden": {"shape": [32, 99], "encoding": "2bit", "zeros": 0}}},
@@ -358,3 +358,11 @@ def test_dying_in_the_middle(temp_dir: Path, phase: str) -> None:
     if phase == "full":
         assert done.stdout.split() == ["OSError"] * 2, done.stderr
         assert {p.name for p in temp_dir.iterdir()} == {"model.gguf", "model.base3.safetensors"}
+
+
+def test_an_exported_program_has_scales_per_group(tmp_path: Path) -> None:
+    """The operator is in the file, its batch size free."""
+    model = ternary.nn.TernaryLinear(20, 12, per="group", group=6).eval()
+    ternary.export.to_pt2(model, tmp_path / "m.pt2", torch.randn(2, 20))
+    x = torch.randn(3, 20)
+    assert torch.equal(torch.export.load(tmp_path / "m.pt2").module()(x), ternary.pack(model)(x))

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ternary.nn import TernaryLinear
 from ternary.runtime import _fallback as fallback
 from ternary.runtime import _gpu as gpu
 from ternary.runtime import _native as native
-from ternary.runtime import available_kernels
+from ternary.runtime import available_kernels, pack
 from ternary.runtime._layout import Geometry, from_tiles, pack_conv_weight, tile_shape, to_tiles, unpack_conv_weight
 
 NATIVE = native.core().paths
@@ -516,3 +517,11 @@ class TestOnAGpu:
         assert torch.equal(got, wanted)
         assert torch.equal(layer.cpu()(x.cpu()), wanted.cpu())
         assert torch.equal(layer.cuda()(x), wanted)
+
+
+# cuda: ternary.runtime._grouped:_elsewhere by GPU
+def test_groups_of_inputs_on_every_device(device: torch.device) -> None:
+    """A GPU gives the same bits as the processor."""
+    packed, x = pack(TernaryLinear(53, 37, per="group", group=16)), torch.randn(3, 53)
+    wanted = packed(x)
+    assert torch.equal(packed.to(device)(x.to(device)).cpu(), wanted)

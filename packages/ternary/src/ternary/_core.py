@@ -61,7 +61,7 @@ def find_core(file: Path) -> Core:
     sizes = {"problem": PROBLEM.size, "chain": CHAIN.size, "stage": STAGE.size}
     if not all(_size_of(library, name) == size for name, size in sizes.items()):
         return Core(None, {}, f"{file.name} belongs to another version of this package or another word size")
-    for name in ("ternary_run", "ternary_run_chain", "ternary_chain_bytes"):
+    for name in ("ternary_run", "ternary_run_groups", "ternary_run_chain", "ternary_chain_bytes"):
         getattr(library, name).argtypes = [ctypes.c_char_p]
     library.ternary_chain_bytes.restype = ctypes.c_int64
     library.ternary_has_path.argtypes = [ctypes.c_int64]

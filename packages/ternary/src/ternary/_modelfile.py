@@ -27,9 +27,10 @@ from ternary._wholefile import is_stream, whole_file
 from ternary.errors import ModelFileError, PackedDataError
 from ternary.nn._layers import ternary_layers
 from ternary.nn._loaded import require_loaded
+from ternary.nn._quantizers import spread
 from ternary.runtime._pack import Parts, pack, packed_layers, parts
 
-FORMAT, VERSION, VERSION_WITH_TIES = "pentad-ternary", 1, 2
+FORMAT, VERSION, VERSION_WITH_TIES, VERSION_WITH_GROUPS = "pentad-ternary", 1, 2, 3
 SMALLEST_TIE = 4096
 """Tensors of fewer bytes are stored as often as they have names."""
 ENCODINGS = ("2bit", "base3")
@@ -41,11 +42,21 @@ FREE_WEIGHTS, MOST_WEIGHTS = 1_000_000, 8
 
 @dataclass(frozen=True, slots=True)
 class LayerEntry:
-    """One packed layer as the header describes it."""
+    """One packed layer as the header describes it; `group` inputs share a scale, all of an output if it is 0."""
 
     shape: tuple[int, ...]
     encoding: str
     zeros: int
+    group: int = 0
+
+    @property
+    def scales(self) -> tuple[int, int]:
+        """Outputs, and how many scales each has, of a layer with groups."""
+        return self.shape[0], -(-self.shape[1] // self.group)
+
+    def described(self) -> dict[str, Any]:
+        """Return the entry as a header holds it; without `group` earlier releases read it."""
+        return {k: v for k, v in asdict(self).items() if k != "group" or v}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +126,18 @@ def save(  # long because its documentation counts too
         tensors[prefix + "weight.scale"] = positive.detach().contiguous().clone()
         if found.positive is not found.negative:
             tensors[prefix + "weight.scale_negative"] = negative.detach().contiguous().clone()
-        entries[name] = LayerEntry(tuple(values.shape), encoding, int((values == 0).sum()))
+        entries[name] = LayerEntry(tuple(values.shape), encoding, int((values == 0).sum()), found.group)
     ties = _tied(tensors)
     tensors = {k: v for k, v in tensors.items() if k not in ties}
+    grouped = any(entry.group for entry in entries.values())
     header = {
         "format": FORMAT,
-        "version": VERSION_WITH_TIES if ties else VERSION,
+        "version": VERSION_WITH_GROUPS if grouped else VERSION_WITH_TIES if ties else VERSION,
         **({"ties": ties} if ties else {}),
         "model": type(model).__name__,
         "arguments": arguments or {},
         "source": getattr(model, "__source__", ""),
-        "layers": {k: asdict(v) for k, v in entries.items()},
+        "layers": {k: v.described() for k, v in entries.items()},
         "quantized": describe(model),
     }
     _write_whole(tensors, {"ternary": json.dumps(header, sort_keys=True)}, Path(path))
@@ -154,7 +166,7 @@ def _layers(model: nn.Module) -> dict[str, Parts]:
     for name, layer in ternary_layers(model).items():
         values, positive, negative = layer.ternary_values()
         negative = positive if layer.scale_negative is None else negative
-        found[name] = Parts(values, positive, negative, getattr(layer, "bias", None))
+        found[name] = Parts(values, positive, negative, getattr(layer, "bias", None), layer.scale_group())
     return found
 
 
@@ -190,14 +202,18 @@ def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
         header = parse_json(metadata["ternary"])
         if header["format"] != FORMAT:
             raise ModelFileError(f"{path} is of format {header['format']!r}, not {FORMAT!r}")
-        if header["version"] not in (VERSION, VERSION_WITH_TIES):
-            wanted = f"this library reads versions {VERSION} and {VERSION_WITH_TIES}"
+        if header["version"] not in (VERSION, VERSION_WITH_TIES, VERSION_WITH_GROUPS):
+            wanted = f"this library reads versions {VERSION} to {VERSION_WITH_GROUPS}"
             raise ModelFileError(f"{path} has version {header['version']}; {wanted}")
-        layers = {k: LayerEntry(tuple(v["shape"]), v["encoding"], v["zeros"]) for k, v in header["layers"].items()}
+        layers = {
+            k: LayerEntry(tuple(v["shape"]), v["encoding"], v["zeros"], v.get("group", 0))
+            for k, v in header["layers"].items()
+        }
         if any(e.encoding not in ENCODINGS for e in layers.values()):
             raise ModelFileError(f"{path} has layers of an unknown encoding")
         if any(not e.shape or not all(type(size) is int for size in (*e.shape, e.zeros)) for e in layers.values()):
             raise ModelFileError(f"{path} has a layer without a valid shape or number of zeros")
+        _check_groups(layers, table, header, path)
         spans = {k: v["data_offsets"] for k, v in table.items() if k != "__metadata__"}
         tensor_bytes = {k: end - start for k, (start, end) in spans.items()}
         arguments = dict(header["arguments"])
@@ -209,6 +225,23 @@ def _info(path: Path) -> tuple[ModelInfo, dict[str, Any]]:
     except (SafetensorError, ValueError, TypeError, AttributeError) as e:
         raise ModelFileError(f"{path} is damaged or no safetensors file: {e}") from None
     return found, header
+
+
+def _check_groups(layers: dict[str, LayerEntry], table: dict[str, Any], header: dict[str, Any], path: Path) -> None:
+    """Raise `ModelFileError` unless each layer with groups of inputs has as many scales as its shape asks for."""
+    for name, entry in layers.items():
+        if entry.group == 0 and type(entry.group) is int:
+            continue
+        where = f"{path}: the layer {name[:100]!r}"
+        if header["version"] < VERSION_WITH_GROUPS or type(entry.group) is not int or len(entry.shape) != 2:
+            raise ModelFileError(f"{where} has groups of {str(entry.group)[:20]} inputs, which it cannot have")
+        if not 1 <= entry.group < entry.shape[1] or entry.shape[0] < 0:
+            raise ModelFileError(f"{where} has groups of {entry.group} of its {entry.shape[1]} inputs")
+        key = f"{name}.weight.scale".removeprefix(".")
+        stored = table[dict(header.get("ties") or {}).get(key, key)]
+        if tuple(stored["shape"]) != entry.scales or stored["dtype"] != "F32":
+            wanted = f"float32 scales of shape {entry.scales}"
+            raise ModelFileError(f"{where} has {stored['dtype']} scales of shape {stored['shape']}; wanted {wanted}")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -239,6 +272,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             negative = tensors.pop(prefix + "weight.scale_negative", None)
             tensors.pop(prefix + "weight.packed")
             shape = [-1] + [1] * (len(entry.shape) - 1)
+            if entry.group:
+                if negative is not None or tuple(positive.shape) != entry.scales:
+                    raise PackedDataError(f"got scales of shape {tuple(positive.shape)}, wanted {entry.scales}")
+                positive = spread(positive, entry.shape[1], entry.group)
+                shape = list(entry.shape)
             plus = positive.reshape(shape)
             minus = plus if negative is None else negative.reshape(shape)
             kind = positive.dtype
@@ -302,9 +340,14 @@ def load(path: str | Path, model: nn.Module | None = None, *, packed: bool = Fal
         model.load_state_dict(state)
     except RuntimeError as e:
         raise ModelFileError(f"{path} does not fit {type(model).__name__}: {e}") from None
-    for layer in ternary_layers(model).values():
+    described = _quantized(header, path)
+    for name, layer in ternary_layers(model).items():
         if layer.scale_positive is None:
             layer.quantizer = "exact"
+            if name in found.layers and name in described:  # the scales are the file's, whatever the program says
+                layer.per, layer.group = described[name]["per"], described[name].get("group", layer.group)
+                if found.layers[name].group:
+                    layer.per, layer.group = "group", found.layers[name].group
     return pack(model) if packed else model.eval()
 
 

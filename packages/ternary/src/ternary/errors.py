@@ -36,6 +36,7 @@ __all__ = [
     "TernaryValueError",
     "UnknownModelError",
     "UnknownQuantizerError",
+    "UnsupportedGroupError",
     "VanishingGradientError",
     "WeightsNotLoadedError",
 ]
@@ -129,6 +130,13 @@ class StaleCoreError(TernaryError, ImportError):
     """The compiled core of ternary was built from other sources than the Python files beside it.
 
     Install pentad-ternary again. In a checkout this happens when the sources have changed since the last installation.
+    """
+
+
+class UnsupportedGroupError(TernaryError, ValueError):
+    """Scales per group of inputs are asked of a layer or a format that has none.
+
+    Only linear layers have them. Take per='channel', or the format that the message names.
     """
 
 

@@ -148,7 +148,7 @@ class Instances:
             return UNKNOWN
         match expr:
             case s.Ternary(options, layer):
-                self.arguments(TERNARY_OPTIONS, options, env)
+                self.ternary_options(options, layer, env)
                 return self.layer(layer, env)
             case s.Repeat():
                 return self.sequence((expr,), env)
@@ -167,6 +167,22 @@ class Instances:
             case s.Call():
                 return self.create(expr, env)
         return UNKNOWN
+
+    def ternary_options(self, options: tuple[s.Argument, ...], layer: s.Expr, env: dict[str, Any]) -> None:
+        values = self.arguments(TERNARY_OPTIONS, options, env)
+        places = {name: expr.span for name, expr in bind(TERNARY_OPTIONS, options)[0].items()}
+        group = values["group"]
+        if type(group) is int and group < 1:
+            self.error("bad-value", f"group = {group}", places["group"], expected="1 or more")
+        if values["per"] != "group":
+            return
+        at, name = places["per"], layer.callee.name if isinstance(layer, s.Call) else "Linear"
+        if name != "Linear":
+            hint = "'channel' and 'tensor' are for every layer"
+            self.error("bad-value", f"{name} has no scales per group", at, expected="Linear", hint=hint)
+        if values["quantizer"] == "ttq":
+            hint = 'take another quantizer, or per="channel"'
+            self.error("bad-value", "'ttq' has no scales per group", at, expected="channel, tensor", hint=hint)
 
     def sequence(self, items: tuple[s.Expr, ...], env: dict[str, Any]) -> Any:
         out: list[tuple[Any, int]] = []

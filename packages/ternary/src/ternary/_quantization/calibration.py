@@ -49,8 +49,9 @@ def output_of(result: Any) -> Tensor:
 def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
     """Replace a layer's weight by the ternary one that is nearest on its real inputs.
 
-    Among thresholds of 0.3 to 1.2 times the mean magnitude, takes per channel the one with the least weighted squared
-    error, with the least-squares scale. The weight then holds these ternary values and the quantizer is 'exact'.
+    Among thresholds of 0.3 to 1.2 times the mean magnitude, takes per channel (or group of inputs) the one with the
+    least weighted squared error, with the least-squares scale. The weight then holds these ternary values and the
+    quantizer is 'exact'.
     """
     weight = layer.weight.detach()
     rows = weight.flatten(1).double()
@@ -60,6 +61,16 @@ def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
         if h.numel() == rows.shape[1]
         else h.repeat_interleave(rows.shape[1] // h.numel()).reshape(1, -1)
     )
+    if layer.per == "tensor" or layer.quantizer not in ("twn", "absmean", "stochastic"):
+        return
+    step = layer.scale_group() or max(1, rows.shape[1])
+    parts = [slice(at, at + step) for at in range(0, rows.shape[1], step)]
+    layer.weight.copy_(torch.cat([_fitted(rows[:, p], h[:, p]) for p in parts], 1).reshape(weight.shape))
+    layer.quantizer = "exact"
+
+
+def _fitted(rows: Tensor, h: Tensor) -> Tensor:
+    """Return the ternary rows that are nearest to these, each column weighted."""
     best_error = torch.full((rows.shape[0],), float("inf"), dtype=torch.double, device=rows.device)
     best = torch.zeros_like(rows)
     mean = rows.abs().mean(1, keepdim=True)
@@ -72,9 +83,7 @@ def fit_to_inputs(layer: TernaryWeight, power: Tensor) -> None:
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best = torch.where(better[:, None], fitted, best)
-    if layer.per == "channel" and layer.quantizer in ("twn", "absmean", "stochastic"):
-        layer.weight.copy_(best.reshape(weight.shape))
-        layer.quantizer = "exact"
+    return best
 
 
 @torch.no_grad()

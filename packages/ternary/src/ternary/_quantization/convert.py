@@ -18,6 +18,7 @@ from ternary._quantization.probe import Use, probe
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary._quantization.report import LayerReport, Report, report_of, untouched_parameters
 from ternary._quantization.source_reads import read_in_source
+from ternary.errors import UnsupportedGroupError
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._loaded import require_loaded
 from ternary.nn._quantizers import require_finite
@@ -56,6 +57,7 @@ def quantize(  # long because its documentation counts too
 
     Raises:
         UnknownQuantizerError: The recipe names a quantizer or a precision that does not exist.
+        UnsupportedGroupError: The recipe has `per='group'`, and a layer that is not linear would become ternary.
         NonFiniteWeightError: A weight is NaN or infinite.
         NonFiniteActivationError: Calibration met an activation that is NaN or infinite.
         NoBatchesError: Calibration holds no batch, as an iterator that was read before.
@@ -82,6 +84,7 @@ def quantize(  # long because its documentation counts too
     shared = Counter(id(made.get_submodule(name).weight) for name in plan)
     for name, wanted in plan.items():
         layer = made.get_submodule(name) if name else made
+        require_groups(name, layer, wanted, recipe)
         require_finite(weight_of(layer), f"{name or type(layer).__name__}.weight")
         use, weight = uses.get(name), layer.weight
         precision, note = checked_precision(wanted, use, name in in_source, batches != [])
@@ -108,6 +111,16 @@ def quantize(  # long because its documentation counts too
     if batches:
         reestimate_batch_norm(made, batches)
     return made, Report(tuple(reports), untouched_parameters(made, {n: plan[n] for n in plan}))
+
+
+def require_groups(name: str, layer: nn.Module, wanted: Precision, recipe: Recipe) -> None:
+    """Raise `UnsupportedGroupError` if a layer would get scales per group of inputs, and its kind has none."""
+    made = wanted == "ternary" and not isinstance(layer, nn.Linear | TernaryWeight)
+    if made and recipe.per == "group":
+        raise UnsupportedGroupError(
+            f"{name or 'the model'} is a {type(layer).__name__}, and only linear layers have scales per group of "
+            f"inputs: take per='channel', or give it another precision by rules=(({name!r}, 'int8'),)"
+        )
 
 
 def _tie(new: TernaryWeight, earlier: TernaryWeight) -> None:

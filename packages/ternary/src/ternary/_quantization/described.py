@@ -9,9 +9,10 @@ from torch import nn
 from ternary._options import CHOICES, QuantizerOptions
 from ternary._quantization.convert import convert, rebuilt
 from ternary._quantization.modules import names_of, replaced, workable_copy
-from ternary.errors import ModelFileError
+from ternary.errors import ModelFileError, UnsupportedGroupError
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._outliers import FloatChannels
+from ternary.runtime._grouped import PackedGroupedLinear
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 from ternary.runtime._pack import packed_layers
 
@@ -33,8 +34,12 @@ def describe(model: nn.Module) -> Described:
             found[name] = {
                 "kind": "ternary", "quantizer": quantizer, "per": layer.per, "activations": layer.activations
             }  # fmt: skip
+            if layer.per == "group":
+                found[name]["group"] = layer.group
         elif name in packed:  # which rounds activations to 8 bits
             found[name] = {"kind": "ternary", "quantizer": "exact", "per": "channel", "activations": "int8"}
+            if isinstance(layer, PackedGroupedLinear):
+                found[name] |= {"per": "group", "group": layer.group}
     return found
 
 
@@ -50,6 +55,8 @@ def checked(value: object, where: str) -> Described:
         kind = entry.get("kind") if isinstance(entry, dict) else None
         words = [entry.get(option) in CHOICES[option] for option in CHOICES] if kind == "ternary" else []
         numbers = entry.get("channels") if kind == "float channels" else []
+        if kind == "ternary" and entry.get("per") == "group":
+            words.append(type(entry.get("group")) is int and entry["group"] >= 1)
         if kind not in ("ternary", "int8", "float channels") or not all(words) or not _are_numbers(numbers):
             raise ModelFileError(f"{where}: its description of the layer {name[:100]!r} is damaged")
     return value
@@ -103,8 +110,11 @@ def _made(layer: nn.Module, name: str, described: Described, where: str) -> nn.M
             if not isinstance(layer, nn.Linear | nn.Conv2d):
                 raise TypeError("no int8 form")
             return convert(layer, "int8")
-        options = QuantizerOptions(quantizer=entry["quantizer"], per=entry["per"], activations=entry["activations"])
+        group = {"group": entry["group"]} if entry["per"] == "group" else {}
+        options = QuantizerOptions(
+            quantizer=entry["quantizer"], per=entry["per"], activations=entry["activations"], **group
+        )
         return layer if isinstance(layer, TernaryWeight) else rebuilt(layer, ternary=True, options=options)
-    except (KeyError, IndexError, StopIteration, TypeError, RuntimeError) as error:
+    except (KeyError, IndexError, StopIteration, TypeError, RuntimeError, UnsupportedGroupError) as error:
         have = type(layer).__name__
         raise ModelFileError(f"{where}: the layer {name[:100]!r} is {kind}, which a {have} cannot become") from error

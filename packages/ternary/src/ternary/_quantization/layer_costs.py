@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ternary._quantization.calibration import batches_of, output_of, run
-from ternary._quantization.convert import convert
+from ternary._quantization.convert import convert, require_groups
 from ternary._quantization.modules import names_of, replaced, workable_copy
 from ternary._quantization.recipe import Precision, Recipe, plan_precisions
 from ternary.nn._layers import TernaryWeight
@@ -52,6 +52,7 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], recipe: Recipe | None 
         layer = plain.get_submodule(name) if name else plain
         if isinstance(layer, TernaryWeight) or precision == "float":
             continue
+        require_groups(name, layer, "ternary", recipe)
         alone = replaced(plain, names[layer], convert(layer, "ternary", recipe).eval())
         try:
             got = [output_of(run(alone, b)) for b in given]

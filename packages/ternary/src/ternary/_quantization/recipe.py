@@ -23,7 +23,8 @@ class Recipe(QuantizerOptions):
 
     Args:
         quantizer: One of 'twn', 'ttq', 'absmean', 'fixed', 'stochastic', 'sparse'.
-        per: 'channel' or 'tensor'.
+        per: 'channel', 'tensor', or 'group' for linear layers.
+        group: Inputs that share a scale with `per='group'`.
         threshold: For 'twn' the factor of the mean magnitude, for 'fixed' the magnitude.
         sparsity: For 'sparse', the fraction of zeros.
         activations: 'int8' rounds the inputs of ternary layers to 8 bits.

@@ -13,6 +13,7 @@ from ternary._quantization.modules import weight_of
 from ternary._quantization.recipe import Precision
 from ternary.nn._layers import TernaryWeight
 from ternary.nn._outliers import FloatChannels
+from ternary.nn._quantizers import spread
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 
 
@@ -120,7 +121,11 @@ def _rounded(layer: nn.Module, weight: Tensor) -> tuple[Tensor | None, int, floa
         return layer.put_back(got).detach(), stored + layer.columns.nbytes, zeros
     if isinstance(layer, TernaryWeight):
         values, positive, negative = (t.to(weight.device) for t in layer.ternary_values())
-        got = values.double() * torch.where(values > 0, positive.reshape(shape), negative.reshape(shape)).double()
+        if (group := layer.scale_group()) > 0:
+            positive_of = negative_of = spread(positive, weight.shape[1], group)
+        else:
+            positive_of, negative_of = positive.reshape(shape), negative.reshape(shape)
+        got = values.double() * torch.where(values > 0, positive_of, negative_of).double()
         zeros = float((values == 0).double().mean()) if size else 0.0
         return got, rows * -(-(size // max(1, rows)) // 4) + 4 * positive.numel(), zeros
     if isinstance(layer, Int8Linear | Int8Conv2d):

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from ternary.errors import ExportError, MissingExtraError, NothingToPackError
 from ternary.runtime._pack import pack
 
-__all__ = ["as_inputs", "first_cause", "optional", "packed_form", "traceable_form"]
+__all__ = ["NO_GROUPS", "as_inputs", "first_cause", "optional", "packed_form", "traceable_form"]
+
+
+NO_GROUPS = "{} is written with one scale an output, and this layer has one per group of {} inputs; use per='channel'"
+"""Why a format refuses a layer."""
 
 
 def optional(name: str, extra: str) -> ModuleType:

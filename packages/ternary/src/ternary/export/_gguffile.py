@@ -15,7 +15,7 @@ from ternary._ggufread import F16, F32, TQ1, TQ2, Entry, read_directory, row_cod
 from ternary._tensorheader import parse_json, read_exactly
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError, ImportFormatError
-from ternary.export._files import optional, packed_form
+from ternary.export._files import NO_GROUPS, optional, packed_form
 from ternary.export._imported import TernaryTensor
 from ternary.runtime._pack import packed_layers, parts
 
@@ -41,7 +41,8 @@ def to_gguf(model: nn.Module, path: str | Path) -> None:  # long because its doc
         path: The file to write, usually ending in `.gguf`.
 
     Raises:
-        ExportError: There is no ternary layer, it has two scales a row (TTQ), or a scale does not fit half precision.
+        ExportError: There is no ternary layer, it has scales per group or two a row (TTQ), or a scale does not fit half
+            precision.
         MissingExtraError: gguf is not installed.
 
     Example:
@@ -60,6 +61,8 @@ def to_gguf(model: nn.Module, path: str | Path) -> None:  # long because its doc
     for name, layer in packed_layers(packed).items():
         prefix = f"{name}." if name else ""
         found = parts(layer)
+        if found.group:
+            raise ExportError(f"{name}: {NO_GROUPS.format('GGUF', found.group)}")
         if found.positive is not found.negative:
             raise ExportError(f"{name}: TQ2_0 has one scale for both signs; TTQ layers have two")
         scale = found.positive

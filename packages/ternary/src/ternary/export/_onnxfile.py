@@ -16,6 +16,7 @@ from ternary._wholefile import whole_file
 from ternary.errors import ExportError
 from ternary.export._files import as_inputs, first_cause, optional, traceable_form
 from ternary.export._onnxlayers import DOMAIN, FORMS, Layer, Writer
+from ternary.runtime._grouped import PackedGroupedLinear
 from ternary.runtime._int8 import Int8Conv2d, Int8Linear
 from ternary.runtime._layout import Geometry
 from ternary.runtime._modules import PackedConv2d, PackedLinear
@@ -51,8 +52,8 @@ def to_onnx(
         block: Weights per scale of MatMulNBits: 32, 64 or 128.
 
     Raises:
-        ExportError: The model has no ternary layer, an argument is unknown, the form does not support it, or torch
-            cannot write the rest of the model.
+        ExportError: The model has no ternary layer, an argument is unknown, the form does not support it (scales per
+            group of inputs have no 'int8' activations), or torch cannot write the rest of the model.
         MissingExtraError: onnx or onnxscript is not installed.
 
     Example:
@@ -89,11 +90,11 @@ def to_onnx(
 class _Mark(nn.Module):
     """The place of a packed layer while torch writes the graph: one node with the layer's name."""
 
-    def __init__(self, name: str, layer: PackedLinear | PackedConv2d) -> None:
+    def __init__(self, name: str, layer: PackedLinear | PackedGroupedLinear | PackedConv2d) -> None:
         super().__init__()
         self.name = name
         self.conv = isinstance(layer, PackedConv2d)
-        self.outputs = layer.scale.shape[0]
+        self.outputs = layer.out_features if isinstance(layer, PackedGroupedLinear) else layer.scale.shape[0]
         if isinstance(layer, PackedConv2d):
             self.geometry = Geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
 
@@ -142,7 +143,7 @@ def _mark(packed: nn.Module) -> tuple[nn.Module, dict[str, Layer]]:
     layers: dict[str, Layer] = {}
     marks: dict[nn.Module, nn.Module] = {}
     for name, layer in [*packed.named_modules(remove_duplicate=False)]:
-        if not isinstance(layer, PackedLinear | PackedConv2d | Int8Linear | Int8Conv2d):
+        if not isinstance(layer, PackedLinear | PackedGroupedLinear | PackedConv2d | Int8Linear | Int8Conv2d):
             continue
         if isinstance(layer, Int8Linear | Int8Conv2d):
             marks[layer] = _PlainInt8(layer)

@@ -17,6 +17,8 @@ from ternary.runtime._pack import Parts
 
 DOMAIN = "pentad.ternary"
 FORMS = ("standard", "matmulnbits", "compatible")
+GROUPED = "grouped_columns"
+"""The name of the number of columns of a weight with scales per group of inputs."""
 _EXACT_COLUMNS = (1 << 24) // 127
 
 
@@ -103,6 +105,8 @@ class Writer:
         if not layer.parts.values.numel():
             raise ExportError(f"{name}: a layer without weights has no ONNX form; take it out of the model")
         scale = layer.parts.positive.numpy()
+        if layer.parts.group:
+            return self._bias(name, layer, self._grouped(name, layer.parts, x))
         if not self.exact:
             return self._bias(name, layer, self._product(name, layer, x, scale))
         q, step = self._rounded(layer, x)
@@ -162,6 +166,30 @@ class Writer:
         start, end = self._constant("ternary.start", np.array([0])), self._constant(f"{name}.outputs", np.array([n]))
         return self._node("Slice", product, start, end, self._constant("ternary.last", np.array([-1])))
 
+    def _grouped(self, name: str, found: Parts, x: str) -> str:
+        """The product with a weight that has scales per group of inputs."""
+        (n, k), (_, groups), group, block = found.values.shape, found.positive.shape, found.group, self.block
+        if self.exact:
+            raise ExportError(
+                f"{name}: ONNX with activations='int8' multiplies by one scale an output after the sums, this layer "
+                f"has one per group of {group} inputs; take activations='float' or per='channel'"
+            )
+        if self.form == "matmulnbits":
+            if group % block:
+                raise ExportError(
+                    f"{name}: MatMulNBits has a scale for each block of {block} inputs, this layer one per group of "
+                    f"{group}; give a block that divides the group, or use per='channel'"
+                )
+            of_blocks = torch.arange(-(-k // block)) * block // group
+            return self._matmulnbits(name, found.values, found.positive[:, of_blocks].numpy(), x)
+        rows = torch.nn.functional.pad(found.values, (0, groups * group - k)).reshape(n * groups, group)
+        weight = self._weight(name, rows, found.positive.flatten().numpy(), (n, groups * group))
+        if self.form != "compatible":
+            weight = self._node("Reshape", weight, self._constant(f"{name}.shape", np.array([n, groups * group])))
+        start, axis = self._constant("ternary.start", np.array([0])), self._constant("ternary.one", np.array([1]))
+        cut = self._node("Slice", weight, start, self._constant(f"{name}.{GROUPED}", np.array([k])), axis)
+        return self._node("MatMul", x, self._node("Transpose", cut, perm=[1, 0]))
+
     def _weight(self, name: str, values: torch.Tensor, scale: np.ndarray[Any, Any], shape: tuple[int, ...]) -> str:
         """The float weight, rows first, from 2 bits."""
         if self.form != "compatible":
@@ -192,7 +220,7 @@ class Writer:
         packed = (c[..., 0] | c[..., 1] << 2 | c[..., 2] << 4 | c[..., 3] << 6).astype(np.uint8)
         return self._node(
             *("MatMulNBits", x, self._constant(f"{name}.blocks", packed)),
-            self._constant(f"{name}.scale", np.repeat(scale, blocks).astype(np.float32)),
+            self._constant(f"{name}.scale", np.repeat(scale, blocks) if scale.ndim == 1 else scale.flatten()),
             domain="com.microsoft",
             K=k,
             N=n,

@@ -11,6 +11,7 @@ import torch
 from ternary.errors import ImportFormatError
 from ternary.export._files import optional
 from ternary.export._imported import TernaryTensor
+from ternary.export._onnxlayers import GROUPED
 from ternary.packing import unpack_2bit
 
 __all__ = ["read_onnx"]
@@ -73,14 +74,21 @@ def _weights(model: Any, onnx: Any) -> dict[str, TernaryTensor]:
                 raise ImportFormatError(f"{first.name}: scales by block or zero points are no ternary weight")
             values = torch.from_numpy(onnx.numpy_helper.to_array(first).astype(np.int8))
             columns = scale.ndim == 1 and attributes.get("axis", 1) == 1
+            _refuse_groups(_base(first.name, ".weight", ""), tensors)
             made[first.name] = _weight(first.name, values.T if columns else values, scale, tensors)
         elif node.op_type == "MatMulNBits" and attributes["bits"] == 2:
             made[_base(first.name, ".blocks")] = _blocks(first.name, node, attributes, tensors, onnx)
     for name, tensor in tensors.items():
         rows = tensors.get(_base(name, ".packed", "") + ".columns")
         if name.endswith(".packed") and rows is not None and name in inputs:
+            _refuse_groups(_base(name, ".packed", ""), tensors)
             made[_base(name, ".packed")] = _packed(_base(name, ".packed", ""), tensor, rows, tensors, onnx)
     return made
+
+
+def _refuse_groups(base: str, tensors: dict[str, Any]) -> None:
+    if f"{base}.{GROUPED}" in tensors:
+        raise ImportFormatError(f"{base}: it has scales per group of inputs; a weight is read with one scale a row")
 
 
 def _base(name: str, ending: str, instead: str = ".weight") -> str:

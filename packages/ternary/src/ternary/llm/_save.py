@@ -64,6 +64,10 @@ class _DecoderSource:
             codes, scale = exact_rows(self._array(name + ".weight"), name)
             return TernaryMatrix(from_codes(codes), scale)
         values, positive, negative = layer.ternary_values()
+        if positive.dim() > 1:
+            raise ImportFormatError(
+                f"{name}: it has scales per group; a model file holds one a row, so use per='channel'"
+            )
         if not torch.equal(positive, negative):
             raise ImportFormatError(f"{name}: its quantizer has two scales; a model file holds one a row")
         scales = positive.detach().cpu().float().expand(len(values)).numpy()

@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from ternary._options import QuantizerKeywords, QuantizerOptions
 from ternary._torch_private import version_of
-from ternary.errors import FixedWeightError
+from ternary.errors import FixedWeightError, UnsupportedGroupError
 from ternary.nn._quantizers import (
     fake_int8,
     require_finite,
     rows_of,
     scale_like,
+    spread,
     straight_through,
     ternarize,
     ttq_values,
@@ -34,13 +35,21 @@ class TernaryWeight(nn.Module):
     if TYPE_CHECKING:  # torch.jit.script cannot read annotations written as text
         weight: Any
         ternary_part: float
+        group: int
     else:
+        group = 64  # of layers that an earlier release pickled
         ternary_part = 1.0  # below 1, training mixes so much of the ternary weight with the rest of the float one
 
     def _init_ternary(self, options: QuantizerOptions) -> None:
         self.empty: bool = self.weight.numel() == 0  # known here, so that tracing meets no branch on a tensor
         self.quantizer: str = options.quantizer
         self.per: str = options.per
+        self.group = options.group
+        if options.per == "group" and not isinstance(self, nn.Linear):
+            raise UnsupportedGroupError(
+                f"a {type(self).__name__} has no scales per group of inputs, which only TernaryLinear has; "
+                "take per='channel' or per='tensor' for it"
+            )
         self.threshold: float = float(options.threshold)
         self.sparsity: float = float(options.sparsity)
         self.activations: str = options.activations
@@ -58,7 +67,7 @@ class TernaryWeight(nn.Module):
         if self.scale_positive is None or self.scale_negative is None or self.empty:
             return
         with torch.no_grad():
-            _, scale = ternarize(self.weight, self.quantizer, self.per == "channel")
+            _, scale = ternarize(self.weight, self.quantizer, self.per != "tensor")
             self.scale_positive.data = scale.detach().clone()
             self.scale_negative.data = scale.detach().clone()
 
@@ -92,7 +101,7 @@ class TernaryWeight(nn.Module):
         parts = (self.weight, self.scale_positive, self.scale_negative)
         key = (
             *(None if t is None else (id(t), t.data_ptr(), version_of(t), t.dtype, _sample(t)) for t in parts),
-            *(self.quantizer, self.per, self.threshold, self.sparsity),
+            *(self.quantizer, self.per, self.group, self.threshold, self.sparsity),
         )
         kept = self.__dict__.get("_kept")
         if kept is None or kept[0] != key:
@@ -121,7 +130,7 @@ class TernaryWeight(nn.Module):
         if self.empty:
             return weight
         positive, negative = self.scale_positive, self.scale_negative
-        per_channel = self.per == "channel"
+        per_channel = self.per != "tensor"
         if positive is not None and negative is not None:
             values = ttq_values(weight, per_channel)
             plus, minus = (values > 0).to(weight.dtype), (values < 0).to(weight.dtype)
@@ -131,8 +140,12 @@ class TernaryWeight(nn.Module):
             return quantized + step * (weight - weight.detach())
         kind = "absmean" if self.quantizer == "stochastic" and not self.training else self.quantizer
         detached = weight.detach().float()
-        values, scale = ternarize(detached, kind, per_channel, self.threshold, self.sparsity)
-        limit = scale_like(rows_of(detached, per_channel).abs().mean(1) * 3.0, weight).to(weight.dtype)
+        group = self.scale_group()
+        values, scale = ternarize(detached, kind, per_channel, self.threshold, self.sparsity, group)
+        if group > 0:
+            scale = spread(scale, weight.shape[1], group)
+        # With groups too the limit is the output's: trained networks were measured with that.
+        limit = scale_like(rows_of(detached, per_channel or group > 0).abs().mean(1) * 3.0, weight).to(weight.dtype)
         return straight_through(weight, (values * scale).to(weight.dtype), limit)
 
     @torch.jit.unused
@@ -140,21 +153,29 @@ class TernaryWeight(nn.Module):
     def ternary_values(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the int8 values and the positive and negative scale of each row, as stored when packing.
 
+        Scales have the shape (rows,) or (1,); with groups of inputs, (rows, groups).
+
         Raises:
             NonFiniteWeightError: The weight holds NaN or infinite values.
         """
         require_finite(self.weight)
-        per_channel = self.per == "channel"
+        per_channel = self.per != "tensor"
         if self.empty:
-            scale = self.weight.new_zeros(self.weight.shape[0] if per_channel else 1, dtype=torch.float32)
+            scale = self.weight.new_zeros(1 if self.per == "tensor" else self.weight.shape[0], dtype=torch.float32)
             return self.weight.to(torch.int8), scale, scale
         if self.scale_positive is not None and self.scale_negative is not None:
             values = ttq_values(self.weight, per_channel)
             positive, negative = self.scale_positive.flatten(), self.scale_negative.flatten()
             return values.to(torch.int8), positive.float(), negative.float()
         kind = "absmean" if self.quantizer == "stochastic" else self.quantizer
-        values, scale = ternarize(self.weight.float(), kind, per_channel, self.threshold, self.sparsity)
-        return values.to(torch.int8), scale.flatten(), scale.flatten()
+        group = self.scale_group()
+        values, scale = ternarize(self.weight.float(), kind, per_channel, self.threshold, self.sparsity, group)
+        scale = scale if group > 0 else scale.flatten()
+        return values.to(torch.int8), scale, scale
+
+    def scale_group(self) -> int:
+        """Return how many inputs share a scale, 0 where all of an output do."""
+        return self.group if self.per == "group" and self.group < self.weight.shape[1] else 0
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Also take the state of a float layer: TTQ's scales, which it lacks, then start anew."""
@@ -172,7 +193,8 @@ class TernaryWeight(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the layer's own arguments, then how it quantizes."""
-        return f"{super().extra_repr()}, quantizer={self.quantizer}, per={self.per}, activations={self.activations}"
+        per = f"{self.per}, group={self.group}" if self.per == "group" else self.per
+        return f"{super().extra_repr()}, quantizer={self.quantizer}, per={per}, activations={self.activations}"
 
 
 def _traced() -> bool:
@@ -205,7 +227,7 @@ class TernaryLinear(TernaryWeight, nn.Linear):
         bias: Whether to add a float bias.
         device: As for torch.
         dtype: As for torch.
-        options: How to quantize: `quantizer`, `per`, `threshold`, `sparsity`, `activations`, as in `Recipe`.
+        options: How to quantize: `quantizer`, `per`, `group`, `threshold`, `sparsity`, `activations`, as in `Recipe`.
 
     Example:
         >>> from ternary.nn import TernaryLinear

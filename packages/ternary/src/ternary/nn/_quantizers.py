@@ -3,6 +3,8 @@
 Every function takes a float tensor of shape (outputs, ...) and returns values in {-1, 0, +1} of the same shape and
 dtype, with scales that broadcast against them: shape (outputs, 1, ...) per channel, (1, 1, ...) per tensor. A channel
 that is all zero gets values and a scale of zero, never a division by zero. All of it also compiles with TorchScript.
+
+`ternarize` also takes groups of inputs: the same functions on rows that are one group long.
 """
 
 from __future__ import annotations
@@ -134,7 +136,12 @@ def exact(weight: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor]:
 
 
 def ternarize(
-    weight: Tensor, quantizer: str = "twn", per_channel: bool = True, threshold: float = 0.7, sparsity: float = 0.5
+    weight: Tensor,
+    quantizer: str = "twn",
+    per_channel: bool = True,
+    threshold: float = 0.7,
+    sparsity: float = 0.5,
+    group: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Apply a quantizer by name; the values and one symmetric scale.
 
@@ -144,17 +151,39 @@ def ternarize(
         per_channel: One scale per output channel instead of one per tensor.
         threshold: For 'twn' the factor of the mean magnitude, for 'fixed' the magnitude itself.
         sparsity: For 'sparse', the fraction of zeros.
+        group: One scale per output and `group` inputs of a weight (outputs, inputs), 0 for none; the last group has
+            the inputs that are left over. `spread` brings the scales to the shape of the weight.
 
     Returns:
-        Values in {-1, 0, +1} and scales.
+        Values in {-1, 0, +1} and scales; with groups the scales have the shape (outputs, groups).
 
     Example:
         >>> import torch
         >>> from ternary.nn import ternarize
         >>> values, scale = ternarize(torch.randn(8, 16), "absmean", per_channel=False)
-        >>> scale.shape
-        torch.Size([1, 1])
+        >>> scale.shape, ternarize(torch.randn(8, 16), group=6)[1].shape
+        (torch.Size([1, 1]), torch.Size([8, 3]))
     """
+    if group <= 0 or weight.dim() != 2 or group >= weight.shape[1]:
+        return _by_name(weight, quantizer, per_channel or group > 0, threshold, sparsity)
+    whole = weight.shape[1] // group
+    rows = weight[:, : whole * group].reshape(-1, group)
+    values, scale = _by_name(rows, quantizer, True, threshold, sparsity)
+    values, scale = values.reshape(weight.shape[0], whole * group), scale.reshape(weight.shape[0], whole)
+    if whole * group == weight.shape[1]:
+        return values, scale
+    last_values, last_scale = _by_name(weight[:, whole * group :], quantizer, True, threshold, sparsity)
+    return torch.cat([values, last_values], 1), torch.cat([scale, last_scale], 1)
+
+
+def spread(scale: Tensor, columns: int, group: int) -> Tensor:
+    """Repeat scales of shape (outputs, groups) for each of their inputs: (outputs, columns)."""
+    return scale.repeat_interleave(group, dim=1)[:, :columns]
+
+
+def _by_name(
+    weight: Tensor, quantizer: str, per_channel: bool, threshold: float, sparsity: float
+) -> tuple[Tensor, Tensor]:
     if quantizer == "twn":
         return twn(weight, per_channel, threshold)
     if quantizer == "fixed":

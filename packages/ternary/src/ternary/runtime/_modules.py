@@ -60,7 +60,7 @@ class PackedLinear(PackedLayer):
         self.in_features: int = in_features
         self.out_features: int = out_features
         self.dtype: torch.dtype = torch.float32
-        self.kernel: str = _check_kernel(kernel)
+        self.kernel: str = ops.check_kernel(kernel)
         self.threads: int = threads
         self._shortcut = Shortcut()
         # Code 1 in all four fields: a new layer has zero weights.
@@ -190,7 +190,7 @@ class PackedConv2d(PackedLayer):
         self.stride: tuple[int, int] = _pair(stride)
         self.padding: tuple[int, int] = _pair(padding)
         self.dilation: tuple[int, int] = _pair(dilation)
-        self.kernel: str = _check_kernel(kernel)
+        self.kernel: str = ops.check_kernel(kernel)
         self.threads: int = threads
         geometry = Geometry(self.kernel_size, self.stride, self.padding, self.dilation, groups)
         shape = geometry.weight_shape(in_channels, out_channels)
@@ -360,13 +360,6 @@ class PackedEmbedding(PackedLayer):
     def extra_repr(self) -> str:
         """Sizes, for print."""
         return f"{self.num_embeddings}, {self.embedding_dim}"
-
-
-def _check_kernel(kernel: str) -> str:
-    """Any known name is taken here: a layer may be built on one machine and run on another."""
-    if kernel not in ops.KERNELS:
-        raise LayerShapeError(f"got kernel={kernel!r}, wanted one of {', '.join(ops.KERNELS)}")
-    return kernel
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ __all__ = [
     "conv2d",
     "core",
     "find_core",
+    "grouped_linear",
     "linear",
     "multiply",
     "path_number",
@@ -77,6 +78,20 @@ def linear(
     outputs = (0, at) if integers else (at, 0)
     added = 0 if bias is None else bias.data_ptr()
     multiply(path, threads, m, k, n, x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), added, *outputs, bits_of(tiles))
+    return y
+
+
+def grouped_linear(
+    x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, n: int, group: int, path: int, threads: int
+) -> Tensor:
+    """(M, N) product of contiguous float32 (M, groups * group) with tiles and scales of groups of columns."""
+    m, k = x.shape
+    y = torch.empty((m, n), device="cpu")
+    parts = (x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr())
+    library = core().library
+    assert library is not None  # path_number gave a path of it
+    packed = PROBLEM.pack(path, threads, m, 1, 1, k, n, k // group, *_ONE_BY_ONE, *parts, 0, 2)
+    _raise_for(library.ternary_run_groups(packed))
     return y
 
 

@@ -17,23 +17,39 @@ from ternary.runtime import _native as native
 from ternary.runtime._face import check_codes
 from ternary.runtime._layout import Geometry, tile_shape
 
-__all__ = ["KERNELS", "check_linear", "check_once", "check_size"]
+__all__ = [
+    "KERNELS",
+    "LIBRARY",
+    "check_kernel",
+    "check_linear",
+    "check_once",
+    "check_size",
+    "one_by_one",
+    "without_autocast",
+]
 
 KERNELS = ("auto", "torch", *native.PATHS, "triton")
 """Every name that a `kernel` argument may have on some machine."""
 
 # The argument is called path: torch.compile keeps the name kernel for itself.
 # Library, not the custom_op decorator, which costs some 30 us a call.
-_library = torch.library.Library("ternary", "DEF")  # type: ignore[no-untyped-call]
-_library.define(  # type: ignore[no-untyped-call]
+LIBRARY = torch.library.Library("ternary", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY.define(  # type: ignore[no-untyped-call]
     "linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, str path='auto', int threads=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides),
 )
-_library.define(  # type: ignore[no-untyped-call]
+LIBRARY.define(  # type: ignore[no-untyped-call]
     "conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int[2] kernel_size, int[2] stride, int[2] padding, "
     "int[2] dilation, int groups, str path='auto', int threads=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+
+def check_kernel(kernel: str) -> str:
+    """Any known name is taken here: a layer may be built on one machine and run on another."""
+    if kernel not in KERNELS:
+        raise LayerShapeError(f"got kernel={kernel!r}, wanted one of {', '.join(KERNELS)}")
+    return kernel
 
 
 def check_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
@@ -82,7 +98,7 @@ def _number(path: str, weight: Tensor, columns: int) -> int:
     return -1 if weight.dtype == torch.int8 and columns > _MOST_BYTES else native.path_number(path)
 
 
-def _without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+def without_autocast(compute: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
     """Call a kernel made of torch's operators in the types that it chose: half precision would round its integers."""
     with torch.autocast(x.device.type, enabled=False):
         return compute(x, *arguments)
@@ -143,7 +159,7 @@ def _linear_cpu(
     if path == "triton":
         y = gpu.linear(rows, weight, scale, bias)
     elif (number := _number(path, weight, x.shape[-1])) < 0:
-        y = _without_autocast(fallback.linear, rows, weight, scale, bias)
+        y = without_autocast(fallback.linear, rows, weight, scale, bias)
     else:
         y = native.linear(rows, weight, scale, bias, number, threads or torch.get_num_threads())
     return y if plain else y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
@@ -172,7 +188,7 @@ def _linear_elsewhere(
         y = gpu.linear(plain.contiguous(), weight, scale, bias)
         return y if y.dtype == x.dtype else y.to(x.dtype)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    y = _without_autocast(fallback.linear, rows, weight, scale, bias)
+    y = without_autocast(fallback.linear, rows, weight, scale, bias)
     return y.to(x.dtype).reshape(*x.shape[:-1], scale.shape[0])
 
 
@@ -210,7 +226,7 @@ def _conv2d(
     columns = geometry.taps * x.shape[1] // geometry.groups
     number = -1 if x.device.type != "cpu" else _number(path, weight, columns)
     if number < 0:
-        y = _strided(_without_autocast(fallback.conv2d, x.float(), weight, scale, bias, geometry))
+        y = _strided(without_autocast(fallback.conv2d, x.float(), weight, scale, bias, geometry))
     else:
         image = x.float().contiguous(memory_format=torch.channels_last)
         y = native.conv2d(image, weight, scale, bias, geometry, number, threads or torch.get_num_threads())
@@ -249,20 +265,20 @@ def _conv2d_shape(
 def _map_linear(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
     """The rule of torch.func.vmap: each row is a product of its own, so more rows are one call."""
     if in_dims[0] is None or any(dim is not None for dim in in_dims[1:4]):
-        return _one_by_one(torch.ops.ternary.linear, info.batch_size, in_dims, (x, *rest))
+        return one_by_one(torch.ops.ternary.linear, info.batch_size, in_dims, (x, *rest))
     return torch.ops.ternary.linear(x.movedim(in_dims[0], 0), *rest), 0
 
 
 def _map_conv2d(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
     """The same for images: more of them are a larger batch."""
     if in_dims[0] is None or any(dim is not None for dim in in_dims[1:4]):
-        return _one_by_one(torch.ops.ternary.conv2d, info.batch_size, in_dims, (x, *rest))
+        return one_by_one(torch.ops.ternary.conv2d, info.batch_size, in_dims, (x, *rest))
     images = x.movedim(in_dims[0], 0)
     made = torch.ops.ternary.conv2d(images.flatten(0, 1), *rest)
     return made.unflatten(0, images.shape[:2]), 0
 
 
-def _one_by_one(
+def one_by_one(
     op: Callable[..., Tensor], count: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]
 ) -> tuple[Tensor, int]:
     """Call an operator for each of several weights."""
@@ -271,11 +287,11 @@ def _one_by_one(
     return torch.stack([op(*(t if t is None else t.contiguous() for t in one), *arguments[4:]) for one in calls]), 0
 
 
-_library.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
-_library.impl("linear", _linear_elsewhere, "CUDA")  # type: ignore[no-untyped-call]
-_library.impl("linear", _linear_elsewhere, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_library.impl("conv2d", _conv2d, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("ternary::linear", _linear_shape, lib=_library)
-torch.library.register_fake("ternary::conv2d", _conv2d_shape, lib=_library)
-torch.library.register_vmap("ternary::linear", _map_linear, lib=_library)
-torch.library.register_vmap("ternary::conv2d", _map_conv2d, lib=_library)
+LIBRARY.impl("linear", _linear_cpu, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("linear", _linear_elsewhere, "CUDA")  # type: ignore[no-untyped-call]
+LIBRARY.impl("linear", _linear_elsewhere, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("conv2d", _conv2d, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("ternary::linear", _linear_shape, lib=LIBRARY)
+torch.library.register_fake("ternary::conv2d", _conv2d_shape, lib=LIBRARY)
+torch.library.register_vmap("ternary::linear", _map_linear, lib=LIBRARY)
+torch.library.register_vmap("ternary::conv2d", _map_conv2d, lib=LIBRARY)

@@ -14,26 +14,29 @@ from ternary.errors import NothingToPackError
 from ternary.nn._fastpath import call_inner_layers
 from ternary.nn._layers import TernaryConv1d, TernaryConv2d, TernaryEmbedding, TernaryLinear, TernaryWeight
 from ternary.nn._loaded import require_loaded
+from ternary.nn._quantizers import spread
 from ternary.runtime._composed import PackedConv1d, PackedPadded, PackedPair
 from ternary.runtime._face import PackedLayer, keep_attributes
+from ternary.runtime._grouped import PackedGroupedLinear
 from ternary.runtime._layout import padding_edges
 from ternary.runtime._modules import PackedConv2d, PackedEmbedding, PackedLinear
 
 __all__ = ["PACKED", "Parts", "pack", "packed_layers", "parts"]
 
-PACKED = (PackedLinear, PackedConv2d, PackedEmbedding, PackedConv1d, PackedPadded, PackedPair)
+PACKED = (PackedLinear, PackedGroupedLinear, PackedConv2d, PackedEmbedding, PackedConv1d, PackedPadded, PackedPair)
 """Every class that `pack` puts in the place of a ternary layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a packed layer holds: int8 values in the shape of the float weight, scales of shape (rows,), and a bias.
+    """What a packed layer holds: int8 values in the shape of the float weight, scales, and a bias.
 
     Attributes:
         values: Int8 tensor of -1, 0, +1.
-        positive: Magnitude of +1, per row.
+        positive: Magnitude of +1 in each row, of shape (rows,); of shape (rows, groups) in each group of inputs.
         negative: Magnitude of -1, per row; the same tensor unless the layer has two scales.
         bias: Float tensor of shape (rows,), or None.
+        group: How many inputs share a scale, 0 where all of a row do.
 
     Example:
         >>> import torch
@@ -46,6 +49,13 @@ class Parts:
     positive: Tensor
     negative: Tensor
     bias: Tensor | None
+    group: int = 0
+
+    def spread(self) -> Tensor:
+        """Return the positive scales in a shape that broadcasts against the values."""
+        if self.group:
+            return spread(self.positive, self.values.shape[1], self.group)
+        return self.positive.reshape([-1] + [1] * (self.values.dim() - 1))
 
 
 def pack(model: nn.Module, *, kernel: str = "auto", threads: int = 0) -> nn.Module:
@@ -116,6 +126,10 @@ def pack_layer(layer: TernaryWeight, kernel: str = "auto", threads: int = 0) -> 
 def _build(
     layer: TernaryWeight, values: Tensor, scale: Tensor, bias: Tensor | None, kernel: str, threads: int
 ) -> PackedLayer:
+    if scale.dim() == 2:
+        return PackedGroupedLinear.from_ternary(
+            values, scale, layer.scale_group(), bias, kernel=kernel, threads=threads
+        )
     if isinstance(layer, TernaryLinear):
         return PackedLinear.from_ternary(values, scale, bias, kernel=kernel, threads=threads)
     if isinstance(layer, TernaryEmbedding):
@@ -184,6 +198,9 @@ def parts(layer: nn.Module) -> Parts:
         return Parts(plus.values + minus.values, plus.positive, minus.positive, plus.bias)
     if isinstance(layer, PackedPadded):
         return parts(layer.layer)
+    if isinstance(layer, PackedGroupedLinear):
+        scales = layer.scales()
+        return Parts(layer.values(), scales, scales, layer.bias, layer.group)
     values = cast("PackedLinear | PackedConv2d | PackedEmbedding | PackedConv1d", layer).values()
     inner = cast("PackedLinear", layer.conv if isinstance(layer, PackedConv1d) else layer)
     return Parts(values, inner.scale, inner.scale, getattr(inner, "bias", None))

@@ -112,6 +112,7 @@ extern const path_table ternary_neon;
 const path_table *ternary_find_path(int64_t path);
 
 EXPORT int32_t ternary_run(const problem *p);
+EXPORT int32_t ternary_run_groups(const problem *p);
 EXPORT int32_t ternary_has_path(int64_t path);
 EXPORT int64_t ternary_problem_size(void);
 EXPORT const char *ternary_path_name(int64_t path);
