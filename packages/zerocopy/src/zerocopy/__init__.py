@@ -1,7 +1,6 @@
 """Share one copy of a PyTorch model's weights among any number of workers.
 
-`zerocopy.on_ray` holds what needs Ray, `zerocopy.errors` every error. A public name is imported at its first use, so
-that the command line's `report` and `sweep` start without torch.
+Names are imported at their first use. `zerocopy.on_ray` holds what needs Ray, `zerocopy.errors` every error.
 """
 
 from __future__ import annotations
