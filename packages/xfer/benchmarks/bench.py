@@ -303,6 +303,7 @@ def row(
 
 def rows_of(metric: str, unit: str, scale: float, samples: dict[str, list[float]]) -> list[Any]:
     """Make a row for xfer alone if it has a bound of its own, and one against each peer."""
+    samples = {name: values for name, values in samples.items() if values}  # none of a peer that is not installed
     mine = [value * scale for value in samples.get("xfer", [])]
     if not mine:
         return []
