@@ -23,7 +23,6 @@ from hypothesis.extra import numpy as hnp
 import xfer
 from xfer import _compiled, errors
 from xfer._convert import interchange
-from xfer._shared import tree
 
 
 class Pair(NamedTuple):
@@ -447,29 +446,6 @@ def test_the_core_refuses_what_does_not_fit() -> None:
     assert block[240:].view(np.float32).tolist() == [1, 1, 1, 1]
     with pytest.raises(TypeError):
         core.look((leaf,), kind, interface)
-    with pytest.raises(TypeError):
-        core.warm((leaf,))
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_damaged_structure_is_never_kept_for_the_right_one(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Structures are found again by a digest: one whose text does not have it is refused, and changes no other tree."""
-    if not compiled:
-        monkeypatch.setattr(_compiled, "module", None)
-    packed = tree.pack({f"left {compiled}": np.arange(5), "b": [np.ones(2, np.float32), 7]})
-    right = np.zeros(packed.signature().nbytes, np.uint8)
-    packed.write(memoryview(right), 0)  # type: ignore[arg-type]  # any memory
-    wrong = right.copy()
-    wrong[bytes(right).index(b"left ")] = ord("L")
-    for _ in range(2):
-        with pytest.raises(errors.HandleError, match="digest"):
-            tree.unpack(wrong, "numpy")
-    for library in ("numpy", "torch"):
-        got = tree.unpack(right, library)  # type: ignore[arg-type]  # a literal
-        assert list(got) == [f"left {compiled}", "b"]
-        assert got[f"left {compiled}"].tolist() == [0, 1, 2, 3, 4]
-        assert got["b"][0].tolist() == [1, 1]
-        assert got["b"][1] == 7
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,6 @@ static PyMethodDef functions[] = {
     {"sources", sources, METH_NOARGS, "Return a digest of the sources that this was compiled from."},
     {"copy", copy, METH_VARARGS, "Copy a contiguous array behind an offset of writable memory, past the cache."},
     {"store_whole_lines", store_whole_lines, METH_O, "Choose how large arrays are copied; return how they were."},
-    {"warm", tree_warm, METH_O, "Ask for the memory of a list's objects before they are used."},
     {"look", tree_look, METH_VARARGS, "Describe the tensors of a list, and return the indexes of all other leaves."},
     {"write", tree_write, METH_VARARGS, "Copy the tensors of a list behind an offset of writable memory."},
     {"tensors", tree_tensors, METH_VARARGS, "Make tensors over a writable block of bytes."},

@@ -144,7 +144,6 @@ static inline void unshare(Shared *shared)
 void copy_bytes(char *to, const char *from, size_t count, const char *next, unsigned long long total);
 void copied(void);
 
-PyObject *tree_warm(PyObject *module, PyObject *objects);
 PyObject *tree_look(PyObject *module, PyObject *args);
 PyObject *tree_write(PyObject *module, PyObject *args);
 PyObject *tree_tensors(PyObject *module, PyObject *args);

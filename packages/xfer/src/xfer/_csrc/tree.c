@@ -21,18 +21,6 @@ static void warm(PyObject *leaves, PyObject *class)
     }
 }
 
-/* Ask for objects before they are used, as above: the keys of a dict of tensors. */
-PyObject *tree_warm(PyObject *module, PyObject *objects)
-{
-    if (!PyList_Check(objects)) {
-        PyErr_SetString(PyExc_TypeError, "want a list");
-        return NULL;
-    }
-    for (Py_ssize_t i = 0; i < PyList_Size(objects); i++)
-        __builtin_prefetch(PyList_GetItem(objects, i));
-    Py_RETURN_NONE;
-}
-
 /* Describe the tensors among the leaves; return the descriptions and the indexes of all other leaves. */
 PyObject *tree_look(PyObject *module, PyObject *args)
 {
@@ -163,7 +151,7 @@ PyObject *tree_write(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* A block of bytes that tensors lie over; it ends with the last of them. What describes them follows it in memory. */
+/* A block of bytes that tensors lie over; it ends with the last of them. */
 typedef struct {
     _Atomic size_t users;
     Py_buffer view;
@@ -181,30 +169,25 @@ static void drop(Block *block)
     free(block);
 }
 
-static void drop_managed(Managed *managed) { drop(managed->context); }
+static void drop_managed(Managed *managed)
+{
+    Block *block = managed->context;
+    free(managed);
+    drop(block);
+}
 
 typedef struct {
     uint32_t kind, ndim;
     uint64_t offset;
 } Leaf;
 
-/* Read the next leaf of a description, and move on to its shape; return whether there is one. */
-static int next_leaf(const char **at, const char *end, Leaf *leaf)
-{
-    if ((size_t)(end - *at) < sizeof *leaf)
-        return 0;
-    memcpy(leaf, *at, sizeof *leaf);
-    *at += sizeof *leaf;
-    return leaf->ndim <= MAX_DIMS && (size_t)(end - *at) >= 8 * leaf->ndim;
-}
-
-static size_t room_of(const Leaf *leaf) { return sizeof(Managed) + 16 * leaf->ndim; }
-
-/* A tensor over a part of a block, described in memory that the block owns, or NULL with an error set. */
-static PyObject *over(const Exchange *torch, Block *block, Managed *managed, uint64_t start, const Leaf *leaf,
-                      const char *shape)
+/* A tensor over a part of a block, or NULL with an error set. */
+static PyObject *over(const Exchange *torch, Block *block, uint64_t start, const Leaf *leaf, const char *shape)
 {
     uint64_t length = (uint64_t)block->view.len, count = (uint8_t)(leaf->kind >> 8) / 8;
+    Managed *managed = malloc(sizeof *managed + 16 * leaf->ndim);
+    if (!managed)
+        return PyErr_NoMemory();
     int64_t *lengths = (int64_t *)(managed + 1), *strides = lengths + leaf->ndim, stride = 1;
     memcpy(lengths, shape, 8 * leaf->ndim);
     int fits = length <= INT64_MAX;
@@ -214,6 +197,7 @@ static PyObject *over(const Exchange *torch, Block *block, Managed *managed, uin
                && !__builtin_mul_overflow(count, (uint64_t)lengths[i], &count);
     }
     if (!fits || leaf->offset > length || start > length - leaf->offset || count > length - leaf->offset - start) {
+        free(managed);
         PyErr_SetString(PyExc_ValueError, "a tensor lies outside its block");
         return NULL;
     }
@@ -243,12 +227,7 @@ PyObject *tree_tensors(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OKSO", &bytes, &start, &description, &capsule) || !(torch = exchange(capsule))
         || PyBytes_AsStringAndSize(description, &text, &length) < 0)
         return NULL;
-    const char *end = text + length;
-    Leaf leaf;
-    size_t room = sizeof(Block);
-    for (const char *at = text; at < end && next_leaf(&at, end, &leaf); at += 8 * leaf.ndim)
-        room += leaf.kind ? room_of(&leaf) : 0;
-    Block *block = malloc(room);
+    Block *block = malloc(sizeof *block);
     if (!block)
         return PyErr_NoMemory();
     if (PyObject_GetBuffer(bytes, &block->view, PyBUF_WRITABLE) < 0) {
@@ -256,17 +235,15 @@ PyObject *tree_tensors(PyObject *module, PyObject *args)
         return NULL;
     }
     atomic_init(&block->users, 1);
-    char *managed = (char *)(block + 1);
     PyObject *found = PyList_New(0);
-    for (const char *at = text; found && at < end;) {
+    for (const char *at = text, *end = text + length; found && at < end;) {
+        Leaf leaf;
         PyObject *made = NULL;
-        if (next_leaf(&at, end, &leaf)) {
-            if (leaf.kind) {
-                made = over(torch, block, (Managed *)managed, start, &leaf, at);
-                managed += room_of(&leaf);
-            } else {
-                made = Py_NewRef(Py_None);
-            }
+        if ((size_t)(end - at) >= sizeof leaf) {
+            memcpy(&leaf, at, sizeof leaf);
+            at += sizeof leaf;
+            if (leaf.ndim <= MAX_DIMS && (size_t)(end - at) >= 8 * leaf.ndim)
+                made = leaf.kind ? over(torch, block, start, &leaf, at) : Py_NewRef(Py_None);
             at += 8 * leaf.ndim;
         }
         if (!made || PyList_Append(found, made) < 0) {

@@ -1,14 +1,12 @@
 """Trees of arrays as one block of bytes: what they look like, where each array lies, and the arrays themselves.
 
-The block starts with the lengths of two JSON texts, a digest of the first, and the texts: the structure, which is the
-same for each message of a stream and is cached by its digest, and the plain values. The arrays follow, each at a
-multiple of 64 bytes.
+The block starts with the lengths of two JSON texts and the texts: the structure, which is the same for each message of
+a stream and is cached, and the plain values. The arrays follow, each at a multiple of 64 bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import json
 import math
@@ -37,7 +35,7 @@ from xfer._shared import dtypes
 from xfer._shared.handle import Signature, signature
 from xfer.errors import HandleError, UnsupportedDtypeError
 
-_HEAD = struct.Struct("<II16s")
+_LENGTHS = struct.Struct("<II")
 _ALIGN = 64
 _DEEPEST = 100
 _LONG_BITS = 1000
@@ -101,7 +99,7 @@ class Packed:
         kinds = tuple([Leaf.of(leaves[index]) for index in self._others])
         self._plan = _plan_of((structure, look, kinds), leaves)
         self._values = json.dumps([_encode(value) for value in values]).encode() if values else b""
-        self._start = _aligned(_HEAD.size + len(self._plan.text) + len(self._values))
+        self._start = _aligned(_LENGTHS.size + len(self._plan.text) + len(self._values))
         self._nbytes = self._start + self._plan.nbytes
 
     def signature(self) -> Signature:
@@ -111,7 +109,7 @@ class Packed:
     def write(self, memory: Any, offset: int) -> None:
         """Write the tree to memory."""
         text, places = self._plan.text, self._plan.places
-        head = _HEAD.pack(len(text), len(self._values), self._plan.digest) + text + self._values
+        head = _LENGTHS.pack(len(text), len(self._values)) + text + self._values
         memory[offset : offset + len(head)] = head
         start = offset + self._start
         if self._tensors is not None and len(self._others) < len(self._leaves):
@@ -243,7 +241,6 @@ class Plan(NamedTuple):
     """What the trees of one structure and of the same kinds of arrays have in common."""
 
     text: bytes  # the structure, as it is written
-    digest: bytes  # of the text
     places: bytes  # for each array, where it lies and its bytes
     nbytes: int  # of all arrays
 
@@ -271,12 +268,7 @@ def _plan(structure: Any, kinds: list[Leaf]) -> Plan:
         described.append([dtypes.encode(leaf.dtype).decode(), list(leaf.shape), int(leaf.fortran), size])
         places += _EXTENT.pack(size, count)
         size = _aligned(size + count)
-    text = json.dumps([structure, described]).encode()
-    return Plan(text, _digest(text), bytes(places), size)
-
-
-def _digest(text: bytes) -> bytes:
-    return hashlib.blake2b(text, digest_size=16).digest()
+    return Plan(json.dumps([structure, described]).encode(), bytes(places), size)
 
 
 def _aligned(size: int) -> int:
@@ -312,9 +304,9 @@ def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
         HandleError: The bytes are not a tree.
     """
     try:
-        text, values, digest = _HEAD.unpack_from(block.data, 0)
-        start = _HEAD.size + text
-        plan = _read_plan(block, start, digest)
+        text, values = _LENGTHS.unpack_from(block.data, 0)
+        start = _LENGTHS.size + text
+        plan = _read_plan(block[_LENGTHS.size : start].tobytes())
         plain = [_decode(value) for value in json.loads(block[start : start + values].tobytes())] if values else []
         return plan.build(iter(_arrays(block, _aligned(start + values), plan, as_)), iter(plain))
     except dtypes.MISFITS as error:
@@ -333,21 +325,16 @@ class _ReadPlan(NamedTuple):
     leaves: tuple[tuple[Leaf, int], ...]  # how each array looks, and where it lies
     description: bytes  # the same for the core, where it makes tensors
     all_tensors: bool  # whether the core makes all of them
-    keys: list[str]  # of all dicts
 
 
 _read_plans: Plans[_ReadPlan] = Plans(_KEPT, _KEPT_BYTES)
 
 
-def _read_plan(block: np.ndarray[Any, Any], end: int, digest: bytes) -> _ReadPlan:
-    """Return the plan of the text that ends there, by its digest where it is known: to read the text takes longer."""
-    plan = _read_plans.get((digest, end))
+def _read_plan(text: bytes) -> _ReadPlan:
+    plan = _read_plans.get(text)
     if plan is None:
-        text = block[_HEAD.size : end].tobytes()
-        if _digest(text) != digest:  # or a damaged text would stand for the right one from now on
-            raise HandleError("the tree behind this handle is damaged: its text has another digest")
         plan = _decode_plan(text)
-        _read_plans.keep((digest, end), plan, len(text))
+        _read_plans.keep(text, plan, len(text))
     return plan
 
 
@@ -362,16 +349,7 @@ def _decode_plan(text: bytes) -> _ReadPlan:
         kind = 0 if leaf.fortran else dlpack_kind(leaf.dtype)
         all_tensors = all_tensors and kind != 0
         description += struct.pack(f"<IIQ{len(leaf.shape)}q", kind, len(leaf.shape), offset, *leaf.shape)
-    return _ReadPlan(_builder(structure), leaves, bytes(description), all_tensors, list(_text_keys(structure)))
-
-
-def _text_keys(node: Any) -> Iterable[str]:
-    """Yield the keys that the builder of a node has."""
-    if isinstance(node, list):
-        if node[0] in "do" and node[1]:
-            yield from node[2]
-        for child in node[-1] if isinstance(node[-1], list) else ():
-            yield from _text_keys(child)
+    return _ReadPlan(_builder(structure), leaves, bytes(description), all_tensors)
 
 
 def _arrays(block: np.ndarray[Any, Any], start: int, plan: _ReadPlan, as_: Library) -> list[Any]:
@@ -382,7 +360,6 @@ def _arrays(block: np.ndarray[Any, Any], start: int, plan: _ReadPlan, as_: Libra
 
         interface = tensor_interface()
         if interface is not None and _compiled.module is not None and block.flags.writeable:
-            _compiled.module.warm(plan.keys)
             made = _compiled.module.tensors(block, start, plan.description, interface[1])
             if plan.all_tensors:
                 return made
