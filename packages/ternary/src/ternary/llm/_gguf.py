@@ -20,14 +20,14 @@ from ternary.llm._gguf_tokenizer import tokenizer_json
 from ternary.llm._matrices import TernaryMatrix, exact_rows, from_codes
 from ternary.llm._tensorfile import widen_bfloat16
 
-__all__ = ["GGUFFile"]
+__all__ = ["NAMES", "GGUFFile"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 _ROWS = 32 << 20
 _ARCHITECTURES = ("llama", "bitnet", "bitnet-b1.58", "bitnet-25")
-_NAMES = {
+NAMES = {
     "q": "attn_q",
     "k": "attn_k",
     "v": "attn_v",
@@ -139,7 +139,7 @@ class GGUFFile:
     def _name(self, name: str) -> str:
         _, layer, part = name.split(".", 2)
         part, _, rest = part.partition(".")
-        return f"blk.{layer}.{_NAMES[part]}.{rest or 'weight'}"
+        return f"blk.{layer}.{NAMES[part]}.{rest or 'weight'}"
 
     def _read(self, name: str, first: int, count: int) -> Floats:
         """Return rows of a tensor as float32; a vector is one row."""

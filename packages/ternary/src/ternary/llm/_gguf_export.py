@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ternary._wholefile import whole_file
 from ternary.errors import ExportError, MissingExtraError
 from ternary.llm._config import ModelConfig
+from ternary.llm._gguf import NAMES
 from ternary.llm._matrices import TernaryMatrix
 from ternary.llm._modelfile import MATRICES, ModelFile, open_file
 
@@ -22,19 +23,6 @@ Bytes = NDArray[np.uint8]
 
 _BLOCK = 256
 _HALF_MOST, _HALF_LEAST = 65504.0, 6e-8
-_NAMES = {
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-    "attention_norm": "attn_norm",
-    "feed_norm": "ffn_norm",
-    "attention_sub_norm": "attn_sub_norm",
-    "feed_sub_norm": "ffn_sub_norm",
-}
 
 
 def to_gguf(source: str | Path, path: str | Path) -> None:
@@ -78,7 +66,7 @@ def to_gguf(source: str | Path, path: str | Path) -> None:
             writer.add_tensor(full, gguf.quants.quantize(rows, kinds.Q8_0), raw_dtype=kinds.Q8_0)
         writer.add_tensor("output_norm.weight", np.array(file.tensors["norm"]))
         for layer in range(config.layers):
-            for name, full in _NAMES.items():
+            for name, full in NAMES.items():
                 if name in MATRICES:
                     matrix = file.matrix(f"layers.{layer}.{name}")
                     blocks = _tq2(_turned(matrix, name, config), f"blk.{layer}.{full}")
