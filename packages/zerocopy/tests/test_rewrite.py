@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -80,6 +83,34 @@ def test_wrong_names_are_refused(simple_model: nn.Module) -> None:
         zerocopy.replace_tensors(skeleton, {"9.weight": torch.zeros(1)})
     with pytest.raises(CheckpointMismatchError, match=r"0\.colour: Linear has no tensor"):
         zerocopy.replace_tensors(skeleton, {"0.colour": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"3.bias": torch.zeros(5)}, CheckpointMismatchError, r"3\.bias: got shape \(5,\), the module has \(4,\)"),
+        ({"0.in_features": torch.zeros(1)}, CheckpointMismatchError, "Linear has no tensor of this name"),
+        ({"_parameters": torch.zeros(1)}, CheckpointMismatchError, "has no tensor of this name"),
+        ({"_is_full_backward_hook": torch.zeros(1)}, CheckpointMismatchError, "has no tensor of this name"),
+        ({"3.bias": np.zeros(4)}, TypeError, r"3\.bias is array.*wanted a tensor"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(
+    simple_model: nn.Module, wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """A shape of another network, an attribute that holds no tensor, an array: the tensors before it stay too."""
+    before = copy.deepcopy(simple_model)
+    with pytest.raises(error, match=message):
+        zerocopy.replace_tensors(simple_model, {"0.weight": torch.zeros(16, 8), **wrong})
+    assert torch.equal(simple_model[0].weight, before[0].weight)  # type: ignore[index]
+    assert simple_model(torch.ones(1, 8)).shape == (1, 4)
+
+
+def test_lazy_weights_are_replaced() -> None:
+    """They have no shape yet."""
+    lazy = nn.LazyLinear(4)
+    zerocopy.replace_tensors(lazy, {"weight": torch.ones(4, 3), "bias": torch.zeros(4)})
+    assert lazy.weight.shape == (4, 3)
 
 
 def test_a_tensor_that_is_no_parameter(simple_model: nn.Module) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from zerocopy._torch_private import MODULE_PRIVATE, buffers_of, parameters_of
 from zerocopy.errors import CheckpointMismatchError
@@ -48,7 +50,8 @@ def replace_tensors(skeleton: nn.Module, tensors: Mapping[str, torch.Tensor]) ->
         The same module.
 
     Raises:
-        CheckpointMismatchError: The module has no tensor of a given name.
+        CheckpointMismatchError: The module has no tensor of a given name, or one of another shape. Nothing is changed.
+        TypeError: A value is no tensor.
 
     Example:
         >>> import torch, zerocopy
@@ -57,24 +60,34 @@ def replace_tensors(skeleton: nn.Module, tensors: Mapping[str, torch.Tensor]) ->
         >>> zerocopy.replace_tensors(skeleton, tensors).weight is model.weight
         True
     """
+    places = [_place(skeleton, path, tensor) for path, tensor in tensors.items()]  # before anything is changed
     wrapped: dict[int, nn.Parameter] = {}
-    for path, tensor in tensors.items():
-        parent, _, name = path.rpartition(".")
-        try:
-            module = skeleton.get_submodule(parent)
-        except AttributeError as error:
-            raise CheckpointMismatchError(f"{path}: the module has no part {parent!r}") from error
-        if name in parameters_of(module):
-            if not isinstance(tensor, nn.Parameter):
-                tensor = wrapped.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
-            parameters_of(module)[name] = tensor
-        elif name in buffers_of(module):
-            buffers_of(module)[name] = tensor
-        elif name in module.__dict__:
-            module.__dict__[name] = tensor
-        else:
-            raise CheckpointMismatchError(f"{path}: {type(module).__name__} has no tensor of this name")
+    for (entries, name, is_parameter), tensor in zip(places, tensors.values(), strict=True):
+        if is_parameter and not isinstance(tensor, nn.Parameter):
+            tensor = wrapped.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=False))
+        entries[name] = tensor
     return skeleton
+
+
+def _place(skeleton: nn.Module, path: str, tensor: object) -> tuple[dict[str, Any], str, bool]:
+    """Return the dictionary and the key of a tensor's place in a module, and whether it is a parameter's."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{path} is {tensor!r:.80}; wanted a tensor")
+    parent, _, name = path.rpartition(".")
+    try:
+        module = skeleton.get_submodule(parent)
+    except AttributeError as error:
+        raise CheckpointMismatchError(f"{path}: the module has no part {parent!r}") from error
+    for entries in (parameters_of(module), buffers_of(module), module.__dict__):
+        present = entries.get(name, entries) if name not in MODULE_PRIVATE else entries
+        if present is not None and not isinstance(present, torch.Tensor):
+            continue  # not here, or an attribute that is no tensor
+        if present is not None and not is_lazy(present) and present.shape != tensor.shape:
+            raise CheckpointMismatchError(
+                f"{path}: got shape {tuple(tensor.shape)}, the module has {tuple(present.shape)} there"
+            )
+        return entries, name, entries is parameters_of(module)
+    raise CheckpointMismatchError(f"{path}: {type(module).__name__} has no tensor of this name")
 
 
 def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
