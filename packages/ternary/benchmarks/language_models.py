@@ -455,7 +455,7 @@ def picture(rows: dict[str, dict[str, Any]], file: Path) -> None:
             axis.bar_label(bars, fmt="%.3g", fontsize=7)
         axis.set_xticks(range(len(times)), [KINDS_OF_TIME[threads] for threads in times])
         axis.set_title(f"{row['shape']}: decoding one text, tokens/s")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
