@@ -5,8 +5,8 @@
     python examples/fleet/show.py --json           the figures as JSON
     python examples/fleet/show.py --ray            the workers as replicas of Ray Serve, on two nodes of this machine
 
-The model does little sums in words, and every answer is checked. ttt solves two ARC tasks beside it. Ctrl-C ends
-everything and leaves nothing.
+The model does little sums in words, and every answer is checked. Beside it ttt adapts the first version to two ARC
+tasks, over the bytes that the workers serve, and solves two others by search. Ctrl-C ends everything and leaves nothing.
 """
 
 from __future__ import annotations
@@ -21,23 +21,41 @@ from statistics import median
 from typing import Any
 
 from fleet import Fleet
-from trial import model
+from trial import adapt, model
 from trial.clients import Clients, Outcome
 from trial.page import write_page
 
+import ttt
 import xfer
 
+SOLVED = "arcagi1:training/67a3c6ac,25ff71a9"
 
-def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> None:
-    """Solve two ARC tasks, each in a process of its own, and keep how many were solved."""
-    import ttt
 
-    tasks = ttt.load("arcagi1:training/67a3c6ac,25ff71a9")
-    run = ttt.run(tasks, budget="10s", workers=1, pool="ray" if ray else "local")
-    for _ in run:
-        if ending.is_set():
-            return
-    found["solved"] = len(run.score().solved)
+def run_ttt(found: dict[str, Any], fleet: Fleet, folder: Path, ending: threading.Event, ray: bool) -> None:
+    """Adapt the version that is served now to two ARC tasks; then solve two by search, and keep how many were solved."""
+    pool: Any = "ray" if ray else "local"
+    adapt.adapt_beside(found, adapt.Published(fleet.ref), folder, ending, pool)
+    run = ttt.run(ttt.load(SOLVED), budget="10s", workers=1, pool=pool)
+    if not ending.is_set() and adapt.to_the_end(run, ending):
+        found["solved"] = len(run.score().solved)
+
+
+def while_ttt_adapts(fleet: Fleet, beside: threading.Thread) -> dict[str, Any]:
+    """Wait until ttt has mapped the weights; return how the processes of this machine hold them then."""
+    views: list[dict[str, Any]] = []
+    while not (its := [view for view in views if adapt.is_ttt(view["pid"])]):
+        if not beside.is_alive():
+            raise RuntimeError("ttt ended before it had mapped the weights")
+        views = newest_report(fleet)
+    held = sum(view["proportional"] for view in views)
+    return {
+        "processes": len(views),
+        "copies": round(held / fleet.ref.nbytes, 2),
+        "segments": len({view["segment"] for view in views}),
+        "ttt mapped": its[0]["resident"],
+        "ttt wrote": its[0]["private"],
+        "ttt elsewhere": its[0]["private_elsewhere"],
+    }
 
 
 def newest_report(fleet: Fleet) -> list[dict[str, Any]]:
@@ -65,15 +83,16 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
     with Fleet(folder, files[1], workers, ray=ray) as fleet:
         found["numpy"] = fleet.host["counter"].call.version()
         stopped = threading.Event()
-        beside = threading.Thread(target=solve_beside, args=(found, stopped, ray))
+        beside = threading.Thread(target=run_ttt, args=(found, fleet, folder, stopped, ray))
         beside.start()
         clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
         try:
             time.sleep(seconds / 2)
+            found["beside"] = while_ttt_adapts(fleet, beside)
             fleet.publish(files[2])
             rolled_out = time.monotonic()
             time.sleep(seconds / 2)
-            views = newest_report(fleet)
+            views = [view for view in newest_report(fleet) if view["segment"].startswith(f"{fleet.name}@2-")]
             outcomes = clients.stop()
             beside.join()
         finally:

@@ -80,7 +80,7 @@ class LmBackend:
                 f"lm: base: got {self.base!r:.80}, model {self.model!r} and share {self.share}; wanted an object with a "
                 "method load, without model and share"
             )
-        if Path(self.model).is_dir():  # worker processes and nodes may have another working folder
+        if self.model and Path(self.model).is_dir():  # worker processes and nodes may have another working folder
             object.__setattr__(self, "model", str(Path(self.model).resolve()))
         object.__setattr__(self, "symbols", tuple(self.symbols))
         if len(set(self.symbols)) != len(SYMBOL_TEXTS) or not all(isinstance(s, str) for s in self.symbols):
