@@ -14,55 +14,39 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import threading
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from fleet import Fleet
-from trial import adapt, model
+from trial import model
+from trial.adapt import Adapting, Published, whole_node
 from trial.clients import Clients, Outcome
 from trial.page import write_page
 
-import ttt
 import xfer
-
-SOLVED = "arcagi1:training/67a3c6ac,25ff71a9"
-
-
-def run_ttt(found: dict[str, Any], fleet: Fleet, folder: Path, ending: threading.Event, ray: bool) -> None:
-    """Adapt the version that is served now to two ARC tasks; then solve two by search, and keep how many were solved."""
-    pool: Any = "ray" if ray else "local"
-    adapt.adapt_beside(found, adapt.Published(fleet.ref), folder, ending, pool)
-    run = ttt.run(ttt.load(SOLVED), budget="10s", workers=1, pool=pool)
-    if not ending.is_set() and adapt.to_the_end(run, ending):
-        found["solved"] = len(run.score().solved)
-
-
-def while_ttt_adapts(fleet: Fleet, beside: threading.Thread) -> dict[str, Any]:
-    """Wait until ttt has mapped the weights; return how the processes of this machine hold them then."""
-    views: list[dict[str, Any]] = []
-    while not (its := [view for view in views if adapt.is_ttt(view["pid"])]):
-        if not beside.is_alive():
-            raise RuntimeError("ttt ended before it had mapped the weights")
-        views = newest_report(fleet)
-    held = sum(view["proportional"] for view in views)
-    return {
-        "processes": len(views),
-        "copies": round(held / fleet.ref.nbytes, 2),
-        "segments": len({view["segment"] for view in views}),
-        "ttt mapped": its[0]["resident"],
-        "ttt wrote": its[0]["private"],
-        "ttt elsewhere": its[0]["private_elsewhere"],
-    }
 
 
 def newest_report(fleet: Fleet) -> list[dict[str, Any]]:
-    """Wait for the next report about the workers on the fleet's topic, as any process of this machine may."""
+    """Wait for the next report about the weights on the fleet's topic, as any process of this machine may."""
     with xfer.Topic(fleet.name).subscribe() as reader:
         found: list[dict[str, Any]] = reader.recv(timeout=60)
         return found
+
+
+def while_adapting(fleet: Fleet, beside: Adapting) -> dict[str, Any]:
+    """Wait until ttt has mapped the weights; return how the processes of this machine hold them then.
+
+    A process that maps them while a report is made has the others' shares counted too high, so two must agree.
+    """
+    before = None
+    while beside.is_alive():
+        found = whole_node(newest_report(fleet), fleet.ref.nbytes)
+        if found and before and found["copies"] == before["copies"]:
+            return found
+        before = found
+    raise RuntimeError("ttt ended before it had mapped the weights")
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -82,23 +66,26 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
     found: dict[str, Any] = {"workers": workers, "weights": files[2].stat().st_size}
     with Fleet(folder, files[1], workers, ray=ray) as fleet:
         found["numpy"] = fleet.host["counter"].call.version()
-        stopped = threading.Event()
-        beside = threading.Thread(target=run_ttt, args=(found, fleet, folder, stopped, ray))
+        beside = Adapting(Published(fleet.ref), folder, "ray" if ray else "local")
         beside.start()
-        clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
+        clients = None
         try:
+            found["beside"] = while_adapting(fleet, beside)
+            clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
             time.sleep(seconds / 2)
-            found["beside"] = while_ttt_adapts(fleet, beside)
             fleet.publish(files[2])
+            beside.rolled_out.set()
             rolled_out = time.monotonic()
             time.sleep(seconds / 2)
             views = [view for view in newest_report(fleet) if view["segment"].startswith(f"{fleet.name}@2-")]
             outcomes = clients.stop()
             beside.join()
         finally:
-            clients.close()
-            stopped.set()
+            if clients:
+                clients.close()
+            beside.stop()
             beside.join()
+        found["adapted"] = beside.found
         found["bytes"], found["picture"] = dict(fleet.gateway.bytes), clients.picture
     found["rolled out at"] = round(rolled_out - outcomes[0].at, 2)
     found["held"] = sum(view["proportional"] for view in views)

@@ -29,6 +29,7 @@ a grid, padding, and the beginning."""
 TASKS, STEPS = "arcagi1:training/6150a2bd,25ff71a9", 60
 LORA = {"rank": 8, "alpha": 16, "steps": STEPS, "micro_batch": 2, "learning_rate": 5e-3, "views": 1}
 LORA |= {"prediction_views": 1, "max_symbols": 1280}
+SEARCHED = "arcagi1:training/67a3c6ac,25ff71a9"
 
 
 @dataclass(frozen=True)
@@ -99,33 +100,93 @@ def whereabouts(model: Any) -> dict[str, Any]:
     return dict(found) | {"pid": os.getpid(), "segments": sorted({file for _, _, file in places})}
 
 
-def to_the_end(run: ttt.Run, ending: threading.Event) -> bool:
-    """Solve a run's tasks unless `ending` is set first; return whether all are solved."""
-    threading.Thread(target=lambda: ending.wait() and run.interrupt(), daemon=True).start()
-    for _ in run:
-        pass
-    return not run.interrupted
+class Adapting(threading.Thread):
+    """Adapts a version to two ARC tasks, the second one when a newer version was rolled out, and solves two by search.
+
+    Args:
+        base: The version.
+        folder: Where the submission is written.
+        pool: Where ttt works.
+        searched: The tasks to solve by search.
+
+    Attributes:
+        found: What was learned, and where the weights lay; not whole before the end.
+        rolled_out: To be set when there is a newer version.
+    """
+
+    def __init__(
+        self, base: Published, folder: Path, pool: Literal["local", "ray"] = "local", searched: str = SEARCHED
+    ) -> None:
+        super().__init__()
+        self.found: dict[str, Any] = {}
+        self.rolled_out, self._ending = threading.Event(), threading.Event()
+        self._folder = folder
+        self._adapted = ttt.run(
+            ttt.load(TASKS),
+            backend=Beside(base=base, device="cpu", symbols=SYMBOLS, lora=LORA),
+            budget=f"{STEPS} steps",
+            workers=1,
+            pool=pool,
+        )
+        self._searched = ttt.run(ttt.load(searched) if searched else (), budget="10s", workers=1, pool=pool)
+
+    def stop(self) -> None:
+        """End the runs if they have not ended."""
+        self._ending.set()
+        self.rolled_out.set()
+        self._adapted.interrupt()
+        self._searched.interrupt()
+
+    def run(self) -> None:
+        """Adapt, and search beside the second task; write the submission."""
+        searching = threading.Thread(target=lambda: [*self._searched])
+        for event in self._adapted:
+            if isinstance(event, ttt.Finished) and searching.ident is None:
+                searching.start()
+                self.rolled_out.wait()  # ttt starts no task meanwhile
+        if searching.ident is not None:
+            searching.join()
+        if self._ending.is_set():
+            return
+        self._adapted.write_submission(self._folder / "submission.json")
+        self.found = {"tasks": {}, "errors": [each.error for each in self._adapted.results.values() if each.error]}
+        for task, result in self._adapted.results.items():
+            if result.error is None:
+                self.found["tasks"][task] = _told(json.loads(result.predictions[0].first.why))
+        self.found["solved by search"] = len(self._searched.score().solved)
 
 
-def adapt_beside(
-    found: dict[str, Any], base: Published, folder: Path, ending: threading.Event, pool: Literal["local", "ray"]
-) -> None:
-    """Adapt the version to two ARC tasks, write their submission, and keep what was learned and where it lay."""
-    backend = Beside(base=base, device="cpu", symbols=SYMBOLS, lora=LORA)
-    run = ttt.run(ttt.load(TASKS), backend=backend, budget=f"{STEPS} steps", workers=1, pool=pool)
-    if not to_the_end(run, ending):
-        return
-    run.write_submission(folder / "submission.json")
-    adapted: dict[str, Any] = {"tasks": {}, "errors": [each.error for each in run.results.values() if each.error]}
-    for task, result in run.results.items():
-        if result.error is None:
-            told = json.loads(result.predictions[0].first.why)
-            first, last = re.findall(r"loss ([\d.]+) to ([\d.]+)", told.pop("why"))[0]
-            adapted["tasks"][task] = {"loss before": float(first), "loss after": float(last), **told}
-    found["adapted"] = adapted
+def _told(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what an answer tells: the losses, and the version in the only segment that its process mapped."""
+    first, last = re.findall(r"loss ([\d.]+) to ([\d.]+)", told.pop("why"))[0]
+    (segment,) = told.pop("segments")
+    told["version"] = "version " + segment.partition("@")[2].partition("-")[0]
+    return {"loss before": float(first), "loss after": float(last), **told}
 
 
-def is_ttt(pid: int) -> bool:
+def whole_node(views: list[dict[str, Any]], nbytes: int) -> dict[str, Any] | None:
+    """Return how the processes of a machine hold weights of so many bytes; None while ttt has not mapped them.
+
+    Args:
+        views: Those of a report of zerocopy, one for each process and segment.
+        nbytes: The weights.
+    """
+    its = [view for view in views if _is_ttt(view["pid"])]
+    held = Counter[str]()
+    for view in views:
+        held[view["segment"]] += view["proportional"]
+    if not its:
+        return None
+    return {
+        "processes": len(views),
+        "copies": round(max(held.values()) / nbytes, 2),
+        "ttt mapped": its[0]["resident"],
+        "ttt wrote": its[0]["private"],
+        "ttt elsewhere": its[0]["private_elsewhere"],
+    }
+
+
+def _is_ttt(pid: int) -> bool:
     """Return whether a process is one in which ttt solves tasks."""
     try:
         return b"ttt._runs.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
