@@ -7,7 +7,8 @@
 ternary serves the model by OpenAI's protocol. zerocopy holds one copy of its weights for all workers, which change to a
 new version while requests run. Two plugins with an older numpy, each in a process of its own by isolate, turn a photo
 into a question and the answer into a picture. xfer carries photos, pictures and reports about the weights. ttt can
-adapt the same copy to ARC tasks beside it. The first line of output is the address. The end of the input, or Ctrl-C, ends everything.
+adapt the same copy to ARC tasks beside it. The first line of output is the address. The end of the input, or Ctrl-C,
+ends everything.
 `show.py` trains a model, sends requests and measures.
 """
 

@@ -6,7 +6,7 @@
     python examples/fleet/show.py --ray            the workers as replicas of Ray Serve, on two nodes of this machine
 
 The model does little sums in words, and every answer is checked. Beside it ttt adapts the first version to two ARC
-tasks, over the bytes that the workers serve, and solves two others by search. Ctrl-C ends everything and leaves nothing.
+tasks, over the bytes that the workers serve, and solves two tasks by search. Ctrl-C ends everything and leaves nothing.
 """
 
 from __future__ import annotations

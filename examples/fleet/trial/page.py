@@ -46,7 +46,10 @@ def beside(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         (f"copies of the weights in {node['processes']} processes while ttt adapted them", f"{node['copies']}"),
         ("bytes of them that ttt's process maps; that it wrote", f"{node['ttt mapped']:,}; {node['ttt wrote']}"),
-        ("the memory that this process has to itself, its libraries included", f"{node['ttt elsewhere'] / 1e6:,.0f} MB"),
+        (
+            "the memory that this process has to itself, its libraries included",
+            f"{node['ttt elsewhere'] / 1e6:,.0f} MB",
+        ),
     ]
     for task, told in adapted["tasks"].items():
         fell = f"{told['loss before']} to {told['loss after']}"

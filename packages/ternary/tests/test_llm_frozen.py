@@ -30,7 +30,9 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The model file of a random decoder of 40 tokens."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        llm.save(llm.Decoder(llm.ModelConfig(40, **SHAPE, **KINDS[request.param]), ternary=True), tmp_path / "m.ternary")
+        llm.save(
+            llm.Decoder(llm.ModelConfig(40, **SHAPE, **KINDS[request.param]), ternary=True), tmp_path / "m.ternary"
+        )
     return tmp_path / "m.ternary"
 
 
@@ -114,7 +116,7 @@ def test_an_adapter_learns_and_the_weights_stay(path: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert {name: array.tobytes() for name, array in model.file.tensors.items()} == before
 

@@ -507,21 +507,19 @@ def test_a_base_that_loads_itself_answers_as_its_folder(tiny_lm: Path) -> None:
     backends = [LmBackend(model=str(tiny_lm), lora=settings), LmBackend(base=OwnBase(str(tiny_lm)), lora=settings)]
     answers = []
     for backend in backends:
-        with ModelService(backend.base or backend.model, "cpu") as service:
-            with TTTAdapter(service, LoraSettings(**settings)).adapted(small_task(), free_clock()) as adaptation:
-                answers.append([c.grid.tolist() for c in list(adaptation.predict(free_clock()))[-1][0]])
-                assert f"loss {np.mean(adaptation.losses[:2]):.2f} to" in adaptation_why(adaptation)
+        with (
+            ModelService(backend.base or backend.model, "cpu") as service,
+            TTTAdapter(service, LoraSettings(**settings)).adapted(small_task(), free_clock()) as adaptation,
+        ):
+            candidates = list(adaptation.predict(free_clock()))[-1][0]
+            answers.append([candidate.grid.tolist() for candidate in candidates])
+            assert f"loss {np.mean(adaptation.losses[:2]):.2f} to" in candidates[0].why
     assert answers[0] == answers[1]
     with backends[1].sharing() as shared:
         assert shared.base == OwnBase(str(tiny_lm), here=True)
     backends[1].preflight()
     assert backends[1].identity() == "the weights"
     assert backends[1].memory_needed() == 0
-
-
-def adaptation_why(adaptation: Any) -> str:
-    """The reason of an adaptation's first answer."""
-    return str(list(adaptation.predict(free_clock()))[-1][0][0].why)
 
 
 def test_a_base_excludes_a_folder() -> None:

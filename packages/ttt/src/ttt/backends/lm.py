@@ -47,8 +47,8 @@ class LmBackend:
     With `service` a worker process loads the model once and solves one task after another; each brings its adapter and
     removes it. Without it every task has a process of its own, which loads the model. The answers are the same.
 
-    `base` takes the place of `model`: an object that loads the model in each process, such as one that maps weights that
-    a server has published (see `Base`).
+    `base` takes the place of `model`: an object that loads the model in each process, such as one that maps the weights
+    that a server has published (see `Base`).
 
     `gpu_memory`, such as "16GB", is what PyTorch may allocate on a GPU for one task; None is all of it.
 
@@ -77,8 +77,8 @@ class LmBackend:
             )
         if self.base is not None and (self.model or self.share or not isinstance(self.base, Base)):
             raise InvalidBackendError(
-                f"lm: base: got {self.base!r:.80}, model {self.model!r} and share {self.share}; wanted an object with a "
-                "method load, without model and share"
+                f"lm: base: got {self.base!r:.80}, model {self.model!r} and share {self.share}; wanted an object with "
+                "a method load, without model and share"
             )
         if self.model and Path(self.model).is_dir():  # worker processes and nodes may have another working folder
             object.__setattr__(self, "model", str(Path(self.model).resolve()))
