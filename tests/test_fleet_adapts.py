@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the kerne
 
 @pytest.fixture(scope="module")
 def fleet(root: Path, prepared: Path) -> Iterator[SimpleNamespace]:
-    """The module `adapt` of the fleet, whose folder ttt's processes import it from too, and the files of both versions."""
+    """The fleet's module `adapt`, which ttt's processes import too, and the files of both versions."""
     before, folder = set(sys.modules), str(root / "examples" / "fleet")
     sys.path.insert(0, folder)
     state = torch.random.get_rng_state()

@@ -128,7 +128,7 @@ class Adapting(threading.Thread):
             workers=1,
             pool=pool,
         )
-        self._searched = ttt.run(ttt.load(searched) if searched else (), budget="10s", workers=1, pool=pool)
+        self._searched = ttt.run(ttt.load(searched) if searched else (), budget="30s", workers=1, pool=pool)
 
     def stop(self) -> None:
         """End the runs if they have not ended."""

@@ -62,21 +62,26 @@ class FrozenLinear(nn.Linear):
         return cast(Tensor, torch.ops.ternary.linear(input, self.weight, self.scale, self.bias, "auto", 0))
 
 
+def _split(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return the parts of so many rows of each tensor."""
+    return [each.split(_ROWS) for each in tensors]  # type: ignore[no-untyped-call]
+
+
 class _Product(torch.autograd.Function):
     """The product with 8-bit rows, of which only a few are float at the same time, forwards and backwards."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        parts = zip(weight.split(_ROWS), scale.split(_ROWS), strict=True)
+        parts = zip(*_split(weight, scale), strict=True)
         return torch.cat([x @ (rows.to(x.dtype) * each[:, None].to(x.dtype)).T for rows, each in parts], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
         grad = outputs[0]
-        parts = zip(grad.split(_ROWS, dim=-1), weight.split(_ROWS), scale.split(_ROWS), strict=True)
-        products = (g @ (rows.to(g.dtype) * each[:, None].to(g.dtype)) for g, rows, each in parts)
+        parts = zip(*_split(grad.movedim(-1, 0), weight, scale), strict=True)
+        products = (g.movedim(0, -1) @ (rows.to(g.dtype) * each[:, None].to(g.dtype)) for g, rows, each in parts)
         return sum(products, torch.zeros((), dtype=grad.dtype, device=grad.device)), None, None
 
 
@@ -192,7 +197,7 @@ class FrozenForCausalLM(PreTrainedModel):  # type: ignore[misc] # transformers i
             raise ValueError("the tokens to keep were chosen before; open the model again to choose others")
         chosen = torch.tensor(list(ids), device=self.cosine.device)
         embedding, head = self.embedding.rows(chosen), self.head.rows(chosen)
-        self.embedding = nn.Embedding.from_pretrained(embedding)
+        self.embedding = nn.Embedding.from_pretrained(embedding)  # type: ignore[no-untyped-call]
         self.head = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
         self.head.weight = nn.Parameter(head, requires_grad=False)
         self.config.vocab_size = len(chosen)
