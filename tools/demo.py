@@ -390,7 +390,8 @@ def show_fleet(args: argparse.Namespace) -> list[Fact]:
     versions = " to ".join(f"{100 * found[name]['right'] // found[name]['answers']} %" for name in ("sums-1", "sums-2"))
     picture = base64.b64encode((folder / "fleet.png").read_bytes()).decode()
     image = f"<img width='940' alt='Versions, memory and one request' src='data:image/png;base64,{picture}'>"
-    latest = found["sums-2"]
+    latest, adapted = found["sums-2"], found["adapted"]["tasks"]
+    fell = ", ".join(f"{told['loss before']} to {told['loss after']}" for told in adapted.values())
     return [
         Fact(
             "fleet",
@@ -415,6 +416,12 @@ def show_fleet(args: argparse.Namespace) -> list[Fact]:
                 "one copy, kB": weights / 1e3,
                 "a copy for each, kB": 3 * weights / 1e3,
             },
+        ),
+        Fact(
+            "fleet",
+            "copies of the weights in memory, the workers and the process in which ttt adapts them to ARC tasks together",
+            f"{found['beside']['copies']:.2f}",
+            f"loss on the pairs of two tasks, before and after their adapters: {fell}",
         ),
     ]
 

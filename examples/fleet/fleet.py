@@ -6,8 +6,9 @@
 
 ternary serves the model by OpenAI's protocol. zerocopy holds one copy of its weights for all workers, which change to a
 new version while requests run. Two plugins with an older numpy, each in a process of its own by isolate, turn a photo
-into a question and the answer into a picture. xfer carries photos, pictures and reports about the workers. ttt can
-solve ARC tasks beside it. The first line of output is the address. The end of the input, or Ctrl-C, ends everything.
+into a question and the answer into a picture. xfer carries photos, pictures and reports about the weights. ttt can
+adapt the same copy to ARC tasks beside it. The first line of output is the address. The end of the input, or Ctrl-C,
+ends everything.
 `show.py` trains a model, sends requests and measures.
 """
 
@@ -45,7 +46,8 @@ class Fleet:
         ray: Whether the workers are replicas of Ray Serve.
 
     Attributes:
-        name: The name of the published weights, and of the topic that reports about the workers.
+        name: The name of the published weights, and of the topic that reports about them.
+        ref: The newest version.
         workers: What answers the gateway: processes of ternary, or `on_ray.Replicas`.
         host: Has loaded the plugins.
         gateway: Answers the clients.
@@ -60,7 +62,7 @@ class Fleet:
             if ray:
                 self._replicas = stack.enter_context(closing(import_module("on_ray").Replicas(count)))
             self.publish(file)
-            stack.callback(lambda: zerocopy.unpublish(self._ref))
+            stack.callback(lambda: zerocopy.unpublish(self.ref))
             self.workers = self._replicas or stack.enter_context(
                 llm.serve(zerocopy.follow(self.name), workers=count, threads=1)
             )
@@ -79,9 +81,9 @@ class Fleet:
 
     def publish(self, file: Path) -> None:
         """Make a model file the newest version. Workers use it from their next request on."""
-        self._ref = llm.publish(file, name=self.name)
+        self.ref = llm.publish(file, name=self.name)
         if self._replicas:
-            self._replicas.deploy(self._ref)
+            self._replicas.deploy(self.ref)
 
     def __enter__(self) -> Self:
         return self
@@ -99,11 +101,11 @@ def wheel_of_xfer(folder: Path) -> Path:
 
 
 def report(name: str, ending: threading.Event) -> None:
-    """Publish on a topic, twice a second, how many bytes of the weights each process but this one holds."""
+    """Publish on a topic, twice a second, how many bytes of the weights each process holds."""
     with xfer.Pool("4MiB") as pool, xfer.Topic(name, pool=pool) as topic:
         while not ending.wait(0.5):
             views = [view for view in zerocopy.report().views if view.segment.startswith(f"{name}@")]
-            topic.publish([asdict(view) for view in views if view.pid != os.getpid()])
+            topic.publish([asdict(view) for view in views])
         topic.remove()
 
 

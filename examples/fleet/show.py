@@ -5,8 +5,8 @@
     python examples/fleet/show.py --json           the figures as JSON
     python examples/fleet/show.py --ray            the workers as replicas of Ray Serve, on two nodes of this machine
 
-The model does little sums in words, and every answer is checked. ttt solves two ARC tasks beside it. Ctrl-C ends
-everything and leaves nothing.
+The model does little sums in words, and every answer is checked. Beside it ttt adapts the first version to two ARC
+tasks, over the bytes that the workers serve, and solves two tasks by search. Ctrl-C ends everything and leaves nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -22,29 +21,32 @@ from typing import Any
 
 from fleet import Fleet
 from trial import model
+from trial.adapt import Adapting, Published, whole_node
 from trial.clients import Clients, Outcome
 from trial.page import write_page
 
 import xfer
 
 
-def solve_beside(found: dict[str, Any], ending: threading.Event, ray: bool) -> None:
-    """Solve two ARC tasks, each in a process of its own, and keep how many were solved."""
-    import ttt
-
-    tasks = ttt.load("arcagi1:training/67a3c6ac,25ff71a9")
-    run = ttt.run(tasks, budget="10s", workers=1, pool="ray" if ray else "local")
-    for _ in run:
-        if ending.is_set():
-            return
-    found["solved"] = len(run.score().solved)
-
-
 def newest_report(fleet: Fleet) -> list[dict[str, Any]]:
-    """Wait for the next report about the workers on the fleet's topic, as any process of this machine may."""
+    """Wait for the next report about the weights on the fleet's topic, as any process of this machine may."""
     with xfer.Topic(fleet.name).subscribe() as reader:
         found: list[dict[str, Any]] = reader.recv(timeout=60)
         return found
+
+
+def while_adapting(fleet: Fleet, beside: Adapting) -> dict[str, Any]:
+    """Wait until ttt has mapped the weights; return how the processes of this machine hold them then.
+
+    A process that maps them while a report is made has the others' shares counted too high, so two must agree.
+    """
+    before = None
+    while beside.is_alive():
+        found = whole_node(newest_report(fleet), fleet.ref.nbytes)
+        if found and before and found["copies"] == before["copies"]:
+            return found
+        before = found
+    raise RuntimeError("ttt ended before it had mapped the weights")
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -64,22 +66,26 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
     found: dict[str, Any] = {"workers": workers, "weights": files[2].stat().st_size}
     with Fleet(folder, files[1], workers, ray=ray) as fleet:
         found["numpy"] = fleet.host["counter"].call.version()
-        stopped = threading.Event()
-        beside = threading.Thread(target=solve_beside, args=(found, stopped, ray))
+        beside = Adapting(Published(fleet.ref), folder, "ray" if ray else "local")
         beside.start()
-        clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
+        clients = None
         try:
+            found["beside"] = while_adapting(fleet, beside)
+            clients = Clients(fleet.gateway.port, list(files.values()), count=2 * workers)
             time.sleep(seconds / 2)
             fleet.publish(files[2])
+            beside.rolled_out.set()
             rolled_out = time.monotonic()
             time.sleep(seconds / 2)
-            views = newest_report(fleet)
+            views = [view for view in newest_report(fleet) if view["segment"].startswith(f"{fleet.name}@2-")]
             outcomes = clients.stop()
             beside.join()
         finally:
-            clients.close()
-            stopped.set()
+            if clients:
+                clients.close()
+            beside.stop()
             beside.join()
+        found["adapted"] = beside.found
         found["bytes"], found["picture"] = dict(fleet.gateway.bytes), clients.picture
     found["rolled out at"] = round(rolled_out - outcomes[0].at, 2)
     found["held"] = sum(view["proportional"] for view in views)

@@ -37,7 +37,7 @@ def train(folder: Path, width: int = 256) -> dict[int, Path]:
     torch.set_num_threads(1)  # for so small a model more threads wait for each other
     torch.manual_seed(0)
     config = llm.ModelConfig(
-        len(WORDS), hidden=width, inner=2 * width, layers=2, heads=4, kv_heads=2, head_size=width // 4, context=32
+        len(WORDS), hidden=width, inner=2 * width, layers=2, heads=4, kv_heads=2, head_size=width // 4, context=1280
     )
     decoder = llm.Decoder(config, ternary=True)
     torch.nn.init.normal_(decoder.embedding.weight, std=0.5)

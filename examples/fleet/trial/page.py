@@ -36,15 +36,33 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("the same, and the memory that each worker has to itself", f"{found['memory'] / 1e6:,.0f} MB"),
         ("bytes of the weights that workers wrote", f"{found['written']}"),
         ("numpy of the plugins", found["numpy"]),
-        ("ARC tasks that ttt solved beside it, of 2", str(found["solved"])),
     ]
-    return lines
+    return lines + beside(found)
+
+
+def beside(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what ttt did beside the workers, in words."""
+    node, adapted = found["beside"], found["adapted"]
+    lines = [
+        (f"copies of the weights in {node['processes']} processes while ttt adapted them", f"{node['copies']}"),
+        ("bytes of them that ttt's process maps; that it wrote", f"{node['ttt mapped']:,}; {node['ttt wrote']}"),
+        (
+            "the memory that this process has to itself, its libraries included",
+            f"{node['ttt elsewhere'] / 1e6:,.0f} MB",
+        ),
+    ]
+    for task, told in adapted["tasks"].items():
+        fell = f"{told['loss before']} to {told['loss after']}"
+        lines += [(f"ARC task {task}: loss on its own pairs before and after an adapter over {told['version']}", fell)]
+        sizes = f"{told['shared']:,}; {told['private']:,}; {told['adapters']:,}"
+        lines += [("its weights: bytes in the shared copy; of the vectors of ttt's words; of the adapter", sizes)]
+    return [*lines, ("ARC tasks that ttt solved by search beside it, of 2", str(adapted["solved by search"]))]
 
 
 def draw(found: dict[str, Any], outcomes: list[Outcome]) -> bytes:
     """Return a picture of the change of versions, the memory, and one request."""
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    time, memory, asked, answered = figure.subplot_mosaic("tttt;mmab").values()
+    figure = Figure(figsize=(10, 7.6), layout="constrained")
+    time, memory, asked, answered, process, learned = figure.subplot_mosaic("tttt;mmab;ppll").values()
     begin = min(outcome.at for outcome in outcomes)
     for number, version in enumerate(sorted({outcome.version for outcome in outcomes} - {""})):
         own = [outcome for outcome in outcomes if outcome.version == version]
@@ -61,12 +79,29 @@ def draw(found: dict[str, Any], outcomes: list[Outcome]) -> bytes:
     memory.barh(names, [size / 1e3 for size in sizes], color=[COLOURS[1], COLOURS[0], COLOURS[0]])
     memory.set(xlabel=f"kB of weights in {found['workers']} workers")
     memory.invert_yaxis()
+    draw_beside(found, process, learned)
     for axes, title, image in ((asked, "a photo", photo(2, 3).numpy()), (answered, "its answer", found["picture"])):
         axes.imshow(image, cmap="Greens")
         axes.set(title=title, xticks=[], yticks=[])
     made = io.BytesIO()
     figure.savefig(made, format="png", dpi=120)
     return made.getvalue()
+
+
+def draw_beside(found: dict[str, Any], process: Any, learned: Any) -> None:
+    """Draw where the weights of ttt's process lie, and what its adapters learned."""
+    tasks = found["adapted"]["tasks"]
+    told = next(iter(tasks.values()))
+    sizes = [told[kind] / 1e3 for kind in ("shared", "private", "adapters")]
+    process.barh(["shared", "ttt's words", "adapter"], sizes, color=[COLOURS[1], COLOURS[0], COLOURS[2]])
+    process.set(xlabel="kB of the model in ttt's process")
+    process.invert_yaxis()
+    for number, kind in enumerate(("loss before", "loss after")):
+        places = [place + 0.4 * number for place in range(len(tasks))]
+        learned.bar(places, [told[kind] for told in tasks.values()], 0.36, color=COLOURS[2 * number], label=kind[5:])
+    learned.set_xticks([place + 0.2 for place in range(len(tasks))], list(tasks))
+    learned.set(ylabel="loss", title="ARC tasks, before and after an adapter")
+    learned.legend()
 
 
 def write_page(folder: Path, found: dict[str, Any], outcomes: list[Outcome]) -> None:

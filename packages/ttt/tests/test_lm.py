@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ pytest.importorskip("peft", reason='needs the extra "lm"')
 
 from ttt.backends._adapter import LoraSettings, TTTAdapter  # noqa: E402 after the skips
 from ttt.backends._decoding import decode, greedy, log_probability  # noqa: E402 after the skips
-from ttt.backends._model_service import ModelService  # noqa: E402 after the skips
+from ttt.backends._model_service import SYMBOL_TEXTS, ModelService  # noqa: E402 after the skips
 from ttt.backends.lm import LmBackend  # noqa: E402 after the skips
 
 # peft asks transformers for an attribute under its old name.
@@ -421,8 +424,6 @@ def test_prompts_are_in_the_tokens_of_the_models_own_tokenizer(tiny_lm: Path, tm
     """A model of sixteen tokens in another order is asked in that order; texts that it does not know are an error."""
     import shutil
 
-    from ttt.backends._model_service import SYMBOL_TEXTS
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_lm, folder)
     with ModelService(folder, "cpu") as service:
@@ -475,3 +476,54 @@ def test_a_model_is_cut_to_its_sixteen_tokens(tiny_lm: Path, tmp_path: Path) -> 
             assert any("embed_tokens" in name for name in names)
             assert any("lm_head" in name for name in names)
         assert digest(service.model) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnBase:
+    """A base that loads a saved model, and knows how to write texts; notes when it is entered for a machine."""
+
+    folder: str
+    here: bool = False
+
+    def load(self) -> Any:
+        """Return the model of the folder."""
+        model = transformers.AutoModelForCausalLM.from_pretrained(self.folder)
+        model.encode = lambda text: [SYMBOL_TEXTS.index(text)]
+        return model
+
+    @contextlib.contextmanager
+    def on_this_node(self) -> Iterator[OwnBase]:
+        """Yield a base that says so."""
+        yield dataclasses.replace(self, here=True)
+
+    def identity(self) -> str:
+        """Return a word."""
+        return "the weights"
+
+
+def test_a_base_that_loads_itself_answers_as_its_folder(tiny_lm: Path) -> None:
+    """The same submission as with the folder; the base is entered for the machine, and its identity is recorded."""
+    settings = {"steps": 4, "rank": 4, "prediction_views": 1}
+    backends = [LmBackend(model=str(tiny_lm), lora=settings), LmBackend(base=OwnBase(str(tiny_lm)), lora=settings)]
+    answers = []
+    for backend in backends:
+        with (
+            ModelService(backend.base or backend.model, "cpu") as service,
+            TTTAdapter(service, LoraSettings(**settings)).adapted(small_task(), free_clock()) as adaptation,
+        ):
+            candidates = list(adaptation.predict(free_clock()))[-1][0]
+            answers.append([candidate.grid.tolist() for candidate in candidates])
+            assert f"loss {np.mean(adaptation.losses[:2]):.2f} to" in candidates[0].why
+    assert answers[0] == answers[1]
+    with backends[1].sharing() as shared:
+        assert shared.base == OwnBase(str(tiny_lm), here=True)
+    backends[1].preflight()
+    assert backends[1].identity() == "the weights"
+    assert backends[1].memory_needed() == 0
+
+
+def test_a_base_excludes_a_folder() -> None:
+    """A base is an object with `load`, alone."""
+    for settings in ({"base": object()}, {"base": OwnBase("m"), "model": "m"}, {"base": OwnBase("m"), "share": True}):
+        with pytest.raises(InvalidBackendError, match="wanted an object with a method load"):
+            LmBackend(**settings)

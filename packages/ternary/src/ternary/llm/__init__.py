@@ -15,6 +15,7 @@ from ternary.llm._sampling import Sampling
 if TYPE_CHECKING:
     from ternary.llm._application import application
     from ternary.llm._decoder import Decoder
+    from ternary.llm._frozen import FrozenForCausalLM
     from ternary.llm._gguf_export import to_gguf
     from ternary.llm._on_ray import deployment
     from ternary.llm._save import save
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Decoder",
+    "FrozenForCausalLM",
     "Generation",
     "Model",
     "ModelConfig",
@@ -44,6 +46,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     homes = {"Decoder": "_decoder", "save": "_save", "TernaryForCausalLM": "_transformers", "to_gguf": "_gguf_export"}
+    homes |= {"FrozenForCausalLM": "_frozen"}
     homes |= {"publish": "_shared", "deployment": "_on_ray", "application": "_application", "serve": "_workers"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,15 @@ from ternary.llm._config import ModelConfig, rotary_tables
 from ternary.llm._modelfile import MATRICES, ModelFile
 from ternary.nn import TernaryLinear
 
-__all__ = ["Decoder"]
+__all__ = ["Attend", "Decoder", "Layer", "RMSNorm"]
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Mixes values by rotated queries and keys, each (batch, heads, positions, size); like the queries in shape."""
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Let each position attend to itself and those before it."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
 class RMSNorm(nn.Module):
@@ -51,16 +59,16 @@ class Layer(nn.Module):
         self.up = linear(config.hidden, config.inner, False)
         self.down = linear(config.inner, config.hidden, False)
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, attend: Attend = _causal) -> Tensor:
         """Return the hidden states (batch, positions, hidden) after this layer."""
-        x = x + self.o(self.attention_sub_norm(self._attention(self.attention_norm(x), cosine, sine)))
+        x = x + self.o(self.attention_sub_norm(self._attention(self.attention_norm(x), cosine, sine, attend)))
         normed = self.feed_norm(x)
         gate = self.gate(normed)
         active = F.relu(gate).square() if self.config.activation == "relu2" else F.silu(gate)
         fed: Tensor = self.down(self.feed_sub_norm(active * self.up(normed)))
         return x + fed
 
-    def _attention(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
         batch, length, _ = x.shape
         shape = (batch, length, -1, self.config.head_size)
         q, k, v = (projection(x).reshape(shape).transpose(1, 2) for projection in (self.q, self.k, self.v))
@@ -69,7 +77,7 @@ class Layer(nn.Module):
             a, b = t.chunk(2, dim=-1)
             return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
 
-        mixed = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True, enable_gqa=True)
+        mixed = attend(rotate(q), rotate(k), v)
         return mixed.transpose(1, 2).reshape(batch, length, -1)
 
 

@@ -115,6 +115,11 @@ class Model:
         return self._file.config
 
     @property
+    def file(self) -> ModelFile:
+        """The open model file; without its weights once the model is closed."""
+        return self._file
+
+    @property
     def engine(self) -> Engine:
         """The decoder, for a scheduler that runs several sequences in a step."""
         return self._engine

@@ -22,6 +22,8 @@ from ttt.errors import MissingExtraError
 from ttt.values import Candidate, Grid, Pair, Task, grid_bytes
 
 Schedule = Literal["constant", "cosine"]
+ENDS = 8
+"""Training steps at the beginning and at the end whose mean loss an answer tells."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,16 @@ class Adaptation:
             ]
             scored.append((math.exp(sum(logs) / len(logs)), grid))
         scored.sort(key=lambda s: -s[0])
-        why = f"{len(views)} views, {self.steps_done} steps"
+        why = f"{len(views)} views, {self.steps_done} steps{_fall(self.losses)}"
         return tuple(Candidate(g, min(1.0, p), "lm", why) for p, g in scored)
+
+
+def _fall(losses: list[float]) -> str:
+    """Return from where to where the loss of a training fell, as the mean of its first and of its last steps."""
+    count = min(ENDS, len(losses) // 2)
+    if not count:
+        return ""
+    return f", loss {sum(losses[:count]) / count:.2f} to {sum(losses[-count:]) / count:.2f}"
 
 
 class TTTAdapter:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -159,6 +159,36 @@ def load_model(path: Path, device: torch.device) -> Any:
         raise InvalidBackendError(f"{path}: cannot be loaded: {error}") from error
 
 
+@runtime_checkable
+class Base(Protocol):
+    """A base model that loads itself, in place of a folder; any picklable object with this method.
+
+    A dataclass may have two more. `on_this_node()` returns a context that is entered once per machine for the whole run
+    and yields the base for the processes there, for example to keep shared weights mapped. `identity()` returns a JSON
+    value that tells the weights from others, such as their digest, for the records of a run.
+
+    Example:
+        >>> import dataclasses
+        >>> from ttt.backends.lm import Base, LmBackend
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Published:
+        ...     name: str
+        ...     def load(self):
+        ...         return open_model(self.name)  # of your own
+        >>> isinstance(Published("m"), Base), LmBackend(base=Published("m")).base.name
+        (True, 'm')
+    """
+
+    def load(self) -> Any:
+        """Return a causal language model behind transformers' interface, in a process that adapts it.
+
+        A method `encode(text)` of it returns the tokens of a text; without one its vocabulary is the sixteen symbols. A
+        method `keep_tokens(ids)` leaves it these tokens only, in this order; without one it is cut as transformers'
+        models are, which takes float vectors.
+        """
+        ...
+
+
 class ModelService:
     """One loaded model with its device and its sixteen token ids; use it as a context, which frees it at the end.
 
@@ -172,20 +202,27 @@ class ModelService:
     """
 
     def __init__(
-        self, path: str | Path, device: str = "auto", shared: Any = None, texts: Sequence[str] = SYMBOL_TEXTS
+        self,
+        path: str | Path | Base,
+        device: str = "auto",
+        shared: Any = None,
+        texts: Sequence[str] = SYMBOL_TEXTS,
     ) -> None:
         """Load the model.
 
         Args:
-            path: The folder of a saved causal language model.
+            path: The folder of a saved causal language model, or a base that loads itself.
             device: `auto`, `cpu` or `cuda`.
             shared: A reference from `ttt.backends._sharing`; the weights are then mapped instead of read.
             texts: The texts of the sixteen symbols, for a model with a tokenizer.
         """
         self.texts: tuple[str, ...] = tuple(texts)
-        self.path: Path = Path(path)
+        self.path: Path | None = Path(path) if isinstance(path, str | Path) else None
         self.device: torch.device = choose_device(device)
-        self.model: Any = load_model(self.path, self.device) if shared is None else shared.load(cached=False)
+        if isinstance(path, Base):
+            self.model: Any = path.load()
+        else:
+            self.model = load_model(Path(path), self.device) if shared is None else shared.load(cached=False)
         self.tokens: torch.Tensor = self._symbols()
         self.symbols: torch.Tensor = self._cut(self.tokens)
         self.model.to(self.device)
@@ -197,21 +234,29 @@ class ModelService:
 
         Only a model of sixteen tokens may come without a tokenizer; its tokens are the symbols in ttt's order.
         """
-        size = self.model.config.vocab_size
-        if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
+        size, name = self.model.config.vocab_size, self.path or type(self.model).__name__
+        encode, unknown = self._tokenizer()
+        if encode is None:
             if size == SYMBOLS:
                 return torch.arange(SYMBOLS)
-            raise InvalidBackendError(f"{self.path}: has no tokenizer, and {size} tokens; save the tokenizer beside it")
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(self.path, **LOCAL)
-        ids = [tokenizer.encode(text, add_special_tokens=False) for text in self.texts]
-        unknown = tokenizer.unk_token_id
+            raise InvalidBackendError(f"{name}: has no tokenizer, and {size} tokens; save the tokenizer beside it")
+        ids = [encode(text) for text in self.texts]
         bad = [t for t, i in zip(self.texts, ids, strict=True) if len(i) != 1 or i[0] == unknown or i[0] >= size]
         if bad or len({i[0] for i in ids}) != SYMBOLS:
             raise InvalidBackendError(
-                f"{self.path}: its tokenizer does not write {bad or 'the symbols'} as single tokens of their own that "
+                f"{name}: its tokenizer does not write {bad or 'the symbols'} as single tokens of their own that "
                 "the model knows; name sixteen other texts with the setting symbols"
             )
         return torch.tensor([i[0] for i in ids])
+
+    def _tokenizer(self) -> tuple[Callable[[str], Sequence[int]] | None, int | None]:
+        """Return what turns a text into tokens, and the token of unknown texts, each None where there is none."""
+        if self.path is None:
+            return getattr(self.model, "encode", None), None
+        if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
+            return None, None
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(self.path, **LOCAL)
+        return lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.unk_token_id
 
     def _cut(self, symbols: torch.Tensor) -> torch.Tensor:
         """Leave the model the vectors of these tokens only; return their new ids.
@@ -219,6 +264,15 @@ class ModelService:
         A model of 0.5B parameters has a fourth of them in its vocabulary, and the logits over 150,000 tokens would take
         more memory than all else.
         """
+        keep_tokens = getattr(self.model, "keep_tokens", None)
+        if keep_tokens is not None:
+            keep_tokens(symbols.tolist())
+        else:
+            self._cut_vectors(symbols)
+        self.model.config.tie_word_embeddings = False
+        return torch.arange(len(symbols), device=self.device)
+
+    def _cut_vectors(self, symbols: torch.Tensor) -> None:
         for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
             for name in ("weight", "bias"):
                 old = getattr(module, name, None)
@@ -228,8 +282,6 @@ class ModelService:
                 if hasattr(module, name):
                     setattr(module, name, len(symbols))
             module.padding_idx = None
-        self.model.config.tie_word_embeddings = False
-        return torch.arange(len(symbols), device=self.device)
 
     def layers(self) -> list[str]:
         """Return the names of all layers that an adapter can be put on, the tokens' vectors included."""

@@ -15,6 +15,7 @@ from ttt._runs.records import data_digest
 from ttt.backends._adapter import Adaptation, LoraSettings, TTTAdapter
 from ttt.backends._model_service import (
     SYMBOL_TEXTS,
+    Base,
     MemoryProfile,
     ModelService,
     check_gpu_memory,
@@ -30,7 +31,7 @@ from ttt.values import Progress, Task
 
 MODEL_FILES = {".safetensors", ".json", ".model", ".txt"}
 
-__all__ = ["Adaptation", "LmBackend", "LoraSettings", "MemoryProfile", "ModelService", "TTTAdapter"]
+__all__ = ["Adaptation", "Base", "LmBackend", "LoraSettings", "MemoryProfile", "ModelService", "TTTAdapter"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class LmBackend:
 
     With `service` a worker process loads the model once and solves one task after another; each brings its adapter and
     removes it. Without it every task has a process of its own, which loads the model. The answers are the same.
+
+    `base` takes the place of `model`: an object that loads the model in each process, such as one that maps the weights
+    that a server has published (see `Base`).
 
     `gpu_memory`, such as "16GB", is what PyTorch may allocate on a GPU for one task; None is all of it.
 
@@ -62,15 +66,21 @@ class LmBackend:
     symbols: tuple[str, ...] = SYMBOL_TEXTS
     gpu_memory: str | None = None
     service: bool = True
+    base: Base | None = None
     name: str = "lm"
 
     def __post_init__(self) -> None:
         """Refuse settings without a model, or unknown LoRA settings."""
-        if not self.model:
+        if not self.model and self.base is None:
             raise InvalidBackendError(
                 "lm needs model: the folder of a saved causal language model (--set model=FOLDER)"
             )
-        if Path(self.model).is_dir():  # worker processes and nodes may have another working folder
+        if self.base is not None and (self.model or self.share or not isinstance(self.base, Base)):
+            raise InvalidBackendError(
+                f"lm: base: got {self.base!r:.80}, model {self.model!r} and share {self.share}; wanted an object with "
+                "a method load, without model and share"
+            )
+        if self.model and Path(self.model).is_dir():  # worker processes and nodes may have another working folder
             object.__setattr__(self, "model", str(Path(self.model).resolve()))
         object.__setattr__(self, "symbols", tuple(self.symbols))
         if len(set(self.symbols)) != len(SYMBOL_TEXTS) or not all(isinstance(s, str) for s in self.symbols):
@@ -86,18 +96,23 @@ class LmBackend:
     def preflight(self) -> None:
         """Check device, model folder, GPU memory and extras; loads nothing."""
         choose_device(self.device)
-        check_model_folder(Path(self.model))
+        if self.base is None:
+            check_model_folder(Path(self.model))
         self.check_gpu_tasks(1)
         for extra in ("transformers", "peft"):
             if importlib.util.find_spec(extra) is None:
                 raise MissingExtraError(f'the lm backend needs {extra}: pip install "pentad-ttt[lm]"')
 
     def check_gpu_tasks(self, tasks: int) -> None:
-        """Check that as many copies of the weights fit into a GPU."""
-        check_gpu_memory(Path(self.model), choose_device(self.device), self.gpu_memory, tasks)
+        """Check that as many copies of the weights fit into a GPU; what a base of its own takes is not known."""
+        if self.base is None:
+            check_gpu_memory(Path(self.model), choose_device(self.device), self.gpu_memory, tasks)
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> Any:
         """Return the SHA-256 of each file of the model; empty where this machine does not have it."""
+        if self.base is not None:
+            own = getattr(self.base, "identity", None)
+            return None if own is None else own()
         return data_digest(p for p in Path(self.model).glob("*") if p.suffix in MODEL_FILES)
 
     def uses_gpu(self) -> bool:
@@ -105,15 +120,18 @@ class LmBackend:
         return self.device == "auto" or self.device.startswith("cuda")
 
     def memory_needed(self) -> int:
-        """Return the bytes of the weights in a task's process: none of its own where they are shared or on a GPU."""
-        if self.share or choose_device(self.device).type == "cuda":
+        """Return the bytes of the weights in a task's process: none where they are shared, on a GPU, or of a base."""
+        if self.share or self.base is not None or choose_device(self.device).type == "cuda":
             return 0
         return sum(p.stat().st_size for p in Path(self.model).glob("*.safetensors"))
 
     @contextmanager
     def sharing(self) -> Iterator[LmBackend]:
         """Yield the backend for processes started within the block, see `ttt._backend.sharing`."""
-        if self.shared is not None:
+        if self.base is not None and hasattr(self.base, "on_this_node"):
+            with self.base.on_this_node() as here:
+                yield replace(self, base=here)
+        elif self.shared is not None:
             with on_this_node(self.shared) as ref:
                 yield replace(self, shared=ref)
         elif self.share:
@@ -131,7 +149,7 @@ class LmBackend:
         """Yield the backend with its model loaded, for one task after another."""
         with (
             within_gpu_memory(choose_device(self.device), self.gpu_memory),
-            ModelService(self.model, self.device, self.shared, self.symbols) as service,
+            ModelService(self.base or self.model, self.device, self.shared, self.symbols) as service,
         ):
             yield _Loaded(self, service)
 
