@@ -14,9 +14,13 @@ from triton.compiler import ASTSource
 
 from ternary.runtime import _gpu as gpu
 from ternary.runtime import _triton_kernels as kernels
+from ternary.runtime._split import split_of
 
-TYPES = {"x": "*fp32", "q": "*i8", "tiles": "*u8", "weight": "*u8", "words": "*i32", "surpluses": "*i32"}
+TYPES = {
+    "x": "*fp32", "q": "*i8", "tiles": "*u8", "weight": "*u8", "words": "*i32", "surpluses": "*i32", "meeting": "*i32",
+}  # fmt: skip
 FLOATS = ("x_scales", "scale", "bias", "out", "peaks")
+EVEN = ("n", "k", "k16", "per_part", "size", "channels")
 WIDEST = (("cp.async.cg.shared.global", 16), ("ld.global.v4.b32", 16), ("ld.global.v2.b32", 8), ("ld.global", 4))
 
 
@@ -30,7 +34,7 @@ def compile_for(capability: int, kernel: Any, cut: gpu.Cut, constants: tuple[Any
     names = kernel.arg_names[-len(constants) :]
     types = {name: TYPES.get(name, "*fp32" if name in FLOATS else "i32") for name in kernel.arg_names}
     values = {(kernel.arg_names.index(name),): value for name, value in zip(names, constants, strict=True)}
-    even = [name for name, kind in types.items() if kind[0] == "*" or name in ("n", "k", "k16", "size", "channels")]
+    even = [name for name, kind in types.items() if kind[0] == "*" or name in EVEN]
     source = ASTSource(
         kernel,
         types | dict.fromkeys(names, "constexpr"),
@@ -41,11 +45,18 @@ def compile_for(capability: int, kernel: Any, cut: gpu.Cut, constants: tuple[Any
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
+def split_cuts() -> list[gpu.Cut]:
+    """Return the cuts of rows whose columns programs share, from short to long parts."""
+    found = {split.cut for tiles in (64, 160, 432, 2048) if (split := split_of(640, tiles, 132, wanted=True))}
+    return sorted(found)
+
+
 def ways() -> list[tuple[Any, gpu.Cut, tuple[Any, ...]]]:
     """Return each kernel with each of its cuts."""
     found: list[tuple[Any, gpu.Cut, tuple[Any, ...]]] = [
         (kernels.quantize_rows, gpu.QUANTIZE, gpu.QUANTIZE.sizes),
         (kernels.row_products, gpu.ROW, (True, *gpu.ROW.sizes, True)),
+        *((kernels.split_row_products, cut, (True, *cut.sizes, True)) for cut in split_cuts()),
         (kernels.image_peaks, gpu.IMAGE, gpu.IMAGE.sizes),
         (kernels.quantize_images, gpu.IMAGE, (64, *gpu.IMAGE.sizes)),
         (kernels.convolve_depthwise, gpu.DEPTHWISE, (True, *gpu.DEPTHWISE.sizes)),
