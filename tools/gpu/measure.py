@@ -198,8 +198,8 @@ def products(rehearse: bool) -> list[Row]:
 def shared_rows(rehearse: bool) -> list[Row]:
     """One row through narrow layers: its columns shared among programs, against each row of weights in one program.
 
-    The shapes are those of a model of 2e9 parameters, and one where `auto` shares columns. Each of 32 layers has weights
-    of its own, and both sides are replayed as CUDA graphs.
+    The shapes are those of a model of 2e9 parameters, and one where `auto` shares columns. Each of 32 layers has
+    weights of its own, and both sides are replayed as CUDA graphs.
     """
     from ternary.runtime import PackedLinear
     from ternary.runtime import _gpu as gpu

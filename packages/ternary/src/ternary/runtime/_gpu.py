@@ -202,15 +202,15 @@ def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor 
     rows = x.numel() // k
     parts = [part if part.data_ptr() % 16 == 0 else part.clone() for part in (x, tiles, scale)]
     held = parts[2] if bias is None else bias if bias.data_ptr() % 16 == 0 else bias.clone()
-    operands = (out, *parts, held)
+    given, weights, factors = parts
 
     def prepare() -> _Launch | None:
         if rows > 1:
-            return _prepare_rows(*operands, rows, n, k, bias is not None)
+            return _prepare_rows(out, given, weights, factors, held, rows, n, k, bias is not None)
         shared = _split_for(x.device, n, tiles.shape[1], split)
         if shared is None:
-            return _prepare_row(*operands, n, k, bias is not None)
-        return _prepare_split(*operands, n, k, bias is not None, shared)
+            return _prepare_row(out, given, weights, factors, held, n, k, bias is not None)
+        return _prepare_split(out, given, weights, factors, held, n, k, bias is not None, shared)
 
     if not on_device:
         prepare()

@@ -15,6 +15,8 @@ static struct {
     chunk_fn fn;
     void *context;
     int64_t next, chunks;
+    ternary_ahead ahead;
+    int64_t asked;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
 
 #define SPIN 4000
@@ -36,17 +38,34 @@ static void relax(void) {
 #endif
 }
 
+/* Wait a moment, or use it to ask for a piece of what the next job reads. An address that is no memory does no harm. */
+static void wait_a_moment(const ternary_ahead *ahead) {
+    if (ahead->pieces) {
+        const int64_t piece = __atomic_fetch_add(&pool.asked, 1, __ATOMIC_RELAXED);
+        if (piece < ahead->pieces) {
+            const uintptr_t from = (uintptr_t)ahead->from + (uintptr_t)(piece % ahead->begins * ahead->stride +
+                                                                        piece / ahead->begins * ASKED_BYTES);
+            for (int line = 0; line < ASKED_BYTES; line += 64) __builtin_prefetch((const void *)(from + line), 0, 2);
+            return;
+        }
+    }
+    relax();
+}
+
 static void *worker(void *argument) {
     const int index = (int)(intptr_t)argument;
     uint64_t seen = 0;
+    ternary_ahead ahead = {0};
     for (;;) {
         /* The next layer of a network comes at once as a rule: look for it before going to sleep. */
-        for (int i = 0; i < SPIN && __atomic_load_n(&pool.generation, __ATOMIC_ACQUIRE) == seen; i++) relax();
+        for (int i = 0; i < SPIN && __atomic_load_n(&pool.generation, __ATOMIC_ACQUIRE) == seen; i++)
+            wait_a_moment(&ahead);
         pthread_mutex_lock(&pool.lock);
         while (pool.generation == seen) pthread_cond_wait(&pool.wake, &pool.lock);
         seen = pool.generation;
         const int mine = pool.open && index < pool.wanted;
         if (mine) __atomic_add_fetch(&pool.running, 1, __ATOMIC_RELAXED);
+        ahead = mine ? pool.ahead : (ternary_ahead){0};
         pthread_mutex_unlock(&pool.lock);
         if (!mine) continue;
         work();
@@ -68,7 +87,7 @@ static void after_fork(void) {
     pool.generation = 0;
 }
 
-static int take_pool(chunk_fn fn, void *context, int64_t chunks, int threads) {
+static int take_pool(chunk_fn fn, void *context, int64_t chunks, int threads, const ternary_ahead *next) {
     pthread_mutex_lock(&pool.lock);
     if (pool.busy) {
         pthread_mutex_unlock(&pool.lock);
@@ -93,16 +112,18 @@ static int take_pool(chunk_fn fn, void *context, int64_t chunks, int threads) {
     pool.context = context;
     pool.chunks = chunks;
     pool.next = 0;
+    pool.ahead = next ? *next : (ternary_ahead){0};
+    pool.asked = 0;
     __atomic_add_fetch(&pool.generation, 1, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
     return 1;
 }
 
-void ternary_in_parallel(chunk_fn fn, void *context, int64_t chunks, int64_t threads) {
+void ternary_in_parallel_before(chunk_fn fn, void *context, int64_t chunks, int64_t threads, const ternary_ahead *next) {
     if (threads > chunks) threads = chunks;
     if (threads > 256) threads = 256;
-    if (threads < 2 || !take_pool(fn, context, chunks, (int)threads)) {
+    if (threads < 2 || !take_pool(fn, context, chunks, (int)threads, next)) {
         for (int64_t c = 0; c < chunks; c++) fn(context, c);
         return;
     }
@@ -110,15 +131,21 @@ void ternary_in_parallel(chunk_fn fn, void *context, int64_t chunks, int64_t thr
     pthread_mutex_lock(&pool.lock);
     pool.open = 0;
     pthread_mutex_unlock(&pool.lock);
-    for (int i = 0; i < SPIN && __atomic_load_n(&pool.running, __ATOMIC_ACQUIRE); i++) relax();
+    const ternary_ahead ahead = next ? *next : (ternary_ahead){0};
+    for (int i = 0; i < SPIN && __atomic_load_n(&pool.running, __ATOMIC_ACQUIRE); i++) wait_a_moment(&ahead);
     pthread_mutex_lock(&pool.lock);
     while (__atomic_load_n(&pool.running, __ATOMIC_ACQUIRE)) pthread_cond_wait(&pool.done, &pool.lock);
     pool.busy = 0;
     pthread_mutex_unlock(&pool.lock);
 }
 #else
-void ternary_in_parallel(chunk_fn fn, void *context, int64_t chunks, int64_t threads) {
+void ternary_in_parallel_before(chunk_fn fn, void *context, int64_t chunks, int64_t threads, const ternary_ahead *next) {
     (void)threads;
+    (void)next;
     for (int64_t c = 0; c < chunks; c++) fn(context, c);
 }
 #endif
+
+void ternary_in_parallel(chunk_fn fn, void *context, int64_t chunks, int64_t threads) {
+    ternary_in_parallel_before(fn, context, chunks, threads, NULL);
+}
