@@ -113,7 +113,7 @@ static int take_pool(chunk_fn fn, void *context, int64_t chunks, int threads, co
     pool.chunks = chunks;
     pool.next = 0;
     pool.ahead = next ? *next : (ternary_ahead){0};
-    pool.asked = 0;
+    __atomic_store_n(&pool.asked, 0, __ATOMIC_RELAXED); /* a helper that waits may still count */
     __atomic_add_fetch(&pool.generation, 1, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
