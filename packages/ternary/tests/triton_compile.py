@@ -6,6 +6,7 @@ capability and the error that stopped it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import triton
@@ -27,6 +28,14 @@ WIDEST = (("cp.async.cg.shared.global", 16), ("ld.global.v4.b32", 16), ("ld.glob
 def widest_load(ptx: str) -> int:
     """Return the bytes of the widest load from memory."""
     return next((size for name, size in WIDEST if name in ptx), 0)
+
+
+MEETING = r"relaxed\.add.*bar\.sync.*acq_rel\.add.*bar\.sync.*relaxed\.exch"
+
+
+def meets_in_order(ptx: str) -> bool:
+    """Whether a program adds its sums, then counts itself as one that releases them, and reads only after that."""
+    return re.search(MEETING, ptx, re.DOTALL) is not None
 
 
 def compile_for(capability: int, kernel: Any, cut: gpu.Cut, constants: tuple[Any, ...]) -> Any:
@@ -74,6 +83,8 @@ def main() -> None:
         try:
             for kernel, cut, constants in ways():
                 made = compile_for(capability, kernel, cut, constants)
+                if kernel is kernels.split_row_products and not meets_in_order(made.asm["ptx"]):
+                    raise RuntimeError("the parts of a row do not meet in order")
                 print(capability, kernel.__name__, made.metadata.shared, widest_load(made.asm["ptx"]))
         except Exception as error:
             print(capability, type(error).__name__)
