@@ -399,7 +399,8 @@ def _command_line(package: str, programs: Path) -> list[str]:
 def _kernels(programs: Path) -> list[str]:
     """Compare the kernels of the installed core with what Linux says of the processor: wheels have another compiler."""
     flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    needed = {"avx2": {"avx2"}, "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
+    needed = {"avx2": {"avx2"}, "avxvnni": {"avx2", "avx_vnni"}}
+    needed |= {"avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}}
     done = subprocess.run([str(programs / "ternary"), "--json", "doctor"], capture_output=True, text=True)
     available = json.loads(done.stdout)["available"]
     missing = sorted(name for name, parts in needed.items() if parts <= flags and name not in available)

@@ -195,6 +195,42 @@ def products(rehearse: bool) -> list[Row]:
     return rows
 
 
+def shared_rows(rehearse: bool) -> list[Row]:
+    """One row through narrow layers: its columns shared among programs, against each row of weights in one program.
+
+    The shapes are those of a model of 2e9 parameters, and one where `auto` shares columns. Each of 32 layers has
+    weights of its own, and both sides are replayed as CUDA graphs.
+    """
+    from ternary.runtime import PackedLinear
+    from ternary.runtime import _gpu as gpu
+
+    device = torch.device("cpu" if rehearse else "cuda")
+    wait = (lambda: None) if rehearse else torch.cuda.synchronize
+    usable = not rehearse and gpu.why_not(device) is None and gpu.why_not(device, "split") is None
+    kernels = ("triton-split", "triton") if usable else ("torch", "torch")
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for n, k in ((64, 64),) if rehearse else ((640, 2560), (1536, 2560), (640, 6912), (1024, 8192), (1024, 28672)):
+            first = PackedLinear.from_ternary(torch.randint(-1, 2, (n, k), dtype=torch.int8), 1.0).to(device)
+            x = torch.randn(1, k, device=device)
+
+            def through(kernel: str, first: Any = first, x: torch.Tensor = x) -> Timed:
+                stack = [copy.deepcopy(first) for _ in range(2 if rehearse else 32)]
+                for layer in stack:
+                    layer.kernel = kernel
+
+                def run() -> None:
+                    for layer in stack:
+                        layer(x)
+
+                return captured(run, rehearse)
+
+            times = turns(through(kernels[0]), through(kernels[1]), wait, 3 if rehearse else 30)
+            name = f"32 products of {n} x {k}, batch 1, {kernels[0]}, CUDA graph"
+            rows.append(row("ternary", name, times, f"{kernels[1]}, each row in one program"))
+    return rows
+
+
 def convolutions(rehearse: bool) -> list[Row]:
     """Packed convolutions against fp16 ones on cuDNN; both sides read channels-last images."""
     from ternary.runtime import PackedConv2d
@@ -316,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows: list[Row] = []
     failed: dict[str, str] = {}
-    for group in (hand_over, products, convolutions, steps, shared_load):
+    for group in (hand_over, products, shared_rows, convolutions, steps, shared_load):
         start = time.perf_counter()
         try:
             rows += group(args.rehearse)

@@ -24,7 +24,7 @@ ALL_NATIVE = pytest.mark.parametrize(
     "path",
     [
         pytest.param(p, marks=pytest.mark.skipif(p not in NATIVE, reason=f"no {p} kernel here"))
-        for p in ("portable", "avx2", "avx512vnni", "amx", "neon")
+        for p in ("portable", "avx2", "avxvnni", "avx512vnni", "amx", "neon")
     ],
 )
 SIZES = st.integers(0, 30)
@@ -317,6 +317,7 @@ def test_the_core_uses_what_the_processor_has() -> None:
     vnni = {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
     expected = {name for name, needed in (("avx2", {"avx2"}), ("avx512vnni", vnni)) if needed <= flags}
     assert set(available_kernels()) & {"avx2", "avx512vnni"} == expected
+    assert "avxvnni" not in available_kernels() or {"avx2", "avx_vnni"} <= flags  # compilers before gcc 11 lack it
 
 
 def test_kernel_names_end_with_plain_torch() -> None:

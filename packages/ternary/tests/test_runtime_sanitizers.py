@@ -16,7 +16,7 @@ PACKAGE = Path(ternary.__file__).parent
 HEADERS = [f"-I{PACKAGE / room / 'csrc'}" for room in ("runtime", "llm")]
 UNITS = [*HEADERS, *sorted(PACKAGE.glob("*/csrc/*.c")), "-lm"]
 DRIVERS = pytest.mark.parametrize(
-    "driver", [Path(__file__).with_name(f"{n}_check.c") for n in ("core", "chain", "llm")]
+    "driver", [Path(__file__).with_name(f"{n}_check.c") for n in ("core", "chain", "llm", "threads")]
 )
 
 

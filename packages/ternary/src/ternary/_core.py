@@ -28,7 +28,7 @@ __all__ = [
 CORE_FILE = Path(__file__).with_name("runtime") / "libternary_core.so"
 """Where the package's build puts the compiled core; the same name on every system."""
 
-PATHS = ("amx", "avx512vnni", "neon", "avx2", "portable")
+PATHS = ("amx", "avx512vnni", "avxvnni", "neon", "avx2", "portable")
 """Names of the native kernels, fastest first; their numbers come from the core."""
 
 PROBLEM = struct.Struct("=23q")

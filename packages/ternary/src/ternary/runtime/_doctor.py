@@ -19,6 +19,7 @@ __all__ = ["Report", "doctor"]
 _WHY_NOT = {
     "amx": ("x86_64",),
     "avx512vnni": ("x86_64", "AMD64"),
+    "avxvnni": ("x86_64", "AMD64"),
     "avx2": ("x86_64", "AMD64"),
     "neon": ("aarch64", "arm64"),
 }

@@ -18,6 +18,7 @@ from ternary.runtime._chain import Activation, FusedChain, Stage
 from ternary.runtime._face import PackedLayer
 from ternary.runtime._layout import Geometry, is_depthwise
 from ternary.runtime._modules import PackedConv2d
+from ternary.runtime._ops import TRITON
 
 __all__ = ["fuse"]
 
@@ -304,7 +305,7 @@ def _stage_of(module: nn.Module | None) -> tuple[Stage, str, int] | None:
         return None
     packed = isinstance(module, PackedConv2d)
     kernel, threads = (module.kernel, module.threads) if isinstance(module, PackedConv2d) else ("auto", 0)
-    if kernel in ("torch", "triton") or isinstance(module.padding, str) or module.padding_mode != "zeros":
+    if kernel in ("torch", *TRITON) or isinstance(module.padding, str) or module.padding_mode != "zeros":
         return None
     geometry = Geometry.of(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
     n = module.out_channels

@@ -1,8 +1,9 @@
 """Packed products by Triton, on CUDA and in Triton's interpreter on a CPU: which kernel runs, and its launch.
 
-One row takes one launch, which quantizes it as well. More rows take two: one quantizes them, one multiplies on the
-tensor cores. A convolution takes three: the largest magnitudes of the images' parts, quantization, products. A launch
-is prepared once for each shape: Triton's own way from arguments to a kernel takes longer than the kernel does.
+One row takes one launch, which quantizes it as well, also where programs share its columns. More rows take two: one
+quantizes them, one multiplies on the tensor cores. A convolution takes three: the largest magnitudes of the images'
+parts, quantization, products. A launch is prepared once for each shape: Triton's own way from arguments to a kernel
+takes longer than the kernel does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from ternary._torch_private import current_stream
 from ternary.errors import KernelUnavailableError
 from ternary.runtime._layout import Geometry, is_depthwise, tile_shape
+from ternary.runtime._split import Cut, Meeting, Split, processors_of, split_of
 
 __all__ = ["DTYPES", "LOWEST", "conv2d", "is_available", "linear", "multiply", "refuse_capture", "why_not"]
 
@@ -26,14 +28,6 @@ LOWEST = (8, 0)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Activations that the kernels read and write as they are."""
-
-
-class Cut(NamedTuple):
-    """How a kernel is cut into programs: the sizes that it takes as constants, and how Triton compiles it."""
-
-    sizes: tuple[int, ...]
-    warps: int
-    stages: int
 
 
 ROW = Cut((2, 256), 8, 3)
@@ -78,7 +72,7 @@ def _kernels() -> Any:
 
 
 def why_not(device: torch.device, product: str = "linear") -> str | None:
-    """Return why the kernels of "linear" or "conv2d" cannot be used on a CUDA device, or None; it uses each once."""
+    """Return why the kernels of "linear", "split" or "conv2d" cannot be used on a CUDA device; it uses each once."""
     if (device, product) not in _reasons:
         refuse_capture()
         _reasons[device, product] = _found_why_not(device, _CHECKS[product])
@@ -98,6 +92,14 @@ def _linear_checks(device: torch.device) -> Iterable[tuple[Tensor, float]]:
             yield linear(x, tiles, ones, None), 2540.0
 
 
+def _split_checks(device: torch.device) -> Iterable[tuple[Tensor, float]]:
+    """A product of one row in three parts, again in the memory that the first one left."""
+    tiles = torch.full(tile_shape(2, 1100, bits=2), 0xAA, dtype=torch.uint8, device=device)
+    x = torch.full((1, 1100), 127.0, device=device)
+    for _ in range(3):
+        yield linear(x, tiles, torch.ones(2, device=device), None, split=True), 1100 * 127.0
+
+
 def _conv2d_checks(device: torch.device) -> Iterable[tuple[Tensor, float]]:
     """The same of convolutions: dense ones with few and with many channels, grouped and depthwise ones."""
     for channels, groups in ((2, 1), (32, 1), (4, 2), (4, 4)):
@@ -109,7 +111,7 @@ def _conv2d_checks(device: torch.device) -> Iterable[tuple[Tensor, float]]:
             yield conv2d(x, weight, torch.ones(4, device=device), None, geometry), 9 * 127.0 * channels / groups
 
 
-_CHECKS = {"linear": _linear_checks, "conv2d": _conv2d_checks}
+_CHECKS = {"linear": _linear_checks, "split": _split_checks, "conv2d": _conv2d_checks}
 
 
 def _found_why_not(
@@ -155,13 +157,24 @@ _prepared: dict[tuple[Any, ...], _Launch] = {}
 _MOST_PREPARED = 4096
 
 
-def linear(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., N) product of contiguous (..., K) with tiled weights, in x's dtype, which is one of DTYPES."""
+def linear(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, *, split: bool = False) -> Tensor:
+    """(..., N) product of contiguous (..., K) with tiled weights, in x's dtype, which is one of DTYPES.
+
+    With `split`, programs share the columns of a single row wherever that fills more of the device.
+    """
     held = 0 if bias is None else bias.data_ptr()
-    return multiply(x, tiles, scale, bias, (tiles.data_ptr(), scale.data_ptr(), held))
+    return multiply(x, tiles, scale, bias, (tiles.data_ptr(), scale.data_ptr(), held), split=split)
 
 
-def multiply(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, addresses: tuple[int, int, int]) -> Tensor:
+def multiply(
+    x: Tensor,
+    tiles: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    addresses: tuple[int, int, int],
+    *,
+    split: bool = False,
+) -> Tensor:
     """`linear`, with the addresses of weights, scale and bias."""
     shape = x.shape
     n, k, device = scale.shape[0], shape[-1], x.get_device()
@@ -170,9 +183,9 @@ def multiply(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, addre
     if not rows or not n:
         return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
     at, to = x.data_ptr(), out.data_ptr()
-    launch = _prepared.get((device, x.dtype, rows, n, k, bias is None))
+    launch = _prepared.get((device, x.dtype, rows, n, k, bias is None, split))
     if launch is None or (at | addresses[0] | addresses[1] | addresses[2]) & 15:
-        _prepare(out, x, tiles, scale, bias)
+        _prepare(out, x, tiles, scale, bias, split)
     elif device == torch.cuda.current_device():
         launch(x, at, *addresses, to)
     else:
@@ -181,7 +194,7 @@ def multiply(x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, addre
     return out
 
 
-def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor | None, split: bool) -> None:
     """Compute by Triton's own launch, which compiles, and keep the compiled kernels for further calls."""
     refuse_capture()
     _refuse_cpu(x)
@@ -189,14 +202,29 @@ def _prepare(out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor 
     rows = x.numel() // k
     parts = [part if part.data_ptr() % 16 == 0 else part.clone() for part in (x, tiles, scale)]
     held = parts[2] if bias is None else bias if bias.data_ptr() % 16 == 0 else bias.clone()
-    prepare = _prepare_row if rows == 1 else _prepare_rows
-    if on_device:
-        with torch.cuda.device(x.device):
-            launch = prepare(out, parts[0], parts[1], parts[2], held, rows, n, k, bias is not None)
-    else:
-        launch = prepare(out, parts[0], parts[1], parts[2], held, rows, n, k, bias is not None)
-    if on_device and launch is not None:
-        _keep((x.get_device(), x.dtype, rows, n, k, bias is None), launch)
+    given, weights, factors = parts
+
+    def prepare() -> _Launch | None:
+        if rows > 1:
+            return _prepare_rows(out, given, weights, factors, held, rows, n, k, bias is not None)
+        shared = _split_for(x.device, n, tiles.shape[1], split)
+        if shared is None:
+            return _prepare_row(out, given, weights, factors, held, n, k, bias is not None)
+        return _prepare_split(out, given, weights, factors, held, n, k, bias is not None, shared)
+
+    if not on_device:
+        prepare()
+        return
+    with torch.cuda.device(x.device):
+        launch = prepare()
+    if launch is not None:
+        _keep((x.get_device(), x.dtype, rows, n, k, bias is None, split), launch)
+
+
+def _split_for(device: torch.device, n: int, k16: int, wanted: bool) -> Split | None:
+    """Return how to share out the tiles of one row on a device; None where not, or where the device cannot."""
+    shared = split_of(n, k16, processors_of(device), wanted=wanted)
+    return shared if shared is None or wanted or device.type != "cuda" or why_not(device, "split") is None else None
 
 
 def _keep(key: tuple[Any, ...], launch: _Launch) -> None:
@@ -206,17 +234,39 @@ def _keep(key: tuple[Any, ...], launch: _Launch) -> None:
 
 
 def _prepare_row(
-    out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor, rows: int, n: int, k: int, has_bias: bool
+    out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor, n: int, k: int, has_bias: bool
 ) -> _Launch | None:
     k16 = tiles.shape[1]
     numbers = (n, k, k16, has_bias, *ROW.sizes, x.is_cuda)
     words = tiles.view(-1).view(torch.int32)
-    run = _first(
-        _kernels().row_products, (-(-n // (16 * ROW.sizes[0])), rows), ROW, x, words, scale, bias, out, *numbers
-    )
+    run = _first(_kernels().row_products, (-(-n // (16 * ROW.sizes[0])), 1), ROW, x, words, scale, bias, out, *numbers)
 
     def launch(_: Tensor, x: int, tiles: int, scale: int, bias: int, out: int) -> None:
         run(x, tiles, scale, bias, out, *numbers)
+
+    return launch
+
+
+_meetings: dict[torch.device, Meeting] = {}
+
+
+def _prepare_split(
+    out: Tensor, x: Tensor, tiles: Tensor, scale: Tensor, bias: Tensor, n: int, k: int, has_bias: bool, shared: Split
+) -> _Launch | None:
+    numbers = (n, k, tiles.shape[1], shared.per_part, has_bias, *shared.cut.sizes, x.is_cuda)
+    words, grid = tiles.view(-1).view(torch.int32), (shared.blocks, shared.parts)
+    kernel, room = _kernels().split_row_products, shared.room
+    if not x.is_cuda:
+        _first(kernel, grid, shared.cut, x, words, scale, bias, out, x.new_zeros(room, dtype=torch.int32), *numbers)
+        return None
+    if x.device not in _meetings:
+        _meetings.setdefault(x.device, Meeting(x.device, processors_of(x.device)))
+    meeting = _meetings[x.device]
+    run = _first(kernel, grid, shared.cut, x, words, scale, bias, out, meeting.take(room), *numbers)
+
+    def launch(_: Tensor, x: int, tiles: int, scale: int, bias: int, out: int) -> None:
+        held = meeting.take(room)
+        run(x, tiles, scale, bias, out, held.data_ptr(), *numbers)
 
     return launch
 

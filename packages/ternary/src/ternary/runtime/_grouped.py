@@ -128,8 +128,8 @@ def _elsewhere(
     threads: int = 0,
 ) -> Tensor:
     del threads  # of the native core
-    if path == "triton":
-        raise KernelUnavailableError('got kernel="triton", which has no scales per group; use "auto" or "torch"')
+    if path in ops.TRITON:
+        raise KernelUnavailableError(f'got kernel="{path}", which has no scales per group; use "auto" or "torch"')
     _check(x, weight, scale, bias, outputs, group)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
     y = ops.without_autocast(_in_torch, rows, weight, scale, bias, outputs, group)

@@ -37,7 +37,8 @@ class PackedLinear(PackedLayer):
         in_features: Columns K of the weight.
         out_features: Rows N of the weight.
         bias: Whether a bias is added.
-        kernel: "auto" for the fastest on the input's device, or one of `available_kernels()`, or "triton".
+        kernel: "auto" for the fastest on the input's device, or one of `available_kernels()`, or "triton",
+            or "triton-split", which also shares the columns of a single row among the programs of a GPU.
         threads: Native threads to use, 0 for torch.get_num_threads().
 
     Example:

@@ -20,6 +20,7 @@ from ternary.runtime._layout import Geometry, tile_shape
 __all__ = [
     "KERNELS",
     "LIBRARY",
+    "TRITON",
     "check_kernel",
     "check_linear",
     "check_once",
@@ -28,7 +29,10 @@ __all__ = [
     "without_autocast",
 ]
 
-KERNELS = ("auto", "torch", *native.PATHS, "triton")
+TRITON = ("triton", "triton-split")
+"""Names of the kernels for CUDA; the second also shares the columns of a single row among programs."""
+
+KERNELS = ("auto", "torch", *native.PATHS, *TRITON)
 """Every name that a `kernel` argument may have on some machine."""
 
 # The argument is called path: torch.compile keeps the name kernel for itself.
@@ -156,8 +160,8 @@ def _linear_cpu(
     # The usual input goes straight through: at batch 1 every call here is a percent of the time.
     plain = x.dtype == torch.float32 and x.dim() == 2 and x.is_contiguous()
     rows = x if plain else x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
-    if path == "triton":
-        y = gpu.linear(rows, weight, scale, bias)
+    if path in TRITON:
+        y = gpu.linear(rows, weight, scale, bias, split=path == "triton-split")
     elif (number := _number(path, weight, x.shape[-1])) < 0:
         y = without_autocast(fallback.linear, rows, weight, scale, bias)
     else:
@@ -169,13 +173,16 @@ def on_triton(path: str, dtype: torch.dtype, device: torch.device, product: str 
     """Return whether a device other than the CPU computes a product, "linear" or "conv2d", by the Triton kernels.
 
     Raises:
-        KernelUnavailableError: The path is "triton", and the device cannot use it.
+        KernelUnavailableError: The path is one of Triton, and the device cannot use it.
     """
-    if path == "triton" and device.type == "cuda" and (reason := gpu.why_not(device, product)):
-        raise KernelUnavailableError(f'got kernel="triton": {reason}; use "auto" or "torch"')
+    if path in TRITON and device.type == "cuda":
+        split = path == "triton-split" and product == "linear"
+        reason = gpu.why_not(device, product) or (gpu.why_not(device, "split") if split else None)
+        if reason:
+            raise KernelUnavailableError(f'got kernel="{path}": {reason}; use "auto" or "torch"')
     if path == "auto":
         return dtype == torch.uint8 and device.type == "cuda" and gpu.why_not(device, product) is None
-    return path == "triton"
+    return path in TRITON
 
 
 def _linear_elsewhere(
@@ -185,7 +192,7 @@ def _linear_elsewhere(
     check_linear(x, weight, scale, bias)
     if on_triton(path, weight.dtype, x.device):
         plain = x if x.dtype in gpu.DTYPES else x.float()
-        y = gpu.linear(plain.contiguous(), weight, scale, bias)
+        y = gpu.linear(plain.contiguous(), weight, scale, bias, split=path == "triton-split")
         return y if y.dtype == x.dtype else y.to(x.dtype)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float().contiguous()
     y = without_autocast(fallback.linear, rows, weight, scale, bias)
@@ -220,7 +227,7 @@ def _conv2d(
             f"got an input of {x.shape[2]} x {x.shape[3]}, too small for kernel {geometry.kernel_size}, stride "
             f"{geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}"
         )
-    if path == "triton" if x.device.type == "cpu" else on_triton(path, weight.dtype, x.device, "conv2d"):
+    if path in TRITON if x.device.type == "cpu" else on_triton(path, weight.dtype, x.device, "conv2d"):
         plain = x if x.is_cuda and x.dtype in gpu.DTYPES else x.float()  # the interpreter does not round to bfloat16
         return gpu.conv2d(plain, weight, scale, bias, geometry).to(x.dtype)
     columns = geometry.taps * x.shape[1] // geometry.groups

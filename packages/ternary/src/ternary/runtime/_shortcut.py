@@ -76,7 +76,7 @@ class Shortcut:
             or checked.version != version_of(weight)
         ):
             ops.check_linear(x, weight, scale, bias)
-            path = -1 if kernel == "triton" or x.is_cuda else native.path_number(kernel)
+            path = -1 if kernel in ops.TRITON or x.is_cuda else native.path_number(kernel)
             on_triton = x.is_cuda and ops.on_triton(kernel, weight.dtype, x.device)
             held = _nothing if bias is None else weakref.ref(bias)
             checked = _Checked(
@@ -88,7 +88,9 @@ class Shortcut:
         if not k or not shape or shape[-1] != k or x.get_device() != checked.device:
             return None
         if checked.on_triton:
-            return gpu.multiply(x, weight, scale, bias, addresses) if x.dtype in gpu.DTYPES else None
+            if x.dtype not in gpu.DTYPES:
+                return None
+            return gpu.multiply(x, weight, scale, bias, addresses, split=kernel == "triton-split")
         if checked.path < 0 or x.dtype is not torch.float32:
             return None
         y = x.new_empty((*shape[:-1], checked.n))

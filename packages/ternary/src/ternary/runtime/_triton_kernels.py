@@ -18,6 +18,7 @@ __all__ = [
     "quantize_images",
     "quantize_rows",
     "row_products",
+    "split_row_products",
 ]
 
 _EVEN = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to the next integer, half to even, in the lowest bits
@@ -70,21 +71,16 @@ def _add_products(total, codes, q, BY_INSTRUCTION: tl.constexpr):  # type: ignor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def row_products(  # type: ignore[no-untyped-def]
-    x, words, scale, bias, out, n, k, k16,
-    HAS_BIAS: tl.constexpr, STRIPS: tl.constexpr, BLOCK_T: tl.constexpr, BY_INSTRUCTION: tl.constexpr,
+def _row_sums(  # type: ignore[no-untyped-def]
+    x, words, strip, inverse, n, k, k16, begin, end,
+    STRIPS: tl.constexpr, BLOCK_T: tl.constexpr, BY_INSTRUCTION: tl.constexpr,
 ):  # fmt: skip
-    """Quantize a row of x and multiply it with STRIPS strips of weights; grid (blocks of strips, rows of x)."""
-    row = tl.program_id(1).to(tl.int64)
-    strip = tl.program_id(0) * STRIPS + tl.arange(0, STRIPS)
-    column = strip[:, None] * 16 + tl.arange(0, 16)[None, :]
-    x += row * k
-    inverse, x_scale = _row_scale(x, k, BLOCK_T * 16)
+    """Return the integer products of a row's tiles from begin on and before end with strips of weights."""
     at = strip.to(tl.int64)[:, None, None] * k16 * 16 + tl.arange(0, 16)[None, None, :]
     is_strip = (strip * 16 < n)[:, None, None]
     total = tl.zeros((STRIPS, BLOCK_T, 16), dtype=tl.int32)
     surplus = tl.zeros((BLOCK_T,), dtype=tl.int32)
-    for start in range(0, k16, BLOCK_T):
+    for start in range(begin, end, BLOCK_T):
         tile = start + tl.arange(0, BLOCK_T)
         word = tl.load(words + (at + (tile * 16)[None, :, None]), mask=is_strip & (tile < k16)[None, :, None], other=0)
         for field in tl.static_range(4):
@@ -97,11 +93,59 @@ def row_products(  # type: ignore[no-untyped-def]
             every = tl.broadcast_to(q[None, :, None], (STRIPS, BLOCK_T, 16))
             total = _add_products(total, codes, every, BY_INSTRUCTION)
     sums = tl.sum(total, axis=1) - tl.sum(surplus, axis=0)
-    sums = tl.where(inverse > 0.0, sums, 0)  # x may have held what has no integer
+    return tl.where(inverse > 0.0, sums, 0)  # x may have held what has no integer
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_row(sums, x_scale, scale, bias, out, column, n, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store the products of the sums of one row."""
     y = sums.to(tl.float32) * x_scale * tl.load(scale + column, mask=column < n, other=0.0)
     if HAS_BIAS:
         y += tl.load(bias + column, mask=column < n, other=0.0)
-    tl.store(out + row * n + column, y.to(out.dtype.element_ty), mask=column < n)
+    tl.store(out + column, y.to(out.dtype.element_ty), mask=column < n)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def row_products(  # type: ignore[no-untyped-def]
+    x, words, scale, bias, out, n, k, k16,
+    HAS_BIAS: tl.constexpr, STRIPS: tl.constexpr, BLOCK_T: tl.constexpr, BY_INSTRUCTION: tl.constexpr,
+):  # fmt: skip
+    """Quantize a row of x and multiply it with STRIPS strips of weights; grid (blocks of strips, rows of x)."""
+    row = tl.program_id(1).to(tl.int64)
+    strip = tl.program_id(0) * STRIPS + tl.arange(0, STRIPS)
+    column = strip[:, None] * 16 + tl.arange(0, 16)[None, :]
+    x += row * k
+    inverse, x_scale = _row_scale(x, k, BLOCK_T * 16)
+    sums = _row_sums(x, words, strip, inverse, n, k, k16, 0, k16, STRIPS, BLOCK_T, BY_INSTRUCTION)
+    _store_row(sums, x_scale, scale, bias, out + row * n, column, n, HAS_BIAS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def split_row_products(  # type: ignore[no-untyped-def]
+    x, words, scale, bias, out, meeting, n, k, k16, per_part,
+    HAS_BIAS: tl.constexpr, STRIPS: tl.constexpr, BLOCK_T: tl.constexpr, WIDTH: tl.constexpr,
+    BY_INSTRUCTION: tl.constexpr,
+):  # fmt: skip
+    """`row_products` of one row whose tiles are shared out; grid (blocks of strips, parts of per_part tiles).
+
+    The parts of a block add their integers where they meet: STRIPS * 16 sums for each block, then a count for each. The
+    part that finds all others counted stores the products. It leaves zeros, as it found them, for the next launch.
+    """
+    block, blocks, part, parts = tl.program_id(0), tl.num_programs(0), tl.program_id(1), tl.num_programs(1)
+    strip = block * STRIPS + tl.arange(0, STRIPS)
+    column = strip[:, None] * 16 + tl.arange(0, 16)[None, :]
+    inverse, x_scale = _row_scale(x, k, WIDTH)
+    begin = part * per_part
+    end = tl.minimum(begin + per_part, k16)
+    sums = _row_sums(x, words, strip, inverse, n, k, k16, begin, end, STRIPS, BLOCK_T, BY_INSTRUCTION)
+    count = meeting + blocks * (STRIPS * 16) + block
+    tl.atomic_add(meeting + column, sums, sem="relaxed")
+    tl.debug_barrier()  # the count releases what all threads of this program have added
+    if tl.atomic_add(count, 1, sem="acq_rel") == parts - 1:
+        tl.debug_barrier()  # and no thread reads before it
+        sums = tl.atomic_xchg(meeting + column, 0, sem="relaxed")
+        tl.store(count, 0)
+        _store_row(sums, x_scale, scale, bias, out, column, n, HAS_BIAS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -8,7 +8,7 @@ NUMERIC(portable, , widen_portable, dots_portable)
 
 const llm_numeric *ternary_llm_numeric(int64_t path) {
 #if HAVE_X86
-    if (path == AVX2) return &ternary_llm_avx2;
+    if (path == AVX2 || path == AVXVNNI) return &ternary_llm_avx2;
     if (path == AVX512VNNI || path == AMX) return &ternary_llm_vnni;
 #endif
     (void)path;

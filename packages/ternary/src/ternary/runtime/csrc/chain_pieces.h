@@ -250,7 +250,7 @@ CHAIN_PIECES(vnni, TARGET_VNNI, permute_avx2)
 static const chain_pieces *pieces_of(int64_t path) {
 #if HAVE_X86
     if (path == AVX512VNNI || path == AMX) return &pieces_vnni;
-    if (path == AVX2) return &pieces_avx2;
+    if (path == AVX2 || path == AVXVNNI) return &pieces_avx2;
 #endif
     (void)path;
     return &pieces_portable;

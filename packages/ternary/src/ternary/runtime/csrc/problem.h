@@ -28,6 +28,10 @@
 #include <immintrin.h>
 #define TARGET_AVX2 __attribute__((target("avx2")))
 #define TARGET_VNNI __attribute__((target("avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define HAVE_AVXVNNI 1
+#define TARGET_AVXVNNI __attribute__((target("avx2,avxvnni")))
+#endif
 #if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define HAVE_AMX 1
 #define TARGET_AMX                                                                                                     \
@@ -51,7 +55,7 @@
 #define UNROLL
 #endif
 
-enum { PORTABLE, AVX2, AVX512VNNI, NEON, AMX, PATHS };
+enum { PORTABLE, AVX2, AVX512VNNI, NEON, AMX, AVXVNNI, PATHS };
 enum { OK, NO_MEMORY, NO_PATH, BAD_ARGUMENT };
 
 /* One problem: an image batch times a kernel. A linear layer is a batch of 1 x 1 images. */
@@ -99,6 +103,9 @@ extern const path_table ternary_avx2, ternary_vnni;
 void ternary_multiply8_vnni(int rows, int strips, const uint8_t *tiles, int64_t stride, int64_t k16,
                             const int8_t *panel, int32_t *acc);
 void ternary_multiply_vnni_row(const uint8_t *tiles, int64_t k16, const int8_t *panel, int32_t *acc);
+#endif
+#if HAVE_AVXVNNI
+extern const path_table ternary_avxvnni;
 #endif
 #if HAVE_AMX
 extern const path_table ternary_amx;

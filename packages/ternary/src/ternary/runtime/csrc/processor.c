@@ -20,6 +20,8 @@ static int look_up(void) {
     int has = b >> 5 & 1 ? HAS_AVX2 : 0;
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     if ((saved & 0xE6) == 0xE6 && (b & avx512) == avx512 && c >> 11 & 1) has |= HAS_VNNI;
+    const unsigned leaves = a; /* of number 7 */
+    if (has && leaves && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1) has |= HAS_AVXVNNI;
     return has;
 }
 

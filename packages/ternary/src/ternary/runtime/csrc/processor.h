@@ -4,7 +4,7 @@
 #include "problem.h"
 
 #if HAVE_X86
-enum { LOOKED_UP = 1, HAS_AVX2 = 2, HAS_VNNI = 4 };
+enum { LOOKED_UP = 1, HAS_AVX2 = 2, HAS_VNNI = 4, HAS_AVXVNNI = 8 };
 int ternary_processor(void);
 #endif
 

@@ -13,6 +13,9 @@ const path_table *ternary_find_path(int64_t path) {
     const int has_vnni = (ternary_processor() & HAS_VNNI) != 0;
     if (path == AVX2 && ternary_processor() & HAS_AVX2) return &ternary_avx2;
     if (path == AVX512VNNI && has_vnni) return &ternary_vnni;
+#if HAVE_AVXVNNI
+    if (path == AVXVNNI && ternary_processor() & HAS_AVXVNNI) return &ternary_avxvnni;
+#endif
 #if HAVE_AMX
     if (path == AMX && has_vnni && ternary_amx_allowed()) return &ternary_amx;
 #endif
@@ -324,6 +327,7 @@ EXPORT const char *ternary_sources(void) { return SOURCES; }
 /* The name of a path, or NULL for a number that none has. */
 EXPORT const char *ternary_path_name(int64_t path) {
     static const char *const names[PATHS] = {
-        [PORTABLE] = "portable", [AVX2] = "avx2", [AVX512VNNI] = "avx512vnni", [NEON] = "neon", [AMX] = "amx"};
+        [PORTABLE] = "portable", [AVX2] = "avx2", [AVX512VNNI] = "avx512vnni", [NEON] = "neon", [AMX] = "amx",
+        [AVXVNNI] = "avxvnni"};
     return path >= 0 && path < PATHS ? names[path] : NULL;
 }
