@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,7 +192,9 @@ class TestCuda(IntegrationTestBase):
         pack = self.make_host(policy=Policy(allow_gpus=True)).load(self.create_extension("pack", NEEDS, sandbox=wish))
         assert pack.call.listens("\0" + packets) == ("bind: EADDRINUSE" if network else "accept: EACCES")
 
-    def test_nothing_without_gpus(self, level: str, network: bool, packets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nothing_without_gpus(
+        self, level: str, network: bool, packets: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Neither where the manifest lists no GPUs, nor where the policy or the machine has none."""
         asks = {"level": level, "network": network}
         wishes = {
@@ -208,3 +212,14 @@ class TestCuda(IntegrationTestBase):
                 assert pack.call.unix(int(kind), packets) == "socket: EACCES"
             assert pack.report is not None
             assert pack.report.sandbox.missing == ()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LEVELS, reason="no confinement on this machine")
+def test_the_program_for_a_gpu() -> None:
+    """It runs to its end where there is no GPU, and names what of CUDA's needs an extension with GPUs lacks."""
+    program = Path(cuda_needs.__file__).with_name("which_step.py")
+    done = subprocess.run([sys.executable, program, "--rehearse"], capture_output=True, text=True, check=True)
+    refused = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("    refused: ")]
+    assert refused == sorted(REFUSED) * 2 * len(LEVELS)
+    assert "missing" not in done.stdout

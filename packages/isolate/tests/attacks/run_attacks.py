@@ -1,7 +1,7 @@
 """Loads every escape as an extension of its own, confined, lets it try, and prints what came of each as JSON.
 
-Run as `run_attacks.py LEVEL FOLDER`, as the user of the host; `LEVEL+gpus` has the extensions use GPUs. The targets are files of that user, sockets that nothing
-uses, and this process; a success does no harm.
+Run as `run_attacks.py LEVEL FOLDER`, as the user of the host; `LEVEL+gpus` has the extensions use
+GPUs. The targets are files of that user, sockets that nothing uses, and this process; a success does no harm.
 """
 
 from __future__ import annotations

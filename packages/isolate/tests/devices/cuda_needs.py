@@ -26,7 +26,11 @@ READ = (
     *("/proc/self/status", "/proc/self/maps", "/proc/self/cgroup", "/proc/sys/vm/mmap_min_addr"),
     *("/proc/sys/vm/overcommit_memory", "/proc/driver", "/proc/driver/nvidia/params", "/proc/driver/nvidia/version"),
     *("/proc/driver/nvidia/gpus", "/proc/driver/nvidia/capabilities", "/proc/driver/nvidia-uvm"),
-    *("/sys/devices/system/memory/block_size_bytes", "/sys/devices/system/node", "/sys/devices/system/node/node0/cpumap"),
+    *(
+        "/sys/devices/system/memory/block_size_bytes",
+        "/sys/devices/system/node",
+        "/sys/devices/system/node/node0/cpumap",
+    ),
     *("/sys/devices/system/cpu", "/sys/devices/system/cpu/online", "/sys/bus/pci/devices", "/sys/module"),
     *("/sys/module/nvidia/initstate", "/sys/module/nvidia_uvm", "/etc/ld.so.cache"),
 )
