@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from devices import cuda_needs
 from integration_test_base import IntegrationTestBase
 
 from isolate import Policy, _sandbox
 from isolate._policy import read_policy
+from isolate._worker.confine import landlock_version
 
 CODE = """
 import multiprocessing, os, tempfile
@@ -119,3 +126,100 @@ class TestDevices(IntegrationTestBase):
         assert (granted.report.refused, granted.report.sandbox.missing) == ((), ())
         unasked = host.load(self.create_extension("unasked", CODE, sandbox={"level": level}))
         assert unasked.call.opens(str(STAND_IN)) != "open"
+
+
+NEEDS = Path(cuda_needs.__file__).read_text()
+REFUSED = {"name a thread of a child process"}
+"""What is refused to an extension with GPUs too: see `docs/security.md`."""
+
+
+@pytest.fixture
+def packets(tmp_path: Path) -> Iterator[str]:
+    """The name of two Unix sockets for packets: a path, and the same as an abstract name."""
+    name = str(tmp_path / secrets.token_hex(4))
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as by_path,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as abstract,
+    ):
+        for made, address in ((by_path, name), (abstract, "\0" + name)):
+            made.bind(address)
+            made.listen(1)
+        yield name
+
+
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+class TestCuda(IntegrationTestBase):
+    """What CUDA's library asks of the system while it starts. A node that every machine has stands for a GPU's."""
+
+    def test_all_that_it_asks_for(
+        self, level: str, network: bool, packets: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """An extension with GPUs gets what the machine has of it, and no more of Unix sockets than that."""
+        monkeypatch.setattr(_sandbox, "_GPU_NODES", ("null",))
+        wish = {"level": level, "gpus": True, "network": network}
+        pack = self.make_host(policy=Policy(allow_gpus=True)).load(self.create_extension("pack", NEEDS, sandbox=wish))
+        here, there = cuda_needs.tried(), pack.call.tried()
+        assert [name for name, failure in there.items() if failure and not here[name]] == sorted(REFUSED)
+
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW):
+            assert pack.call.unix(int(kind), packets) == "socket: EACCES"
+            assert pack.call.unix(int(kind), "\0" + packets) == "socket: EACCES"
+        assert pack.call.unix(int(socket.SOCK_SEQPACKET), "\0" + packets) in ("connect: EACCES", "connect: EPERM")
+        own = "/tmp/own" if level == "bwrap" else "/dev/shm/own"
+        assert pack.call.listens(own) == "bind: EACCES"
+        assert pack.call.listens("\0own") == ("accept: EAGAIN" if network else "accept: EACCES")
+        by_path = pack.call.unix(int(socket.SOCK_SEQPACKET), packets)
+        open_path = level == "landlock" and network and landlock_version() < 9
+        if level == "bwrap" and network:
+            assert by_path == "connect: ENOENT"
+        else:
+            assert by_path == ("" if open_path else "connect: EACCES")
+
+        assert pack.report is not None
+        assert pack.report.sandbox.missing == ()
+        tried = pack.report.sandbox.tried
+        assert tried["Unix packet socket by path"] == open_path
+        assert not tried["Unix socket by path"]
+        assert not tried["Unix socket by abstract name"]
+
+    def test_names_of_other_processes(
+        self, level: str, network: bool, packets: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With no network, a name that another process has is free: nobody outside can be kept from taking one."""
+        monkeypatch.setattr(_sandbox, "_GPU_NODES", ("null",))
+        wish = {"level": level, "gpus": True, "network": network}
+        pack = self.make_host(policy=Policy(allow_gpus=True)).load(self.create_extension("pack", NEEDS, sandbox=wish))
+        assert pack.call.listens("\0" + packets) == ("bind: EADDRINUSE" if network else "accept: EACCES")
+
+    def test_nothing_without_gpus(
+        self, level: str, network: bool, packets: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither where the manifest lists no GPUs, nor where the policy or the machine has none."""
+        asks = {"level": level, "network": network}
+        wishes = {
+            "unasked": (("null",), asks, Policy(allow_gpus=True)),
+            "refused": (("null",), asks | {"gpus": True}, Policy()),
+            "absent": ((), asks | {"gpus": True}, Policy(allow_gpus=True)),
+        }
+        for name, (nodes, wish, policy) in wishes.items():
+            monkeypatch.setattr(_sandbox, "_GPU_NODES", nodes)
+            pack = self.make_host(policy=policy).load(self.create_extension(name, NEEDS, sandbox=wish))
+            there = pack.call.tried()
+            assert there["listen at an abstract name"].startswith("EACCES")
+            assert there["name a thread"].startswith(("EACCES", "EROFS"))
+            for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                assert pack.call.unix(int(kind), packets) == "socket: EACCES"
+            assert pack.report is not None
+            assert pack.report.sandbox.missing == ()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LEVELS, reason="no confinement on this machine")
+def test_the_program_for_a_gpu() -> None:
+    """It runs to its end where there is no GPU, and names what of CUDA's needs an extension with GPUs lacks."""
+    program = Path(cuda_needs.__file__).with_name("which_step.py")
+    done = subprocess.run([sys.executable, program, "--rehearse"], capture_output=True, text=True, check=True)
+    refused = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("    refused: ")]
+    assert refused == sorted(REFUSED) * 2 * len(LEVELS)
+    assert "missing" not in done.stdout

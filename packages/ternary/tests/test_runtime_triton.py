@@ -131,6 +131,15 @@ def test_scales_per_group_refuse_the_gpu_kernels_by_name(kernel: str) -> None:
         grouped._elsewhere(torch.ones(1, 32), layer.packed, torch.ones(4, 1), None, 4, 32, kernel)
 
 
+# cuda: ternary.runtime._gpu:_prepare_row* by interpreter
+@HAS_TRITON
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the device instead")
+def test_prepared_launches_have_the_bits_of_plain_torch() -> None:
+    """Further calls on a device launch compiled kernels on addresses, which are computed by hand."""
+    run("triton_launches.py", TRITON_INTERPRET="1")
+
+
 @HAS_TRITON
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a device")
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Canaries:
     def _are_there(self) -> bool:
         """Return whether none was removed, as programs do that clean /tmp: an attempt on nothing fails at any level."""
         return self._folder is not None and all(
-            os.path.lexists(self._targets[name]) for name in ("canary", "unix", "datagram")
+            os.path.lexists(self._targets[name]) for name in ("canary", "unix", "datagram", "packets")
         )
 
     def _make(self) -> None:
@@ -48,7 +48,9 @@ class Canaries:
             udp = self._listen(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0))
             self._listen(socket.AF_UNIX, socket.SOCK_STREAM, path)
             self._listen(socket.AF_UNIX, socket.SOCK_DGRAM, path + "-datagram")
-            self._listen(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + name)
+            self._listen(socket.AF_UNIX, socket.SOCK_SEQPACKET, path + "-packets")
+            for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):  # each kind has its own names
+                self._listen(socket.AF_UNIX, kind, "\0" + name)
         except OSError:
             self._close()
             raise
@@ -59,6 +61,7 @@ class Canaries:
             "udp": udp.getsockname()[1],
             "unix": path,
             "datagram": path + "-datagram",
+            "packets": path + "-packets",
             "abstract": name,
             "pid": os.getpid(),
             "pid_namespace": os.readlink("/proc/self/ns/pid"),
@@ -69,7 +72,7 @@ class Canaries:
         made = socket.socket(family, kind)
         self._sockets.append(made)
         made.bind(address)
-        if kind == socket.SOCK_STREAM:
+        if kind != socket.SOCK_DGRAM:
             made.listen(1024)  # nothing accepts; a connection in the backlog is a success of the attempt
         return made
 

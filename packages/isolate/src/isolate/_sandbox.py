@@ -148,7 +148,7 @@ def worker_config(
         "granted": [*wanted.read, *wanted.write],
         "write": [*unmoved(wanted.write), *devices],
         "network": wanted.network,
-        "gpus": wanted.gpus,
+        "gpus": bool(gpu_nodes(manifest)),
         "nice": nice,
         "targets": targets,
     }

@@ -1,7 +1,7 @@
 """Loads every escape as an extension of its own, confined, lets it try, and prints what came of each as JSON.
 
-Run as `run_attacks.py LEVEL FOLDER`, as the user of the host. The targets are files of that user, sockets that nothing
-uses, and this process; a success does no harm.
+Run as `run_attacks.py LEVEL FOLDER`, as the user of the host; `LEVEL+gpus` has the extensions use
+GPUs. The targets are files of that user, sockets that nothing uses, and this process; a success does no harm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from isolate import Host, Manifest, Policy
+from isolate import Host, Manifest, Policy, _sandbox
 from isolate._manifest import Sandbox
 
 ESCAPES = Path(__file__).parent / "escapes"
@@ -55,14 +55,16 @@ def targets(folder: Path, stack: ExitStack) -> dict[str, Any]:
     for key, family, kind, address in (
         ("unix", socket.AF_UNIX, socket.SOCK_STREAM, str(outside / "s")),
         ("datagram", socket.AF_UNIX, socket.SOCK_DGRAM, str(outside / "d")),
+        ("packets", socket.AF_UNIX, socket.SOCK_SEQPACKET, str(outside / "p")),
         ("abstract", socket.AF_UNIX, socket.SOCK_STREAM, "\0" + name),
+        ("abstract_packets", socket.AF_UNIX, socket.SOCK_SEQPACKET, "\0" + name + "p"),
         ("abstract_datagram", socket.AF_UNIX, socket.SOCK_DGRAM, "\0" + name + "d"),
         ("tcp", socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
         ("udp", socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
     ):
         made = stack.enter_context(socket.socket(family, kind))
         made.bind(address)
-        if kind == socket.SOCK_STREAM:
+        if kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             made.listen(100)
         found[key] = made.getsockname()[1] if family == socket.AF_INET else str(address).lstrip("\0")
     memory = ctypes.create_string_buffer(b"canary")
@@ -112,8 +114,10 @@ def evidence(call: Any, aims: dict[str, Any]) -> str:
 
 def main() -> None:
     """Try every escape."""
-    level, folder = sys.argv[1], Path(sys.argv[2])
+    (level, _, gpus), folder = sys.argv[1].partition("+"), Path(sys.argv[2])
     results = {}
+    if gpus and not any(_sandbox._NODES.glob("nvidia*")):
+        _sandbox._GPU_NODES = ("null",)  # stands for a GPU's node
     with ExitStack() as stack:
         aims = targets(folder, stack)
         (folder / "extensions").mkdir()
@@ -121,7 +125,7 @@ def main() -> None:
             place = folder / "extensions" / path.stem
             place.mkdir()
             shutil.copy(path, place / "main.py")
-        host = stack.enter_context(Host(folder / "store", policy=Policy(sandbox=level)))
+        host = stack.enter_context(Host(folder / "store", policy=Policy(sandbox=level, allow_gpus=bool(gpus))))
         plain = Manifest(name="plain", directory=folder / "extensions" / "read_by_path")
         packages = host.store.ensure(plain).site_packages
         (packages / "early.pth").write_text(f"exec({EARLY.format(**aims)!r})\n")
@@ -129,7 +133,7 @@ def main() -> None:
             (packages / f"{package}.py").write_text(SHADOW.format(**aims))
         for path in sorted(ESCAPES.glob("*.py")):
             name = path.stem
-            confined = Sandbox(level=level, network=False)  # type: ignore[arg-type]
+            confined = Sandbox(level=level, network=False, gpus=bool(gpus))  # type: ignore[arg-type]
             extension = host.load(Manifest(name=name, directory=folder / "extensions" / name, sandbox=confined))
             assert extension.report is not None
             kind = re.search(r'^KIND = "(.*)"', path.read_text(), re.MULTILINE)

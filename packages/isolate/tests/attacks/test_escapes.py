@@ -1,4 +1,4 @@
-"""Every escape fails, or the sandbox report names it: at two levels, for root and for an ordinary user."""
+"""Every escape fails, or the sandbox report names it: at two levels, with and without GPUs, for root and a user."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def outcomes() -> dict[tuple[str, str], Any]:
 def outcome(found: dict[tuple[str, str], Any], user: str, level: str) -> dict[str, Any]:
     """Run all escapes as that user at that level."""
     start, why = command(user)
-    why = why or available()[level]
+    why = why or available()[level.partition("+")[0]]
     if why:
         pytest.skip(why)
     if (user, level) not in found:
@@ -87,7 +87,7 @@ def outcome(found: dict[tuple[str, str], Any], user: str, level: str) -> dict[st
 @pytest.mark.timeout(300)
 @pytest.mark.xdist_group("escapes")
 @pytest.mark.parametrize("escape", ESCAPES)
-@pytest.mark.parametrize("level", ["landlock", "bwrap"])
+@pytest.mark.parametrize("level", ["landlock", "bwrap", "landlock+gpus", "bwrap+gpus"])
 @pytest.mark.parametrize("user", ["root", "ordinary"])
 def test_escape(outcomes: dict[tuple[str, str], Any], user: str, level: str, escape: str) -> None:
     """It fails; or it is of a kind that the worker's own attempt has found possible, and the report says so."""

@@ -48,6 +48,12 @@ class Extension:
         """Compute on the device, and return a number."""
         return float(self._filled(library, count).sum())
 
+    def tried(self):
+        """What CUDA's library asks of the system, and what of it is refused here."""
+        import cuda_needs
+
+        return cuda_needs.tried()
+
     def open_ones(self, paths):
         """The device nodes that can be opened."""
         found = []

@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import cuda_needs
+
 import xfer
 from isolate import Host, Manifest, Policy, ProxiedSingleton, errors
 from isolate._manifest import Restart, Sandbox, Timeouts
@@ -52,6 +54,7 @@ class Place:
         place = self.folder / name
         place.mkdir()
         shutil.copy(HERE / "extension.py", place / "main.py")
+        shutil.copy(HERE / "cuda_needs.py", place)
         paths = [path for path in sys.path if path and path != str(HERE)]
         variables = {"ADDED_PATHS": os.pathsep.join(paths), "LACKS": lacks}
         variables |= {key: value for key, value in os.environ.items() if key.startswith("EMULAT")}
@@ -303,7 +306,15 @@ def confined_on_the_gpu(place: Place) -> None:
             with place.extension(level) as extension:
                 assert extension.report.sandbox.missing == (), extension.report.sandbox
                 assert extension.call.open_ones(nodes) == nodes
-                assert extension.call.total(place.library, 5) == 10.0
+                try:
+                    total = extension.call.total(place.library, 5)
+                except Exception as failure:
+                    here, there = cuda_needs.tried(), extension.call.tried()
+                    refused = {name: why for name, why in there.items() if why and not here[name]}
+                    raise AssertionError(
+                        f"at {level} {failure}; of what CUDA asks for, refused: {refused}"
+                    ) from failure
+                assert total == 10.0
             with place.extension(level, gpus=False) as extension:
                 assert extension.call.open_ones(nodes) == []
                 assert "cuda" in refusal(extension.call.total, place.library, 5).lower()

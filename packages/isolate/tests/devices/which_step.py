@@ -1,28 +1,58 @@
-"""Tells which step of the confinement keeps CUDA from starting; for a machine with a GPU, run by hand.
+"""Tells whether CUDA starts in a confined extension, and if not, what keeps it; for a machine with a GPU, run by hand.
 
-    python tests/devices/which_step.py
+    python tests/devices/which_step.py             within a minute
+    python tests/devices/which_step.py --rehearse  without a GPU: /dev/null stands for a node, and no library starts
 
-Each step is taken alone, and all steps together but one, each time in a new process, which then calls `cuInit`. Where
-it is Landlock, one more grant is tried at a time; where it is the filter, one call less.
+First an extension is loaded at each level, with and without a network, as a host does it: it opens the nodes, tries
+each call that CUDA's library is known to make (`cuda_needs.py`), calls `cuInit` and counts the GPUs. What works outside
+and is refused there is printed. If CUDA starts in all of them, that is all.
+
+Otherwise each step of the confinement is taken alone, and all steps together but one, each time in a new process, which
+then calls `cuInit`. Where it is Landlock, one more grant is tried at a time; where it is the filter, one call less.
 """
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isolate import _sandbox
-from isolate._manifest import read_manifest
+import cuda_needs
+
+from isolate import Host, Manifest, Policy, _sandbox
+from isolate._manifest import Sandbox, Timeouts, read_manifest
 from isolate._worker import confine, seccomp, supervisor
 
 TASKS = "/proc/self/task"
 FINE = "cuInit 0"
+
+
+def confined(level: str, network: bool, outside: dict[str, str]) -> bool:
+    """Load an extension as a host does it, print what it said, and return whether CUDA started there."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(cuda_needs.__file__, folder / "main.py")
+        sandbox = Sandbox(level=level, gpus=True, network=network)  # type: ignore[arg-type]
+        policy = Policy(sandbox=level, allow_gpus=True)
+        with Host(folder / "store", policy=policy) as host:
+            extension = host.load(Manifest(name="cuda", directory=folder, sandbox=sandbox, timeouts=Timeouts(start=60)))
+            said, nodes, there = extension.call.starts(), extension.call.nodes(), extension.call.tried()
+            missing = extension.report.sandbox.missing
+    print(f"{level}, {'a' if network else 'no'} network: {said}", flush=True)
+    for line in missing:
+        print(f"    the sandbox report names as missing: {line}")
+    for path, why in nodes.items():
+        print(f"    {why or 'opens':30} {path}")
+    for need, why in there.items():
+        if why and not outside[need]:
+            print(f"    refused: {need}: {why}")
+    return bool(said.startswith(FINE))
 
 
 def config() -> dict[str, Any]:
@@ -37,7 +67,7 @@ def config() -> dict[str, Any]:
 
 
 GRANTS = ("/", "/proc", "/sys", "/dev", "/run", "/var", "/etc", "/tmp", "/opt", "/root", "/home")
-FAMILIES = {"sockets by path": 1}
+FAMILIES = {"Unix sockets of any kind": 1}
 
 
 def steps(with_config: dict[str, Any], allowed: str = "") -> dict[str, Callable[[], object]]:
@@ -47,9 +77,9 @@ def steps(with_config: dict[str, Any], allowed: str = "") -> dict[str, Callable[
         seccomp._DENIED = {name: numbers for name, numbers in seccomp._DENIED.items() if name != allowed}
         if allowed in FAMILIES:
             seccomp._NETLINK = FAMILIES[allowed]
-        if allowed == "socket pairs":
+        if allowed == "datagram pairs":
             seccomp._DATAGRAM = 15
-        seccomp.apply(with_config["network"])
+        seccomp.apply(with_config["network"], with_config["gpus"])
 
     def namespaces() -> None:
         if why := confine.enter_namespaces():
@@ -87,7 +117,7 @@ def outcome(chosen: list[str], grant: str = "", right: str = "read", allowed: st
             known = steps(made, allowed)
             for name in chosen:
                 known[name]()
-            said = f"cuInit {ctypes.CDLL('libcuda.so.1').cuInit(0)}"
+            said = cuda_needs.starts()
         except Exception as failure:
             said = f"{type(failure).__name__}: {failure}"
         os.write(write, said.encode()[:4000])
@@ -98,8 +128,8 @@ def outcome(chosen: list[str], grant: str = "", right: str = "read", allowed: st
         return file.read().decode() or "nothing"
 
 
-def main() -> None:
-    """Print a table."""
+def analyse() -> None:
+    """Print a table of steps."""
     names = list(steps(config()))
     alone = [[], *([name] for name in names if name != "read-only mounts"), ["namespaces", "read-only mounts"]]
     but_one = [[name for name in names if name != without] for without in names if without != "namespaces"]
@@ -107,14 +137,32 @@ def main() -> None:
     for chosen in itertools.chain(alone, [names], but_one):
         found[tuple(chosen)] = outcome(chosen)
         print(f"{found[tuple(chosen)]:40} {', '.join(chosen) or 'nothing'}", flush=True)
-    if found[tuple(names)] == FINE:
-        return
-    if found[("landlock",)] != FINE:
+    if not found[("landlock",)].startswith(FINE):
         for right, grant in itertools.product(("read", "write"), GRANTS):
             print(f"{outcome(['landlock'], grant, right):40} landlock, and {right} {grant}", flush=True)
-    if found[("system calls",)] != FINE:
-        for allowed in (*FAMILIES, "socket pairs", *seccomp._DENIED):
+    if not found[("system calls",)].startswith(FINE):
+        for allowed in (*FAMILIES, "datagram pairs", *seccomp._DENIED):
             print(f"{outcome(['system calls'], allowed=allowed):40} system calls, and {allowed}", flush=True)
+
+
+def main() -> None:
+    """Say whether CUDA starts, and if not, which step keeps it."""
+    began, outside = time.monotonic(), cuda_needs.tried()
+    if "--rehearse" in sys.argv:
+        _sandbox._GPU_NODES = ("null",)
+    levels = [level for level, why in _sandbox.available().items() if level in ("landlock", "bwrap") and not why]
+    fine = [confined(level, network, outside) for level in levels for network in (True, False)]
+    print(
+        f"CUDA starts in {sum(fine)} of {len(fine)} confined extensions; {time.monotonic() - began:.0f} s", flush=True
+    )
+    outcome_outside = outcome([])
+    if all(fine):
+        return
+    if not outcome_outside.startswith(FINE):
+        print(f"not confined either: {outcome_outside}; a step of the confinement does not show", flush=True)
+        if "--rehearse" not in sys.argv:
+            return
+    analyse()
 
 
 if __name__ == "__main__":

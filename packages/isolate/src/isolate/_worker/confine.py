@@ -19,9 +19,11 @@ _CAP_SYS_NICE, _CAP_SYS_RESOURCE = 23, 24
 _CAPABILITY_VERSION = 0x20080522
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
-_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 8: 16}
+_NEWEST_FS_BITS = 17
 _FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15
-_NEW_NS, _NEW_IPC, _NEW_USER, _NEW_PID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
+_SOCKETS = 1 << 9 | 1 << 16  # to make a socket at a path, and to reach one there: granted nowhere
+_NEW_NS, _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _MOUNT_SETATTR, _ATTR_RDONLY, _AT_FDCWD, _AT_RECURSIVE, _MS_BIND = 442, 1, -100, 0x8000, 1 << 12
 _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1 << 14, 1 << 18, 2, 4, 8
 
@@ -54,30 +56,34 @@ def no_new_privs() -> bool:
         return False
 
 
-def enter_namespaces() -> str:
+def enter_namespaces(network: bool = True) -> str:
     """Give this process's future children their own process ids, mounts and System V IPC.
+
+    Args:
+        network: Whether they keep the machine's network; else abstract Unix sockets are their own too.
 
     Returns:
         Why not; empty if it worked.
     """
     user, group = os.getuid(), os.getgid()
-    libc = _libc()
+    libc, problem = _libc(), ""
     wanted = _NEW_PID | _NEW_NS | _NEW_IPC
-    if libc.unshare(_NEW_USER | wanted) == 0:
-        try:
-            for name, text in (
-                ("setgroups", "deny"),
-                ("uid_map", f"{user} {user} 1"),
-                ("gid_map", f"{group} {group} 1"),
-            ):
-                with open(f"/proc/self/{name}", "w") as file:
-                    file.write(text)
-        except OSError as failure:
-            return f"user namespace: {failure}"
-        return ""
-    problem = str(_failed("namespaces"))
-    if user == 0 and libc.unshare(wanted) == 0:
-        return ""
+    for flags in (wanted,) if network else (wanted | _NEW_NET, wanted):  # the kernel may allow no more networks
+        if libc.unshare(_NEW_USER | flags) == 0:
+            try:
+                for name, text in (
+                    ("setgroups", "deny"),
+                    ("uid_map", f"{user} {user} 1"),
+                    ("gid_map", f"{group} {group} 1"),
+                ):
+                    with open(f"/proc/self/{name}", "w") as file:
+                        file.write(text)
+            except OSError as failure:
+                return f"user namespace: {failure}"
+            return ""
+        problem = str(_failed("namespaces"))
+        if user == 0 and libc.unshare(flags) == 0:
+            return ""
     return problem
 
 
@@ -189,7 +195,7 @@ def landlock(read: list[str], write: list[str], network: bool, granted: Collecti
     libc, version = _libc(), landlock_version()
     if not version:
         raise OSError("the kernel has no landlock")
-    handled = (1 << _FS_BITS.get(version, 16)) - 1
+    handled = (1 << _FS_BITS.get(version, _NEWEST_FS_BITS)) - 1
     net = 0 if network or version < 4 else 3
     scoped = 3 if version >= 6 else 0  # abstract Unix sockets and signals
     attributes = (ctypes.c_uint64 * 3)(handled, net, scoped)
@@ -198,7 +204,7 @@ def landlock(read: list[str], write: list[str], network: bool, granted: Collecti
     if ruleset < 0:
         raise _failed("landlock refused the rules")
     try:
-        for paths, rights in ((read, _EXECUTE | _READ_FILE | _READ_DIR), (write, handled)):
+        for paths, rights in ((read, _EXECUTE | _READ_FILE | _READ_DIR), (write, handled & ~_SOCKETS)):
             for path in paths:
                 _allow(libc, ruleset, path, rights & handled, follow=path not in granted)
         if libc.syscall(_RESTRICT, ruleset, 0) < 0:
@@ -280,7 +286,7 @@ def confine(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     for step in (
         drop_capabilities,
         lambda: landlock(read, config["write"], config["network"], config["granted"]),
-        lambda: seccomp.apply(config["network"]),
+        lambda: seccomp.apply(config["network"], config["gpus"]),
     ):
         try:
             step()

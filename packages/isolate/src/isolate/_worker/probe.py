@@ -91,9 +91,17 @@ def unix_path(targets: dict[str, Any]) -> bool:
     return True
 
 
+def unix_packets(targets: dict[str, Any]) -> bool:
+    """Connect to the host's Unix socket for packets, which is what CUDA's library needs to make, by its path."""
+    return _connects(socket.AF_UNIX, socket.SOCK_SEQPACKET, targets["packets"])
+
+
 def unix_abstract(targets: dict[str, Any]) -> bool:
-    """Connect to the host's Unix socket by its abstract name."""
-    return _connects(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + targets["abstract"])
+    """Connect to the host's Unix sockets by their abstract names."""
+    return any(
+        _connects(socket.AF_UNIX, kind, "\0" + targets["abstract"])
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+    )
 
 
 def mount(targets: dict[str, Any]) -> bool:
@@ -187,6 +195,7 @@ ATTEMPTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "see files outside": see_outside,
     "change modes outside": change_outside,
     "Unix socket by path": unix_path,
+    "Unix packet socket by path": unix_packets,
     "Unix socket by abstract name": unix_abstract,
     "TCP": tcp,
     "UDP": udp,
