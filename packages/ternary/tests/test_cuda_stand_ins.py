@@ -1,4 +1,4 @@
-"""What only CUDA takes, on a processor: stand-ins for the device that is current, its stream, its dispatch and a capture."""
+"""What only CUDA takes, on a processor: stand-ins for the current device, its stream, its dispatch and a capture."""
 
 from __future__ import annotations
 
