@@ -561,7 +561,7 @@ def test_a_load_returns_when_the_weights_are_there(
 ) -> None:
     """Work on any stream may read them then."""
     worker = workers.start()
-    assert worker("load_and_leave", publish(Net().eval()).to_json()) == 0
+    assert worker("load_and_leave", publish(Net(1400).eval()).to_json()) == 0
 
 
 @pytest.mark.parametrize("fault", [("refuse", "to_device", 1), ("refuse", "record", 1), ("refuse", "finish", 1)])
