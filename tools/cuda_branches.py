@@ -95,7 +95,7 @@ def report() -> tuple[list[str], list[str], list[str]]:
 
 
 def main() -> int:
-    """Report, and write the table if asked; return 0 if something less than a GPU runs each function and the table is up to date."""
+    """Report, write the table if asked; return 0 if each function runs without a GPU and the table is up to date."""
     lines, bare, idle = report()
     text = PAGE.read_text()
     wanted = BLOCK.sub(lambda _: "\n".join(lines) + "\n", text)

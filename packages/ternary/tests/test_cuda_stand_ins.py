@@ -1,4 +1,4 @@
-"""What only CUDA takes, on a processor: stand-ins for the device that is current, its stream, its dispatch and a capture."""
+"""What only CUDA takes, on a processor: stand-ins for the current device, its stream, its dispatch and a capture."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def test_as_many_launches_are_kept_as_there_is_room_for(current: list[int], monk
 
 
 # cuda: ternary._torch_private:current_stream by stand-in
-def test_the_current_stream_is_that_of_the_current_device(
-    current: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_current_stream_is_that_of_the_current_device(current: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """By torch's private call, and where torch lacks it by the public one."""
     monkeypatch.setattr(private, "_raw_stream", lambda number: 100 + number)
     assert private.current_stream() == 105

@@ -556,9 +556,7 @@ def test_a_load_without_sharing(workers: Workers, publish: Callable[..., zerocop
     assert worker("look", "model.image.stride() == wanted.image.stride()")
 
 
-def test_a_load_returns_when_the_weights_are_there(
-    workers: Workers, publish: Callable[..., zerocopy.ModelRef]
-) -> None:
+def test_a_load_returns_when_the_weights_are_there(workers: Workers, publish: Callable[..., zerocopy.ModelRef]) -> None:
     """Work on any stream may read them then."""
     worker = workers.start()
     assert worker("load_and_leave", publish(Net(1400).eval()).to_json()) == 0
