@@ -28,7 +28,7 @@ MARKER = re.compile(r"^\s*# cuda: (\S+) by (\S+)$", re.MULTILINE)
 BLOCK = re.compile(
     r"(?<=<!-- CUDA branches, by tools/cuda_branches.py -->\n).*?(?=<!-- end of CUDA branches -->)", re.DOTALL
 )
-NAMES = {"cuda", "cupy", "is_cuda", "triton", "TRITON", "load_cupy", "CUDARuntimeError"}
+NAMES = {"cuda", "cupy", "is_cuda", "triton", "load_cupy", "CUDARuntimeError"}
 
 
 class Marker(NamedTuple):
@@ -95,7 +95,7 @@ def report() -> tuple[list[str], list[str], list[str]]:
 
 
 def main() -> int:
-    """Report; write the table if asked. Return 0 if each function is run without a GPU and the table is up to date."""
+    """Report, write the table if asked; return 0 if each function runs without a GPU and the table is up to date."""
     lines, bare, idle = report()
     text = PAGE.read_text()
     wanted = BLOCK.sub(lambda _: "\n".join(lines) + "\n", text)

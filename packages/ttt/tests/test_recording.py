@@ -1,4 +1,4 @@
-"""How a GPU records a step, without a GPU: streams whose work is done as late and in as odd an order as CUDA allows."""
+"""How a GPU records a step, without a GPU: streams whose work is done as late as CUDA allows."""
 
 from __future__ import annotations
 

@@ -556,6 +556,12 @@ def test_a_load_without_sharing(workers: Workers, publish: Callable[..., zerocop
     assert worker("look", "model.image.stride() == wanted.image.stride()")
 
 
+def test_a_load_returns_when_the_weights_are_there(workers: Workers, publish: Callable[..., zerocopy.ModelRef]) -> None:
+    """Work on any stream may read them then."""
+    worker = workers.start()
+    assert worker("load_and_leave", publish(Net(1400).eval()).to_json()) == 0
+
+
 @pytest.mark.parametrize("fault", [("refuse", "to_device", 1), ("refuse", "record", 1), ("refuse", "finish", 1)])
 def test_a_copy_that_fails_half_way(
     fault: tuple[Any, ...], workers: Workers, publish: Callable[..., zerocopy.ModelRef]

@@ -367,6 +367,7 @@ int cuCtxSynchronize(void) {
     return 0;
 }
 
-/* What only tests call: queue a kernel that reads memory, and begin or end the capture of a graph. */
+/* What only tests call: queue a kernel that reads memory, begin or end the capture of a graph, count queued work. */
 void emulated_launch(address_t at, size_t size) { enqueue(at, NULL, size, 0); }
 void emulated_capture(int on) { capturing = on; }
+int emulated_queued(void) { return queued; }
