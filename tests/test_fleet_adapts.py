@@ -63,7 +63,7 @@ def mapped(fleet: SimpleNamespace, adapting: Any, name: str, nbytes: int) -> tup
     while adapting.is_alive() and time.monotonic() < end:
         views = [view for view in zerocopy.report().as_dict()["views"] if view["segment"].startswith(f"{name}@")]
         found = fleet.adapt.whole_node(views, nbytes)
-        if found and before and found["copies"] == before["copies"]:
+        if found and before and abs(found["copies"] - before["copies"]) <= 0.02:
             return found, [view["pid"] for view in views if view["pid"] != os.getpid()]
         before = found
     raise AssertionError("ttt did not map the weights")

@@ -419,7 +419,7 @@ def show_fleet(args: argparse.Namespace) -> list[Fact]:
         ),
         Fact(
             "fleet",
-            "copies of the weights in memory, of workers and of ttt, which adapts them to ARC tasks",
+            "copies of the weights in memory, workers and the process in which ttt adapts them to ARC tasks together",
             f"{found['beside']['copies']:.2f}",
             f"loss on the pairs of two tasks, before and after their adapters: {fell}",
         ),
