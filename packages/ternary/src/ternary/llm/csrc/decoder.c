@@ -151,7 +151,7 @@ static void product_chunk(void *context, int64_t chunk) {
 #define PANEL_BYTES (192 * 1024)
 
 /* One row waits for memory. Each thread first reads most of its share in a row, and what is left goes in small pieces to
- * whoever is free. */
+ * the thread that is free. */
 static void share_out(product *p, int64_t strips) {
     const work *w = p->w;
     const int64_t threads = w->s->threads, step = w->path->strips;
