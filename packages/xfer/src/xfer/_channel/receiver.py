@@ -23,7 +23,7 @@ from xfer._convert.interchange import (
 )
 from xfer._shared import dtypes
 from xfer._shared.handle import TREE, parse, read_meta
-from xfer._shared.reader import READER, present
+from xfer._shared.reader import COPY_UP_TO, READER, present
 from xfer._shared.tree import unpack
 from xfer._times import deadline
 from xfer.errors import (
@@ -169,7 +169,8 @@ class Receiver(Incoming, Endpoint):
         with contextlib.suppress(
             XferError, *dtypes.MISFITS
         ):  # what is wrong is said when the message is taken, if it is then
-            if parse(handle).flags & TREE:
+            fields = parse(handle)
+            if fields.flags & TREE and fields.nbytes > COPY_UP_TO:  # not one that `array` would copy
                 tree = unpack(READER.array(handle, private=as_ == "torch", coming=True)[0], as_, coming=True)
         self._coming = _Coming(handle, as_, tree)
 
