@@ -177,6 +177,15 @@ def test_what_is_empty_comes_back_as_it_is(
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_texts_come_as_they_are(pool: xfer.Pool, library: Any) -> None:
+    """Texts and bytes of a tree are plain values, also those of NumPy, and keep the NULs that they end with."""
+    texts = [b"", b"a\0", b"\0\0", "a\0", "", "\ud800", np.bytes_(b"b\0"), np.str_("c\0"), np.array(["row"])[0]]
+    got = xfer.get(pool.put({"texts": texts, "x": np.ones(2)}), as_=library)
+    assert got["texts"] == [b"", b"a\0", b"\0\0", "a\0", "", "\ud800", b"b\0", "c\0", "row"]
+    assert {type(text) for text in got["texts"]} == {str, bytes}
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_numbers_of_numpy_come_as_arrays_without_dimensions(pool: xfer.Pool, library: Any) -> None:
     """Whatever their type and wherever they stand in a tree, with their dtype."""
     numbers = [np.float64(0.1), np.float32(-0.0), np.int8(-3), np.uint64(2**63), np.bool_(True), np.complex64(1 - 2j)]
@@ -191,7 +200,7 @@ def test_numbers_of_numpy_come_as_arrays_without_dimensions(pool: xfer.Pool, lib
                 array = np.asarray(one)
                 assert (array.dtype, array.tobytes()) == (want.dtype, want.tobytes())
     if library == "numpy":
-        for other in (np.datetime64("2020-02-29", "us"), np.str_("ab"), np.zeros(1, [("a", "i4"), ("b", "f8")])[0]):
+        for other in (np.datetime64("2020-02-29", "us"), np.zeros(1, [("a", "i4"), ("b", "f8")])[0]):
             one = xfer.get(pool.put([other]))[0]
             assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, (), other.tobytes())
 
@@ -496,6 +505,7 @@ def test_any_mapping_arrives_as_a_dict_of_its_values(pool: xfer.Pool) -> None:
     [
         [1, "a"], [["a"], [b"a"]], ("a", 1.5), [[1], [2, 3]], None, object(), {1, 2}, iter([1]), print,
         torch.nn.ParameterDict({"a": torch.ones(1)}), torch.nn.Linear(1, 1), 2**70,
+        b"a\0", "a\0", [b"a", b"b\0"], [["\0"], ["a"]], np.bytes_(b"a\0"), np.str_("a\0"),
     ],
     ids=repr,
 )  # fmt: skip

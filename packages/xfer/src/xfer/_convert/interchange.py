@@ -92,6 +92,8 @@ def host_array(array: Any) -> np.ndarray[Any, Any]:
         if masked is not None and isinstance(array, masked):
             raise UnsupportedDtypeError("a masked array is two arrays: put `.data` and `.mask` separately")
         return array.view(np.ndarray)
+    if isinstance(array, str | bytes):  # NumPy's as well
+        return _listed(array)
     if hasattr(array, "__array_interface__") or hasattr(array, "__array__"):
         return np.asarray(array)
     if hasattr(array, "__dlpack__"):
@@ -114,7 +116,16 @@ def _listed(value: Any) -> np.ndarray[Any, Any]:
         raise UnsupportedDtypeError(f"got a {kind}, want an array, or a dict, list, tuple or dataclass of arrays")
     if array.dtype.kind in "US" and not _holds_only(value, str if array.dtype.kind == "U" else bytes):
         raise UnsupportedDtypeError(f"a {kind} of text and other values is no array: put a dict of them")
+    if array.dtype.kind in "US" and _ends_in_nul(value):
+        raise UnsupportedDtypeError("an array drops the NULs that a text ends with: put a dict, which keeps them")
     return array
+
+
+def _ends_in_nul(value: Any) -> bool:
+    """Return whether a text, or one of a nested sequence of texts, ends with a NUL."""
+    if isinstance(value, str | bytes):
+        return value[-1:] in ("\0", b"\0")
+    return any(map(_ends_in_nul, value))
 
 
 def _holds_only(value: Any, kind: type) -> bool:
