@@ -18,6 +18,9 @@ from ttt._grid.compose.parts import JOINS, SPLITS
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import LINES, Line
 from ttt._grid.counted import COUNTED, programs_by_count
+from ttt._grid.drawing.inside import CHANGED, CUTS, PARTS, changed_part, in_parts
+from ttt._grid.drawing.programs import DRAWINGS
+from ttt._grid.drawing.registry import Line as Drawn
 from ttt._grid.features.registry import FEATURES
 from ttt._grid.growing.rules import grown
 from ttt._grid.objects.actions import ERASED, actions
@@ -73,6 +76,10 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
     yield _whole("grown"), partial(_places_of, grown)
     for what in COUNTED:
         yield _whole(re.escape(f"the whole output by its number of {what}")), partial(_places_of, programs_by_count)
+    for drawing in DRAWINGS:
+        yield _pattern_of_drawing(drawing), partial(_places_of, drawing.draw)
+    for words, function in {**dict.fromkeys(PARTS, in_parts), **CUTS, CHANGED: changed_part}.items():
+        yield _whole(re.escape(words)), partial(_places_of, function)
     yield from _names_of_actions()
 
 
@@ -100,6 +107,15 @@ def _pattern(line: Line) -> str:
     else:
         values = "[0-9]"
     return _whole(re.escape(line.words).replace(r"\{\}", f"(?:{values})"))
+
+
+def _pattern_of_drawing(line: Drawn) -> str:
+    """The words of a line of a table of drawings with any of its arguments and any colour."""
+    gap, colour = "\0", "\1"
+    words = re.escape(line.words.format(gap, colour=colour))
+    values = "|".join(re.escape(v) for v in sorted(line.args, key=len, reverse=True))
+    pattern = words.replace(re.escape(gap), f"(?:{values})").replace(re.escape(colour), "[0-9]")
+    return rf"(?<!\w){pattern}(?!\w)"
 
 
 def _places_of_line(line: Line) -> tuple[str, ...]:
