@@ -9,20 +9,27 @@ import numpy as np
 
 from ttt._grid.derived import DerivedInput
 from ttt._grid.drawing.inside import cut_down, inside
+from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
 from ttt._grid.drawing.stamps import STAMPS
 from ttt._grid.scene import Scene, Scenes, scenes_of
 from ttt.values import MAX_SIDE, Grid
 
-DRAWINGS: tuple[Line, ...] = (*STAMPS,)
+DRAWINGS: tuple[Line, ...] = (
+    *KEYS,
+    *STAMPS,
+)
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
 
-UPON: tuple[Line, ...] = ()
+UPON: tuple[Line, ...] = (*KEYS,)
 """Drawings that are also tried upon others."""
 WITHIN: tuple[Line, ...] = ()
 """Drawings that are also tried in each part of a grid by itself."""
-CUT: tuple[Line, ...] = (*STAMPS,)
+CUT: tuple[Line, ...] = (
+    *KEYS,
+    *STAMPS,
+)
 """Drawings of which parts may be cut out."""
 TWICE = 4
 """How many drawings others are tried upon, the cheapest first."""
