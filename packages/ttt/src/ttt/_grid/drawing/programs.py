@@ -12,23 +12,26 @@ from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
 from ttt._grid.drawing.stamps import STAMPS
+from ttt._grid.drawing.symmetry import SYMMETRIES
 from ttt._grid.scene import Scene, Scenes, scenes_of
 from ttt.values import MAX_SIDE, Grid
 
 DRAWINGS: tuple[Line, ...] = (
     *KEYS,
     *STAMPS,
+    *SYMMETRIES,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
 
 UPON: tuple[Line, ...] = (*KEYS,)
 """Drawings that are also tried upon others."""
-WITHIN: tuple[Line, ...] = ()
+WITHIN: tuple[Line, ...] = (*SYMMETRIES,)
 """Drawings that are also tried in each part of a grid by itself."""
 CUT: tuple[Line, ...] = (
     *KEYS,
     *STAMPS,
+    *SYMMETRIES,
 )
 """Drawings of which parts may be cut out."""
 TWICE = 4
