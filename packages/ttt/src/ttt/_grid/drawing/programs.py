@@ -10,6 +10,7 @@ import numpy as np
 from ttt._grid.derived import DerivedInput
 from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
+from ttt._grid.drawing.mirrors import MIRRORS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
 from ttt._grid.drawing.stamps import STAMPS
 from ttt._grid.drawing.symmetry import SYMMETRIES
@@ -20,13 +21,20 @@ DRAWINGS: tuple[Line, ...] = (
     *KEYS,
     *STAMPS,
     *SYMMETRIES,
+    *MIRRORS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
 
-UPON: tuple[Line, ...] = (*KEYS,)
+UPON: tuple[Line, ...] = (
+    *KEYS,
+    *MIRRORS,
+)
 """Drawings that are also tried upon others."""
-WITHIN: tuple[Line, ...] = (*SYMMETRIES,)
+WITHIN: tuple[Line, ...] = (
+    *SYMMETRIES,
+    *MIRRORS,
+)
 """Drawings that are also tried in each part of a grid by itself."""
 CUT: tuple[Line, ...] = (
     *KEYS,
