@@ -11,6 +11,7 @@ from ttt._grid.derived import DerivedInput
 from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.mirrors import MIRRORS
+from ttt._grid.drawing.periods import PERIODS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
 from ttt._grid.drawing.stamps import STAMPS
 from ttt._grid.drawing.symmetry import SYMMETRIES
@@ -22,6 +23,7 @@ DRAWINGS: tuple[Line, ...] = (
     *STAMPS,
     *SYMMETRIES,
     *MIRRORS,
+    *PERIODS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
@@ -29,11 +31,13 @@ DRAWINGS: tuple[Line, ...] = (
 UPON: tuple[Line, ...] = (
     *KEYS,
     *MIRRORS,
+    *PERIODS,
 )
 """Drawings that are also tried upon others."""
 WITHIN: tuple[Line, ...] = (
     *SYMMETRIES,
     *MIRRORS,
+    *PERIODS,
 )
 """Drawings that are also tried in each part of a grid by itself."""
 CUT: tuple[Line, ...] = (
