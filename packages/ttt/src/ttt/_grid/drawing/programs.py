@@ -13,6 +13,7 @@ from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.mirrors import MIRRORS
 from ttt._grid.drawing.periods import PERIODS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
+from ttt._grid.drawing.rings import RINGS
 from ttt._grid.drawing.stamps import STAMPS
 from ttt._grid.drawing.symmetry import SYMMETRIES
 from ttt._grid.scene import Scene, Scenes, scenes_of
@@ -24,6 +25,7 @@ DRAWINGS: tuple[Line, ...] = (
     *SYMMETRIES,
     *MIRRORS,
     *PERIODS,
+    *RINGS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
@@ -32,12 +34,14 @@ UPON: tuple[Line, ...] = (
     *KEYS,
     *MIRRORS,
     *PERIODS,
+    *RINGS,
 )
 """Drawings that are also tried upon others."""
 WITHIN: tuple[Line, ...] = (
     *SYMMETRIES,
     *MIRRORS,
     *PERIODS,
+    *RINGS,
 )
 """Drawings that are also tried in each part of a grid by itself."""
 CUT: tuple[Line, ...] = (
