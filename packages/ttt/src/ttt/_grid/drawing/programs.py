@@ -12,6 +12,7 @@ from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.mirrors import MIRRORS
 from ttt._grid.drawing.periods import PERIODS
+from ttt._grid.drawing.regions import REGIONS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
 from ttt._grid.drawing.rings import RINGS
 from ttt._grid.drawing.stamps import STAMPS
@@ -26,6 +27,7 @@ DRAWINGS: tuple[Line, ...] = (
     *MIRRORS,
     *PERIODS,
     *RINGS,
+    *REGIONS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
@@ -35,6 +37,7 @@ UPON: tuple[Line, ...] = (
     *MIRRORS,
     *PERIODS,
     *RINGS,
+    *REGIONS,
 )
 """Drawings that are also tried upon others."""
 WITHIN: tuple[Line, ...] = (
@@ -42,6 +45,7 @@ WITHIN: tuple[Line, ...] = (
     *MIRRORS,
     *PERIODS,
     *RINGS,
+    *REGIONS,
 )
 """Drawings that are also tried in each part of a grid by itself."""
 CUT: tuple[Line, ...] = (
