@@ -11,6 +11,7 @@ from ttt._grid.derived import DerivedInput
 from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.mirrors import MIRRORS
+from ttt._grid.drawing.panels import PANELS
 from ttt._grid.drawing.periods import PERIODS
 from ttt._grid.drawing.regions import REGIONS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
@@ -28,17 +29,12 @@ DRAWINGS: tuple[Line, ...] = (
     *PERIODS,
     *RINGS,
     *REGIONS,
+    *PANELS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
 
-UPON: tuple[Line, ...] = (
-    *KEYS,
-    *MIRRORS,
-    *PERIODS,
-    *RINGS,
-    *REGIONS,
-)
+UPON: tuple[Line, ...] = (*KEYS, *MIRRORS, *PERIODS, *RINGS, *REGIONS, *PANELS)
 """Drawings that are also tried upon others."""
 WITHIN: tuple[Line, ...] = (
     *SYMMETRIES,
