@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ttt._grid.derived import DerivedInput
+from ttt._grid.drawing.fitting import FITTINGS
 from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.mirrors import MIRRORS
@@ -30,6 +31,7 @@ DRAWINGS: tuple[Line, ...] = (
     *RINGS,
     *REGIONS,
     *PANELS,
+    *FITTINGS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
