@@ -11,6 +11,7 @@ from ttt._grid.derived import DerivedInput
 from ttt._grid.drawing.fitting import FITTINGS
 from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
+from ttt._grid.drawing.marks import MARKS
 from ttt._grid.drawing.mirrors import MIRRORS
 from ttt._grid.drawing.panels import PANELS
 from ttt._grid.drawing.periods import PERIODS
@@ -32,6 +33,7 @@ DRAWINGS: tuple[Line, ...] = (
     *REGIONS,
     *PANELS,
     *FITTINGS,
+    *MARKS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
