@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ttt._grid.derived import DerivedInput
+from ttt._grid.drawing.cleaning import CLEANINGS
 from ttt._grid.drawing.fitting import FITTINGS
 from ttt._grid.drawing.inside import cut_down, inside
 from ttt._grid.drawing.keys import KEYS
@@ -34,25 +35,16 @@ DRAWINGS: tuple[Line, ...] = (
     *PANELS,
     *FITTINGS,
     *MARKS,
+    *CLEANINGS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
 
 UPON: tuple[Line, ...] = (*KEYS, *MIRRORS, *PERIODS, *RINGS, *REGIONS, *PANELS)
 """Drawings that are also tried upon others."""
-WITHIN: tuple[Line, ...] = (
-    *SYMMETRIES,
-    *MIRRORS,
-    *PERIODS,
-    *RINGS,
-    *REGIONS,
-)
+WITHIN: tuple[Line, ...] = (*SYMMETRIES, *MIRRORS, *PERIODS, *RINGS, *REGIONS, *CLEANINGS)
 """Drawings that are also tried in each part of a grid by itself."""
-CUT: tuple[Line, ...] = (
-    *KEYS,
-    *STAMPS,
-    *SYMMETRIES,
-)
+CUT: tuple[Line, ...] = (*KEYS, *STAMPS, *SYMMETRIES, *CLEANINGS)
 """Drawings of which parts may be cut out."""
 TWICE = 4
 """How many drawings others are tried upon, the cheapest first."""
