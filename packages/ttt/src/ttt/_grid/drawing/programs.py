@@ -21,6 +21,7 @@ from ttt._grid.drawing.registry import Drawing, Line, drawings
 from ttt._grid.drawing.rings import RINGS
 from ttt._grid.drawing.stamps import STAMPS
 from ttt._grid.drawing.symmetry import SYMMETRIES
+from ttt._grid.drawing.walks import WALKS
 from ttt._grid.scene import Scene, Scenes, scenes_of
 from ttt.values import MAX_SIDE, Grid
 
@@ -36,6 +37,7 @@ DRAWINGS: tuple[Line, ...] = (
     *FITTINGS,
     *MARKS,
     *CLEANINGS,
+    *WALKS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
