@@ -15,6 +15,7 @@ from ttt._grid.drawing.keys import KEYS
 from ttt._grid.drawing.marks import MARKS
 from ttt._grid.drawing.mirrors import MIRRORS
 from ttt._grid.drawing.panels import PANELS
+from ttt._grid.drawing.paths import PATHS
 from ttt._grid.drawing.periods import PERIODS
 from ttt._grid.drawing.regions import REGIONS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
@@ -38,6 +39,7 @@ DRAWINGS: tuple[Line, ...] = (
     *MARKS,
     *CLEANINGS,
     *WALKS,
+    *PATHS,
 )
 """Every drawing; of two that make equal grids at equal cost the first one is kept."""
 
