@@ -222,6 +222,34 @@ def _pick(s: Scene, kind: str, measure: str, extreme: Extreme) -> int | None:
     return int(hits[0]) if same and len(hits) < len(values) else None
 
 
+PLACES = ("top row", "left column", "bottom row", "right column")
+"""Properties of a place, in which things differ though they are alike."""
+MOST_ALIKE = 40
+
+
+def odd_one_out(s: Scene, kind: str) -> int | None:
+    """Return the index of the thing that differs from all others, alike among themselves, in the most properties."""
+    key = ("odd one out", kind)
+    if key not in s.memo:
+        s.memo[key] = _odd_one_out(s, kind)
+    found: int | None = s.memo[key]
+    return found
+
+
+def _odd_one_out(s: Scene, kind: str) -> int | None:
+    if not 3 <= len(s.things(kind)) <= MOST_ALIKE:
+        return None
+    votes: Counter[int] = Counter()
+    for name in (*PROPERTIES, *REPEATS):
+        values = s.measure(kind, name)
+        present, count = np.unique(values, return_counts=True)
+        if name not in PLACES and len(present) == 2 and count.min() == 1:
+            votes[int(np.flatnonzero(values == present[count.argmin()])[0])] += 1
+    ranked = votes.most_common(2)
+    clear = len(ranked) == 1 or (len(ranked) == 2 and ranked[0][1] > ranked[1][1])
+    return ranked[0][0] if clear else None
+
+
 def seen(s: Scene, step: Step) -> Grid:
     """Return per cell the first drawn colour on the way in a direction, the background where there is none."""
     key = ("seen", step)

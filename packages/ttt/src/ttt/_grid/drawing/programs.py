@@ -21,6 +21,7 @@ from ttt._grid.drawing.regions import REGIONS
 from ttt._grid.drawing.registry import Drawing, Line, drawings
 from ttt._grid.drawing.rings import RINGS
 from ttt._grid.drawing.stamps import STAMPS
+from ttt._grid.drawing.summaries import SUMMARIES
 from ttt._grid.drawing.symmetry import SYMMETRIES
 from ttt._grid.drawing.walks import WALKS
 from ttt._grid.scene import Scene, Scenes, scenes_of
@@ -35,6 +36,7 @@ DRAWINGS: tuple[Line, ...] = (
     *RINGS,
     *REGIONS,
     *PANELS,
+    *SUMMARIES,
     *FITTINGS,
     *MARKS,
     *CLEANINGS,
