@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ttt._grid.geometry import EIGHT, Mask, Numbers, Step, framed, shift
-from ttt._grid.things import PROPERTIES, RELATED, REPEATS, Extreme, Thing
+from ttt._grid.things import FORMS, PROPERTIES, RELATED, REPEATS, Extreme, Thing
 from ttt.values import Grid, grid_bytes
 
 MAX_THINGS = 120
@@ -61,7 +61,7 @@ class Scene:
         return self._cut(kind)[1]
 
     def measure(self, kind: str, name: str) -> Numbers:
-        """Return one of `PROPERTIES` or `RELATED` of the things of a kind, or of `REPEATS` how many are equal."""
+        """Return a measure of the things of a kind; of `REPEATS` how many things are equal."""
         key = (kind, name)
         if key not in self._measures:
             things = self.things(kind)
@@ -72,7 +72,7 @@ class Scene:
             elif name in RELATED:
                 values = RELATED[name](things).tolist() if things else []
             else:
-                values = [PROPERTIES[name](t) for t in things]
+                values = [(FORMS.get(name) or PROPERTIES[name])(t) for t in things]
             self._measures[key] = np.array(values, dtype=np.int64)
         return self._measures[key]
 

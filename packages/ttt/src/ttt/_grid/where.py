@@ -26,8 +26,8 @@ from ttt._grid.growing.rules import grown
 from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.objects.rules import AROUND, surrounded
 from ttt._grid.restating import FURTHER
-from ttt._grid.scene import Scene
-from ttt._grid.things import PROPERTIES, RELATED, REPEATS, words_for
+from ttt._grid.scene import Scene, odd_one_out
+from ttt._grid.things import FORMS, PROPERTIES, RELATED, REPEATS, words_for
 from ttt._grid.transforms.registry import TRANSFORMS
 
 TABLES = (_features, _transforms, _engine)
@@ -73,6 +73,9 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")
         for words in by:
             yield _whole(re.escape(words)), partial(_places_of, measure)
+    for name, form in FORMS.items():
+        yield _whole(re.escape(f"its {name}")), partial(_places_of, form)
+    yield _whole("whether it is the odd one out"), partial(_places_of, odd_one_out)
     yield _whole("grown"), partial(_places_of, grown)
     for what in COUNTED:
         yield _whole(re.escape(f"the whole output by its number of {what}")), partial(_places_of, programs_by_count)
