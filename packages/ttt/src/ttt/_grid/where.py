@@ -17,7 +17,7 @@ from ttt._grid.compose import engine as _engine
 from ttt._grid.compose.parts import JOINS, SPLITS
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import LINES, Line
-from ttt._grid.counted import COUNTED, programs_by_count
+from ttt._grid.counted import COUNTED, ORDERS, programs_by_count
 from ttt._grid.drawing.inside import CHANGED, CUTS, PARTS, changed_part, in_parts
 from ttt._grid.drawing.programs import DRAWINGS
 from ttt._grid.drawing.registry import Line as Drawn
@@ -83,6 +83,8 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         yield _pattern_of_drawing(drawing), partial(_places_of, drawing.draw)
     for words, function in {**dict.fromkeys(PARTS, in_parts), **CUTS, CHANGED: changed_part}.items():
         yield _whole(re.escape(words)), partial(_places_of, function)
+    for words, order in ORDERS.items():
+        yield _whole(re.escape(f"filled {words}")), partial(_places_of, order)
     yield from _names_of_actions()
 
 
