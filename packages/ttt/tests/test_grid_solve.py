@@ -43,7 +43,7 @@ def legal(progress: Progress, tests: int) -> None:
             assert 0.0 <= c.confidence <= 1.0
 
 
-STEPS = 260
+STEPS = 270
 """Work units in which all stages have a turn on the task of noise."""
 
 

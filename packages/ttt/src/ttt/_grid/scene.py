@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ttt._grid.geometry import EIGHT, Mask, Numbers, Step, framed, shift
-from ttt._grid.things import PROPERTIES, RELATED, REPEATS, Extreme, Thing
+from ttt._grid.things import FORMS, PROPERTIES, RELATED, REPEATS, Extreme, Thing
 from ttt.values import Grid, grid_bytes
 
 MAX_THINGS = 120
@@ -61,7 +61,7 @@ class Scene:
         return self._cut(kind)[1]
 
     def measure(self, kind: str, name: str) -> Numbers:
-        """Return one of `PROPERTIES` or `RELATED` of the things of a kind, or of `REPEATS` how many are equal."""
+        """Return a measure of the things of a kind; of `REPEATS` how many things are equal."""
         key = (kind, name)
         if key not in self._measures:
             things = self.things(kind)
@@ -72,7 +72,7 @@ class Scene:
             elif name in RELATED:
                 values = RELATED[name](things).tolist() if things else []
             else:
-                values = [PROPERTIES[name](t) for t in things]
+                values = [(FORMS.get(name) or PROPERTIES[name])(t) for t in things]
             self._measures[key] = np.array(values, dtype=np.int64)
         return self._measures[key]
 
@@ -220,6 +220,34 @@ def _pick(s: Scene, kind: str, measure: str, extreme: Extreme) -> int | None:
     things = s.things(kind)
     same = all(np.array_equal(things[h].alone, things[hits[0]].alone) for h in hits[1:])
     return int(hits[0]) if same and len(hits) < len(values) else None
+
+
+PLACES = ("top row", "left column", "bottom row", "right column")
+"""Properties of a place, in which things differ though they are alike."""
+MOST_ALIKE = 40
+
+
+def odd_one_out(s: Scene, kind: str) -> int | None:
+    """Return the index of the thing that differs from all others, alike among themselves, in the most properties."""
+    key = ("odd one out", kind)
+    if key not in s.memo:
+        s.memo[key] = _odd_one_out(s, kind)
+    found: int | None = s.memo[key]
+    return found
+
+
+def _odd_one_out(s: Scene, kind: str) -> int | None:
+    if not 3 <= len(s.things(kind)) <= MOST_ALIKE:
+        return None
+    votes: Counter[int] = Counter()
+    for name in (*PROPERTIES, *REPEATS):
+        values = s.measure(kind, name)
+        present, count = np.unique(values, return_counts=True)
+        if name not in PLACES and len(present) == 2 and count.min() == 1:
+            votes[int(np.flatnonzero(values == present[count.argmin()])[0])] += 1
+    ranked = votes.most_common(2)
+    clear = len(ranked) == 1 or (len(ranked) == 2 and ranked[0][1] > ranked[1][1])
+    return ranked[0][0] if clear else None
 
 
 def seen(s: Scene, step: Step) -> Grid:

@@ -14,6 +14,7 @@ from ttt._grid.compose.compositions import Composition, Compositions, compositio
 from ttt._grid.compose.rows import Limits
 from ttt._grid.counted import programs_by_count
 from ttt._grid.derived import DerivedInput, Group, by_cost, groups_of
+from ttt._grid.drawing.programs import drawn
 from ttt._grid.features.columns import cells_of, most_informative
 from ttt._grid.objects.rules import object_programs
 from ttt._grid.restating import Restated, restated
@@ -100,6 +101,8 @@ def search_as_given(
         return
     for derived in groups_of(inputs, outputs, work, bases=1):
         found.groups = _with_composed(derived, composed)
+    found.groups = _with_members(found.groups, drawn(inputs, outputs, found.scenes), len(outputs))
+    work.spend(2)
     found.programs = found.programs + transform_programs(found.groups, outputs)
     found.programs = found.programs + programs_by_count(inputs, outputs, found.scenes)
     yield found
@@ -162,6 +165,17 @@ def _with_composed(groups: Sequence[Group], composed: Compositions) -> list[Grou
         known = {m.key for m in group.members}
         members = [DerivedInput(c.words, c.cost, c.grids) for c in made]
         group.members += [m for m in members if m.key not in known]
+    return by_cost(by_sizes)
+
+
+def _with_members(groups: Sequence[Group], more: Sequence[DerivedInput], pairs: int) -> list[Group]:
+    """Return the groups with more derived inputs, each in the group of its sizes."""
+    by_sizes = {g.sizes: Group(g.sizes, list(g.members)) for g in groups}
+    for made in more:
+        sizes = tuple(g.shape for g in made.grids[pairs:])
+        group = by_sizes.setdefault(sizes, Group(sizes))
+        if made.key not in {m.key for m in group.members}:
+            group.members.append(made)
     return by_cost(by_sizes)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
 from scipy import ndimage
@@ -138,6 +139,23 @@ PROPERTIES: dict[str, Callable[[Thing], int]] = {
     "colour": lambda t: t.colour,
 }
 """Every whole-number property of a thing, by its name in answers."""
+
+
+def _drawn_mask(t: Thing) -> Mask:
+    drawn: Mask = t.mask & (t.patch != t.background)
+    return drawn
+
+
+def _number(masks: Sequence[Mask]) -> int:
+    """Return a number that is the same for equal sets of masks, whatever the grid."""
+    return min(crc32(bytes(m.shape) + np.ascontiguousarray(m).tobytes()) for m in masks) >> 1
+
+
+FORMS: dict[str, Callable[[Thing], int]] = {
+    "shape": lambda t: _number([_drawn_mask(t)]),
+    "shape in any pose": lambda t: _number(poses(_drawn_mask(t))),
+}
+"""Numbers that say nothing but whether two things, also of different grids, are alike, by their names in answers."""
 
 REPEATS: dict[str, Callable[[Thing], Hashable]] = {
     "number of things of its shape": lambda t: (t.mask.shape, t.mask.tobytes()),

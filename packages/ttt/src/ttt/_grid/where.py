@@ -17,14 +17,17 @@ from ttt._grid.compose import engine as _engine
 from ttt._grid.compose.parts import JOINS, SPLITS
 from ttt._grid.compose.shapes import SHAPES
 from ttt._grid.compose.table import LINES, Line
-from ttt._grid.counted import COUNTED, programs_by_count
+from ttt._grid.counted import COUNTED, ORDERS, programs_by_count
+from ttt._grid.drawing.inside import CHANGED, CUTS, PARTS, changed_part, in_parts
+from ttt._grid.drawing.programs import DRAWINGS
+from ttt._grid.drawing.registry import Line as Drawn
 from ttt._grid.features.registry import FEATURES
 from ttt._grid.growing.rules import grown
 from ttt._grid.objects.actions import ERASED, actions
 from ttt._grid.objects.rules import AROUND, surrounded
 from ttt._grid.restating import FURTHER
-from ttt._grid.scene import Scene
-from ttt._grid.things import PROPERTIES, RELATED, REPEATS, words_for
+from ttt._grid.scene import Scene, odd_one_out
+from ttt._grid.things import FORMS, PROPERTIES, RELATED, REPEATS, words_for
 from ttt._grid.transforms.registry import TRANSFORMS
 
 TABLES = (_features, _transforms, _engine)
@@ -70,9 +73,18 @@ def _names() -> Iterator[tuple[str, Callable[[], tuple[str, ...]]]]:
         by = f"its {name}", f"its rank by {name}", words_for(name, "most"), words_for(name, "least")
         for words in by:
             yield _whole(re.escape(words)), partial(_places_of, measure)
+    for name, form in FORMS.items():
+        yield _whole(re.escape(f"its {name}")), partial(_places_of, form)
+    yield _whole("whether it is the odd one out"), partial(_places_of, odd_one_out)
     yield _whole("grown"), partial(_places_of, grown)
     for what in COUNTED:
         yield _whole(re.escape(f"the whole output by its number of {what}")), partial(_places_of, programs_by_count)
+    for drawing in DRAWINGS:
+        yield _pattern_of_drawing(drawing), partial(_places_of, drawing.draw)
+    for words, function in {**dict.fromkeys(PARTS, in_parts), **CUTS, CHANGED: changed_part}.items():
+        yield _whole(re.escape(words)), partial(_places_of, function)
+    for words, order in ORDERS.items():
+        yield _whole(re.escape(f"filled {words}")), partial(_places_of, order)
     yield from _names_of_actions()
 
 
@@ -100,6 +112,15 @@ def _pattern(line: Line) -> str:
     else:
         values = "[0-9]"
     return _whole(re.escape(line.words).replace(r"\{\}", f"(?:{values})"))
+
+
+def _pattern_of_drawing(line: Drawn) -> str:
+    """The words of a line of a table of drawings with any of its arguments and any colour."""
+    gap, colour = "\0", "\1"
+    words = re.escape(line.words.format(gap, colour=colour))
+    values = "|".join(re.escape(v) for v in sorted(line.args, key=len, reverse=True))
+    pattern = words.replace(re.escape(gap), f"(?:{values})").replace(re.escape(colour), "[0-9]")
+    return rf"(?<!\w){pattern}(?!\w)"
 
 
 def _places_of_line(line: Line) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ register(
     cells.NEIGHBOURS,
     cells.REGIONS,
     things.OWN_THING,
+    things.OF_REGIONS,
     things.COLOURS,
     things.BOXES,
     cells.POSITIONS,

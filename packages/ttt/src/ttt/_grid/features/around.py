@@ -13,6 +13,7 @@ from scipy import ndimage
 from ttt._grid.features.registry import Feature, Table
 from ttt._grid.geometry import EIGHT, STEPS, Numbers, shift
 from ttt._grid.scene import Scene
+from ttt._grid.things import Thing
 
 
 def _again(axis: int, s: Scene) -> Numbers:
@@ -149,7 +150,66 @@ def _panel_corner(s: Scene) -> Numbers | None:
     return out
 
 
+def _equal_panels(s: Scene) -> list[Thing]:
+    """Return the panels where all are of one size, else none."""
+    panels = s.things("panel")
+    return panels if len(panels) > 1 and len({t.mask.shape for t in panels}) == 1 else []
+
+
+def _fullest(panels: list[Thing]) -> Thing | None:
+    drawn = [int(t.drawn.sum()) for t in panels]
+    return panels[drawn.index(max(drawn))] if drawn.count(max(drawn)) == 1 else None
+
+
+def _in_other_panel(which: str, s: Scene) -> Numbers | None:
+    """Return the colour at the place of each cell in another panel; its own on separators and where there is none."""
+    panels = _equal_panels(s)
+    if not panels:
+        return None
+    fullest = _fullest(panels) if which == "fullest" else None
+    if which == "fullest" and fullest is None:
+        return None
+    out = s.grid.astype(np.int64)
+    across = len(s.panel_layout[1])
+    for n, t in enumerate(panels):
+        row, column = divmod(n, across)
+        if which in STEPS:
+            row, column = row + STEPS[which][0], column + STEPS[which][1]
+            if not (0 <= row < len(panels) // across and 0 <= column < across):
+                continue
+            other = panels[row * across + column]
+        else:
+            other = fullest or panels[0 if which == "first" else -1]
+        out[t.box] = other.patch
+    return out
+
+
+def _at_panels_place(s: Scene) -> Numbers | None:
+    """Return for each panel the colour of the fullest panel's cell that lies in it as the panel lies in the grid."""
+    panels, layout = _equal_panels(s), (len(s.panel_layout[0]), len(s.panel_layout[1]))
+    fullest = _fullest(panels) if panels and panels[0].mask.shape == layout else None
+    if fullest is None:
+        return None
+    out = s.grid.astype(np.int64)
+    for t, colour in zip(panels, fullest.patch.ravel().tolist(), strict=True):
+        out[t.box] = colour
+    return out
+
+
 PANELS: Table = {
+    **{
+        f"colour at its place in {words}": Feature(partial(_in_other_panel, which), is_colour=True, cost=1.2)
+        for which, words in {
+            "first": "the first panel",
+            "last": "the last panel",
+            "fullest": "the fullest panel",
+            "up": "the panel above",
+            "down": "the panel below",
+            "left": "the panel to the left",
+            "right": "the panel to the right",
+        }.items()
+    },
+    "colour in the fullest panel at the place of its panel": Feature(_at_panels_place, is_colour=True, cost=1.2),
     "row of panels": Feature(partial(_panel_place, True, False), cost=1.2),
     "column of panels": Feature(partial(_panel_place, False, False), cost=1.2),
     "first, last or other row of panels": Feature(partial(_panel_place, True, True), cost=1.2),

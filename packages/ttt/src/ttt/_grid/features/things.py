@@ -11,8 +11,8 @@ import numpy as np
 
 from ttt._grid.features.registry import Feature, Table
 from ttt._grid.geometry import Numbers
-from ttt._grid.scene import Scene
-from ttt._grid.things import MEASURES, Thing, words_for
+from ttt._grid.scene import Scene, odd_one_out
+from ttt._grid.things import FORMS, MEASURES, Thing, words_for
 
 
 def _on_cells(own: Numbers, kind: str, s: Scene) -> Numbers:
@@ -42,6 +42,11 @@ def _rank(kind: str, measure: str, s: Scene) -> Numbers | None:
     return _on_cells(1 + np.searchsorted(np.unique(values)[::-1] * -1, -values), kind, s)
 
 
+def _odd(kind: str, s: Scene) -> Numbers | None:
+    odd = odd_one_out(s, kind)
+    return None if odd is None else _on_cells(1 + (np.arange(len(s.things(kind))) == odd), kind, s)
+
+
 RANKED = {
     "number of cells",
     "height",
@@ -65,6 +70,9 @@ def _of_kind(kind: str, value: str, extreme: str, rank: str, extra: float) -> Ta
             table[extreme.format(words)] = Feature(partial(take, kind, measure), cost=1.1 + extra)
         if measure in RANKED:
             table[rank.format(measure)] = Feature(partial(_rank, kind, measure), cost=1.1 + extra)
+    table[extreme.format("that is the odd one out")] = Feature(partial(_odd, kind), cost=1.1 + extra)
+    for form in FORMS:
+        table[value.format(form)] = Feature(partial(_value, kind, form), cost=1.2 + extra)
     return table
 
 
@@ -98,6 +106,10 @@ def _colour_of(kind: str, rarest: bool, s: Scene) -> Numbers | None:
             values.append(int(present[t.drawn[present].argmin()] if rarest else t.drawn.argmax()))
     return np.array(values, dtype=np.int64)[s.labels(kind)]
 
+
+OF_REGIONS: Table = {
+    f"its background region's {form}": Feature(partial(_value, "region", form), cost=1.2) for form in FORMS
+}
 
 COLOURS: Table = {
     "its object's most frequent colour": Feature(partial(_colour_of, "object", False), is_colour=True, cost=1.2),
@@ -144,7 +156,20 @@ def _in_box(kind: str, value: Callable[[Place], Numbers], s: Scene) -> Numbers |
     return out
 
 
+def _boxes_over(kind: str, s: Scene) -> Numbers | None:
+    """Return in how many boxes of things each cell lies."""
+    things = s.things(kind)
+    if len(things) < 2:
+        return None
+    out = np.zeros(s.grid.shape, dtype=np.int64)
+    for t in things:
+        out[t.box] += 1
+    return out
+
+
 BOXES: Table = {
+    "in how many boxes of objects it lies": Feature(partial(_boxes_over, "object"), cost=1.2),
+    "in how many boxes of a colour's cells it lies": Feature(partial(_boxes_over, "colour"), cost=1.2),
     "lies in the box of a one-colour piece": Feature(partial(_in_box, "piece", Place.inside), cost=1.2),
     "ring in the box of a one-colour piece": Feature(partial(_in_box, "piece", Place.ring), cost=1.2),
     "row in the box of a one-colour piece": Feature(partial(_in_box, "piece", lambda p: p.r + 1), cost=1.2),

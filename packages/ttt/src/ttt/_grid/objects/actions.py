@@ -142,6 +142,13 @@ def _recolourings(own: Colours) -> Iterator[Action]:
         "the nearest other": "nearest",
         "the biggest other": "biggest",
         "one of its shape": "like-shaped",
+        "one of its shape in any pose": "like-posed",
+        "one with as many cells": "as large",
+        "one with as many holes": "as holed",
+        "one that begins in its row": "in its rows",
+        "one that begins in its column": "in its columns",
+        "the one in its box": "inside",
+        "the one around it": "around",
         **NEXT,
     }
     of_others: Colours = {

@@ -67,6 +67,13 @@ class Relations:
                 j for j in rest if np.array_equal(self.things[j].mask, me.mask) and self.things[j].colour != me.colour
             ]
             return rest[0] if len({self.things[j].colour for j in rest}) == 1 else None
+        if which in ALIKE:
+            mine = ALIKE[which](self, i)
+            rest = [j for j in rest if self.things[j].colour != self.things[i].colour and ALIKE[which](self, j) == mine]
+            return rest[0] if len({self.things[j].colour for j in rest}) == 1 else None
+        if which in ("inside", "around"):
+            rest = [j for j in rest if (self._within(j, i) if which == "inside" else self._within(i, j))]
+            return min(rest, key=lambda j: self.things[j].mask.size) if rest else None
         if which == "one that contains its colour":
             own = self.things[i].colours > 0
             held = [j for j in rest if (self.things[j].colours[own] > 0).all() and self.area[j] > self.area[i]]
@@ -82,6 +89,11 @@ class Relations:
         rest = [j for j in rest if self.things[j].colour == int(which)]
         return rest[0] if len(rest) == 1 else None
 
+    def _within(self, i: int, j: int) -> bool:
+        """Return whether the box of thing i lies in that of thing j, larger than it."""
+        (t, le, b, ri), (t2, le2, b2, ri2) = self.boxes[i], self.boxes[j]
+        return t2 <= t and le2 <= le and b2 >= b and ri2 >= ri and self.boxes[i] != self.boxes[j]
+
     def gap(self, i: int, j: int) -> Step:
         """Return the signed rows and columns from the box of thing i to that of thing j; 0 where they overlap."""
         (t, le, b, ri), (t2, le2, b2, ri2) = self.boxes[i], self.boxes[j]
@@ -95,6 +107,15 @@ class Relations:
         dr, dc = self.gap(i, j)
         return int(np.sign(dr)), int(np.sign(dc))
 
+
+ALIKE: dict[str, Callable[[Relations, int], int]] = {
+    "like-posed": lambda s, i: int(s.scene.measure(s.kind, "shape in any pose")[i]),
+    "as holed": lambda s, i: int(s.scene.measure(s.kind, "number of holes")[i]),
+    "as large": lambda s, i: s.area[i],
+    "in its rows": lambda s, i: s.boxes[i][0],
+    "in its columns": lambda s, i: s.boxes[i][1],
+}
+"""What two things of different colours must share for one to be named for the other."""
 
 Direction = Callable[[Relations, int], Step | None]
 """Returns a direction for thing i, None where it has none."""

@@ -18,8 +18,8 @@ from ttt._grid.objects.actions import ERASED, Action, actions
 from ttt._grid.objects.outcomes import Outcomes, on_grid, relations_of
 from ttt._grid.objects.relations import Relations, Strokes
 from ttt._grid.objects.tries import Table, Tries
-from ttt._grid.scene import Scene, Scenes
-from ttt._grid.things import KINDS, PROPERTIES, RELATED, REPEATS, words_for
+from ttt._grid.scene import Scene, Scenes, odd_one_out
+from ttt._grid.things import FORMS, KINDS, PROPERTIES, RELATED, REPEATS, words_for
 from ttt.values import Grid
 
 CUTS = ("object", "piece", "joined", "solid", "region", "enclosed", "panel", "colour")
@@ -133,6 +133,16 @@ class ObjectTask:
             if 1 < keys <= MOST_VALUES and codes.tobytes() not in seen:
                 seen.add(codes.tobytes())
                 yield Split(name, cost, codes, _in_words(numbers))
+        odd = np.concatenate([np.arange(len(s.things)) == odd_one_out(s.scene, self.kind) for s in self.relations])
+        codes, keys = dense(odd.astype(np.int64))
+        if keys == 2 and codes.tobytes() not in seen:
+            seen.add(codes.tobytes())
+            yield Split("whether it is the odd one out", 1.3, codes, _in_words(odd))
+        for name in FORMS:
+            codes, keys = dense(np.concatenate([s.measure(self.kind, name) for s in self.scenes]))
+            if 1 < keys <= MOST_VALUES and codes.tobytes() not in seen:
+                seen.add(codes.tobytes())
+                yield Split(f"its {name}", 1.3, codes, [f"number {n + 1}" for n in range(keys)])
 
     def surroundings(self, mine: Flags) -> Action | None:
         """Return the action of drawing the cells that look the same around three or more things of one size."""
