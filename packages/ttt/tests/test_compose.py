@@ -134,6 +134,47 @@ PICTURES = [
     ("cut into rows, then their number of colours as colours in a column", "12 11", "2 1"),
     ("cut into objects, then their number of drawn cells as colours in a row", "11.1", "21"),
     ("cut into the parts between one colour, then the first of them", "1.7.. ..7.2 77777 ..7.2", "1. .."),
+    ("with a frame of its commonest colour", "122", "22222 21222 22222"),
+    ("lines drawn up to the left", "... ... ..1", "1.. .1. ..1"),
+    ("lines drawn in all eight directions", ".... .1.. ....", "111. 1111 111."),
+    ("only the cells at its outer edge", "..... .111. .1.1. .121. .....", "..... .111. .1.1. .121. ....."),
+    ("only the cells not at its outer edge", "11111 1...1 1.2.1 1...1 11111", "..... ..... ..2.. ..... ....."),
+    ("all but its commonest colour grown until nothing is empty", "11.2 ....", "1122 2222"),
+    ("its middle", "12345 67891", "3 8"),
+    ("cut into one-colour pieces, then the last of them, then resized to the input's size", "1... ..23", "3333 3333"),
+    (
+        "cropped to what is drawn, then repeated from its place over the input's frame",
+        "..... ..12. .....",
+        "12121 12121 12121",
+    ),
+    (
+        "cropped to what is drawn, then repeated with gaps of a cell from its place over the input's frame",
+        "..... ..12. .....",
+        "..... 2.12. .....",
+    ),
+    (
+        "cropped to what is drawn, then repeated from its place over the input's frame, each second mirrored",
+        "...... ..12.. ......",
+        "211221 211221 211221",
+    ),
+    (
+        "cut into boxes with marked corners, then laid together at their places",
+        "11.11 1.2.1 ..3.. 1...1 11.11",
+        ".2. .3. ...",
+    ),
+    ("cut into one-colour pieces, then the first with the largest number of drawn cells", "11.2.33", "11"),
+    (
+        "cut into objects, then laid together at their places, the largest at the bottom",
+        "1.... ..222",
+        "1.... ..222",
+    ),
+    (
+        "cut into one-colour pieces, then joined in a column, the smallest box first",
+        "222 .1. 333",
+        "1.. 222 333",
+    ),
+    ("cut into one-colour pieces, then joined in the line in which they lie", "..1 ... 2.. ... ..3", "1 2 3"),
+    ("cut into one-colour pieces, then joined in the line in which they lie", "..1. 2... ...3", "213"),
 ]
 
 
@@ -263,8 +304,8 @@ class TestCore:
         rng = np.random.default_rng(seed)
         target = images[rng.integers(12, size=20), np.arange(20)]
         cost, pair = np.arange(12, dtype=np.int32), np.repeat([0, 1, 2], [7, 9, 4]).astype(np.int32)
-        fast = Stack(images, cost, target, pair).layered()
-        slow = Stack(images, cost, target, pair, compiled=False).layered()
+        one, other = Stack(images, cost, target, pair), Stack(images, cost, target, pair, compiled=False)
+        fast, slow = (s.layered() + s.layered_by_cover() for s in (one, other))
         assert [(m.layers, m.whole, m.cost, m.colours.tobytes()) for m in fast] == [
             (m.layers, m.whole, m.cost, m.colours.tobytes()) for m in slow
         ]
@@ -387,6 +428,22 @@ class TestCompositions:
         wanted[2, 2:4] = 4
         answers = [*made.exact, *made.layered]
         assert any(np.array_equal(c.grids[2], wanted) for c in answers)
+
+    def test_more_layers_are_chosen_by_what_they_cover(self) -> None:
+        """Six colours, each in a plain image of its own that costs more than images of the wrong kind: all are laid."""
+        target = np.repeat(np.arange(1, 7), 4).astype(np.uint8)
+        plain = np.where(target == np.arange(1, 7)[:, None], 8, 0).astype(np.uint8)
+        dots = np.where(np.arange(24) % 4 == 0, target * np.eye(6, dtype=np.uint8).repeat(4, axis=1), 0).astype(
+            np.uint8
+        )
+        images = np.concatenate([dots, plain])
+        cost = np.repeat([2, 14], 6).astype(np.int32)
+        stack = Stack(images, cost, target, np.repeat([0, 1], 12).astype(np.int32))
+        assert stack.layered() == []
+        made = stack.layered_by_cover()
+        assert np.array_equal(made[0].colours, target)
+        assert len(made[0].layers) == 6
+        assert {use for _, use, _ in made[0].layers} == {1}
 
     def test_stop(self) -> None:
         """A stop signal ends it; what was found until then is there."""
