@@ -22,6 +22,8 @@ MOST_BY_COVER = 10
 """Layers of a program whose layers were chosen by what they cover alone."""
 STARTS_BY_COVER = 3
 """How many first layers are tried for it."""
+DEAREST_BY_COVER = 150
+"""The dearest such program: of 9 dearer ones on develop tasks none was right, of 27 others 12."""
 CHEAP = (15, 25)
 """Such layers are looked for among images of at most these costs first, then among all: in tenths of an operation."""
 LAYER_COST = 6
@@ -194,7 +196,7 @@ class Stack:
             images = int(np.searchsorted(self.cost, limit, side="right"))
             weight = np.full(images, LAYER_COST, dtype=np.int32)
             made += self._started(_Rule(images, weight, MOST_BY_COVER, STARTS_BY_COVER))
-        return self.merged(made)
+        return self.merged([m for m in made if m.cost <= DEAREST_BY_COVER])
 
     def merged(self, made: Sequence[Layered]) -> list[Layered]:
         """Of each outcome the cheapest program, cheapest first."""
