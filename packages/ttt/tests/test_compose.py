@@ -21,10 +21,11 @@ from ttt._grid.compose.core import Compiled
 from ttt._grid.compose.engine import Enumeration, decoded
 from ttt._grid.compose.layers import Stack
 from ttt._grid.compose.parts import JOINS, PROPERTIES, SPLITS
+from ttt._grid.compose.pieces import Piece
 from ttt._grid.compose.rows import EXACT, FLAGS, Limits, Start, grids_of
 from ttt._grid.compose.screening import Screen, disjoint
 from ttt._grid.compose.shapes import SHAPES
-from ttt._grid.compose.table import FOR_OUTPUTS, GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
+from ttt._grid.compose.table import ALONE, FOR_OUTPUTS, GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
 from ttt._grid.features.columns import dense
 from ttt._grid.search import search
 from ttt._grid.size_guess import sizes_by_rule
@@ -217,6 +218,22 @@ class TestPrimitives:
         assert np.array_equal(grids_of(search.row(exact[0]), 1)[0], made)
 
 
+class TestLists:
+    """Functions of a piece, on each piece of a list."""
+
+    def test_each_piece_is_changed_by_itself(self) -> None:
+        """Colours exchanged in each of three objects, each of which has two."""
+        grid, made = picture("12..3. ....34 5..... 6....."), picture("21..4. ....43 6..... 5.....")
+        found_ = compositions([grid], [made], Limits(work=3_000_000)).exact
+        assert found_[0].words.startswith("cut into objects, then its two colours exchanged")
+
+    def test_functions_that_take_the_whole_are_left_alone(self) -> None:
+        """They name the input, or lose a piece's place."""
+        on_lists = {line.function for line in LINES if line.maps}
+        assert on_lists == SHAPES.keys() - ALONE
+        assert SHAPES.keys() >= ALONE
+
+
 class TestTable:
     """The table is whole: words, functions in C and in numpy."""
 
@@ -363,6 +380,41 @@ def test_functions_that_arrange_are_twins(grid: np.ndarray) -> None:
     fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
     assert np.array_equal(fast.nodes(), slow.nodes())
     assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))
+
+
+@compiled
+@given(
+    arrays(
+        np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=5, max_side=11), elements=st.sampled_from([0, 0, 2])
+    ),
+    st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None, max_examples=25)
+def test_functions_on_lists_are_twins(grid: np.ndarray, seed: int) -> None:
+    """Of boxes with marked corners among other cells, and of the pieces of a cut."""
+    (top, bottom), (left, right) = (np.sort(np.random.default_rng(seed).choice(n - 2, 2, False)) for n in grid.shape)
+    for r, c, inside in ((top, left, 3), (top, right, 2), (bottom, left, 1), (bottom, right, 0)):
+        grid[r : r + 2, c : c + 2] = np.where(np.arange(4) == inside, 3, 1).reshape(2, 2)
+    kinds = {"cut_marked", "cut_pieces", "outer_edge", "spread", "middle", "take_first", "line_up", "overlay", "beside"}
+    kinds |= {"fit_input", "tile_input", "mirror_input", "add_frame", "rays"}
+    table = [p for p in primitives([grid], [grid]) if p.function in kinds]
+    start = Start.of([grid], [grid], Limits(cost=24, work=40_000), [])
+    fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+    assert np.array_equal(fast.nodes(), slow.nodes())
+    assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 0, 1, 2])))
+@settings(deadline=None, max_examples=40)
+def test_the_outer_edge_and_the_rest_are_the_whole(grid: np.ndarray) -> None:
+    """Each drawn cell is in one of both; the rest lies behind the edge, so it touches no border."""
+    piece = Piece(0, 0, grid)
+    edge, rest = (SHAPES["outer_edge"](piece, piece, arg).cells for arg in (0, 1))
+    assert np.array_equal(np.maximum(edge, rest), grid)
+    assert not (edge.astype(bool) & rest.astype(bool)).any()
+    frame = np.ones(grid.shape, dtype=bool)
+    frame[1:-1, 1:-1] = False
+    assert not rest[frame].any()
 
 
 class TestOutputSizes:
