@@ -26,7 +26,7 @@ GROUPS = 3
 """How many size groups are searched for rules, cheapest first."""
 OBJECT_RULE_INPUTS = 4
 """How many derived inputs the object rules are tried on when no other rule fits."""
-COMPOSED_INPUTS = 780
+COMPOSED_INPUTS = 960
 """How many compositions of a size group the rules may look at."""
 COMPOSING = 5
 """Work units for composing transformations of the task."""

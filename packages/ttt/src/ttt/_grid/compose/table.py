@@ -220,6 +220,13 @@ LINES = (
             "along both diagonals": UP_LEFT | UP_RIGHT | DOWN_LEFT | DOWN_RIGHT,
             "along one diagonal": UP_LEFT | DOWN_RIGHT,
             "along the other diagonal": UP_RIGHT | DOWN_LEFT,
+        },
+    ),
+    Line(
+        "lines drawn {}",
+        "rays",
+        12,
+        {
             "up to the left": UP_LEFT,
             "up to the right": UP_RIGHT,
             "down to the left": DOWN_LEFT,
