@@ -21,10 +21,11 @@ from ttt._grid.compose.core import Compiled
 from ttt._grid.compose.engine import Enumeration, decoded
 from ttt._grid.compose.layers import Stack
 from ttt._grid.compose.parts import JOINS, PROPERTIES, SPLITS
+from ttt._grid.compose.pieces import Piece
 from ttt._grid.compose.rows import EXACT, FLAGS, Limits, Start, grids_of
 from ttt._grid.compose.screening import Screen, disjoint
 from ttt._grid.compose.shapes import SHAPES
-from ttt._grid.compose.table import FOR_OUTPUTS, GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
+from ttt._grid.compose.table import ALONE, FOR_OUTPUTS, GIVES_LIST, LINES, NUMBERS, TAKES_LIST, primitives
 from ttt._grid.features.columns import dense
 from ttt._grid.search import search
 from ttt._grid.size_guess import sizes_by_rule
@@ -134,6 +135,47 @@ PICTURES = [
     ("cut into rows, then their number of colours as colours in a column", "12 11", "2 1"),
     ("cut into objects, then their number of drawn cells as colours in a row", "11.1", "21"),
     ("cut into the parts between one colour, then the first of them", "1.7.. ..7.2 77777 ..7.2", "1. .."),
+    ("with a frame of its commonest colour", "122", "22222 21222 22222"),
+    ("lines drawn up to the left", "... ... ..1", "1.. .1. ..1"),
+    ("lines drawn in all eight directions", ".... .1.. ....", "111. 1111 111."),
+    ("only the cells at its outer edge", "..... .111. .1.1. .121. .....", "..... .111. .1.1. .121. ....."),
+    ("only the cells not at its outer edge", "11111 1...1 1.2.1 1...1 11111", "..... ..... ..2.. ..... ....."),
+    ("all but its commonest colour grown until nothing is empty", "11.2 ....", "1122 2222"),
+    ("its middle", "12345 67891", "3 8"),
+    ("cut into one-colour pieces, then the last of them, then resized to the input's size", "1... ..23", "3333 3333"),
+    (
+        "cropped to what is drawn, then repeated from its place over the input's frame",
+        "..... ..12. .....",
+        "12121 12121 12121",
+    ),
+    (
+        "cropped to what is drawn, then repeated with gaps of a cell from its place over the input's frame",
+        "..... ..12. .....",
+        "..... 2.12. .....",
+    ),
+    (
+        "cropped to what is drawn, then repeated from its place over the input's frame, each second mirrored",
+        "...... ..12.. ......",
+        "211221 211221 211221",
+    ),
+    (
+        "cut into boxes with marked corners, then laid together at their places",
+        "11.11 1.2.1 ..3.. 1...1 11.11",
+        ".2. .3. ...",
+    ),
+    ("cut into one-colour pieces, then the first with the largest number of drawn cells", "11.2.33", "11"),
+    (
+        "cut into objects, then laid together at their places, the largest at the bottom",
+        "1.... ..222",
+        "1.... ..222",
+    ),
+    (
+        "cut into one-colour pieces, then joined in a column, the smallest box first",
+        "222 .1. 333",
+        "1.. 222 333",
+    ),
+    ("cut into one-colour pieces, then joined in the line in which they lie", "..1 ... 2.. ... ..3", "1 2 3"),
+    ("cut into one-colour pieces, then joined in the line in which they lie", "..1. 2... ...3", "213"),
 ]
 
 
@@ -174,6 +216,22 @@ class TestPrimitives:
         exact = [i for i, f in enumerate(search.nodes()) if f[FLAGS] & EXACT]
         assert exact, "the picture was not made"
         assert np.array_equal(grids_of(search.row(exact[0]), 1)[0], made)
+
+
+class TestLists:
+    """Functions of a piece, on each piece of a list."""
+
+    def test_each_piece_is_changed_by_itself(self) -> None:
+        """Colours exchanged in each of three objects, each of which has two."""
+        grid, made = picture("12..3. ....34 5..... 6....."), picture("21..4. ....43 6..... 5.....")
+        found_ = compositions([grid], [made], Limits(work=3_000_000)).exact
+        assert found_[0].words.startswith("cut into objects, then its two colours exchanged")
+
+    def test_functions_that_take_the_whole_are_left_alone(self) -> None:
+        """They name the input, or lose a piece's place."""
+        on_lists = {line.function for line in LINES if line.maps}
+        assert on_lists == SHAPES.keys() - ALONE
+        assert SHAPES.keys() >= ALONE
 
 
 class TestTable:
@@ -263,8 +321,8 @@ class TestCore:
         rng = np.random.default_rng(seed)
         target = images[rng.integers(12, size=20), np.arange(20)]
         cost, pair = np.arange(12, dtype=np.int32), np.repeat([0, 1, 2], [7, 9, 4]).astype(np.int32)
-        fast = Stack(images, cost, target, pair).layered()
-        slow = Stack(images, cost, target, pair, compiled=False).layered()
+        one, other = Stack(images, cost, target, pair), Stack(images, cost, target, pair, compiled=False)
+        fast, slow = (s.layered() + s.layered_by_cover() for s in (one, other))
         assert [(m.layers, m.whole, m.cost, m.colours.tobytes()) for m in fast] == [
             (m.layers, m.whole, m.cost, m.colours.tobytes()) for m in slow
         ]
@@ -322,6 +380,41 @@ def test_functions_that_arrange_are_twins(grid: np.ndarray) -> None:
     fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
     assert np.array_equal(fast.nodes(), slow.nodes())
     assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))
+
+
+@compiled
+@given(
+    arrays(
+        np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=5, max_side=11), elements=st.sampled_from([0, 0, 2])
+    ),
+    st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None, max_examples=25)
+def test_functions_on_lists_are_twins(grid: np.ndarray, seed: int) -> None:
+    """Of boxes with marked corners among other cells, and of the pieces of a cut."""
+    (top, bottom), (left, right) = (np.sort(np.random.default_rng(seed).choice(n - 2, 2, False)) for n in grid.shape)
+    for r, c, inside in ((top, left, 3), (top, right, 2), (bottom, left, 1), (bottom, right, 0)):
+        grid[r : r + 2, c : c + 2] = np.where(np.arange(4) == inside, 3, 1).reshape(2, 2)
+    kinds = {"cut_marked", "cut_pieces", "outer_edge", "spread", "middle", "take_first", "line_up", "overlay", "beside"}
+    kinds |= {"fit_input", "tile_input", "mirror_input", "add_frame", "rays"}
+    table = [p for p in primitives([grid], [grid]) if p.function in kinds]
+    start = Start.of([grid], [grid], Limits(cost=24, work=40_000), [])
+    fast, slow = run(Compiled, start, table), run(Enumeration, start, table)
+    assert np.array_equal(fast.nodes(), slow.nodes())
+    assert all(fast.row(i) == slow.row(i) for i in range(len(fast.nodes())))
+
+
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 0, 1, 2])))
+@settings(deadline=None, max_examples=40)
+def test_the_outer_edge_and_the_rest_are_the_whole(grid: np.ndarray) -> None:
+    """Each drawn cell is in one of both; the rest lies behind the edge, so it touches no border."""
+    piece = Piece(0, 0, grid)
+    edge, rest = (SHAPES["outer_edge"](piece, piece, arg).cells for arg in (0, 1))
+    assert np.array_equal(np.maximum(edge, rest), grid)
+    assert not (edge.astype(bool) & rest.astype(bool)).any()
+    frame = np.ones(grid.shape, dtype=bool)
+    frame[1:-1, 1:-1] = False
+    assert not rest[frame].any()
 
 
 class TestOutputSizes:
@@ -387,6 +480,22 @@ class TestCompositions:
         wanted[2, 2:4] = 4
         answers = [*made.exact, *made.layered]
         assert any(np.array_equal(c.grids[2], wanted) for c in answers)
+
+    def test_more_layers_are_chosen_by_what_they_cover(self) -> None:
+        """Six colours, each in a plain image of its own that costs more than images of the wrong kind: all are laid."""
+        target = np.repeat(np.arange(1, 7), 4).astype(np.uint8)
+        plain = np.where(target == np.arange(1, 7)[:, None], 8, 0).astype(np.uint8)
+        dots = np.where(np.arange(24) % 4 == 0, target * np.eye(6, dtype=np.uint8).repeat(4, axis=1), 0).astype(
+            np.uint8
+        )
+        images = np.concatenate([dots, plain])
+        cost = np.repeat([2, 14], 6).astype(np.int32)
+        stack = Stack(images, cost, target, np.repeat([0, 1], 12).astype(np.int32))
+        assert stack.layered() == []
+        made = stack.layered_by_cover()
+        assert np.array_equal(made[0].colours, target)
+        assert len(made[0].layers) == 6
+        assert {use for _, use, _ in made[0].layers} == {1}
 
     def test_stop(self) -> None:
         """A stop signal ends it; what was found until then is there."""

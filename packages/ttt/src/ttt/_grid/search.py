@@ -27,7 +27,7 @@ GROUPS = 3
 """How many size groups are searched for rules, cheapest first."""
 OBJECT_RULE_INPUTS = 4
 """How many derived inputs the object rules are tried on when no other rule fits."""
-COMPOSED_INPUTS = 780
+COMPOSED_INPUTS = 960
 """How many compositions of a size group the rules may look at."""
 COMPOSING = 5
 """Work units for composing transformations of the task."""
@@ -42,6 +42,8 @@ LIKELY_COST = 7.0
 cost at most this, and in 6 of 12 where it cost more."""
 PER_UNIT = 20_000_000
 """Work units of the compositional search in one of the solver's."""
+EXPLAINED_COST = 10.0
+"""Tables of three columns are tried beside dearer programs: of 20 layers that cost more, 2 were right."""
 GUESSED_SIZE = 0.3
 """Factor of the confidence where the size of the output is a guess."""
 
@@ -113,7 +115,7 @@ def search_as_given(
         if work.over:
             return
         known = None if n else found.scenes
-        made = cell_programs(group, inputs, outputs, seed, work, bool(found.programs), known)
+        made = cell_programs(group, inputs, outputs, seed, work, _explained(found.programs), known)
         found.programs = found.programs + [replace(p, trust=GUESSED_SIZE) if group.guessed else p for p in made]
         yield found
     for base in _object_rule_inputs(found.groups, outputs):
@@ -127,6 +129,11 @@ def search_as_given(
 def _settled(programs: Sequence[Program], cost: float = LIKELY_COST) -> bool:
     """Return whether a program is cheap enough to stop at; one that rests on a guessed size never is."""
     return any(p.cost <= cost and p.trust == 1.0 for p in programs)
+
+
+def _explained(programs: Sequence[Program]) -> bool:
+    """Return whether a program is cheap enough to be no accident."""
+    return any(p.cost <= EXPLAINED_COST for p in programs)
 
 
 def _composed(inputs: Sequence[Grid], outputs: Sequence[Grid], work: Work, units: int) -> Compositions:
@@ -187,7 +194,7 @@ def _restated_programs(restatement: Restated, seed: int, work: Work) -> list[Pro
     if not composed.exact:
         groups = _with_composed(list(groups_of(inputs, outputs, work, bases=1))[-1], composed)
         if groups and not work.over:
-            programs += cell_programs(groups[0], inputs, outputs, seed, work, bool(programs))
+            programs += cell_programs(groups[0], inputs, outputs, seed, work, _explained(programs))
     return [undone(p, restatement) for p in programs]
 
 

@@ -108,7 +108,7 @@ def compositions(
         found.exact += [c for k, c in shown.items() if flags[k] & EXACT]
         if not solved and rank < GROUPS:
             stack = Stack(cells, values[mine, COST], target, pair, compiled)
-            for made in stack.layered():
+            for made in stack.merged([*stack.layered(), *stack.layered_by_cover()]):
                 layers = Composition(_layers_in_words(made, mine, names), made.cost / 10, _cut(made.colours, shapes))
                 found.layered.append(layers)
     found.exact.sort(key=lambda c: c.cost)

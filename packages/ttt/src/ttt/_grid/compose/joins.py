@@ -12,8 +12,8 @@ from ttt.values import Grid
 
 
 @join
-def overlay(pieces: Sequence[Piece], _arg: int) -> list[Piece] | None:
-    """All at their places in the box around them; what comes later lies above."""
+def overlay(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
+    """All at their places in the box around them; later ones (0), or those with fewer drawn cells (1), lie above."""
     top, left = min(p.y for p in pieces), min(p.x for p in pieces)
     shape = (
         max(p.y + p.cells.shape[0] for p in pieces) - top,
@@ -22,18 +22,17 @@ def overlay(pieces: Sequence[Piece], _arg: int) -> list[Piece] | None:
     if max(shape) > LARGEST:
         return None
     out: Grid = np.zeros(shape, dtype=np.uint8)
-    for p in pieces:
+    for p in sorted(pieces, key=lambda p: -int(np.count_nonzero(p.cells))) if arg else pieces:
         mine = placed(p, shape, top, left)
         out = np.where(mine != 0, mine, out)
     return [Piece(top, left, out)]
 
 
-@join
-def beside(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
-    """In a row (0) or a column (1), in their order."""
+def _in_line(pieces: Sequence[Piece], column: bool) -> list[Piece] | None:
+    """In a row or a column, in their order."""
     if len(pieces) < 2:
         return None
-    lying = [p.cells.T if arg else p.cells for p in pieces]
+    lying = [p.cells.T if column else p.cells for p in pieces]
     shape = max(g.shape[0] for g in lying), sum(g.shape[1] for g in lying)
     if max(shape) > LARGEST:
         return None
@@ -41,7 +40,21 @@ def beside(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
     for g in lying:
         out[: g.shape[0], at : at + g.shape[1]] = g
         at += g.shape[1]
-    return [Piece(0, 0, np.ascontiguousarray(out.T if arg else out))]
+    return [Piece(0, 0, np.ascontiguousarray(out.T if column else out))]
+
+
+@join
+def beside(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
+    """In a row (arg % 2 = 0) or a column (1), in their order (arg < 2) or the smallest box first."""
+    return _in_line(sorted(pieces, key=lambda p: p.cells.size) if arg >= 2 else pieces, bool(arg % 2))
+
+
+@join
+def line_up(pieces: Sequence[Piece], _arg: int) -> list[Piece] | None:
+    """As they lie: in a row unless the tops are farther apart than the sides."""
+    gaps = [min(np.diff(sorted(places)), default=0) for places in ([p.x for p in pieces], [p.y for p in pieces])]
+    column = bool(gaps[1] > gaps[0])
+    return _in_line(sorted(pieces, key=lambda p: p.y if column else p.x), column)
 
 
 def _piled(pieces: Sequence[Piece]) -> Grid | None:

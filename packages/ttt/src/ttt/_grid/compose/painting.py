@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ttt._grid.compose.pieces import STEPS, Mask, Piece, commonest, drawn_box, enclosed, placed, shifted
+from ttt._grid.compose.pieces import STEPS, Mask, Piece, commonest, connected, drawn_box, enclosed, placed, shifted
 from ttt._grid.compose.shapes import shape
 from ttt.values import Grid
 
@@ -63,6 +63,19 @@ def outline(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
 def inner(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """All but the drawn cells next to an empty one or the edge."""
     return piece.showing(np.where(_at_edge(piece.cells), 0, piece.cells))
+
+
+@shape
+def outer_edge(piece: Piece, _source: Piece, arg: int) -> Piece | None:
+    """Only the drawn cells that empty cells join to the border, over sides and corners (0), or all others (1)."""
+    g = piece.cells
+    edge = np.ones(g.shape, dtype=bool)
+    edge[1:-1, 1:-1] = False
+    outside = connected(g == 0, edge)
+    near = outside.astype(np.uint8)
+    for dy, dx in STEPS:
+        near |= shifted(outside.astype(np.uint8), dy, dx)
+    return piece.showing(np.where((near.astype(bool) | edge) == bool(arg), 0, g))
 
 
 @shape
@@ -218,14 +231,17 @@ def roll(piece: Piece, _source: Piece, arg: int) -> Piece | None:
 
 
 @shape
-def spread(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
-    """Grown to the sides until nothing is empty."""
-    g = piece.cells
-    if not g.any():
+def spread(piece: Piece, _source: Piece, arg: int) -> Piece | None:
+    """Grown to the sides until nothing is empty: all colours (0), or all but the commonest (1)."""
+    g, still = piece.cells, commonest(piece.cells)
+    if not still:
         return None
-    while not g.all():
-        g = _first_seen(g, [shifted(g, -dy, -dx) for dy, dx in STEPS[:4]])
-    return piece.showing(g)
+    while True:
+        growing = np.where(g == still, 0, g) if arg else g
+        new = _first_seen(g, [shifted(growing, -dy, -dx) for dy, dx in STEPS[:4]])
+        if np.array_equal(new, g):
+            return piece.showing(g)
+        g = new
 
 
 @shape

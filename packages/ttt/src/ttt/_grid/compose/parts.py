@@ -86,6 +86,31 @@ def _window(piece: Piece, top: int, left: int, h: int, w: int) -> Piece:
     return Piece(piece.y + top, piece.x + left, np.ascontiguousarray(piece.cells[top : top + h, left : left + w]))
 
 
+def _marked_corner(g: Grid, r: int, c: int, inside: int) -> int:
+    """The colour of three of the four cells from a place on, all but one; 0 where they differ or it has that colour."""
+    four = g[r : r + 2, c : c + 2].ravel().tolist()
+    odd = four.pop(inside)
+    return four[0] if four.count(four[0]) == 3 and odd != four[0] else 0
+
+
+@split
+def cut_marked(piece: Piece, _arg: int) -> list[Piece] | None:
+    """What lies in boxes with marked corners, in reading order, smaller ones first.
+
+    A corner is marked where of the four cells around it those outside the box have one colour and that inside another.
+    """
+    g = piece.cells
+    rows, columns = range(g.shape[0] - 1), range(g.shape[1] - 1)
+    corner = [np.array([[_marked_corner(g, r, c, k) for c in columns] for r in rows], dtype=np.uint8) for k in range(4)]
+    found = []
+    for r, c in np.argwhere(corner[3]).tolist() if corner[3].size else []:
+        for bottom, right in np.argwhere(corner[0][r + 1 :, c + 1 :] == corner[3][r, c]).tolist():
+            h, w = bottom + 1, right + 1
+            if corner[3][r, c] == corner[2][r, c + w] == corner[1][r + h, c]:
+                found.append(_window(piece, r + 1, c + 1, h, w))
+    return found if 0 < len(found) <= MOST_PIECES else None
+
+
 def _full(lines: Grid, colour: int) -> npt.NDArray[np.bool_]:
     full: npt.NDArray[np.bool_] = (lines == colour).all(axis=1)
     return full
@@ -240,6 +265,13 @@ def take_extreme(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
     """The one with the most or the least; several only if they are drawn alike, then the first."""
     kept = keep_extreme(pieces, arg)
     return kept[:1] if kept and len({_drawing(p) for p in kept}) == 1 else None
+
+
+@join
+def take_first(pieces: Sequence[Piece], arg: int) -> list[Piece] | None:
+    """The first of those with the most or the least."""
+    kept = keep_extreme(pieces, arg)
+    return kept[:1] if kept else None
 
 
 @join

@@ -45,6 +45,14 @@ def crop(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
 
 
 @shape
+def middle(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
+    """The cell in the middle, or the two or four."""
+    h, w = piece.cells.shape
+    top, left = (h - 1) // 2, (w - 1) // 2
+    return piece.showing(piece.cells[top : top + 2 - h % 2, left : left + 2 - w % 2], top, left)
+
+
+@shape
 def trim(piece: Piece, _source: Piece, _arg: int) -> Piece | None:
     """Without the outermost rows and columns."""
     return piece.showing(piece.cells[1:-1, 1:-1], 1, 1) if min(piece.cells.shape) > 2 else None
@@ -159,8 +167,8 @@ def tile_input_frame(piece: Piece, source: Piece, _arg: int) -> Piece | None:
 
 @shape
 def add_frame(piece: Piece, _source: Piece, arg: int) -> Piece | None:
-    """One more cell of a colour on every side."""
-    return piece.showing(np.pad(piece.cells, 1, constant_values=arg), -1, -1)
+    """One more cell on every side, of a colour or of the commonest for 0."""
+    return piece.showing(np.pad(piece.cells, 1, constant_values=arg or commonest(piece.cells)), -1, -1)
 
 
 @shape
@@ -184,15 +192,26 @@ def _shares(given: int, wanted: int) -> npt.NDArray[np.int64]:
     return shares
 
 
-@shape
-def fit_output(piece: Piece, source: Piece, _arg: int) -> Piece | None:
-    """Resized to the output's size: each cell the colour that covers most of it, the lowest of equals."""
+def _fitted(piece: Piece, size: tuple[int, ...]) -> Piece | None:
+    """Resized: each cell the colour that covers most of it, the lowest of equals."""
     g = piece.cells
-    if source.output is None or source.output == g.shape:
+    if size == g.shape:
         return None
-    down, across = _shares(g.shape[0], source.output[0]), _shares(g.shape[1], source.output[1])
+    down, across = _shares(g.shape[0], size[0]), _shares(g.shape[1], size[1])
     weight = np.stack([down @ (g == c) @ across.T for c in range(10)])
     return Piece(0, 0, weight.argmax(axis=0).astype(np.uint8))
+
+
+@shape
+def fit_output(piece: Piece, source: Piece, _arg: int) -> Piece | None:
+    """Resized to the output's size."""
+    return None if source.output is None else _fitted(piece, source.output)
+
+
+@shape
+def fit_input(piece: Piece, source: Piece, _arg: int) -> Piece | None:
+    """Resized to the input's size."""
+    return _fitted(piece, source.cells.shape)
 
 
 def _taken(piece: Piece, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Piece:
@@ -203,26 +222,44 @@ def _taken(piece: Piece, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.in
     return Piece(0, 0, np.where(inside, found, 0).astype(np.uint8))
 
 
+def _tiled(piece: Piece, size: tuple[int, ...], apart: int) -> Piece:
+    """Copies over a frame, some cells apart, one of them at its place."""
+    h, w = piece.cells.shape
+    rows, columns = (np.arange(n) for n in size)
+    return _taken(piece, (rows - piece.y) % (h + apart), (columns - piece.x) % (w + apart))
+
+
 @shape
 def tile_output(piece: Piece, source: Piece, arg: int) -> Piece | None:
     """Copies over the output's frame, `arg` cells apart, one of them at its place."""
-    if source.output is None:
-        return None
-    h, w = piece.cells.shape
-    rows, columns = (np.arange(n) for n in source.output)
-    return _taken(piece, (rows - piece.y) % (h + arg), (columns - piece.x) % (w + arg))
+    return None if source.output is None else _tiled(piece, source.output, arg)
+
+
+@shape
+def tile_input(piece: Piece, source: Piece, arg: int) -> Piece | None:
+    """Copies over the input's frame, `arg` cells apart, one of them at its place."""
+    return _tiled(piece, source.cells.shape, arg)
+
+
+def _mirrored(piece: Piece, size: tuple[int, ...], apart: int) -> Piece:
+    """The same with each second copy mirrored."""
+    found = []
+    for n, at, side in zip(size, (piece.y, piece.x), piece.cells.shape, strict=True):
+        places, step = (np.arange(n) - at) % (2 * (side + apart)), side + apart
+        found.append(np.where(places >= step, step + side - 1 - places, places))
+    return _taken(piece, *found)
 
 
 @shape
 def mirror_output(piece: Piece, source: Piece, arg: int) -> Piece | None:
-    """The same with each second copy mirrored."""
-    if source.output is None:
-        return None
-    found = []
-    for n, at, side in zip(source.output, (piece.y, piece.x), piece.cells.shape, strict=True):
-        places, apart = (np.arange(n) - at) % (2 * (side + arg)), side + arg
-        found.append(np.where(places >= apart, apart + side - 1 - places, places))
-    return _taken(piece, *found)
+    """Copies over the output's frame, each second mirrored."""
+    return None if source.output is None else _mirrored(piece, source.output, arg)
+
+
+@shape
+def mirror_input(piece: Piece, source: Piece, arg: int) -> Piece | None:
+    """Copies over the input's frame, each second mirrored."""
+    return _mirrored(piece, source.cells.shape, arg)
 
 
 def _counted(g: Grid, what: int) -> int:

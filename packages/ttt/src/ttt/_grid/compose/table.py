@@ -21,6 +21,7 @@ GIVES_LIST = frozenset(
         "cut_panels",
         "cut_parts",
         "cut_lines",
+        "cut_marked",
         "keep_extreme",
         "drop_extreme",
         "sort_by",
@@ -32,10 +33,12 @@ TAKES_LIST = frozenset(
         "keep_extreme",
         "drop_extreme",
         "take_extreme",
+        "take_first",
         "take_odd",
         "sort_by",
         "overlay",
         "beside",
+        "line_up",
         "pile",
         "pile_logic",
         "colours_in_line",
@@ -48,6 +51,24 @@ TAKES_LIST = frozenset(
 
 FOR_OUTPUTS = frozenset({"fit_output", "tile_output", "mirror_output", "corner_of_output"})
 """Functions that need the size of every output."""
+
+ALONE = frozenset(
+    {
+        "mosaic",
+        "tile",
+        "shift",
+        "roll",
+        "self_product",
+        "product_with_input",
+        "input_product",
+        "fit_output",
+        "fit_input",
+        "over_input",
+        "under_input",
+        "in_frame",
+    }
+)
+"""Functions of a piece that are not tried on each piece of a list. All others are."""
 
 IN, OUT = "colours of the inputs", "colours of the outputs"
 
@@ -79,7 +100,11 @@ class Line:
     function: str
     cost: int
     args: str | tuple[int] | dict[str, int] = (0,)
-    maps: bool = False
+
+    @property
+    def maps(self) -> bool:
+        """Whether it also works on each piece of a list."""
+        return self.function not in TAKES_LIST | GIVES_LIST | ALONE
 
 
 UP, LEFT, RIGHT, DOWN, UP_LEFT, UP_RIGHT, DOWN_LEFT, DOWN_RIGHT = (1 << d for d in range(8))
@@ -106,22 +131,21 @@ MOST = {f"largest {name}": 2 * i for name, i in NUMBERS.items()}
 EXTREME = MOST | {f"smallest {name}": 2 * i + 1 for name, i in NUMBERS.items()}
 
 LINES = (
-    Line("turned left", "pose", 10, (1,), maps=True),
-    Line("turned upside down", "pose", 10, (2,), maps=True),
-    Line("turned right", "pose", 10, (3,), maps=True),
-    Line("mirrored left-right", "pose", 10, (4,), maps=True),
-    Line("transposed", "pose", 10, (5,), maps=True),
-    Line("mirrored up-down", "pose", 10, (6,), maps=True),
-    Line("transposed over the other diagonal", "pose", 10, (7,), maps=True),
-    Line("cropped to what is drawn", "crop", 7, maps=True),
-    Line("without its outermost cells", "trim", 9, maps=True),
-    Line("cut down to its {} half", "half", 10, {"left": 0, "right": 1, "upper": 2, "lower": 3}, maps=True),
+    Line("turned left", "pose", 10, (1,)),
+    Line("turned upside down", "pose", 10, (2,)),
+    Line("turned right", "pose", 10, (3,)),
+    Line("mirrored left-right", "pose", 10, (4,)),
+    Line("transposed", "pose", 10, (5,)),
+    Line("mirrored up-down", "pose", 10, (6,)),
+    Line("transposed over the other diagonal", "pose", 10, (7,)),
+    Line("cropped to what is drawn", "crop", 7),
+    Line("without its outermost cells", "trim", 9),
+    Line("cut down to its {} half", "half", 10, {"left": 0, "right": 1, "upper": 2, "lower": 3}),
     Line(
         "with its mirror image {}",
         "mirror_out",
         10,
         {"to the right": 0, "to the left": 1, "below": 2, "above": 3},
-        maps=True,
     ),
     Line("mirrored out to four", "mosaic", 10, (0,)),
     Line("turned round a centre to four", "mosaic", 11, (1,)),
@@ -140,6 +164,14 @@ LINES = (
     Line("a copy of the input at each of its drawn cells", "input_product", 10),
     Line("repeated over the input's frame", "tile_input_frame", 10),
     Line("resized to its output's size", "fit_output", 11),
+    Line("resized to the input's size", "fit_input", 11),
+    Line("repeated {}from its place over the input's frame", "tile_input", 11, {"": 0, "with gaps of a cell ": 1}),
+    Line(
+        "repeated {}from its place over the input's frame, each second mirrored",
+        "mirror_input",
+        12,
+        {"": 0, "with gaps of a cell ": 1},
+    ),
     Line("repeated {}over its output's frame", "tile_output", 12, {"": 0, "with gaps of a cell ": 1}),
     Line(
         "repeated {}over its output's frame, each second mirrored",
@@ -156,20 +188,20 @@ LINES = (
             for i, what in enumerate(("drawn cells", "colours", "objects"))
             for k, form in enumerate(("a square as wide", "a row as long", "a column as high"))
         },
-        maps=True,
     ),
-    Line("with a frame of colour {}", "add_frame", 11, OUT, maps=True),
-    Line("one cell of its commonest colour", "single_cell", 8, maps=True),
+    Line("with a frame of colour {}", "add_frame", 11, OUT),
+    Line("with a frame of its commonest colour", "add_frame", 11, (0,)),
+    Line("one cell of its commonest colour", "single_cell", 8),
     Line("only colour {} kept", "keep_colour", 9, IN),
     Line("colour {} removed", "drop_colour", 9, IN),
     Line("painted in colour {}", "paint", 9, OUT),
-    Line("painted in its commonest colour", "paint_commonest", 9, maps=True),
-    Line("holes filled with its commonest colour", "fill_holes", 9, (0,), maps=True),
-    Line("holes filled with colour {}", "fill_holes", 10, OUT, maps=True),
-    Line("only its holes, drawn", "holes_only", 10, maps=True),
-    Line("only the cells at its edge", "outline", 10, maps=True),
-    Line("only the cells not at its edge", "inner", 10, maps=True),
-    Line("filled up to its box", "fill_box", 10, maps=True),
+    Line("painted in its commonest colour", "paint_commonest", 9),
+    Line("holes filled with its commonest colour", "fill_holes", 9, (0,)),
+    Line("holes filled with colour {}", "fill_holes", 10, OUT),
+    Line("only its holes, drawn", "holes_only", 10),
+    Line("only the cells at its edge", "outline", 10),
+    Line("only the cells not at its edge", "inner", 10),
+    Line("filled up to its box", "fill_box", 10),
     Line("grown by one cell {}", "grow", 10, {"to the sides": 0, "all around": 1}),
     Line("surrounded by colour {}", "surround", 10, OUT),
     Line("drawn cells fallen {}", "fall", 10, SIDES),
@@ -191,33 +223,48 @@ LINES = (
         },
     ),
     Line(
+        "lines drawn {}",
+        "rays",
+        12,
+        {
+            "up to the left": UP_LEFT,
+            "up to the right": UP_RIGHT,
+            "down to the left": DOWN_LEFT,
+            "down to the right": DOWN_RIGHT,
+            "in all eight directions": 255,
+        },
+    ),
+    Line(
         "equal colours joined {}",
         "join_equal",
         10,
         {"in columns": 1, "in rows": 2, "in rows and columns": 3, "along diagonals": 12},
     ),
     Line("single cells removed", "drop_dots", 9),
-    Line("drawn and empty cells exchanged", "invert", 10, maps=True),
-    Line("its two colours exchanged", "swap_colours", 10, maps=True),
+    Line("drawn and empty cells exchanged", "invert", 10),
+    Line("its two colours exchanged", "swap_colours", 10),
     Line(
         "completed by mirroring {}",
         "mirror_fill",
         10,
         {"left-right": 1, "up-down": 2, "left-right and up-down": 7, "over the diagonal": 8, "in all ways": 15},
-        maps=True,
     ),
     Line("empty cells completed by the repeating pattern", "mend_tiling", 10),
     Line("moved one cell {}", "shift", 11, SIDES),
     Line("rolled one cell {}", "roll", 12, SIDES),
     Line("grown until nothing is empty", "spread", 10),
-    Line("all cells its commonest colour", "solid", 10, maps=True),
+    Line("all but its commonest colour grown until nothing is empty", "spread", 11, (1,)),
+    Line("only the cells at its outer edge", "outer_edge", 10, (0,)),
+    Line("only the cells not at its outer edge", "outer_edge", 10, (1,)),
+    Line("its middle", "middle", 10),
+    Line("all cells its commonest colour", "solid", 10),
     Line("at its place in the input's frame", "in_frame", 5),
     Line("over the input", "over_input", 6),
     Line("under the input", "under_input", 6),
     Line("where the input is drawn", "mask_by_input", 7),
     Line("where the input is empty", "mask_by_empty", 7),
     Line("moved to the top left", "to_origin", 5),
-    Line("what the input has in its box", "input_in_box", 6, maps=True),
+    Line("what the input has in its box", "input_in_box", 6),
     Line("every second row and column from the {} on", "sample", 10, {"first": 20, "second": 21}),
     Line(
         "its {}",
@@ -242,18 +289,32 @@ LINES = (
     Line("cut into its colours", "cut_colours", 5),
     Line("cut into panels", "cut_panels", 5),
     Line("cut into the parts between one colour", "cut_parts", 6),
+    Line("cut into boxes with marked corners", "cut_marked", 8),
     Line("cut into rows", "cut_lines", 7, (0,)),
     Line("cut into columns", "cut_lines", 7, (1,)),
     Line("those with the {} kept", "keep_extreme", 7, EXTREME),
     Line("those with the {} removed", "drop_extreme", 7, EXTREME),
     Line("the one with the {}", "take_extreme", 6, EXTREME),
+    Line("the first with the {}", "take_first", 8, EXTREME),
     Line("the one with a unique {}", "take_odd", 6, NUMBERS),
     Line("the first of them", "take_index", 6, (0,)),
     Line("the second of them", "take_index", 7, (1,)),
     Line("the last of them", "take_index", 6, (-1,)),
     Line("sorted by {}, largest first", "sort_by", 7, NUMBERS),
-    Line("laid together at their places", "overlay", 5),
-    Line("joined {}", "beside", 6, {"in a row": 0, "in a column": 1}),
+    Line("laid together at their places", "overlay", 5, (0,)),
+    Line("laid together at their places, the largest at the bottom", "overlay", 6, (1,)),
+    Line(
+        "joined {}",
+        "beside",
+        6,
+        {
+            "in a row": 0,
+            "in a column": 1,
+            "in a row, the smallest box first": 2,
+            "in a column, the smallest box first": 3,
+        },
+    ),
+    Line("joined in the line in which they lie", "line_up", 6),
     Line("piled up, the {} on top", "pile", 6, {"first": 0, "last": 1}),
     Line("piled up, only cells drawn in {}", "pile_logic", 6, {"all": 0, "exactly one": 1}),
     Line("piled up, colour 1 where none is drawn", "pile_logic", 6, (2,)),

@@ -17,7 +17,7 @@ from ttt._grid.geometry import Numbers
 from ttt._grid.scene import Scene, Scenes
 from ttt.values import Grid
 
-MOST_DERIVED = 260
+MOST_DERIVED = 320
 """Derived inputs of one group that become columns."""
 MOST_CODES = 64
 """Columns with more codes than this are left out."""

@@ -130,8 +130,9 @@ SHAPE(join_equal); SHAPE(drop_dots); SHAPE(invert); SHAPE(swap_colours); SHAPE(m
 SHAPE(shift); SHAPE(roll); SHAPE(spread); SHAPE(solid); SHAPE(over_input); SHAPE(under_input); SHAPE(in_frame);
 SHAPE(mask_by_input); SHAPE(mask_by_empty); SHAPE(product_with_input); SHAPE(input_product); SHAPE(fit_output);
 SHAPE(tile_output); SHAPE(mirror_output); SHAPE(block); SHAPE(input_in_box);
-SHAPE(sample); SHAPE(fall_objects); SHAPE(corner_of_output);
+SHAPE(outer_edge); SHAPE(fit_input); SHAPE(tile_input); SHAPE(mirror_input); SHAPE(middle); SHAPE(sample); SHAPE(fall_objects); SHAPE(corner_of_output);
 SPLIT(cut_pieces); SPLIT(cut_objects); SPLIT(cut_colours); SPLIT(cut_panels); SPLIT(cut_lines); SPLIT(cut_parts);
+SPLIT(cut_marked); JOIN(take_first); JOIN(line_up);
 JOIN(keep_extreme); JOIN(drop_extreme); JOIN(take_extreme); JOIN(take_odd); JOIN(sort_by); JOIN(overlay); JOIN(beside);
 JOIN(pile); JOIN(pile_logic); JOIN(colours_in_line); JOIN(take_index);
 JOIN(as_they_lie); JOIN(numbers_in_line);

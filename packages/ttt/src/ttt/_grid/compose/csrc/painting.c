@@ -97,6 +97,31 @@ SHAPE(inner) {
     return edges(in, 0, out, memory);
 }
 
+/* Keep the drawn cells that empty cells join to the border, over sides and corners (0), or all others (1). */
+SHAPE(outer_edge) {
+    (void)input;
+    uint8_t reached[CELLS];
+    int stack[CELLS], top = 0, n = in->h * in->w;
+    if (!copied(in, out, memory)) return 0;
+    for (int i = 0; i < n; i++) {
+        int r = i / in->w, c = i % in->w;
+        reached[i] = r == 0 || c == 0 || r == in->h - 1 || c == in->w - 1;
+        if (reached[i] && !in->cells[i]) stack[top++] = i;
+    }
+    while (top) {
+        int i = stack[--top];
+        for (int d = 0; d < 8; d++) {
+            int r = i / in->w + DY[d], c = i % in->w + DX[d], j = r * in->w + c;
+            if (r < 0 || c < 0 || r >= in->h || c >= in->w || reached[j]) continue;
+            reached[j] = 1;
+            if (!in->cells[j]) stack[top++] = j;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        if (reached[i] == arg) out->cells[i] = 0;
+    return 1;
+}
+
 /* Empty cells inside the drawn box take the commonest colour. */
 SHAPE(fill_box) {
     (void)input, (void)arg;
@@ -292,11 +317,12 @@ SHAPE(roll) {
     return moved(in, arg, 1, out, memory);
 }
 
-/* Growing to the sides until nothing is empty. */
+/* Growing to the sides until nothing is empty: all colours (0), or all but the commonest (1). */
 SHAPE(spread) {
-    (void)input, (void)arg;
+    (void)input;
     Piece old = *in;
     uint8_t cells[CELLS];
+    int still = arg ? commonest(in) : -1;
     if (!commonest(in) || !copied(in, out, memory)) return 0;
     old.cells = cells;
     for (int more = 1; more;) {
@@ -305,8 +331,10 @@ SHAPE(spread) {
         for (int r = 0; r < in->h; r++)
             for (int c = 0; c < in->w; c++)
                 for (int d = 0; d < 4 && !out->cells[r * in->w + c]; d++) {
-                    out->cells[r * in->w + c] = (uint8_t)colour_at(&old, r + DY[d], c + DX[d]);
-                    if (out->cells[r * in->w + c]) more = 1;
+                    int colour = colour_at(&old, r + DY[d], c + DX[d]);
+                    if (colour == still) continue;
+                    out->cells[r * in->w + c] = (uint8_t)colour;
+                    if (colour) more = 1;
                 }
     }
     return 1;

@@ -127,6 +127,31 @@ SPLIT(cut_panels) {
     return 1;
 }
 
+/* Whether a corner of a box is marked: of the four cells around it, three of a colour and another inside the box. */
+static int marked_corner(const Piece *in, int r, int c, int inside, int colour) {
+    for (int d = 0; d < 4; d++)
+        if ((in->cells[(r + d / 2) * in->w + c + d % 2] == colour) == (d == inside)) return 0;
+    return 1;
+}
+
+/* Cut out what lies in boxes with marked corners, in reading order, smaller ones first. */
+SPLIT(cut_marked) {
+    (void)arg;
+    for (int r = 0; r + 1 < in->h; r++)
+        for (int c = 0; c + 1 < in->w; c++) {
+            int colour = in->cells[r * in->w + c];
+            if (!colour || !marked_corner(in, r, c, 3, colour)) continue;
+            for (int h = 1; r + h + 1 < in->h; h++)
+                for (int w = 1; c + w + 1 < in->w; w++) {
+                    if (!marked_corner(in, r, c + w, 2, colour) || !marked_corner(in, r + h, c, 1, colour) ||
+                        !marked_corner(in, r + h, c + w, 0, colour))
+                        continue;
+                    if (!add_window(in, r + 1, c + 1, h, w, out)) return 0;
+                }
+        }
+    return out->n > 0;
+}
+
 SPLIT(cut_lines) {
     for (int i = 0; i < (arg ? in->w : in->h); i++)
         if (!add_window(in, arg ? 0 : i, arg ? i : 0, arg ? in->h : 1, arg ? 1 : in->w, out)) return 0;
@@ -322,6 +347,16 @@ JOIN(take_extreme) {
             else if (!alike(&in->piece[best], &in->piece[k], 1)) return 0;
         }
     return add_copy(&in->piece[best], out);
+}
+
+/* The first of those with the most or the least. */
+JOIN(take_first) {
+    int low, high, k = 0;
+    if (in->n < 2) return 0;
+    const int *values = measure(in, arg / 2, &low, &high);
+    if (low == high) return 0;
+    while (values[k] != (arg % 2 ? low : high)) k++;
+    return add_copy(&in->piece[k], out);
 }
 
 /* The one whose number no other has, where exactly one such is among three or more. */

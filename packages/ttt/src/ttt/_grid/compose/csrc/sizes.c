@@ -38,6 +38,13 @@ SHAPE(crop) {
     return window(in, top, left, bottom - top + 1, right - left + 1, out, memory);
 }
 
+/* The cell in the middle, or the two or four. */
+SHAPE(middle) {
+    (void)input, (void)arg;
+    int h = 2 - in->h % 2, w = 2 - in->w % 2;
+    return window(in, (in->h - h) / 2, (in->w - w) / 2, h, w, out, memory);
+}
+
 SHAPE(trim) {
     (void)input, (void)arg;
     return window(in, 1, 1, in->h - 2, in->w - 2, out, memory);
@@ -195,10 +202,11 @@ SHAPE(tile_input_frame) {
     return 1;
 }
 
+/* One more cell on every side, of a colour or of the commonest for 0. */
 SHAPE(add_frame) {
     (void)input;
     if (!blank(out, in->h + 2, in->w + 2, memory)) return 0;
-    memset(out->cells, arg, (size_t)(out->h * out->w));
+    memset(out->cells, arg ? arg : commonest(in), (size_t)(out->h * out->w));
     for (int r = 0; r < in->h; r++) memcpy(out->cells + (r + 1) * out->w + 1, in->cells + r * in->w, (size_t)in->w);
     out->y = in->y - 1;
     out->x = in->x - 1;
@@ -224,10 +232,8 @@ static inline int overlap(int y, int at, int in, int out) {
     return high - low;
 }
 
-/* Resized to the output's size: each cell the colour that covers most of it, the lowest of equals. */
-SHAPE(fit_output) {
-    (void)arg;
-    int h = input->output_h, w = input->output_w;
+/* Resized: each cell the colour that covers most of it, the lowest of equals. */
+static int fitted(const Piece *in, int h, int w, Piece *out, Pieces *memory) {
     if ((h == in->h && w == in->w) || !blank(out, h, w, memory)) return 0;
     out->y = out->x = 0;
     for (int r = 0; r < h; r++)
@@ -243,12 +249,22 @@ SHAPE(fit_output) {
     return 1;
 }
 
+SHAPE(fit_output) {
+    (void)arg;
+    return fitted(in, input->output_h, input->output_w, out, memory);
+}
+
+SHAPE(fit_input) {
+    (void)arg;
+    return fitted(in, input->h, input->w, out, memory);
+}
+
 static inline int modulo(int a, int b) { return (a % b + b) % b; }
 
-/* Copies over the output's frame, `arg` cells apart, one of them at its place. */
-SHAPE(tile_output) {
-    int down = in->h + arg, across = in->w + arg;
-    if (!blank(out, input->output_h, input->output_w, memory)) return 0;
+/* Copies over a frame, some cells apart, one of them at its place. */
+static int tiled(const Piece *in, int apart, int h, int w, Piece *out, Pieces *memory) {
+    int down = in->h + apart, across = in->w + apart;
+    if (!blank(out, h, w, memory)) return 0;
     out->y = out->x = 0;
     for (int r = 0; r < out->h; r++)
         for (int c = 0; c < out->w; c++)
@@ -256,10 +272,14 @@ SHAPE(tile_output) {
     return 1;
 }
 
+SHAPE(tile_output) { return tiled(in, arg, input->output_h, input->output_w, out, memory); }
+
+SHAPE(tile_input) { return tiled(in, arg, input->h, input->w, out, memory); }
+
 /* The same with each second copy mirrored. */
-SHAPE(mirror_output) {
-    int down = in->h + arg, across = in->w + arg;
-    if (!blank(out, input->output_h, input->output_w, memory)) return 0;
+static int mirrored(const Piece *in, int apart, int h, int w, Piece *out, Pieces *memory) {
+    int down = in->h + apart, across = in->w + apart;
+    if (!blank(out, h, w, memory)) return 0;
     out->y = out->x = 0;
     for (int r = 0; r < out->h; r++)
         for (int c = 0; c < out->w; c++) {
@@ -270,6 +290,10 @@ SHAPE(mirror_output) {
         }
     return 1;
 }
+
+SHAPE(mirror_output) { return mirrored(in, arg, input->output_h, input->output_w, out, memory); }
+
+SHAPE(mirror_input) { return mirrored(in, arg, input->h, input->w, out, memory); }
 
 /* How many drawn cells, colours or objects there are. */
 static int counted(const Piece *in, int what) {

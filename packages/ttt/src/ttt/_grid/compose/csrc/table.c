@@ -18,8 +18,9 @@ const Function FUNCTIONS[] = {
     A_SHAPE(under_input), A_SHAPE(in_frame), A_SHAPE(mask_by_input), A_SHAPE(mask_by_empty),
     A_SHAPE(product_with_input), A_SHAPE(input_product), A_SHAPE(fit_output), A_SHAPE(tile_output),
     A_SHAPE(mirror_output), A_SHAPE(block), A_SHAPE(input_in_box),
+    A_SHAPE(outer_edge), A_SHAPE(fit_input), A_SHAPE(tile_input), A_SHAPE(mirror_input), A_SHAPE(middle),
     A_SHAPE(sample), A_SHAPE(fall_objects), A_SHAPE(corner_of_output), A_SPLIT(cut_pieces), A_SPLIT(cut_objects),
-    A_SPLIT(cut_colours), A_SPLIT(cut_panels), A_SPLIT(cut_lines), A_SPLIT(cut_parts), A_JOIN(keep_extreme),
+    A_SPLIT(cut_colours), A_SPLIT(cut_panels), A_SPLIT(cut_lines), A_SPLIT(cut_parts), A_SPLIT(cut_marked), A_JOIN(take_first), A_JOIN(line_up), A_JOIN(keep_extreme),
     A_JOIN(drop_extreme), A_JOIN(take_extreme), A_JOIN(take_odd), A_JOIN(sort_by), A_JOIN(overlay), A_JOIN(beside), A_JOIN(pile),
     A_JOIN(pile_logic), A_JOIN(colours_in_line), A_JOIN(take_index), A_JOIN(as_they_lie), A_JOIN(numbers_in_line),
 };
