@@ -28,7 +28,7 @@ MARKER = re.compile(r"^\s*# cuda: (\S+) by (\S+)$", re.MULTILINE)
 BLOCK = re.compile(
     r"(?<=<!-- CUDA branches, by tools/cuda_branches.py -->\n).*?(?=<!-- end of CUDA branches -->)", re.DOTALL
 )
-NAMES = {"cuda", "cupy", "is_cuda", "triton", "load_cupy", "CUDARuntimeError"}
+NAMES = {"cuda", "cupy", "is_cuda", "triton", "TRITON", "load_cupy", "CUDARuntimeError"}
 
 
 class Marker(NamedTuple):
