@@ -37,22 +37,26 @@ def newest_report(fleet: Fleet) -> list[dict[str, Any]]:
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Return whether two reports see the same processes, and as many copies but for a page."""
-    return one["processes"] == other["processes"] and abs(one["copies"] - other["copies"]) <= 0.02
+    return bool(one["processes"] == other["processes"] and abs(one["copies"] - other["copies"]) <= 0.02)
 
 
 def while_adapting(fleet: Fleet, beside: Adapting) -> dict[str, Any]:
-    """Wait until ttt has mapped the weights; return how the processes of this machine hold them then.
+    """Wait until ttt has mapped the weights and they are in memory; return how the processes of this machine hold them.
 
-    A process that maps them while a report is made has the others' shares counted too high, so two must agree.
+    A process that maps them while a report is made has the others' shares counted too high, so two must agree. From a
+    disk, pages come as they are used.
     """
     before = None
     with xfer.Topic(fleet.name).subscribe() as reader:
         while beside.is_alive():
+            adapted = beside.adapted_one.is_set()
             found = whole_node(reader.recv(timeout=60), fleet.ref.nbytes)
-            if found and before and alike(found, before):
+            if found and before and alike(found, before) and (adapted or found["copies"] > 0.95):
                 return found
+            if adapted and not found:
+                break
             before = found
-    raise RuntimeError("ttt ended before it had mapped the weights")
+    raise ChildProcessError("ttt ended before it had mapped the weights")
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -91,6 +95,8 @@ def serve(folder: Path, workers: int, seconds: float, ray: bool = False) -> tupl
                 clients.close()
             beside.stop()
             beside.join()
+        if not beside.found.get("tasks"):
+            raise ChildProcessError(f"ttt adapted no task: {beside.found.get('errors')}")
         found["adapted"] = beside.found
         found["bytes"], found["picture"] = dict(fleet.gateway.bytes), clients.picture
     found["rolled out at"] = round(rolled_out - outcomes[0].at, 2)

@@ -111,6 +111,7 @@ class Adapting(threading.Thread):
 
     Attributes:
         found: What was learned, and where the weights lay; not whole before the end.
+        adapted_one: Set when the first task is done.
         rolled_out: To be set when there is a newer version.
     """
 
@@ -119,7 +120,7 @@ class Adapting(threading.Thread):
     ) -> None:
         super().__init__()
         self.found: dict[str, Any] = {}
-        self.rolled_out, self._ending = threading.Event(), threading.Event()
+        self.adapted_one, self.rolled_out, self._ending = (threading.Event() for _ in range(3))
         self._folder = folder
         self._adapted = ttt.run(
             ttt.load(TASKS),
@@ -143,6 +144,7 @@ class Adapting(threading.Thread):
         for event in self._adapted:
             if isinstance(event, ttt.Finished) and searching.ident is None:
                 searching.start()
+                self.adapted_one.set()
                 self.rolled_out.wait()  # ttt starts no task meanwhile
         if searching.ident is not None:
             searching.join()

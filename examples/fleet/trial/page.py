@@ -37,7 +37,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("bytes of the weights that workers wrote", f"{found['written']}"),
         ("numpy of the plugins", found["numpy"]),
     ]
-    return lines + beside(found)
+    return lines + (beside(found) if "adapted" in found else [])
 
 
 def beside(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -61,8 +61,9 @@ def beside(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def draw(found: dict[str, Any], outcomes: list[Outcome]) -> bytes:
     """Return a picture of the change of versions, the memory, and one request."""
-    figure = Figure(figsize=(10, 7.6), layout="constrained")
-    time, memory, asked, answered, process, learned = figure.subplot_mosaic("tttt;mmab;ppll").values()
+    adapted = "adapted" in found
+    figure = Figure(figsize=(10, 7.6 if adapted else 5.6), layout="constrained")
+    time, memory, asked, answered, *its = figure.subplot_mosaic("tttt;mmab" + ";ppll" * adapted).values()
     begin = min(outcome.at for outcome in outcomes)
     for number, version in enumerate(sorted({outcome.version for outcome in outcomes} - {""})):
         own = [outcome for outcome in outcomes if outcome.version == version]
@@ -79,7 +80,8 @@ def draw(found: dict[str, Any], outcomes: list[Outcome]) -> bytes:
     memory.barh(names, [size / 1e3 for size in sizes], color=[COLOURS[1], COLOURS[0], COLOURS[0]])
     memory.set(xlabel=f"kB of weights in {found['workers']} workers")
     memory.invert_yaxis()
-    draw_beside(found, process, learned)
+    if adapted:
+        draw_beside(found, *its)
     for axes, title, image in ((asked, "a photo", photo(2, 3).numpy()), (answered, "its answer", found["picture"])):
         axes.imshow(image, cmap="Greens")
         axes.set(title=title, xticks=[], yticks=[])
