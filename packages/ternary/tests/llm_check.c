@@ -2,8 +2,8 @@
 #include "llm.h"
 #include <stdio.h>
 
-/* Strips enough for long pieces and short ones, heads of five registers, more positions than attention reads at once, and
- * a group of heads that two threads share. */
+/* More strips than one row takes at once, heads of five registers, more positions than attention reads at once, and an
+ * odd number of groups of heads. */
 enum { LAYERS = 2, HIDDEN = 48, INNER = 1040, HEADS = 6, KV_HEADS = 3, SIZE = 80, WORDS = 37 };
 enum { POSITIONS = 80, TOKENS = 69 };
 

@@ -100,7 +100,7 @@ def test_every_kernel_returns_the_same_bits(kernel, bits, kind, changes, tmp_pat
 
 @pytest.mark.parametrize("kv_heads", [1, 3, 5])
 def test_threads_share_wide_layers_and_odd_groups_with_the_same_bits(kv_heads, tmp_path) -> None:
-    """Layers wide enough for long pieces and short ones, and more or fewer groups of heads than threads."""
+    """Wide layers in pieces, and more or fewer groups of heads than threads."""
     sizes = {"hidden": 64, "inner": 1616, "layers": 2, "heads": 4 * kv_heads, "kv_heads": kv_heads, "head_size": 64}
     config = ModelConfig(700, context=128, epsilon=1e-5, **sizes)
     llm_random.write_random(config, tmp_path / "m.ternary")

@@ -21,14 +21,11 @@ static void one(void *context, int64_t chunk) {
 
 static void *call(void *given) {
     uint32_t state = *(const uint32_t *)given;
-    static const char memory[4 * ASKED_BYTES];
-    const ternary_ahead ahead = {memory, ASKED_BYTES, 2, 4};
     for (int i = 0; i < JOBS; i++) {
         state = state * 1664525u + 1013904223u;
         const int64_t chunks = 1 + (state >> 8) % MOST, threads = 1 + (state >> 20) % 5;
         job j = {{0}, 0};
-        if (i % 2) ternary_in_parallel(one, &j, chunks, threads);
-        else ternary_in_parallel_before(one, &j, chunks, threads, &ahead);
+        ternary_in_parallel(one, &j, chunks, threads);
         for (int64_t c = 0; c < MOST; c++)
             if (j.count[c] != (c < chunks)) __atomic_add_fetch(&wrong, 1, __ATOMIC_RELAXED);
         const struct timespec pause = {0, (state >> 4) % 400000};

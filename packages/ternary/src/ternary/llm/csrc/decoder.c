@@ -82,7 +82,6 @@ typedef struct {
     const llm_matrix *matrix[3]; /* STORE: side by side in a row of `wide`; GATED: gate and up */
     int matrices;
     int64_t inputs, chunk_strips, chunk_groups, group_chunks;
-    int64_t long_chunks, long_strips; /* so many chunks of so many strips come before those of chunk_strips */
 } product;
 
 #define STRIPS_A_ROW 16
@@ -116,10 +115,7 @@ static void product_chunk(void *context, int64_t chunk) {
     work *w = p->w;
     const int64_t first_group = chunk % p->group_chunks * p->chunk_groups;
     const int64_t last_group = first_group + p->chunk_groups < w->groups ? first_group + p->chunk_groups : w->groups;
-    const int64_t piece = chunk / p->group_chunks, short_piece = piece - p->long_chunks;
-    int64_t strip = short_piece < 0 ? piece * p->long_strips
-                                    : p->long_chunks * p->long_strips + short_piece * p->chunk_strips;
-    int64_t column = 0, left = short_piece < 0 ? p->long_strips : p->chunk_strips;
+    int64_t strip = chunk / p->group_chunks * p->chunk_strips, column = 0, left = p->chunk_strips;
     float out[32 * 32], up[32 * 32];
     for (int i = 0; i < (p->kind == GATED ? 1 : p->matrices) && left > 0; column += p->matrix[i++]->outputs) {
         const llm_matrix *a = p->matrix[i];
@@ -150,43 +146,17 @@ static void product_chunk(void *context, int64_t chunk) {
 
 #define PANEL_BYTES (192 * 1024)
 
-/* One row waits for memory. Each thread first reads most of its share in a row, and what is left goes in small pieces to
- * the thread that is free. */
-static void share_out(product *p, int64_t strips) {
-    const work *w = p->w;
-    const int64_t threads = w->s->threads, step = w->path->strips;
-    const int64_t pieces = threads > 1 ? threads * 4 : 1;
-    /* Enough pieces to share, long enough that a thread reads memory in a row. */
-    p->chunk_strips = ceil_div(ceil_div(strips, pieces), step) * step;
-    if (w->rows > 1 || threads < 2 || strips < threads * 16 * step) return;
-    p->long_chunks = threads;
-    p->long_strips = strips * 3 / 4 / threads / step * step;
-    p->chunk_strips = ceil_div(ceil_div(strips, threads * 16), step) * step;
-}
-
-#define AHEAD_PIECES 128
-
-/* Where the threads begin to read a matrix of `strips` strips side by side with others. */
-static ternary_ahead begin_of(const work *w, const llm_matrix *a, int64_t strips) {
-    const int64_t threads = w->s->threads, step = w->path->strips;
-    if (w->rows > 1 || strips < threads * 16 * step) return (ternary_ahead){0};
-    const int64_t stride = strips * 3 / 4 / threads / step * step * ceil_div(a->inputs, 16) * 64;
-    return (ternary_ahead){(const char *)a->tiles, stride, threads, AHEAD_PIECES * threads};
-}
-
-static int64_t strips_of(const llm_matrix *a) { return ceil_div(a->outputs, 16); }
-
-static void multiply_all(work *w, int kind, const llm_matrix *a, const llm_matrix *b, const llm_matrix *c,
-                         ternary_ahead next) {
-    product p = {.w = w, .kind = kind, .matrix = {a, b, c}, .matrices = c ? 3 : b ? 2 : 1, .inputs = a->inputs};
+static void multiply_all(work *w, int kind, const llm_matrix *a, const llm_matrix *b, const llm_matrix *c) {
+    product p = {w, kind, {a, b, c}, c ? 3 : b ? 2 : 1, a->inputs, 0, 0, 0};
     int64_t strips = 0;
-    for (int i = 0; i < (kind == GATED ? 1 : p.matrices); i++) strips += strips_of(p.matrix[i]);
+    for (int i = 0; i < (kind == GATED ? 1 : p.matrices); i++) strips += ceil_div(p.matrix[i]->outputs, 16);
     const int64_t panel = ceil_div(w->rows, w->groups) * panel_bytes(w, a->inputs);
     p.chunk_groups = PANEL_BYTES / panel < 1 ? 1 : PANEL_BYTES / panel;
     p.group_chunks = ceil_div(w->groups, p.chunk_groups);
-    share_out(&p, strips);
-    const int64_t pieces = p.long_chunks + ceil_div(strips - p.long_chunks * p.long_strips, p.chunk_strips);
-    ternary_in_parallel_before(product_chunk, &p, p.group_chunks * pieces, w->s->threads, &next);
+    /* Enough pieces to share, long enough that a thread reads memory in a row. */
+    const int64_t pieces = w->s->threads > 1 ? w->s->threads * 4 : 1;
+    p.chunk_strips = ceil_div(ceil_div(strips, pieces), w->path->strips) * w->path->strips;
+    ternary_in_parallel(product_chunk, &p, p.group_chunks * ceil_div(strips, p.chunk_strips), w->s->threads);
 }
 
 /* ---- attention ---- */
@@ -213,17 +183,21 @@ static void store_row(void *context, int64_t row) {
     }
 }
 
-/* The queries of `heads` heads from the first on, which share one key/value head, of the rows from `begin` to `end`. */
-static void attend_queries(work *w, int64_t kv_head, int64_t first, int64_t heads, int64_t begin, int64_t end) {
+/* The queries of one key/value head: all heads of its group, of rows that follow one another in a sequence. */
+static void attend_chunk(void *context, int64_t chunk) {
+    work *w = context;
     const llm_model *m = w->m;
-    const int64_t d = m->head_size;
+    const int64_t kv_head = chunk % m->kv_heads, group = m->heads / m->kv_heads, d = m->head_size;
+    const int64_t per_chunk = group >= MOST_QUERIES ? 1 : MOST_QUERIES / group;
+    const int64_t begin = chunk / m->kv_heads * per_chunk;
+    const int64_t end = begin + per_chunk < w->rows ? begin + per_chunk : w->rows;
     float *scores = NULL;
     int64_t have = 0;
     for (int64_t row = begin; row < end;) {
         const llm_row *r = w->s->row;
         int64_t last = row + 1;
         while (last < end && r[last].cache == r[row].cache) last++;
-        const int64_t padded = ceil_div(r[last - 1].position + 1, 16) * 16, queries = (last - row) * heads;
+        const int64_t padded = ceil_div(r[last - 1].position + 1, 16) * 16, queries = (last - row) * group;
         if (padded * MOST_QUERIES > have) {
             free(scores);
             have = padded * MOST_QUERIES;
@@ -238,7 +212,7 @@ static void attend_queries(work *w, int64_t kv_head, int64_t first, int64_t head
         for (int64_t i = 0; i < queries;) {
             a.queries = queries - i < MOST_QUERIES ? queries - i : MOST_QUERIES;
             for (int64_t j = 0; j < a.queries; j++) {
-                const int64_t at = row + (i + j) / heads, head = first + (i + j) % heads;
+                const int64_t at = row + (i + j) / group, head = kv_head * group + (i + j) % group;
                 a.query[j] = w->wide + at * 2 * w->widest + head * d;
                 a.length[j] = r[at].position + 1;
                 a.out[j] = w->mixed + at * w->widest + head * d;
@@ -251,55 +225,11 @@ static void attend_queries(work *w, int64_t kv_head, int64_t first, int64_t head
     free(scores);
 }
 
-/* How attention is cut into chunks. All heads of a group share the keys and values that they read, also those of several
- * rows. Of one row, groups that would leave some threads without work are cut again, into some of their heads each. */
-typedef struct {
-    work *w;
-    int64_t rows, groups, pieces; /* rows of a chunk; groups in one piece, which come first; pieces of each other one */
-} attention_job;
-
-static void attend_chunk(void *context, int64_t chunk) {
-    const attention_job *job = context;
-    const llm_model *m = job->w->m;
-    const int64_t heads = m->heads / m->kv_heads;
-    if (chunk >= job->groups) {
-        const int64_t kv_head = job->groups + (chunk - job->groups) / job->pieces;
-        const int64_t piece = (chunk - job->groups) % job->pieces;
-        const int64_t first = piece * heads / job->pieces, end = (piece + 1) * heads / job->pieces;
-        attend_queries(job->w, kv_head, kv_head * heads + first, end - first, 0, 1);
-        return;
-    }
-    const int64_t kv_head = chunk % m->kv_heads, begin = chunk / m->kv_heads * job->rows;
-    const int64_t end = begin + job->rows < job->w->rows ? begin + job->rows : job->w->rows;
-    attend_queries(job->w, kv_head, kv_head * heads, heads, begin, end);
-}
-
 static void attend(work *w) {
     const llm_model *m = w->m;
-    const int64_t heads = m->heads / m->kv_heads, threads = w->s->threads;
-    attention_job job = {.w = w, .rows = heads >= MOST_QUERIES ? 1 : MOST_QUERIES / heads, .pieces = 1};
-    job.groups = ceil_div(w->rows, job.rows) * m->kv_heads;
-    int64_t left = 0;
-    if (w->rows == 1 && threads > 1 && m->kv_heads % threads && heads > 1) {
-        left = m->kv_heads % threads;
-        job.groups -= left;
-        job.pieces = ceil_div(threads, left) < heads ? ceil_div(threads, left) : heads;
-    }
-    ternary_in_parallel(store_row, w, w->rows, threads);
-    const ternary_ahead next = begin_of(w, &w->layer->o, strips_of(&w->layer->o));
-    ternary_in_parallel_before(attend_chunk, &job, job.groups + left * job.pieces, threads, &next);
-}
-
-/* Where the threads begin to read the keys of a layer. */
-static ternary_ahead begin_of_keys(const work *w) {
-    const llm_model *m = w->m;
-    const llm_cache *c = w->s->row->cache;
-    if (w->rows > 1) return (ternary_ahead){0};
-    const int64_t bytes = m->head_size * m->cache_bits / 8, used = (w->s->row->position + 1) * bytes;
-    const int64_t begins = m->kv_heads < w->s->threads ? m->kv_heads : w->s->threads;
-    const int64_t pieces = used / ASKED_BYTES < AHEAD_PIECES ? used / ASKED_BYTES : AHEAD_PIECES;
-    const int64_t at = w->index * m->kv_heads * c->capacity * bytes;
-    return (ternary_ahead){(const char *)c->keys + at, c->capacity * bytes, begins, pieces * begins};
+    const int64_t group = m->heads / m->kv_heads, per_chunk = group >= MOST_QUERIES ? 1 : MOST_QUERIES / group;
+    ternary_in_parallel(store_row, w, w->rows, w->s->threads);
+    ternary_in_parallel(attend_chunk, w, ceil_div(w->rows, per_chunk) * m->kv_heads, w->s->threads);
 }
 
 /* ---- a step ---- */
@@ -333,10 +263,6 @@ static void *take(char **memory, int64_t bytes) {
     return at;
 }
 
-static ternary_ahead begin_of_layer(const work *w, const llm_layer *l) {
-    return begin_of(w, &l->q, strips_of(&l->q) + strips_of(&l->k) + strips_of(&l->v));
-}
-
 /* Run the rows of a step; OK or a reason. The caller has checked tokens, positions and sizes. */
 EXPORT int32_t ternary_llm_run(const llm_step *s) {
     const llm_model *m = s->model;
@@ -358,14 +284,14 @@ EXPORT int32_t ternary_llm_run(const llm_step *s) {
     for (w.index = 0; w.index < m->layers && !w.failed; w.index++) {
         const llm_layer *l = w.layer = m->layer + w.index;
         quantize(&w, BEFORE_ATTENTION);
-        multiply_all(&w, STORE, &l->q, &l->k, &l->v, begin_of_keys(&w));
+        multiply_all(&w, STORE, &l->q, &l->k, &l->v);
         attend(&w);
         quantize(&w, AFTER_ATTENTION);
-        multiply_all(&w, ADD, &l->o, NULL, NULL, begin_of(&w, &l->gate, strips_of(&l->gate)));
+        multiply_all(&w, ADD, &l->o, NULL, NULL);
         quantize(&w, BEFORE_FEED);
-        multiply_all(&w, GATED, &l->gate, &l->up, NULL, begin_of(&w, &l->down, strips_of(&l->down)));
+        multiply_all(&w, GATED, &l->gate, &l->up, NULL);
         quantize(&w, AFTER_FEED);
-        multiply_all(&w, ADD, &l->down, NULL, NULL, w.index + 1 < m->layers ? begin_of_layer(&w, l + 1) : (ternary_ahead){0});
+        multiply_all(&w, ADD, &l->down, NULL, NULL);
     }
     if (w.failed || !ternary_llm_head(s, w.numeric, w.x)) return NO_MEMORY;
     return OK;

@@ -54,7 +54,7 @@ int ternary_llm_head(const llm_step *s, const llm_numeric *numeric, const float 
         x_scale[w] = numeric->widen(normed, m->hidden, to, to + m->hidden, sums + 2 * w);
         w++;
     }
-    const int64_t parts = s->threads > 1 ? s->threads * 64 : 1;
+    const int64_t parts = s->threads > 1 ? s->threads * 8 : 1;
     head_job job = {s, numeric, planes, sums, x_scale, wanted, ceil_div(m->vocabulary, parts)};
     ternary_in_parallel(head_chunk, &job, ceil_div(m->vocabulary, job.chunk), s->threads);
     free(normed);
