@@ -8,11 +8,11 @@ from __future__ import annotations
 
 COUNTERS = (
     "HEAD", "TAIL", "SENDER_PID", "RECEIVER_PID", "SENDER_CLOSED", "RECEIVER_CLOSED", "SENDER_WAITS", "RECEIVER_WAITS",
-    "CAPACITY", "RETURN_HEAD", "RETURN_TAIL", "SLAB_SPENT", "COMING",
+    "CAPACITY", "RETURN_HEAD", "RETURN_TAIL", "SLAB_SPENT",
 )  # fmt: skip
 (
     HEAD, TAIL, SENDER_PID, RECEIVER_PID, SENDER_CLOSED, RECEIVER_CLOSED, SENDER_WAITS, RECEIVER_WAITS, CAPACITY,
-    RETURN_HEAD, RETURN_TAIL, SLAB_SPENT, COMING,
+    RETURN_HEAD, RETURN_TAIL, SLAB_SPENT,
 ) = (8 * number for number in range(len(COUNTERS)))  # fmt: skip
 HOLDERS, EXPECTED = 1, 2  # beside an end's process: how many held it, and a process that is to attach it
 NOTE_AT = 1024

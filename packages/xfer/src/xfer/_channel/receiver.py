@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 from xfer._channel.end import Incoming
 from xfer._channel.endpoints import Endpoint
@@ -22,9 +21,8 @@ from xfer._convert.interchange import (
     to_torch,
 )
 from xfer._shared import dtypes
-from xfer._shared.handle import TREE, parse, read_meta
-from xfer._shared.reader import COPY_UP_TO, READER, present
-from xfer._shared.tree import unpack
+from xfer._shared.handle import read_meta
+from xfer._shared.reader import READER, present
 from xfer._times import deadline
 from xfer.errors import (
     ChannelClosedError,
@@ -38,14 +36,6 @@ from xfer.errors import (
 
 _NOTHING = object()
 _LOOK_EACH = 0.05  # seconds after which `recv(timeout=0)` looks whether the sender's process lives
-
-
-class _Coming(NamedTuple):
-    """A tree that was made while its arrays are still being copied; nobody sees it before they are there."""
-
-    handle: bytes
-    library: str
-    tree: Any  # None if it cannot be made yet
 
 
 class Receiver(Incoming, Endpoint):
@@ -71,7 +61,6 @@ class Receiver(Incoming, Endpoint):
     _sending = False
     _core: Receiving | None = None
     _torch_known = False
-    _coming: _Coming | None = None
     _look_at = 0.0  # when `recv(timeout=0)` looks at the sender's process again
 
     def recv(self, *, timeout: float | None = None, as_: Library = "numpy", pin: bool = False) -> Any:
@@ -120,16 +109,12 @@ class Receiver(Incoming, Endpoint):
         tail = ring.words[TAIL]
         if ring.words[HEAD] == tail:
             dead, closed = ring.peer_dead(), ring.peer_closed()  # in this order: a sender may close and then end
-            if ring.words[HEAD] == tail and (closed or dead):
-                self._coming = None
             if ring.words[HEAD] == tail and closed:
                 raise ChannelClosedError("the sender has closed the channel and everything was taken")
             if ring.words[HEAD] == tail and dead:
                 pid = ring.words[SENDER_PID]
                 raise PeerDiedError(f"the sender's process {pid or ''} has ended without closing the channel")
             self._quiet()
-            if not pin:
-                self._prepare(ring, as_)
             if ring.words[HEAD] == tail:
                 self._look_at = time.monotonic() + _LOOK_EACH
                 return _NOTHING
@@ -140,11 +125,6 @@ class Receiver(Incoming, Endpoint):
                 if pin:
                     return to_torch(pinned(array))[0]
                 return array if as_ == "numpy" else private_tensor(array)
-            coming, self._coming = self._coming, None
-            if coming is not None and coming[:2] == (message.meta, as_) and coming.tree is not None and not pin:
-                READER.check(message.meta)
-                return coming.tree
-            del coming
             array, fields = READER.array(message.meta, private=as_ == "torch" and not pin)
         except ProducerGoneError as error:
             raise PeerDiedError(f"the sender's process has ended and its memory with it: {error}") from error
@@ -157,22 +137,6 @@ class Receiver(Incoming, Endpoint):
                 ring.took(tail)
             self._quiet()
         return present(array, fields, message.meta, as_, pin)
-
-    def _prepare(self, ring: Ring, as_: Library) -> None:
-        """Make the tree that a sender is copying now, if there is one; the caller holds the lock."""
-        handle = ring.coming()
-        known = self._coming
-        if handle is None or (known is not None and known[:2] == (handle, as_)):
-            return
-        self._coming = known = None  # ends its lease
-        tree = None
-        with contextlib.suppress(
-            XferError, *dtypes.MISFITS
-        ):  # what is wrong is said when the message is taken, if it is then
-            fields = parse(handle)
-            if fields.flags & TREE and fields.nbytes > COPY_UP_TO:  # not one that `array` would copy
-                tree = unpack(READER.array(handle, private=as_ == "torch", coming=True)[0], as_, coming=True)
-        self._coming = _Coming(handle, as_, tree)
 
     def _empty(self) -> bool:
         """Return whether nothing waits, where the sender lived a moment ago and need not be looked at again."""
@@ -235,7 +199,6 @@ class Receiver(Incoming, Endpoint):
             ring.words[SLAB_SPENT] = ring.slab()[2]  # slots that the holder before had never come back
 
     def _drop_core(self) -> None:
-        self._coming = None
         if self._core is not None:
             self._core.detach()
             self._core = None

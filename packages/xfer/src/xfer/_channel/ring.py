@@ -26,7 +26,6 @@ from zlib import crc32
 
 from xfer._channel.layout import (
     CAPACITY,
-    COMING,
     ENTRY,
     EXPECTED,
     HEAD,
@@ -263,33 +262,18 @@ class Ring:
 
     def write(self, meta: bytes, slot: int = HANDLE, nbytes: int = 0, ndim: int = 0, epoch: int = 0) -> None:
         """Add a message, of a handle or of an array in a slot; there must be room."""
-        self._enter(HEAD, _MESSAGE.pack(len(meta), slot, nbytes, ndim, epoch) + meta)
-
-    def write_ahead(self, meta: bytes) -> None:
-        """Show the handle of an array that is still being copied, where it will be the next message of an empty ring.
-
-        A receiver that waits may prepare for it. It takes nothing before `write`, and another message may come first.
-        """
-        self._enter(COMING, _MESSAGE.pack(len(meta), HANDLE, 0, 0, 0) + meta)
-
-    def coming(self) -> bytes | None:
-        """Return the handle that is shown ahead in an empty ring, or None; a sender may be changing it."""
-        words = self.words
-        tail = words[TAIL]
-        return self.peek().meta if words[COMING] == tail + 1 & COUNT and words[HEAD] == tail else None
-
-    def _enter(self, counter: int, message: bytes) -> None:
         words = self.words
         head = words[HEAD]
         start = self.start + ENTRY * (head % self.capacity)
+        message = _MESSAGE.pack(len(meta), slot, nbytes, ndim, epoch) + meta
         self.map[start : start + len(message)] = message
         self.fence()
-        words[counter] = head + 1 & COUNT
+        words[HEAD] = head + 1 & COUNT
         self.fence()
         self.ring_if_waiting()
 
     def peek(self) -> Message:
-        """Return the oldest message without taking it; there must be one, or one that is coming."""
+        """Return the oldest message without taking it; there must be one."""
         start = self.start + ENTRY * (self.words[TAIL] % self.capacity)
         length, slot, nbytes, ndim, epoch = _MESSAGE.unpack_from(self.map, start)
         start += _MESSAGE.size

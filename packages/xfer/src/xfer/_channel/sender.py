@@ -7,7 +7,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from xfer._locks import claim
 from xfer._shared.default import default_pool
 from xfer._shared.handle import TOKEN_IN_SLOT, Handle, signature
 from xfer._shared.pool import Pool
-from xfer._shared.tree import is_tree
 from xfer._times import deadline, left
 from xfer.errors import (
     BudgetExceededError,
@@ -345,8 +343,6 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
             tail = ring.words[TAIL]
             self.settle()  # first, to fill again memory that is mapped and in the cache
             try:
-                if type(array) is not np.ndarray and is_tree(array):
-                    return pool.put_tree(array, partial(self._show, ring))
                 return pool.put(array)
             except BudgetExceededError as error:
                 if error.asked > pool.budget:
@@ -370,12 +366,6 @@ class Sender(Endpoint):  # long because the argument texts of its public methods
                     raise ChannelClosedError("this end is closed") from error
                 time.sleep(pause)
                 pause = min(2 * pause, 0.005)
-
-    def _show(self, ring: Ring, handle: Handle) -> None:
-        """Show a receiver that waits the handle of a tree whose arrays are about to be copied."""
-        with self._lock:
-            if ring is self._ring and ring.words[HEAD] == ring.words[TAIL]:
-                ring.write_ahead(bytes(handle))
 
     def _wait_for_room(self, ring: Ring, tail: int, end: float | None, half_until: float) -> None:
         """Wait until the receiver has taken more than `tail` messages; may return too early."""

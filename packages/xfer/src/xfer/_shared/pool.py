@@ -61,7 +61,6 @@ from xfer.errors import (
 
 Backend = Literal["auto", "nameless", "named"]
 _LARGE = 1 << 20
-_LONG_COPY = 8 << 20
 _MASK = (1 << 64) - 1
 
 
@@ -75,14 +74,6 @@ class _Live(NamedTuple):
     keep: Any = None
     views: weakref.ref[Any] | None = None
     consume: bool = False
-
-
-class _Named(NamedTuple):
-    """A handle, and what its slot is marked with."""
-
-    stamp: int
-    check: int
-    handle: Handle
 
 
 class Pool:  # long because the argument texts of the public methods are in it
@@ -174,25 +165,6 @@ class Pool:  # long because the argument texts of the public methods are in it
                 np.ndarray(sig.shape, sig.dtype, memory, offset, None, sig.order)[...] = array
 
         return self._put_with(sig, write, timeout, flags)
-
-    def put_tree(self, value: Any, coming: Callable[[Handle], None]) -> Handle:
-        """Copy a tree into shared memory like `put`, and show its handle to a reader before its arrays are copied.
-
-        Args:
-            value: What `xfer._shared.tree.is_tree` says is a tree.
-            coming: Called with the handle if the copy takes longer than to make the tree over it. The handle is stale
-                until this method returns, and for ever if it raises. The slot has all but the arrays then.
-
-        Returns:
-            The handle.
-
-        Raises:
-            UnsupportedDtypeError: The tree cannot be put.
-            BudgetExceededError: No room.
-        """
-        packed = tree.pack(value)
-        sig = packed.signature()
-        return self._put_with(sig, packed.write, 0.0, TREE, coming if sig.nbytes >= _LONG_COPY else None)
 
     def loan(self, shape: int | Sequence[int], dtype: Any = np.float64, *, timeout: float | None = 0.0) -> Loan:
         """Lend a slot to be filled in place: `with pool.loan(shape, dtype) as array: ...`, then `loan.handle`.
@@ -409,23 +381,12 @@ class Pool:  # long because the argument texts of the public methods are in it
         return f"<xfer.Pool {'closed' if self._closed else used}, {len(self._live)} arrays>"
 
     def _put_with(
-        self,
-        sig: Signature,
-        write: Callable[..., None],
-        timeout: float | None,
-        flags: int,
-        coming: Callable[[Handle], None] | None = None,
+        self, sig: Signature, write: Callable[[Any, int], None], timeout: float | None, flags: int, keep: object = None
     ) -> Handle:
         place = self._take(sig.slot_bytes, timeout)
         try:
-            if coming is None:
-                write(place.segment.map, place.offset)
-                return self._publish(place, sig, sig.nbytes, flags)
-            with self._lock:
-                self._check_open()
-                named = self._name(place, sig, sig.nbytes, flags)
-            write(place.segment.map, place.offset, partial(coming, named.handle))
-            return self._publish(place, sig, sig.nbytes, flags, named=named)
+            write(place.segment.map, place.offset)
+            return self._publish(place, sig, sig.nbytes, flags, keep)
         except BaseException:
             with self._lock:
                 if not self._closed:
@@ -463,7 +424,6 @@ class Pool:  # long because the argument texts of the public methods are in it
         flags: int = 0,
         keep: Any = None,
         views: weakref.ref[Any] | None = None,
-        named: _Named | None = None,
     ) -> Handle:
         segment = place.segment
         if sig.flags & TOKEN_IN_SLOT:
@@ -478,26 +438,20 @@ class Pool:  # long because the argument texts of the public methods are in it
                     )
                 segment.keep_ledger()
                 leave_at_exit(self)
-            named = named or self._name(place, sig, nbytes, flags)
-            place.mark(named.stamp, named.check)
-            self._live[named.stamp] = _Live(
+            stamp = self._stamp = (self._stamp + 1) & _MASK or 1
+            self._filled += 1
+            fields = Fields(
+                flags=sig.flags | flags, ndim=sig.ndim, token_length=len(sig.token), pid=self.pid, fd=segment.handle_fd,
+                segment=segment.id, inode=segment.inode, slot=place.slot, nbytes=nbytes, stamp=stamp,
+            )  # fmt: skip
+            body = HEADER.pack(*fields) + sig.meta
+            check = crc32(body)
+            place.mark(stamp, check)
+            self._live[stamp] = _Live(
                 place, sig.nbytes if flags & CUDA else nbytes, calling_line() if self._trace else "", time.monotonic(),
                 keep, views, bool(flags & CONSUME),
             )  # fmt: skip
-        return named.handle
-
-    def _name(self, place: Place, sig: Signature, nbytes: int, flags: int) -> _Named:
-        """Return the handle of what is put into a slot, under the next stamp; the caller holds the lock."""
-        segment = place.segment
-        stamp = self._stamp = (self._stamp + 1) & _MASK or 1
-        self._filled += 1
-        fields = Fields(
-            flags=sig.flags | flags, ndim=sig.ndim, token_length=len(sig.token), pid=self.pid, fd=segment.handle_fd,
-            segment=segment.id, inode=segment.inode, slot=place.slot, nbytes=nbytes, stamp=stamp,
-        )  # fmt: skip
-        body = HEADER.pack(*fields) + sig.meta
-        check = crc32(body)
-        return _Named(stamp, check, Handle(body + TAIL.pack(check)))
+        return Handle(body + TAIL.pack(check))
 
     def _take(self, nbytes: int, timeout: float | None) -> Place:
         with self._lock:

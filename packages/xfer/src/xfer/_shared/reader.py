@@ -66,13 +66,12 @@ class Reader:
         self._for_child: list[tuple[Mapping, int]] = []
         self._caretaker = False  # whether a thread looks after mappings without views
 
-    def array(self, raw: bytes, *, private: bool = False, coming: bool = False) -> tuple[np.ndarray[Any, Any], Fields]:
+    def array(self, raw: bytes, *, private: bool = False) -> tuple[np.ndarray[Any, Any], Fields]:
         """Lease the slot of a handle and return the array over it, with the handle's fields.
 
         Args:
             raw: The handle's bytes.
             private: Return a writable array; what is written to it stays in this process.
-            coming: The producer is still filling the slot: nobody may see the array before `check` has passed.
 
         Raises:
             HandleError: The bytes are damaged or do not fit the segment.
@@ -97,8 +96,7 @@ class Reader:
             mapping.counts[slot] = users + 1
             try:
                 # Only now, behind the lock: from here on the producer cannot reuse the slot without seeing the lease.
-                if not coming:
-                    _check_current(mapping, fields, raw, kept)
+                _check_current(mapping, fields, raw, kept)
                 own = self._private(mapping, slot) if private and fields.nbytes > COPY_UP_TO else None
                 root, array = _view(mapping, raw, fields, private, own)
                 if fields.flags & CONSUME:

@@ -106,12 +106,11 @@ class Packed:
         """Return the signature of the block of bytes."""
         return signature(np.dtype(np.uint8), (self._nbytes,), False)
 
-    def write(self, memory: Any, offset: int, begun: Callable[[], None] = lambda: None) -> None:
-        """Write the tree to memory; call `begun` when all but the arrays is there."""
+    def write(self, memory: Any, offset: int) -> None:
+        """Write the tree to memory."""
         text, places = self._plan.text, self._plan.places
         head = _LENGTHS.pack(len(text), len(self._values)) + text + self._values
         memory[offset : offset + len(head)] = head
-        begun()
         start = offset + self._start
         if self._tensors is not None and len(self._others) < len(self._leaves):
             _compiled.module.write(memory, start, places, self._leaves, *self._tensors, self._nbytes)
@@ -297,23 +296,20 @@ def _decode(value: Any) -> Any:
     return bytes.fromhex(value["bytes"]) if "bytes" in value else complex(*value["complex"])
 
 
-def unpack(block: np.ndarray[Any, Any], as_: Library, *, coming: bool = False) -> Any:
+def unpack(block: np.ndarray[Any, Any], as_: Library) -> Any:
     """Return the tree of a block of bytes; its arrays lie over the block.
 
     Args:
         block: The bytes.
         as_: The library of the arrays.
-        coming: The bytes of the arrays are still being written, so they are not to be read.
 
     Raises:
-        HandleError: The bytes are not a tree, or are to be read.
+        HandleError: The bytes are not a tree.
     """
     try:
         text, values = _LENGTHS.unpack_from(block.data, 0)
         start = _LENGTHS.size + text
         plan = _read_plan(block[_LENGTHS.size : start].tobytes())
-        if coming and as_ == "torch" and not plan.all_tensors:
-            raise HandleError("some of these arrays are copied to become tensors, once they are there")
         plain = [_decode(value) for value in json.loads(block[start : start + values].tobytes())] if values else []
         return plan.build(iter(_arrays(block, _aligned(start + values), plan, as_)), iter(plain))
     except dtypes.MISFITS as error:
