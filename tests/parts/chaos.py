@@ -342,7 +342,6 @@ def main() -> int:
             "memory": 1,
             "written": 0,
             "numpy": "",
-            "solved": 0,
             "rolled out at": 0.0,
         }
         figures |= {"bytes": Counter(), "picture": [[0]], **summary(outcomes)}
