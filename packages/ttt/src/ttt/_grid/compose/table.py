@@ -223,7 +223,7 @@ LINES = (
         },
     ),
     Line(
-        "lines drawn {}",
+        "rays drawn {}",
         "rays",
         12,
         {
