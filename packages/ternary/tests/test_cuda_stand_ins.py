@@ -45,7 +45,7 @@ def test_a_prepared_launch_goes_to_the_device_of_its_tensors(number: int, curren
         launched.append((current[-1], addresses))
 
     x, tiles, scale = torch.ones(3, 32), to_tiles(torch.ones(16, 32)), torch.ones(16)
-    gpu._keep((-1, x.dtype, 3, 16, 32, True), launch)
+    gpu._keep((-1, x.dtype, 3, 16, 32, True, False), launch)
     y = gpu.linear(x, tiles, scale, None)
     assert launched == [(-1, (x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), 0, y.data_ptr()))]
 
