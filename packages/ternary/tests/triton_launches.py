@@ -72,9 +72,11 @@ def main() -> None:
         tiles, x = to_tiles(values.float()), torch.randn(rows, k)
         for bias in (torch.randn(n), None):
             out = torch.empty(rows, n)
-            prepare = gpu._prepare_row if rows == 1 else gpu._prepare_rows
             held = scale if bias is None else bias
-            launch = prepare(out, x, tiles, scale, held, rows, n, k, bias is not None)
+            if rows == 1:
+                launch = gpu._prepare_row(out, x, tiles, scale, held, n, k, bias is not None)
+            else:
+                launch = gpu._prepare_rows(out, x, tiles, scale, held, rows, n, k, bias is not None)
             assert torch.equal(again(launch, out, x, tiles, scale, bias), fallback.linear(x, tiles, scale, bias))
     for channels, n, groups in ((3, 5, 1), (48, 33, 1), (8, 12, 4), (13, 13, 13)):
         geometry = Geometry((3, 2), (2, 1), (1, 2), (1, 2), groups=groups)
