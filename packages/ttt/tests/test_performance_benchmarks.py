@@ -29,7 +29,7 @@ class TestMemoryConstraints:
         """A task of large grids through search, trees and net: below 600 MB, or 700 where PyTorch is a CUDA build."""
         import torch
 
-        result = finish(ttt.run([real_tasks["0e206a2e"]], budget="320 steps"))["0e206a2e"]
+        result = finish(ttt.run([real_tasks["50846271"]], budget="320 steps"))["50846271"]
         assert result.error is None
         assert {"trees", "net"} & {a.stage for p in result.predictions for a in (p.first, p.second)}
         limit = 600e6 if torch.version.cuda is None else 700e6
