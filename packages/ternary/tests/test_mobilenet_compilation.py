@@ -145,7 +145,9 @@ class TestMobileNetV2:
         assert sorted(eight) == sorted([*depthwise, report.layers[0].name, report.layers[-1].name])
         utils.validate_output_shape(made, torch.randn(1, 3, 64, 64), (1, 10))
 
-    @pytest.mark.parametrize("form", ["trace", "script", pytest.param("export", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "form", ["trace", *(pytest.param(form, marks=pytest.mark.slow) for form in ("script", "export"))]
+    )
     def test_torch_forms_agree(self, temp_dir: Path, form: str) -> None:
         """Traced, scripted and exported programs are saved, loaded and give the same logits."""
         made, x = zoo.load("mobilenet_v2")(10, 0.35).eval(), torch.randn(1, 3, 64, 64)
