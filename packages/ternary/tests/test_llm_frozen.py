@@ -56,6 +56,19 @@ def test_the_logits_are_the_engines(path: Path) -> None:
     torch.testing.assert_close(right, found)
 
 
+def test_labels_give_the_loss_of_each_next_token(path: Path) -> None:
+    """As trainers of transformers ask for it; what is -100 does not count."""
+    base, ids = llm.FrozenForCausalLM(llm.load(path, threads=1)), tokens()
+    labels = ids.clone()
+    labels[:, :7] = -100
+    with torch.no_grad():
+        found = base(ids, labels=labels)
+        logs = found.logits.log_softmax(-1)
+    told = [logs[b, at - 1, ids[b, at]] for b in range(2) for at in range(7, 20)]
+    torch.testing.assert_close(found.loss, -torch.stack(told).mean())
+    assert base(ids).loss is None
+
+
 def test_a_cache_continues(path: Path) -> None:
     """Parts of a sequence with a cache give the logits of the whole, also after it was cut back."""
     from transformers import DynamicCache

@@ -207,14 +207,16 @@ class FrozenForCausalLM(PreTrainedModel):  # type: ignore[misc] # transformers i
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
+        labels: Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
-        """Return logits (batch, positions, vocabulary).
+        """Return logits (batch, positions, vocabulary), and with labels the mean loss of each next token.
 
         Args:
             input_ids: Tokens, padded on either side.
             attention_mask: 1 for tokens, 0 for padding, those of the cache included.
             past_key_values: A cache of transformers, such as `DynamicCache`, with the positions before.
+            labels: The tokens again; those that are -100 do not count.
 
         Raises:
             ContextLengthError: The sequence is longer than the model's context.
@@ -235,7 +237,9 @@ class FrozenForCausalLM(PreTrainedModel):  # type: ignore[misc] # transformers i
         x = self.embedding(input_ids)
         for number, layer in enumerate(self.layers):
             x = layer(x, cosine, sine, _attend(number, past_key_values, mask))
-        return CausalLMOutput(logits=self.head(self.norm(x)))
+        logits = self.head(self.norm(x))
+        loss = None if labels is None else F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
 
 
 def _mask(tokens: Tensor | None, positions: Tensor) -> Tensor:
